@@ -1,0 +1,298 @@
+//! Who may subscribe to what: [`decide`] goes through the rules in order; the first pattern that
+//! matches decides, and where none does the answer is no.
+//!
+//! Not here: tokens (`auth`), sockets, IO of any kind. Invariant: matching is exact, segment by
+//! segment; an id is compared whole, never as a prefix or a pattern.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::channel::{ChannelName, is_forbidden};
+
+/// Whom a token speaks for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identity {
+    pub user: Arc<str>,
+    /// Unix seconds; `None` when the token has no `exp` and none is required.
+    pub expires_at: Option<u64>,
+    /// The token's `channels` claim: what `allow = "granted"` looks at.
+    pub granted: Box<[ChannelName]>,
+    /// The claims that rules look at, and no others.
+    pub claims: Box<[(Box<str>, Value)]>,
+}
+
+impl Identity {
+    fn claim(&self, name: &str) -> Option<&Value> {
+        self.claims.iter().find(|(n, _)| **n == *name).map(|(_, v)| v)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Segment {
+    Literal(Box<str>),
+    Placeholder(Box<str>),
+}
+
+/// A channel pattern such as `user:{user}`: a placeholder stands for one whole segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern(Box<[Segment]>);
+
+impl std::str::FromStr for Pattern {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let segment = |part: &str| {
+            if part.is_empty() {
+                return Err("a pattern has no empty parts".to_owned());
+            }
+            if let Some(name) = part.strip_prefix('{').and_then(|p| p.strip_suffix('}'))
+                && !name.is_empty()
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+            {
+                return Ok(Segment::Placeholder(name.into()));
+            }
+            if part.chars().any(is_forbidden) {
+                return Err(format!(
+                    "{part:?} is neither a plain word nor a placeholder such as {{id}}"
+                ));
+            }
+            Ok(Segment::Literal(part.into()))
+        };
+        Ok(Self(s.split(':').map(segment).collect::<Result<_, _>>()?))
+    }
+}
+
+impl Pattern {
+    /// `None`: no match. Otherwise what the first placeholder stands for, if there is one.
+    fn matches<'c>(&self, channel: &'c ChannelName) -> Option<Option<&'c str>> {
+        let mut first = None;
+        let mut parts = channel.as_str().split(':');
+        for segment in &self.0 {
+            let part = parts.next()?;
+            match segment {
+                Segment::Literal(literal) if **literal == *part => {}
+                Segment::Literal(_) => return None,
+                Segment::Placeholder(_) => first = first.or(Some(part)),
+            }
+        }
+        parts.next().is_none().then_some(first)
+    }
+
+    #[must_use]
+    pub fn placeholders(&self) -> usize {
+        self.0.iter().filter(|s| matches!(s, Segment::Placeholder(_))).count()
+    }
+
+    /// The channel that the pattern names for a user; `None` when the user's id cannot stand in a
+    /// channel name.
+    fn for_user(&self, user: &str) -> Option<ChannelName> {
+        if user.contains(':') {
+            return None;
+        }
+        let parts: Vec<&str> = self
+            .0
+            .iter()
+            .map(|segment| match segment {
+                Segment::Literal(literal) => literal,
+                Segment::Placeholder(_) => user,
+            })
+            .collect();
+        parts.join(":").parse().ok()
+    }
+}
+
+/// What a rule asks of the subscriber.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Allow {
+    /// The placeholder equals the user.
+    Owner,
+    /// Any connection with a token.
+    Authenticated,
+    /// Any connection.
+    Public,
+    /// The token has this claim: equal to the value, or `true` where none is given.
+    Claim(Box<str>, Option<Value>),
+    /// The channel is listed in the token's `channels`.
+    Granted,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rule {
+    pub pattern: Pattern,
+    pub allow: Allow,
+    pub auto_subscribe: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Denied {
+    NoRule,
+    NotOwner,
+    NeedsToken,
+    ClaimMissing,
+    NotGranted,
+}
+
+impl Denied {
+    /// Safe to show to the client.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoRule => "no rule allows this channel",
+            Self::NotOwner => "this channel belongs to another user",
+            Self::NeedsToken => "this channel needs a token",
+            Self::ClaimMissing => "the token does not have the claim that this channel needs",
+            Self::NotGranted => "the token does not grant this channel",
+        }
+    }
+}
+
+/// May this subscriber (`None`: without a token) have this channel?
+///
+/// # Errors
+/// Why not.
+pub fn decide(
+    identity: Option<&Identity>,
+    channel: &ChannelName,
+    rules: &[Rule],
+) -> Result<(), Denied> {
+    let (rule, id) = rules
+        .iter()
+        .find_map(|rule| rule.pattern.matches(channel).map(|id| (rule, id)))
+        .ok_or(Denied::NoRule)?;
+    if rule.allow == Allow::Public {
+        return Ok(());
+    }
+    let identity = identity.ok_or(Denied::NeedsToken)?;
+    match &rule.allow {
+        Allow::Public | Allow::Authenticated => Ok(()),
+        Allow::Owner if id == Some(&*identity.user) => Ok(()),
+        Allow::Owner => Err(Denied::NotOwner),
+        Allow::Claim(name, expected) => match (identity.claim(name), expected) {
+            (Some(value), Some(expected)) if value == expected => Ok(()),
+            (Some(Value::Bool(true)), None) => Ok(()),
+            _ => Err(Denied::ClaimMissing),
+        },
+        Allow::Granted if identity.granted.contains(channel) => Ok(()),
+        Allow::Granted => Err(Denied::NotGranted),
+    }
+}
+
+/// The channels to subscribe at connect: what `auto_subscribe` rules name for this identity and
+/// [`decide`] allows.
+#[must_use]
+pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName> {
+    let mut channels: Vec<ChannelName> = Vec::new();
+    for rule in rules.iter().filter(|r| r.auto_subscribe) {
+        let named: Vec<ChannelName> = match (&rule.allow, identity) {
+            (Allow::Granted, Some(id)) => {
+                let fits = |c: &&ChannelName| rule.pattern.matches(c).is_some();
+                id.granted.iter().filter(fits).cloned().collect()
+            }
+            (Allow::Owner, Some(id)) => rule.pattern.for_user(&id.user).into_iter().collect(),
+            _ if rule.pattern.placeholders() == 0 => {
+                rule.pattern.for_user("").into_iter().collect()
+            }
+            _ => Vec::new(),
+        };
+        for channel in named {
+            if decide(identity, &channel, rules).is_ok() && !channels.contains(&channel) {
+                channels.push(channel);
+            }
+        }
+    }
+    channels
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn rule(pattern: &str, allow: Allow) -> Rule {
+        Rule { pattern: pattern.parse().unwrap(), allow, auto_subscribe: true }
+    }
+
+    fn identity(user: &str) -> Identity {
+        Identity {
+            user: user.into(),
+            expires_at: None,
+            granted: Box::new(["post:7".parse().unwrap()]),
+            claims: Box::new([
+                ("isCreator".into(), Value::Bool(true)),
+                ("plan".into(), Value::from("gold")),
+                ("off".into(), Value::Bool(false)),
+            ]),
+        }
+    }
+
+    fn rules() -> Vec<Rule> {
+        vec![
+            rule("user:{user}", Allow::Owner),
+            rule("post:{id}", Allow::Granted),
+            rule("creator:{id}", Allow::Claim("isCreator".into(), None)),
+            rule("gold:{id}", Allow::Claim("plan".into(), Some(Value::from("gold")))),
+            rule("off:{id}", Allow::Claim("off".into(), None)),
+            rule("staff:{id}", Allow::Claim("isStaff".into(), None)),
+            rule("news", Allow::Public),
+            rule("lobby", Allow::Authenticated),
+        ]
+    }
+
+    #[test]
+    fn the_first_matching_rule_decides_and_nothing_else_is_allowed() {
+        let (rules, id) = (rules(), identity("u1"));
+        for (channel, with_token, without) in [
+            ("user:u1", Ok(()), Err(Denied::NeedsToken)),
+            ("user:u12", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
+            ("user:u", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
+            ("user:U1", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
+            ("user:u1:x", Err(Denied::NoRule), Err(Denied::NoRule)),
+            ("user", Err(Denied::NoRule), Err(Denied::NoRule)),
+            ("post:7", Ok(()), Err(Denied::NeedsToken)),
+            ("post:77", Err(Denied::NotGranted), Err(Denied::NeedsToken)),
+            ("creator:1", Ok(()), Err(Denied::NeedsToken)),
+            ("gold:1", Ok(()), Err(Denied::NeedsToken)),
+            ("off:1", Err(Denied::ClaimMissing), Err(Denied::NeedsToken)),
+            ("staff:1", Err(Denied::ClaimMissing), Err(Denied::NeedsToken)),
+            ("news", Ok(()), Ok(())),
+            ("lobby", Ok(()), Err(Denied::NeedsToken)),
+            ("other", Err(Denied::NoRule), Err(Denied::NoRule)),
+        ] {
+            let channel = channel.parse().unwrap();
+            assert_eq!(decide(Some(&id), &channel, &rules), with_token, "{channel}");
+            assert_eq!(decide(None, &channel, &rules), without, "{channel} without a token");
+        }
+    }
+
+    #[test]
+    fn automatic_subscriptions_are_the_users_own() {
+        let names = |id: Option<&Identity>| {
+            automatic(id, &rules()).iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(Some(&identity("u1"))),
+            ["user:u1", "post:7", "news", "lobby"]
+        );
+        assert_eq!(names(None), ["news"]);
+        assert!(!names(Some(&identity("a:b"))).iter().any(|c| c.starts_with("user:")));
+    }
+
+    #[test]
+    fn patterns_are_checked() {
+        for bad in ["", "a:", "user:*", "a b", "post:{id", "post:x{id}", "{}"] {
+            assert!(bad.parse::<Pattern>().is_err(), "{bad:?}");
+        }
+    }
+
+    proptest! {
+        /// R13: no user is ever allowed a channel of another, however alike the ids are.
+        #[test]
+        fn r13_owner_means_exactly_the_user(user in "[a-c1-3|@.-]{1,4}", other in "[a-c1-3|@.-]{1,4}") {
+            let channel = format!("user:{other}").parse().unwrap();
+            let allowed = decide(Some(&identity(&user)), &channel, &rules()).is_ok();
+            prop_assert_eq!(allowed, user == other);
+        }
+    }
+}

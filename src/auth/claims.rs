@@ -1,0 +1,165 @@
+//! The JSON of a token, and the checks of its claims (RFC 7519 section 4.1).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde_json::{Map, Value};
+
+use super::{Reason, Settings};
+use crate::access::Identity;
+use crate::channel::is_forbidden;
+
+/// Later than any honest `exp` in seconds (the year 5138): such a number counts milliseconds.
+const MILLISECONDS: f64 = 1e11;
+
+/// Longest user id in bytes; it has to fit into a channel name.
+const MAX_USER_BYTES: usize = 200;
+
+/// Where the user's id stands: a claim's name, or a path into objects (`user.id`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserClaim(pub String);
+
+impl UserClaim {
+    fn find<'v>(&self, claims: &'v Map<String, Value>) -> Option<&'v Value> {
+        if let Some(value) = claims.get(&self.0) {
+            return Some(value);
+        }
+        let mut path = self.0.split('.');
+        let mut value = claims.get(path.next()?)?;
+        for name in path {
+            value = value.get(name)?;
+        }
+        Some(value)
+    }
+}
+
+/// A base64url part that holds one JSON object without duplicate names.
+pub(super) fn object(part: &str) -> Result<Map<String, Value>, Reason> {
+    // Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
+    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed)?;
+    serde_json::from_slice::<Unique>(&bytes).map(|u| u.0).map_err(|_| Reason::Malformed)
+}
+
+/// RFC 7519 section 4 lets a parser refuse duplicate names; two readers that each take another of
+/// them are an attack.
+struct Unique(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Unique;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Unique, A::Error> {
+                let mut map = Map::new();
+                while let Some((name, value)) = access.next_entry::<String, Value>()? {
+                    if map.insert(name, value).is_some() {
+                        return Err(A::Error::custom("duplicate name"));
+                    }
+                }
+                Ok(Unique(map))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// The checks that follow the signature, in order.
+pub(super) fn check(
+    claims: &Map<String, Value>,
+    settings: &Settings,
+    now: u64,
+) -> Result<Identity, Reason> {
+    let expires_at = match numeric_date(claims, "exp")? {
+        None if settings.require_exp => return Err(Reason::ExpMissing),
+        None => None,
+        // "on or after" (RFC 7519 section 4.1.4): equal to now is expired.
+        Some(exp) if now as f64 >= exp + settings.leeway as f64 => return Err(Reason::Expired),
+        Some(exp) => Some(exp as u64),
+    };
+    if let Some(nbf) = numeric_date(claims, "nbf")?
+        && now as f64 + (settings.leeway as f64) < nbf
+    {
+        return Err(Reason::NotYetValid);
+    }
+    issuer(claims, &settings.issuer)?;
+    audience(claims, &settings.audience)?;
+    let user = settings.user_claim.iter().find_map(|c| c.find(claims));
+    let user = match user {
+        Some(Value::String(user)) if is_user_id(user) => user.as_str().into(),
+        None => return Err(Reason::UserMissing),
+        Some(_) => return Err(Reason::ClaimInvalid),
+    };
+    let kept = |name: &String| Some((name.as_str().into(), claims.get(name)?.clone()));
+    Ok(Identity {
+        user,
+        expires_at,
+        granted: granted(claims, settings.max_granted)?,
+        claims: settings.kept_claims.iter().filter_map(kept).collect(),
+    })
+}
+
+fn is_user_id(user: &str) -> bool {
+    !user.is_empty()
+        && user.len() <= MAX_USER_BYTES
+        && !user.contains(':')
+        && !user.chars().any(is_forbidden)
+}
+
+/// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2).
+fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Reason> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(n)) => match n.as_f64() {
+            Some(t) if (0.0..MILLISECONDS).contains(&t) => Ok(Some(t)),
+            _ => Err(Reason::ClaimInvalid),
+        },
+        Some(_) => Err(Reason::ClaimInvalid),
+    }
+}
+
+fn issuer(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reason> {
+    match claims.get("iss") {
+        _ if accepted.is_empty() => Ok(()),
+        Some(Value::String(iss)) if accepted.contains(iss) => Ok(()),
+        None | Some(Value::String(_)) => Err(Reason::IssuerMismatch),
+        Some(_) => Err(Reason::ClaimInvalid),
+    }
+}
+
+/// `aud` is a string or a list of strings (RFC 7519 section 4.1.3), and nothing else.
+fn audience(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reason> {
+    if accepted.is_empty() {
+        return Ok(());
+    }
+    let given: Vec<&str> = match claims.get("aud") {
+        None => return Err(Reason::AudienceMismatch),
+        Some(Value::String(aud)) => vec![aud],
+        Some(Value::Array(list)) => {
+            list.iter().map(Value::as_str).collect::<Option<_>>().ok_or(Reason::ClaimInvalid)?
+        }
+        Some(_) => return Err(Reason::ClaimInvalid),
+    };
+    if given.iter().any(|aud| accepted.iter().any(|a| a == aud)) {
+        Ok(())
+    } else {
+        Err(Reason::AudienceMismatch)
+    }
+}
+
+/// The `channels` claim: names that `granted` rules look at. Entries that are not channel names
+/// grant nothing; more than the limit refuses the token rather than cutting the list in silence.
+fn granted(
+    claims: &Map<String, Value>,
+    max: usize,
+) -> Result<Box<[crate::channel::ChannelName]>, Reason> {
+    match claims.get("channels") {
+        None | Some(Value::Null) => Ok(Box::default()),
+        Some(Value::Array(list)) if list.len() <= max => {
+            Ok(list.iter().filter_map(|v| v.as_str()?.parse().ok()).collect())
+        }
+        Some(_) => Err(Reason::ClaimInvalid),
+    }
+}

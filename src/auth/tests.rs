@@ -1,0 +1,188 @@
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::json;
+
+use super::*;
+
+const SECRET: &str = "0123456789abcdef0123456789abcdef-test";
+const NOW: u64 = 1_800_000_000;
+
+fn key(kid: Option<&str>, secret: &str, algs: &[Algorithm]) -> Key {
+    Key::hmac(kid.map(str::to_owned), secret, Encoding::Utf8, algs.to_vec(), false).unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        issuer: vec![],
+        audience: vec![],
+        leeway: 0,
+        require_exp: true,
+        user_claim: vec![UserClaim("userId".into()), UserClaim("user.id".into()), UserClaim("sub".into())],
+        max_token_bytes: 16384,
+        kept_claims: vec!["isCreator".into()],
+        max_granted: 4,
+    }
+}
+
+fn verifier(settings: Settings) -> Verifier {
+    Verifier::new(settings, KeySet::new(vec![key(None, SECRET, &[Algorithm::Hs256])]))
+}
+
+/// Signs exactly these texts, however odd.
+fn raw(header: &str, payload: &str, secret: &str) -> String {
+    let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let signature =
+        jsonwebtoken::crypto::sign(signed.as_bytes(), &key, jsonwebtoken::Algorithm::HS256).unwrap();
+    format!("{signed}.{signature}")
+}
+
+fn token(claims: &Value) -> String {
+    raw(r#"{"alg":"HS256","typ":"JWT"}"#, &claims.to_string(), SECRET)
+}
+
+fn outcome(v: &Verifier, token: &str) -> Result<String, Reason> {
+    v.verify(token, NOW).map(|i| i.user.to_string())
+}
+
+#[test]
+fn the_order_of_checks() {
+    let v = verifier(settings());
+    let good = json!({"userId": "u1", "exp": NOW + 1});
+    let hs = r#"{"alg":"HS256"}"#;
+    let payload = good.to_string();
+    for (what, token, expected) in [
+        ("good", token(&good), Ok("u1".to_owned())),
+        ("size", "x".repeat(16385), Err(Reason::Oversize)),
+        ("parts", "a.b".into(), Err(Reason::Malformed)),
+        ("empty", String::new(), Err(Reason::Malformed)),
+        ("not base64", "!.!.!".into(), Err(Reason::Malformed)),
+        ("jwe", "a.b.c.d.e".into(), Err(Reason::Encrypted)),
+        ("none", raw(r#"{"alg":"nOnE"}"#, &payload, SECRET), Err(Reason::AlgNone)),
+        ("no alg", raw("{}", &payload, SECRET), Err(Reason::Malformed)),
+        ("crit", raw(r#"{"alg":"HS256","crit":["x"]}"#, &payload, SECRET), Err(Reason::CritUnsupported)),
+        ("b64", raw(r#"{"alg":"HS256","b64":false}"#, &payload, SECRET), Err(Reason::CritUnsupported)),
+        ("alg", raw(r#"{"alg":"RS256"}"#, &payload, SECRET), Err(Reason::AlgNotAllowed)),
+        ("alg unbound", raw(r#"{"alg":"HS512"}"#, &payload, SECRET), Err(Reason::AlgNotAllowed)),
+        ("signature", raw(hs, &payload, "another"), Err(Reason::BadSignature)),
+        ("duplicate", raw(hs, r#"{"userId":"a","userId":"b","exp":2000000000}"#, SECRET), Err(Reason::Malformed)),
+        ("not an object", raw(hs, "[]", SECRET), Err(Reason::Malformed)),
+        ("deep", raw(hs, &"[".repeat(3000), SECRET), Err(Reason::Malformed)),
+    ] {
+        assert_eq!(outcome(&v, &token), expected, "{what}");
+    }
+    // An expired token with a wrong signature is told about its signature, not about its claims.
+    let both = raw(hs, &json!({"userId": "u", "exp": 1}).to_string(), "another");
+    assert_eq!(outcome(&v, &both), Err(Reason::BadSignature));
+    // 32 bytes leave two unused bits in the last character; the next character sets one of them.
+    const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut stray = token(&good);
+    let last = ALPHABET.find(stray.pop().unwrap()).unwrap();
+    stray.push_str(&ALPHABET[last + 1..last + 2]);
+    assert_eq!(outcome(&v, &stray), Err(Reason::Malformed), "stray bits");
+}
+
+#[test]
+fn claims_are_strict() {
+    let strict = || Settings {
+        issuer: vec!["https://app/".into()],
+        audience: vec!["rt".into(), "ws".into()],
+        leeway: 10,
+        ..settings()
+    };
+    let base = json!({"iss":"https://app/","aud":["x","ws"],"exp":NOW+1,"sub":"u1"});
+    let with = |name: &str, value: Value| {
+        let mut claims = base.clone();
+        claims[name] = value;
+        claims
+    };
+    let without = |name: &str| {
+        let mut claims = base.clone();
+        claims.as_object_mut().unwrap().remove(name);
+        claims
+    };
+    for (claims, expected) in [
+        (base.clone(), Ok("u1".to_owned())),
+        (with("aud", json!("rt")), Ok("u1".to_owned())),
+        (with("exp", json!(NOW - 9)), Ok("u1".to_owned())),
+        (with("exp", json!(NOW as f64 + 0.5)), Ok("u1".to_owned())),
+        (with("nbf", json!(NOW + 10)), Ok("u1".to_owned())),
+        (with("user", json!({"id":"nested"})), Ok("nested".to_owned())),
+        (with("exp", json!(NOW - 10)), Err(Reason::Expired)),
+        (with("exp", json!("2000000000")), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(NOW * 1000)), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(-1)), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(1e99)), Err(Reason::ClaimInvalid)),
+        (without("exp"), Err(Reason::ExpMissing)),
+        (with("nbf", json!(NOW + 11)), Err(Reason::NotYetValid)),
+        (with("nbf", json!([])), Err(Reason::ClaimInvalid)),
+        (with("iss", json!("https://app")), Err(Reason::IssuerMismatch)),
+        (without("iss"), Err(Reason::IssuerMismatch)),
+        (with("iss", json!(["https://app/"])), Err(Reason::ClaimInvalid)),
+        (without("aud"), Err(Reason::AudienceMismatch)),
+        (with("aud", json!("other")), Err(Reason::AudienceMismatch)),
+        (with("aud", json!({"rt": 1})), Err(Reason::ClaimInvalid)),
+        (with("aud", json!(["rt", 1])), Err(Reason::ClaimInvalid)),
+        (without("sub"), Err(Reason::UserMissing)),
+        (with("sub", json!("")), Err(Reason::ClaimInvalid)),
+        (with("sub", json!(7)), Err(Reason::ClaimInvalid)),
+        (with("sub", json!("a:b")), Err(Reason::ClaimInvalid)),
+        (with("sub", json!("*")), Err(Reason::ClaimInvalid)),
+        (with("channels", json!(["a", "b", "c", "d", "e"])), Err(Reason::ClaimInvalid)),
+        (with("channels", json!("a")), Err(Reason::ClaimInvalid)),
+    ] {
+        assert_eq!(outcome(&verifier(strict()), &token(&claims)), expected, "{claims}");
+    }
+}
+
+#[test]
+fn exp_equal_to_now_is_expired() {
+    let v = verifier(settings());
+    assert_eq!(outcome(&v, &token(&json!({"sub":"u","exp":NOW}))), Err(Reason::Expired));
+    assert!(outcome(&v, &token(&json!({"sub":"u","exp":NOW + 1}))).is_ok());
+}
+
+#[test]
+fn keys_are_bound_to_kid_and_algorithm() {
+    let other = "fedcba9876543210fedcba9876543210-other";
+    let keys = KeySet::new(vec![
+        key(Some("new"), SECRET, &[Algorithm::Hs256, Algorithm::Hs384]),
+        key(Some("old"), other, &[Algorithm::Hs256]),
+    ]);
+    let v = Verifier::new(settings(), keys);
+    let payload = json!({"sub":"u1","exp":NOW+1}).to_string();
+    for (header, secret, expected) in [
+        (r#"{"alg":"HS256","kid":"new"}"#, SECRET, Ok("u1".to_owned())),
+        (r#"{"alg":"HS256","kid":"old"}"#, other, Ok("u1".to_owned())),
+        (r#"{"alg":"HS256"}"#, other, Ok("u1".to_owned())),
+        (r#"{"alg":"HS256","kid":"new"}"#, other, Err(Reason::BadSignature)),
+        (r#"{"alg":"HS384","kid":"old"}"#, other, Err(Reason::AlgNotAllowed)),
+        (r#"{"alg":"HS256","kid":"../../dev/null"}"#, SECRET, Err(Reason::KidUnknown)),
+        (r#"{"alg":"HS256","kid":7}"#, SECRET, Err(Reason::Malformed)),
+    ] {
+        assert_eq!(outcome(&v, &raw(header, &payload, secret)), expected, "{header}");
+    }
+}
+
+#[test]
+fn secrets_are_decoded_and_judged() {
+    let make = |secret: &str, encoding| Key::hmac(None, secret, encoding, vec![Algorithm::Hs256], false);
+    let b64 = base64::engine::general_purpose::STANDARD.encode(SECRET);
+    assert!(make(&b64, Encoding::Base64).is_ok());
+    assert!(make(b64.trim_end_matches('='), Encoding::Base64).is_ok());
+    assert!(make(&"ab".repeat(32), Encoding::Hex).is_ok());
+    for (secret, encoding, error) in [
+        ("", Encoding::Utf8, KeyError::Empty),
+        ("-----BEGIN PUBLIC KEY-----", Encoding::Utf8, KeyError::Pem),
+        ("abc", Encoding::Hex, KeyError::Undecodable("hex")),
+        ("***", Encoding::Base64, KeyError::Undecodable("base64")),
+        ("too short", Encoding::Utf8, KeyError::TooShort(9)),
+        ("your-secret-key", Encoding::Utf8, KeyError::Placeholder),
+        ("super-secret-jwt-token-with-at-least-32-characters-long", Encoding::Utf8, KeyError::Placeholder),
+        ("${NEXTAUTH_SECRET}", Encoding::Utf8, KeyError::Placeholder),
+    ] {
+        assert_eq!(make(secret, encoding).map(|_| ()), Err(error), "{secret:?}");
+    }
+    assert!(!is_placeholder("bench-secret-bench-secret-bench-32"));
+    assert!(!format!("{:?}", make(SECRET, Encoding::Utf8)).contains("0123"));
+}

@@ -1,0 +1,171 @@
+//! Channels and what travels on them: [`ChannelName`], [`Publication`], [`Position`].
+//!
+//! Not here: who may subscribe (`access`), how a publication looks on a wire (`protocol`).
+//! Invariant: a `ChannelName` that exists is valid; two are the same channel exactly when their
+//! bytes are equal. There are no patterns and no case folding, so `user:1` never is `user:12`.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Longest channel name in bytes.
+pub const MAX_CHANNEL_BYTES: usize = 255;
+
+/// Names that the Redis contract uses for itself below the same prefix.
+const RESERVED: [&str; 2] = ["control", "canary"];
+
+/// A valid channel name, for example `post:42`: segments joined by `:`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ChannelName(Arc<str>);
+
+/// Why a text is not a channel name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ChannelNameError {
+    #[error("a channel name is empty or has an empty part")]
+    Empty,
+    #[error("a channel name is longer than {MAX_CHANNEL_BYTES} bytes")]
+    TooLong,
+    #[error(
+        "a channel name holds a blank, a control character or one of * ? [ ] {{ }} \\ \" ' ` < >"
+    )]
+    BadCharacter,
+    #[error("this channel name is reserved for the gateway")]
+    Reserved,
+}
+
+/// True for characters that never belong into a channel name or an id in one: white space, control
+/// characters, and what Redis, JSON or a shell would read as more than a letter.
+#[must_use]
+pub fn is_forbidden(c: char) -> bool {
+    c.is_whitespace()
+        || c.is_control()
+        || matches!(c, '*' | '?' | '[' | ']' | '{' | '}' | '\\' | '"' | '\'' | '`' | '<' | '>')
+}
+
+impl ChannelName {
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ChannelName {
+    type Err = ChannelNameError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        if s.len() > MAX_CHANNEL_BYTES {
+            return Err(ChannelNameError::TooLong);
+        }
+        if s.split(':').any(str::is_empty) {
+            return Err(ChannelNameError::Empty);
+        }
+        if s.chars().any(is_forbidden) {
+            return Err(ChannelNameError::BadCharacter);
+        }
+        if RESERVED.contains(&s) {
+            return Err(ChannelNameError::Reserved);
+        }
+        Ok(Self(Arc::from(s)))
+    }
+}
+
+impl fmt::Display for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ChannelName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl Borrow<str> for ChannelName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+/// A place in a channel's history: `offset` counts publications from 1 within one `epoch`; a new
+/// epoch means that the history started over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Position {
+    pub epoch: Arc<str>,
+    pub offset: u64,
+}
+
+/// One published event. The payload is opaque JSON text; the gateway checks it and never edits it.
+#[derive(Debug, Clone)]
+pub struct Publication {
+    pub channel: ChannelName,
+    pub payload: Bytes,
+    /// Set for durable publications only; plain `PUBLISH` has no position.
+    pub position: Option<Position>,
+}
+
+/// Why a channel's subscribers may have missed events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum GapReason {
+    /// The subscription in Redis was lost and is back.
+    BrokerReconnected,
+    /// The queue between the broker and the fan-out was full.
+    Overflow,
+    /// Something was published that is not JSON text.
+    InvalidPayload,
+    /// Something was published that is larger than `limits.publication_bytes`.
+    PayloadTooLarge,
+    /// The development page asked for one.
+    Requested,
+}
+
+impl GapReason {
+    pub const ALL: [Self; 5] = [
+        Self::BrokerReconnected,
+        Self::Overflow,
+        Self::InvalidPayload,
+        Self::PayloadTooLarge,
+        Self::Requested,
+    ];
+
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::BrokerReconnected => "broker_reconnected",
+            Self::Overflow => "overflow",
+            Self::InvalidPayload => "invalid_payload",
+            Self::PayloadTooLarge => "payload_too_large",
+            Self::Requested => "requested",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["post:42", "user:u1", "a", "room:a:b", "user:auth0|x", "user:a@b.c"] {
+            assert_eq!(good.parse::<ChannelName>().unwrap().as_str(), good);
+        }
+        for (bad, why) in [
+            ("", ChannelNameError::Empty),
+            ("post:", ChannelNameError::Empty),
+            (":x", ChannelNameError::Empty),
+            ("a::b", ChannelNameError::Empty),
+            ("post:*", ChannelNameError::BadCharacter),
+            ("post:4 2", ChannelNameError::BadCharacter),
+            ("post:\u{0}", ChannelNameError::BadCharacter),
+            ("post:[1]", ChannelNameError::BadCharacter),
+            ("control", ChannelNameError::Reserved),
+            ("canary", ChannelNameError::Reserved),
+        ] {
+            assert_eq!(bad.parse::<ChannelName>(), Err(why), "{bad:?}");
+        }
+        assert_eq!("x".repeat(256).parse::<ChannelName>(), Err(ChannelNameError::TooLong));
+    }
+}

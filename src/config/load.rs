@@ -1,0 +1,429 @@
+//! Reads the configuration: defaults, file, environment, flags, each over the one before. It goes
+//! on after a problem, so that all of them are reported at once, each with where it came from.
+//!
+//! The only place that reads the environment, by a lookup that the caller passes in.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::de::DeserializeOwned;
+use toml::{Table, Value};
+
+use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
+
+/// Where to read from. Tests pass their own; `cli` passes the process's.
+pub struct Sources<'a> {
+    pub file: Option<PathBuf>,
+    pub env: Vec<(String, String)>,
+    /// Path, value and the flag's name.
+    pub flags: Vec<(&'a str, Value, &'a str)>,
+    /// `--dev`: weak secrets are allowed.
+    pub dev: bool,
+}
+
+impl Sources<'_> {
+    /// The process's own environment.
+    #[must_use]
+    pub fn process_env() -> Vec<(String, String)> {
+        // A variable that is not UTF-8 cannot be one of ours.
+        std::env::vars_os()
+            .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
+            .collect()
+    }
+
+    fn env(&self, name: &str) -> Option<&str> {
+        self.env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
+    }
+}
+
+/// A configuration that was read and judged.
+#[derive(Debug)]
+pub struct Loaded {
+    pub config: Config,
+    pub policy: Policy,
+    /// The effective tree with secrets redacted, as TOML.
+    pub printed: String,
+    pub file: Option<PathBuf>,
+}
+
+/// The lists of tables: their elements are checked one by one.
+const LISTS: [&str; 2] = ["auth.keys", "channels"];
+
+/// What an earlier design page shows but this version does not have; said by name, so that nobody
+/// believes that it was accepted.
+const NOT_YET: [(&str, &str); 9] = [
+    ("valid_until", "key rotation with an end date is not in this version"),
+    ("public_key_pem", "only HMAC keys are in this version"),
+    ("public_key_file", "only HMAC keys are in this version"),
+    ("jwks_file", "only HMAC keys are in this version"),
+    ("jwks_url", "only HMAC keys are in this version"),
+    ("history", "history is not in this version"),
+    ("session_cookie", "NextAuth session cookies are not in this version"),
+    ("callback", "the callback rule is not in this version"),
+    ("token", "subscription tokens are not in this version"),
+];
+
+/// Reads and judges everything.
+///
+/// # Errors
+/// All problems that were found.
+pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
+    let mut tree = Tree::default();
+    let file = sources.file.clone().or_else(|| sources.env("TOLLGATE_CONFIG").map(PathBuf::from));
+    if let Some(path) = &file {
+        tree.merge_file(path);
+    }
+    for (name, text) in &sources.env {
+        tree.merge_env(name, text);
+    }
+    for (path, value, flag) in &sources.flags {
+        tree.set(path, value.clone(), format!("from {flag}"));
+    }
+    let printed = tree.printed();
+    let keys = tree.elements::<AuthKey>("auth.keys");
+    let channels = tree.elements::<Channel>("channels");
+    let config = tree.config().map(|mut config| {
+        config.auth.keys = keys;
+        config.channels = channels;
+        config
+    });
+    let Some(config) = config else { return Err(tree.problems) };
+    let judged = Policy::build(&config, sources.dev, &|name| sources.env(name).map(str::to_owned));
+    match judged {
+        Ok(policy) if tree.problems.is_empty() => Ok(Loaded { config, policy, printed, file }),
+        Ok(_) => Err(tree.problems),
+        Err(problems) => {
+            for problem in problems {
+                tree.problem(&problem.path, problem.message);
+            }
+            Err(tree.problems)
+        }
+    }
+}
+
+struct Tree {
+    values: Table,
+    defaults: Table,
+    /// Where a path's value came from, where not from the defaults.
+    origins: BTreeMap<String, String>,
+    problems: Vec<Problem>,
+}
+
+impl Default for Tree {
+    fn default() -> Self {
+        let defaults: Table = DEFAULT_TOML.parse().unwrap_or_default();
+        Self {
+            values: defaults.clone(),
+            defaults,
+            origins: BTreeMap::new(),
+            problems: Vec::new(),
+        }
+    }
+}
+
+impl Tree {
+    /// Notes a problem with the origin of its path or of what it is part of.
+    fn problem(&mut self, path: &str, message: String) {
+        let mut key = path;
+        let origin = loop {
+            if let Some(origin) = self.origins.get(key) {
+                break Some(origin.clone());
+            }
+            match key.rfind(['.', '[']) {
+                Some(end) => key = &key[..end],
+                None => break None,
+            }
+        };
+        self.problems.push(Problem { path: path.to_owned(), origin, message });
+    }
+
+    fn merge_file(&mut self, path: &std::path::Path) {
+        let shown = path.display().to_string();
+        let broken = |message: String| Problem { path: shown.clone(), origin: None, message };
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(e) => {
+                self.problems.push(broken(format!("cannot be read: {e}")));
+                return;
+            }
+        };
+        let table: Table = match text.parse() {
+            Ok(table) => table,
+            Err(e) => {
+                let error: toml::de::Error = e;
+                self.problems.push(broken(format!("is not TOML: {}", error.to_string().trim())));
+                return;
+            }
+        };
+        for (section, value) in table {
+            self.merge(&section, value, &text, &shown);
+        }
+    }
+
+    /// Takes over one value of the file; tables are taken over name by name.
+    fn merge(&mut self, path: &str, value: Value, text: &str, file: &str) {
+        let line = line_of(text, path);
+        let origin = line.map_or_else(|| file.to_owned(), |n| format!("{file}:{n}"));
+        match value {
+            Value::Table(table) if !LISTS.contains(&path) => {
+                if !matches!(lookup(&self.defaults, path), Some(Value::Table(_))) {
+                    self.unknown(path, origin);
+                    return;
+                }
+                for (name, value) in table {
+                    self.merge(&format!("{path}.{name}"), value, text, file);
+                }
+            }
+            value => self.set(path, value, origin),
+        }
+    }
+
+    fn merge_env(&mut self, name: &str, text: &str) {
+        // Kubernetes puts TOLLGATE_PORT, TOLLGATE_SERVICE_HOST and the like into every pod beside
+        // a Service called tollgate: only names with a section are ours.
+        let Some(rest) = name.strip_prefix("TOLLGATE_") else { return };
+        let Some((section, key)) = rest.split_once("__") else { return };
+        let path = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
+        let path = if path == "channels." { "channels".to_owned() } else { path };
+        let origin = format!("from the environment, {name}");
+        let is_list = LISTS.contains(&path.as_str());
+        let value = match lookup(&self.defaults, &path) {
+            Some(Value::String(_)) => Value::String(text.to_owned()),
+            Some(_) => json_value(text),
+            None if is_list => json_value(text),
+            None => return self.unknown(&path, origin),
+        };
+        self.set(&path, value, origin);
+    }
+
+    fn set(&mut self, path: &str, value: Value, origin: String) {
+        let known = lookup(&self.defaults, path);
+        if LISTS.contains(&path) {
+            if !matches!(value, Value::Array(_)) {
+                self.origins.insert(path.to_owned(), origin);
+                self.problem(path, "is a list of tables".to_owned());
+                return;
+            }
+        } else if known.is_none() || matches!(known, Some(Value::Table(_))) {
+            return self.unknown(path, origin);
+        }
+        self.origins.insert(path.to_owned(), origin);
+        put(&mut self.values, path, value);
+    }
+
+    fn unknown(&mut self, path: &str, origin: String) {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        let message = if let Some((_, why)) = NOT_YET.iter().find(|(n, _)| *n == name) {
+            format!("not supported: {why}")
+        } else {
+            let mut known = Vec::new();
+            all_paths(&self.defaults, "", &mut known);
+            known.extend(LISTS.map(str::to_owned));
+            let near = nearest(path, known.iter().map(String::as_str));
+            format!("there is no such setting{near}")
+        };
+        self.problems.push(Problem { path: path.to_owned(), origin: Some(origin), message });
+    }
+
+    /// The elements of a list of tables, each read by itself.
+    fn elements<T: DeserializeOwned>(&mut self, path: &str) -> Vec<T> {
+        let Some(Value::Array(list)) = lookup(&self.values, path).cloned() else {
+            return Vec::new();
+        };
+        if let Some((section, name)) = path.split_once('.') {
+            if let Some(Value::Table(table)) = self.values.get_mut(section) {
+                table.remove(name);
+            }
+        } else {
+            self.values.remove(path);
+        }
+        let mut out = Vec::new();
+        for (i, element) in list.into_iter().enumerate() {
+            out.extend(self.element::<T>(&format!("{path}[{i}]"), element));
+        }
+        out
+    }
+
+    /// Reads one element; a bad field is noted and taken out, and the rest is read again.
+    fn element<T: DeserializeOwned>(&mut self, at: &str, mut element: Value) -> Option<T> {
+        loop {
+            let error = match serde_path_to_error::deserialize::<_, T>(element.clone()) {
+                Ok(value) => return Some(value),
+                Err(error) => error,
+            };
+            let message = error.inner().message().trim().to_owned();
+            let unknown = unknown_field(&message);
+            let field = match error.path().iter().next() {
+                Some(serde_path_to_error::Segment::Map { key }) => Some(key.clone()),
+                _ => unknown.clone(),
+            };
+            let Some(field) = field else {
+                self.problem(at, message);
+                return None;
+            };
+            let path = format!("{at}.{field}");
+            match (unknown, NOT_YET.iter().find(|(name, _)| *name == field)) {
+                (Some(_), Some((_, why))) => self.problem(&path, format!("not supported: {why}")),
+                (Some(_), None) => {
+                    let known = quoted(&message).skip(1);
+                    let near = nearest(&field, known);
+                    self.problem(&path, format!("there is no such setting{near}"));
+                }
+                (None, _) => {
+                    let said = error.path().to_string();
+                    self.problem(&format!("{at}.{said}"), not_yet_value(message));
+                }
+            }
+            let table = element.as_table_mut()?;
+            table.remove(&field)?;
+        }
+    }
+
+    /// The sections; a bad value is noted and its default tried instead.
+    fn config(&mut self) -> Option<Config> {
+        loop {
+            let error = match serde_path_to_error::deserialize::<_, Config>(self.values.clone()) {
+                Ok(config) => return Some(config),
+                Err(error) => error,
+            };
+            let message = error.inner().message().trim().to_owned();
+            let path = error.path().to_string();
+            self.problem(&path, message);
+            let names: Vec<_> = path.splitn(3, '.').take(2).collect();
+            let key = names.join(".");
+            let key = key.split('[').next().unwrap_or_default();
+            let default = lookup(&self.defaults, key)?.clone();
+            if lookup(&self.values, key) == Some(&default) {
+                return None;
+            }
+            put(&mut self.values, key, default);
+        }
+    }
+
+    /// The effective tree as TOML, secrets redacted.
+    fn printed(&self) -> String {
+        let mut tree = Value::Table(self.values.clone());
+        redact(&mut tree, "");
+        toml::to_string(&tree).unwrap_or_default()
+    }
+}
+
+/// serde's text for an unknown field, reworded by the caller.
+fn unknown_field(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field ")?;
+    quoted(rest).next().map(str::to_owned)
+}
+
+fn quoted(message: &str) -> impl Iterator<Item = &str> {
+    message.split('`').skip(1).step_by(2)
+}
+
+/// A variant that a later version has is said to be one.
+fn not_yet_value(message: String) -> String {
+    let variant = message.strip_prefix("unknown variant ").and_then(|m| quoted(m).next());
+    match NOT_YET.iter().find(|(name, _)| Some(*name) == variant) {
+        Some((_, why)) => format!("not supported: {why}"),
+        None => message,
+    }
+}
+
+fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let scored = known.map(|k| (strsim::jaro_winkler(name, k), k));
+    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((score, best)) if score > 0.75 => format!("; did you mean {best}?"),
+        _ => String::new(),
+    }
+}
+
+fn lookup<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
+    let mut parts = path.split('.');
+    let mut value = table.get(parts.next()?)?;
+    for part in parts {
+        value = value.as_table()?.get(part)?;
+    }
+    Some(value)
+}
+
+fn put(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let section = table
+                .entry(section.to_owned())
+                .or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                put(section, rest, value);
+            }
+        }
+    }
+}
+
+fn all_paths(table: &Table, prefix: &str, out: &mut Vec<String>) {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value {
+            Value::Table(inner) => all_paths(inner, &path, out),
+            _ => out.push(path),
+        }
+    }
+}
+
+/// A number, boolean or list from the environment; what is not JSON stays text and is refused by
+/// its type.
+fn json_value(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+/// The line on which the file sets `section.name`, 1-based.
+fn line_of(text: &str, path: &str) -> Option<usize> {
+    let (wanted_section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut section = String::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix('[') {
+            section = rest.trim_start_matches('[').split(']').next().unwrap_or("").trim().to_owned();
+            if section == path {
+                return Some(i + 1);
+            }
+        } else if let Some((key, _)) = line.split_once('=') {
+            let key = key.trim();
+            if (section == wanted_section && key == name) || (section.is_empty() && key == path) {
+                return Some(i + 1);
+            }
+        }
+    }
+    None
+}
+
+fn redact(value: &mut Value, path: &str) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                redact(value, &format!("{path}.{name}"));
+            }
+        }
+        Value::Array(list) if path == ".api.keys" => {
+            for key in list {
+                *key = Value::String("<redacted>".to_owned());
+            }
+        }
+        Value::Array(list) => {
+            for element in list {
+                redact(element, path);
+            }
+        }
+        Value::String(text) if path.ends_with(".secret") => "<redacted>".clone_into(text),
+        Value::String(text) if path == ".redis.url" => {
+            if let (Some(start), Some(end)) = (text.find("://"), text.rfind('@')) {
+                text.replace_range(start + 3..end, "<redacted>");
+            }
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[path = "load_tests.rs"]
+mod tests;

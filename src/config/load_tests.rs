@@ -1,0 +1,170 @@
+use std::io::Write as _;
+
+use super::*;
+
+const KEY: &str = r#"[{"secret":"0123456789abcdef0123456789abcdef"}]"#;
+
+fn run(file: Option<&str>, env: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
+    let handle = file.map(|text| {
+        let mut f = tempfile::NamedTempFile::new().unwrap();
+        f.write_all(text.as_bytes()).unwrap();
+        f
+    });
+    let sources = Sources {
+        file: handle.as_ref().map(|f| f.path().to_owned()),
+        env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+        flags: Vec::new(),
+        dev: false,
+    };
+    load(&sources).map_err(|problems| problems.iter().map(ToString::to_string).collect())
+}
+
+#[test]
+fn the_defaults_are_complete_and_need_only_a_key() {
+    let loaded = run(None, &[("TOLLGATE_AUTH__KEYS", KEY)]).unwrap();
+    assert_eq!(loaded.config.server.listen.port(), 8000);
+    assert_eq!(loaded.policy.rules.len(), 1);
+    let problems = run(None, &[]).unwrap_err();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].starts_with("auth.keys: no key is configured"));
+}
+
+#[test]
+fn later_sources_win() {
+    let file = "[redis]\nprefix = \"ws:\"\nurl = \"redis://file\"\n[limits]\nconnections = 7\n";
+    let env = [
+        ("TOLLGATE_AUTH__KEYS", KEY),
+        ("TOLLGATE_REDIS__URL", "redis://env"),
+        ("TOLLGATE_SERVER__ALLOWED_ORIGINS", r#"["https://a.example"]"#),
+        ("TOLLGATE_LIMITS__CONNECTIONS_PER_USER", "3"),
+    ];
+    let config = run(Some(file), &env).unwrap().config;
+    assert_eq!((config.redis.url.0.as_str(), config.redis.prefix.as_str()), ("redis://env", "ws:"));
+    assert_eq!((config.limits.connections, config.limits.connections_per_user), (7, 3));
+    assert_eq!(config.server.allowed_origins, ["https://a.example"]);
+}
+
+#[test]
+fn every_problem_is_reported_at_once_with_its_origin() {
+    let file = r#"
+[server]
+listen = "nonsense"
+lisen = "0.0.0.0:1"
+[limits]
+connections = "many"
+ping_interval = "soon"
+queue_messages = 0
+[nosuch]
+x = 1
+[[auth.keys]]
+secret = "short"
+[[auth.keys]]
+secert = "0123456789abcdef0123456789abcdef"
+[[channels]]
+pattern = "user:*"
+allow = "owner"
+[[channels]]
+pattern = "post:{id}"
+allow = "callback"
+[[channels]]
+pattern = "a:{id}"
+allow = "authenticated"
+history = { size = 1 }
+"#;
+    let problems = run(Some(file), &[("TOLLGATE_REDIS__PREFX", "x")]).unwrap_err().join("\n");
+    for expected in [
+        "server.listen: ",
+        "server.lisen: there is no such setting; did you mean server.listen?",
+        "limits.connections: invalid type",
+        "limits.ping_interval: \"soon\" is not a duration",
+        "nosuch: there is no such setting",
+        "redis.prefx: there is no such setting; did you mean redis.prefix? (from the environment, TOLLGATE_REDIS__PREFX)",
+        "auth.keys[1].secert: there is no such setting; did you mean secret?",
+        "channels[1].allow: not supported: the callback rule",
+        "channels[2].history: not supported: history is not in this version",
+    ] {
+        assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
+    }
+    assert!(problems.contains(":3)"), "the line of server.listen\n{problems}");
+    assert!(!problems.contains("0123456789abcdef"), "a secret was shown\n{problems}");
+}
+
+#[test]
+fn values_are_judged() {
+    let file = r#"
+[server]
+allowed_origins = ["*", "https://ok.example", "https://x.example/path"]
+[broker]
+kind = "redis"
+[redis]
+url = "redis+cluster://a,b"
+prefix = "a b"
+[limits]
+queue_messages = 0
+[api]
+keys = ["short"]
+[[auth.keys]]
+secret = "your-secret-key"
+[[auth.keys]]
+secret_env = "NOT_SET_ANYWHERE"
+[[channels]]
+pattern = "room:{id}"
+allow = "authenticated"
+auto_subscribe = true
+[[channels]]
+pattern = "claim:{id}"
+allow = "claim"
+"#;
+    let problems = run(Some(file), &[]).unwrap_err().join("\n");
+    for expected in [
+        "server.allowed_origins[0]: ",
+        "server.allowed_origins[2]: ",
+        "redis.url: not supported",
+        "redis.prefix: ",
+        "limits.queue_messages: ",
+        "api.keys[0]: ",
+        "auth.keys[0].secret: the secret is a well-known placeholder",
+        "auth.keys[1].secret_env: the environment variable NOT_SET_ANYWHERE is not set",
+        "channels[0].auto_subscribe: ",
+        "channels[1].claim: ",
+    ] {
+        assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
+    }
+}
+
+#[test]
+fn secrets_are_never_printed() {
+    let env = [
+        ("TOLLGATE_AUTH__KEYS", KEY),
+        ("TOLLGATE_REDIS__URL", "redis://me:pass@word@host:6379"),
+        ("TOLLGATE_API__KEYS", r#"["api-key-api-key-1"]"#),
+    ];
+    let loaded = run(None, &env).unwrap();
+    for secret in ["0123456789", "pass", "word@", "api-key"] {
+        assert!(!loaded.printed.contains(secret), "{}", loaded.printed);
+        assert!(!format!("{:?}", loaded.config).contains(secret));
+    }
+    assert!(loaded.printed.contains("redis://<redacted>@host:6379"));
+}
+
+#[test]
+fn the_environment_of_a_kubernetes_service_is_not_ours() {
+    let env = [
+        ("TOLLGATE_AUTH__KEYS", KEY),
+        ("TOLLGATE_PORT", "tcp://10.0.0.1:80"),
+        ("TOLLGATE_SERVICE_HOST", "10.0.0.1"),
+        ("TOLLGATE_PORT_80_TCP_ADDR", "10.0.0.1"),
+    ];
+    run(None, &env).unwrap();
+}
+
+#[test]
+fn a_file_that_is_not_there_is_said_to_be() {
+    let sources = Sources {
+        file: Some("/does/not/exist.toml".into()),
+        env: vec![("TOLLGATE_AUTH__KEYS".into(), KEY.into())],
+        flags: vec![],
+        dev: false,
+    };
+    assert!(load(&sources).unwrap_err()[0].to_string().contains("cannot be read"));
+}

@@ -1,0 +1,228 @@
+//! The configuration's shape: one struct per section of `default.toml`, which is the manual.
+//!
+//! Not here: reading it (`load`), judging it (`policy`). Invariant: every field has its default in
+//! `default.toml` and nowhere else, so that file and these structs cannot disagree.
+
+mod load;
+mod policy;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+pub use load::{Loaded, Sources, load};
+pub use policy::Policy;
+
+/// The built-in defaults and manual.
+pub const DEFAULT_TOML: &str = include_str!("default.toml");
+
+/// One thing that is wrong with the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// For example `redis.url` or `channels[1].pattern`.
+    pub path: String,
+    /// Where the value came from, when it came from somewhere.
+    pub origin: Option<String>,
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.path, self.message)?;
+        match &self.origin {
+            Some(origin) => write!(f, " ({origin})"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A text that must never be shown.
+#[derive(Clone, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("<redacted>")
+    }
+}
+
+/// A duration written as text, for example `"1m 30s"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        humantime::parse_duration(&text)
+            .map(Span)
+            .map_err(|e| serde::de::Error::custom(format!("{text:?} is not a duration: {e}")))
+    }
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Config {
+    pub server: Server,
+    pub admin: Admin,
+    pub broker: Broker,
+    pub redis: Redis,
+    pub auth: Auth,
+    #[serde(default)]
+    pub channels: Vec<Channel>,
+    pub limits: Limits,
+    pub drain: Drain,
+    pub api: Api,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Server {
+    pub listen: SocketAddr,
+    pub allowed_origins: Vec<String>,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub workers: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Admin {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BrokerKind {
+    Memory,
+    Redis,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Broker {
+    pub kind: BrokerKind,
+    pub queue_messages: usize,
+    pub queue_bytes: usize,
+    pub linger: Span,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Redis {
+    pub url: Secret,
+    pub prefix: String,
+    pub connect_timeout: Span,
+    pub command_timeout: Span,
+    pub ping_interval: Span,
+    pub ping_timeout: Span,
+    pub reconnect_min: Span,
+    pub reconnect_max: Span,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reject {
+    Close,
+    Http,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Auth {
+    pub issuer: Vec<String>,
+    pub audience: Vec<String>,
+    pub leeway: Span,
+    pub require_exp: bool,
+    pub user_claim: Vec<String>,
+    pub max_token_bytes: usize,
+    pub reject: Reject,
+    pub deadline: Span,
+    pub cookie: String,
+    pub anonymous: bool,
+    pub expiring_notice: Span,
+    #[serde(default)]
+    pub keys: Vec<AuthKey>,
+}
+
+/// One `[[auth.keys]]`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuthKey {
+    pub kid: Option<String>,
+    pub secret: Option<Secret>,
+    pub secret_env: Option<String>,
+    pub secret_file: Option<String>,
+    #[serde(default)]
+    pub encoding: crate::auth::Encoding,
+    #[serde(default = "default_algs")]
+    pub algs: Vec<crate::auth::Algorithm>,
+}
+
+fn default_algs() -> Vec<crate::auth::Algorithm> {
+    vec![crate::auth::Algorithm::Hs256]
+}
+
+/// The `allow` of a `[[channels]]` rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AllowKind {
+    Owner,
+    Authenticated,
+    Public,
+    Claim,
+    Granted,
+}
+
+/// One `[[channels]]` rule.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Channel {
+    pub pattern: String,
+    pub allow: AllowKind,
+    pub claim: Option<String>,
+    pub value: Option<toml::Value>,
+    #[serde(default)]
+    pub auto_subscribe: bool,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Limits {
+    pub connections: usize,
+    pub connections_per_user: usize,
+    pub connections_per_ip: usize,
+    pub http_connections: usize,
+    pub handshake_timeout: Span,
+    pub request_timeout: Span,
+    pub request_body_bytes: usize,
+    pub message_bytes: usize,
+    pub publication_bytes: usize,
+    pub commands_per_second: u32,
+    pub command_burst: u32,
+    pub channels_per_connection: usize,
+    pub queue_messages: usize,
+    pub queue_bytes: usize,
+    pub ping_interval: Span,
+    pub pong_timeout: Span,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Drain {
+    pub settle: Span,
+    pub window: Span,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Api {
+    pub keys: Vec<Secret>,
+    pub key_file: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}

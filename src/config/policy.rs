@@ -1,0 +1,313 @@
+//! From settings to what the session layer asks: verifier, rules, origins, limits. This is also
+//! where values are judged that have the right type but make no sense.
+//!
+//! Invariant: a `Policy` that exists is usable. It is swapped whole on reload.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{AllowKind, Api, Auth, AuthKey, BrokerKind, Channel, Config, Limits, Problem, Reject, Span};
+use crate::access::{Allow, Pattern, Rule};
+use crate::auth::{Key, KeySet, Settings, UserClaim, Verifier};
+
+/// Everything that may change while running.
+#[derive(Debug)]
+pub struct Policy {
+    pub verifier: Verifier,
+    pub rules: Vec<Rule>,
+    pub limits: Limits,
+    pub allowed_origins: Vec<String>,
+    pub trusted_proxies: Vec<ipnet::IpNet>,
+    pub cookie: Option<String>,
+    pub reject: Reject,
+    pub anonymous: bool,
+    pub auth_deadline: Duration,
+    pub expiring_notice: Duration,
+    pub leeway: Duration,
+    pub api_keys: Vec<Arc<[u8]>>,
+}
+
+/// Fewest characters of an API key: 16 random letters and digits are 95 bits.
+const MIN_API_KEY: usize = 16;
+
+struct Judge {
+    problems: Vec<Problem>,
+}
+
+impl Judge {
+    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.problems.push(Problem { path: path.into(), origin: None, message: message.into() });
+    }
+}
+
+impl Policy {
+    /// Judges a configuration.
+    ///
+    /// # Errors
+    /// All problems.
+    pub fn build(
+        config: &Config,
+        dev: bool,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Self, Vec<Problem>> {
+        let mut judge = Judge { problems: Vec::new() };
+        judge.limits(config);
+        judge.redis(config);
+        judge.origins(&config.server.allowed_origins);
+        let rules = judge.rules(&config.channels);
+        let keys = judge.keys(&config.auth.keys, dev, env);
+        if keys.is_empty() && config.auth.keys.is_empty() && !dev && !config.auth.anonymous {
+            judge.problem(
+                "auth.keys",
+                "no key is configured, so no token could ever be accepted: add [[auth.keys]] \
+                 with secret_env or secret_file, or set TOLLGATE_AUTH__KEYS",
+            );
+        }
+        let api_keys = judge.api_keys(&config.api);
+        if config.auth.user_claim.is_empty() {
+            judge.problem("auth.user_claim", "name at least one claim");
+        }
+        if !judge.problems.is_empty() {
+            return Err(judge.problems);
+        }
+        let auth = &config.auth;
+        Ok(Self {
+            verifier: Verifier::new(settings(auth, &rules, &config.limits), KeySet::new(keys)),
+            rules,
+            limits: config.limits.clone(),
+            allowed_origins: config.server.allowed_origins.clone(),
+            trusted_proxies: config.server.trusted_proxies.clone(),
+            cookie: (!auth.cookie.is_empty()).then(|| auth.cookie.clone()),
+            reject: auth.reject,
+            anonymous: auth.anonymous,
+            auth_deadline: auth.deadline.0,
+            expiring_notice: auth.expiring_notice.0,
+            leeway: auth.leeway.0,
+            api_keys,
+        })
+    }
+}
+
+fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
+    let kept = rules.iter().filter_map(|rule| match &rule.allow {
+        Allow::Claim(name, _) => Some(name.to_string()),
+        Allow::Owner | Allow::Authenticated | Allow::Public | Allow::Granted => None,
+    });
+    Settings {
+        issuer: auth.issuer.clone(),
+        audience: auth.audience.clone(),
+        leeway: auth.leeway.0.as_secs(),
+        require_exp: auth.require_exp,
+        user_claim: auth.user_claim.iter().cloned().map(UserClaim).collect(),
+        max_token_bytes: auth.max_token_bytes,
+        kept_claims: kept.collect(),
+        max_granted: limits.channels_per_connection,
+    }
+}
+
+impl Judge {
+    fn limits(&mut self, config: &Config) {
+        let l = &config.limits;
+        for (name, value) in [
+            ("limits.connections", l.connections),
+            ("limits.connections_per_user", l.connections_per_user),
+            ("limits.connections_per_ip", l.connections_per_ip),
+            ("limits.http_connections", l.http_connections),
+            ("limits.request_body_bytes", l.request_body_bytes),
+            ("limits.message_bytes", l.message_bytes),
+            ("limits.publication_bytes", l.publication_bytes),
+            ("limits.commands_per_second", l.commands_per_second as usize),
+            ("limits.command_burst", l.command_burst as usize),
+            ("limits.channels_per_connection", l.channels_per_connection),
+            ("limits.queue_messages", l.queue_messages),
+            ("limits.queue_bytes", l.queue_bytes),
+            ("broker.queue_messages", config.broker.queue_messages),
+            ("broker.queue_bytes", config.broker.queue_bytes),
+            ("auth.max_token_bytes", config.auth.max_token_bytes),
+        ] {
+            if value == 0 {
+                self.problem(name, "must be at least 1: everything has a bound");
+            }
+        }
+        let (r, second) = (&config.redis, Duration::from_secs(1));
+        for (name, Span(value)) in [
+            ("limits.handshake_timeout", l.handshake_timeout),
+            ("limits.request_timeout", l.request_timeout),
+            ("limits.ping_interval", l.ping_interval),
+            ("limits.pong_timeout", l.pong_timeout),
+            ("auth.deadline", config.auth.deadline),
+        ] {
+            if value < second {
+                self.problem(name, "must be at least 1s");
+            }
+        }
+        for (name, Span(value)) in [
+            ("redis.connect_timeout", r.connect_timeout),
+            ("redis.command_timeout", r.command_timeout),
+            ("redis.ping_interval", r.ping_interval),
+            ("redis.ping_timeout", r.ping_timeout),
+            ("redis.reconnect_min", r.reconnect_min),
+        ] {
+            if value < Duration::from_millis(10) {
+                self.problem(name, "must be at least 10ms");
+            }
+        }
+        if r.reconnect_max.0 < r.reconnect_min.0 {
+            self.problem("redis.reconnect_max", "must not be below redis.reconnect_min");
+        }
+        if l.queue_bytes < l.publication_bytes {
+            self.problem(
+                "limits.queue_bytes",
+                "must be at least limits.publication_bytes, or one event closes every client",
+            );
+        }
+    }
+
+    fn redis(&mut self, config: &Config) {
+        if config.broker.kind != BrokerKind::Redis {
+            return;
+        }
+        let url = &config.redis.url.0;
+        let scheme = url.split("://").next().unwrap_or_default();
+        match scheme {
+            "redis" => {
+                if redis::Client::open(url.as_str()).is_err() {
+                    self.problem("redis.url", "is not of the form redis://[user:password@]host:port");
+                }
+            }
+            "rediss" => self.problem("redis.url", "not supported: TLS is not in this version"),
+            "redis+sentinel" | "redis+cluster" => self.problem(
+                "redis.url",
+                "not supported: this version speaks to a standalone Redis (redis://)",
+            ),
+            _ => self.problem("redis.url", "must begin with redis://"),
+        }
+        let prefix = &config.redis.prefix;
+        if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
+            self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
+        }
+    }
+
+    fn origins(&mut self, origins: &[String]) {
+        for (i, origin) in origins.iter().enumerate() {
+            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
+            if !host.is_some_and(|h| !h.is_empty() && !h.contains(['/', '*', '?', '#', '@', ' '])) {
+                self.problem(
+                    format!("server.allowed_origins[{i}]"),
+                    "is not an exact origin such as https://app.example.com (no path, no wildcard)",
+                );
+            }
+        }
+    }
+
+    fn rules(&mut self, channels: &[Channel]) -> Vec<Rule> {
+        let mut rules = Vec::new();
+        for (i, channel) in channels.iter().enumerate() {
+            let at = |name: &str| format!("channels[{i}].{name}");
+            let pattern: Pattern = match channel.pattern.parse() {
+                Ok(pattern) => pattern,
+                Err(why) => {
+                    self.problem(at("pattern"), why);
+                    continue;
+                }
+            };
+            if channel.allow == AllowKind::Owner && pattern.placeholders() != 1 {
+                self.problem(at("pattern"), "owner needs exactly one placeholder, the user");
+            }
+            let names_itself = matches!(channel.allow, AllowKind::Owner | AllowKind::Granted)
+                || pattern.placeholders() == 0;
+            if channel.auto_subscribe && !names_itself {
+                self.problem(
+                    at("auto_subscribe"),
+                    "only owner and granted patterns, or ones without a placeholder, name a channel",
+                );
+            }
+            let allow = match (channel.allow, &channel.claim) {
+                (AllowKind::Owner, _) => Allow::Owner,
+                (AllowKind::Authenticated, _) => Allow::Authenticated,
+                (AllowKind::Public, _) => Allow::Public,
+                (AllowKind::Granted, _) => Allow::Granted,
+                (AllowKind::Claim, Some(name)) => {
+                    let value = channel.value.clone().and_then(|v| serde_json::to_value(v).ok());
+                    Allow::Claim(name.as_str().into(), value)
+                }
+                (AllowKind::Claim, None) => {
+                    self.problem(at("claim"), "allow = \"claim\" needs the claim's name");
+                    continue;
+                }
+            };
+            if channel.allow != AllowKind::Claim
+                && (channel.claim.is_some() || channel.value.is_some())
+            {
+                self.problem(at("claim"), "claim and value belong to allow = \"claim\"");
+            }
+            rules.push(Rule { pattern, allow, auto_subscribe: channel.auto_subscribe });
+        }
+        rules
+    }
+
+    fn keys(
+        &mut self,
+        keys: &[AuthKey],
+        dev: bool,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Vec<Key> {
+        let mut out = Vec::new();
+        for (i, key) in keys.iter().enumerate() {
+            let at = format!("auth.keys[{i}]");
+            if key.algs.is_empty() {
+                self.problem(format!("{at}.algs"), "name at least one algorithm");
+            }
+            let (name, secret) = match (&key.secret, &key.secret_env, &key.secret_file) {
+                (Some(secret), None, None) => ("secret", Ok(secret.0.clone())),
+                (None, Some(name), None) => (
+                    "secret_env",
+                    env(name).ok_or_else(|| format!("the environment variable {name} is not set")),
+                ),
+                (None, None, Some(path)) => ("secret_file", read_secret(path)),
+                _ => {
+                    self.problem(at, "give exactly one of secret, secret_env, secret_file");
+                    continue;
+                }
+            };
+            let made = secret.and_then(|secret| {
+                Key::hmac(key.kid.clone(), &secret, key.encoding, key.algs.clone(), dev)
+                    .map_err(|e| e.to_string())
+            });
+            match made {
+                Ok(key) => out.push(key),
+                Err(why) => self.problem(format!("{at}.{name}"), why),
+            }
+        }
+        out
+    }
+
+    fn api_keys(&mut self, api: &Api) -> Vec<Arc<[u8]>> {
+        let mut keys: Vec<(String, String)> = Vec::new();
+        for (i, key) in api.keys.iter().enumerate() {
+            keys.push((format!("api.keys[{i}]"), key.0.clone()));
+        }
+        if !api.key_file.is_empty() {
+            match std::fs::read_to_string(&api.key_file) {
+                Ok(text) => {
+                    let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+                    keys.extend(lines.map(|l| ("api.key_file".to_owned(), l.to_owned())));
+                }
+                Err(e) => self.problem("api.key_file", format!("cannot be read: {e}")),
+            }
+        }
+        for (path, key) in &keys {
+            if key.len() < MIN_API_KEY {
+                self.problem(path, format!("an API key needs at least {MIN_API_KEY} characters"));
+            }
+        }
+        keys.into_iter().map(|(_, key)| key.into_bytes().into()).collect()
+    }
+}
+
+/// A secret file, less the one newline that editors and `echo` put at its end.
+fn read_secret(path: &str) -> Result<String, String> {
+    let text = std::fs::read_to_string(path).map_err(|e| format!("{path} cannot be read: {e}"))?;
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
+}
