@@ -1,7 +1,31 @@
-//! Tollgate: a horizontally scaled real-time gateway.
+//! Tollgate: a horizontally scaled real-time gateway. Backends publish JSON on channels; every
+//! authorised socket subscribed to the channel gets it, in order and once, or is told that it may
+//! have missed some.
+//!
+//! The modules in layers; imports go downward only (`tests/tidy.rs` holds them to it). Start with
+//! `ARCHITECTURE.md` for the map and the two walkthroughs.
+
+// 0 vocabulary: no IO, no tasks
 pub mod access;
 pub mod auth;
 pub mod channel;
 pub mod config;
+pub mod lifecycle;
+pub mod metrics;
 pub mod protocol;
 pub mod websocket;
+
+// 1 mechanism: neither knows the other
+pub mod broker;
+pub mod hub;
+
+// 2 mediation
+pub mod gateway;
+
+// 3 session
+pub mod session;
+
+// 4 edge
+pub mod app;
+pub mod cli;
+pub mod http;

@@ -13,6 +13,8 @@ use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
 
 /// Where to read from. Tests pass their own; `cli` passes the process's.
 pub struct Sources<'a> {
+    /// Defaults of this call that stand in for built-in ones (`--dev`).
+    pub presets: Vec<(&'a str, Value)>,
     pub file: Option<PathBuf>,
     pub env: Vec<(String, String)>,
     /// Path, value and the flag's name.
@@ -22,9 +24,14 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// The process's own environment.
+    /// The process's environment; `TOLLGATE_CONFIG` counts where no file is given.
     #[must_use]
-    pub fn process_env() -> Vec<(String, String)> {
+    pub fn of_process(file: Option<PathBuf>) -> Self {
+        let env = Self::process_env();
+        Self { presets: Vec::new(), file, env, flags: Vec::new(), dev: false }
+    }
+
+    fn process_env() -> Vec<(String, String)> {
         // A variable that is not UTF-8 cannot be one of ours.
         std::env::vars_os()
             .filter_map(|(k, v)| Some((k.into_string().ok()?, v.into_string().ok()?)))
@@ -69,6 +76,9 @@ const NOT_YET: [(&str, &str); 9] = [
 /// All problems that were found.
 pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     let mut tree = Tree::default();
+    for (path, value) in &sources.presets {
+        put(&mut tree.values, path, value.clone());
+    }
     let file = sources.file.clone().or_else(|| sources.env("TOLLGATE_CONFIG").map(PathBuf::from));
     if let Some(path) = &file {
         tree.merge_file(path);

@@ -11,6 +11,7 @@ fn run(file: Option<&str>, env: &[(&str, &str)]) -> Result<Loaded, Vec<String>> 
         f
     });
     let sources = Sources {
+        presets: vec![],
         file: handle.as_ref().map(|f| f.path().to_owned()),
         env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         flags: Vec::new(),
@@ -161,6 +162,7 @@ fn the_environment_of_a_kubernetes_service_is_not_ours() {
 #[test]
 fn a_file_that_is_not_there_is_said_to_be() {
     let sources = Sources {
+        presets: vec![],
         file: Some("/does/not/exist.toml".into()),
         env: vec![("TOLLGATE_AUTH__KEYS".into(), KEY.into())],
         flags: vec![],

@@ -1,0 +1,294 @@
+//! The composition root: from a configuration to a running gateway, and its end.
+//!
+//! Not here: what the parts do. The order of a drain: not ready (`settle`), no new connections,
+//! sockets told to go over `window`, exit.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::broker::memory::MemoryBroker;
+use crate::broker::redis::{RedisBroker, Settings};
+use crate::broker::{Broker, Events};
+use crate::config::{BrokerKind, Config, Limits, Loaded, Policy};
+use crate::gateway::{Gateway, NodeInfo};
+use crate::http::{self, App, Listener};
+use crate::hub::{Bounds, Hub};
+use crate::lifecycle::{self, Lifecycle, Phase};
+use crate::metrics;
+use crate::protocol::codes::{Close, CloseCode};
+use crate::protocol::plain;
+use crate::session::Context;
+
+/// The admin listener serves scrapers and people, not clients.
+const ADMIN_CONNECTIONS: usize = 64;
+
+/// After the drain's window, what is still there gets this long.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Reads the configuration again; `None` when there is nothing to read.
+pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<crate::config::Problem>> + Send>;
+
+/// Where the listeners ended up; port 0 has become a real one.
+#[derive(Debug, Clone, Copy)]
+pub struct Addresses {
+    pub public: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+/// A gateway that is about to run.
+pub struct Running {
+    config: Config,
+    app: App,
+    public: Listener,
+    admin: Listener,
+    sha: String,
+    dev: bool,
+}
+
+impl Running {
+    /// Binds the listeners and starts broker and hub.
+    ///
+    /// # Errors
+    /// An address that cannot be bound.
+    pub fn start(loaded: Loaded, dev: bool) -> anyhow::Result<Self> {
+        let Loaded { config, policy, printed, .. } = loaded;
+        let metrics = metrics::install();
+        let sha = short_hash(&printed);
+        metrics::config_info(&sha);
+        let limits = &config.limits;
+        let listen = |address, connections| {
+            Listener::bind(address, connections, limits.handshake_timeout.0)
+                .with_context(|| format!("cannot listen on {address}"))
+        };
+        let public = listen(config.server.listen, limits.http_connections)?;
+        let admin = listen(config.admin.listen, ADMIN_CONNECTIONS)?;
+        let lifecycle = Lifecycle::default();
+        let gateway = gateway(&config, &lifecycle)?;
+        let context = Context { gateway, policy: ArcSwap::from_pointee(policy) };
+        let app = App::new(Arc::new(context), lifecycle, metrics);
+        apply_limits(&app, &config.limits);
+        Ok(Self { config, app, public, admin, sha, dev })
+    }
+
+    /// # Errors
+    /// A listener's own.
+    pub fn addresses(&self) -> std::io::Result<Addresses> {
+        Ok(Addresses { public: self.public.address()?, admin: self.admin.address()? })
+    }
+
+    /// Serves until a signal, then drains.
+    ///
+    /// # Errors
+    /// When signals cannot be handled.
+    pub async fn run(self, reload: Reload, file: Option<std::path::PathBuf>) -> anyhow::Result<()> {
+        let Self { config, app, public, admin, sha, dev } = self;
+        let lifecycle = app.lifecycle.clone();
+        let accepting = http::serve(
+            public,
+            http::public(app.clone(), dev),
+            lifecycle.clone(),
+            Phase::Draining,
+        );
+        lifecycle::spawn("accept", accepting);
+        // The admin listener's tasks are its own: a scraper must not hold up the end of a drain.
+        let admin_routes = http::admin(app.clone());
+        lifecycle::spawn(
+            "admin",
+            http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),
+        );
+        lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
+        lifecycle::spawn("reload", watch(app.clone(), reload, file, sha));
+        lifecycle::terminated().await?;
+        tokio::select! {
+            () = drain(&app, &config) => {}
+            second = lifecycle::terminated() => {
+                tracing::warn!("second signal: exiting at once");
+                second?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway>> {
+    let limits = &config.limits;
+    let shards = tokio::runtime::Handle::current().metrics().num_workers();
+    let bounds = Bounds {
+        queue_messages: AtomicUsize::new(limits.queue_messages),
+        queue_bytes: AtomicUsize::new(limits.queue_bytes),
+        channels_per_connection: AtomicUsize::new(limits.channels_per_connection),
+    };
+    let hub = Hub::new(shards, bounds);
+    hub.start();
+    let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
+    let broker: Arc<dyn Broker> = match config.broker.kind {
+        BrokerKind::Memory => {
+            lifecycle.set_ready();
+            Arc::new(MemoryBroker::new(Arc::clone(&events)))
+        }
+        BrokerKind::Redis => {
+            let lifecycle = lifecycle.clone();
+            let on_ready = move || lifecycle.set_ready();
+            let started = RedisBroker::start(settings(config), Arc::clone(&events), on_ready);
+            Arc::new(started.context("redis.url")?)
+        }
+    };
+    let node = NodeInfo {
+        uid: random_hex()?,
+        name: hostname(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        ..NodeInfo::default()
+    };
+    let gateway = Gateway::new(hub, broker, config.broker.linger.0, node)
+        .confirm_within(config.redis.command_timeout.0);
+    let gateway = Arc::new(gateway);
+    lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
+    lifecycle::spawn("housekeeping", Arc::clone(&gateway).housekeeping());
+    Ok(gateway)
+}
+
+fn settings(config: &Config) -> Settings {
+    let redis = &config.redis;
+    Settings {
+        url: redis.url.0.clone(),
+        prefix: redis.prefix.clone(),
+        connect_timeout: redis.connect_timeout.0,
+        command_timeout: redis.command_timeout.0,
+        ping_interval: redis.ping_interval.0,
+        ping_timeout: redis.ping_timeout.0,
+        reconnect_min: redis.reconnect_min.0,
+        reconnect_max: redis.reconnect_max.0,
+    }
+}
+
+fn apply_limits(app: &App, limits: &Limits) {
+    let gateway = &app.context.gateway;
+    let bounds = gateway.hub().bounds();
+    bounds.queue_messages.store(limits.queue_messages, Ordering::Relaxed);
+    bounds.queue_bytes.store(limits.queue_bytes, Ordering::Relaxed);
+    bounds.channels_per_connection.store(limits.channels_per_connection, Ordering::Relaxed);
+    gateway.set_max_publication(limits.publication_bytes);
+}
+
+/// Eight random bytes as hex: this process's name among the replicas.
+fn random_hex() -> anyhow::Result<String> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
+}
+
+/// The node's name: in Kubernetes the pod's.
+fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "tollgate".to_owned() } else { name.to_owned() }
+}
+
+fn short_hash(text: &str) -> String {
+    use sha2::Digest as _;
+    let digest = sha2::Sha256::digest(text);
+    digest[..6].iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// Lets the metrics recorder fold its histograms even when nobody scrapes.
+async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
+    loop {
+        sleep(Duration::from_secs(5)).await;
+        handle.run_upkeep();
+    }
+}
+
+/// Reloads on SIGHUP, and when the configuration file's content changes: a Kubernetes mount swaps
+/// it without a signal.
+async fn watch(app: App, reload: Reload, file: Option<std::path::PathBuf>, mut sha: String) {
+    let hangup = Arc::new(tokio::sync::Notify::new());
+    let told = Arc::clone(&hangup);
+    lifecycle::spawn("hangup", async move {
+        if let Err(e) = lifecycle::on_hangup(|| told.notify_one()).await {
+            tracing::warn!(error = %e, "SIGHUP cannot be handled");
+        }
+    });
+    let read = || file.as_ref().and_then(|f| std::fs::read(f).ok());
+    let mut content = read();
+    loop {
+        let asked = tokio::select! {
+            () = hangup.notified() => true,
+            () = sleep(Duration::from_secs(2)) => false,
+        };
+        let now = read();
+        // A file that is being swapped may be missing for a moment; that is not a new content.
+        if !asked && (now.is_none() || now == content) {
+            continue;
+        }
+        content = now.or(content);
+        match reload() {
+            Ok(Loaded { config, policy, printed, .. }) => {
+                let new = short_hash(&printed);
+                if new != sha {
+                    metrics::config_replaced(&sha, &new);
+                    sha = new;
+                }
+                apply(&app, policy, &config.limits);
+            }
+            Err(problems) => {
+                metrics::config_reload(false);
+                for problem in problems {
+                    tracing::error!(%problem, "configuration not reloaded; the old one stays");
+                }
+            }
+        }
+    }
+}
+
+fn apply(app: &App, policy: Policy, limits: &Limits) {
+    app.context.policy.store(Arc::new(policy));
+    apply_limits(app, limits);
+    metrics::config_reload(true);
+    tracing::info!("configuration reloaded: tokens, rules, limits, origins, API keys");
+}
+
+/// Not ready, then no new connections, then every socket told to come back elsewhere, spread
+/// evenly over the window so that the other replicas see a ramp and not a cliff.
+async fn drain(app: &App, config: &Config) {
+    let hub = app.context.gateway.hub();
+    metrics::draining();
+    app.lifecycle.advance(Phase::Settling);
+    tracing::info!(sockets = hub.counts().connections, "draining: not ready any more");
+    sleep(config.drain.settle.0).await;
+    app.lifecycle.advance(Phase::Draining);
+    let mut ids = hub.ids();
+    fastrand::shuffle(&mut ids);
+    let window = config.drain.window.0;
+    let began = Instant::now();
+    let total = ids.len().max(1) as f64;
+    for (i, id) in ids.into_iter().enumerate() {
+        let due = began + window.mul_f64(i as f64 / total);
+        if due > Instant::now() {
+            tokio::time::sleep_until(due).await;
+        }
+        if let Some(connection) = hub.get(id) {
+            send_away(&connection);
+        }
+    }
+    // A request that was already on its way when the listener closed may have made one more.
+    for connection in hub.ids().into_iter().filter_map(|id| hub.get(id)) {
+        send_away(&connection);
+    }
+    if timeout(LAST_WORDS, app.lifecycle.connections_ended()).await.is_err() {
+        tracing::warn!(sockets = hub.counts().connections, "drained: some did not close in time");
+    } else {
+        tracing::info!("drained");
+    }
+}
+
+fn send_away(connection: &crate::hub::Connection) {
+    // A short jitter on top of the spread, so that one moment's sockets come back as several.
+    connection.send(plain::reconnect(fastrand::u64(50..=1000)));
+    connection.close(Close::new(CloseCode::Restart, "draining"));
+}

@@ -1,0 +1,122 @@
+//! The bounded queue from a broker to the gateway. The broker's reader must never wait, or Redis
+//! cuts it off (`client-output-buffer-limit`); so when the queue is full a channel's publications
+//! are dropped until the next take, and the take says for which channels that happened.
+
+use std::collections::HashSet;
+use std::mem;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::Event;
+use crate::channel::ChannelName;
+
+/// Most channels that are remembered one by one as overflowed; there can be no more than there are
+/// subscriptions, and each name is shared with the table of subscriptions.
+#[derive(Default)]
+struct State {
+    events: Vec<Event>,
+    bytes: usize,
+    overflowed: HashSet<ChannelName, ahash::RandomState>,
+}
+
+/// What one take yields: `overflowed` comes after all `events`.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub events: Vec<Event>,
+    pub overflowed: Vec<ChannelName>,
+}
+
+/// The queue. One side pushes without waiting, the other takes everything at once.
+pub struct Events {
+    state: Mutex<State>,
+    filled: Notify,
+    max_events: usize,
+    max_bytes: usize,
+}
+
+impl Events {
+    #[must_use]
+    pub fn new(max_events: usize, max_bytes: usize) -> Self {
+        Self { state: Mutex::default(), filled: Notify::new(), max_events, max_bytes }
+    }
+
+    /// Adds an event, or notes its channel as overflowed. Control messages are few and small, and
+    /// losing one would be silent, so they are always taken.
+    pub fn push(&self, event: Event) {
+        let mut state = self.state.lock();
+        let was_empty = state.events.is_empty() && state.overflowed.is_empty();
+        if let Event::Publication(publication) = &event {
+            let size = publication.payload.len();
+            // After the first that did not fit, all of the channel has to wait for the take, so
+            // that the gap stands where the missing ones were.
+            if state.events.len() >= self.max_events
+                || state.bytes + size > self.max_bytes
+                || (!state.overflowed.is_empty() && state.overflowed.contains(&publication.channel))
+            {
+                state.overflowed.insert(publication.channel.clone());
+            } else {
+                state.bytes += size;
+                state.events.push(event);
+            }
+        } else {
+            state.events.push(event);
+        }
+        drop(state);
+        if was_empty {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Waits for events and takes them all.
+    pub async fn take(&self) -> Batch {
+        loop {
+            {
+                let mut state = self.state.lock();
+                if !state.events.is_empty() || !state.overflowed.is_empty() {
+                    state.bytes = 0;
+                    return Batch {
+                        events: mem::take(&mut state.events),
+                        overflowed: mem::take(&mut state.overflowed).into_iter().collect(),
+                    };
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::channel::Publication;
+
+    fn publication(channel: &str, size: usize) -> Event {
+        Event::Publication(Publication {
+            channel: channel.parse().unwrap(),
+            payload: Bytes::from(vec![b'x'; size]),
+            position: None,
+        })
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_named() {
+        let events = Events::new(3, 10);
+        events.push(publication("a", 5));
+        events.push(publication("b", 6));
+        // It would fit, but what came before it on its channel did not.
+        events.push(publication("b", 1));
+        events.push(publication("a", 1));
+        events.push(Event::Control(Bytes::new()));
+        events.push(publication("c", 0));
+        let batch = events.take().await;
+        assert_eq!(batch.events.len(), 3);
+        let mut names: Vec<_> = batch.overflowed.iter().map(ChannelName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["b", "c"]);
+        events.push(publication("b", 6));
+        assert_eq!(events.take().await.events.len(), 1);
+    }
+}

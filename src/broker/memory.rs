@@ -1,0 +1,52 @@
+//! The broker within one process: the default without Redis. Same contract, no network.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::{Broker, BrokerFuture, Confirmation, Event, Events, Health};
+use crate::channel::{ChannelName, Publication};
+
+pub struct MemoryBroker {
+    /// Held while an event is queued, so that a channel's events have one order for everyone.
+    subscribed: Mutex<HashSet<ChannelName, ahash::RandomState>>,
+    events: Arc<Events>,
+}
+
+impl MemoryBroker {
+    #[must_use]
+    pub fn new(events: Arc<Events>) -> Self {
+        Self { subscribed: Mutex::default(), events }
+    }
+}
+
+impl Broker for MemoryBroker {
+    fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
+        self.subscribed.lock().insert(channel.clone());
+        confirmation.send_replace(Some(Ok(())));
+    }
+
+    fn unsubscribe(&self, channel: &ChannelName) {
+        self.subscribed.lock().remove(channel);
+    }
+
+    fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_> {
+        let subscribed = self.subscribed.lock();
+        if let Some(name) = subscribed.get(channel) {
+            let channel = name.clone();
+            self.events.push(Event::Publication(Publication { channel, payload, position: None }));
+        }
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn control(&self, message: Bytes) -> BrokerFuture<'_> {
+        self.events.push(Event::Control(message));
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn health(&self) -> Health {
+        Health { kind: "memory", ready: true, subscriber: true, publisher: true, last_error: None }
+    }
+}

@@ -1,0 +1,265 @@
+//! The command line: `serve`, `config check`, `config print`, `token mint`.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use serde_json::{Map, Value};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::Running;
+use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
+use crate::session::unix_now;
+
+/// The configuration cannot be used (sysexits.h, EX_CONFIG).
+const EX_CONFIG: u8 = 78;
+
+/// A real-time gateway: backends publish JSON, every authorised socket hears it.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, about, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the gateway.
+    Serve(Serve),
+    /// Look at the configuration without running.
+    Config {
+        #[command(subcommand)]
+        command: ConfigCommand,
+    },
+    /// Work with tokens.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+}
+
+#[derive(Debug, Args)]
+struct File {
+    /// Configuration file [default: $TOLLGATE_CONFIG; without it the built-in defaults]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Serve {
+    #[command(flatten)]
+    file: File,
+    /// Listen here for sockets and the server API [default: server.listen]
+    #[arg(long, value_name = "ADDR:PORT")]
+    listen: Option<SocketAddr>,
+    /// Listen here for metrics and health [default: admin.listen]
+    #[arg(long, value_name = "ADDR:PORT")]
+    admin_listen: Option<SocketAddr>,
+    /// Demo page, random secret, weak secrets allowed, loopback only
+    #[arg(long)]
+    dev: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Report every problem; exit 78 if there is one.
+    Check(File),
+    /// Print the effective configuration, secrets redacted.
+    Print {
+        #[command(flatten)]
+        file: File,
+        /// The built-in defaults with their explanations instead
+        #[arg(long)]
+        defaults: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum TokenCommand {
+    /// Sign a token with a configured key, for tests.
+    Mint(Mint),
+}
+
+#[derive(Debug, Args)]
+struct Mint {
+    #[command(flatten)]
+    file: File,
+    /// The user (claim `sub`)
+    #[arg(short, long)]
+    user: String,
+    /// How long it is valid
+    #[arg(short, long, value_name = "DURATION", default_value = "1h")]
+    expires_in: String,
+    /// Sign with the key of this kid [default: the first key]
+    #[arg(long)]
+    kid: Option<String>,
+    /// Another claim, as name=JSON or name=text; may be repeated
+    #[arg(long = "claim", value_name = "NAME=VALUE")]
+    claims: Vec<String>,
+}
+
+/// Runs the command line; the exit code is the process's.
+#[must_use]
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve(&args),
+        Command::Config { command: ConfigCommand::Check(file) } => check(&file),
+        Command::Config { command: ConfigCommand::Print { defaults: true, .. } } => {
+            print(DEFAULT_TOML)
+        }
+        Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
+        Command::Token { command: TokenCommand::Mint(args) } => mint(&args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(e) => {
+            complain(&format!("tollgate: {e:#}\n"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Standard output may be a closed pipe; that is no failure of ours.
+#[expect(clippy::unnecessary_wraps, reason = "the last step of commands that can fail")]
+fn print(text: &str) -> anyhow::Result<ExitCode> {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(ExitCode::SUCCESS)
+}
+
+fn complain(text: &str) {
+    let _ = std::io::stderr().write_all(text.as_bytes());
+}
+
+fn problems(problems: &[Problem]) -> ExitCode {
+    let list: Vec<_> = problems.iter().map(|p| format!("  {p}\n")).collect();
+    let count = problems.len();
+    let s = if count == 1 { "" } else { "s" };
+    complain(&format!("tollgate: {count} problem{s} with the configuration:\n{}", list.concat()));
+    ExitCode::from(EX_CONFIG)
+}
+
+fn sources(file: &File) -> Sources<'static> {
+    Sources::of_process(file.config.clone())
+}
+
+fn check(file: &File) -> anyhow::Result<ExitCode> {
+    match config::load(&sources(file)) {
+        Ok(_) => print("the configuration is good\n"),
+        Err(found) => Ok(problems(&found)),
+    }
+}
+
+fn print_config(file: &File) -> anyhow::Result<ExitCode> {
+    match config::load(&sources(file)) {
+        Ok(loaded) => print(&loaded.printed),
+        Err(found) => Ok(problems(&found)),
+    }
+}
+
+impl Serve {
+    fn sources(&self, dev_secret: &str) -> Sources<'static> {
+        let mut sources = Sources { dev: self.dev, ..sources(&self.file) };
+        if self.dev {
+            let mut key = toml::Table::new();
+            key.insert("secret".to_owned(), dev_secret.into());
+            sources.presets = vec![
+                ("server.listen", "127.0.0.1:8000".into()),
+                ("auth.keys", toml::Value::Array(vec![key.into()])),
+            ];
+        }
+        let text = |a: SocketAddr| toml::Value::String(a.to_string());
+        if let Some(address) = self.listen {
+            sources.flags.push(("server.listen", text(address), "--listen"));
+        }
+        if let Some(address) = self.admin_listen {
+            sources.flags.push(("admin.listen", text(address), "--admin-listen"));
+        }
+        sources
+    }
+}
+
+fn random_secret() -> anyhow::Result<String> {
+    let mut bytes = [0; 32];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
+}
+
+fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
+    let sources = args.sources(&random_secret()?);
+    let loaded = match config::load(&sources) {
+        Ok(loaded) => loaded,
+        Err(found) => return Ok(problems(&found)),
+    };
+    if args.dev && !loaded.config.server.listen.ip().is_loopback() {
+        return Ok(problems(&[Problem {
+            path: "server.listen".to_owned(),
+            origin: None,
+            message: "--dev listens on loopback only (127.0.0.1 or [::1]): \
+                      its page signs a token for anyone"
+                .to_owned(),
+        }]));
+    }
+    init_log(&loaded.config)?;
+    let file = loaded.file.clone();
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if loaded.config.server.workers > 0 {
+        runtime.worker_threads(loaded.config.server.workers);
+    }
+    let runtime = runtime.enable_all().build()?;
+    let dev = args.dev;
+    runtime.block_on(async move {
+        let running = Running::start(loaded, dev)?;
+        let addresses = running.addresses()?;
+        tracing::info!(
+            public = %addresses.public, admin = %addresses.admin,
+            version = env!("CARGO_PKG_VERSION"), "tollgate runs"
+        );
+        if dev {
+            let _ = print(&format!("\n  Demo: http://{}/\n\n", addresses.public));
+        }
+        running.run(Box::new(move || config::load(&sources)), file).await
+    })?;
+    // Connections that did not close in time are not waited for.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn init_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(&config.log.level);
+    let filter = filter.map_err(|e| anyhow::anyhow!("log.level: {e}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log.format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
+    let loaded = match config::load(&sources(&args.file)) {
+        Ok(loaded) => loaded,
+        Err(found) => return Ok(problems(&found)),
+    };
+    let keys = loaded.policy.verifier.keys();
+    let key = match &args.kid {
+        Some(kid) => keys.get(kid).ok_or_else(|| anyhow::anyhow!("no key has kid {kid:?}"))?,
+        None => keys.first().ok_or_else(|| anyhow::anyhow!("no key is configured"))?,
+    };
+    let valid = humantime::parse_duration(&args.expires_in)
+        .map_err(|e| anyhow::anyhow!("--expires-in: {e}"))?;
+    let mut claims = Map::new();
+    claims.insert("sub".to_owned(), args.user.clone().into());
+    claims.insert("iat".to_owned(), unix_now().into());
+    claims.insert("exp".to_owned(), (unix_now() + valid.as_secs()).into());
+    for claim in &args.claims {
+        let (name, text) = claim
+            .split_once('=')
+            .ok_or_else(|| anyhow::anyhow!("--claim {claim}: write it as name=value"))?;
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        claims.insert(name.to_owned(), value);
+    }
+    let token = key.sign(&Value::Object(claims))?;
+    print(&format!("{token}\n"))
+}

@@ -1,0 +1,136 @@
+//! Messages between replicas: disconnect a user everywhere, and which replicas there are.
+//!
+//! They travel on `<prefix>control`, which only what may publish in Redis can write; Redis is
+//! inside the trust boundary.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::Gateway;
+use crate::hub::Counts;
+use crate::protocol::codes::{Close, CloseCode};
+
+/// Seconds between two announcements of a node.
+pub(super) const ANNOUNCE_EVERY: u64 = 3;
+
+/// A node that was silent for this long is gone.
+const FORGET_AFTER: Duration = Duration::from_secs(10);
+
+/// Most nodes that are remembered.
+const MAX_NODES: usize = 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// Close all sockets of a user, or only the one with this connection id.
+    Disconnect {
+        user: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        client: Option<String>,
+    },
+    /// A replica says that it is there.
+    Node { info: NodeInfo },
+}
+
+impl Control {
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        serde_json::to_vec(self).unwrap_or_default().into()
+    }
+}
+
+/// One replica, as `/api/info` shows it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeInfo {
+    pub uid: String,
+    pub name: String,
+    pub version: String,
+    pub num_clients: usize,
+    pub num_users: usize,
+    pub num_subs: usize,
+    pub num_channels: usize,
+    /// Seconds.
+    pub uptime: u64,
+}
+
+/// The replicas that announced themselves lately.
+pub struct Nodes {
+    own: NodeInfo,
+    started: Instant,
+    seen: Mutex<HashMap<String, (NodeInfo, Instant)>>,
+}
+
+impl Nodes {
+    pub(super) fn new(own: NodeInfo) -> Self {
+        Self { own, started: Instant::now(), seen: Mutex::default() }
+    }
+
+    /// This process's id: the first part of its connection ids.
+    #[must_use]
+    pub fn own_uid(&self) -> &str {
+        &self.own.uid
+    }
+
+    fn own(&self, counts: Counts) -> NodeInfo {
+        NodeInfo {
+            num_clients: counts.connections,
+            num_users: counts.users,
+            num_subs: counts.subscriptions,
+            num_channels: counts.channels,
+            uptime: self.started.elapsed().as_secs(),
+            ..self.own.clone()
+        }
+    }
+
+    pub(super) fn announcement(&self, counts: Counts) -> Control {
+        Control::Node { info: self.own(counts) }
+    }
+
+    fn saw(&self, info: NodeInfo) {
+        let mut seen = self.seen.lock();
+        seen.retain(|_, (_, at)| at.elapsed() < FORGET_AFTER);
+        if seen.len() < MAX_NODES || seen.contains_key(&info.uid) {
+            seen.insert(info.uid.clone(), (info, Instant::now()));
+        }
+    }
+
+    /// This node as it is now, and the others as they announced themselves, by name.
+    #[must_use]
+    pub fn all(&self, counts: Counts) -> Vec<NodeInfo> {
+        let fresh = |(_, at): &&(NodeInfo, Instant)| at.elapsed() < FORGET_AFTER;
+        let seen = self.seen.lock();
+        let others = seen.values().filter(fresh).map(|(info, _)| info);
+        let mut all: Vec<_> = others.filter(|n| n.uid != self.own.uid).cloned().collect();
+        all.push(self.own(counts));
+        all.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        all
+    }
+}
+
+impl Gateway {
+    /// Carries out a control message.
+    pub(super) fn apply(&self, message: &[u8]) {
+        match serde_json::from_slice(message) {
+            Ok(Control::Disconnect { user, client }) => {
+                let ours = |c: &crate::hub::Connection| {
+                    client.as_ref().is_none_or(|id| *id == self.connection_id(c))
+                };
+                for connection in self.hub.of_user(&user).iter().filter(|c| ours(c)) {
+                    connection.close(Close::new(CloseCode::Disconnected, "disconnected"));
+                }
+            }
+            Ok(Control::Node { info }) => self.nodes.saw(info),
+            Err(_) => tracing::warn!("a control message that this version does not know"),
+        }
+    }
+
+    /// A connection's public id: unique across replicas.
+    #[must_use]
+    pub fn connection_id(&self, connection: &crate::hub::Connection) -> String {
+        format!("{}-{}", self.nodes.own_uid(), connection.id().0)
+    }
+}

@@ -1,0 +1,196 @@
+//! Which channels this replica wants from the broker: subscribed for the first local subscriber,
+//! kept for a while after the last (`broker.linger`), so that a page reload costs Redis nothing.
+//!
+//! Invariant: the broker's `subscribe` and `unsubscribe` for a channel are called with the
+//! channel's entry locked, so their order is the order of the counts.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry as MapEntry;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::broker::{Broker, BrokerError};
+use crate::channel::ChannelName;
+
+type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
+
+/// Most channels that linger; beyond it the broker is told at once.
+const MAX_LINGERING: usize = 65_536;
+
+struct Entry {
+    subscribers: u32,
+    /// `None` once the broker confirmed.
+    answer: Option<Answer>,
+    /// When the last subscriber left.
+    idle_since: Option<Instant>,
+}
+
+/// A subscription that the broker may not have confirmed yet.
+pub struct Waiting(Option<Answer>);
+
+impl Waiting {
+    pub(super) async fn answer(self) -> Result<(), BrokerError> {
+        let Some(mut answer) = self.0 else { return Ok(()) };
+        let found = answer.wait_for(Option::is_some).await;
+        found.ok().and_then(|a| *a).unwrap_or(Err(BrokerError::Unavailable))
+    }
+}
+
+pub(super) struct Interest {
+    broker: Arc<dyn Broker>,
+    entries: DashMap<ChannelName, Entry, ahash::RandomState>,
+    lingering: Mutex<VecDeque<(Instant, ChannelName)>>,
+    linger: Duration,
+}
+
+impl Interest {
+    pub(super) fn new(broker: Arc<dyn Broker>, linger: Duration) -> Self {
+        Self { broker, entries: DashMap::default(), lingering: Mutex::default(), linger }
+    }
+
+    /// One more local subscriber.
+    pub(super) fn acquire(&self, channel: &ChannelName) -> Waiting {
+        let mut entry = self.entries.entry(channel.clone()).or_insert_with(|| Entry {
+            subscribers: 0,
+            answer: Some(self.ask(channel)),
+            idle_since: None,
+        });
+        entry.subscribers += 1;
+        entry.idle_since = None;
+        let answered = entry.answer.as_ref().and_then(|a| *a.borrow());
+        match answered {
+            Some(Ok(())) => entry.answer = None,
+            // A refused subscription is tried again for whoever comes next.
+            Some(Err(_)) => entry.answer = Some(self.ask(channel)),
+            None => {}
+        }
+        Waiting(entry.answer.clone())
+    }
+
+    fn ask(&self, channel: &ChannelName) -> Answer {
+        let (confirmation, answer) = watch::channel(None);
+        self.broker.subscribe(channel, confirmation);
+        answer
+    }
+
+    /// One local subscriber less.
+    pub(super) fn release(&self, channel: &ChannelName) {
+        let MapEntry::Occupied(mut occupied) = self.entries.entry(channel.clone()) else { return };
+        let entry = occupied.get_mut();
+        entry.subscribers -= 1;
+        if entry.subscribers > 0 {
+            return;
+        }
+        let mut lingering = self.lingering.lock();
+        if self.linger.is_zero() || lingering.len() >= MAX_LINGERING {
+            drop(lingering);
+            self.broker.unsubscribe(channel);
+            occupied.remove();
+            return;
+        }
+        let now = Instant::now();
+        entry.idle_since = Some(now);
+        lingering.push_back((now, occupied.key().clone()));
+    }
+
+    /// Gives up what has lingered long enough and was not wanted again.
+    pub(super) fn sweep(&self) {
+        let Some(before) = Instant::now().checked_sub(self.linger) else { return };
+        loop {
+            let channel = {
+                let mut lingering = self.lingering.lock();
+                match lingering.front() {
+                    Some((since, _)) if *since <= before => lingering.pop_front(),
+                    _ => None,
+                }
+            };
+            let Some((since, channel)) = channel else { return };
+            if let MapEntry::Occupied(occupied) = self.entries.entry(channel)
+                && occupied.get().idle_since == Some(since)
+            {
+                self.broker.unsubscribe(occupied.key());
+                occupied.remove();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::broker::{BrokerFuture, Confirmation, Health};
+
+    /// Records the calls, and confirms only when told to.
+    #[derive(Default)]
+    struct Recorder {
+        calls: Mutex<Vec<String>>,
+        waiting: Mutex<Vec<Confirmation>>,
+    }
+
+    impl Broker for Recorder {
+        fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
+            self.calls.lock().push(format!("+{channel}"));
+            self.waiting.lock().push(confirmation);
+        }
+        fn unsubscribe(&self, channel: &ChannelName) {
+            self.calls.lock().push(format!("-{channel}"));
+        }
+        fn publish(&self, _: &ChannelName, _: Bytes) -> BrokerFuture<'_> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+        fn control(&self, _: Bytes) -> BrokerFuture<'_> {
+            Box::pin(std::future::ready(Ok(())))
+        }
+        fn health(&self) -> Health {
+            Health { kind: "x", ready: true, subscriber: true, publisher: true, last_error: None }
+        }
+    }
+
+    fn setup(linger: Duration) -> (Arc<Recorder>, Interest, ChannelName) {
+        let broker = Arc::new(Recorder::default());
+        let interest = Interest::new(Arc::clone(&broker) as Arc<dyn Broker>, linger);
+        (broker, interest, "a".parse().unwrap())
+    }
+
+    #[tokio::test]
+    async fn the_first_subscribes_the_last_lingers_and_all_wait_for_one_answer() {
+        let (broker, interest, a) = setup(Duration::from_millis(20));
+        let (first, second) = (interest.acquire(&a), interest.acquire(&a));
+        assert_eq!(*broker.calls.lock(), ["+a"]);
+        broker.waiting.lock().pop().unwrap().send_replace(Some(Ok(())));
+        assert_eq!(first.answer().await, Ok(()));
+        assert_eq!(second.answer().await, Ok(()));
+        interest.release(&a);
+        interest.release(&a);
+        interest.sweep();
+        assert_eq!(*broker.calls.lock(), ["+a"], "it lingers");
+        // A reload within the linger costs the broker nothing.
+        assert_eq!(interest.acquire(&a).answer().await, Ok(()));
+        std::thread::sleep(Duration::from_millis(25));
+        interest.sweep();
+        assert_eq!(*broker.calls.lock(), ["+a"], "it is wanted");
+        interest.release(&a);
+        std::thread::sleep(Duration::from_millis(25));
+        interest.sweep();
+        assert_eq!(*broker.calls.lock(), ["+a", "-a"]);
+    }
+
+    #[tokio::test]
+    async fn a_refused_subscription_is_tried_again() {
+        let (broker, interest, a) = setup(Duration::ZERO);
+        let first = interest.acquire(&a);
+        let confirmation = broker.waiting.lock().pop().unwrap();
+        confirmation.send_replace(Some(Err(BrokerError::Refused)));
+        assert_eq!(first.answer().await, Err(BrokerError::Refused));
+        let second = interest.acquire(&a);
+        assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
+        drop(broker.waiting.lock().pop());
+        assert_eq!(second.answer().await, Err(BrokerError::Unavailable), "the broker is gone");
+    }
+}

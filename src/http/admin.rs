@@ -1,0 +1,90 @@
+//! The admin listener: metrics, health, debugging. It is never public.
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{App, json as json_response};
+use crate::hub::TICKS_PER_SECOND;
+use crate::lifecycle::Phase;
+
+/// Most connections that one answer lists.
+const MAX_LISTED: usize = 1000;
+
+/// A shard that did not get a turn for this long makes no progress.
+const STUCK_TICKS: u32 = 20 * TICKS_PER_SECOND;
+
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    let counts = app.context.gateway.hub().counts();
+    crate::metrics::sizes(counts.subscriptions, counts.channels);
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+}
+
+/// Fails only when the process cannot make progress: a restart would then help, and nothing else
+/// that is wrong is mended by one.
+pub(super) async fn livez(State(app): State<App>) -> Response {
+    let lag = app.context.gateway.hub().lag();
+    let alive = lag < STUCK_TICKS;
+    let status = if alive { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let seconds = f64::from(lag) / f64::from(TICKS_PER_SECOND);
+    json_response(status, &json!({ "alive": alive, "secondsBehind": seconds }))
+}
+
+/// Not ready before the first round trip to the broker, and while draining. A later outage of the
+/// broker keeps it ready, or every replica would leave the load balancer at once; it shows in the
+/// checks here, in the metrics and in the alerts.
+pub(super) async fn readyz(State(app): State<App>) -> Response {
+    let health = app.context.gateway.broker().health();
+    let started = app.lifecycle.is_broker_ready();
+    let draining = app.lifecycle.phase() > Phase::Running;
+    let ready = started && !draining;
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let body = json!({
+        "ready": ready,
+        "checks": {
+            "broker_started": { "ok": started },
+            "broker_subscriber": { "ok": health.subscriber, "kind": health.kind },
+            "broker_publisher": { "ok": health.publisher, "kind": health.kind },
+            "draining": { "ok": !draining },
+        },
+        "degraded": ready && !(health.subscriber && health.publisher),
+        "lastError": health.last_error,
+    });
+    json_response(status, &body)
+}
+
+#[derive(Deserialize)]
+pub(super) struct Filter {
+    user: Option<String>,
+    limit: Option<usize>,
+}
+
+/// The connections of this replica, or of one user with `?user=`.
+pub(super) async fn connections(State(app): State<App>, Query(filter): Query<Filter>) -> Response {
+    let gateway = &app.context.gateway;
+    let hub = gateway.hub();
+    let limit = filter.limit.unwrap_or(100).min(MAX_LISTED);
+    let found: Vec<_> = match &filter.user {
+        Some(user) => hub.of_user(user),
+        None => hub.ids().into_iter().take(limit).filter_map(|id| hub.get(id)).collect(),
+    };
+    let listed: Vec<_> = found
+        .iter()
+        .take(limit)
+        .map(|c| {
+            json!({
+                "id": gateway.connection_id(c),
+                "user": c.user(),
+                "wire": c.wire().label(),
+                "channels": hub.channels_of(c).iter().map(|n| n.as_str()).collect::<Vec<_>>(),
+                "queuedBytes": c.queued_bytes(),
+                "openSeconds": c.opened().elapsed().as_secs(),
+            })
+        })
+        .collect();
+    let total = hub.counts().connections;
+    json_response(StatusCode::OK, &json!({ "total": total, "connections": listed }))
+}

@@ -1,0 +1,243 @@
+//! Who gets in: the client's address behind proxies, its origin, the counts, and where its token
+//! was carried. All pure but for the counts.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::http::{HeaderMap, Uri, header};
+use dashmap::DashMap;
+use ipnet::IpNet;
+
+use crate::metrics::Rejected;
+
+/// Sockets in all and per address.
+#[derive(Default)]
+pub(super) struct Admissions {
+    total: AtomicUsize,
+    by_ip: DashMap<IpAddr, usize, ahash::RandomState>,
+}
+
+/// A socket's place; given back when dropped.
+pub(super) struct Place {
+    admissions: Arc<Admissions>,
+    ip: IpAddr,
+}
+
+impl Admissions {
+    /// Takes a place for a socket from `ip`.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        max_total: usize,
+        max_per_ip: usize,
+    ) -> Result<Place, Rejected> {
+        let ip = network(ip);
+        if self.total.fetch_add(1, Ordering::Relaxed) >= max_total {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            return Err(Rejected::Connections);
+        }
+        let mut count = self.by_ip.entry(ip).or_default();
+        if *count >= max_per_ip {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            return Err(Rejected::PerIp);
+        }
+        *count += 1;
+        Ok(Place { admissions: Arc::clone(self), ip })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.admissions.total.fetch_sub(1, Ordering::Relaxed);
+        self.admissions.by_ip.remove_if_mut(&self.ip, |_, count| {
+            *count -= 1;
+            *count == 0
+        });
+    }
+}
+
+/// An IPv6 customer has a whole /64: it counts as one.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => IpAddr::V4(ip),
+        IpAddr::V6(ip) => {
+            let [a, b, c, d, ..] = ip.segments();
+            IpAddr::V6([a, b, c, d, 0, 0, 0, 0].into())
+        }
+    }
+}
+
+/// The client's address: the TCP peer's, or, where that is a trusted proxy, the last entry of
+/// `X-Forwarded-For` that is not one. What a client wrote itself stands before that and is ignored.
+pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let trusts = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+    let mut ip = peer.to_canonical();
+    if !trusts(ip) {
+        return ip;
+    }
+    let values = headers.get_all("x-forwarded-for").iter().rev();
+    for entry in values.filter_map(|v| v.to_str().ok()).flat_map(|v| v.rsplit(',')) {
+        let Ok(hop) = entry.trim().parse::<IpAddr>() else { return ip };
+        ip = hop.to_canonical();
+        if !trusts(ip) {
+            return ip;
+        }
+    }
+    ip
+}
+
+/// May this page open a socket (RFC 6455 section 10.2)? Only browsers send an origin.
+pub(super) fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
+    let mut origins = headers.get_all(header::ORIGIN).iter();
+    let Some(origin) = origins.next() else { return true };
+    let (Ok(origin), None) = (origin.to_str(), origins.next()) else { return false };
+    if allowed.iter().any(|a| a.eq_ignore_ascii_case(origin)) {
+        return true;
+    }
+    // The request's own host: exactly, with the scheme's port where none is written.
+    let Ok(origin) = origin.parse::<Uri>() else { return false };
+    let default_port = match origin.scheme_str() {
+        Some("http") => 80,
+        Some("https") => 443,
+        _ => return false,
+    };
+    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
+    let Some(Ok(host)) = host.map(str::parse::<axum::http::uri::Authority>) else { return false };
+    let origin_host = origin.host().unwrap_or_default();
+    !origin_host.is_empty()
+        && origin_host.eq_ignore_ascii_case(host.host())
+        && origin.port_u16().unwrap_or(default_port) == host.port_u16().unwrap_or(default_port)
+}
+
+/// The subprotocol that a client offers beside `bearer.<jwt>`, and that is selected.
+pub(super) const SUBPROTOCOL: &str = "tollgate";
+
+/// Where a token may be in a request, in this order.
+pub(super) fn token<'r>(
+    headers: &'r HeaderMap,
+    uri: &'r Uri,
+    cookie: Option<&str>,
+) -> Option<(&'static str, std::borrow::Cow<'r, str>)> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    if let Some((scheme, token)) = bearer.and_then(|v| v.split_once(' '))
+        && scheme.eq_ignore_ascii_case("bearer")
+    {
+        return Some(("header", token.trim().into()));
+    }
+    if let Some(token) = offered(headers).find_map(|p| p.strip_prefix("bearer.")) {
+        return Some(("subprotocol", token.into()));
+    }
+    if let Some(token) = cookie.and_then(|name| find_cookie(headers, name)) {
+        return Some(("cookie", token.into()));
+    }
+    let query = uri.query()?;
+    let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token")?.1;
+    Some(("query", token))
+}
+
+/// The offered subprotocols.
+pub(super) fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
+    let values = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter();
+    values.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
+}
+
+fn find_cookie<'r>(headers: &'r HeaderMap, name: &str) -> Option<&'r str> {
+    let values = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
+    let mut pairs = values.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
+    pairs.find(|(n, _)| *n == name).map(|(_, value)| value)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        for (name, value) in pairs {
+            map.append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        map
+    }
+
+    #[test]
+    fn a10_origins_are_compared_exactly() {
+        let allowed = ["https://app.example.com".to_owned()];
+        for (origin, host, expected) in [
+            ("https://app.example.com", "gw.example.com", true),
+            ("https://APP.example.com", "gw.example.com", true),
+            ("https://app.example.com.evil.com", "gw.example.com", false),
+            ("https://app.example.com:8443", "gw.example.com", false),
+            ("http://app.example.com", "gw.example.com", false),
+            ("https://evilapp.example.com", "gw.example.com", false),
+            ("null", "gw.example.com", false),
+            ("", "gw.example.com", false),
+            ("http://a:b", "gw.example.com", false),
+            ("https://gw.example.com", "gw.example.com", true),
+            ("https://gw.example.com", "gw.example.com:443", true),
+            ("http://gw.example.com:8000", "gw.example.com:8000", true),
+            ("http://gw.example.com:8001", "gw.example.com:8000", false),
+            ("file://gw.example.com", "gw.example.com", false),
+        ] {
+            let map = headers(&[("origin", origin), ("host", host)]);
+            assert_eq!(origin_allowed(&map, &allowed), expected, "{origin} at {host}");
+        }
+        assert!(origin_allowed(&headers(&[("host", "x")]), &allowed), "not a browser");
+        let two = headers(&[("origin", "https://app.example.com"), ("origin", "https://evil")]);
+        assert!(!origin_allowed(&two, &allowed));
+    }
+
+    #[test]
+    fn a13_only_trusted_hops_are_believed() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let ip = |s: &str| s.parse::<IpAddr>().unwrap();
+        for (peer, forwarded, expected) in [
+            ("1.2.3.4", vec!["9.9.9.9"], "1.2.3.4"),
+            ("10.0.0.1", vec!["9.9.9.9"], "9.9.9.9"),
+            ("10.0.0.1", vec!["6.6.6.6, 9.9.9.9, 10.0.0.2"], "9.9.9.9"),
+            ("10.0.0.1", vec!["6.6.6.6", "9.9.9.9"], "9.9.9.9"),
+            ("10.0.0.1", vec!["nonsense"], "10.0.0.1"),
+            ("10.0.0.1", vec![""], "10.0.0.1"),
+            ("10.0.0.1", vec![], "10.0.0.1"),
+            ("::ffff:10.0.0.1", vec!["9.9.9.9"], "9.9.9.9"),
+        ] {
+            let pairs: Vec<_> = forwarded.iter().map(|v| ("x-forwarded-for", *v)).collect();
+            assert_eq!(client_ip(ip(peer), &headers(&pairs), &trusted), ip(expected), "{peer}");
+        }
+    }
+
+    #[test]
+    fn carriers_come_in_order() {
+        let uri: Uri = "/ws?token=q%2Eq".parse().unwrap();
+        let all = [
+            ("authorization", "Bearer h"),
+            ("sec-websocket-protocol", "tollgate, bearer.s"),
+            ("cookie", "a=b; jwt=c"),
+        ];
+        for (from, carrier, value) in
+            [(0, "header", "h"), (1, "subprotocol", "s"), (2, "cookie", "c"), (3, "query", "q.q")]
+        {
+            let map = headers(&all[from..]);
+            let found = token(&map, &uri, Some("jwt"));
+            assert_eq!(found.map(|(c, t)| (c, t.into_owned())), Some((carrier, value.into())));
+        }
+        assert!(token(&headers(&all[2..]), &"/ws".parse().unwrap(), None).is_none());
+    }
+
+    #[test]
+    fn places_are_given_back() {
+        let admissions = Arc::new(Admissions::default());
+        let (a, b) = ("1.1.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let first = admissions.take(a, 2, 1).ok().unwrap();
+        assert_eq!(admissions.take(a, 2, 1).err(), Some(Rejected::PerIp));
+        let second = admissions.take(b, 2, 1).ok().unwrap();
+        let third = admissions.take("2001:db8::2".parse().unwrap(), 3, 1);
+        assert_eq!(third.err(), Some(Rejected::PerIp), "one /64");
+        assert_eq!(admissions.take(a, 2, 9).err(), Some(Rejected::Connections));
+        drop((first, second));
+        assert!(admissions.by_ip.is_empty());
+        assert_eq!(admissions.total.load(Ordering::Relaxed), 0);
+    }
+}

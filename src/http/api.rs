@@ -1,0 +1,211 @@
+//! The server API: Centrifugo's method names, shapes and error codes, so that existing backend
+//! libraries work. `X-API-Key: KEY` or `Authorization: apikey KEY`.
+//!
+//! As there, a call that was understood answers 200 with `result` or `error`; a missing key is 401
+//! and a body that is not JSON 400. A field that this version does not have is refused by name
+//! with code 108 rather than ignored.
+
+use std::sync::Arc;
+
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::Response;
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Limited};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Map, Value, json};
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+
+use super::{App, json as json_response, refuse};
+use crate::channel::ChannelName;
+use crate::gateway::{Control, PublishError};
+use crate::metrics::{self, Rejected};
+
+/// Most channels in one broadcast.
+const MAX_BROADCAST: usize = 1000;
+
+/// An error as Centrifugo numbers them.
+struct ApiError(u32, String);
+
+impl ApiError {
+    fn bad_request(message: impl Into<String>) -> Self {
+        Self(107, message.into())
+    }
+
+    fn not_available(message: impl Into<String>) -> Self {
+        Self(108, message.into())
+    }
+}
+
+impl From<PublishError> for ApiError {
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::TooLarge => Self::bad_request(error.to_string()),
+            PublishError::Broker(_) => Self(100, error.to_string()),
+        }
+    }
+}
+
+type ApiResult = Result<Value, ApiError>;
+
+/// The handler for `POST /api/{method}`.
+pub(super) async fn call(
+    State(app): State<App>,
+    Path(method): Path<String>,
+    request: Request,
+) -> Response {
+    let policy = app.context.policy.load_full();
+    if !key_accepted(request.headers(), &policy.api_keys) {
+        metrics::rejected(Rejected::ApiKey);
+        return refuse(StatusCode::UNAUTHORIZED, "unauthorized: send a key of api.keys as X-API-Key\n");
+    }
+    let limits = &policy.limits;
+    let body = Limited::new(request.into_body(), limits.request_body_bytes).collect();
+    let body = match tokio::time::timeout(limits.request_timeout.0, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => {
+            metrics::rejected(Rejected::MessageSize);
+            return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or was cut off\n");
+        }
+        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n"),
+    };
+    let work = dispatch(&app, &method, &body);
+    let result = match tokio::time::timeout(limits.request_timeout.0, work).await {
+        Ok(result) => result,
+        Err(_) => Err(ApiError(100, "the broker did not answer in time".to_owned())),
+    };
+    match result {
+        Ok(result) => json_response(StatusCode::OK, &json!({ "result": result })),
+        Err(error) => json_response(StatusCode::OK, &json!({ "error": error_value(&error) })),
+    }
+}
+
+fn error_value(ApiError(code, message): &ApiError) -> Value {
+    json!({ "code": code, "message": message })
+}
+
+/// Compares with every key, in a time that depends on neither: hashes of equal length, all of them.
+fn key_accepted(headers: &HeaderMap, keys: &[Arc<[u8]>]) -> bool {
+    let given = headers.get("x-api-key").map(|v| v.as_bytes()).or_else(|| {
+        let value = headers.get(header::AUTHORIZATION)?.as_bytes();
+        let (scheme, key) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"apikey ").then_some(key)
+    });
+    let Some(given) = given else { return false };
+    let given = Sha256::digest(given);
+    let hits = keys.iter().map(|key| Sha256::digest(key).ct_eq(&given));
+    hits.fold(subtle::Choice::from(0), |any, hit| any | hit).into()
+}
+
+async fn dispatch(app: &App, method: &str, body: &Bytes) -> ApiResult {
+    match method {
+        "publish" => publish(app, parse(body)?).await,
+        "broadcast" => broadcast(app, parse(body)?).await,
+        "disconnect" => disconnect(app, parse(body)?).await,
+        "info" => Ok(info(app)),
+        "batch" | "subscribe" | "unsubscribe" | "refresh" | "presence" | "presence_stats"
+        | "history" | "history_remove" | "channels" | "connections" | "revoke_token"
+        | "invalidate_user_tokens" => {
+            Err(ApiError::not_available(format!("{method} is not in this version")))
+        }
+        _ => Err(ApiError(104, "method not found".to_owned())),
+    }
+}
+
+fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, ApiError> {
+    serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("bad request: {e}")))
+}
+
+/// Fields that were sent and that this version does not have.
+fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
+    let is_set = |v: &&Value| !matches!(v, Value::Null | Value::Bool(false)) && *v != "";
+    match rest.iter().find(|(_, v)| is_set(v)) {
+        Some((name, _)) => {
+            let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
+            Err(ApiError::not_available(format!("{name} is not in this version")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn channel(name: &str) -> Result<ChannelName, ApiError> {
+    name.parse().map_err(|e| ApiError::bad_request(format!("channel: {e}")))
+}
+
+#[derive(Deserialize)]
+struct Publish<'a> {
+    channel: String,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+async fn publish(app: &App, request: Publish<'_>) -> ApiResult {
+    refuse_rest(&request.rest)?;
+    let channel = channel(&request.channel)?;
+    let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
+    app.context.gateway.publish(&channel, payload).await?;
+    Ok(json!({}))
+}
+
+#[derive(Deserialize)]
+struct Broadcast<'a> {
+    channels: Vec<String>,
+    #[serde(borrow)]
+    data: &'a RawValue,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+/// One answer per channel, in their order; one bad channel does not hold back the others.
+async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
+    refuse_rest(&request.rest)?;
+    if request.channels.is_empty() || request.channels.len() > MAX_BROADCAST {
+        return Err(ApiError::bad_request(format!("channels: 1 to {MAX_BROADCAST} names")));
+    }
+    let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
+    let publications = request.channels.iter().map(|name| {
+        let payload = payload.clone();
+        async move {
+            let published = async {
+                let channel = channel(name)?;
+                app.context.gateway.publish(&channel, payload).await.map_err(ApiError::from)
+            };
+            match published.await {
+                Ok(()) => json!({ "result": {} }),
+                Err(error) => json!({ "error": error_value(&error) }),
+            }
+        }
+    });
+    let responses = futures_util::future::join_all(publications).await;
+    Ok(json!({ "responses": responses }))
+}
+
+#[derive(Deserialize)]
+struct Disconnect {
+    user: String,
+    #[serde(default)]
+    client: Option<String>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+async fn disconnect(app: &App, request: Disconnect) -> ApiResult {
+    refuse_rest(&request.rest)?;
+    if request.user.is_empty() {
+        return Err(ApiError::bad_request("user is empty"));
+    }
+    let client = request.client.filter(|c| !c.is_empty());
+    let control = Control::Disconnect { user: request.user, client };
+    let sent = app.context.gateway.control(&control).await;
+    sent.map_err(|e| ApiError(100, e.to_string()))?;
+    Ok(json!({}))
+}
+
+fn info(app: &App) -> Value {
+    let gateway = &app.context.gateway;
+    json!({ "nodes": gateway.nodes().all(gateway.hub().counts()) })
+}

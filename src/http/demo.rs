@@ -1,0 +1,76 @@
+//! The demo page and what stands in for a shop's API; routed only with `--dev`, which listens on
+//! loopback only.
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::json;
+
+use super::{App, json as json_response};
+use crate::channel::{ChannelName, GapReason};
+use crate::session::unix_now;
+
+const PAGE: &str = include_str!("demo.html");
+
+pub(super) async fn page() -> Response {
+    let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+                  connect-src 'self' ws: wss:; img-src data:";
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8"),
+        (header::CONTENT_SECURITY_POLICY, policy),
+        (header::CACHE_CONTROL, "no-store"),
+    ];
+    (headers, PAGE).into_response()
+}
+
+#[derive(Deserialize)]
+pub(super) struct User {
+    user: String,
+}
+
+/// What a login would give: a token of ten minutes, signed with the gateway's first key.
+pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
+    let policy = app.context.policy.load();
+    let claims = json!({ "sub": user, "iat": unix_now(), "exp": unix_now() + 600 });
+    match policy.verifier.keys().first().map(|key| key.sign(&claims)) {
+        Some(Ok(token)) => json_response(StatusCode::OK, &json!({ "token": token })),
+        _ => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "no key" })),
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct Purchase {
+    user: String,
+    post: String,
+}
+
+/// What a purchase API does when the payment went through: one publication on the buyer's channel.
+pub(super) async fn purchase(
+    State(app): State<App>,
+    axum::Json(Purchase { user, post }): axum::Json<Purchase>,
+) -> Response {
+    let Ok(channel) = format!("user:{user}").parse::<ChannelName>() else {
+        return json_response(StatusCode::BAD_REQUEST, &json!({ "error": "bad user" }));
+    };
+    let event = json!({ "type": "post_purchased", "postId": post, "at": unix_now() });
+    let payload = Bytes::from(event.to_string());
+    match app.context.gateway.publish(&channel, payload).await {
+        Ok(()) => json_response(StatusCode::OK, &json!({ "published": channel.as_str() })),
+        Err(e) => {
+            json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": e.to_string() }))
+        }
+    }
+}
+
+/// What the sockets see when Redis was away: a declared gap on the user's channel.
+pub(super) async fn gap(
+    State(app): State<App>,
+    axum::Json(User { user }): axum::Json<User>,
+) -> Response {
+    if let Ok(channel) = format!("user:{user}").parse::<ChannelName>() {
+        app.context.gateway.declare_gap(channel, GapReason::Requested).await;
+    }
+    StatusCode::NO_CONTENT.into_response()
+}

@@ -1,0 +1,99 @@
+//! The HTTP side: every route on this page, and what the handlers share.
+//!
+//! Not here: what a session does (`session`). Invariant: nothing is taken from a request without a
+//! bound on its size and a deadline; tokens and query strings never reach a log.
+
+mod accept;
+mod admin;
+mod admission;
+mod api;
+mod demo;
+pub mod socket;
+mod websocket;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get, post};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::lifecycle::Lifecycle;
+use crate::session::Context;
+pub use accept::{Listener, serve};
+use admission::Admissions;
+
+/// The longest request head; a token may be 16 KiB of it.
+const MAX_HEAD: usize = 64 * 1024;
+
+/// The client's TCP address.
+#[derive(Debug, Clone, Copy)]
+pub struct Peer(pub std::net::SocketAddr);
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct App {
+    pub context: Arc<Context>,
+    pub lifecycle: Lifecycle,
+    pub metrics: PrometheusHandle,
+    admissions: Arc<Admissions>,
+}
+
+impl App {
+    #[must_use]
+    pub fn new(context: Arc<Context>, lifecycle: Lifecycle, metrics: PrometheusHandle) -> Self {
+        Self { context, lifecycle, metrics, admissions: Arc::default() }
+    }
+}
+
+/// The public listener's routes; the demo page only with `--dev`.
+pub fn public(app: App, dev: bool) -> Router {
+    let mut router = Router::new()
+        .route("/ws", any(websocket::upgrade))
+        .route("/api/{method}", post(api::call))
+        .route("/sse", any(not_yet))
+        .route("/connection/{*rest}", any(not_yet))
+        .route("/emulation", any(not_yet));
+    if dev {
+        router = router
+            .route("/", get(demo::page))
+            .route("/dev/token", get(demo::token))
+            .route("/dev/purchase", post(demo::purchase))
+            .route("/dev/gap", post(demo::gap));
+    }
+    router.fallback(not_found).with_state(app)
+}
+
+/// The admin listener's routes.
+pub fn admin(app: App) -> Router {
+    Router::new()
+        .route("/metrics", get(admin::metrics))
+        .route("/livez", get(admin::livez))
+        .route("/readyz", get(admin::readyz))
+        .route("/debug/connections", get(admin::connections))
+        .fallback(not_found)
+        .with_state(app)
+}
+
+/// A plain-text answer that ends the connection: what came behind a refused request is not read.
+fn refuse(status: StatusCode, message: &'static str) -> Response {
+    (status, [(header::CONNECTION, "close")], message).into_response()
+}
+
+fn json(status: StatusCode, body: &serde_json::Value) -> Response {
+    let body = body.to_string();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn not_found() -> Response {
+    refuse(StatusCode::NOT_FOUND, "not found: sockets are at /ws, the server API at /api\n")
+}
+
+async fn not_yet() -> Response {
+    refuse(
+        StatusCode::NOT_IMPLEMENTED,
+        "this version of Tollgate speaks the plain protocol at /ws only: \
+         no SSE and no Centrifugo protocol yet\n",
+    )
+}

@@ -1,0 +1,255 @@
+//! The life of one socket: read, hand to the session, close properly.
+//!
+//! Invariants: a read goes into the worker thread's one buffer, so an idle socket owns none; while
+//! the session waits for the broker, closes and writes still go on; however it ends, the session
+//! is taken out of everything before the last bytes are awaited.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::hub::Connection;
+use crate::metrics::{self, Rejected};
+use crate::protocol::codes::{Close, CloseCode, ErrorCode};
+use crate::protocol::plain::{self, Command, Request};
+use crate::session::{Admission, Context, Session};
+use crate::websocket::{Decoder, Message, Opcode, ProtocolError, close_frame, encode};
+
+/// The worker's read buffer.
+const READ_BYTES: usize = 64 * 1024;
+
+/// How long a closed socket may take to say goodbye.
+const LINGER: Duration = Duration::from_secs(2);
+
+thread_local! {
+    static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
+}
+
+/// How a socket ended.
+enum End {
+    /// We close, for this reason.
+    Ours(Close),
+    /// The client closed with this code.
+    Theirs(u16),
+    /// The connection is gone.
+    Gone,
+}
+
+/// Runs a socket to its end. `begun`: when its request came, and what was read behind it.
+pub async fn run(
+    context: Arc<Context>,
+    connection: Arc<Connection>,
+    admission: Admission,
+    begun: (Instant, Vec<u8>),
+) {
+    let gauge = metrics::connections(connection.wire());
+    gauge.increment(1.0);
+    let (began, early) = begun;
+    let mut session = Session::new(context, Arc::clone(&connection), began);
+    let end = live(&mut session, &connection, admission, early).await;
+    session.end();
+    drop(session);
+    gauge.decrement(1.0);
+    let label = match &end {
+        End::Ours(close) => close.code.label(),
+        End::Theirs(_) => CloseCode::Normal.label(),
+        End::Gone => "client_gone",
+    };
+    metrics::closed(label, 1);
+    if let End::Ours(close) = &end {
+        tracing::debug!(code = close.code.code(), reason = %close.reason, "socket closed");
+    }
+    let frame = match end {
+        End::Ours(close) => close_frame(close.code.code(), &close.reason),
+        // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
+        End::Theirs(1005) => {
+            let mut out = BytesMut::new();
+            encode(&mut out, Opcode::Close, b"");
+            out.freeze()
+        }
+        End::Theirs(code) => close_frame(code, ""),
+        End::Gone => return,
+    };
+    // Boxed: the few bytes of it that an idle socket's task would otherwise reserve are many sockets.
+    Box::pin(goodbye(connection, frame)).await;
+}
+
+async fn live(
+    session: &mut Session,
+    connection: &Arc<Connection>,
+    admission: Admission,
+    mut early: Vec<u8>,
+) -> End {
+    if let Err(end) = drive(connection, session.begin(admission)).await {
+        return end;
+    }
+    let mut decoder = Decoder::default();
+    if !early.is_empty() {
+        let input = take(session, connection, &mut decoder, &mut early);
+        drop(early);
+        if let Err(end) = apply(session, connection, input).await {
+            return end;
+        }
+    } else {
+        drop(early);
+    }
+    loop {
+        let wake = connection.wait(true).await;
+        if wake.close
+            && let Some(close) = connection.take_close()
+        {
+            return End::Ours(close);
+        }
+        if wake.timer
+            && let Err(close) = session.on_timer()
+        {
+            return End::Ours(close);
+        }
+        if wake.writable {
+            connection.flush();
+        }
+        if !wake.readable {
+            continue;
+        }
+        let input = READ.with_borrow_mut(|buffer| match connection.try_read(buffer) {
+            Ok(0) => Err(End::Gone),
+            Ok(n) => Ok(Some(take(session, connection, &mut decoder, &mut buffer[..n]))),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(_) => Err(End::Gone),
+        });
+        match input {
+            Ok(None) => {}
+            Ok(Some(input)) => {
+                if let Err(end) = apply(session, connection, input).await {
+                    return end;
+                }
+            }
+            Err(end) => return end,
+        }
+    }
+}
+
+/// What one read held: requests, then perhaps an end.
+#[derive(Default)]
+struct Input {
+    requests: Vec<Request>,
+    end: Option<End>,
+}
+
+/// Decodes bytes. Pings are answered here, at once.
+fn take(
+    session: &mut Session,
+    connection: &Connection,
+    decoder: &mut Decoder,
+    bytes: &mut [u8],
+) -> Input {
+    let mut input = Input::default();
+    let max = session.max_message();
+    let fed = decoder.feed(bytes, max, |message| {
+        if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
+            input.end = Some(End::Ours(Close::new(CloseCode::TooMany, "too many messages")));
+            return false;
+        }
+        match message {
+            Message::Text(text) => input.requests.push(plain::parse(text)),
+            Message::Binary(_) => input.requests.push(Request {
+                id: None,
+                command: Command::Invalid(
+                    ErrorCode::BadRequest,
+                    "the plain protocol is text, not binary".into(),
+                ),
+            }),
+            Message::Ping(data) => {
+                let mut pong = BytesMut::new();
+                encode(&mut pong, Opcode::Pong, data);
+                connection.send(pong.freeze());
+            }
+            Message::Pong => {}
+            Message::Close(code) => {
+                input.end = Some(End::Theirs(code));
+                return false;
+            }
+        }
+        true
+    });
+    if let Err(error) = fed {
+        if error == ProtocolError::TooBig {
+            metrics::rejected(Rejected::MessageSize);
+        }
+        let code = CloseCode::from_protocol_error(error);
+        input.end = Some(End::Ours(Close::new(code, error.to_string())));
+    }
+    session.on_bytes(decoder.is_partial());
+    input
+}
+
+async fn apply(
+    session: &mut Session,
+    connection: &Arc<Connection>,
+    input: Input,
+) -> Result<(), End> {
+    if !input.requests.is_empty() {
+        drive(connection, session.handle(input.requests)).await?;
+    }
+    input.end.map_or(Ok(()), Err)
+}
+
+/// Runs the session's work while closes are heard and the queue still drains. The work is boxed,
+/// so that an idle socket's task does not hold room for it.
+async fn drive(
+    connection: &Connection,
+    work: impl Future<Output = Result<(), Close>>,
+) -> Result<(), End> {
+    let mut work = Box::pin(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done.map_err(End::Ours),
+            wake = connection.wait(false) => {
+                if wake.close && let Some(close) = connection.take_close() {
+                    return Err(End::Ours(close));
+                }
+                if wake.writable {
+                    connection.flush();
+                }
+                if wake.timer {
+                    connection.missed_timer();
+                }
+            }
+        }
+    }
+}
+
+/// The closing handshake (RFC 6455 section 7.1.1): our frame, the end of our side, and then the
+/// client's end or the deadline. Without the wait a reset could overtake the frame.
+async fn goodbye(connection: Arc<Connection>, frame: Bytes) {
+    connection.finish(frame);
+    let wait = async {
+        let mut ended = false;
+        loop {
+            if !ended && !connection.has_queued() {
+                connection.shutdown();
+                ended = true;
+            }
+            let wake = connection.wait(true).await;
+            if wake.writable {
+                connection.flush();
+            }
+            if wake.readable {
+                let read = READ.with_borrow_mut(|buffer| connection.try_read(buffer));
+                match read {
+                    Ok(0) => return,
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                    Err(_) => return,
+                }
+            }
+        }
+    };
+    // The deadline passing is an end like any other.
+    let _ = tokio::time::timeout(LINGER, wait).await;
+}

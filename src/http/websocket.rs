@@ -1,0 +1,211 @@
+//! `GET /ws`: from a request to a socket.
+
+use std::net::IpAddr;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
+use axum::response::IntoResponse as _;
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+use super::admission::{self, Place, SUBPROTOCOL};
+use super::{App, Peer, refuse, socket};
+use crate::auth::Reason;
+use crate::config::{Policy, Reject};
+use crate::lifecycle::Phase;
+use crate::metrics::{self, Rejected};
+use crate::protocol::Wire;
+use crate::protocol::codes::{Close, CloseCode};
+use crate::session::{Admission, unix_now};
+use crate::websocket::accept_key;
+
+/// The handler. It answers before anything is read from the socket; the socket's own task begins
+/// when hyper hands the stream over.
+pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Response<Body> {
+    let began = Instant::now();
+    if app.lifecycle.phase() >= Phase::Draining {
+        metrics::rejected(Rejected::Draining);
+        return unavailable("draining: connect again, another replica answers\n");
+    }
+    let key = match check_upgrade(&request) {
+        Ok(key) => key,
+        Err(response) => {
+            metrics::rejected(Rejected::BadRequest);
+            return response;
+        }
+    };
+    let wire = match wire(&request) {
+        Ok(wire) => wire,
+        Err(response) => return response,
+    };
+    let policy = app.context.policy.load_full();
+    if !admission::origin_allowed(request.headers(), &policy.allowed_origins) {
+        metrics::rejected(Rejected::Origin);
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "this origin may not open a socket here: add it to server.allowed_origins\n",
+        );
+    }
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+        return refuse(StatusCode::BAD_REQUEST, "this connection cannot be upgraded\n");
+    };
+    let (admission, place) = match admit(&app, &policy, &request) {
+        Ok(admitted) => admitted,
+        Err(response) => return response,
+    };
+    let response = switching(&key, request.headers());
+    let lifecycle = app.lifecycle.clone();
+    lifecycle.spawn_connection(async move {
+        if let Some((stream, early)) = handed_over(upgrade).await {
+            let connection = app.context.gateway.hub().register(stream, wire);
+            socket::run(app.context, connection, admission, (began, early)).await;
+        }
+        drop(place);
+    });
+    response
+}
+
+/// The token's fate, and the socket's place; or the answer that refuses it.
+fn admit(
+    app: &App,
+    policy: &Policy,
+    request: &Request,
+) -> Result<(Admission, Option<Place>), Response<Body>> {
+    let ip = client_ip(request, policy);
+    let limits = &policy.limits;
+    let by_close = policy.reject == Reject::Close;
+    let place = match app.admissions.take(ip, limits.connections, limits.connections_per_ip) {
+        Ok(place) => place,
+        Err(what) => {
+            metrics::rejected(what);
+            let close = match what {
+                Rejected::PerIp => Close::new(CloseCode::TooMany, "too many connections of this address"),
+                _ => Close::new(CloseCode::TooMany, "too many connections"),
+            };
+            if by_close {
+                return Ok((Admission::Refused(close), None));
+            }
+            return Err(too_many());
+        }
+    };
+    let carried = admission::token(request.headers(), request.uri(), policy.cookie.as_deref());
+    let admission = match carried {
+        None if policy.anonymous => Admission::Anonymous,
+        None => Admission::AwaitToken,
+        Some((carrier, token)) => match policy.verifier.verify(&token, unix_now()) {
+            Ok(identity) => Admission::Identity(Box::new(identity)),
+            Err(reason) => {
+                metrics::auth_failure(reason);
+                tracing::info!(%reason, carrier, %ip, "token refused");
+                if !by_close {
+                    return Err(unauthorized(reason));
+                }
+                Admission::Refused(Close::new(CloseCode::TokenRefused, reason.slug()))
+            }
+        },
+    };
+    Ok((admission, Some(place)))
+}
+
+fn client_ip(request: &Request, policy: &Policy) -> IpAddr {
+    let peer = request.extensions().get::<Peer>();
+    let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
+    admission::client_ip(peer, request.headers(), &policy.trusted_proxies)
+}
+
+/// The raw stream and what was read beyond the request.
+async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
+    let upgraded = upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
+}
+
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
+    values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case(token))
+}
+
+/// RFC 6455 section 4.2.1; returns the accept key.
+fn check_upgrade(request: &Request) -> Result<String, Response<Body>> {
+    let headers = request.headers();
+    if request.method() != Method::GET {
+        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
+    }
+    if request.version() != Version::HTTP_11 {
+        return Err(refuse(StatusCode::BAD_REQUEST, "a WebSocket needs HTTP/1.1\n"));
+    }
+    if !has_token(headers, header::CONNECTION, "upgrade")
+        || !has_token(headers, header::UPGRADE, "websocket")
+    {
+        let mut response = refuse(
+            StatusCode::UPGRADE_REQUIRED,
+            "this is a WebSocket: the request lacks Upgrade and Connection \
+             (does a proxy on the way drop them?)\n",
+        );
+        response.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        return Err(response);
+    }
+    if headers.contains_key(header::TRANSFER_ENCODING)
+        || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v != "0")
+    {
+        return Err(refuse(StatusCode::BAD_REQUEST, "an upgrade has no body\n"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {
+        let mut response = refuse(StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 only\n");
+        response
+            .headers_mut()
+            .insert(header::SEC_WEBSOCKET_VERSION, HeaderValue::from_static("13"));
+        return Err(response);
+    }
+    headers
+        .get(header::SEC_WEBSOCKET_KEY)
+        .and_then(|key| accept_key(key.as_bytes()))
+        .ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "bad Sec-WebSocket-Key\n"))
+}
+
+fn wire(request: &Request) -> Result<Wire, Response<Body>> {
+    let query = request.uri().query().unwrap_or_default();
+    let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
+    match format.as_ref().map(|(_, value)| &**value) {
+        None | Some("plain") => Ok(Wire::Plain),
+        Some("envelope") => Ok(Wire::Envelope),
+        Some(_) => Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n")),
+    }
+}
+
+/// 101. A token offered as a subprotocol is never echoed.
+fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
+    let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
+    let out = response.headers_mut();
+    out.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    out.insert(header::CONNECTION, HeaderValue::from_static("Upgrade"));
+    if let Ok(key) = HeaderValue::from_str(key) {
+        out.insert(header::SEC_WEBSOCKET_ACCEPT, key);
+    }
+    if admission::offered(headers).any(|p| p == SUBPROTOCOL) {
+        out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
+    }
+    response
+}
+
+fn unavailable(message: &'static str) -> Response<Body> {
+    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn too_many() -> Response<Body> {
+    let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, "too many connections\n");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
+fn unauthorized(reason: Reason) -> Response<Body> {
+    let mut response = refuse(StatusCode::UNAUTHORIZED, reason.slug());
+    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}

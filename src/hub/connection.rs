@@ -1,0 +1,377 @@
+//! One socket as the hub sees it: writes go straight to it, and only what it would block on waits
+//! in a bounded queue for the connection's task.
+//!
+//! Not here: reading, frames, commands (`http::socket`, `session`). Invariants: bytes leave in the
+//! order in which they were given; once a close was asked for, nothing follows but the close frame;
+//! an idle connection owns no buffer.
+
+use std::future::poll_fn;
+use std::io::{ErrorKind, IoSlice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::task::Poll;
+use std::time::Instant;
+
+use atomic_waker::AtomicWaker;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use super::fanout::{NONE, Node};
+use super::queue::Queue;
+use super::{Bounds, ConnId};
+use crate::metrics;
+use crate::protocol::Wire;
+use crate::protocol::codes::{Close, CloseCode};
+
+/// Slices in one vectored write.
+const MAX_SLICES: usize = 32;
+
+/// Below this size, and a quarter of the batch, leftover bytes are copied rather than kept by
+/// reference: a slow client must not keep a large batch alive for the sake of a few frames.
+const COPY_BELOW: usize = 4096;
+
+const TIMER: u8 = 1;
+const CLOSE: u8 = 2;
+const BLOCKED: u8 = 4;
+
+#[derive(Default)]
+struct Outbound {
+    queue: Queue,
+    /// Asked for and not yet taken by the connection's task.
+    close: Option<Close>,
+    /// Nothing is accepted any more.
+    closed: bool,
+    user: Option<Arc<str>>,
+}
+
+/// A registered connection.
+pub struct Connection {
+    id: ConnId,
+    shard: u32,
+    slot: AtomicU32,
+    wire: Wire,
+    flags: AtomicU8,
+    missed: AtomicBool,
+    /// The tick of the wheel entry that counts; older ones are stale.
+    timer: AtomicU32,
+    waker: AtomicWaker,
+    out: Mutex<Outbound>,
+    stream: TcpStream,
+    bounds: Arc<Bounds>,
+    opened: Instant,
+}
+
+/// Why [`Connection::wait`] returned.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wake {
+    pub close: bool,
+    pub timer: bool,
+    pub readable: bool,
+    pub writable: bool,
+}
+
+impl Connection {
+    pub(super) fn new(
+        id: ConnId,
+        shard: u32,
+        wire: Wire,
+        stream: TcpStream,
+        bounds: Arc<Bounds>,
+    ) -> Self {
+        Self {
+            id,
+            shard,
+            slot: AtomicU32::new(u32::MAX),
+            wire,
+            flags: AtomicU8::new(0),
+            missed: AtomicBool::new(false),
+            timer: AtomicU32::new(0),
+            waker: AtomicWaker::new(),
+            out: Mutex::default(),
+            stream,
+            bounds,
+            opened: Instant::now(),
+        }
+    }
+
+    #[must_use]
+    pub fn id(&self) -> ConnId {
+        self.id
+    }
+
+    #[must_use]
+    pub fn wire(&self) -> Wire {
+        self.wire
+    }
+
+    #[must_use]
+    pub fn opened(&self) -> Instant {
+        self.opened
+    }
+
+    #[must_use]
+    pub fn user(&self) -> Option<Arc<str>> {
+        self.out.lock().user.clone()
+    }
+
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.out.lock().queue.bytes()
+    }
+
+    pub(super) fn set_user(&self, user: Arc<str>) {
+        self.out.lock().user = Some(user);
+    }
+
+    pub(super) fn shard(&self) -> u32 {
+        self.shard
+    }
+
+    pub(super) fn slot(&self) -> u32 {
+        self.slot.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_slot(&self, slot: u32) {
+        self.slot.store(slot, Ordering::Release);
+    }
+
+    pub(super) fn set_timer(&self, tick: u32) {
+        self.timer.store(tick, Ordering::Release);
+    }
+
+    pub(super) fn fire_timer(&self, tick: u32) {
+        if self.timer.load(Ordering::Acquire) == tick {
+            self.wake(TIMER);
+        }
+    }
+
+    /// The timer fired while nobody could act on it: the next [`Connection::wait`] that follows
+    /// the work in hand says so again.
+    pub fn missed_timer(&self) {
+        self.missed.store(true, Ordering::Release);
+    }
+
+    fn wake(&self, flag: u8) {
+        self.flags.fetch_or(flag, Ordering::AcqRel);
+        self.waker.wake();
+    }
+
+    /// Asks the connection's task to close. The first request counts.
+    pub fn close(&self, close: Close) {
+        let mut out = self.out.lock();
+        self.ask(&mut out, close);
+    }
+
+    fn ask(&self, out: &mut Outbound, close: Close) {
+        if out.closed || out.close.is_some() {
+            return;
+        }
+        out.close = Some(close);
+        self.wake(CLOSE);
+    }
+
+    /// Takes the request to close, after which the connection accepts nothing more.
+    pub fn take_close(&self) -> Option<Close> {
+        self.out.lock().close.take()
+    }
+
+    /// Accepts nothing more, and ends what waits with `frame`.
+    pub fn finish(&self, frame: Bytes) {
+        let mut out = self.out.lock();
+        out.closed = true;
+        metrics::queued(frame.len());
+        out.queue.push(frame, 0, false);
+        drop(out);
+        self.flush();
+    }
+
+    /// Queues one frame behind everything else without writing yet.
+    pub(super) fn enqueue(&self, frame: Bytes) {
+        let mut out = self.out.lock();
+        if out.closed {
+            return;
+        }
+        metrics::queued(frame.len());
+        out.queue.push(frame, 1, false);
+        self.check(&mut out);
+    }
+
+    /// Sends one frame, at once if the socket takes it.
+    pub fn send(&self, frame: Bytes) {
+        self.enqueue(frame);
+        self.flush();
+    }
+
+    /// Writes as much of the queue as the socket takes.
+    pub fn flush(&self) {
+        let mut out = self.out.lock();
+        while !out.queue.is_empty() {
+            let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+            let n = out.queue.slices(&mut slices);
+            match self.stream.try_write_vectored(&slices[..n]) {
+                Ok(sent) => {
+                    metrics::unqueued(sent);
+                    out.queue.advance(sent);
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    self.wake(BLOCKED);
+                    return;
+                }
+                Err(_) => return self.broken(&mut out),
+            }
+        }
+    }
+
+    /// The socket is dead: reading will say so too; until then nothing is kept for it.
+    fn broken(&self, out: &mut Outbound) {
+        out.closed = true;
+        metrics::unqueued(out.queue.bytes());
+        out.queue = Queue::default();
+    }
+
+    /// Closes the connection when its queue is over a bound.
+    fn check(&self, out: &mut Outbound) {
+        if out.queue.messages() > self.bounds.queue_messages.load(Ordering::Relaxed)
+            || out.queue.bytes() > self.bounds.queue_bytes.load(Ordering::Relaxed)
+        {
+            if !out.closed {
+                metrics::slow_consumer();
+            }
+            self.ask(out, Close::new(CloseCode::SlowConsumer, "slow consumer"));
+            out.closed = true;
+            metrics::unqueued(out.queue.cut());
+        }
+    }
+
+    /// The fan-out's write: the ranges of `batch` that the list at `head` names, in one call where
+    /// the socket takes them.
+    pub(super) fn deliver(&self, batch: &Bytes, nodes: &[Node], head: u32) {
+        let mut out = self.out.lock();
+        if out.closed {
+            return;
+        }
+        let (mut at, mut sent) = (head, 0);
+        while out.queue.is_empty() && at != NONE {
+            let node = &nodes[at as usize];
+            let written = if node.next == NONE {
+                self.stream.try_write(&batch[node.start as usize + sent..node.end as usize])
+            } else {
+                self.write_list(batch, nodes, at, sent)
+            };
+            match written {
+                Ok(mut n) => {
+                    while at != NONE {
+                        let node = &nodes[at as usize];
+                        let left = (node.end - node.start) as usize - sent;
+                        if n < left {
+                            sent += n;
+                            break;
+                        }
+                        n -= left;
+                        sent = 0;
+                        at = node.next;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return self.broken(&mut out),
+            }
+        }
+        if at == NONE {
+            return;
+        }
+        while at != NONE {
+            let node = &nodes[at as usize];
+            let data = keep(batch, node.start as usize + sent, node.end as usize);
+            metrics::queued(data.len());
+            out.queue.push(data, node.messages, sent > 0);
+            sent = 0;
+            at = node.next;
+        }
+        self.check(&mut out);
+        drop(out);
+        self.wake(BLOCKED);
+    }
+
+    fn write_list(
+        &self,
+        batch: &Bytes,
+        nodes: &[Node],
+        mut at: u32,
+        mut skip: usize,
+    ) -> std::io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut n = 0;
+        while at != NONE && n < MAX_SLICES {
+            let node = &nodes[at as usize];
+            slices[n] = IoSlice::new(&batch[node.start as usize + skip..node.end as usize]);
+            skip = 0;
+            n += 1;
+            at = node.next;
+        }
+        self.stream.try_write_vectored(&slices[..n])
+    }
+
+    /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), room
+    /// to write (if something waits for it).
+    pub async fn wait(&self, read: bool) -> Wake {
+        poll_fn(|cx| {
+            self.waker.register(cx.waker());
+            let flags = self.flags.swap(0, Ordering::AcqRel);
+            let mut wake = Wake {
+                close: flags & CLOSE != 0,
+                timer: flags & TIMER != 0,
+                ..Wake::default()
+            };
+            if !self.out.lock().queue.is_empty() {
+                wake.writable = self.stream.poll_write_ready(cx).is_ready();
+            }
+            if read {
+                wake.timer |= self.missed.swap(false, Ordering::AcqRel);
+                wake.readable = self.stream.poll_read_ready(cx).is_ready();
+            }
+            if wake.close || wake.timer || wake.readable || wake.writable {
+                Poll::Ready(wake)
+            } else {
+                Poll::Pending
+            }
+        })
+        .await
+    }
+
+    /// Reads what has arrived.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing has, or the socket's own error.
+    pub fn try_read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        self.stream.try_read(buffer)
+    }
+
+    /// True while something waits to be written.
+    #[must_use]
+    pub fn has_queued(&self) -> bool {
+        !self.out.lock().queue.is_empty()
+    }
+
+    /// Ends the sending side of the socket; what was written still arrives.
+    pub fn shutdown(&self) {
+        // A failure means that the peer is gone already.
+        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        metrics::unqueued(self.out.get_mut().queue.bytes());
+    }
+}
+
+/// The bytes that have to wait, by reference or, where they are a small part, as a copy.
+fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
+    let len = end - start;
+    if len < COPY_BELOW && len * 4 < batch.len() {
+        Bytes::copy_from_slice(&batch[start..end])
+    } else {
+        batch.slice(start..end)
+    }
+}

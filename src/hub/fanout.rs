@@ -1,0 +1,113 @@
+//! The fan-out: all pending pushes of a shard become one batch, and every connection that the
+//! batch touches gets one write.
+//!
+//! A batch is encoded into one buffer per wire, in order. A connection's share is a list of byte
+//! ranges; neighbouring ranges are joined, so that a connection with one busy channel is sent one
+//! slice. Invariants: no lock is held while sockets are written, a client is never waited for, and
+//! the runtime gets a turn every few hundred writes.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::{Bytes, BytesMut};
+
+use super::table::Slot;
+use super::{Connection, Shard};
+use crate::metrics::Fanout;
+use crate::protocol::{Push, Wire};
+
+/// The end of a list.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Sockets written between two turns for the runtime.
+const WRITES_PER_TURN: usize = 256;
+
+/// Capacity, in elements, that the scratch lists keep between batches.
+const KEPT: usize = 65_536;
+
+/// A range of a batch's buffer: some whole frames.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Node {
+    pub(super) start: u32,
+    pub(super) end: u32,
+    pub(super) messages: u32,
+    pub(super) next: u32,
+}
+
+/// The batch that is being put together, and its scratch memory.
+#[derive(Default)]
+pub(super) struct Batch {
+    buffers: [BytesMut; Wire::COUNT],
+    nodes: Vec<Node>,
+    dirty: Vec<u32>,
+    deliveries: [u64; Wire::COUNT],
+}
+
+impl Batch {
+    pub(super) fn encode(&mut self, push: &Push, wire: Wire) -> (u32, u32) {
+        let buffer = &mut self.buffers[wire as usize];
+        let start = buffer.len() as u32;
+        push.encode(wire, buffer);
+        (start, buffer.len() as u32)
+    }
+
+    pub(super) fn append(&mut self, index: u32, slot: &mut Slot, (start, end): (u32, u32)) {
+        self.deliveries[slot.wire as usize] += 1;
+        let node = self.nodes.len() as u32;
+        if slot.head == NONE {
+            slot.head = node;
+            self.dirty.push(index);
+        } else {
+            let tail = &mut self.nodes[slot.tail as usize];
+            if tail.end == start {
+                tail.end = end;
+                tail.messages += 1;
+                return;
+            }
+            tail.next = node;
+        }
+        slot.tail = node;
+        self.nodes.push(Node { start, end, messages: 1, next: NONE });
+    }
+
+    fn reset(&mut self) {
+        self.nodes.clear();
+        self.dirty.clear();
+        self.nodes.shrink_to(KEPT);
+        self.dirty.shrink_to(KEPT);
+    }
+}
+
+pub(super) async fn run(shard: Arc<Shard>) {
+    let metrics = Fanout::default();
+    let mut batch = Batch::default();
+    let mut pushes = Vec::new();
+    let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
+    loop {
+        pushes = shard.inbox.take(pushes).await;
+        let began = Instant::now();
+        {
+            let mut table = shard.table.lock();
+            for push in &pushes {
+                table.append(push, &mut batch);
+            }
+            lists.extend(batch.dirty.iter().filter_map(|slot| table.take_list(*slot)));
+        }
+        let buffers: [Bytes; Wire::COUNT] =
+            std::array::from_fn(|w| std::mem::take(&mut batch.buffers[w]).freeze());
+        for (i, (connection, head)) in lists.drain(..).enumerate() {
+            connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
+            if i % WRITES_PER_TURN == WRITES_PER_TURN - 1 {
+                tokio::task::yield_now().await;
+            }
+        }
+        for (counter, n) in metrics.deliveries.iter().zip(&mut batch.deliveries) {
+            if *n > 0 {
+                counter.increment(std::mem::take(n));
+            }
+        }
+        metrics.seconds.record(began.elapsed());
+        batch.reset();
+        pushes.shrink_to(KEPT);
+    }
+}

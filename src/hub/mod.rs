@@ -1,0 +1,300 @@
+//! The hub: which connections there are, and which of them get what.
+//!
+//! Connections are spread over shards. A shard owns the channel table of its connections, a timing
+//! wheel and one fan-out task (`fanout`). DashMaps hold what is asked across shards: connection by
+//! id, connections of a user, and which shards a channel has subscribers in.
+//!
+//! Not here: brokers, access, sessions. Invariants: a connection's channels are listed in its slot
+//! and nowhere else, so removing the slot removes every subscription; a shard's bit in `routes` is
+//! set exactly while its table has the channel (both change under the table's lock).
+
+mod connection;
+mod fanout;
+mod inbox;
+mod queue;
+mod table;
+mod wheel;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+use crate::channel::ChannelName;
+use crate::protocol::{Push, Wire};
+pub use connection::{Connection, Wake};
+use inbox::Inbox;
+pub use table::SubscribeError;
+use table::Table;
+pub use wheel::{TICK, TICKS_PER_SECOND};
+use wheel::Wheel;
+
+/// Identifies a connection within this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// One bit per shard in a word of `routes`.
+const MAX_SHARDS: usize = 64;
+
+type Routes = DashMap<ChannelName, u64, ahash::RandomState>;
+
+/// Bounds that fan-out and queues keep; changed on reload.
+#[derive(Debug)]
+pub struct Bounds {
+    pub queue_messages: AtomicUsize,
+    pub queue_bytes: AtomicUsize,
+    pub channels_per_connection: AtomicUsize,
+}
+
+struct Shard {
+    index: u32,
+    table: Mutex<Table>,
+    inbox: Inbox,
+    wheel: Mutex<Wheel>,
+    /// The tick that the shard's task processed last: its heartbeat.
+    ticked: AtomicU32,
+}
+
+/// The connections of this process.
+pub struct Hub {
+    shards: Box<[Arc<Shard>]>,
+    connections: DashMap<ConnId, Arc<Connection>, ahash::RandomState>,
+    users: DashMap<Arc<str>, Vec<ConnId>, ahash::RandomState>,
+    routes: Routes,
+    bounds: Arc<Bounds>,
+    next_id: AtomicU64,
+    subscriptions: AtomicUsize,
+    started: Instant,
+}
+
+impl Hub {
+    #[must_use]
+    pub fn new(shards: usize, bounds: Bounds) -> Arc<Self> {
+        let shard = |index| {
+            Arc::new(Shard {
+                index,
+                table: Mutex::default(),
+                inbox: Inbox::default(),
+                wheel: Mutex::default(),
+                ticked: AtomicU32::new(0),
+            })
+        };
+        let count = u32::try_from(shards.clamp(1, MAX_SHARDS)).unwrap_or(1);
+        Arc::new(Self {
+            shards: (0..count).map(shard).collect(),
+            connections: DashMap::default(),
+            users: DashMap::default(),
+            routes: Routes::default(),
+            bounds: Arc::new(bounds),
+            next_id: AtomicU64::new(1),
+            subscriptions: AtomicUsize::new(0),
+            started: Instant::now(),
+        })
+    }
+
+    #[must_use]
+    pub fn bounds(&self) -> &Bounds {
+        &self.bounds
+    }
+
+    /// Ticks since the hub began: the clock of wheel and sessions.
+    #[must_use]
+    pub fn now(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
+    }
+
+    /// Takes a connection in; it has no subscriptions yet.
+    pub fn register(&self, stream: TcpStream, wire: Wire) -> Arc<Connection> {
+        let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let shard = &self.shards[(id.0 % self.shards.len() as u64) as usize];
+        let connection = Connection::new(id, shard.index, wire, stream, Arc::clone(&self.bounds));
+        let connection = Arc::new(connection);
+        let slot = shard.table.lock().insert(Arc::clone(&connection));
+        connection.set_slot(slot);
+        self.connections.insert(id, Arc::clone(&connection));
+        connection
+    }
+
+    /// Takes a connection out, with all its subscriptions, and returns the channels it had.
+    pub fn remove(&self, connection: &Connection) -> Vec<ChannelName> {
+        if self.connections.remove(&connection.id()).is_none() {
+            return Vec::new();
+        }
+        if let Some(user) = connection.user() {
+            self.unbind(&user, connection.id());
+        }
+        let shard = self.shard(connection);
+        let channels = {
+            let mut table = shard.table.lock();
+            let (channels, emptied) = table.remove(connection.slot());
+            for channel in emptied {
+                self.clear_route(&channel, shard);
+            }
+            channels
+        };
+        self.subscriptions.fetch_sub(channels.len(), Ordering::Relaxed);
+        channels
+    }
+
+    /// Says whose connection this is. False, and nothing changed, when the user has `max` already.
+    pub fn bind(&self, connection: &Connection, user: &Arc<str>, max: usize) -> bool {
+        let mut ids = self.users.entry(Arc::clone(user)).or_default();
+        if ids.len() >= max {
+            return false;
+        }
+        ids.push(connection.id());
+        connection.set_user(Arc::clone(ids.key()));
+        true
+    }
+
+    fn unbind(&self, user: &Arc<str>, id: ConnId) {
+        self.users.remove_if_mut(user, |_, ids| {
+            ids.retain(|other| *other != id);
+            ids.is_empty()
+        });
+    }
+
+    /// Adds a subscription whose events are held back until [`Hub::activate`].
+    ///
+    /// # Errors
+    /// When the connection has the channel already, or too many.
+    pub fn subscribe(
+        &self,
+        connection: &Connection,
+        channel: &ChannelName,
+    ) -> Result<(), SubscribeError> {
+        let shard = self.shard(connection);
+        let max = self.bounds.channels_per_connection.load(Ordering::Relaxed);
+        let mut table = shard.table.lock();
+        let first = table.subscribe(connection.slot(), channel, max)?;
+        if first {
+            *self.routes.entry(channel.clone()).or_default() |= 1 << shard.index;
+        }
+        drop(table);
+        self.subscriptions.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends `reply`, then what was held back, and lets further events through.
+    pub fn activate(&self, connection: &Connection, channel: &ChannelName, reply: Option<Bytes>) {
+        let shard = self.shard(connection);
+        {
+            let mut table = shard.table.lock();
+            if let Some(reply) = reply {
+                connection.enqueue(reply);
+            }
+            table.activate(connection, channel);
+        }
+        connection.flush();
+    }
+
+    /// True if the connection had the subscription.
+    pub fn unsubscribe(&self, connection: &Connection, channel: &ChannelName) -> bool {
+        let shard = self.shard(connection);
+        let mut table = shard.table.lock();
+        let Some(last) = table.unsubscribe(connection.slot(), channel) else {
+            return false;
+        };
+        if last {
+            self.clear_route(channel, shard);
+        }
+        drop(table);
+        self.subscriptions.fetch_sub(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Call with the shard's table locked.
+    fn clear_route(&self, channel: &ChannelName, shard: &Shard) {
+        self.routes.remove_if_mut(channel, |_, mask| {
+            *mask &= !(1 << shard.index);
+            *mask == 0
+        });
+    }
+
+    /// Hands a push to every shard with subscribers; waits only when one is far behind.
+    pub async fn dispatch(&self, push: Push) {
+        let Some(mask) = self.routes.get(push.channel().as_str()).map(|m| *m) else { return };
+        let mut mask = mask;
+        while mask != 0 {
+            let shard = &self.shards[mask.trailing_zeros() as usize];
+            mask &= mask - 1;
+            if mask == 0 {
+                shard.inbox.push(push).await;
+                return;
+            }
+            shard.inbox.push(push.clone()).await;
+        }
+    }
+
+    /// Asks for the connection's timer at `tick`; replaces an earlier request.
+    pub fn schedule(&self, connection: &Connection, tick: u32) {
+        connection.set_timer(tick);
+        self.shard(connection).wheel.lock().insert(connection.id(), tick);
+    }
+
+    fn shard(&self, connection: &Connection) -> &Shard {
+        &self.shards[connection.shard() as usize]
+    }
+
+    #[must_use]
+    pub fn get(&self, id: ConnId) -> Option<Arc<Connection>> {
+        self.connections.get(&id).map(|c| Arc::clone(&c))
+    }
+
+    #[must_use]
+    pub fn of_user(&self, user: &str) -> Vec<Arc<Connection>> {
+        let ids = self.users.get(user).map(|ids| ids.clone()).unwrap_or_default();
+        ids.into_iter().filter_map(|id| self.get(id)).collect()
+    }
+
+    /// The ids of all connections at this moment.
+    #[must_use]
+    pub fn ids(&self) -> Vec<ConnId> {
+        self.connections.iter().map(|c| *c.key()).collect()
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        Counts {
+            connections: self.connections.len(),
+            users: self.users.len(),
+            channels: self.routes.len(),
+            subscriptions: self.subscriptions.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The channels of one connection, for debugging.
+    #[must_use]
+    pub fn channels_of(&self, connection: &Connection) -> Vec<ChannelName> {
+        self.shard(connection).table.lock().channels_of(connection.slot())
+    }
+
+    /// How many ticks the slowest shard is behind: liveness.
+    #[must_use]
+    pub fn lag(&self) -> u32 {
+        let now = self.now();
+        let behind = |s: &Arc<Shard>| now.saturating_sub(s.ticked.load(Ordering::Relaxed));
+        self.shards.iter().map(behind).max().unwrap_or(0)
+    }
+
+    /// Starts the shards' tasks.
+    pub fn start(self: &Arc<Self>) {
+        for shard in &self.shards {
+            crate::lifecycle::spawn("fanout", fanout::run(Arc::clone(shard)));
+            crate::lifecycle::spawn("wheel", wheel::run(Arc::clone(self), Arc::clone(shard)));
+        }
+    }
+}
+
+/// Sizes of the registry.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    pub connections: usize,
+    pub users: usize,
+    pub channels: usize,
+    pub subscriptions: usize,
+}

@@ -1,0 +1,127 @@
+//! The bounded outbound queue of one connection: what its socket would not take yet.
+//!
+//! Pure: no socket. Invariant: chunks are whole frames except that the first may be partly sent,
+//! and an empty queue owns no memory.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes};
+
+struct Chunk {
+    data: Bytes,
+    messages: u32,
+}
+
+#[derive(Default)]
+pub(super) struct Queue {
+    chunks: VecDeque<Chunk>,
+    bytes: usize,
+    messages: usize,
+    /// Some of the first chunk has been sent.
+    begun: bool,
+}
+
+impl Queue {
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Adds bytes; `begun` when what comes before them in their frame has been sent already.
+    pub(super) fn push(&mut self, data: Bytes, messages: u32, begun: bool) {
+        self.bytes += data.len();
+        self.messages += messages as usize;
+        self.begun |= begun;
+        self.chunks.push_back(Chunk { data, messages });
+    }
+
+    /// The next bytes to send.
+    pub(super) fn slices<'q>(&'q self, out: &mut [IoSlice<'q>]) -> usize {
+        let mut n = 0;
+        for (slot, chunk) in out.iter_mut().zip(&self.chunks) {
+            *slot = IoSlice::new(&chunk.data);
+            n += 1;
+        }
+        n
+    }
+
+    /// Takes out what was sent.
+    pub(super) fn advance(&mut self, mut sent: usize) {
+        self.bytes -= sent;
+        while let Some(first) = self.chunks.front_mut() {
+            if sent < first.data.len() {
+                self.begun |= sent > 0;
+                first.data.advance(sent);
+                return;
+            }
+            sent -= first.data.len();
+            self.messages -= first.messages as usize;
+            self.begun = false;
+            self.chunks.pop_front();
+        }
+        self.chunks = VecDeque::new();
+    }
+
+    /// Drops all but the rest of a chunk that was begun, so that a close frame can follow it.
+    /// Returns how many bytes went.
+    pub(super) fn cut(&mut self) -> usize {
+        let before = self.bytes;
+        self.chunks.truncate(usize::from(self.begun));
+        self.bytes = self.chunks.iter().map(|c| c.data.len()).sum();
+        self.messages = self.chunks.iter().map(|c| c.messages as usize).sum();
+        if self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
+        before - self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sent(queue: &Queue) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 8];
+        let n = queue.slices(&mut slices);
+        slices[..n].iter().flat_map(|s| s.to_vec()).collect()
+    }
+
+    #[test]
+    fn bytes_leave_in_order_and_the_empty_queue_owns_nothing() {
+        let mut q = Queue::default();
+        q.push(Bytes::from_static(b"abc"), 1, false);
+        q.push(Bytes::from_static(b"defg"), 2, false);
+        assert_eq!((q.bytes(), q.messages()), (7, 3));
+        q.advance(2);
+        assert_eq!(sent(&q), b"cdefg");
+        q.advance(1);
+        assert_eq!((sent(&q), q.messages()), (b"defg".to_vec(), 2));
+        q.advance(4);
+        assert!(q.is_empty() && q.chunks.capacity() == 0);
+    }
+
+    #[test]
+    fn a_cut_keeps_only_the_frame_that_was_begun() {
+        let mut q = Queue::default();
+        q.push(Bytes::from_static(b"abc"), 1, false);
+        q.push(Bytes::from_static(b"def"), 1, false);
+        q.advance(1);
+        assert_eq!(q.cut(), 3);
+        assert_eq!((sent(&q), q.bytes(), q.messages()), (b"bc".to_vec(), 2, 1));
+        let mut q = Queue::default();
+        q.push(Bytes::from_static(b"abc"), 1, false);
+        assert_eq!(q.cut(), 3);
+        assert!(q.is_empty());
+        let mut q = Queue::default();
+        q.push(Bytes::from_static(b"c"), 1, true);
+        assert_eq!(q.cut(), 0);
+    }
+}

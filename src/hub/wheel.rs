@@ -1,0 +1,94 @@
+//! One timing wheel per shard: pings, deadlines and token ends of all its connections cost one
+//! interval timer. A due entry only wakes its connection, whose session decides what to do.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::{ConnId, Hub, Shard};
+
+/// The wheel's resolution.
+pub const TICK: Duration = Duration::from_millis(250);
+pub const TICKS_PER_SECOND: u32 = 4;
+
+/// Slots: 128 s ahead; what is later goes round again.
+const SLOTS: u32 = 512;
+
+pub(super) struct Wheel {
+    slots: Box<[Vec<(ConnId, u32)>]>,
+    /// Everything up to this tick has been taken.
+    taken: u32,
+}
+
+impl Default for Wheel {
+    fn default() -> Self {
+        Self { slots: (0..SLOTS).map(|_| Vec::new()).collect(), taken: 0 }
+    }
+}
+
+impl Wheel {
+    pub(super) fn insert(&mut self, id: ConnId, due: u32) {
+        let due = due.max(self.taken + 1);
+        let at = due.min(self.taken + SLOTS - 1);
+        self.slots[(at % SLOTS) as usize].push((id, due));
+    }
+
+    /// The entries that are due at or before `now`.
+    fn take(&mut self, now: u32) -> Vec<(ConnId, u32)> {
+        let mut due = Vec::new();
+        while self.taken < now {
+            self.taken += 1;
+            let slot = std::mem::take(&mut self.slots[(self.taken % SLOTS) as usize]);
+            for (id, at) in slot {
+                if at <= self.taken {
+                    due.push((id, at));
+                } else {
+                    self.insert(id, at);
+                }
+            }
+        }
+        due
+    }
+}
+
+pub(super) async fn run(hub: Arc<Hub>, shard: Arc<Shard>) {
+    let mut ticks = interval(TICK);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = hub.now();
+        let due = shard.wheel.lock().take(now);
+        for (i, (id, at)) in due.into_iter().enumerate() {
+            if let Some(connection) = hub.get(id) {
+                connection.fire_timer(at);
+            }
+            if i % 256 == 255 {
+                tokio::task::yield_now().await;
+            }
+        }
+        shard.ticked.store(now, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_come_due_once_and_never_early() {
+        let mut wheel = Wheel::default();
+        for (id, due) in [(1, 0), (2, 3), (3, SLOTS - 1), (4, SLOTS), (5, 5 * SLOTS + 7)] {
+            wheel.insert(ConnId(id), due);
+        }
+        let mut seen = Vec::new();
+        for now in (0..6 * SLOTS).step_by(3) {
+            seen.extend(wheel.take(now).into_iter().map(|(id, due)| {
+                assert!(due <= now && now < due + 3, "{id:?} due {due} at {now}");
+                id.0
+            }));
+        }
+        assert_eq!(seen, [1, 2, 3, 4, 5]);
+    }
+}

@@ -1,0 +1,129 @@
+//! The process's life: readiness, signals, the phases of a drain, and the only place that spawns.
+//!
+//! Not here: what a drain does to sockets (`app`). Invariant: a phase only ever moves forward, and
+//! a second signal ends the process at once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::task::TaskTracker;
+
+/// Where the process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Running,
+    /// Not ready, still accepting, so that load balancers notice.
+    Settling,
+    /// Not accepting; sockets are told to go.
+    Draining,
+}
+
+/// Shared handle on the process's life.
+#[derive(Clone)]
+pub struct Lifecycle {
+    phase: watch::Sender<Phase>,
+    /// Set by the first round trip to the broker; never unset.
+    ready: Arc<AtomicBool>,
+    tasks: TaskTracker,
+}
+
+impl Default for Lifecycle {
+    fn default() -> Self {
+        Self {
+            phase: watch::Sender::new(Phase::Running),
+            ready: Arc::default(),
+            tasks: TaskTracker::new(),
+        }
+    }
+}
+
+impl Lifecycle {
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    pub fn advance(&self, to: Phase) {
+        self.phase.send_if_modified(|phase| {
+            let forward = to > *phase;
+            if forward {
+                *phase = to;
+            }
+            forward
+        });
+    }
+
+    /// Waits until the phase is `phase` or later.
+    pub async fn reached(&self, phase: Phase) {
+        let mut rx = self.phase.subscribe();
+        // An error means that the sender is gone; we hold one.
+        let _ = rx.wait_for(|p| *p >= phase).await;
+    }
+
+    /// The broker answered for the first time.
+    pub fn set_ready(&self) {
+        self.ready.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn is_broker_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// Spawns a connection's task: the drain waits for these.
+    #[expect(clippy::disallowed_methods, reason = "the one place that spawns tracked tasks")]
+    pub fn spawn_connection<F>(&self, task: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        tokio::spawn(self.tasks.track_future(task));
+    }
+
+    /// Waits until all connection tasks ended.
+    pub async fn connections_ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+}
+
+/// Spawns a task that lives as long as the process or its handle's owner wants.
+#[expect(clippy::disallowed_methods, reason = "the one place that spawns background tasks")]
+pub fn spawn<F>(name: &'static str, task: F) -> JoinHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    tokio::spawn(async move {
+        task.await;
+        tracing::debug!(task = name, "task ended");
+    })
+}
+
+/// Waits for SIGTERM or SIGINT.
+///
+/// # Errors
+/// When the signal handlers cannot be installed.
+pub async fn terminated() -> std::io::Result<()> {
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// Calls `reload` on every SIGHUP.
+///
+/// # Errors
+/// When the signal handler cannot be installed.
+pub async fn on_hangup(mut reload: impl FnMut()) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    while hangup.recv().await.is_some() {
+        reload();
+    }
+    Ok(())
+}

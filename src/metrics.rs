@@ -1,0 +1,296 @@
+//! Every metric: one row each, whose doc text is its HELP. Only this file uses the `metrics`
+//! macros, so a metric has one name and one place.
+//!
+//! Invariant: no label has an unbounded set of values. Handles on hot paths are resolved once.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics::{Counter, Gauge, Histogram};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+
+use crate::auth::Reason;
+use crate::channel::GapReason;
+use crate::protocol::Wire;
+use crate::protocol::codes::CloseCode;
+
+/// What kind of series a row makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+macro_rules! table {
+    ($($(#[doc = $help:literal])+ $kind:ident $const:ident $name:literal;)+) => {
+        $($(#[doc = $help])+ pub const $const: &str = concat!("tollgate_", $name);)+
+        /// Name, kind and help of every metric.
+        pub const ALL: &[(&str, Kind, &str)] =
+            &[$(($const, Kind::$kind, concat!($($help),+)),)+];
+    };
+}
+
+table! {
+    /// Open sockets by wire format and transport.
+    Gauge CONNECTIONS "connections";
+    /// Sockets that were accepted with a valid token (or as anonymous).
+    Counter CONNECTIONS_OPENED "connections_opened_total";
+    /// Sockets that ended, by reason.
+    Counter CONNECTIONS_CLOSED "connections_closed_total";
+    /// From the request to the first message of an accepted socket, in seconds.
+    Histogram HANDSHAKE "handshake_seconds";
+    /// Refused tokens by reason.
+    Counter AUTH_FAILURES "auth_failures_total";
+    /// Subscriptions of this replica's sockets.
+    Gauge SUBSCRIPTIONS "subscriptions";
+    /// Channels with at least one subscription on this replica.
+    Gauge CHANNELS "channels";
+    /// Publications that came from the broker, by broker and kind.
+    Counter PUBLICATIONS_RECEIVED "publications_received_total";
+    /// Events handed to sockets, by wire format.
+    Counter DELIVERIES "deliveries_total";
+    /// From taking a batch of publications to the last socket write, in seconds.
+    Histogram FANOUT "fanout_seconds";
+    /// Gap declarations that went out per channel, by reason.
+    Counter GAPS_DECLARED "gaps_declared_total";
+    /// Sockets closed because they read too slowly.
+    Counter SLOW_CONSUMERS "slow_consumers_total";
+    /// Bytes that wait in the outbound queues of all sockets.
+    Gauge OUTBOUND_QUEUE_BYTES "outbound_queue_bytes";
+    /// 1 while the connection to Redis is up, by role.
+    Gauge REDIS_CONNECTED "redis_connected";
+    /// Connections to Redis that were lost and made again.
+    Counter REDIS_RECONNECTS "redis_reconnects_total";
+    /// Requests, sockets and publications turned away by a limit or a check.
+    Counter REJECTED "rejected_total";
+    /// 1 while this replica drains.
+    Gauge DRAINING "draining";
+    /// Always 1; the label is a hash of the effective configuration, secrets left out.
+    Gauge CONFIG_INFO "config_info";
+    /// Configuration reloads by result.
+    Counter CONFIG_RELOADS "config_reloads_total";
+    /// Always 1; the version that runs.
+    Gauge BUILD_INFO "build_info";
+}
+
+/// Bucket bounds of all `_seconds` histograms: from a lone event's fan-out to a stuck handshake.
+const SECONDS: [f64; 14] = [
+    0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
+    10.0,
+];
+
+/// What was turned away, besides tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    Connections,
+    PerUser,
+    PerIp,
+    HttpConnections,
+    Rate,
+    Channels,
+    MessageSize,
+    PublicationSize,
+    PublicationInvalid,
+    Origin,
+    BadRequest,
+    Draining,
+    ApiKey,
+}
+
+impl Rejected {
+    const ALL: [Self; 13] = [
+        Self::Connections,
+        Self::PerUser,
+        Self::PerIp,
+        Self::HttpConnections,
+        Self::Rate,
+        Self::Channels,
+        Self::MessageSize,
+        Self::PublicationSize,
+        Self::PublicationInvalid,
+        Self::Origin,
+        Self::BadRequest,
+        Self::Draining,
+        Self::ApiKey,
+    ];
+
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "limit_connections",
+            Self::PerUser => "limit_per_user",
+            Self::PerIp => "limit_per_ip",
+            Self::HttpConnections => "limit_http_connections",
+            Self::Rate => "rate",
+            Self::Channels => "limit_channels",
+            Self::MessageSize => "message_size",
+            Self::PublicationSize => "publication_size",
+            Self::PublicationInvalid => "publication_invalid",
+            Self::Origin => "origin",
+            Self::BadRequest => "bad_request",
+            Self::Draining => "draining",
+            Self::ApiKey => "api_key",
+        }
+    }
+}
+
+/// Installs the recorder, once per process, and makes every series with a closed set of labels
+/// exist at zero, so that the first increase is one.
+///
+/// # Panics
+/// When another recorder was installed before.
+pub fn install() -> PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE
+        .get_or_init(|| {
+            let handle = PrometheusBuilder::new()
+                .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
+                .and_then(PrometheusBuilder::install_recorder)
+                .expect("the only metrics recorder of the process");
+            describe();
+            zero();
+            handle
+        })
+        .clone()
+}
+
+fn describe() {
+    for (name, kind, help) in ALL {
+        let help = help.trim();
+        match kind {
+            Kind::Counter => metrics::describe_counter!(*name, help),
+            Kind::Gauge => metrics::describe_gauge!(*name, help),
+            Kind::Histogram => metrics::describe_histogram!(*name, help),
+        }
+    }
+}
+
+fn zero() {
+    for reason in Reason::ALL {
+        metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(0);
+    }
+    for reason in GapReason::ALL {
+        metrics::counter!(GAPS_DECLARED, "reason" => reason.label()).increment(0);
+    }
+    for code in CloseCode::ALL {
+        closed(code.label(), 0);
+    }
+    closed("client_gone", 0);
+    for what in Rejected::ALL {
+        metrics::counter!(REJECTED, "reason" => what.label()).increment(0);
+    }
+    for wire in Wire::ALL {
+        connections(wire).set(0.0);
+        metrics::counter!(DELIVERIES, "wire" => wire.label()).increment(0);
+    }
+    for result in ["ok", "failed"] {
+        metrics::counter!(CONFIG_RELOADS, "result" => result).increment(0);
+    }
+    metrics::counter!(CONNECTIONS_OPENED).increment(0);
+    metrics::counter!(SLOW_CONSUMERS).increment(0);
+    metrics::counter!(REDIS_RECONNECTS).increment(0);
+    for gauge in [SUBSCRIPTIONS, CHANNELS, OUTBOUND_QUEUE_BYTES, DRAINING] {
+        metrics::gauge!(gauge).set(0.0);
+    }
+    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+}
+
+/// Handles for the fan-out, resolved once per shard.
+pub struct Fanout {
+    pub deliveries: [Counter; Wire::COUNT],
+    pub seconds: Histogram,
+}
+
+impl Default for Fanout {
+    fn default() -> Self {
+        Self {
+            deliveries: Wire::ALL.map(|w| metrics::counter!(DELIVERIES, "wire" => w.label())),
+            seconds: metrics::histogram!(FANOUT),
+        }
+    }
+}
+
+#[must_use]
+pub fn connections(wire: Wire) -> Gauge {
+    metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => "websocket")
+}
+
+pub fn opened(handshake: Duration) {
+    metrics::counter!(CONNECTIONS_OPENED).increment(1);
+    metrics::histogram!(HANDSHAKE).record(handshake);
+}
+
+pub fn closed(reason: &'static str, n: u64) {
+    metrics::counter!(CONNECTIONS_CLOSED, "reason" => reason).increment(n);
+}
+
+pub fn auth_failure(reason: Reason) {
+    metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(1);
+}
+
+pub fn rejected(what: Rejected) {
+    metrics::counter!(REJECTED, "reason" => what.label()).increment(1);
+}
+
+#[must_use]
+pub fn publications(broker: &'static str) -> Counter {
+    metrics::counter!(PUBLICATIONS_RECEIVED, "broker" => broker, "kind" => "plain")
+}
+
+pub fn gap_declared(reason: GapReason) {
+    metrics::counter!(GAPS_DECLARED, "reason" => reason.label()).increment(1);
+}
+
+pub fn slow_consumer() {
+    metrics::counter!(SLOW_CONSUMERS).increment(1);
+}
+
+/// The gauge of queued bytes, looked up once: replies pass through it.
+fn outbound() -> &'static Gauge {
+    static GAUGE: OnceLock<Gauge> = OnceLock::new();
+    GAUGE.get_or_init(|| metrics::gauge!(OUTBOUND_QUEUE_BYTES))
+}
+
+pub fn queued(bytes: usize) {
+    outbound().increment(bytes as f64);
+}
+
+pub fn unqueued(bytes: usize) {
+    if bytes > 0 {
+        outbound().decrement(bytes as f64);
+    }
+}
+
+pub fn redis_connected(role: &'static str, up: bool) {
+    metrics::gauge!(REDIS_CONNECTED, "role" => role).set(f64::from(u8::from(up)));
+}
+
+pub fn redis_reconnect() {
+    metrics::counter!(REDIS_RECONNECTS).increment(1);
+}
+
+pub fn draining() {
+    metrics::gauge!(DRAINING).set(1.0);
+}
+
+pub fn config_info(sha: &str) {
+    metrics::gauge!(CONFIG_INFO, "sha" => sha.to_owned()).set(1.0);
+}
+
+/// The old configuration's series goes to 0 when another takes its place.
+pub fn config_replaced(old: &str, new: &str) {
+    metrics::gauge!(CONFIG_INFO, "sha" => old.to_owned()).set(0.0);
+    config_info(new);
+}
+
+pub fn config_reload(ok: bool) {
+    let result = if ok { "ok" } else { "failed" };
+    metrics::counter!(CONFIG_RELOADS, "result" => result).increment(1);
+}
+
+/// The registry's sizes, set when metrics are read.
+pub fn sizes(subscriptions: usize, channels: usize) {
+    metrics::gauge!(SUBSCRIPTIONS).set(subscriptions as f64);
+    metrics::gauge!(CHANNELS).set(channels as f64);
+}

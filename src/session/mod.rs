@@ -1,0 +1,218 @@
+//! A client's session without its socket: what it may do, what it gets, when it ends.
+//!
+//! Not here: reading and writing (`http::socket`), the token's checks (`auth`), the rules
+//! (`access`). Invariants: nothing is subscribed without `access::decide`; the first message of an
+//! accepted session is `connected`, sent once its automatic subscriptions are live; every way to
+//! end is a [`Close`] with a code from the table.
+
+mod commands;
+mod timers;
+
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+
+use crate::access::{self, Identity};
+use crate::auth::Reason;
+use crate::channel::ChannelName;
+use crate::config::Policy;
+use crate::gateway::{Gateway, Waiting};
+use crate::hub::Connection;
+use crate::metrics::{self, Rejected};
+use crate::protocol::codes::{Close, CloseCode};
+use crate::protocol::plain;
+use timers::Timers;
+
+/// What all sessions share.
+pub struct Context {
+    pub gateway: Arc<Gateway>,
+    pub policy: ArcSwap<Policy>,
+}
+
+/// What the handshake found out about the token.
+#[derive(Debug)]
+pub enum Admission {
+    /// A valid token.
+    Identity(Box<Identity>),
+    /// No token, and `auth.anonymous` allows that.
+    Anonymous,
+    /// No token yet: the first message has to bring one.
+    AwaitToken,
+    /// To be closed at once, so that a browser can read why.
+    Refused(Close),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    AwaitToken,
+    Open,
+}
+
+pub struct Session {
+    context: Arc<Context>,
+    connection: Arc<Connection>,
+    identity: Option<Box<Identity>>,
+    state: State,
+    timers: Timers,
+    /// Token bucket of the command rate, in commands.
+    allowance: f32,
+    allowance_at: u32,
+    began: Instant,
+}
+
+/// The wall clock in Unix seconds, for `exp` and `nbf`.
+#[must_use]
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Session {
+    /// A session whose handshake began at `began`.
+    #[must_use]
+    pub fn new(context: Arc<Context>, connection: Arc<Connection>, began: Instant) -> Self {
+        let policy = context.policy.load();
+        let now = context.gateway.hub().now();
+        let (allowance, timers) =
+            (policy.limits.command_burst as f32, Timers::new(now, &policy.limits));
+        drop(policy);
+        Self {
+            context,
+            connection,
+            identity: None,
+            state: State::AwaitToken,
+            timers,
+            allowance,
+            allowance_at: now,
+            began,
+        }
+    }
+
+    /// Carries on from the handshake.
+    ///
+    /// # Errors
+    /// Why the connection has to be closed.
+    pub async fn begin(&mut self, admission: Admission) -> Result<(), Close> {
+        match admission {
+            Admission::Identity(identity) => self.open(Some(identity)).await,
+            Admission::Anonymous => self.open(None).await,
+            Admission::AwaitToken => {
+                let deadline = self.context.policy.load().auth_deadline;
+                self.timers.await_token(self.now(), deadline);
+                self.schedule();
+                Ok(())
+            }
+            Admission::Refused(close) => Err(close),
+        }
+    }
+
+    /// The largest message that is read.
+    #[must_use]
+    pub fn max_message(&self) -> usize {
+        self.context.policy.load().limits.message_bytes
+    }
+
+    fn now(&self) -> u32 {
+        self.context.gateway.hub().now()
+    }
+
+    /// Takes one message from the command rate; false when there are none left.
+    pub fn allow_message(&mut self) -> bool {
+        let limits = &self.context.policy.load().limits;
+        let now = self.now();
+        let ticks = now.saturating_sub(self.allowance_at);
+        let rate = limits.commands_per_second as f32 / crate::hub::TICKS_PER_SECOND as f32;
+        self.allowance = (self.allowance + ticks as f32 * rate).min(limits.command_burst as f32);
+        self.allowance_at = now;
+        if self.allowance < 1.0 {
+            metrics::rejected(Rejected::Rate);
+            return false;
+        }
+        self.allowance -= 1.0;
+        true
+    }
+
+    /// The identity is known: claim its place, subscribe what is automatic, say `connected`.
+    async fn open(&mut self, identity: Option<Box<Identity>>) -> Result<(), Close> {
+        let policy = self.context.policy.load_full();
+        if let Some(identity) = &identity {
+            let hub = self.context.gateway.hub();
+            let max = policy.limits.connections_per_user;
+            if !hub.bind(&self.connection, &identity.user, max) {
+                metrics::rejected(Rejected::PerUser);
+                return Err(Close::new(CloseCode::TooMany, "too many connections of this user"));
+            }
+            self.timers.token_until(identity.expires_at, &policy);
+        }
+        self.identity = identity;
+        let channels = self.subscribe_automatic(&policy).await?;
+        let user = self.identity.as_ref().map(|i| &*i.user);
+        let expires_at = self.identity.as_ref().and_then(|i| i.expires_at);
+        let id = self.context.gateway.connection_id(&self.connection);
+        self.connection.send(plain::connected(user, &id, expires_at, &channels));
+        for channel in &channels {
+            self.context.gateway.activate(&self.connection, channel, None);
+        }
+        self.state = State::Open;
+        metrics::opened(self.began.elapsed());
+        self.schedule();
+        Ok(())
+    }
+
+    async fn subscribe_automatic(&self, policy: &Policy) -> Result<Vec<ChannelName>, Close> {
+        let gateway = &self.context.gateway;
+        let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
+        let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
+        for channel in wanted {
+            match gateway.subscribe(&self.connection, &channel) {
+                Ok(waiting) => begun.push((channel, waiting)),
+                Err(_) => {
+                    metrics::rejected(Rejected::Channels);
+                    return Err(Close::new(CloseCode::TooMany, "too many automatic channels"));
+                }
+            }
+        }
+        let mut live = Vec::with_capacity(begun.len());
+        for (channel, waiting) in begun {
+            if let Err(e) = gateway.confirmed(&self.connection, &channel, waiting).await {
+                tracing::debug!(%channel, error = %e, "automatic subscription failed");
+                return Err(Close::new(CloseCode::TryAgainLater, "broker unavailable"));
+            }
+            live.push(channel);
+        }
+        Ok(live)
+    }
+
+    /// The timer of this session came due.
+    ///
+    /// # Errors
+    /// Which deadline passed.
+    pub fn on_timer(&mut self) -> Result<(), Close> {
+        let policy = self.context.policy.load_full();
+        self.timers.check(self.now(), unix_now(), &policy, &self.connection).inspect_err(|close| {
+            if close.reason == Reason::Expired.slug() {
+                metrics::auth_failure(Reason::Expired);
+            }
+        })?;
+        self.schedule();
+        Ok(())
+    }
+
+    /// Bytes came: the client is alive. `partial`: they end within a message.
+    pub fn on_bytes(&mut self, partial: bool) {
+        let now = self.now();
+        let pong = self.context.policy.load().limits.pong_timeout.0;
+        if self.timers.heard(now, partial, pong) {
+            self.schedule();
+        }
+    }
+
+    fn schedule(&self) {
+        self.context.gateway.hub().schedule(&self.connection, self.timers.next());
+    }
+
+    /// Takes the connection out of everything.
+    pub fn end(&self) {
+        self.context.gateway.remove(&self.connection);
+    }
+}

@@ -1,0 +1,149 @@
+//! What a session waits for, in ticks of the hub's wheel: one entry on the wheel serves them all.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+
+use super::unix_now;
+use crate::auth::Reason;
+use crate::config::{Limits, Policy};
+use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
+use crate::protocol::codes::{Close, CloseCode};
+use crate::protocol::plain;
+use crate::websocket::{Opcode, encode};
+
+/// Nothing is waited for.
+const NEVER: u32 = u32::MAX;
+
+#[derive(Debug)]
+pub(super) struct Timers {
+    /// A token has to have come.
+    token_due: u32,
+    next_ping: u32,
+    /// Something has to have been heard.
+    pong_due: u32,
+    /// A begun message has to be complete.
+    rest_due: u32,
+    /// Look at the token's end again.
+    expiry: u32,
+    /// Unix seconds.
+    expires_at: Option<u64>,
+    notified: bool,
+}
+
+fn ticks(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis().div_ceil(TICK.as_millis())).unwrap_or(NEVER / 2)
+}
+
+impl Timers {
+    /// Pings begin at a random moment of the first interval, so that connections that came together
+    /// are not pinged together.
+    pub(super) fn new(now: u32, limits: &Limits) -> Self {
+        let interval = ticks(limits.ping_interval.0);
+        Self {
+            token_due: NEVER,
+            next_ping: now + interval / 2 + fastrand::u32(0..=interval / 2),
+            pong_due: NEVER,
+            rest_due: NEVER,
+            expiry: NEVER,
+            expires_at: None,
+            notified: false,
+        }
+    }
+
+    pub(super) fn await_token(&mut self, now: u32, deadline: Duration) {
+        self.token_due = now + ticks(deadline);
+    }
+
+    pub(super) fn token_came(&mut self) {
+        self.token_due = NEVER;
+    }
+
+    /// The token that counts now ends then.
+    pub(super) fn token_until(&mut self, expires_at: Option<u64>, policy: &Policy) {
+        self.expires_at = expires_at;
+        // A token that is within its notice already is not announced as expiring: the client has
+        // just sent it.
+        let left = expires_at.map_or(u64::MAX, |t| t.saturating_sub(unix_now()));
+        self.notified = left <= policy.expiring_notice.as_secs();
+        // Looked at with the next timer, which also plans the one after.
+        self.expiry = if expires_at.is_some() { 0 } else { NEVER };
+    }
+
+    /// Bytes came. True when the wheel has to know.
+    pub(super) fn heard(&mut self, now: u32, partial: bool, within: Duration) -> bool {
+        self.pong_due = NEVER;
+        if !partial {
+            self.rest_due = NEVER;
+            return false;
+        }
+        if self.rest_due != NEVER {
+            return false;
+        }
+        self.rest_due = now + ticks(within);
+        true
+    }
+
+    /// Does what has come due.
+    pub(super) fn check(
+        &mut self,
+        now: u32,
+        unix: u64,
+        policy: &Policy,
+        connection: &Connection,
+    ) -> Result<(), Close> {
+        if now >= self.token_due {
+            return Err(Close::new(CloseCode::Deadline, "no token in time"));
+        }
+        if now >= self.pong_due {
+            return Err(Close::new(CloseCode::Deadline, "no answer to ping"));
+        }
+        if now >= self.rest_due {
+            return Err(Close::new(CloseCode::Deadline, "message not finished in time"));
+        }
+        if now >= self.next_ping {
+            let mut ping = BytesMut::new();
+            encode(&mut ping, Opcode::Ping, b"");
+            connection.send(ping.freeze());
+            self.next_ping = now + ticks(policy.limits.ping_interval.0);
+            self.pong_due = now + ticks(policy.limits.pong_timeout.0);
+        }
+        if now >= self.expiry
+            && let Some(expires_at) = self.expires_at
+        {
+            self.check_token(now, unix, expires_at, policy, connection)?;
+        }
+        Ok(())
+    }
+
+    fn check_token(
+        &mut self,
+        now: u32,
+        unix: u64,
+        expires_at: u64,
+        policy: &Policy,
+        connection: &Connection,
+    ) -> Result<(), Close> {
+        let end = expires_at.saturating_add(policy.leeway.as_secs());
+        if unix >= end {
+            return Err(Close::new(CloseCode::TokenRefused, Reason::Expired.slug()));
+        }
+        let notice = expires_at.saturating_sub(policy.expiring_notice.as_secs());
+        if !self.notified && unix >= notice {
+            self.notified = true;
+            connection.send(plain::token_expiring(expires_at));
+        }
+        let next = if self.notified { end } else { notice };
+        let seconds = u32::try_from(next - unix).unwrap_or(NEVER);
+        self.expiry = now.saturating_add(seconds.saturating_mul(TICKS_PER_SECOND)).min(NEVER - 1);
+        Ok(())
+    }
+
+    /// The earliest of all.
+    pub(super) fn next(&self) -> u32 {
+        [self.token_due, self.next_ping, self.pong_due, self.rest_due, self.expiry]
+            .into_iter()
+            .min()
+            .unwrap_or(self.next_ping)
+    }
+}
