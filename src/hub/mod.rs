@@ -232,8 +232,10 @@ impl Hub {
 
     /// Asks for the connection's timer at `tick`; replaces an earlier request.
     pub fn schedule(&self, connection: &Connection, tick: u32) {
+        let mut wheel = self.shard(connection).wheel.lock();
+        // A tick that has passed comes due with the next one; the connection has to know which.
+        let tick = wheel.insert(connection.id(), tick);
         connection.set_timer(tick);
-        self.shard(connection).wheel.lock().insert(connection.id(), tick);
     }
 
     fn shard(&self, connection: &Connection) -> &Shard {

@@ -29,10 +29,12 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    pub(super) fn insert(&mut self, id: ConnId, due: u32) {
+    /// Returns when the entry will come due: not before the next tick.
+    pub(super) fn insert(&mut self, id: ConnId, due: u32) -> u32 {
         let due = due.max(self.taken + 1);
         let at = due.min(self.taken + SLOTS - 1);
         self.slots[(at % SLOTS) as usize].push((id, due));
+        due
     }
 
     /// The entries that are due at or before `now`.

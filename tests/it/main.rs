@@ -1,1 +1,40 @@
+//! One integration binary: the real program, a real Redis, real sockets.
+//!
+//! Every test starts what it needs on free ports of loopback and stops it again, so all of them run
+//! in parallel. They wait for conditions, with one generous deadline, never for time to pass.
 
+mod access;
+mod admin;
+mod api;
+mod cli;
+mod client;
+mod conformance;
+mod docs;
+mod drain;
+mod gateway;
+mod hostile;
+mod isolation;
+mod limits;
+mod plain;
+mod redis;
+mod redis_faults;
+mod reload;
+mod tokens;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test calls it missing.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Waits until `check` yields something.
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    let began = Instant::now();
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -1,0 +1,127 @@
+//! A client of the plain protocol, and the tokens it brings.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::{SinkExt as _, StreamExt as _};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tokio_tungstenite::tungstenite::{Error, Message};
+
+use super::DEADLINE;
+use super::gateway::{Gateway, SECRET};
+
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A good token for a user, valid for an hour.
+pub fn token(user: &str) -> String {
+    sign(&json!({"sub": user, "exp": now() + 3600}), SECRET)
+}
+
+pub fn sign(claims: &Value, secret: &str) -> String {
+    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
+}
+
+pub struct Client {
+    ws: WebSocketStream<TcpStream>,
+    pub connected: Value,
+}
+
+impl Client {
+    /// Connects as a user and waits for `connected`.
+    pub async fn connect(gateway: &Gateway, user: &str) -> Self {
+        Self::connect_with(gateway, "/ws", &token(user)).await
+    }
+
+    pub async fn connect_with(gateway: &Gateway, path: &str, token: &str) -> Self {
+        let bearer = format!("Bearer {token}");
+        let mut client =
+            Self::open(&gateway.public, path, &[("authorization", &bearer)]).await.unwrap();
+        client.connected = client.next().await;
+        assert_eq!(client.connected["type"], "connected", "{}", client.connected);
+        client
+    }
+
+    /// Upgrades and reads nothing.
+    pub async fn open(
+        address: &str,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = format!("ws://{address}{path}").into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().append(*name, HeaderValue::from_str(value).unwrap());
+        }
+        let stream = TcpStream::connect(address).await?;
+        let (ws, _) = tokio_tungstenite::client_async(request, stream).await?;
+        Ok(Self { ws, connected: Value::Null })
+    }
+
+    pub async fn send(&mut self, message: Value) {
+        self.send_text(&message.to_string()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.ws.send(Message::text(text)).await.unwrap();
+    }
+
+    pub async fn send_raw(&mut self, message: Message) -> Result<(), Error> {
+        self.ws.send(message).await
+    }
+
+    /// The next text message as it came.
+    pub async fn next_text(&mut self) -> String {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.ws.next()).await;
+            match message.expect("a message in time").expect("an open socket").unwrap() {
+                Message::Text(text) => return text.to_string(),
+                Message::Ping(_) | Message::Pong(_) => {}
+                other => panic!("not text: {other:?}"),
+            }
+        }
+    }
+
+    pub async fn next(&mut self) -> Value {
+        serde_json::from_str(&self.next_text().await).unwrap()
+    }
+
+    /// Subscribes and waits for the answer.
+    pub async fn subscribe(&mut self, channel: Value) -> Value {
+        self.send(json!({"type": "subscribe", "channel": channel, "id": 1})).await;
+        self.next().await
+    }
+
+    /// Shows that nothing came before the answer to a ping sent now.
+    pub async fn nothing_came(&mut self) {
+        self.send(json!({"type": "ping", "id": "fence"})).await;
+        assert_eq!(self.next().await, json!({"type": "pong", "id": "fence"}));
+    }
+
+    /// Reads to the close and returns its code, its reason and the messages before it.
+    pub async fn closed(&mut self) -> (u16, String, Vec<Value>) {
+        let mut before = Vec::new();
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.ws.next()).await.expect("a close");
+            match message {
+                Some(Ok(Message::Close(Some(frame)))) => {
+                    return (frame.code.into(), frame.reason.to_string(), before);
+                }
+                Some(Ok(Message::Close(None))) => return (1005, String::new(), before),
+                Some(Ok(Message::Text(text))) => {
+                    before.push(serde_json::from_str(&text).unwrap_or(Value::Null));
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return (1006, String::new(), before),
+            }
+        }
+    }
+
+    pub fn id(&self) -> String {
+        self.connected["data"]["connectionId"].as_str().unwrap().to_owned()
+    }
+}

@@ -1,0 +1,105 @@
+//! A real Redis on a free port, and the fault tests' ways to hurt it.
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use super::DEADLINE;
+
+pub struct Redis {
+    child: Child,
+    pub port: u16,
+    folder: tempfile::TempDir,
+    extra: Vec<String>,
+}
+
+impl Redis {
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts with further lines of configuration, as arguments.
+    pub fn with(extra: &[&str]) -> Self {
+        let extra: Vec<String> = extra.iter().map(|s| (*s).to_owned()).collect();
+        // The port is free when it is asked for; should another take it first, the next one is.
+        for _ in 0..20 {
+            let folder = tempfile::tempdir().unwrap();
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let child = spawn(port, folder.path(), &extra);
+            let mut redis = Self { child, port, folder, extra: extra.clone() };
+            if redis.answers() {
+                return redis;
+            }
+        }
+        panic!("no Redis would start");
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    pub fn config(&self) -> String {
+        format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{}\"\n", self.url())
+    }
+
+    pub fn connection(&self) -> redis::Connection {
+        redis::Client::open(self.url()).unwrap().get_connection().unwrap()
+    }
+
+    /// Publishes as a backend would; the number of subscribers that Redis says it reached.
+    pub fn publish(&self, channel: &str, payload: &str) -> i64 {
+        redis::cmd("PUBLISH").arg(channel).arg(payload).query(&mut self.connection()).unwrap()
+    }
+
+    fn answers(&mut self) -> bool {
+        let began = Instant::now();
+        while began.elapsed() < DEADLINE {
+            let pong = redis::Client::open(self.url())
+                .and_then(|c| c.get_connection())
+                .and_then(|mut c| redis::cmd("PING").query::<String>(&mut c));
+            // Answering is not enough: with a taken port another server would.
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            match pong {
+                Ok(_) => return true,
+                Err(e) if e.code().is_some() => return true,
+                Err(_) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            }
+        }
+        panic!("Redis does not answer");
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub fn restart(&mut self) {
+        self.child = spawn(self.port, self.folder.path(), &self.extra);
+        assert!(self.answers(), "Redis comes back on its port");
+    }
+}
+
+fn spawn(port: u16, folder: &std::path::Path, extra: &[String]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+        .arg("--dir")
+        .arg(folder)
+        .args(extra)
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("redis-server is needed: `make deps` installs it")
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

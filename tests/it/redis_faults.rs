@@ -1,0 +1,264 @@
+//! The gateway and its Redis: two replicas, and what happens when Redis dies, hangs or misbehaves.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::client::Client;
+use super::gateway::Gateway;
+use super::redis::Redis;
+
+#[tokio::test]
+async fn two_replicas_deliver_once_to_every_socket_of_exactly_that_user() {
+    let redis = Redis::start();
+    let replicas = [Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await];
+    let (mut mine, mut others) = (Vec::new(), Vec::new());
+    for gateway in &replicas {
+        for _ in 0..3 {
+            mine.push(Client::connect(gateway, "u1").await);
+        }
+        others.push(Client::connect(gateway, "u12").await);
+    }
+    let event = r#"{"type":"post_purchased","postId":"p1"}"#;
+    assert_eq!(redis.publish("tollgate:user:u1", event), 2, "one subscription per replica");
+    for client in &mut mine {
+        assert_eq!(client.next_text().await, event);
+    }
+    for client in mine.iter_mut().chain(&mut others) {
+        client.nothing_came().await;
+    }
+}
+
+#[tokio::test]
+async fn the_prefix_of_an_existing_backend_works() {
+    let redis = Redis::start();
+    let gateway = Gateway::with(&(redis.config() + "prefix = \"ws:\"\n")).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    client.subscribe(json!({"type": "post", "postId": "42"})).await;
+    redis.publish("ws:post:42", r#"{"likes":1}"#);
+    assert_eq!(client.next().await, json!({"likes": 1}));
+    // What the gateway publishes itself goes the same way.
+    gateway.publish("post:42", &json!({"likes": 2})).await;
+    assert_eq!(client.next().await, json!({"likes": 2}));
+}
+
+/// Reads until every one of `channels` was declared as a gap, and returns how often each was.
+async fn gaps(client: &mut Client, channels: &[String]) -> Vec<String> {
+    let mut seen = Vec::new();
+    while channels.iter().any(|c| !seen.contains(c)) {
+        let message = client.next().await;
+        if message["type"] == "gap" {
+            assert_eq!(message["data"]["reason"], "broker_reconnected");
+            seen.push(message["data"]["channel"].as_str().unwrap().to_owned());
+        }
+    }
+    seen
+}
+
+/// R1: Redis is killed under load and comes back: no socket closes, a gap on every subscribed
+/// channel, once, and events flow again.
+#[tokio::test]
+async fn r1_redis_killed_and_restarted() {
+    let mut redis = Redis::start();
+    let gateway = Gateway::on_redis(&redis).await;
+    let channels: Vec<String> = (0..5).map(|i| format!("post:{i}")).collect();
+    let mut clients = Vec::new();
+    for i in 0..20 {
+        let mut client = Client::connect(&gateway, &format!("u{i}")).await;
+        for channel in &channels {
+            client.subscribe(json!(channel)).await;
+        }
+        clients.push((client, format!("user:u{i}")));
+    }
+    redis.publish("tollgate:post:0", "0");
+    for (client, _) in &mut clients {
+        assert_eq!(client.next().await, json!(0));
+    }
+    redis.kill();
+    super::eventually("the loss is seen", || async {
+        (gateway.metric("redis_connected{role=\"subscriber\"}").await == 0.0).then_some(())
+    })
+    .await;
+    let (status, body) = gateway.get_admin("/readyz").await;
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["degraded"]), (200, &json!(true)), "an outage keeps it ready");
+    redis.restart();
+    for (client, own) in &mut clients {
+        let mut all = channels.clone();
+        all.push(own.clone());
+        let seen = gaps(client, &all).await;
+        let unique: BTreeSet<_> = seen.iter().collect();
+        assert_eq!(seen.len(), unique.len(), "once per channel");
+    }
+    redis.publish("tollgate:post:1", "1");
+    for (client, _) in &mut clients {
+        assert_eq!(client.next().await, json!(1));
+    }
+    assert_eq!(gateway.metric("connections{").await, 20.0, "no socket was closed");
+    assert_eq!(gateway.metric("gaps_declared_total{reason=\"broker_reconnected\"}").await, 25.0);
+}
+
+/// R2: Redis absent at the start: it starts, is not ready, keeps trying, and tells clients to come
+/// back.
+#[tokio::test]
+async fn r2_redis_absent_at_start() {
+    let mut redis = Redis::start();
+    redis.kill();
+    let gateway = Gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
+    let (status, body) = gateway.get_admin("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(body.contains("\"broker_started\":{\"ok\":false}"), "{body}");
+    assert_eq!(gateway.get_admin("/livez").await.0, 200);
+    let bearer = format!("Bearer {}", super::client::token("u1"));
+    let headers = [("authorization", bearer.as_str())];
+    let mut early = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    assert_eq!(early.closed().await.0, 1013);
+    let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 1})).await;
+    assert_eq!(answer["error"]["code"], 100);
+    redis.restart();
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    redis.publish("tollgate:user:u1", "1");
+    assert_eq!(client.next().await, json!(1));
+}
+
+/// R3: a Redis that hangs keeps its connections open; the ping deadline finds it.
+#[tokio::test]
+async fn r3_redis_stopped() {
+    let redis = Redis::start();
+    let timing = "ping_interval = \"100ms\"\nping_timeout = \"300ms\"\nconnect_timeout = \"300ms\"\n";
+    let gateway = Gateway::with(&(redis.config() + timing)).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    redis.signal("-STOP");
+    super::eventually("the silence is noticed", || async {
+        (gateway.metric("redis_connected").await == 0.0).then_some(())
+    })
+    .await;
+    redis.signal("-CONT");
+    assert_eq!(gaps(&mut client, &["user:u1".to_owned()]).await.len(), 1);
+    redis.publish("tollgate:user:u1", "1");
+    assert_eq!(client.next().await, json!(1), "once, although the old connection also woke up");
+    client.nothing_came().await;
+}
+
+/// A subscription that is asked for while Redis is away is refused after the deadline, and can be
+/// had when it is back.
+#[tokio::test]
+async fn a_subscription_during_an_outage_is_answered() {
+    let mut redis = Redis::start();
+    let gateway = Gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    redis.kill();
+    super::eventually("the loss is seen", || async {
+        (gateway.metric("redis_connected").await == 0.0).then_some(())
+    })
+    .await;
+    assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unavailable");
+    redis.restart();
+    gaps(&mut client, &["user:u1".to_owned()]).await;
+    assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
+    redis.publish("tollgate:post:1", "1");
+    assert_eq!(client.next().await, json!(1));
+}
+
+/// R8: a Redis user that may not subscribe is reported, and the client told.
+#[tokio::test]
+async fn r8_redis_refuses_the_subscription() {
+    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:control &tollgate:user:*";
+    let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
+    let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
+    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
+    let mut gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unavailable");
+    gateway.logged("NOPERM").await;
+    assert!(!gateway.log().contains("narrow:pw"), "no password in the log");
+    redis.publish("tollgate:user:u1", "1");
+    assert_eq!(client.next().await, json!(1));
+}
+
+/// R11: what cannot be delivered is declared, and the loop goes on.
+#[tokio::test]
+async fn r11_publications_that_are_not_deliverable_are_declared() {
+    let redis = Redis::start();
+    let limits = "[limits]\npublication_bytes = 1000\n";
+    let gateway = Gateway::with(&(redis.config() + limits)).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    let mut connection = redis.connection();
+    let big = format!("\"{}\"", "x".repeat(1000));
+    for (payload, reason) in [
+        (&b"{not json"[..], "invalid_payload"),
+        (b"", "invalid_payload"),
+        (b"\"\xff\"", "invalid_payload"),
+        (b"1 2", "invalid_payload"),
+        (big.as_bytes(), "payload_too_large"),
+    ] {
+        redis::cmd("PUBLISH").arg("tollgate:user:u1").arg(payload).exec(&mut connection).unwrap();
+        let gap = client.next().await;
+        assert_eq!(gap, json!({"type":"gap","data":{"channel":"user:u1","reason":reason}}));
+    }
+    redis.publish("tollgate:user:u1", "true");
+    assert_eq!(client.next().await, json!(true));
+    // Whatever is written to the control channel, the replica goes on.
+    redis.publish("tollgate:control", "garbage");
+    redis.publish("tollgate:control", r#"{"type":"from_the_future"}"#);
+    client.nothing_came().await;
+}
+
+/// The last subscriber's channel lingers and is then given up in Redis.
+#[tokio::test]
+async fn interest_ends_after_the_linger() {
+    let redis = Redis::start();
+    let gateway =
+        Gateway::with(&redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"100ms\"")).await;
+    gateway.ready().await;
+    let subscribers = || -> i64 {
+        let answer: (String, i64) = redis::cmd("PUBSUB")
+            .arg("NUMSUB")
+            .arg("tollgate:user:u1")
+            .query(&mut redis.connection())
+            .unwrap();
+        answer.1
+    };
+    let first = Client::connect(&gateway, "u1").await;
+    let second = Client::connect(&gateway, "u1").await;
+    assert_eq!(subscribers(), 1);
+    drop((first, second));
+    super::eventually("the subscription ends", || {
+        std::future::ready((subscribers() == 0).then_some(()))
+    })
+    .await;
+}
+
+/// Many channels are subscribed again in batches after a loss.
+#[tokio::test]
+async fn thousands_of_channels_come_back() {
+    let mut redis = Redis::start();
+    let limits = "[limits]\nchannels_per_connection = 3000\ncommand_burst = 10000\n";
+    let gateway = Gateway::with(&(redis.config() + limits)).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    for i in 0..2500 {
+        client.send(json!({"type": "subscribe", "channel": format!("post:{i}")})).await;
+    }
+    for i in 0..2500 {
+        assert_eq!(client.next().await["data"]["channelKey"], format!("post:{i}"), "in order");
+    }
+    redis.kill();
+    redis.restart();
+    let all: Vec<String> = (0..2500).map(|i| format!("post:{i}")).collect();
+    gaps(&mut client, &all).await;
+    redis.publish("tollgate:post:2499", "1");
+    loop {
+        let message = client.next().await;
+        if message["type"] != "gap" {
+            assert_eq!(message, json!(1));
+            break;
+        }
+    }
+}
