@@ -271,10 +271,7 @@ mod tests {
         let names = |id: Option<&Identity>| {
             automatic(id, &rules()).iter().map(ToString::to_string).collect::<Vec<_>>()
         };
-        assert_eq!(
-            names(Some(&identity("u1"))),
-            ["user:u1", "post:7", "news", "lobby"]
-        );
+        assert_eq!(names(Some(&identity("u1"))), ["user:u1", "post:7", "news", "lobby"]);
         assert_eq!(names(None), ["news"]);
         assert!(!names(Some(&identity("a:b"))).iter().any(|c| c.starts_with("user:")));
     }

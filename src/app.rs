@@ -89,12 +89,8 @@ impl Running {
     pub async fn run(self, reload: Reload, file: Option<std::path::PathBuf>) -> anyhow::Result<()> {
         let Self { config, app, public, admin, sha, dev } = self;
         let lifecycle = app.lifecycle.clone();
-        let accepting = http::serve(
-            public,
-            http::public(app.clone(), dev),
-            lifecycle.clone(),
-            Phase::Draining,
-        );
+        let accepting =
+            http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
         lifecycle::spawn("accept", accepting);
         // The admin listener's tasks are its own: a scraper must not hold up the end of a drain.
         let admin_routes = http::admin(app.clone());

@@ -211,7 +211,6 @@ impl Default for Fanout {
     }
 }
 
-#[must_use]
 pub fn connections(wire: Wire) -> Gauge {
     metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => "websocket")
 }
@@ -233,7 +232,6 @@ pub fn rejected(what: Rejected) {
     metrics::counter!(REJECTED, "reason" => what.label()).increment(1);
 }
 
-#[must_use]
 pub fn publications(broker: &'static str) -> Counter {
     metrics::counter!(PUBLICATIONS_RECEIVED, "broker" => broker, "kind" => "plain")
 }

@@ -5,8 +5,8 @@ use std::fmt;
 
 use base64::Engine as _;
 use base64::alphabet;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
 use jsonwebtoken::{DecodingKey, crypto};
 
 use super::Reason;
@@ -17,12 +17,34 @@ pub const MIN_SECRET_BYTES: usize = 32;
 /// Secrets from examples and tutorials, compared without case and separators. Whoever signs with
 /// one of these did not load a secret at all.
 const PLACEHOLDERS: [&str; 29] = [
-    "secret", "yoursecret", "yoursecretkey", "yoursecretkeyhere", "yourjwtsecret",
-    "yoursupersecretkey", "yournextauthsecret", "your256bitsecret", "your384bitsecret",
-    "your512bitsecret", "jwtsecret", "jwtsecretkey", "supersecret", "supersecretkey",
-    "supersecretjwttoken", "supersecretjwttokenwithatleast32characterslong", "mysecret",
-    "mysecretkey", "changeme", "changemeplease", "changethis", "changethissecret",
-    "changeinproduction", "replaceme", "password", "test", "undefined", "null",
+    "secret",
+    "yoursecret",
+    "yoursecretkey",
+    "yoursecretkeyhere",
+    "yourjwtsecret",
+    "yoursupersecretkey",
+    "yournextauthsecret",
+    "your256bitsecret",
+    "your384bitsecret",
+    "your512bitsecret",
+    "jwtsecret",
+    "jwtsecretkey",
+    "supersecret",
+    "supersecretkey",
+    "supersecretjwttoken",
+    "supersecretjwttokenwithatleast32characterslong",
+    "mysecret",
+    "mysecretkey",
+    "changeme",
+    "changemeplease",
+    "changethis",
+    "changethissecret",
+    "changeinproduction",
+    "replaceme",
+    "password",
+    "test",
+    "undefined",
+    "null",
     "astringsecretatleast256bitslong",
 ];
 
@@ -31,8 +53,7 @@ const PLACEHOLDERS: [&str; 29] = [
 pub fn is_placeholder(secret: &str) -> bool {
     let plain: String =
         secret.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-    PLACEHOLDERS.contains(&plain.as_str())
-        || (secret.starts_with("${") && secret.ends_with('}'))
+    PLACEHOLDERS.contains(&plain.as_str()) || (secret.starts_with("${") && secret.ends_with('}'))
 }
 
 /// The signature algorithms that this version verifies.
@@ -116,7 +137,10 @@ pub struct Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("kid", &self.kid).field("algs", &self.algs).finish_non_exhaustive()
+        f.debug_struct("Key")
+            .field("kid", &self.kid)
+            .field("algs", &self.algs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -173,7 +197,8 @@ impl Key {
 
 fn decode(secret: &str, encoding: Encoding) -> Result<Vec<u8>, KeyError> {
     // Padding may be there or not: both are seen, and neither changes the bytes.
-    let config = GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+    let config =
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
     match encoding {
         Encoding::Utf8 => Ok(secret.as_bytes().to_vec()),
         Encoding::Base64 => GeneralPurpose::new(&alphabet::STANDARD, config)
@@ -187,7 +212,7 @@ fn decode(secret: &str, encoding: Encoding) -> Result<Vec<u8>, KeyError> {
 }
 
 fn hex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || text.len() % 2 != 0 {
+    if !text.is_ascii() || !text.len().is_multiple_of(2) {
         return None;
     }
     let digit = |b: u8| char::from(b).to_digit(16);

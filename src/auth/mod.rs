@@ -71,20 +71,37 @@ impl Reason {
             Self::Missing => ("missing", "No token came by any of the carriers."),
             Self::Oversize => ("oversize", "The token is longer than `auth.max_token_bytes`."),
             Self::Malformed => ("malformed", "Not three base64url parts holding JSON objects."),
-            Self::Encrypted => ("encrypted", "Five parts: an encrypted token (JWE), not a signed one."),
+            Self::Encrypted => {
+                ("encrypted", "Five parts: an encrypted token (JWE), not a signed one.")
+            }
             Self::AlgNone => ("alg_none", "The token says that it is not signed."),
-            Self::AlgNotAllowed => ("alg_not_allowed", "No configured key is bound to this algorithm."),
-            Self::CritUnsupported => ("crit_unsupported", "The header demands an extension (`crit`, `b64`, `zip`)."),
+            Self::AlgNotAllowed => {
+                ("alg_not_allowed", "No configured key is bound to this algorithm.")
+            }
+            Self::CritUnsupported => {
+                ("crit_unsupported", "The header demands an extension (`crit`, `b64`, `zip`).")
+            }
             Self::KidUnknown => ("kid_unknown", "No configured key has the token's `kid`."),
-            Self::KeysUnavailable => ("keys_unavailable", "Our keys could not be fetched; not the token's fault."),
+            Self::KeysUnavailable => {
+                ("keys_unavailable", "Our keys could not be fetched; not the token's fault.")
+            }
             Self::ConfigError => ("config_error", "Our key cannot be used; not the token's fault."),
-            Self::BadSignature => ("bad_signature", "No fitting key verifies the signature: usually two different secrets."),
+            Self::BadSignature => (
+                "bad_signature",
+                "No fitting key verifies the signature: usually two different secrets.",
+            ),
             Self::Expired => ("expired", "`exp` (plus leeway) is now or past."),
             Self::NotYetValid => ("not_yet_valid", "`nbf` (less leeway) is in the future."),
             Self::ExpMissing => ("exp_missing", "No `exp`, and `auth.require_exp` is on."),
-            Self::ClaimInvalid => ("claim_invalid", "A claim has the wrong type or an impossible value."),
-            Self::IssuerMismatch => ("issuer_mismatch", "`iss` is missing or not in `auth.issuer`."),
-            Self::AudienceMismatch => ("audience_mismatch", "`aud` is missing or has none of `auth.audience`."),
+            Self::ClaimInvalid => {
+                ("claim_invalid", "A claim has the wrong type or an impossible value.")
+            }
+            Self::IssuerMismatch => {
+                ("issuer_mismatch", "`iss` is missing or not in `auth.issuer`.")
+            }
+            Self::AudienceMismatch => {
+                ("audience_mismatch", "`aud` is missing or has none of `auth.audience`.")
+            }
             Self::UserMissing => ("user_missing", "None of `auth.user_claim` is in the token."),
             Self::Revoked => ("revoked", "The token was revoked."),
         }
@@ -105,10 +122,8 @@ impl std::fmt::Display for Reason {
 /// The table of reasons as Markdown, for `docs/protocol.md`.
 #[must_use]
 pub fn markdown() -> String {
-    let rows: Vec<_> = Reason::ALL
-        .iter()
-        .map(|r| format!("| `{}` | {} |\n", r.row().0, r.row().1))
-        .collect();
+    let rows: Vec<_> =
+        Reason::ALL.iter().map(|r| format!("| `{}` | {} |\n", r.row().0, r.row().1)).collect();
     format!("| reason | meaning |\n| --- | --- |\n{}", rows.concat())
 }
 

@@ -17,7 +17,11 @@ fn settings() -> Settings {
         audience: vec![],
         leeway: 0,
         require_exp: true,
-        user_claim: vec![UserClaim("userId".into()), UserClaim("user.id".into()), UserClaim("sub".into())],
+        user_claim: vec![
+            UserClaim("userId".into()),
+            UserClaim("user.id".into()),
+            UserClaim("sub".into()),
+        ],
         max_token_bytes: 16384,
         kept_claims: vec!["isCreator".into()],
         max_granted: 4,
@@ -33,7 +37,8 @@ fn raw(header: &str, payload: &str, secret: &str) -> String {
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
     let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
     let signature =
-        jsonwebtoken::crypto::sign(signed.as_bytes(), &key, jsonwebtoken::Algorithm::HS256).unwrap();
+        jsonwebtoken::crypto::sign(signed.as_bytes(), &key, jsonwebtoken::Algorithm::HS256)
+            .unwrap();
     format!("{signed}.{signature}")
 }
 
@@ -60,12 +65,24 @@ fn the_order_of_checks() {
         ("jwe", "a.b.c.d.e".into(), Err(Reason::Encrypted)),
         ("none", raw(r#"{"alg":"nOnE"}"#, &payload, SECRET), Err(Reason::AlgNone)),
         ("no alg", raw("{}", &payload, SECRET), Err(Reason::Malformed)),
-        ("crit", raw(r#"{"alg":"HS256","crit":["x"]}"#, &payload, SECRET), Err(Reason::CritUnsupported)),
-        ("b64", raw(r#"{"alg":"HS256","b64":false}"#, &payload, SECRET), Err(Reason::CritUnsupported)),
+        (
+            "crit",
+            raw(r#"{"alg":"HS256","crit":["x"]}"#, &payload, SECRET),
+            Err(Reason::CritUnsupported),
+        ),
+        (
+            "b64",
+            raw(r#"{"alg":"HS256","b64":false}"#, &payload, SECRET),
+            Err(Reason::CritUnsupported),
+        ),
         ("alg", raw(r#"{"alg":"RS256"}"#, &payload, SECRET), Err(Reason::AlgNotAllowed)),
         ("alg unbound", raw(r#"{"alg":"HS512"}"#, &payload, SECRET), Err(Reason::AlgNotAllowed)),
         ("signature", raw(hs, &payload, "another"), Err(Reason::BadSignature)),
-        ("duplicate", raw(hs, r#"{"userId":"a","userId":"b","exp":2000000000}"#, SECRET), Err(Reason::Malformed)),
+        (
+            "duplicate",
+            raw(hs, r#"{"userId":"a","userId":"b","exp":2000000000}"#, SECRET),
+            Err(Reason::Malformed),
+        ),
         ("not an object", raw(hs, "[]", SECRET), Err(Reason::Malformed)),
         ("deep", raw(hs, &"[".repeat(3000), SECRET), Err(Reason::Malformed)),
     ] {
@@ -166,7 +183,8 @@ fn keys_are_bound_to_kid_and_algorithm() {
 
 #[test]
 fn secrets_are_decoded_and_judged() {
-    let make = |secret: &str, encoding| Key::hmac(None, secret, encoding, vec![Algorithm::Hs256], false);
+    let make =
+        |secret: &str, encoding| Key::hmac(None, secret, encoding, vec![Algorithm::Hs256], false);
     let b64 = base64::engine::general_purpose::STANDARD.encode(SECRET);
     assert!(make(&b64, Encoding::Base64).is_ok());
     assert!(make(b64.trim_end_matches('='), Encoding::Base64).is_ok());
@@ -178,7 +196,11 @@ fn secrets_are_decoded_and_judged() {
         ("***", Encoding::Base64, KeyError::Undecodable("base64")),
         ("too short", Encoding::Utf8, KeyError::TooShort(9)),
         ("your-secret-key", Encoding::Utf8, KeyError::Placeholder),
-        ("super-secret-jwt-token-with-at-least-32-characters-long", Encoding::Utf8, KeyError::Placeholder),
+        (
+            "super-secret-jwt-token-with-at-least-32-characters-long",
+            Encoding::Utf8,
+            KeyError::Placeholder,
+        ),
         ("${NEXTAUTH_SECRET}", Encoding::Utf8, KeyError::Placeholder),
     ] {
         assert_eq!(make(secret, encoding).map(|_| ()), Err(error), "{secret:?}");

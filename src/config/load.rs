@@ -9,6 +9,10 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use super::tree::{
+    all_paths, json_value, line_of, lookup, nearest, not_yet_value, put, quoted, redact,
+    unknown_field,
+};
 use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
 
 /// Where to read from. Tests pass their own; `cli` passes the process's.
@@ -58,7 +62,7 @@ const LISTS: [&str; 2] = ["auth.keys", "channels"];
 
 /// What an earlier design page shows but this version does not have; said by name, so that nobody
 /// believes that it was accepted.
-const NOT_YET: [(&str, &str); 9] = [
+pub(super) const NOT_YET: [(&str, &str); 9] = [
     ("valid_until", "key rotation with an end date is not in this version"),
     ("public_key_pem", "only HMAC keys are in this version"),
     ("public_key_file", "only HMAC keys are in this version"),
@@ -97,7 +101,9 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
         config.channels = channels;
         config
     });
-    let Some(config) = config else { return Err(tree.problems) };
+    let Some(config) = config else {
+        return Err(tree.problems);
+    };
     let judged = Policy::build(&config, sources.dev, &|name| sources.env(name).map(str::to_owned));
     match judged {
         Ok(policy) if tree.problems.is_empty() => Ok(Loaded { config, policy, printed, file }),
@@ -122,12 +128,7 @@ struct Tree {
 impl Default for Tree {
     fn default() -> Self {
         let defaults: Table = DEFAULT_TOML.parse().unwrap_or_default();
-        Self {
-            values: defaults.clone(),
-            defaults,
-            origins: BTreeMap::new(),
-            problems: Vec::new(),
-        }
+        Self { values: defaults.clone(), defaults, origins: BTreeMap::new(), problems: Vec::new() }
     }
 }
 
@@ -174,27 +175,28 @@ impl Tree {
     fn merge(&mut self, path: &str, value: Value, text: &str, file: &str) {
         let line = line_of(text, path);
         let origin = line.map_or_else(|| file.to_owned(), |n| format!("{file}:{n}"));
-        match value {
-            Value::Table(table) if !LISTS.contains(&path) => {
-                if !matches!(lookup(&self.defaults, path), Some(Value::Table(_))) {
-                    self.unknown(path, origin);
-                    return;
-                }
-                for (name, value) in table {
-                    self.merge(&format!("{path}.{name}"), value, text, file);
-                }
-            }
-            value => self.set(path, value, origin),
+        if LISTS.contains(&path) || !value.is_table() {
+            return self.set(path, value, origin);
+        }
+        if !matches!(lookup(&self.defaults, path), Some(Value::Table(_))) {
+            return self.unknown(path, origin);
+        }
+        for (name, value) in value.as_table().cloned().unwrap_or_default() {
+            self.merge(&format!("{path}.{name}"), value, text, file);
         }
     }
 
     fn merge_env(&mut self, name: &str, text: &str) {
         // Kubernetes puts TOLLGATE_PORT, TOLLGATE_SERVICE_HOST and the like into every pod beside
         // a Service called tollgate: only names with a section are ours.
-        let Some(rest) = name.strip_prefix("TOLLGATE_") else { return };
-        let Some((section, key)) = rest.split_once("__") else { return };
-        let path = format!("{}.{}", section.to_lowercase(), key.to_lowercase());
-        let path = if path == "channels." { "channels".to_owned() } else { path };
+        let Some(rest) = name.strip_prefix("TOLLGATE_") else {
+            return;
+        };
+        let path = match rest.split_once("__") {
+            Some((section, key)) => format!("{}.{}", section.to_lowercase(), key.to_lowercase()),
+            None if rest == "CHANNELS" => "channels".to_owned(),
+            None => return,
+        };
         let origin = format!("from the environment, {name}");
         let is_list = LISTS.contains(&path.as_str());
         let value = match lookup(&self.defaults, &path) {
@@ -315,122 +317,6 @@ impl Tree {
         let mut tree = Value::Table(self.values.clone());
         redact(&mut tree, "");
         toml::to_string(&tree).unwrap_or_default()
-    }
-}
-
-/// serde's text for an unknown field, reworded by the caller.
-fn unknown_field(message: &str) -> Option<String> {
-    let rest = message.strip_prefix("unknown field ")?;
-    quoted(rest).next().map(str::to_owned)
-}
-
-fn quoted(message: &str) -> impl Iterator<Item = &str> {
-    message.split('`').skip(1).step_by(2)
-}
-
-/// A variant that a later version has is said to be one.
-fn not_yet_value(message: String) -> String {
-    let variant = message.strip_prefix("unknown variant ").and_then(|m| quoted(m).next());
-    match NOT_YET.iter().find(|(name, _)| Some(*name) == variant) {
-        Some((_, why)) => format!("not supported: {why}"),
-        None => message,
-    }
-}
-
-fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
-    let scored = known.map(|k| (strsim::jaro_winkler(name, k), k));
-    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        Some((score, best)) if score > 0.75 => format!("; did you mean {best}?"),
-        _ => String::new(),
-    }
-}
-
-fn lookup<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
-    let mut parts = path.split('.');
-    let mut value = table.get(parts.next()?)?;
-    for part in parts {
-        value = value.as_table()?.get(part)?;
-    }
-    Some(value)
-}
-
-fn put(table: &mut Table, path: &str, value: Value) {
-    match path.split_once('.') {
-        None => {
-            table.insert(path.to_owned(), value);
-        }
-        Some((section, rest)) => {
-            let section = table
-                .entry(section.to_owned())
-                .or_insert_with(|| Value::Table(Table::new()));
-            if let Value::Table(section) = section {
-                put(section, rest, value);
-            }
-        }
-    }
-}
-
-fn all_paths(table: &Table, prefix: &str, out: &mut Vec<String>) {
-    for (name, value) in table {
-        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-        match value {
-            Value::Table(inner) => all_paths(inner, &path, out),
-            _ => out.push(path),
-        }
-    }
-}
-
-/// A number, boolean or list from the environment; what is not JSON stays text and is refused by
-/// its type.
-fn json_value(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
-}
-
-/// The line on which the file sets `section.name`, 1-based.
-fn line_of(text: &str, path: &str) -> Option<usize> {
-    let (wanted_section, name) = path.rsplit_once('.').unwrap_or(("", path));
-    let mut section = String::new();
-    for (i, line) in text.lines().enumerate() {
-        let line = line.trim();
-        if let Some(rest) = line.strip_prefix('[') {
-            section = rest.trim_start_matches('[').split(']').next().unwrap_or("").trim().to_owned();
-            if section == path {
-                return Some(i + 1);
-            }
-        } else if let Some((key, _)) = line.split_once('=') {
-            let key = key.trim();
-            if (section == wanted_section && key == name) || (section.is_empty() && key == path) {
-                return Some(i + 1);
-            }
-        }
-    }
-    None
-}
-
-fn redact(value: &mut Value, path: &str) {
-    match value {
-        Value::Table(table) => {
-            for (name, value) in table {
-                redact(value, &format!("{path}.{name}"));
-            }
-        }
-        Value::Array(list) if path == ".api.keys" => {
-            for key in list {
-                *key = Value::String("<redacted>".to_owned());
-            }
-        }
-        Value::Array(list) => {
-            for element in list {
-                redact(element, path);
-            }
-        }
-        Value::String(text) if path.ends_with(".secret") => "<redacted>".clone_into(text),
-        Value::String(text) if path == ".redis.url" => {
-            if let (Some(start), Some(end)) = (text.find("://"), text.rfind('@')) {
-                text.replace_range(start + 3..end, "<redacted>");
-            }
-        }
-        _ => {}
     }
 }
 

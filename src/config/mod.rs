@@ -5,6 +5,7 @@
 
 mod load;
 mod policy;
+mod tree;
 
 use std::fmt;
 use std::net::SocketAddr;

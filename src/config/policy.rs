@@ -6,7 +6,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{AllowKind, Api, Auth, AuthKey, BrokerKind, Channel, Config, Limits, Problem, Reject, Span};
+use super::{
+    AllowKind, Api, Auth, AuthKey, BrokerKind, Channel, Config, Limits, Problem, Reject, Span,
+};
 use crate::access::{Allow, Pattern, Rule};
 use crate::auth::{Key, KeySet, Settings, UserClaim, Verifier};
 
@@ -172,7 +174,10 @@ impl Judge {
         match scheme {
             "redis" => {
                 if redis::Client::open(url.as_str()).is_err() {
-                    self.problem("redis.url", "is not of the form redis://[user:password@]host:port");
+                    self.problem(
+                        "redis.url",
+                        "is not of the form redis://[user:password@]host:port",
+                    );
                 }
             }
             "rediss" => self.problem("redis.url", "not supported: TLS is not in this version"),

@@ -34,7 +34,9 @@ pub struct Waiting(Option<Answer>);
 
 impl Waiting {
     pub(super) async fn answer(self) -> Result<(), BrokerError> {
-        let Some(mut answer) = self.0 else { return Ok(()) };
+        let Some(mut answer) = self.0 else {
+            return Ok(());
+        };
         let found = answer.wait_for(Option::is_some).await;
         found.ok().and_then(|a| *a).unwrap_or(Err(BrokerError::Unavailable))
     }
@@ -79,7 +81,9 @@ impl Interest {
 
     /// One local subscriber less.
     pub(super) fn release(&self, channel: &ChannelName) {
-        let MapEntry::Occupied(mut occupied) = self.entries.entry(channel.clone()) else { return };
+        let MapEntry::Occupied(mut occupied) = self.entries.entry(channel.clone()) else {
+            return;
+        };
         let entry = occupied.get_mut();
         entry.subscribers -= 1;
         if entry.subscribers > 0 {
@@ -99,7 +103,9 @@ impl Interest {
 
     /// Gives up what has lingered long enough and was not wanted again.
     pub(super) fn sweep(&self) {
-        let Some(before) = Instant::now().checked_sub(self.linger) else { return };
+        let Some(before) = Instant::now().checked_sub(self.linger) else {
+            return;
+        };
         loop {
             let channel = {
                 let mut lingering = self.lingering.lock();
@@ -108,7 +114,9 @@ impl Interest {
                     _ => None,
                 }
             };
-            let Some((since, channel)) = channel else { return };
+            let Some((since, channel)) = channel else {
+                return;
+            };
             if let MapEntry::Occupied(occupied) = self.entries.entry(channel)
                 && occupied.get().idle_since == Some(since)
             {

@@ -21,8 +21,8 @@ use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
 pub use control::{Control, NodeInfo, Nodes};
-pub use interest::Waiting;
 use interest::Interest;
+pub use interest::Waiting;
 
 pub struct Gateway {
     hub: Arc<Hub>,

@@ -78,7 +78,9 @@ pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) ->
     }
     let values = headers.get_all("x-forwarded-for").iter().rev();
     for entry in values.filter_map(|v| v.to_str().ok()).flat_map(|v| v.rsplit(',')) {
-        let Ok(hop) = entry.trim().parse::<IpAddr>() else { return ip };
+        let Ok(hop) = entry.trim().parse::<IpAddr>() else {
+            return ip;
+        };
         ip = hop.to_canonical();
         if !trusts(ip) {
             return ip;
@@ -90,20 +92,28 @@ pub(super) fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) ->
 /// May this page open a socket (RFC 6455 section 10.2)? Only browsers send an origin.
 pub(super) fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
     let mut origins = headers.get_all(header::ORIGIN).iter();
-    let Some(origin) = origins.next() else { return true };
-    let (Ok(origin), None) = (origin.to_str(), origins.next()) else { return false };
+    let Some(origin) = origins.next() else {
+        return true;
+    };
+    let (Ok(origin), None) = (origin.to_str(), origins.next()) else {
+        return false;
+    };
     if allowed.iter().any(|a| a.eq_ignore_ascii_case(origin)) {
         return true;
     }
     // The request's own host: exactly, with the scheme's port where none is written.
-    let Ok(origin) = origin.parse::<Uri>() else { return false };
+    let Ok(origin) = origin.parse::<Uri>() else {
+        return false;
+    };
     let default_port = match origin.scheme_str() {
         Some("http") => 80,
         Some("https") => 443,
         _ => return false,
     };
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());
-    let Some(Ok(host)) = host.map(str::parse::<axum::http::uri::Authority>) else { return false };
+    let Some(Ok(host)) = host.map(str::parse::<axum::http::uri::Authority>) else {
+        return false;
+    };
     let origin_host = origin.host().unwrap_or_default();
     !origin_host.is_empty()
         && origin_host.eq_ignore_ascii_case(host.host())

@@ -59,7 +59,10 @@ pub(super) async fn call(
     let policy = app.context.policy.load_full();
     if !key_accepted(request.headers(), &policy.api_keys) {
         metrics::rejected(Rejected::ApiKey);
-        return refuse(StatusCode::UNAUTHORIZED, "unauthorized: send a key of api.keys as X-API-Key\n");
+        return refuse(
+            StatusCode::UNAUTHORIZED,
+            "unauthorized: send a key of api.keys as X-API-Key\n",
+        );
     }
     let limits = &policy.limits;
     let body = Limited::new(request.into_body(), limits.request_body_bytes).collect();
@@ -69,7 +72,9 @@ pub(super) async fn call(
             metrics::rejected(Rejected::MessageSize);
             return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or was cut off\n");
         }
-        Err(_) => return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n"),
+        Err(_) => {
+            return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n");
+        }
     };
     let work = dispatch(&app, &method, &body);
     let result = match tokio::time::timeout(limits.request_timeout.0, work).await {
@@ -105,8 +110,17 @@ async fn dispatch(app: &App, method: &str, body: &Bytes) -> ApiResult {
         "broadcast" => broadcast(app, parse(body)?).await,
         "disconnect" => disconnect(app, parse(body)?).await,
         "info" => Ok(info(app)),
-        "batch" | "subscribe" | "unsubscribe" | "refresh" | "presence" | "presence_stats"
-        | "history" | "history_remove" | "channels" | "connections" | "revoke_token"
+        "batch"
+        | "subscribe"
+        | "unsubscribe"
+        | "refresh"
+        | "presence"
+        | "presence_stats"
+        | "history"
+        | "history_remove"
+        | "channels"
+        | "connections"
+        | "revoke_token"
         | "invalidate_user_tokens" => {
             Err(ApiError::not_available(format!("{method} is not in this version")))
         }

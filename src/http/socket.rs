@@ -118,7 +118,9 @@ async fn live(
         let input = READ.with_borrow_mut(|buffer| match connection.try_read(buffer) {
             Ok(0) => Err(End::Gone),
             Ok(n) => Ok(Some(take(session, connection, &mut decoder, &mut buffer[..n]))),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
+                Ok(None)
+            }
             Err(_) => Err(End::Gone),
         });
         match input {

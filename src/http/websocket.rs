@@ -81,10 +81,8 @@ fn admit(
         Ok(place) => place,
         Err(what) => {
             metrics::rejected(what);
-            let close = match what {
-                Rejected::PerIp => Close::new(CloseCode::TooMany, "too many connections of this address"),
-                _ => Close::new(CloseCode::TooMany, "too many connections"),
-            };
+            let whose = if what == Rejected::PerIp { " of this address" } else { "" };
+            let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
             if by_close {
                 return Ok((Admission::Refused(close), None));
             }

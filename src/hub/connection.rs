@@ -318,11 +318,8 @@ impl Connection {
         poll_fn(|cx| {
             self.waker.register(cx.waker());
             let flags = self.flags.swap(0, Ordering::AcqRel);
-            let mut wake = Wake {
-                close: flags & CLOSE != 0,
-                timer: flags & TIMER != 0,
-                ..Wake::default()
-            };
+            let mut wake =
+                Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
             if !self.out.lock().queue.is_empty() {
                 wake.writable = self.stream.poll_write_ready(cx).is_ready();
             }

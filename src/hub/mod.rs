@@ -30,8 +30,8 @@ pub use connection::{Connection, Wake};
 use inbox::Inbox;
 pub use table::SubscribeError;
 use table::Table;
-pub use wheel::{TICK, TICKS_PER_SECOND};
 use wheel::Wheel;
+pub use wheel::{TICK, TICKS_PER_SECOND};
 
 /// Identifies a connection within this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -217,7 +217,9 @@ impl Hub {
 
     /// Hands a push to every shard with subscribers; waits only when one is far behind.
     pub async fn dispatch(&self, push: Push) {
-        let Some(mask) = self.routes.get(push.channel().as_str()).map(|m| *m) else { return };
+        let Some(mask) = self.routes.get(push.channel().as_str()).map(|m| *m) else {
+            return;
+        };
         let mut mask = mask;
         while mask != 0 {
             let shard = &self.shards[mask.trailing_zeros() as usize];

@@ -119,7 +119,9 @@ impl Table {
     /// Lets events through, beginning with those that were held back.
     pub(super) fn activate(&mut self, connection: &Connection, channel: &ChannelName) {
         let slot = connection.slot();
-        let Some(held) = self.held.remove(&(slot, channel.clone())) else { return };
+        let Some(held) = self.held.remove(&(slot, channel.clone())) else {
+            return;
+        };
         if let Some(subscribers) = self.channels.get_mut(channel)
             && let Some(s) = subscribers.iter_mut().find(|s| s.0 == slot | HELD)
         {
@@ -145,7 +147,9 @@ impl Table {
         if !self.held.is_empty() {
             self.held.remove(&(slot, channel.clone()));
         }
-        let Some(subscribers) = self.channels.get_mut(channel) else { return false };
+        let Some(subscribers) = self.channels.get_mut(channel) else {
+            return false;
+        };
         if let Some(at) = subscribers.iter().position(|s| s.slot() == slot) {
             subscribers.swap_remove(at);
         }
@@ -162,7 +166,9 @@ impl Table {
 
     /// Puts one push on the lists of all its subscribers, encoding it once per wire that occurs.
     pub(super) fn append(&mut self, push: &Push, batch: &mut Batch) {
-        let Some(subscribers) = self.channels.get(push.channel()) else { return };
+        let Some(subscribers) = self.channels.get(push.channel()) else {
+            return;
+        };
         let mut ranges = [None; Wire::COUNT];
         for subscriber in subscribers {
             let index = subscriber.slot();
@@ -176,7 +182,9 @@ impl Table {
                 }
                 continue;
             }
-            let Some(slot) = self.slots.get_mut(index as usize) else { continue };
+            let Some(slot) = self.slots.get_mut(index as usize) else {
+                continue;
+            };
             let range =
                 *ranges[slot.wire as usize].get_or_insert_with(|| batch.encode(push, slot.wire));
             batch.append(index, slot, range);

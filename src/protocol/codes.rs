@@ -93,9 +93,7 @@ impl CloseCode {
                 Yes,
                 "A deadline passed: no token in time, no answer to a ping, an unfinished message.",
             ),
-            Self::Disconnected => {
-                (4409, "disconnected", No, "The backend disconnected this user.")
-            }
+            Self::Disconnected => (4409, "disconnected", No, "The backend disconnected this user."),
             Self::SlowConsumer => (
                 4410,
                 "slow_consumer",
@@ -192,16 +190,13 @@ impl ErrorCode {
             Self::NotSubscribed => {
                 ("not_subscribed", "`unsubscribe` for a channel that is not subscribed.")
             }
-            Self::LimitExceeded => {
-                ("limit_exceeded", "Too many channels on this connection.")
-            }
+            Self::LimitExceeded => ("limit_exceeded", "Too many channels on this connection."),
             Self::NotSupported => {
                 ("not_supported", "This version does not have the feature that was asked for.")
             }
-            Self::Unavailable => (
-                "unavailable",
-                "The broker did not confirm the subscription in time; try again.",
-            ),
+            Self::Unavailable => {
+                ("unavailable", "The broker did not confirm the subscription in time; try again.")
+            }
         }
     }
 
@@ -214,7 +209,8 @@ impl ErrorCode {
 /// The tables as Markdown, for `docs/protocol.md`.
 #[must_use]
 pub fn markdown() -> String {
-    let mut out = String::from("| close code | label | reconnect | meaning |\n| --- | --- | --- | --- |\n");
+    let mut out =
+        String::from("| close code | label | reconnect | meaning |\n| --- | --- | --- | --- |\n");
     for code in CloseCode::ALL {
         let row = code.row();
         let reconnect = match row.reconnect {

@@ -22,7 +22,7 @@ use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
-use timers::Timers;
+use timers::{Moment, Timers};
 
 /// What all sessions share.
 pub struct Context {
@@ -189,11 +189,13 @@ impl Session {
     /// Which deadline passed.
     pub fn on_timer(&mut self) -> Result<(), Close> {
         let policy = self.context.policy.load_full();
-        self.timers.check(self.now(), unix_now(), &policy, &self.connection).inspect_err(|close| {
-            if close.reason == Reason::Expired.slug() {
-                metrics::auth_failure(Reason::Expired);
-            }
-        })?;
+        self.timers
+            .check(Moment { now: self.now(), unix: unix_now() }, &policy, &self.connection)
+            .inspect_err(|close| {
+                if close.reason == Reason::Expired.slug() {
+                    metrics::auth_failure(Reason::Expired);
+                }
+            })?;
         self.schedule();
         Ok(())
     }

@@ -31,6 +31,15 @@ pub(super) struct Timers {
     notified: bool,
 }
 
+/// The same moment on both clocks: the wheel's, which never jumps, and the wall's, which tokens
+/// speak of.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moment {
+    pub(super) now: u32,
+    /// Unix seconds.
+    pub(super) unix: u64,
+}
+
 fn ticks(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis().div_ceil(TICK.as_millis())).unwrap_or(NEVER / 2)
 }
@@ -87,8 +96,7 @@ impl Timers {
     /// Does what has come due.
     pub(super) fn check(
         &mut self,
-        now: u32,
-        unix: u64,
+        Moment { now, unix }: Moment,
         policy: &Policy,
         connection: &Connection,
     ) -> Result<(), Close> {
@@ -111,15 +119,14 @@ impl Timers {
         if now >= self.expiry
             && let Some(expires_at) = self.expires_at
         {
-            self.check_token(now, unix, expires_at, policy, connection)?;
+            self.check_token(Moment { now, unix }, expires_at, policy, connection)?;
         }
         Ok(())
     }
 
     fn check_token(
         &mut self,
-        now: u32,
-        unix: u64,
+        Moment { now, unix }: Moment,
         expires_at: u64,
         policy: &Policy,
         connection: &Connection,

@@ -74,7 +74,8 @@ async fn metrics_count_what_happens() {
     let (_, text) = gateway.get_admin("/metrics").await;
     for line in text.lines().filter(|l| l.starts_with("tollgate_")) {
         let name = line.split(['{', ' ']).next().unwrap();
-        let base = ["_bucket", "_sum", "_count"].iter().fold(name, |n, s| n.strip_suffix(s).unwrap_or(n));
+        let base =
+            ["_bucket", "_sum", "_count"].iter().fold(name, |n, s| n.strip_suffix(s).unwrap_or(n));
         assert!(text.contains(&format!("# HELP {base} ")), "no HELP for {base}");
     }
 }

@@ -68,7 +68,8 @@ async fn broadcast_answers_for_each_channel() {
 async fn a15_disconnect_reaches_all_replicas() {
     let redis = Redis::start();
     let replicas = [Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await];
-    let mut mine = [Client::connect(&replicas[0], "u1").await, Client::connect(&replicas[1], "u1").await];
+    let mut mine =
+        [Client::connect(&replicas[0], "u1").await, Client::connect(&replicas[1], "u1").await];
     let mut other = Client::connect(&replicas[1], "u12").await;
     assert_eq!(replicas[0].api("disconnect", &json!({"user": "u1"})).await, json!({"result": {}}));
     for client in &mut mine {

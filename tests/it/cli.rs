@@ -22,7 +22,8 @@ fn stderr(output: &Output) -> String {
 
 #[test]
 fn config_check_lists_every_problem_and_exits_78() {
-    let bad = file("[server]\nlisen = 1\n[limits]\nconnections = 0\n[[auth.keys]]\nsecret = \"x\"\n");
+    let bad =
+        file("[server]\nlisen = 1\n[limits]\nconnections = 0\n[[auth.keys]]\nsecret = \"x\"\n");
     let path = bad.path().to_str().unwrap();
     for command in [vec!["config", "check", "--config", path], vec!["serve", "--config", path]] {
         let output = run(&command, &[("TOLLGATE_REDIS__URLL", "x")]);
@@ -41,7 +42,8 @@ fn config_check_lists_every_problem_and_exits_78() {
 fn config_print_shows_what_is_in_force_without_secrets() {
     let good = file(&config("[redis]\nurl = \"redis://u:hunter22@h:1\"\n"));
     let path = good.path().to_str().unwrap();
-    let output = run(&["config", "print"], &[("TOLLGATE_CONFIG", path), ("TOLLGATE_REDIS__PREFIX", "ws:")]);
+    let output =
+        run(&["config", "print"], &[("TOLLGATE_CONFIG", path), ("TOLLGATE_REDIS__PREFIX", "ws:")]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("prefix = \"ws:\""), "{text}");
     for secret in [SECRET, "hunter22", super::gateway::API_KEY] {
@@ -58,7 +60,8 @@ fn config_print_shows_what_is_in_force_without_secrets() {
 async fn a_minted_token_is_accepted() {
     let gateway = Gateway::start().await;
     let path = gateway.config.path().to_str().unwrap();
-    let output = run(&["token", "mint", "-c", path, "--user", "u1", "--claim", "isCreator=true"], &[]);
+    let output =
+        run(&["token", "mint", "-c", path, "--user", "u1", "--claim", "isCreator=true"], &[]);
     let token = String::from_utf8(output.stdout).unwrap();
     Client::connect_with(&gateway, "/ws", token.trim()).await;
 }
@@ -94,5 +97,9 @@ fn an_address_that_is_taken_is_said_to_be() {
     let path = good.path().to_str().unwrap();
     let output = run(&["serve", "-c", path, "--listen", &address], &[]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(stderr(&output).contains(&format!("cannot listen on {address}")), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains(&format!("cannot listen on {address}")),
+        "{}",
+        stderr(&output)
+    );
 }

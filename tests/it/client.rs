@@ -81,7 +81,9 @@ impl Client {
             match message.expect("a message in time").expect("an open socket").unwrap() {
                 Message::Text(text) => return text.to_string(),
                 Message::Ping(_) | Message::Pong(_) => {}
-                other => panic!("not text: {other:?}"),
+                other @ (Message::Binary(_) | Message::Close(_) | Message::Frame(_)) => {
+                    panic!("not text: {other:?}")
+                }
             }
         }
     }

@@ -94,13 +94,8 @@ impl Gateway {
                 log.push('\n');
             }
         });
-        let mut gateway = Self {
-            child,
-            public: String::new(),
-            admin: String::new(),
-            log,
-            config: config_file,
-        };
+        let mut gateway =
+            Self { child, public: String::new(), admin: String::new(), log, config: config_file };
         let line = gateway.logged("tollgate runs").await;
         let field = |name: &str| {
             line.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
@@ -115,8 +110,7 @@ impl Gateway {
         let child = &mut self.child;
         let mut exited = false;
         eventually(&format!("log line {text:?}"), || {
-            let found =
-                log.lock().unwrap().lines().find(|l| l.contains(text)).map(str::to_owned);
+            let found = log.lock().unwrap().lines().find(|l| l.contains(text)).map(str::to_owned);
             if found.is_none() && exited {
                 panic!("the gateway exited:\n{}", log.lock().unwrap());
             }
@@ -138,7 +132,8 @@ impl Gateway {
     }
 
     pub async fn get_admin(&self, path: &str) -> (u16, String) {
-        http(&self.admin, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")).await
+        http(&self.admin, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
+            .await
     }
 
     /// The sum of a metric's series whose line begins with `prefix`.

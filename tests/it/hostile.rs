@@ -110,10 +110,8 @@ async fn w6_w9_bad_frames() {
         ("2^63 bytes", vec![0x82, 0xff, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], 1009),
     ] {
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
-        let request = format!(
-            "GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n",
-            token("u2")
-        );
+        let request =
+            format!("GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n", token("u2"));
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.write_all(&frame).await.unwrap();
         let mut answer = Vec::new();

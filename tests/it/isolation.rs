@@ -48,7 +48,8 @@ fn steps() -> Vec<Step> {
 
 #[tokio::test]
 async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
-    let config = "[server]\nworkers = 2\n[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
+    let config =
+        "[server]\nworkers = 2\n[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
     let gateway = Gateway::with(config).await;
     // One in each of the two shards.
     let mut fences =
@@ -82,7 +83,10 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
             }
             Step::Unsubscribe(m, c) if m < members.len() => {
                 let channel = format!("post:{}", IDS[c]);
-                members[m].client.send(json!({"type":"unsubscribe","channel":channel,"id":-1})).await;
+                members[m]
+                    .client
+                    .send(json!({"type":"unsubscribe","channel":channel,"id":-1}))
+                    .await;
                 settle(&mut members[m]).await;
                 members[m].channels.remove(&channel);
             }

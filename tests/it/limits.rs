@@ -75,7 +75,8 @@ async fn w11_a_flood_is_closed() {
 async fn channels_per_connection() {
     let gateway = Gateway::with("[limits]\nchannels_per_connection = 3\n").await;
     let mut client = Client::connect(&gateway, "u1").await;
-    for (channel, kind) in [("post:1", "subscribed"), ("post:2", "subscribed"), ("post:3", "error")] {
+    for (channel, kind) in [("post:1", "subscribed"), ("post:2", "subscribed"), ("post:3", "error")]
+    {
         assert_eq!(client.subscribe(json!(channel)).await["type"], kind);
     }
     client.send(json!({"type": "unsubscribe", "channel": "post:1"})).await;
@@ -146,7 +147,8 @@ async fn w1_slow_requests_are_closed() {
     let mut dripping = TcpStream::connect(&gateway.public).await.unwrap();
     dripping.write_all(b"GET /ws HTTP/1.1\r\nHost: ").await.unwrap();
     let mut body = TcpStream::connect(&gateway.public).await.unwrap();
-    let head = format!("POST /api/info HTTP/1.1\r\nX-API-Key: {API_KEY}\r\nContent-Length: 9\r\n\r\n");
+    let head =
+        format!("POST /api/info HTTP/1.1\r\nX-API-Key: {API_KEY}\r\nContent-Length: 9\r\n\r\n");
     body.write_all(head.as_bytes()).await.unwrap();
     let drip = tokio::spawn(async move {
         // Until the server closes; the read side tells.

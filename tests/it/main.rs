@@ -3,6 +3,9 @@
 //! Every test starts what it needs on free ports of loopback and stops it again, so all of them run
 //! in parallel. They wait for conditions, with one generous deadline, never for time to pass.
 
+#![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
+#![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "not the gateway")]
+
 mod access;
 mod admin;
 mod api;
@@ -28,7 +31,10 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `check` yields something.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+async fn eventually<T, F: Future<Output = Option<T>>>(
+    what: &str,
+    mut check: impl FnMut() -> F,
+) -> T {
     let began = Instant::now();
     loop {
         if let Some(found) = check().await {

@@ -88,7 +88,11 @@ async fn errors_have_codes_and_leave_the_socket_open() {
     ] {
         client.send_text(message).await;
         let answer = client.next().await;
-        assert_eq!((answer["type"].as_str(), answer["data"]["code"].as_str()), (Some("error"), Some(code)), "{message}: {answer}");
+        assert_eq!(
+            (answer["type"].as_str(), answer["data"]["code"].as_str()),
+            (Some("error"), Some(code)),
+            "{message}: {answer}"
+        );
     }
     let binary = tokio_tungstenite::tungstenite::Message::binary(vec![1]);
     client.send_raw(binary).await.unwrap();
@@ -155,7 +159,8 @@ async fn a_token_subprotocol_is_never_echoed() {
         let mut head = [0; 400];
         let n = stream.read(&mut head).await.unwrap();
         let head = String::from_utf8_lossy(&head[..n]).to_lowercase();
-        let got = head.split("sec-websocket-protocol: ").nth(1).map(|r| r.split("\r\n").next().unwrap());
+        let got =
+            head.split("sec-websocket-protocol: ").nth(1).map(|r| r.split("\r\n").next().unwrap());
         assert_eq!(got, selected, "{head}");
     }
 }

@@ -127,7 +127,8 @@ async fn r2_redis_absent_at_start() {
 #[tokio::test]
 async fn r3_redis_stopped() {
     let redis = Redis::start();
-    let timing = "ping_interval = \"100ms\"\nping_timeout = \"300ms\"\nconnect_timeout = \"300ms\"\n";
+    let timing =
+        "ping_interval = \"100ms\"\nping_timeout = \"300ms\"\nconnect_timeout = \"300ms\"\n";
     let gateway = Gateway::with(&(redis.config() + timing)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
@@ -214,8 +215,10 @@ async fn r11_publications_that_are_not_deliverable_are_declared() {
 #[tokio::test]
 async fn interest_ends_after_the_linger() {
     let redis = Redis::start();
-    let gateway =
-        Gateway::with(&redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"100ms\"")).await;
+    let gateway = Gateway::with(
+        &redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"100ms\""),
+    )
+    .await;
     gateway.ready().await;
     let subscribers = || -> i64 {
         let answer: (String, i64) = redis::cmd("PUBSUB")

@@ -66,7 +66,8 @@ impl Connector {
                 Ok::<(), std::convert::Infallible>(())
             });
         }
-        let mut connection = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let mut connection =
+            self.client.get_multiplexed_async_connection_with_config(&config).await?;
         redis::cmd("PING").query_async::<()>(&mut connection).await?;
         Ok(connection)
     }

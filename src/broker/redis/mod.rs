@@ -58,8 +58,8 @@ impl Shared {
         };
         flag.store(up, Ordering::Release);
         metrics::redis_connected(role.label(), up);
-        let both = self.subscriber_up.load(Ordering::Acquire)
-            && self.publisher_up.load(Ordering::Acquire);
+        let both =
+            self.subscriber_up.load(Ordering::Acquire) && self.publisher_up.load(Ordering::Acquire);
         if both && !self.ready.swap(true, Ordering::AcqRel) {
             (self.on_ready)();
         }

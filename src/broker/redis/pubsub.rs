@@ -94,6 +94,7 @@ impl Subscriber {
     }
 
     /// The reader's callback; runs for every message and must not wait.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library's open set")]
     fn on_push(&self, generation: u64, info: PushInfo) {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
@@ -132,9 +133,13 @@ impl Subscriber {
     fn on_subscribed(&self, name: &[u8]) {
         let Some(name) = self.strip(name) else { return };
         let mut wanted = self.wanted.lock();
-        let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
+        let Some((channel, _)) = wanted.channels.get_key_value(name) else {
+            return;
+        };
         let channel = channel.clone();
-        let Some(want) = wanted.channels.get_mut(name) else { return };
+        let Some(want) = wanted.channels.get_mut(name) else {
+            return;
+        };
         want.live = true;
         if std::mem::take(&mut want.gap_due) {
             self.events.push(Event::Gap(channel, GapReason::BrokerReconnected));
@@ -228,7 +233,9 @@ impl Subscriber {
         let mut wanted = self.wanted.lock();
         let mut all_new = true;
         for name in names.iter().filter_map(|n| self.strip(n.as_bytes())) {
-            let Some(want) = wanted.channels.get_mut(name) else { continue };
+            let Some(want) = wanted.channels.get_mut(name) else {
+                continue;
+            };
             if let Some(confirmation) = want.confirmation.take() {
                 confirmation.send_replace(Some(Err(BrokerError::Refused)));
                 wanted.channels.remove(name);

@@ -1,0 +1,125 @@
+//! TOML trees by dotted path, and the small texts around them: lines, nearest names, redaction.
+
+use toml::{Table, Value};
+
+use super::load::NOT_YET;
+
+/// serde's text for an unknown field, reworded by the caller.
+pub(super) fn unknown_field(message: &str) -> Option<String> {
+    let rest = message.strip_prefix("unknown field ")?;
+    quoted(rest).next().map(str::to_owned)
+}
+
+pub(super) fn quoted(message: &str) -> impl Iterator<Item = &str> {
+    message.split('`').skip(1).step_by(2)
+}
+
+/// A variant that a later version has is said to be one.
+pub(super) fn not_yet_value(message: String) -> String {
+    let variant = message.strip_prefix("unknown variant ").and_then(|m| quoted(m).next());
+    match NOT_YET.iter().find(|(name, _)| Some(*name) == variant) {
+        Some((_, why)) => format!("not supported: {why}"),
+        None => message,
+    }
+}
+
+pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
+    let scored = known.map(|k| (strsim::jaro_winkler(name, k), k));
+    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
+        Some((score, best)) if score > 0.75 => format!("; did you mean {best}?"),
+        _ => String::new(),
+    }
+}
+
+pub(super) fn lookup<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
+    let mut parts = path.split('.');
+    let mut value = table.get(parts.next()?)?;
+    for part in parts {
+        value = value.as_table()?.get(part)?;
+    }
+    Some(value)
+}
+
+pub(super) fn put(table: &mut Table, path: &str, value: Value) {
+    match path.split_once('.') {
+        None => {
+            table.insert(path.to_owned(), value);
+        }
+        Some((section, rest)) => {
+            let section =
+                table.entry(section.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(section) = section {
+                put(section, rest, value);
+            }
+        }
+    }
+}
+
+pub(super) fn all_paths(table: &Table, prefix: &str, out: &mut Vec<String>) {
+    for (name, value) in table {
+        let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+        match value.as_table() {
+            Some(inner) => all_paths(inner, &path, out),
+            None => out.push(path),
+        }
+    }
+}
+
+/// A number, boolean or list from the environment; what is not JSON stays text and is refused by
+/// its type.
+pub(super) fn json_value(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
+}
+
+/// The line on which the file sets `section.name`, 1-based.
+pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
+    let (wanted_section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let mut section = String::new();
+    for (i, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if let Some(rest) = line.strip_prefix('[') {
+            section =
+                rest.trim_start_matches('[').split(']').next().unwrap_or("").trim().to_owned();
+            if section == path {
+                return Some(i + 1);
+            }
+        } else if let Some((key, _)) = line.split_once('=') {
+            let key = key.trim();
+            if (section == wanted_section && key == name) || (section.is_empty() && key == path) {
+                return Some(i + 1);
+            }
+        }
+    }
+    None
+}
+
+pub(super) fn redact(value: &mut Value, path: &str) {
+    match value {
+        Value::Table(table) => {
+            for (name, value) in table {
+                redact(value, &format!("{path}.{name}"));
+            }
+        }
+        Value::Array(list) if path == ".api.keys" => {
+            for key in list {
+                *key = Value::String("<redacted>".to_owned());
+            }
+        }
+        Value::Array(list) => {
+            for element in list {
+                redact(element, path);
+            }
+        }
+        Value::String(text) if path.ends_with(".secret") => "<redacted>".clone_into(text),
+        Value::String(text) if path == ".redis.url" => {
+            if let (Some(start), Some(end)) = (text.find("://"), text.rfind('@')) {
+                text.replace_range(start + 3..end, "<redacted>");
+            }
+        }
+        Value::String(_)
+        | Value::Integer(_)
+        | Value::Float(_)
+        | Value::Boolean(_)
+        | Value::Datetime(_) => {}
+    }
+}
