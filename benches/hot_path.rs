@@ -1,1 +1,100 @@
-fn main() {}
+//! What every message and every handshake costs in our own code, without sockets.
+#![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
+
+use std::hint::black_box;
+
+use bytes::{Bytes, BytesMut};
+use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use serde_json::json;
+use tollgate::access::{self, Allow, Identity, Rule};
+use tollgate::auth::{Algorithm, Encoding, Key, KeySet, Settings, UserClaim, Verifier};
+use tollgate::channel::{ChannelName, Publication};
+use tollgate::protocol::plain;
+use tollgate::protocol::{Push, Wire};
+use tollgate::websocket::Decoder;
+
+fn push() -> Push {
+    let payload = json!({"type": "post_purchased", "postId": "p1", "pad": "x".repeat(150)});
+    Push::Publication(Publication {
+        channel: "post:42".parse().unwrap(),
+        payload: Bytes::from(payload.to_string()),
+        position: None,
+    })
+}
+
+fn codec(c: &mut Criterion) {
+    let push = push();
+    for wire in Wire::ALL {
+        c.bench_function(&format!("encode {}", wire.label()), |b| {
+            b.iter_batched_ref(
+                || BytesMut::with_capacity(512),
+                |out| push.encode(black_box(wire), out),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    let command = br#"{"type":"subscribe","channel":{"type":"post","postId":"42"},"id":1}"#;
+    let mut frame = vec![0x81, 0x80 | command.len() as u8, 1, 2, 3, 4];
+    frame.extend(command.iter().enumerate().map(|(i, b)| b ^ [1, 2, 3, 4][i & 3]));
+    let mut group = c.benchmark_group("client frame");
+    group.throughput(Throughput::Bytes(frame.len() as u64));
+    group.bench_function("decode and parse a subscribe", |b| {
+        b.iter_batched_ref(
+            || (Decoder::default(), frame.clone()),
+            |(decoder, bytes)| {
+                decoder
+                    .feed(bytes, 65536, |message| {
+                        if let tollgate::websocket::Message::Text(text) = message {
+                            black_box(plain::parse(text));
+                        }
+                        true
+                    })
+                    .unwrap();
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+fn handshake(c: &mut Criterion) {
+    let secret = "a benchmark's secret of sufficient length";
+    for alg in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
+        let key = || Key::hmac(None, secret, Encoding::Utf8, vec![alg], false).unwrap();
+        let token = key().sign(&json!({"sub": "u1", "exp": 4_070_908_800u64})).unwrap();
+        let settings = Settings {
+            issuer: vec![],
+            audience: vec![],
+            leeway: 0,
+            require_exp: true,
+            user_claim: vec![UserClaim("userId".into()), UserClaim("sub".into())],
+            max_token_bytes: 16384,
+            kept_claims: vec![],
+            max_granted: 128,
+        };
+        let verifier = Verifier::new(settings, KeySet::new(vec![key()]));
+        c.bench_function(&format!("verify {}", alg.name()), |b| {
+            b.iter(|| verifier.verify(black_box(&token), 1_800_000_000).unwrap());
+        });
+    }
+    let rules: Vec<Rule> = ["user:{user}", "post:{id}", "room:{id}"]
+        .iter()
+        .map(|p| Rule {
+            pattern: p.parse().unwrap(),
+            allow: Allow::Authenticated,
+            auto_subscribe: false,
+        })
+        .collect();
+    let identity = Identity {
+        user: "u1".into(),
+        expires_at: None,
+        granted: Box::default(),
+        claims: Box::default(),
+    };
+    let channel: ChannelName = "room:42".parse().unwrap();
+    c.bench_function("decide by the third rule", |b| {
+        b.iter(|| access::decide(Some(&identity), black_box(&channel), &rules));
+    });
+}
+
+criterion_group!(benches, codec, handshake);
+criterion_main!(benches);

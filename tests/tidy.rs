@@ -1,1 +1,191 @@
+//! The house rules that no compiler checks: layers, sizes, names, module docs, one home for metrics.
 
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Lines of code in one file, its tests not counted.
+const MAX_CODE_LINES: usize = 400;
+
+/// The modules of `src` from the lowest layer to the highest, with what each may import. A module
+/// may always import itself.
+const MAY_IMPORT: &[(&str, &[&str])] = &[
+    // 0 vocabulary
+    ("channel", &[]),
+    ("websocket", &[]),
+    ("access", &["channel"]),
+    ("auth", &["access", "channel"]),
+    ("protocol", &["channel", "websocket"]),
+    ("metrics", &["auth", "channel", "protocol"]),
+    ("config", &["access", "auth", "channel"]),
+    ("lifecycle", &[]),
+    // 1 mechanism
+    ("hub", &["channel", "protocol", "websocket", "metrics", "lifecycle"]),
+    ("broker", &["channel", "metrics", "lifecycle"]),
+    // 2 mediation
+    ("gateway", &["hub", "broker", "channel", "protocol", "metrics", "lifecycle"]),
+    // 3 session
+    (
+        "session",
+        &[
+            "gateway",
+            "hub",
+            "auth",
+            "access",
+            "protocol",
+            "channel",
+            "websocket",
+            "config",
+            "metrics",
+        ],
+    ),
+];
+
+/// The top layer: may import everything.
+const EDGE: [&str; 5] = ["http", "app", "cli", "main", "lib"];
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut folders = vec![Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = fs::read_to_string(&path).unwrap();
+                found.push((path, text));
+            }
+        }
+    }
+    found
+}
+
+/// The part of a file before its tests.
+fn code(text: &str) -> &str {
+    text.split("#[cfg(test)]").next().unwrap_or(text)
+}
+
+/// Test modules that have a file of their own.
+fn is_test(path: &Path) -> bool {
+    path.file_stem().is_some_and(|n| n.to_string_lossy().ends_with("tests"))
+}
+
+fn module(path: &Path) -> String {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let relative = path.strip_prefix(src).unwrap();
+    let first = relative.components().next().unwrap().as_os_str().to_string_lossy().into_owned();
+    first.trim_end_matches(".rs").to_owned()
+}
+
+#[test]
+fn imports_go_downward_only() {
+    let mut wrong = Vec::new();
+    for (path, text) in sources("src") {
+        let module = module(&path);
+        if EDGE.contains(&module.as_str()) || is_test(&path) {
+            continue;
+        }
+        let allowed = MAY_IMPORT.iter().find(|(name, _)| *name == module);
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("{module} has no layer: add it here"));
+        for line in code(&text).lines().filter(|l| !l.trim_start().starts_with("//")) {
+            for used in line.split("crate::").skip(1) {
+                let used: String =
+                    used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                if used != module && !allowed.contains(&used.as_str()) {
+                    wrong.push(format!("{}: {module} uses {used}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "against the layers of ARCHITECTURE.md:\n{}", wrong.join("\n"));
+    // The table itself goes downward.
+    let mut below = BTreeSet::new();
+    for (name, imports) in MAY_IMPORT {
+        let free = ["lifecycle", "metrics"];
+        for import in *imports {
+            assert!(below.contains(import) || free.contains(import), "{name} -> {import}");
+        }
+        below.insert(*name);
+    }
+}
+
+#[test]
+fn rooms_are_small() {
+    let crowded: Vec<_> = sources("src")
+        .into_iter()
+        .map(|(path, text)| (path, code(&text).lines().count()))
+        .filter(|(_, lines)| *lines > MAX_CODE_LINES)
+        .collect();
+    assert!(crowded.is_empty(), "move walls: {crowded:?}");
+}
+
+#[test]
+fn every_module_says_what_lives_there() {
+    for (path, text) in sources("src") {
+        assert!(text.starts_with("//!") || is_test(&path), "{} has no module doc", path.display());
+        let doc = text.lines().take_while(|l| l.starts_with("//!")).count();
+        assert!(doc <= 25, "{}: a module doc is short", path.display());
+    }
+}
+
+#[test]
+fn metrics_have_one_home() {
+    for (path, text) in sources("src").into_iter().filter(|(p, _)| !p.ends_with("metrics.rs")) {
+        for macro_name in ["metrics::counter!", "metrics::gauge!", "metrics::histogram!"] {
+            assert!(!text.contains(macro_name), "{}: {macro_name}", path.display());
+        }
+    }
+}
+
+#[test]
+fn names_say_what_things_are() {
+    for (path, text) in sources("src") {
+        let stem = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(!["utils", "util", "common", "helpers"].contains(&stem.as_str()), "{stem}");
+        for line in code(&text).lines() {
+            for kind in ["struct ", "trait ", "enum "] {
+                let Some((_, name)) = line.split_once(kind) else { continue };
+                let name: String = name.chars().take_while(|c| c.is_alphanumeric()).collect();
+                for bad in ["Manager", "Impl", "Factory", "Interface"] {
+                    assert!(!name.ends_with(bad), "{}: {name}", path.display());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_dependency_has_a_current_reason() {
+    let text =
+        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
+    let table: toml::Table = text.parse().unwrap();
+    let sources: String = sources("src").into_iter().map(|(_, text)| text).collect();
+    for name in table["dependencies"].as_table().unwrap().keys() {
+        let ident = name.replace('-', "_");
+        assert!(
+            [format!("{ident}::"), format!("use {ident}"), format!("{ident} ")]
+                .iter()
+                .any(|n| sources.contains(n)),
+            "{name} is not used"
+        );
+    }
+}
+
+#[test]
+fn the_project_stands_alone() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<PathBuf> =
+        ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "Makefile"]
+            .iter()
+            .map(|n| root.join(n))
+            .collect();
+    files.extend(sources("src").into_iter().map(|(p, _)| p));
+    files.extend(fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path()));
+    for path in files.into_iter().filter(|p| p.is_file()) {
+        let text = fs::read_to_string(&path).unwrap();
+        for outside in ["../shared", "/root/", "/home/"] {
+            assert!(!text.contains(outside), "{} names {outside}", path.display());
+        }
+    }
+}

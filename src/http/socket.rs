@@ -11,6 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
@@ -37,6 +40,13 @@ enum End {
     Theirs(u16),
     /// The connection is gone.
     Gone,
+}
+
+/// The raw stream and what was read beyond the request.
+pub async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
+    let upgraded = upgrade.await.ok()?;
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
 }
 
 /// Runs a socket to its end. `begun`: when its request came, and what was read behind it.
@@ -228,7 +238,7 @@ async fn drive(
 
 /// The closing handshake (RFC 6455 section 7.1.1): our frame, the end of our side, and then the
 /// client's end or the deadline. Without the wait a reset could overtake the frame.
-async fn goodbye(connection: Arc<Connection>, frame: Bytes) {
+pub async fn goodbye(connection: Arc<Connection>, frame: Bytes) {
     connection.finish(frame);
     let wait = async {
         let mut ended = false;

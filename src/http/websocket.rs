@@ -8,8 +8,6 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::admission::{self, Place, SUBPROTOCOL};
 use super::{App, Peer, refuse, socket};
@@ -59,7 +57,7 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
     let response = switching(&key, request.headers());
     let lifecycle = app.lifecycle.clone();
     lifecycle.spawn_connection(async move {
-        if let Some((stream, early)) = handed_over(upgrade).await {
+        if let Some((stream, early)) = socket::handed_over(upgrade).await {
             let connection = app.context.gateway.hub().register(stream, wire);
             socket::run(app.context, connection, admission, (began, early)).await;
         }
@@ -112,13 +110,6 @@ fn client_ip(request: &Request, policy: &Policy) -> IpAddr {
     let peer = request.extensions().get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
     admission::client_ip(peer, request.headers(), &policy.trusted_proxies)
-}
-
-/// The raw stream and what was read beyond the request.
-async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
-    let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {

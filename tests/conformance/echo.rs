@@ -1,1 +1,123 @@
-fn main() {}
+//! An echo server on the gateway's own WebSocket stack, for the Autobahn cases: the same accept
+//! loop, upgrade, decoder, connection and closing handshake; only the session is replaced by an
+//! echo. Built with `--features conformance` alone.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::any;
+use bytes::{Bytes, BytesMut};
+use hyper::upgrade::OnUpgrade;
+use tollgate::http::{Listener, serve, socket};
+use tollgate::hub::{Bounds, Connection, Hub};
+use tollgate::lifecycle::{self, Lifecycle, Phase};
+use tollgate::protocol::Wire;
+use tollgate::websocket::{Decoder, Message, Opcode, accept_key, close_frame, encode};
+
+const MAX_MESSAGE: usize = 32 << 20;
+
+#[tokio::main]
+async fn main() -> std::io::Result<()> {
+    let bounds = Bounds {
+        queue_messages: AtomicUsize::new(1 << 20),
+        queue_bytes: AtomicUsize::new(1 << 30),
+        channels_per_connection: AtomicUsize::new(1),
+    };
+    let hub = Hub::new(1, bounds);
+    hub.start();
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 1000, Duration::from_secs(5))?;
+    use std::io::Write as _;
+    writeln!(std::io::stdout(), "{}", listener.address()?)?;
+    let router = Router::new().fallback(any(move |request| upgrade(Arc::clone(&hub), request)));
+    serve(listener, router, Lifecycle::default(), Phase::Draining).await;
+    Ok(())
+}
+
+async fn upgrade(hub: Arc<Hub>, mut request: Request) -> Response {
+    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).map(|k| k.as_bytes().to_vec());
+    let Some(key) = key.and_then(|k| accept_key(&k)) else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+        return StatusCode::BAD_REQUEST.into_response();
+    };
+    lifecycle::spawn("echo", async move {
+        if let Some((stream, early)) = socket::handed_over(upgrade).await {
+            let connection = hub.register(stream, Wire::Plain);
+            let frame = echo(&connection, early).await;
+            hub.remove(&connection);
+            if let Some(frame) = frame {
+                socket::goodbye(connection, frame).await;
+            }
+        }
+    });
+    let headers = [
+        (header::UPGRADE, "websocket"),
+        (header::CONNECTION, "Upgrade"),
+        (header::SEC_WEBSOCKET_ACCEPT, &key),
+    ];
+    (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
+}
+
+/// Echoes until the end; the close frame to say goodbye with.
+async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<Bytes> {
+    let mut decoder = Decoder::default();
+    let mut buffer = vec![0; 64 * 1024];
+    if let Some(close) = feed(connection, &mut decoder, &mut early) {
+        return Some(close);
+    }
+    loop {
+        let wake = connection.wait(true).await;
+        if wake.writable {
+            connection.flush();
+        }
+        if !wake.readable {
+            continue;
+        }
+        match connection.try_read(&mut buffer) {
+            Ok(0) => return None,
+            Ok(n) => {
+                if let Some(close) = feed(connection, &mut decoder, &mut buffer[..n]) {
+                    return Some(close);
+                }
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return None,
+        }
+    }
+}
+
+fn feed(connection: &Connection, decoder: &mut Decoder, bytes: &mut [u8]) -> Option<Bytes> {
+    let mut close = None;
+    let fed = decoder.feed(bytes, MAX_MESSAGE, |message| {
+        let (opcode, payload) = match message {
+            Message::Text(text) => (Opcode::Text, text.as_bytes()),
+            Message::Binary(data) => (Opcode::Binary, data),
+            Message::Ping(data) => (Opcode::Pong, data),
+            Message::Pong => return true,
+            Message::Close(code) => {
+                close = Some(if code == 1005 {
+                    let mut frame = BytesMut::new();
+                    encode(&mut frame, Opcode::Close, b"");
+                    frame.freeze()
+                } else {
+                    close_frame(code, "")
+                });
+                return false;
+            }
+        };
+        let mut frame = BytesMut::new();
+        encode(&mut frame, opcode, payload);
+        connection.send(frame.freeze());
+        true
+    });
+    match fed {
+        Ok(()) => close,
+        Err(e) => Some(close_frame(e.close_code(), &e.to_string())),
+    }
+}

@@ -1,0 +1,84 @@
+# `make help` lists the targets. Everything they need is installed by `make deps` (Debian or Ubuntu)
+# or, for what npm, pip and cargo hold, by the target itself.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+LISTEN ?= 127.0.0.1:8000
+ADMIN ?= 127.0.0.1:9000
+FUZZ_SECONDS ?= 60
+CARGO_DENY := 0.20.2
+
+.PHONY: help run build test lint bench fuzz fmt doc docs deps unit browser readme conformance deny
+
+help: ## What there is
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change the addresses)
+	cargo run --quiet -- serve --dev --listen $(LISTEN) --admin-listen $(ADMIN)
+
+build: ## The optimised binary: target/release/tollgate
+	cargo build --release
+
+test: deps unit browser readme conformance ## Everything: units, real Redis, browser, README, Autobahn
+	@echo "all tests passed"
+
+unit: deps ## Rust tests: units, properties, integration with a real Redis, house rules
+	cargo test --quiet
+
+browser: deps ## The demo page in a real browser; screenshots in tests/artefacts
+	cargo build --quiet
+	cd tests/browser && npm ci --no-audit --no-fund --loglevel=error
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser)} \
+	  npm test --prefix tests/browser
+
+readme: deps ## Every command and snippet of the README
+	cargo build --quiet
+	cd tests/readme && npm ci --no-audit --no-fund --loglevel=error
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate npm test --prefix tests/readme
+
+conformance: deps ## The Autobahn WebSocket cases
+	cargo build --quiet --features conformance --bin tollgate-echo
+	tests/conformance/run.sh target/debug/tollgate-echo
+
+lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
+	cargo fmt --check
+	cargo clippy --quiet --all-targets --features conformance -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
+	bash -n tests/conformance/run.sh fuzz/run.sh .ci/run
+
+deny:
+	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
+	cargo fetch --quiet --locked
+	cargo deny --log-level error --offline check licenses bans sources
+
+bench: ## Benchmarks of the hot path
+	cargo bench
+
+fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
+
+fmt: ## Format the code
+	cargo fmt
+
+doc: ## API documentation: target/doc/tollgate/index.html
+	cargo doc --no-deps --document-private-items
+
+docs: ## Write the generated tables into docs/
+	UPDATE_DOCS=1 cargo test --quiet --test it docs::
+
+# What Debian has and a fresh machine may lack. Looks first: a machine that has all is not touched.
+deps:
+	@missing=(); \
+	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
+	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
+	need curl curl; need python3 python3; need node nodejs; need npm npm; \
+	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
+	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  echo "installing $${missing[*]}"; \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi

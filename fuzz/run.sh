@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Builds the fuzz targets with coverage counters (plain cargo and rustc flags: no nightly, no extra
+# tool) and runs each for FUZZ_SECONDS. A finding is kept in fuzz/artifacts. Needs a C++ compiler.
+set -euo pipefail
+cd "$(dirname "$0")"
+seconds=${FUZZ_SECONDS:-60}
+target=$(rustc -vV | sed -n 's/^host: //p')
+export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+-Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Copt-level=2 -Ccodegen-units=1"
+cargo build --target "$target" --target-dir ../target/fuzz --bins
+for name in frames commands; do
+  mkdir -p "corpus/$name" artifacts
+  echo "fuzz: $name for $seconds s"
+  "../target/fuzz/$target/debug/$name" -max_total_time="$seconds" -max_len=8192 -timeout=10 \
+    -rss_limit_mb=2048 -artifact_prefix="artifacts/$name-" -print_final_stats=1 "corpus/$name" \
+    > "artifacts/$name.log" 2>&1 || { tail -30 "artifacts/$name.log"; exit 1; }
+  grep -E "number_of_executed_units|peak_rss|Done" "artifacts/$name.log"
+done

@@ -1,0 +1,306 @@
+// The demo page in a real browser, against a real gateway. It starts both and stops both.
+//
+//   TOLLGATE_BIN  the gateway's binary
+//   CHROMIUM      the browser [default: /usr/bin/chromium]
+//   ARTEFACTS     folder for screenshots [default: tests/artefacts]
+
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { accessSync, constants, mkdirSync } from "node:fs";
+import path from "node:path";
+import { createInterface } from "node:readline";
+import { after, afterEach, before, describe, test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { chromium } from "playwright-core";
+
+const WAIT_MS = 15_000;
+const BROWSER = process.env.CHROMIUM ?? "/usr/bin/chromium";
+const ARTEFACTS = process.env.ARTEFACTS ?? fileURLToPath(new URL("../artefacts", import.meta.url));
+const BROWSER_ARGS = [
+  "--headless",
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+/** What Chromium writes to the console when nothing listens, and nothing else. */
+const NETWORK_FAILURE = /ERR_CONNECTION_(REFUSED|RESET)|ERR_EMPTY_RESPONSE|ERR_SOCKET_NOT_CONNECTED|WebSocket connection to .* failed/;
+
+/** Every gateway that runs. */
+const gateways = new Set();
+// Also when the runner gives up on this file: no gateway outlives it.
+process.once("exit", () => gateways.forEach((gateway) => gateway.kill("SIGKILL")));
+process.once("SIGTERM", () => process.exit(143));
+
+function executable(file, otherwise) {
+  try {
+    accessSync(file, constants.X_OK);
+  } catch {
+    assert.fail(otherwise);
+  }
+  return file;
+}
+
+/** Starts a gateway; it is ready when it prints its address. */
+async function startGateway(listen) {
+  const binary = process.env.TOLLGATE_BIN;
+  assert.ok(binary, "TOLLGATE_BIN is not set: it is the path of the tollgate binary");
+  executable(binary, `TOLLGATE_BIN=${binary}: there is no executable; build it with cargo build`);
+  const args = ["serve", "--dev", "--listen", listen, "--admin-listen", "127.0.0.1:0"];
+  // Its environment is ours to choose: no setting of the caller's reaches it.
+  const gateway = spawn(path.resolve(binary), args, {
+    env: { PATH: process.env.PATH },
+    stdio: ["ignore", "pipe", "pipe"],
+  });
+  gateways.add(gateway);
+  gateway.ended = new Promise((resolve) => {
+    gateway.once("error", resolve);
+    gateway.once("exit", resolve);
+  });
+  gateway.ended.then(() => gateways.delete(gateway));
+  let errors = "";
+  gateway.stderr.setEncoding("utf8").on("data", (text) => (errors = (errors + text).slice(-4000)));
+
+  const { promise: url, resolve, reject } = defer();
+  const late = setTimeout(() => reject(new Error(`no address in time; it wrote:\n${errors}`)), WAIT_MS);
+  createInterface(gateway.stdout).on("line", (line) => {
+    const demo = /^ {2}Demo: (http:\/\/\S+\/)$/.exec(line);
+    if (demo) resolve(demo[1]);
+  });
+  gateway.ended.then((how) => reject(new Error(`the gateway ended (${how}); it wrote:\n${errors}`)));
+  try {
+    gateway.url = await url;
+  } finally {
+    clearTimeout(late);
+  }
+  return gateway;
+}
+
+async function kill(gateway) {
+  gateway?.kill("SIGKILL");
+  await gateway?.ended;
+}
+
+function defer() {
+  let functions;
+  const promise = new Promise((resolve, reject) => (functions = { resolve, reject }));
+  return { promise, ...functions };
+}
+
+describe("the demo page", () => {
+  let gateway;
+  let browser;
+  let page;
+  /** What the page's console and its errors said and must not have. */
+  let complaints = [];
+  let outage = false;
+
+  function listenTo(target) {
+    target.on("pageerror", (error) => complaints.push(`page error: ${error.message}`));
+    target.on("console", (message) => {
+      if (message.type() !== "error" && message.type() !== "warning") return;
+      const text = message.text();
+      if (!(outage && NETWORK_FAILURE.test(text))) complaints.push(`console: ${text}`);
+    });
+  }
+
+  async function open(options = {}) {
+    const context = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
+    context.setDefaultTimeout(WAIT_MS);
+    const opened = await context.newPage();
+    listenTo(opened);
+    return opened;
+  }
+
+  const byId = (id, within = page) => within.getByTestId(id);
+  const pane = (name, within = page) => within.locator(`section[data-pane=${name}]`);
+  const until = (name, attributes, within = page) =>
+    within.locator(`section[data-pane=${name}]${attributes}`).waitFor();
+  const allAre = (attributes, within = page) =>
+    Promise.all(["a", "b", "c"].map((name) => until(name, attributes, within)));
+  const frames = (name) => byId("frames", pane(name)).textContent();
+  const count = (text, part) => text.split(part).length - 1;
+  const screenshot = (target, name) =>
+    target.screenshot({ path: path.join(ARTEFACTS, name), fullPage: true, animations: "disabled" });
+
+  async function openLogs(target) {
+    for (const summary of await target.locator("summary").all()) await summary.click();
+  }
+
+  before(async () => {
+    executable(BROWSER, `no browser at ${BROWSER}: apt-get install chromium, or set CHROMIUM`);
+    mkdirSync(ARTEFACTS, { recursive: true });
+    gateway = await startGateway("127.0.0.1:0");
+    browser = await chromium.launch({ executablePath: BROWSER, args: BROWSER_ARGS });
+    page = await open();
+    await page.goto(gateway.url);
+  });
+
+  after(async () => {
+    await browser?.close();
+    await Promise.all([...gateways].map(kill));
+  });
+
+  afterEach(() => {
+    const said = complaints;
+    complaints = [];
+    assert.deepEqual(said, [], "the console stays clean");
+  });
+
+  test("a purchase unlocks every device of the buyer and no other", async () => {
+    await allAre("[data-state=live][data-locked=true]");
+    await openLogs(page);
+    await byId("buy-ada").click();
+    await Promise.all([until("a", "[data-locked=false]"), until("b", "[data-locked=false]")]);
+    assert.equal(await pane("c").getAttribute("data-locked"), "true");
+    for (const name of ["a", "b"]) {
+      assert.match(await byId("time", pane(name)).textContent(), /^[\d.]+ ms after the click$/);
+      assert.equal(count(await frames(name), "post_purchased"), 1);
+    }
+    assert.equal(count(await frames("c"), "post_purchased"), 0);
+    await screenshot(page, "demo-bought.png");
+
+    // Had Ada's event been on its way to Ben, it would have come before his own.
+    await byId("buy-ben").click();
+    await until("c", "[data-locked=false]");
+    assert.equal(count(await frames("c"), "post_purchased"), 1);
+    await byId("lock-again").click();
+    await allAre("[data-state=live][data-locked=true]");
+  });
+
+  test("a refused token is told why", async () => {
+    await byId("refuse").click();
+    await byId("refusal").waitFor();
+    const text = await byId("refusal").innerText();
+    assert.match(text, /4401/);
+    assert.match(text, /bad_signature/);
+    assert.match(text, /No reconnect/);
+    await allAre("[data-state=live]");
+  });
+
+  test("a gap is shown to those it concerns, and can be dismissed", async () => {
+    await byId("gap").click();
+    for (const name of ["a", "b"]) {
+      const notice = byId("gap-notice", pane(name));
+      await notice.waitFor();
+      assert.match(await notice.innerText(), /Events may be missing: reload from your API/);
+    }
+    assert.equal(await byId("gap-notice", pane("c")).isHidden(), true);
+    assert.equal(count(await frames("c"), '"gap"'), 0);
+    for (const name of ["a", "b"]) {
+      await byId("gap-notice", pane(name)).getByRole("button").click();
+      await byId("gap-notice", pane(name)).waitFor({ state: "hidden" });
+    }
+  });
+
+  test("a gateway that dies and comes back finds its devices again", async () => {
+    const { host } = new URL(gateway.url);
+    outage = true;
+    await kill(gateway);
+    await allAre("[data-state=reconnecting]");
+    await byId("buy-ada").click();
+    await page.getByText("Not published: the gateway did not answer.").waitFor();
+    // The new process has a new secret: only a new token opens a socket.
+    gateway = await startGateway(host);
+    await allAre("[data-state=live]");
+    outage = false;
+    for (const name of ["a", "b", "c"]) {
+      assert.match(await byId("gap-notice", pane(name)).innerText(), /This device was away/);
+    }
+    await byId("lock-again").click();
+    await allAre("[data-locked=true]");
+    await byId("buy-ada").click();
+    await Promise.all([until("a", "[data-locked=false]"), until("b", "[data-locked=false]")]);
+    assert.equal(await pane("c").getAttribute("data-locked"), "true");
+  });
+
+  test("no token is shown anywhere", async () => {
+    const text = await page.locator("body").innerText();
+    assert.ok(text.includes("bearer.…"), "the logs are open and say where the token was");
+    assert.ok(!text.includes("eyJ"), "a token is visible");
+  });
+
+  test("close codes are obeyed", async () => {
+    const mocked = await open();
+    const sockets = { u1: [], u12: [] };
+    let asked;
+    const answered = new Map();
+    // A gateway that says what the test wants: the socket's user is the one of its token.
+    await mocked.route("**/dev/token?user=*", async (route) => {
+      const user = new URL(route.request().url()).searchParams.get("user");
+      await route.fulfill({ json: { token: `eyJ${user}.${answered.size}.x` } });
+    });
+    await mocked.routeWebSocket("**/ws", (socket) => {
+      const token = socket.protocols().find((offered) => offered.startsWith("bearer."));
+      const user = /eyJ(u\d+)/.exec(token)[1];
+      sockets[user].push(socket);
+      socket.onMessage((text) => asked?.resolve(JSON.parse(text)));
+      if (answered.get(user) === "refuse") return void socket.close({ code: 4401, reason: "expired" });
+      const data = { userId: user, connectionId: "x", channels: [`user:${user}`] };
+      socket.send(JSON.stringify({ type: "connected", data }));
+    });
+    const within = (name, attributes) => until(name, attributes, mocked);
+    await mocked.goto(gateway.url);
+    await allAre("[data-state=live]", mocked);
+    const [ben] = sockets.u12;
+
+    asked = defer();
+    ben.send(JSON.stringify({ type: "token_expiring", data: { expiresAt: 0 } }));
+    const refresh = await asked.promise;
+    assert.equal(refresh.type, "refresh");
+    assert.match(refresh.token, /^eyJu12/);
+
+    // A drain: the gateway names the delay, then closes.
+    ben.send(JSON.stringify({ type: "reconnect", data: { afterMs: 1 } }));
+    await ben.close({ code: 1012, reason: "restart" });
+    await byId("gap-notice", pane("c", mocked)).waitFor();
+    await within("c", "[data-state=live]");
+    assert.equal(sockets.u12.length, 2);
+
+    // A refused token: one new one, then no more.
+    answered.set("u12", "refuse");
+    await sockets.u12[1].close({ code: 4401, reason: "expired" });
+    await within("c", "[data-state=closed]");
+    assert.equal(sockets.u12.length, 3);
+    assert.match(await pane("c", mocked).innerText(), /Refused · 4401 expired/);
+
+    // The backend disconnected this user: final, until somebody asks for it.
+    await Promise.all(sockets.u1.map((socket) => socket.close({ code: 4409, reason: "disconnected" })));
+    await Promise.all([within("a", "[data-state=closed]"), within("b", "[data-state=closed]")]);
+    assert.match(await pane("a", mocked).innerText(), /Closed · 4409/);
+    answered.delete("u12");
+    for (const name of ["a", "b", "c"]) {
+      await pane(name, mocked).getByRole("button", { name: "Connect again" }).click();
+    }
+    await allAre("[data-state=live]", mocked);
+    assert.equal(sockets.u1.length, 4, "one new socket for each device that was asked");
+
+    await openLogs(mocked);
+    assert.ok(!(await mocked.locator("body").innerText()).includes("eyJ"), "a token is visible");
+    await mocked.context().close();
+  });
+
+  for (const { name, options } of [
+    { name: "demo-narrow.png", options: { viewport: { width: 390, height: 844 } } },
+    { name: "demo-dark.png", options: { colorScheme: "dark" } },
+  ]) {
+    test(`it holds up in ${name}`, async () => {
+      const other = await open(options);
+      await other.goto(gateway.url);
+      await allAre("[data-state=live]", other);
+      await byId("buy-ada", other).click();
+      await until("a", "[data-locked=false]", other);
+      await byId("refuse", other).click();
+      await byId("refusal", other).waitFor();
+      await byId("gap", other).click();
+      await byId("gap-notice", pane("b", other)).waitFor();
+      const width = await other.evaluate(() => document.documentElement.scrollWidth);
+      assert.equal(width, other.viewportSize().width, "nothing sticks out sideways");
+      await screenshot(other, name);
+      await other.context().close();
+    });
+  }
+});
