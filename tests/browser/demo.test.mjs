@@ -27,7 +27,7 @@ const BROWSER_ARGS = [
   "--disable-sync",
 ];
 /** What Chromium writes to the console when nothing listens, and nothing else. */
-const NETWORK_FAILURE = /ERR_CONNECTION_(REFUSED|RESET)|ERR_EMPTY_RESPONSE|ERR_SOCKET_NOT_CONNECTED|WebSocket connection to .* failed/;
+const NETWORK_FAILURE = /net::ERR_|WebSocket connection to .* failed/;
 
 /** Every gateway that runs. */
 const gateways = new Set();

@@ -18,6 +18,7 @@ mod gateway;
 mod hostile;
 mod isolation;
 mod limits;
+mod load;
 mod plain;
 mod redis;
 mod redis_faults;
