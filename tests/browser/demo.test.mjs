@@ -45,14 +45,14 @@ function executable(file, otherwise) {
 }
 
 /** Starts a gateway; it is ready when it prints its address. */
-async function startGateway(listen) {
+async function startGateway(listen, settings = {}) {
   const binary = process.env.TOLLGATE_BIN;
   assert.ok(binary, "TOLLGATE_BIN is not set: it is the path of the tollgate binary");
   executable(binary, `TOLLGATE_BIN=${binary}: there is no executable; build it with cargo build`);
   const args = ["serve", "--dev", "--listen", listen, "--admin-listen", "127.0.0.1:0"];
   // Its environment is ours to choose: no setting of the caller's reaches it.
   const gateway = spawn(path.resolve(binary), args, {
-    env: { PATH: process.env.PATH },
+    env: { PATH: process.env.PATH, ...settings },
     stdio: ["ignore", "pipe", "pipe"],
   });
   gateways.add(gateway);
@@ -223,64 +223,61 @@ describe("the demo page", () => {
     assert.ok(!text.includes("eyJ"), "a token is visible");
   });
 
-  test("close codes are obeyed", async () => {
-    const mocked = await open();
-    const sockets = { u1: [], u12: [] };
-    let asked;
-    const answered = new Map();
-    // A gateway that says what the test wants: the socket's user is the one of its token.
-    await mocked.route("**/dev/token?user=*", async (route) => {
-      const user = new URL(route.request().url()).searchParams.get("user");
-      await route.fulfill({ json: { token: `eyJ${user}.${answered.size}.x` } });
-    });
-    await mocked.routeWebSocket("**/ws", (socket) => {
-      const token = socket.protocols().find((offered) => offered.startsWith("bearer."));
-      const user = /eyJ(u\d+)/.exec(token)[1];
-      sockets[user].push(socket);
-      socket.onMessage((text) => asked?.resolve(JSON.parse(text)));
-      if (answered.get(user) === "refuse") return void socket.close({ code: 4401, reason: "expired" });
-      const data = { userId: user, connectionId: "x", channels: [`user:${user}`] };
-      socket.send(JSON.stringify({ type: "connected", data }));
-    });
-    const within = (name, attributes) => until(name, attributes, mocked);
-    await mocked.goto(gateway.url);
-    await allAre("[data-state=live]", mocked);
-    const [ben] = sockets.u12;
-
-    asked = defer();
-    ben.send(JSON.stringify({ type: "token_expiring", data: { expiresAt: 0 } }));
-    const refresh = await asked.promise;
-    assert.equal(refresh.type, "refresh");
-    assert.match(refresh.token, /^eyJu12/);
-
-    // A drain: the gateway names the delay, then closes.
-    ben.send(JSON.stringify({ type: "reconnect", data: { afterMs: 1 } }));
-    await ben.close({ code: 1012, reason: "restart" });
-    await byId("gap-notice", pane("c", mocked)).waitFor();
-    await within("c", "[data-state=live]");
-    assert.equal(sockets.u12.length, 2);
-
-    // A refused token: one new one, then no more.
-    answered.set("u12", "refuse");
-    await sockets.u12[1].close({ code: 4401, reason: "expired" });
-    await within("c", "[data-state=closed]");
-    assert.equal(sockets.u12.length, 3);
-    assert.match(await pane("c", mocked).innerText(), /Refused · 4401 expired/);
-
-    // The backend disconnected this user: final, until somebody asks for it.
-    await Promise.all(sockets.u1.map((socket) => socket.close({ code: 4409, reason: "disconnected" })));
-    await Promise.all([within("a", "[data-state=closed]"), within("b", "[data-state=closed]")]);
-    assert.match(await pane("a", mocked).innerText(), /Closed · 4409/);
-    answered.delete("u12");
+  test("expiry, a disconnect by the backend, and a drain are obeyed", async () => {
+    const key = "the-browser-tests-api-key";
+    const settings = {
+      TOLLGATE_API__KEYS: JSON.stringify([key]),
+      // The page's tokens live for 600 s: the notice comes after two.
+      TOLLGATE_AUTH__EXPIRING_NOTICE: "598s",
+      TOLLGATE_DRAIN__SETTLE: "0s",
+      TOLLGATE_DRAIN__WINDOW: "0s",
+    };
+    let other = await startGateway("127.0.0.1:0", settings);
+    const seen = await open();
+    const log = (name) => byId("frames", pane(name, seen));
+    await seen.goto(other.url);
+    await allAre("[data-state=live]", seen);
+    await openLogs(seen);
     for (const name of ["a", "b", "c"]) {
-      await pane(name, mocked).getByRole("button", { name: "Connect again" }).click();
+      await log(name).getByText('"type":"refreshed"').first().waitFor();
+      assert.match(await log(name).textContent(), /token_expiring/);
     }
-    await allAre("[data-state=live]", mocked);
-    assert.equal(sockets.u1.length, 4, "one new socket for each device that was asked");
 
-    await openLogs(mocked);
-    assert.ok(!(await mocked.locator("body").innerText()).includes("eyJ"), "a token is visible");
-    await mocked.context().close();
+    const answer = await fetch(new URL("/api/disconnect", other.url), {
+      method: "POST",
+      headers: { "X-API-Key": key },
+      body: JSON.stringify({ user: "u1" }),
+    });
+    assert.deepEqual(await answer.json(), { result: {} });
+    await Promise.all(["a", "b"].map((name) => until(name, "[data-state=closed]", seen)));
+    assert.match(await pane("a", seen).innerText(), /Closed · 4409/);
+    await until("c", "[data-state=live]", seen);
+    for (const name of ["a", "b"]) {
+      await pane(name, seen).getByRole("button", { name: "Connect again" }).click();
+    }
+    await allAre("[data-state=live]", seen);
+
+    outage = true;
+    other.kill("SIGTERM");
+    await log("c").getByText('"type":"reconnect"').first().waitFor();
+    await other.ended;
+    assert.equal(other.exitCode, 0);
+    other = await startGateway(new URL(other.url).host, settings);
+    await allAre("[data-state=live]", seen);
+    outage = false;
+    assert.ok(!(await seen.locator("body").innerText()).includes("eyJ"), "a token is visible");
+    await seen.context().close();
+    await kill(other);
+  });
+
+  test("a page whose tokens are all refused stops and says why", async () => {
+    const other = await startGateway("127.0.0.1:0", { TOLLGATE_AUTH__AUDIENCE: '["another"]' });
+    const refused = await open();
+    await refused.goto(other.url);
+    await allAre("[data-state=closed]", refused);
+    assert.match(await pane("a", refused).innerText(), /Refused · 4401 audience_mismatch/);
+    await refused.context().close();
+    await kill(other);
   });
 
   for (const { name, options } of [
