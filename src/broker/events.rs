@@ -41,8 +41,9 @@ impl Events {
         Self { state: Mutex::default(), filled: Notify::new(), max_events, max_bytes }
     }
 
-    /// Adds an event, or notes its channel as overflowed. Control messages are few and small, and
-    /// losing one would be silent, so they are always taken.
+    /// Adds an event, or notes its channel as overflowed. A gap is always taken: there can be one
+    /// per channel. Control messages have room of their own as large as the publications', since
+    /// they are few and losing one cannot be declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();
         let was_empty = state.events.is_empty() && state.overflowed.is_empty();
@@ -59,6 +60,16 @@ impl Events {
                 state.bytes += size;
                 state.events.push(event);
             }
+        } else if let Event::Control(message) = &event {
+            if state.events.len() >= 2 * self.max_events
+                || state.bytes + message.len() > 2 * self.max_bytes
+            {
+                drop(state);
+                tracing::error!("control messages flood the broker's queue: one was dropped");
+                return;
+            }
+            state.bytes += message.len();
+            state.events.push(event);
         } else {
             state.events.push(event);
         }

@@ -32,6 +32,10 @@ pub struct Policy {
 /// Fewest characters of an API key: 16 random letters and digits are 95 bits.
 const MIN_API_KEY: usize = 16;
 
+/// The largest message, event or request body that can be configured: a batch of events has to stay
+/// far below the 4 GiB that its offsets reach.
+const MAX_BYTES: usize = 64 << 20;
+
 struct Judge {
     problems: Vec<Problem>,
 }
@@ -129,6 +133,15 @@ impl Judge {
         ] {
             if value == 0 {
                 self.problem(name, "must be at least 1: everything has a bound");
+            }
+        }
+        for (name, value) in [
+            ("limits.publication_bytes", l.publication_bytes),
+            ("limits.message_bytes", l.message_bytes),
+            ("limits.request_body_bytes", l.request_body_bytes),
+        ] {
+            if value > MAX_BYTES {
+                self.problem(name, format!("must be at most {MAX_BYTES}"));
             }
         }
         let (r, second) = (&config.redis, Duration::from_secs(1));

@@ -1,5 +1,6 @@
 //! Listening and serving HTTP/1.1 connections. An upgraded socket leaves here with its TCP stream.
 
+use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -90,16 +91,23 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             continue;
         }
         let router = router.clone();
-        lifecycle.spawn_connection(connection(stream, peer, router, bounds.head, counted));
+        let ended = {
+            let lifecycle = lifecycle.clone();
+            async move { lifecycle.reached(until).await }
+        };
+        lifecycle.spawn_connection(async move {
+            connection((stream, peer), router, bounds.head, ended).await;
+            drop(counted);
+        });
     }
 }
 
+/// Serves one connection. When `ended` comes, an idle one is closed and a busy one after its answer.
 async fn connection(
-    stream: TcpStream,
-    peer: SocketAddr,
+    (stream, peer): (TcpStream, SocketAddr),
     router: Router,
     head: Duration,
-    _counted: Counted,
+    ended: impl Future<Output = ()>,
 ) {
     // Replies and events are whole when they are written; waiting for more would only add delay.
     if stream.set_nodelay(true).is_err() {
@@ -109,13 +117,20 @@ async fn connection(
         request.extensions_mut().insert(Peer(peer));
         router.clone().call(request)
     });
-    let served = http1::Builder::new()
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
-        .with_upgrades()
-        .await;
+        .with_upgrades();
+    tokio::pin!(serving);
+    let served = tokio::select! {
+        served = &mut serving => served,
+        () = ended => {
+            serving.as_mut().graceful_shutdown();
+            serving.await
+        }
+    };
     if let Err(e) = served {
         tracing::debug!(error = %e, "HTTP connection ended");
     }

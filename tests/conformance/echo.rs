@@ -33,12 +33,13 @@ async fn main() -> std::io::Result<()> {
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 1000, Duration::from_secs(5))?;
     use std::io::Write as _;
     writeln!(std::io::stdout(), "{}", listener.address()?)?;
-    let router = Router::new().fallback(any(move |request| upgrade(Arc::clone(&hub), request)));
+    let router =
+        Router::new().fallback(any(move |request| std::future::ready(upgrade(&hub, request))));
     serve(listener, router, Lifecycle::default(), Phase::Draining).await;
     Ok(())
 }
 
-async fn upgrade(hub: Arc<Hub>, mut request: Request) -> Response {
+fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     let key = request.headers().get(header::SEC_WEBSOCKET_KEY).map(|k| k.as_bytes().to_vec());
     let Some(key) = key.and_then(|k| accept_key(&k)) else {
         return StatusCode::BAD_REQUEST.into_response();
@@ -46,6 +47,7 @@ async fn upgrade(hub: Arc<Hub>, mut request: Request) -> Response {
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
         return StatusCode::BAD_REQUEST.into_response();
     };
+    let hub = Arc::clone(hub);
     lifecycle::spawn("echo", async move {
         if let Some((stream, early)) = socket::handed_over(upgrade).await {
             let connection = hub.register(stream, Wire::Plain);

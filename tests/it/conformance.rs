@@ -110,6 +110,16 @@ async fn conforms(mut subject: Subject) {
     subject.publish(&a, "again").await;
     assert_eq!(subject.next().await, "a=again");
 
+    // Given up before it was confirmed and wanted again: only the second answer counts.
+    for i in 0..200 {
+        let channel: ChannelName = format!("again:{i}").parse().unwrap();
+        subject.broker.subscribe(&channel, watch::channel(None).0);
+        subject.broker.unsubscribe(&channel);
+        subject.subscribe(&channel).await.unwrap();
+        subject.publish(&channel, "here").await;
+        assert_eq!(subject.next().await, format!("again:{i}=here"));
+    }
+
     // After the end nothing comes.
     subject.broker.unsubscribe(&a);
     subject.subscribe(&"fence".parse().unwrap()).await.unwrap();

@@ -32,7 +32,11 @@ impl Ledger {
             }
             let n = message.as_i64().expect("a number");
             assert!(n > self.last, "{n} after {}: doubled or out of order", self.last);
-            assert!(n == self.last + 1 || self.declared, "{n} after {}: lost in silence", self.last);
+            assert!(
+                n == self.last + 1 || self.declared,
+                "{n} after {}: lost in silence",
+                self.last
+            );
             (self.last, self.declared) = (n, false);
             if n > goal() {
                 return self;
@@ -133,7 +137,8 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
             let (code, _, _) = client.closed().await;
             assert_eq!(code, 1012);
             let at = Instant::now();
-            tokio::time::sleep(Duration::from_millis(hint["data"]["afterMs"].as_u64().unwrap())).await;
+            tokio::time::sleep(Duration::from_millis(hint["data"]["afterMs"].as_u64().unwrap()))
+                .await;
             (Client::connect(&staying, &format!("u{i}")).await, at)
         }));
     }

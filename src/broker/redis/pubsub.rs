@@ -45,8 +45,26 @@ enum Op {
 struct Wanted {
     channels: HashMap<ChannelName, Want, ahash::RandomState>,
     ops: VecDeque<Op>,
+    /// Subscriptions asked for on this connection and not yet confirmed, by channel. A channel that
+    /// was given up and wanted again has two on the way, and only the last one's answer counts.
+    unconfirmed: HashMap<ChannelName, u32, ahash::RandomState>,
     /// Without a connection no operations are queued: the next one subscribes to everything.
     connected: bool,
+}
+
+impl Wanted {
+    /// Redis answered one subscription to this channel: was it the last one on the way?
+    fn answered(&mut self, name: &str) -> bool {
+        let Some(left) = self.unconfirmed.get_mut(name) else {
+            return true;
+        };
+        *left -= 1;
+        if *left > 0 {
+            return false;
+        }
+        self.unconfirmed.remove(name);
+        true
+    }
 }
 
 pub(super) struct Subscriber {
@@ -79,6 +97,7 @@ impl Subscriber {
         wanted.channels.insert(channel.clone(), want);
         if wanted.connected {
             wanted.ops.push_back(Op::Subscribe(channel.clone()));
+            *wanted.unconfirmed.entry(channel.clone()).or_default() += 1;
             drop(wanted);
             self.changed.notify_one();
         }
@@ -133,6 +152,9 @@ impl Subscriber {
     fn on_subscribed(&self, name: &[u8]) {
         let Some(name) = self.strip(name) else { return };
         let mut wanted = self.wanted.lock();
+        if !wanted.answered(name) {
+            return;
+        }
         let Some((channel, _)) = wanted.channels.get_key_value(name) else {
             return;
         };
@@ -161,10 +183,12 @@ impl Subscriber {
     /// A new connection: everything wanted is to be subscribed on it.
     fn connected(&self) {
         let mut wanted = self.wanted.lock();
-        let Wanted { channels, ops, connected } = &mut *wanted;
+        let Wanted { channels, ops, unconfirmed, connected } = &mut *wanted;
         *connected = true;
         ops.clear();
         ops.extend(channels.keys().cloned().map(Op::Subscribe));
+        unconfirmed.clear();
+        unconfirmed.extend(channels.keys().map(|channel| (channel.clone(), 1)));
     }
 
     fn lost(&self) {
@@ -172,6 +196,7 @@ impl Subscriber {
         let mut wanted = self.wanted.lock();
         wanted.connected = false;
         wanted.ops = VecDeque::new();
+        wanted.unconfirmed = HashMap::default();
         for want in wanted.channels.values_mut() {
             want.gap_due |= std::mem::take(&mut want.live);
         }
@@ -215,36 +240,60 @@ impl Subscriber {
                 }
             });
             for (chunk, result) in join_all(commands).await {
-                if let Err(e) = result
-                    && !(subscribe && self.refuse(chunk, &e))
-                {
-                    return connect::describe(&e);
+                match result {
+                    Ok(()) => {}
+                    Err(e) if subscribe && connect::classify(&e) == BrokerError::Refused => {
+                        if let Err(e) = self.one_by_one(connection, chunk).await {
+                            return connect::describe(&e);
+                        }
+                    }
+                    Err(e) => return connect::describe(&e),
                 }
             }
         }
     }
 
-    /// Answers the waiting subscribers of channels that Redis refused (ACL). False when the error
-    /// was the connection's, or when one of the channels was live before: that one must come back.
-    fn refuse(&self, names: &[String], error: &redis::RedisError) -> bool {
+    /// Redis refuses a whole command for the sake of one channel (ACL): which one was it?
+    async fn one_by_one(
+        &self,
+        connection: &MultiplexedConnection,
+        names: &[String],
+    ) -> Result<(), redis::RedisError> {
+        for name in names {
+            if let Err(e) = connection.clone().subscribe(name).await
+                && !self.refuse(name, &e)
+            {
+                return Err(e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers the waiting subscribers of a channel that Redis refused. False when the error was
+    /// the connection's, or when the channel was live before: then clients count on it, and the
+    /// connection is worth nothing without it.
+    fn refuse(&self, name: &str, error: &redis::RedisError) -> bool {
         if connect::classify(error) != BrokerError::Refused {
             return false;
         }
-        let mut wanted = self.wanted.lock();
-        let mut all_new = true;
-        for name in names.iter().filter_map(|n| self.strip(n.as_bytes())) {
-            let Some(want) = wanted.channels.get_mut(name) else {
-                continue;
-            };
-            if let Some(confirmation) = want.confirmation.take() {
-                confirmation.send_replace(Some(Err(BrokerError::Refused)));
-                wanted.channels.remove(name);
-            } else if !want.live {
-                all_new = false;
-            }
-        }
         self.shared.note(Role::Subscriber, "Redis refused SUBSCRIBE", &connect::describe(error));
-        all_new
+        let Some(name) = self.strip(name.as_bytes()) else {
+            return true;
+        };
+        let mut wanted = self.wanted.lock();
+        if !wanted.answered(name) {
+            return true;
+        }
+        let Some(confirmation) = wanted.channels.get_mut(name).map(|w| w.confirmation.take())
+        else {
+            return true;
+        };
+        let Some(confirmation) = confirmation else {
+            return false;
+        };
+        wanted.channels.remove(name);
+        confirmation.send_replace(Some(Err(BrokerError::Refused)));
+        true
     }
 }
 
