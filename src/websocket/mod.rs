@@ -1,4 +1,4 @@
-//! RFC 6455 framing without IO: [`Decoder`] turns received bytes into [`Message`]s, [`encode`]
+//! RFC 6455 framing without IO: [`Decoder`] turns received bytes into [`Message`]s, [`encode()`]
 //! writes server frames. Not here: sockets, time, what a message means.
 //!
 //! Invariant: an idle decoder owns no memory. Bytes are parsed where they were read; only a frame
