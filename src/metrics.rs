@@ -96,10 +96,11 @@ pub enum Rejected {
     BadRequest,
     Draining,
     ApiKey,
+    Timeout,
 }
 
 impl Rejected {
-    const ALL: [Self; 13] = [
+    const ALL: [Self; 14] = [
         Self::Connections,
         Self::PerUser,
         Self::PerIp,
@@ -113,6 +114,7 @@ impl Rejected {
         Self::BadRequest,
         Self::Draining,
         Self::ApiKey,
+        Self::Timeout,
     ];
 
     #[must_use]
@@ -131,6 +133,7 @@ impl Rejected {
             Self::BadRequest => "bad_request",
             Self::Draining => "draining",
             Self::ApiKey => "api_key",
+            Self::Timeout => "timeout",
         }
     }
 }

@@ -132,6 +132,9 @@ async fn connection(
         }
     };
     if let Err(e) = served {
+        if e.is_timeout() {
+            metrics::rejected(Rejected::Timeout);
+        }
         tracing::debug!(error = %e, "HTTP connection ended");
     }
 }

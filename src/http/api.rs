@@ -73,6 +73,7 @@ pub(super) async fn call(
             return refuse(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large or was cut off\n");
         }
         Err(_) => {
+            metrics::rejected(Rejected::Timeout);
             return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n");
         }
     };

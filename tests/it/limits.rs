@@ -169,6 +169,7 @@ async fn w1_slow_requests_are_closed() {
         read.expect("closed in time").unwrap();
     }
     drip.await.unwrap().ok();
+    gateway.metric_reaches("rejected_total{reason=\"timeout\"}", 3.0).await;
 }
 
 /// W5: a message that is begun and never finished.
