@@ -16,12 +16,17 @@ use crate::metrics::Rejected;
 pub(super) struct Admissions {
     total: AtomicUsize,
     by_ip: DashMap<IpAddr, usize, ahash::RandomState>,
+    courtesies: AtomicUsize,
 }
+
+/// Sockets beyond a limit that may be open at once, only to be told why; more get a status.
+const MAX_COURTESIES: usize = 256;
 
 /// A socket's place; given back when dropped.
 pub(super) struct Place {
     admissions: Arc<Admissions>,
-    ip: IpAddr,
+    /// `None`: a socket beyond a limit, on its way out.
+    ip: Option<IpAddr>,
 }
 
 impl Admissions {
@@ -43,14 +48,25 @@ impl Admissions {
             return Err(Rejected::PerIp);
         }
         *count += 1;
-        Ok(Place { admissions: Arc::clone(self), ip })
+        Ok(Place { admissions: Arc::clone(self), ip: Some(ip) })
+    }
+
+    /// A place for a socket that is opened only to be closed with a reason.
+    pub(super) fn courtesy(self: &Arc<Self>) -> Option<Place> {
+        let place = Place { admissions: Arc::clone(self), ip: None };
+        let before = self.courtesies.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_COURTESIES).then_some(place)
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
+        let Some(ip) = self.ip else {
+            self.admissions.courtesies.fetch_sub(1, Ordering::Relaxed);
+            return;
+        };
         self.admissions.total.fetch_sub(1, Ordering::Relaxed);
-        self.admissions.by_ip.remove_if_mut(&self.ip, |_, count| {
+        self.admissions.by_ip.remove_if_mut(&ip, |_, count| {
             *count -= 1;
             *count == 0
         });
@@ -246,7 +262,10 @@ mod tests {
         let third = admissions.take("2001:db8::2".parse().unwrap(), 3, 1);
         assert_eq!(third.err(), Some(Rejected::PerIp), "one /64");
         assert_eq!(admissions.take(a, 2, 9).err(), Some(Rejected::Connections));
-        drop((first, second));
+        let courtesies: Vec<_> = (0..300).filter_map(|_| admissions.courtesy()).collect();
+        assert_eq!(courtesies.len(), MAX_COURTESIES);
+        drop((first, second, courtesies));
+        assert_eq!(admissions.courtesies.load(Ordering::Relaxed), 0);
         assert!(admissions.by_ip.is_empty());
         assert_eq!(admissions.total.load(Ordering::Relaxed), 0);
     }

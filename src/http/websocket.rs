@@ -71,7 +71,7 @@ fn admit(
     app: &App,
     policy: &Policy,
     request: &Request,
-) -> Result<(Admission, Option<Place>), Response<Body>> {
+) -> Result<(Admission, Place), Response<Body>> {
     let ip = client_ip(request, policy);
     let limits = &policy.limits;
     let by_close = policy.reject == Reject::Close;
@@ -81,8 +81,8 @@ fn admit(
             metrics::rejected(what);
             let whose = if what == Rejected::PerIp { " of this address" } else { "" };
             let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
-            if by_close {
-                return Ok((Admission::Refused(close), None));
+            if by_close && let Some(place) = app.admissions.courtesy() {
+                return Ok((Admission::Refused(close), place));
             }
             return Err(too_many());
         }
@@ -103,7 +103,7 @@ fn admit(
             }
         },
     };
-    Ok((admission, Some(place)))
+    Ok((admission, place))
 }
 
 fn client_ip(request: &Request, policy: &Policy) -> IpAddr {
