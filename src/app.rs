@@ -19,7 +19,7 @@ use crate::config::{BrokerKind, Config, Limits, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
-use crate::lifecycle::{self, Lifecycle, Phase};
+use crate::lifecycle::{self, Lifecycle, Phase, Termination};
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
@@ -49,6 +49,7 @@ pub struct Running {
     admin: Listener,
     sha: String,
     dev: bool,
+    termination: Termination,
 }
 
 impl Running {
@@ -58,6 +59,7 @@ impl Running {
     /// An address that cannot be bound.
     pub fn start(loaded: Loaded, dev: bool) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, .. } = loaded;
+        let termination = Termination::install().context("cannot handle signals")?;
         let metrics = metrics::install();
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
@@ -73,7 +75,7 @@ impl Running {
         let context = Context { gateway, policy: ArcSwap::from_pointee(policy) };
         let app = App::new(Arc::new(context), lifecycle, metrics);
         apply_limits(&app, &config.limits);
-        Ok(Self { config, app, public, admin, sha, dev })
+        Ok(Self { config, app, public, admin, sha, dev, termination })
     }
 
     /// # Errors
@@ -87,7 +89,7 @@ impl Running {
     /// # Errors
     /// When signals cannot be handled.
     pub async fn run(self, reload: Reload, file: Option<std::path::PathBuf>) -> anyhow::Result<()> {
-        let Self { config, app, public, admin, sha, dev } = self;
+        let Self { config, app, public, admin, sha, dev, mut termination } = self;
         let lifecycle = app.lifecycle.clone();
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
@@ -100,12 +102,11 @@ impl Running {
         );
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
         lifecycle::spawn("reload", watch(app.clone(), reload, file, sha));
-        lifecycle::terminated().await?;
+        termination.signalled().await;
         tokio::select! {
             () = drain(&app, &config) => {}
-            second = lifecycle::terminated() => {
+            () = termination.signalled() => {
                 tracing::warn!("second signal: exiting at once");
-                second?;
             }
         }
         Ok(())

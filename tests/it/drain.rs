@@ -53,6 +53,16 @@ async fn w21_a_second_signal_exits_at_once() {
     gateway.exited().await;
 }
 
+/// A signal that comes the moment the process says that it runs is a drain, not a kill.
+#[tokio::test]
+async fn a_signal_right_after_the_start_drains() {
+    for _ in 0..10 {
+        let mut gateway = Gateway::with("[drain]\nsettle = \"0s\"\nwindow = \"0s\"\n").await;
+        gateway.signal("-TERM");
+        assert!(gateway.exited().await.success());
+    }
+}
+
 /// W12 meets W21: a client that does not read does not hold up the end.
 #[tokio::test]
 async fn a_stuck_client_does_not_hold_up_the_drain() {
