@@ -26,6 +26,10 @@ impl Session {
         let mut begun = Vec::new();
         for Request { id, command } in requests {
             if let (State::Open, Command::Subscribe(channel)) = (self.state, &command) {
+                // Asked for twice: the second answer is `subscribed` too, and no sooner than the first.
+                if begun.iter().any(|b: &Begun| b.channel.name == channel.name) {
+                    self.finish_subscribes(&mut begun).await;
+                }
                 begun.extend(self.begin_subscribe(id, channel.clone()));
                 continue;
             }

@@ -70,6 +70,14 @@ impl Client {
         self.ws.send(Message::text(text)).await.unwrap();
     }
 
+    /// Sends several messages in one write, so that the gateway reads them together.
+    pub async fn send_together(&mut self, messages: &[Value]) {
+        for message in messages {
+            self.ws.feed(Message::text(message.to_string())).await.unwrap();
+        }
+        self.ws.flush().await.unwrap();
+    }
+
     pub async fn send_raw(&mut self, message: Message) -> Result<(), Error> {
         self.ws.send(message).await
     }

@@ -56,6 +56,24 @@ async fn gaps(client: &mut Client, channels: &[String]) -> Vec<String> {
     seen
 }
 
+/// A second `subscribe` for the same channel in one read was answered before Redis had confirmed the
+/// first.
+#[tokio::test]
+async fn subscribed_twice_in_one_read_is_not_confirmed_early() {
+    let redis = Redis::start();
+    let gateway = Gateway::on_redis(&redis).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    redis.signal("-STOP");
+    let subscribe = |id: u32| json!({"type": "subscribe", "id": id, "channel": "post:1"});
+    client.send_together(&[subscribe(1), subscribe(2)]).await;
+    for id in [1, 2] {
+        let answer = client.next().await;
+        assert_eq!(answer["id"], id, "{answer}");
+        assert_eq!(answer["data"]["code"], "unavailable", "{answer}");
+    }
+    redis.signal("-CONT");
+}
+
 /// R1: Redis is killed under load and comes back: no socket closes, a gap on every subscribed
 /// channel, once, and events flow again.
 #[tokio::test]
