@@ -19,7 +19,7 @@ use crate::config::{BrokerKind, Config, Limits, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
-use crate::lifecycle::{self, Lifecycle, Phase, Termination};
+use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
@@ -50,6 +50,7 @@ pub struct Running {
     sha: String,
     dev: bool,
     termination: Termination,
+    hangup: Hangup,
 }
 
 impl Running {
@@ -60,6 +61,7 @@ impl Running {
     pub fn start(loaded: Loaded, dev: bool) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, .. } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
+        let hangup = Hangup::install().context("cannot handle signals")?;
         let metrics = metrics::install();
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
@@ -75,7 +77,7 @@ impl Running {
         let context = Context { gateway, policy: ArcSwap::from_pointee(policy) };
         let app = App::new(Arc::new(context), lifecycle, metrics);
         apply_limits(&app, &config.limits);
-        Ok(Self { config, app, public, admin, sha, dev, termination })
+        Ok(Self { config, app, public, admin, sha, dev, termination, hangup })
     }
 
     /// # Errors
@@ -89,7 +91,7 @@ impl Running {
     /// # Errors
     /// When signals cannot be handled.
     pub async fn run(self, reload: Reload, file: Option<std::path::PathBuf>) -> anyhow::Result<()> {
-        let Self { config, app, public, admin, sha, dev, mut termination } = self;
+        let Self { config, app, public, admin, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
@@ -101,7 +103,7 @@ impl Running {
             http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),
         );
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
-        lifecycle::spawn("reload", watch(app.clone(), reload, file, sha));
+        lifecycle::spawn("reload", watch(app.clone(), reload, (hangup, file), sha));
         termination.signalled().await;
         tokio::select! {
             () = drain(&app, &config) => {}
@@ -203,19 +205,17 @@ async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
 
 /// Reloads on SIGHUP, and when the configuration file's content changes: a Kubernetes mount swaps
 /// it without a signal.
-async fn watch(app: App, reload: Reload, file: Option<std::path::PathBuf>, mut sha: String) {
-    let hangup = Arc::new(tokio::sync::Notify::new());
-    let told = Arc::clone(&hangup);
-    lifecycle::spawn("hangup", async move {
-        if let Err(e) = lifecycle::on_hangup(|| told.notify_one()).await {
-            tracing::warn!(error = %e, "SIGHUP cannot be handled");
-        }
-    });
+async fn watch(
+    app: App,
+    reload: Reload,
+    (mut hangup, file): (Hangup, Option<std::path::PathBuf>),
+    mut sha: String,
+) {
     let read = || file.as_ref().and_then(|f| std::fs::read(f).ok());
     let mut content = read();
     loop {
         let asked = tokio::select! {
-            () = hangup.notified() => true,
+            () = hangup.signalled() => true,
             () = sleep(Duration::from_secs(2)) => false,
         };
         let now = read();

@@ -112,6 +112,9 @@ pub struct Publication {
 pub enum GapReason {
     /// The subscription in Redis was lost and is back.
     BrokerReconnected,
+    /// Redis refuses the channel, which it had before (its ACL changed): nothing comes until it is
+    /// allowed again.
+    BrokerRefused,
     /// The queue between the broker and the fan-out was full.
     Overflow,
     /// Something was published that is not JSON text.
@@ -123,8 +126,9 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::BrokerReconnected,
+        Self::BrokerRefused,
         Self::Overflow,
         Self::InvalidPayload,
         Self::PayloadTooLarge,
@@ -135,6 +139,7 @@ impl GapReason {
     pub fn label(self) -> &'static str {
         match self {
             Self::BrokerReconnected => "broker_reconnected",
+            Self::BrokerRefused => "broker_refused",
             Self::Overflow => "overflow",
             Self::InvalidPayload => "invalid_payload",
             Self::PayloadTooLarge => "payload_too_large",

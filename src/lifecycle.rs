@@ -125,14 +125,18 @@ impl Termination {
     }
 }
 
-/// Calls `reload` on every SIGHUP.
-///
-/// # Errors
-/// When the signal handler cannot be installed.
-pub async fn on_hangup(mut reload: impl FnMut()) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    while hangup.recv().await.is_some() {
-        reload();
+/// SIGHUP. Without a handler it would end the process, so this too is installed before anything runs.
+pub struct Hangup(Signal);
+
+impl Hangup {
+    /// # Errors
+    /// When the handler cannot be installed.
+    pub fn install() -> std::io::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup())?))
     }
-    Ok(())
+
+    /// Waits for the next one.
+    pub async fn signalled(&mut self) {
+        self.0.recv().await;
+    }
 }

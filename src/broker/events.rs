@@ -41,8 +41,8 @@ impl Events {
         Self { state: Mutex::default(), filled: Notify::new(), max_events, max_bytes }
     }
 
-    /// Adds an event, or notes its channel as overflowed. A gap is always taken: there can be one
-    /// per channel. Control messages have room of their own as large as the publications', since
+    /// Adds an event, or notes its channel as overflowed. A gap or a confirmation is always taken:
+    /// there can be one per channel. Control messages have room of their own as large as the publications', since
     /// they are few and losing one cannot be declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();

@@ -24,8 +24,9 @@ impl MemoryBroker {
 
 impl Broker for MemoryBroker {
     fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
-        self.subscribed.lock().insert(channel.clone());
-        confirmation.send_replace(Some(Ok(())));
+        let mut subscribed = self.subscribed.lock();
+        subscribed.insert(channel.clone());
+        self.events.push(Event::Subscribed(channel.clone(), confirmation));
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
@@ -41,9 +42,13 @@ impl Broker for MemoryBroker {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn control(&self, message: Bytes) -> BrokerFuture<'_> {
+    fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
         self.events.push(Event::Control(message));
-        Box::pin(std::future::ready(Ok(())))
+        Box::pin(std::future::ready(Ok(1)))
+    }
+
+    fn is_up(&self) -> bool {
+        true
     }
 
     fn health(&self) -> Health {

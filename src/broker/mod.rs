@@ -21,6 +21,9 @@ pub use events::{Batch, Events};
 #[derive(Debug)]
 pub enum Event {
     Publication(Publication),
+    /// The subscription is live: what stands before this in the queue is older than it, everything
+    /// that is published from now on comes after it. Whoever takes it answers the confirmation.
+    Subscribed(ChannelName, Confirmation),
     /// Publications on this channel may have been missed before this point.
     Gap(ChannelName, GapReason),
     /// A message from this or another replica, see `gateway::control`.
@@ -41,7 +44,8 @@ pub enum BrokerError {
 /// The answer to a subscription: `None` until there is one.
 pub type Confirmation = watch::Sender<Option<Result<(), BrokerError>>>;
 
-pub type BrokerFuture<'a> = Pin<Box<dyn Future<Output = Result<(), BrokerError>> + Send + 'a>>;
+pub type BrokerFuture<'a, T = ()> =
+    Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
 /// How a broker is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,9 +63,10 @@ pub struct Health {
 
 /// The contract.
 ///
-/// - After a `subscribe` is confirmed with `Ok`, every publication on the channel comes as an
-///   [`Event::Publication`], in the order in which the broker had them, or an [`Event::Gap`] for
-///   the channel comes in the place of those that may be missing.
+/// - A `subscribe` is answered with [`Event::Subscribed`], or its confirmation with an error. After
+///   that event every publication on the channel comes as an [`Event::Publication`], in the order
+///   in which the broker had them, or an [`Event::Gap`] for the channel comes in the place of those
+///   that may be missing.
 /// - A lost connection is the broker's own to mend: it subscribes to everything again and says
 ///   `Gap` for each channel that had been confirmed, after that channel's new confirmation.
 /// - `subscribe` and `unsubscribe` never wait and take effect in the order of the calls. A channel
@@ -75,8 +80,12 @@ pub trait Broker: Send + Sync + 'static {
     /// Publishes to all replicas; `Ok` means that the broker took it.
     fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_>;
 
-    /// Sends a control message to all replicas, this one included.
-    fn control(&self, message: Bytes) -> BrokerFuture<'_>;
+    /// Sends a control message to all replicas, this one included; the answer is how many it
+    /// reached.
+    fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
+
+    /// Publications can arrive now: what was confirmed is live.
+    fn is_up(&self) -> bool;
 
     fn health(&self) -> Health;
 }

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::tree::{
     all_paths, json_value, line_of, lookup, nearest, not_yet_value, put, quoted, redact,
-    unknown_field,
+    unknown_field, without_value,
 };
 use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
 
@@ -161,8 +161,11 @@ impl Tree {
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(e) => {
+                // Not its whole text: that quotes the line, which may hold a secret.
                 let error: toml::de::Error = e;
-                self.problems.push(broken(format!("is not TOML: {}", error.to_string().trim())));
+                let line = error.span().map(|at| text[..at.start].matches('\n').count() + 1);
+                let at = line.map_or_else(String::new, |n| format!("line {n}: "));
+                self.problems.push(broken(format!("is not TOML: {at}{}", error.message().trim())));
                 return;
             }
         };
@@ -263,7 +266,7 @@ impl Tree {
                 Ok(value) => return Some(value),
                 Err(error) => error,
             };
-            let message = error.inner().message().trim().to_owned();
+            let message = without_value(at, error.inner().message().trim());
             let unknown = unknown_field(&message);
             let field = match error.path().iter().next() {
                 Some(serde_path_to_error::Segment::Map { key }) => Some(key.clone()),
@@ -298,8 +301,8 @@ impl Tree {
                 Ok(config) => return Some(config),
                 Err(error) => error,
             };
-            let message = error.inner().message().trim().to_owned();
             let path = error.path().to_string();
+            let message = without_value(&path, error.inner().message().trim());
             self.problem(&path, message);
             let names: Vec<_> = path.splitn(3, '.').take(2).collect();
             let key = names.join(".");

@@ -170,3 +170,33 @@ fn a_file_that_is_not_there_is_said_to_be() {
     };
     assert!(load(&sources).unwrap_err()[0].to_string().contains("cannot be read"));
 }
+
+/// A value of the wrong type, or a line that is not TOML, was quoted in the message, secret and all.
+#[test]
+fn no_secret_is_in_a_message() {
+    for (file, env) in [
+        ("[api]\nkeys = \"hunter2-hunter2\"\n", None),
+        ("[api]\nkeys = [1234567]\n", None),
+        ("[[auth.keys]]\nsecret = 1234567\n", None),
+        ("[[auth.keys]]\nsecret = \"hunter2\nencoding = \"utf8\"\n", None),
+        ("[redis]\nurl = [\"hunter2\"]\n", None),
+        ("", Some(("TOLLGATE_API__KEYS", "hunter2-hunter2"))),
+        ("", Some(("TOLLGATE_AUTH__KEYS", "hunter2"))),
+        ("", Some(("TOLLGATE_AUTH__KEYS", "[\"hunter2\"]"))),
+    ] {
+        let problems =
+            run(Some(file), &env.into_iter().collect::<Vec<_>>()).unwrap_err().join("\n");
+        assert!(!problems.contains("hunter2") && !problems.contains("1234567"), "{problems}");
+        assert!(!problems.is_empty());
+    }
+}
+
+/// A password before the scheme ended the process.
+#[test]
+fn a_malformed_redis_url_is_redacted_whole() {
+    for url in ["a@b://c", "user:hunter2@redis://host", "hunter2@host", "redis://u:hunter2@host"] {
+        let env = [("TOLLGATE_AUTH__KEYS", KEY), ("TOLLGATE_REDIS__URL", url)];
+        let printed = run(None, &env).unwrap().printed;
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
+}

@@ -93,6 +93,27 @@ pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
     None
 }
 
+/// True for what may hold a secret: its value must not be in a message about it.
+pub(super) fn is_secret(path: &str) -> bool {
+    ["api.keys", "auth.keys", "redis.url"].iter().any(|p| path.starts_with(p))
+}
+
+/// serde's message without the value that it quotes: `invalid type: string "…", expected a list`.
+pub(super) fn without_value(path: &str, message: &str) -> String {
+    if !is_secret(path) {
+        return message.to_owned();
+    }
+    // These quote a name, not a value; a variant is a value, but of a closed set.
+    let named = ["unknown field", "missing field", "duplicate field", "unknown variant"];
+    if named.iter().any(|known| message.starts_with(known)) {
+        return message.to_owned();
+    }
+    match message.rsplit_once(", expected ") {
+        Some((_, expected)) => format!("has the wrong type: expected {expected}"),
+        None => "has a value that cannot be used".to_owned(),
+    }
+}
+
 pub(super) fn redact(value: &mut Value, path: &str) {
     match value {
         Value::Table(table) => {
@@ -112,8 +133,10 @@ pub(super) fn redact(value: &mut Value, path: &str) {
         }
         Value::String(text) if path.ends_with(".secret") => "<redacted>".clone_into(text),
         Value::String(text) if path == ".redis.url" => {
-            if let (Some(start), Some(end)) = (text.find("://"), text.rfind('@')) {
-                text.replace_range(start + 3..end, "<redacted>");
+            // Whatever stands before the host may be a password, in a malformed URL too.
+            if let Some(end) = text.rfind('@') {
+                let start = text.find("://").map_or(0, |at| at + 3);
+                text.replace_range(if start <= end { start..end } else { 0..end }, "<redacted>");
             }
         }
         Value::String(_)

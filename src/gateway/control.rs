@@ -112,10 +112,17 @@ impl Nodes {
 }
 
 impl Gateway {
-    /// Carries out a control message.
+    /// Carries out a control message as it came; twice is the same as once.
     pub(super) fn apply(&self, message: &[u8]) {
         match serde_json::from_slice(message) {
-            Ok(Control::Disconnect { user, client }) => {
+            Ok(control) => self.carry_out(control),
+            Err(_) => tracing::warn!("a control message that this version does not know"),
+        }
+    }
+
+    pub(super) fn carry_out(&self, control: Control) {
+        match control {
+            Control::Disconnect { user, client } => {
                 let ours = |c: &crate::hub::Connection| {
                     client.as_ref().is_none_or(|id| *id == self.connection_id(c))
                 };
@@ -123,8 +130,7 @@ impl Gateway {
                     connection.close(Close::new(CloseCode::Disconnected, "disconnected"));
                 }
             }
-            Ok(Control::Node { info }) => self.nodes.saw(info),
-            Err(_) => tracing::warn!("a control message that this version does not know"),
+            Control::Node { info } => self.nodes.saw(info),
         }
     }
 

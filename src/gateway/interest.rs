@@ -29,16 +29,21 @@ struct Entry {
     idle_since: Option<Instant>,
 }
 
-/// A subscription that the broker may not have confirmed yet.
-pub struct Waiting(Option<Answer>);
+/// A subscription that the broker may not have confirmed yet, and how long that may take.
+pub struct Waiting {
+    answer: Option<Answer>,
+    deadline: tokio::time::Instant,
+}
 
 impl Waiting {
     pub(super) async fn answer(self) -> Result<(), BrokerError> {
-        let Some(mut answer) = self.0 else {
+        let Some(mut answer) = self.answer else {
             return Ok(());
         };
-        let found = answer.wait_for(Option::is_some).await;
-        found.ok().and_then(|a| *a).unwrap_or(Err(BrokerError::Unavailable))
+        match tokio::time::timeout_at(self.deadline, answer.wait_for(Option::is_some)).await {
+            Ok(found) => found.ok().and_then(|a| *a).unwrap_or(Err(BrokerError::Unavailable)),
+            Err(_) => Err(BrokerError::TimedOut),
+        }
     }
 }
 
@@ -47,11 +52,15 @@ pub(super) struct Interest {
     entries: DashMap<ChannelName, Entry, ahash::RandomState>,
     lingering: Mutex<VecDeque<(Instant, ChannelName)>>,
     linger: Duration,
+    /// How long a subscriber waits for the broker.
+    pub(super) confirm_within: Duration,
 }
 
 impl Interest {
     pub(super) fn new(broker: Arc<dyn Broker>, linger: Duration) -> Self {
-        Self { broker, entries: DashMap::default(), lingering: Mutex::default(), linger }
+        let confirm_within = Duration::from_secs(3);
+        let (entries, lingering) = (DashMap::default(), Mutex::default());
+        Self { broker, entries, lingering, linger, confirm_within }
     }
 
     /// One more local subscriber.
@@ -70,7 +79,12 @@ impl Interest {
             Some(Err(_)) => entry.answer = Some(self.ask(channel)),
             None => {}
         }
-        Waiting(entry.answer.clone())
+        // It was confirmed on a connection that is gone: that is not live.
+        if entry.answer.is_none() && !self.broker.is_up() {
+            entry.answer = Some(self.ask(channel));
+        }
+        let deadline = tokio::time::Instant::now() + self.confirm_within;
+        Waiting { answer: entry.answer.clone(), deadline }
     }
 
     fn ask(&self, channel: &ChannelName) -> Answer {
@@ -152,8 +166,11 @@ mod tests {
         fn publish(&self, _: &ChannelName, _: Bytes) -> BrokerFuture<'_> {
             Box::pin(std::future::ready(Ok(())))
         }
-        fn control(&self, _: Bytes) -> BrokerFuture<'_> {
-            Box::pin(std::future::ready(Ok(())))
+        fn control(&self, _: Bytes) -> BrokerFuture<'_, usize> {
+            Box::pin(std::future::ready(Ok(1)))
+        }
+        fn is_up(&self) -> bool {
+            true
         }
         fn health(&self) -> Health {
             Health { kind: "x", ready: true, subscriber: true, publisher: true, last_error: None }

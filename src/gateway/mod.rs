@@ -29,8 +29,6 @@ pub struct Gateway {
     broker: Arc<dyn Broker>,
     interest: Interest,
     nodes: Nodes,
-    /// How long a subscriber waits for the broker.
-    confirm_within: Duration,
     max_publication: AtomicUsize,
 }
 
@@ -43,6 +41,15 @@ pub enum PublishError {
     Broker(#[from] BrokerError),
 }
 
+/// Why a control message may not have reached everyone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ControlError {
+    #[error("done here, but {reached} of {known} replicas were reached: try again")]
+    Partly { reached: usize, known: usize },
+    #[error("done here, but {0}: try again for the other replicas")]
+    Broker(#[from] BrokerError),
+}
+
 impl Gateway {
     #[must_use]
     pub fn new(hub: Arc<Hub>, broker: Arc<dyn Broker>, linger: Duration, node: NodeInfo) -> Self {
@@ -51,7 +58,6 @@ impl Gateway {
             interest: Interest::new(Arc::clone(&broker), linger),
             broker,
             nodes: Nodes::new(node),
-            confirm_within: Duration::from_secs(3),
             max_publication: AtomicUsize::new(usize::MAX),
         }
     }
@@ -59,7 +65,7 @@ impl Gateway {
     /// Sets how long a subscriber waits for the broker.
     #[must_use]
     pub fn confirm_within(mut self, wait: Duration) -> Self {
-        self.confirm_within = wait;
+        self.interest.confirm_within = wait;
         self
     }
 
@@ -106,10 +112,7 @@ impl Gateway {
         channel: &ChannelName,
         waiting: Waiting,
     ) -> Result<(), BrokerError> {
-        let result = match tokio::time::timeout(self.confirm_within, waiting.answer()).await {
-            Ok(result) => result,
-            Err(_) => Err(BrokerError::TimedOut),
-        };
+        let result = waiting.answer().await;
         if result.is_err() {
             self.unsubscribe(connection, channel);
         }
@@ -148,12 +151,16 @@ impl Gateway {
         Ok(self.broker.publish(channel, payload).await?)
     }
 
-    /// Sends a control message to every replica, this one included.
+    /// Carries out a control message here, and sends it to every other replica.
     ///
     /// # Errors
-    /// When the broker did not take it.
-    pub async fn control(&self, control: &Control) -> Result<(), BrokerError> {
-        self.broker.control(control.encode()).await
+    /// When the broker did not take it, or it reached fewer replicas than there are: then some did
+    /// not hear it, and it has to be sent again.
+    pub async fn control(&self, control: &Control) -> Result<(), ControlError> {
+        self.carry_out(control.clone());
+        let known = self.nodes.all(self.hub.counts()).len();
+        let reached = self.broker.control(control.encode()).await?;
+        if reached < known { Err(ControlError::Partly { reached, known }) } else { Ok(()) }
     }
 
     /// Declares a gap on a channel to its local subscribers.
@@ -172,6 +179,12 @@ impl Gateway {
                     Event::Publication(publication) => {
                         received.increment(1);
                         self.deliver(publication).await;
+                    }
+                    Event::Subscribed(channel, confirmation) => {
+                        let confirm = move || {
+                            confirmation.send_replace(Some(Ok(())));
+                        };
+                        self.hub.mark(&channel, confirm).await;
                     }
                     Event::Gap(channel, reason) => self.declare_gap(channel, reason).await,
                     Event::Control(message) => self.apply(&message),
@@ -212,7 +225,7 @@ impl Gateway {
             if second % control::ANNOUNCE_EVERY == 0 {
                 let counts = self.hub.counts();
                 // Without the broker there is nobody to tell.
-                let _ = self.control(&self.nodes.announcement(counts)).await;
+                let _ = self.broker.control(self.nodes.announcement(counts).encode()).await;
             }
         }
     }

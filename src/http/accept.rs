@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
 
@@ -22,6 +23,16 @@ use crate::metrics::{self, Rejected};
 /// Connections that the kernel may hold for us: a burst must not lose SYNs, which would come again
 /// only after a second.
 const BACKLOG: u32 = 4096;
+
+/// How long a peer may leave bytes of ours unacknowledged, or its window closed, before the kernel
+/// ends the connection (tcp(7), TCP_USER_TIMEOUT): whoever does not read an answer holds no place.
+const UNREAD: Duration = Duration::from_secs(20);
+
+/// An HTTP connection that did not become a socket ends after this and its answer in hand.
+const LIFETIME: Duration = Duration::from_secs(600);
+
+/// And gets this long for that answer.
+const LAST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Bounds for one listener's HTTP connections.
 #[derive(Debug, Clone, Copy)]
@@ -110,7 +121,9 @@ async fn connection(
     ended: impl Future<Output = ()>,
 ) {
     // Replies and events are whole when they are written; waiting for more would only add delay.
-    if stream.set_nodelay(true).is_err() {
+    if stream.set_nodelay(true).is_err()
+        || SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD)).is_err()
+    {
         return;
     }
     let service = service_fn(move |mut request: Request<Incoming>| {
@@ -125,10 +138,18 @@ async fn connection(
         .with_upgrades();
     tokio::pin!(serving);
     let served = tokio::select! {
-        served = &mut serving => served,
-        () = ended => {
+        served = &mut serving => Some(served),
+        () = ended => None,
+        () = tokio::time::sleep(LIFETIME) => None,
+    };
+    let served = match served {
+        Some(served) => served,
+        None => {
             serving.as_mut().graceful_shutdown();
-            serving.await
+            match tokio::time::timeout(LAST_ANSWER, serving).await {
+                Ok(served) => served,
+                Err(_) => return metrics::rejected(Rejected::Timeout),
+            }
         }
     };
     if let Err(e) = served {

@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
+use tokio::time::{Instant, timeout_at};
 
 use super::{App, json as json_response, refuse};
 use crate::channel::ChannelName;
@@ -65,8 +66,9 @@ pub(super) async fn call(
         );
     }
     let limits = &policy.limits;
+    let deadline = Instant::now() + limits.request_timeout.0;
     let body = Limited::new(request.into_body(), limits.request_body_bytes).collect();
-    let body = match tokio::time::timeout(limits.request_timeout.0, body).await {
+    let body = match timeout_at(deadline, body).await {
         Ok(Ok(body)) => body.to_bytes(),
         Ok(Err(_)) => {
             metrics::rejected(Rejected::MessageSize);
@@ -78,7 +80,7 @@ pub(super) async fn call(
         }
     };
     let work = dispatch(&app, &method, &body);
-    let result = match tokio::time::timeout(limits.request_timeout.0, work).await {
+    let result = match timeout_at(deadline, work).await {
         Ok(result) => result,
         Err(_) => Err(ApiError(100, "the broker did not answer in time".to_owned())),
     };

@@ -19,7 +19,7 @@ use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::plain::{self, Command, Request};
-use crate::session::{Admission, Context, Session};
+use crate::session::{Admission, Context, Heard, Session};
 use crate::websocket::{Decoder, Message, Opcode, ProtocolError, close_frame, encode};
 
 /// The worker's read buffer.
@@ -160,8 +160,10 @@ fn take(
     bytes: &mut [u8],
 ) -> Input {
     let mut input = Input::default();
+    let mut completed = false;
     let max = session.max_message();
     let fed = decoder.feed(bytes, max, |message| {
+        completed = true;
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
             input.end = Some(End::Ours(Close::new(CloseCode::TooMany, "too many messages")));
             return false;
@@ -195,7 +197,7 @@ fn take(
         let code = CloseCode::from_protocol_error(error);
         input.end = Some(End::Ours(Close::new(code, error.to_string())));
     }
-    session.on_bytes(decoder.is_partial());
+    session.on_bytes(Heard { completed, partial: decoder.is_partial() });
     input
 }
 

@@ -59,6 +59,11 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
     lifecycle.spawn_connection(async move {
         if let Some((stream, early)) = socket::handed_over(upgrade).await {
             let connection = app.context.gateway.hub().register(stream, wire);
+            // The drain's last look may have been before this.
+            let admission = match app.lifecycle.phase() {
+                Phase::Running | Phase::Settling => admission,
+                Phase::Draining => Admission::Refused(Close::new(CloseCode::Restart, "draining")),
+            };
             socket::run(app.context, connection, admission, (began, early)).await;
         }
         drop(place);
@@ -161,7 +166,10 @@ fn wire(request: &Request) -> Result<Wire, Response<Body>> {
     match format.as_ref().map(|(_, value)| &**value) {
         None | Some("plain") => Ok(Wire::Plain),
         Some("envelope") => Ok(Wire::Envelope),
-        Some(_) => Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n")),
+        Some(_) => {
+            metrics::rejected(Rejected::BadRequest);
+            Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
+        }
     }
 }
 

@@ -27,9 +27,8 @@ use crate::protocol::codes::{Close, CloseCode};
 /// Slices in one vectored write.
 const MAX_SLICES: usize = 32;
 
-/// Below this size, and a quarter of the batch, leftover bytes are copied rather than kept by
-/// reference: a slow client must not keep a large batch alive for the sake of a few frames.
-const COPY_BELOW: usize = 4096;
+/// No wheel entry counts.
+const NO_TIMER: u32 = u32::MAX;
 
 const TIMER: u8 = 1;
 const CLOSE: u8 = 2;
@@ -86,7 +85,7 @@ impl Connection {
             wire,
             flags: AtomicU8::new(0),
             missed: AtomicBool::new(false),
-            timer: AtomicU32::new(0),
+            timer: AtomicU32::new(NO_TIMER),
             waker: AtomicWaker::new(),
             out: Mutex::default(),
             stream,
@@ -140,8 +139,15 @@ impl Connection {
         self.timer.store(tick, Ordering::Release);
     }
 
+    pub(super) fn timer(&self) -> u32 {
+        self.timer.load(Ordering::Acquire)
+    }
+
     pub(super) fn fire_timer(&self, tick: u32) {
-        if self.timer.load(Ordering::Acquire) == tick {
+        // Taken: the same tick may be asked for again.
+        let taken =
+            self.timer.compare_exchange(tick, NO_TIMER, Ordering::AcqRel, Ordering::Acquire);
+        if taken.is_ok() {
             self.wake(TIMER);
         }
     }
@@ -363,10 +369,12 @@ impl Drop for Connection {
     }
 }
 
-/// The bytes that have to wait, by reference or, where they are a small part, as a copy.
+/// The bytes that have to wait: by reference or, where they are less than a quarter of the batch, as
+/// a copy, because a slow client must not keep a large batch alive for the sake of a few frames.
+/// What a client holds is so at most four times what its queue counts.
 fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
     let len = end - start;
-    if len < COPY_BELOW && len * 4 < batch.len() {
+    if len * 4 < batch.len() {
         Bytes::copy_from_slice(&batch[start..end])
     } else {
         batch.slice(start..end)

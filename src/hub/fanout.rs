@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
 
+use super::inbox::Item;
 use super::table::Slot;
 use super::{Connection, Shard};
 use crate::metrics::Fanout;
@@ -21,6 +22,10 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// Sockets written between two turns for the runtime.
 const WRITES_PER_TURN: usize = 256;
+
+/// Ranges after which a batch takes no further push: 16 bytes each, and a push adds at most one per
+/// subscriber.
+const MAX_NODES: usize = 262_144;
 
 /// Capacity, in elements, that the scratch lists keep between batches.
 const KEPT: usize = 65_536;
@@ -81,15 +86,28 @@ impl Batch {
 pub(super) async fn run(shard: Arc<Shard>) {
     let metrics = Fanout::default();
     let mut batch = Batch::default();
-    let mut pushes = Vec::new();
+    let mut items = Vec::new();
     let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
+    let mut next = 0;
     loop {
-        pushes = shard.inbox.take(pushes).await;
+        if next == items.len() {
+            items.shrink_to(KEPT);
+            items = shard.inbox.take(items).await;
+            next = 0;
+        }
         let began = Instant::now();
         {
             let mut table = shard.table.lock();
-            for push in &pushes {
-                table.append(push, &mut batch);
+            // What does not fit into the batch's bound is the next batch.
+            while next < items.len() && batch.nodes.len() < MAX_NODES {
+                match &items[next] {
+                    Item::Push(push) => table.append(push, &mut batch),
+                    Item::Mark(channel, mark) => {
+                        table.mark(channel);
+                        mark.passed();
+                    }
+                }
+                next += 1;
             }
             lists.extend(batch.dirty.iter().filter_map(|slot| table.take_list(*slot)));
         }
@@ -108,6 +126,5 @@ pub(super) async fn run(shard: Arc<Shard>) {
         }
         metrics.seconds.record(began.elapsed());
         batch.reset();
-        pushes.shrink_to(KEPT);
     }
 }

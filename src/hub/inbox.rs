@@ -1,19 +1,49 @@
-//! A shard's inbox: pushes wait here until the fan-out takes all of them at once.
+//! A shard's inbox: what comes waits here until the fan-out takes all of it at once.
 
 use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use crate::channel::ChannelName;
 use crate::protocol::Push;
 
 /// Above either bound the pump waits; what then piles up behind it is the broker queue's to bound.
-const MAX_PUSHES: usize = 8192;
+const MAX_ITEMS: usize = 8192;
 const MAX_BYTES: usize = 16 << 20;
+
+/// What a shard is handed.
+pub(super) enum Item {
+    Push(Push),
+    Mark(ChannelName, Arc<Mark>),
+}
+
+/// Passes every shard of a channel behind all that was dispatched before it; the last one it passes
+/// is followed by `done`.
+pub(super) struct Mark {
+    left: AtomicU32,
+    done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+}
+
+impl Mark {
+    pub(super) fn new(shards: u32, done: Box<dyn FnOnce() + Send>) -> Arc<Self> {
+        Arc::new(Self { left: AtomicU32::new(shards), done: Mutex::new(Some(done)) })
+    }
+
+    pub(super) fn passed(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1
+            && let Some(done) = self.done.lock().take()
+        {
+            done();
+        }
+    }
+}
 
 #[derive(Default)]
 struct State {
-    pushes: Vec<Push>,
+    items: Vec<Item>,
     bytes: usize,
 }
 
@@ -24,23 +54,23 @@ pub(super) struct Inbox {
     emptied: Notify,
 }
 
-fn size(push: &Push) -> usize {
-    match push {
-        Push::Publication(p) => p.payload.len(),
-        Push::Gap(..) => 0,
+fn size(item: &Item) -> usize {
+    match item {
+        Item::Push(Push::Publication(p)) => p.payload.len(),
+        Item::Push(Push::Gap(..)) | Item::Mark(..) => 0,
     }
 }
 
 impl Inbox {
-    /// Adds one push, waiting while the inbox is full. Only the pump calls this.
-    pub(super) async fn push(&self, push: Push) {
+    /// Adds one item, waiting while the inbox is full. Only the pump calls this.
+    pub(super) async fn push(&self, item: Item) {
         loop {
             {
                 let mut state = self.state.lock();
-                if state.pushes.len() < MAX_PUSHES && state.bytes < MAX_BYTES {
-                    state.bytes += size(&push);
-                    state.pushes.push(push);
-                    if state.pushes.len() == 1 {
+                if state.items.len() < MAX_ITEMS && state.bytes < MAX_BYTES {
+                    state.bytes += size(&item);
+                    state.items.push(item);
+                    if state.items.len() == 1 {
                         self.filled.notify_one();
                     }
                     return;
@@ -51,14 +81,14 @@ impl Inbox {
         }
     }
 
-    /// Waits for pushes and takes them all; `spare` becomes the next batch's buffer.
-    pub(super) async fn take(&self, mut spare: Vec<Push>) -> Vec<Push> {
+    /// Waits for items and takes them all; `spare` becomes the next batch's buffer.
+    pub(super) async fn take(&self, mut spare: Vec<Item>) -> Vec<Item> {
         spare.clear();
         loop {
             {
                 let mut state = self.state.lock();
-                if !state.pushes.is_empty() {
-                    mem::swap(&mut state.pushes, &mut spare);
+                if !state.items.is_empty() {
+                    mem::swap(&mut state.items, &mut spare);
                     state.bytes = 0;
                     self.emptied.notify_one();
                     return spare;

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use crate::channel::ChannelName;
 use crate::protocol::{Push, Wire};
 pub use connection::{Connection, Wake};
-use inbox::Inbox;
+use inbox::{Inbox, Item, Mark};
 pub use table::SubscribeError;
 use table::Table;
 use wheel::Wheel;
@@ -217,23 +217,44 @@ impl Hub {
 
     /// Hands a push to every shard with subscribers; waits only when one is far behind.
     pub async fn dispatch(&self, push: Push) {
-        let Some(mask) = self.routes.get(push.channel().as_str()).map(|m| *m) else {
-            return;
-        };
-        let mut mask = mask;
+        let mut mask = self.route(push.channel());
         while mask != 0 {
             let shard = &self.shards[mask.trailing_zeros() as usize];
             mask &= mask - 1;
             if mask == 0 {
-                shard.inbox.push(push).await;
+                shard.inbox.push(Item::Push(push)).await;
                 return;
             }
-            shard.inbox.push(push.clone()).await;
+            shard.inbox.push(Item::Push(push.clone())).await;
         }
+    }
+
+    /// Calls `done` when everything dispatched before has passed, and drops what the channel's
+    /// held-back subscriptions have collected until then: it is older than their subscription.
+    pub async fn mark(&self, channel: &ChannelName, done: impl FnOnce() + Send + 'static) {
+        let mut mask = self.route(channel);
+        if mask == 0 {
+            return done();
+        }
+        let mark = Mark::new(mask.count_ones(), Box::new(done));
+        while mask != 0 {
+            let shard = &self.shards[mask.trailing_zeros() as usize];
+            mask &= mask - 1;
+            shard.inbox.push(Item::Mark(channel.clone(), Arc::clone(&mark))).await;
+        }
+    }
+
+    /// The shards that have subscribers of a channel, one bit each.
+    fn route(&self, channel: &ChannelName) -> u64 {
+        self.routes.get(channel.as_str()).map_or(0, |mask| *mask)
     }
 
     /// Asks for the connection's timer at `tick`; replaces an earlier request.
     pub fn schedule(&self, connection: &Connection, tick: u32) {
+        // An entry that is there already must not become many.
+        if connection.timer() == tick {
+            return;
+        }
         let mut wheel = self.shard(connection).wheel.lock();
         // A tick that has passed comes due with the next one; the connection has to know which.
         let tick = wheel.insert(connection.id(), tick);

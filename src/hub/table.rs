@@ -164,6 +164,16 @@ impl Table {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
     }
 
+    /// Drops what held-back subscriptions of the channel have collected.
+    pub(super) fn mark(&mut self, channel: &ChannelName) {
+        let subscribers = self.channels.get(channel).into_iter().flatten();
+        for subscriber in subscribers.filter(|s| s.is_held()) {
+            if let Some(held) = self.held.get_mut(&(subscriber.slot(), channel.clone())) {
+                *held = Held::default();
+            }
+        }
+    }
+
     /// Puts one push on the lists of all its subscribers, encoding it once per wire that occurs.
     pub(super) fn append(&mut self, push: &Push, batch: &mut Batch) {
         let Some(subscribers) = self.channels.get(push.channel()) else {

@@ -146,7 +146,8 @@ impl Session {
         let old_user = self.identity.as_ref().map(|i| &*i.user);
         if old_user != Some(&*identity.user) {
             metrics::auth_failure(Reason::ClaimInvalid);
-            return refused("the token is for another user");
+            tracing::info!(reason = "claim_invalid", carrier = "refresh", "token of another user");
+            return refused(Reason::ClaimInvalid.slug());
         }
         self.timers.token_until(identity.expires_at, &policy);
         let expires_at = identity.expires_at;

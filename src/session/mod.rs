@@ -22,6 +22,7 @@ use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
+pub use timers::Heard;
 use timers::{Moment, Timers};
 
 /// What all sessions share.
@@ -194,17 +195,19 @@ impl Session {
             .inspect_err(|close| {
                 if close.reason == Reason::Expired.slug() {
                     metrics::auth_failure(Reason::Expired);
+                } else if self.state == State::AwaitToken {
+                    metrics::auth_failure(Reason::Missing);
                 }
             })?;
         self.schedule();
         Ok(())
     }
 
-    /// Bytes came: the client is alive. `partial`: they end within a message.
-    pub fn on_bytes(&mut self, partial: bool) {
+    /// Bytes came: the client is alive.
+    pub fn on_bytes(&mut self, heard: Heard) {
         let now = self.now();
         let pong = self.context.policy.load().limits.pong_timeout.0;
-        if self.timers.heard(now, partial, pong) {
+        if self.timers.heard(now, heard, pong) {
             self.schedule();
         }
     }

@@ -15,6 +15,9 @@ use crate::websocket::{Opcode, encode};
 /// Nothing is waited for.
 const NEVER: u32 = u32::MAX;
 
+/// Seconds after which a token's end is compared with the wall clock again.
+const LOOK_AT_CLOCK: u32 = 30;
+
 #[derive(Debug)]
 pub(super) struct Timers {
     /// A token has to have come.
@@ -29,6 +32,13 @@ pub(super) struct Timers {
     /// Unix seconds.
     expires_at: Option<u64>,
     notified: bool,
+}
+
+/// What a read held: the end of a message, the beginning of another.
+#[derive(Debug, Clone, Copy)]
+pub struct Heard {
+    pub completed: bool,
+    pub partial: bool,
 }
 
 /// The same moment on both clocks: the wheel's, which never jumps, and the wall's, which tokens
@@ -80,17 +90,19 @@ impl Timers {
     }
 
     /// Bytes came. True when the wheel has to know.
-    pub(super) fn heard(&mut self, now: u32, partial: bool, within: Duration) -> bool {
+    pub(super) fn heard(&mut self, now: u32, heard: Heard, within: Duration) -> bool {
         self.pong_due = NEVER;
-        if !partial {
+        if !heard.partial {
             self.rest_due = NEVER;
             return false;
         }
-        if self.rest_due != NEVER {
-            return false;
+        // The deadline is for one message: where one was completed, the next has its own.
+        let begun = self.rest_due == NEVER;
+        if begun || heard.completed {
+            self.rest_due = now + ticks(within);
         }
-        self.rest_due = now + ticks(within);
-        true
+        // A later deadline is found when the earlier one comes due.
+        begun
     }
 
     /// Does what has come due.
@@ -114,7 +126,8 @@ impl Timers {
             encode(&mut ping, Opcode::Ping, b"");
             connection.send(ping.freeze());
             self.next_ping = now + ticks(policy.limits.ping_interval.0);
-            self.pong_due = now + ticks(policy.limits.pong_timeout.0);
+            // An older ping may still be unanswered: its deadline counts.
+            self.pong_due = self.pong_due.min(now + ticks(policy.limits.pong_timeout.0));
         }
         if now >= self.expiry
             && let Some(expires_at) = self.expires_at
@@ -141,7 +154,8 @@ impl Timers {
             connection.send(plain::token_expiring(expires_at));
         }
         let next = if self.notified { end } else { notice };
-        let seconds = u32::try_from(next - unix).unwrap_or(NEVER);
+        // The wall clock may be set, or the machine sleep: it is looked at now and then.
+        let seconds = u32::try_from(next - unix).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.expiry = now.saturating_add(seconds.saturating_mul(TICKS_PER_SECOND)).min(NEVER - 1);
         Ok(())
     }
@@ -152,5 +166,34 @@ impl Timers {
             .into_iter()
             .min()
             .unwrap_or(self.next_ping)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A busy client whose reads always end within a message was closed for not finishing one.
+    #[test]
+    fn each_message_has_its_own_deadline() {
+        let mut timers = Timers {
+            token_due: NEVER,
+            next_ping: NEVER,
+            pong_due: NEVER,
+            rest_due: NEVER,
+            expiry: NEVER,
+            expires_at: None,
+            notified: false,
+        };
+        let within = Duration::from_secs(10);
+        let partial = |completed| Heard { completed, partial: true };
+        assert!(timers.heard(0, partial(false), within), "the wheel has to know");
+        assert_eq!(timers.rest_due, 40);
+        assert!(!timers.heard(30, partial(false), within));
+        assert_eq!(timers.rest_due, 40, "bytes alone do not extend it");
+        assert!(!timers.heard(39, partial(true), within));
+        assert_eq!(timers.rest_due, 79, "the next message has its own");
+        timers.heard(50, Heard { completed: true, partial: false }, within);
+        assert_eq!(timers.rest_due, NEVER);
     }
 }

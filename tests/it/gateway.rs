@@ -216,3 +216,13 @@ pub async fn http_raw(address: &str, request: &[u8]) -> (String, String) {
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or((&answer, ""));
     (head.to_owned(), body.to_owned())
 }
+
+/// The head of the answer, or nothing when the connection is turned away.
+pub async fn try_http(address: &str, request: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).await.ok()?;
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = vec![0; 1024];
+    let read = tokio::time::timeout(super::DEADLINE, stream.read(&mut answer)).await.ok()?;
+    let n = read.ok().filter(|n| *n > 0)?;
+    Some(String::from_utf8_lossy(&answer[..n]).into_owned())
+}

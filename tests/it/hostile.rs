@@ -131,11 +131,19 @@ async fn w14_vanishing_clients_leave_nothing() {
     for cut in (0..=request.len()).step_by(40).chain([request.len()]) {
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
         stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+        if cut == request.len() {
+            // This one became a socket.
+            let mut head = [0; 12];
+            stream.read_exact(&mut head).await.unwrap();
+            assert_eq!(&head[9..], b"101");
+        }
         // A reset rather than an end.
         socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(stream);
     }
     let mut client = Client::connect(&gateway, "u2").await;
+    // The last of them has been a socket: it came and went.
+    gateway.metric_reaches("connections_closed_total{reason=\"client_gone\"}", 1.0).await;
     super::eventually("only one is left", || async {
         let left = gateway.metric("connections{").await + gateway.metric("channels").await;
         (left == 2.0).then_some(())
@@ -143,4 +151,44 @@ async fn w14_vanishing_clients_leave_nothing() {
     .await;
     gateway.publish("user:u2", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
+}
+
+/// W1 turned round: whoever asks and does not read the answers holds no connection for good.
+#[tokio::test]
+async fn w1_unread_answers_end_their_connection() {
+    let gateway = Gateway::with("[limits]\nhttp_connections = 3\n").await;
+    let mut stuck = Vec::new();
+    for _ in 0..3 {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4096).unwrap();
+        let mut stream = socket.connect(gateway.public.parse().unwrap()).await.unwrap();
+        let request = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
+        let request = request.replace("/nowhere", "/api/publish");
+        // Until neither side can take more.
+        let full = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
+        let _ = tokio::time::timeout(std::time::Duration::from_secs(2), full).await;
+        stuck.push(stream);
+    }
+    super::eventually_within(std::time::Duration::from_secs(120), "a place", || async {
+        let answer =
+            super::gateway::try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        answer.is_some().then_some(())
+    })
+    .await;
+    drop(stuck);
+}
+
+/// W13: a client that answers no ping is found, also when pings come faster than their deadline; each
+/// ping used to move the deadline of the one before.
+#[tokio::test]
+async fn w13_no_answer_to_pings_that_overlap() {
+    let gateway = Gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"3s\"\n").await;
+    let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
+    let request = format!("GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n", token("u1"));
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut answer)).await;
+    read.expect("closed").unwrap();
+    let code = 4408u16.to_be_bytes();
+    assert!(answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code));
 }

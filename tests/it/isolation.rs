@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use proptest::strategy::ValueTree as _;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
 
 use super::client::Client;
@@ -42,7 +42,14 @@ fn steps() -> Vec<Step> {
         4 => id.clone().prop_map(Step::PublishUser),
         4 => id.prop_map(Step::PublishPost),
     ];
-    let mut runner = TestRunner::new(Config::default());
+    // Another run of steps each time; this seed brings the same one back.
+    let seed: [u8; 32] = match std::env::var("ISOLATION_SEED") {
+        Ok(text) => std::array::from_fn(|i| text.as_bytes().get(i).copied().unwrap_or_default()),
+        Err(_) => std::array::from_fn(|_| fastrand::u8(b'a'..=b'z')),
+    };
+    eprintln!("ISOLATION_SEED={}", String::from_utf8_lossy(&seed));
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     proptest::collection::vec(step, 400).new_tree(&mut runner).unwrap().current()
 }
 

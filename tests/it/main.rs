@@ -32,7 +32,13 @@ use std::time::{Duration, Instant};
 const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Waits until `check` yields something.
-async fn eventually<T, F: Future<Output = Option<T>>>(
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, check: impl FnMut() -> F) -> T {
+    eventually_within(DEADLINE, what, check).await
+}
+
+/// The same with a deadline of its own.
+async fn eventually_within<T, F: Future<Output = Option<T>>>(
+    deadline: Duration,
     what: &str,
     mut check: impl FnMut() -> F,
 ) -> T {
@@ -41,7 +47,7 @@ async fn eventually<T, F: Future<Output = Option<T>>>(
         if let Some(found) = check().await {
             return found;
         }
-        assert!(began.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        assert!(began.elapsed() < deadline, "{what}: not within {deadline:?}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

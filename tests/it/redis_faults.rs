@@ -145,8 +145,7 @@ async fn r2_redis_absent_at_start() {
 #[tokio::test]
 async fn r3_redis_stopped() {
     let redis = Redis::start();
-    let timing =
-        "ping_interval = \"100ms\"\nping_timeout = \"300ms\"\nconnect_timeout = \"300ms\"\n";
+    let timing = "ping_interval = \"100ms\"\nping_timeout = \"1s\"\nconnect_timeout = \"1s\"\n";
     let gateway = Gateway::with(&(redis.config() + timing)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
@@ -176,6 +175,11 @@ async fn a_subscription_during_an_outage_is_answered() {
     })
     .await;
     assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unavailable");
+    // Nor is a channel live that another socket had before the outage.
+    let bearer = format!("Bearer {}", super::client::token("u1"));
+    let headers = [("authorization", bearer.as_str())];
+    let mut second = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    assert_eq!(second.closed().await.0, 1013);
     redis.restart();
     gaps(&mut client, &["user:u1".to_owned()]).await;
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
@@ -207,6 +211,85 @@ async fn r8_redis_refuses_the_subscription() {
     assert!(!gateway.log().contains("narrow:pw"), "no password in the log");
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
+}
+
+/// R8: one channel that Redis refuses after it was live is declared, and the others go on. It used to
+/// make the replica deaf, reconnecting in a hot loop.
+#[tokio::test]
+async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
+    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:*";
+    let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
+    let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
+    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    client.subscribe(json!("post:9")).await;
+    let acl = |rule: &str| {
+        let rule: Vec<_> = rule.split(' ').collect();
+        redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(rule).exec(&mut redis.connection())
+    };
+    // Redis cuts off a subscriber that has lost a channel.
+    acl("resetchannels &tollgate:control &tollgate:user:*").unwrap();
+    let mut reasons = BTreeSet::new();
+    while reasons.len() < 2 {
+        let gap = client.next().await;
+        reasons.insert((gap["data"]["channel"].to_string(), gap["data"]["reason"].to_string()));
+    }
+    let expected =
+        [("\"post:9\"", "\"broker_refused\""), ("\"user:u1\"", "\"broker_reconnected\"")];
+    assert!(reasons.iter().map(|(c, r)| (c.as_str(), r.as_str())).eq(expected), "{reasons:?}");
+    redis.publish("tollgate:user:u1", "1");
+    assert_eq!(client.next().await, json!(1));
+    assert!(gateway.metric("redis_reconnects_total").await < 5.0, "no hot loop");
+    // Allowed again, it comes back by itself, and what was missed is declared.
+    acl("&tollgate:*").unwrap();
+    assert_eq!(gaps(&mut client, &["post:9".to_owned()]).await.len(), 1);
+    redis.publish("tollgate:post:9", "2");
+    assert_eq!(client.next().await, json!(2));
+}
+
+/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole. Events
+/// of the subscription before used to stand in front of one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_older_than_a_subscription_follows_its_confirmation() {
+    let redis = Redis::start();
+    let config = redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"0s\"");
+    let limits = "[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
+    let gateway = Gateway::with(&(config + limits)).await;
+    gateway.ready().await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let publisher = std::thread::spawn({
+        let (stop, mut connection) = (std::sync::Arc::clone(&stop), redis.connection());
+        move || {
+            for n in 0i64.. {
+                let reached: i64 = redis::cmd("PUBLISH")
+                    .arg("tollgate:post:0")
+                    .arg(n)
+                    .query(&mut connection)
+                    .unwrap();
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    return;
+                }
+                if reached == 0 {
+                    std::thread::yield_now();
+                }
+            }
+        }
+    });
+    let mut client = Client::connect(&gateway, "u1").await;
+    let command = |kind: &str| json!({"type": kind, "channel": "post:0"});
+    client.send(command("subscribe")).await;
+    for _ in 0..300 {
+        while client.next().await["type"] != "subscribed" {}
+        let first = client.next().await.as_i64().expect("an event");
+        for n in 1..5 {
+            assert_eq!(client.next().await, json!(first + n), "a hole after `subscribed`");
+        }
+        client.send_together(&[command("unsubscribe"), command("subscribe")]).await;
+    }
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    publisher.join().unwrap();
 }
 
 /// R11: what cannot be delivered is declared, and the loop goes on.

@@ -65,8 +65,8 @@ async fn reject_http_answers_401_without_an_upgrade() {
 
 #[tokio::test]
 async fn a_token_that_ends_is_announced_and_then_closes_the_socket() {
-    let gateway = Gateway::with("[auth]\nexpiring_notice = \"2s\"\n").await;
-    let exp = now() + 4;
+    let gateway = Gateway::with("[auth]\nexpiring_notice = \"5s\"\n").await;
+    let exp = now() + 10;
     let token = sign(&json!({"sub": "u1", "exp": exp}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
     assert_eq!(client.next().await, json!({"type": "token_expiring", "data": {"expiresAt": exp}}));
@@ -83,7 +83,7 @@ pattern = "post:{id}"
 allow = "granted"
 "#;
     let gateway = Gateway::with(rules).await;
-    let exp = now() + 3;
+    let exp = now() + 8;
     let claims = json!({"sub": "u1", "exp": exp, "channels": ["post:1", "post:2"]});
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     for channel in ["post:1", "post:2"] {
@@ -106,7 +106,7 @@ allow = "granted"
 #[tokio::test]
 async fn a7_a_refused_refresh_leaves_the_old_end() {
     let gateway = Gateway::start().await;
-    let claims = json!({"sub": "u1", "exp": now() + 3});
+    let claims = json!({"sub": "u1", "exp": now() + 8});
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     client.send(json!({"type": "refresh", "token": "a.b.c"})).await;
     assert_eq!(client.next().await["data"]["message"], "malformed");

@@ -45,8 +45,8 @@ struct Shared {
     publisher_up: AtomicBool,
     ready: AtomicBool,
     last_error: Mutex<Option<String>>,
-    publisher: Mutex<Option<MultiplexedConnection>>,
-    publisher_lost: Notify,
+    /// The connection, and whom to tell that it is lost.
+    publisher: Mutex<Option<(MultiplexedConnection, Arc<Notify>)>>,
     on_ready: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -111,7 +111,6 @@ impl RedisBroker {
             ready: AtomicBool::new(false),
             last_error: Mutex::new(None),
             publisher: Mutex::new(None),
-            publisher_lost: Notify::new(),
             on_ready: Box::new(on_ready),
         });
         metrics::redis_connected(Role::Subscriber.label(), false);
@@ -125,21 +124,17 @@ impl RedisBroker {
         Ok(Self { shared, subscriber })
     }
 
-    fn send(&self, channel: String, payload: Bytes) -> BrokerFuture<'_> {
-        Box::pin(async move {
-            let connection = self.shared.publisher.lock().clone();
-            let mut connection = connection.ok_or(BrokerError::Unavailable)?;
-            let mut command = redis::cmd("PUBLISH");
-            command.arg(channel).arg(&*payload);
-            match command.query_async::<i64>(&mut connection).await {
-                Ok(_) => Ok(()),
-                Err(e) => {
-                    if e.is_timeout() || e.is_io_error() || e.is_unrecoverable_error() {
-                        self.shared.publisher_lost.notify_one();
-                    }
-                    Err(connect::classify(&e))
-                }
+    /// Publishes; the answer is how many subscribers Redis handed it to.
+    async fn send(&self, channel: String, payload: Bytes) -> Result<usize, BrokerError> {
+        let connection = self.shared.publisher.lock().clone();
+        let (mut connection, lost) = connection.ok_or(BrokerError::Unavailable)?;
+        let mut command = redis::cmd("PUBLISH");
+        command.arg(channel).arg(&*payload);
+        command.query_async::<usize>(&mut connection).await.map_err(|e| {
+            if e.is_timeout() || e.is_io_error() || e.is_unrecoverable_error() {
+                lost.notify_one();
             }
+            connect::classify(&e)
         })
     }
 }
@@ -148,13 +143,14 @@ impl RedisBroker {
 async fn publish_loop(shared: Arc<Shared>, mut connector: Connector) {
     loop {
         let connection = connector.connect(&shared, Role::Publisher, None).await;
-        *shared.publisher.lock() = Some(connection.clone());
+        let lost = Arc::new(Notify::new());
+        *shared.publisher.lock() = Some((connection.clone(), Arc::clone(&lost)));
         shared.set_up(Role::Publisher, true);
         tokio::select! {
             error = connect::ping_until_lost(connection, &shared.settings) => {
                 shared.note(Role::Publisher, "connection to Redis lost", &error);
             }
-            () = shared.publisher_lost.notified() => {
+            () = lost.notified() => {
                 shared.note(Role::Publisher, "connection to Redis lost", "a command failed");
             }
         }
@@ -174,11 +170,16 @@ impl Broker for RedisBroker {
     }
 
     fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_> {
-        self.send(format!("{}{channel}", self.shared.settings.prefix), payload)
+        let channel = format!("{}{channel}", self.shared.settings.prefix);
+        Box::pin(async move { self.send(channel, payload).await.map(|_| ()) })
     }
 
-    fn control(&self, message: Bytes) -> BrokerFuture<'_> {
-        self.send(format!("{}control", self.shared.settings.prefix), message)
+    fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
+        Box::pin(self.send(format!("{}control", self.shared.settings.prefix), message))
+    }
+
+    fn is_up(&self) -> bool {
+        self.shared.subscriber_up.load(Ordering::Acquire)
     }
 
     fn health(&self) -> Health {

@@ -7,6 +7,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::{FutureExt as _, join_all};
@@ -14,6 +15,7 @@ use parking_lot::Mutex;
 use redis::aio::MultiplexedConnection;
 use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::connect::{self, Connector, OnPush};
 use super::{Role, Shared};
@@ -25,6 +27,8 @@ use crate::metrics;
 const PER_COMMAND: usize = 512;
 /// SUBSCRIBE commands on their way at once.
 const IN_FLIGHT: usize = 8;
+/// Between two attempts at a channel that Redis refuses.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A channel that the gateway wants.
 #[derive(Default)]
@@ -48,6 +52,8 @@ struct Wanted {
     /// Subscriptions asked for on this connection and not yet confirmed, by channel. A channel that
     /// was given up and wanted again has two on the way, and only the last one's answer counts.
     unconfirmed: HashMap<ChannelName, u32, ahash::RandomState>,
+    /// Channels that were live and that Redis now refuses: asked for again after a while.
+    refused: Vec<ChannelName>,
     /// Without a connection no operations are queued: the next one subscribes to everything.
     connected: bool,
 }
@@ -93,8 +99,8 @@ impl Subscriber {
 
     pub(super) fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
         let mut wanted = self.wanted.lock();
-        let want = Want { confirmation: Some(confirmation), ..Want::default() };
-        wanted.channels.insert(channel.clone(), want);
+        // A channel that is wanted already keeps what is known of it: a gap may be due.
+        wanted.channels.entry(channel.clone()).or_default().confirmation = Some(confirmation);
         if wanted.connected {
             wanted.ops.push_back(Op::Subscribe(channel.clone()));
             *wanted.unconfirmed.entry(channel.clone()).or_default() += 1;
@@ -122,7 +128,7 @@ impl Subscriber {
             PushKind::Message => self.on_message(info.data),
             PushKind::Subscribe => {
                 if let Some(Value::BulkString(name)) = info.data.first() {
-                    self.on_subscribed(name);
+                    self.on_subscribed(generation, name);
                 }
             }
             PushKind::Disconnection => self.disconnected.notify_one(),
@@ -149,10 +155,11 @@ impl Subscriber {
         }
     }
 
-    fn on_subscribed(&self, name: &[u8]) {
+    fn on_subscribed(&self, generation: u64, name: &[u8]) {
         let Some(name) = self.strip(name) else { return };
         let mut wanted = self.wanted.lock();
-        if !wanted.answered(name) {
+        // Asked again under the lock: what an abandoned connection confirmed is not live.
+        if self.generation.load(Ordering::Acquire) != generation || !wanted.answered(name) {
             return;
         }
         let Some((channel, _)) = wanted.channels.get_key_value(name) else {
@@ -164,10 +171,10 @@ impl Subscriber {
         };
         want.live = true;
         if std::mem::take(&mut want.gap_due) {
-            self.events.push(Event::Gap(channel, GapReason::BrokerReconnected));
+            self.events.push(Event::Gap(channel.clone(), GapReason::BrokerReconnected));
         }
         if let Some(confirmation) = want.confirmation.take() {
-            confirmation.send_replace(Some(Ok(())));
+            self.events.push(Event::Subscribed(channel, confirmation));
         }
     }
 
@@ -183,8 +190,9 @@ impl Subscriber {
     /// A new connection: everything wanted is to be subscribed on it.
     fn connected(&self) {
         let mut wanted = self.wanted.lock();
-        let Wanted { channels, ops, unconfirmed, connected } = &mut *wanted;
+        let Wanted { channels, ops, unconfirmed, refused, connected } = &mut *wanted;
         *connected = true;
+        refused.clear();
         ops.clear();
         ops.extend(channels.keys().cloned().map(Op::Subscribe));
         unconfirmed.clear();
@@ -192,8 +200,8 @@ impl Subscriber {
     }
 
     fn lost(&self) {
-        self.generation.fetch_add(1, Ordering::AcqRel);
         let mut wanted = self.wanted.lock();
+        self.generation.fetch_add(1, Ordering::AcqRel);
         wanted.connected = false;
         wanted.ops = VecDeque::new();
         wanted.unconfirmed = HashMap::default();
@@ -269,9 +277,9 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Answers the waiting subscribers of a channel that Redis refused. False when the error was
-    /// the connection's, or when the channel was live before: then clients count on it, and the
-    /// connection is worth nothing without it.
+    /// Answers the waiting subscribers of a channel that Redis refused. Where the channel was live
+    /// before, its sockets are told that it is not, and it is asked for again after a while. False
+    /// when the error was the connection's.
     fn refuse(&self, name: &str, error: &redis::RedisError) -> bool {
         if connect::classify(error) != BrokerError::Refused {
             return false;
@@ -284,16 +292,40 @@ impl Subscriber {
         if !wanted.answered(name) {
             return true;
         }
-        let Some(confirmation) = wanted.channels.get_mut(name).map(|w| w.confirmation.take())
-        else {
+        let Wanted { channels, refused, .. } = &mut *wanted;
+        let Some(want) = channels.get_mut(name) else {
             return true;
         };
-        let Some(confirmation) = confirmation else {
-            return false;
-        };
-        wanted.channels.remove(name);
-        confirmation.send_replace(Some(Err(BrokerError::Refused)));
+        if let Some(confirmation) = want.confirmation.take() {
+            confirmation.send_replace(Some(Err(BrokerError::Refused)));
+        }
+        want.gap_due |= std::mem::take(&mut want.live);
+        if !want.gap_due {
+            channels.remove(name);
+            return true;
+        }
+        if let Some((channel, _)) = channels.get_key_value(name) {
+            self.events.push(Event::Gap(channel.clone(), GapReason::BrokerRefused));
+            refused.push(channel.clone());
+        }
         true
+    }
+
+    /// Asks again for what was refused, now and then; never returns.
+    async fn ask_again(&self) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(ASK_AGAIN).await;
+            let mut wanted = self.wanted.lock();
+            let refused = std::mem::take(&mut wanted.refused);
+            for channel in refused {
+                if wanted.channels.contains_key(&channel) {
+                    *wanted.unconfirmed.entry(channel.clone()).or_default() += 1;
+                    wanted.ops.push_back(Op::Subscribe(channel));
+                }
+            }
+            drop(wanted);
+            self.changed.notify_one();
+        }
     }
 }
 
@@ -301,14 +333,15 @@ impl Subscriber {
 pub(super) async fn run(subscriber: Arc<Subscriber>, mut connector: Connector) {
     let shared = Arc::clone(&subscriber.shared);
     loop {
-        // A late word of the connection before, which no longer counts.
-        let _ = subscriber.disconnected.notified().now_or_never();
         let mut on_push = || -> OnPush {
             let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
             let subscriber = Arc::clone(&subscriber);
             Box::new(move |info| subscriber.on_push(generation, info))
         };
         let mut connection = connector.connect(&shared, Role::Subscriber, Some(&mut on_push)).await;
+        let began = Instant::now();
+        // A late word of a connection before, or of an attempt that failed: it no longer counts.
+        let _ = subscriber.disconnected.notified().now_or_never();
         // Control first: a subscription must not be live on a replica that cannot be told to end it.
         if let Err(e) = connection.subscribe(&subscriber.control).await {
             shared.note(Role::Subscriber, "cannot subscribe to control", &connect::describe(&e));
@@ -321,10 +354,16 @@ pub(super) async fn run(subscriber: Arc<Subscriber>, mut connector: Connector) {
             error = connect::ping_until_lost(connection.clone(), &shared.settings) => error,
             error = subscriber.operate(&connection) => error,
             () = subscriber.disconnected.notified() => "connection closed".to_owned(),
+            never = subscriber.ask_again() => match never {},
         };
         subscriber.lost();
         shared.set_up(Role::Subscriber, false);
         shared.note(Role::Subscriber, "connection to Redis lost", &error);
         metrics::redis_reconnect();
+        // A connection that is made and lost at once must not become a hot loop.
+        if began.elapsed() < shared.settings.reconnect_max {
+            let most = shared.settings.reconnect_max.as_millis() as u64;
+            tokio::time::sleep(Duration::from_millis(fastrand::u64(1..=most.max(1)))).await;
+        }
     }
 }
