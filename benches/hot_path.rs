@@ -6,8 +6,8 @@ use std::hint::black_box;
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use serde_json::json;
-use tollgate::access::{self, Allow, Identity, Rule};
-use tollgate::auth::{Algorithm, Encoding, Key, KeySet, Settings, UserClaim, Verifier};
+use tollgate::access::{self, Allow, Identity, Rule, TokenId};
+use tollgate::auth::{Algorithm, Encoding, Key, KeySet, Secret, Settings, UserClaim, Verifier};
 use tollgate::channel::{ChannelName, Publication};
 use tollgate::protocol::plain;
 use tollgate::protocol::{Push, Wire};
@@ -59,8 +59,11 @@ fn codec(c: &mut Criterion) {
 fn handshake(c: &mut Criterion) {
     let secret = "a benchmark's secret of sufficient length";
     for alg in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
-        let key = || Key::hmac(None, secret, Encoding::Utf8, vec![alg], false).unwrap();
-        let token = key().sign(&json!({"sub": "u1", "exp": 4_070_908_800u64})).unwrap();
+        let key = || {
+            let secret = Secret::new(secret, Encoding::Utf8).unwrap();
+            Key::new(None, vec![alg], secret)
+        };
+        let token = key().sign(&json!({"sub": "u1", "exp": 4_070_908_800u64}), None).unwrap();
         let settings = Settings {
             issuer: vec![],
             audience: vec![],
@@ -71,7 +74,7 @@ fn handshake(c: &mut Criterion) {
             kept_claims: vec![],
             max_granted: 128,
         };
-        let verifier = Verifier::new(settings, KeySet::new(vec![key()]));
+        let verifier = Verifier::new(settings, KeySet::new(vec![key()], vec![]));
         c.bench_function(&format!("verify {}", alg.name()), |b| {
             b.iter(|| verifier.verify(black_box(&token), 1_800_000_000).unwrap());
         });
@@ -85,6 +88,7 @@ fn handshake(c: &mut Criterion) {
         })
         .collect();
     let identity = Identity {
+        token: TokenId::default(),
         user: "u1".into(),
         expires_at: None,
         granted: Box::default(),

@@ -10,6 +10,13 @@ use serde_json::Value;
 
 use crate::channel::{ChannelName, is_forbidden};
 
+/// What a token can be revoked by: its `jti`, its `iat` in Unix seconds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TokenId {
+    pub jti: Option<Box<str>>,
+    pub issued_at: Option<u64>,
+}
+
 /// Whom a token speaks for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
@@ -18,12 +25,16 @@ pub struct Identity {
     pub expires_at: Option<u64>,
     /// The token's `channels` claim: what `allow = "granted"` looks at.
     pub granted: Box<[ChannelName]>,
+    /// What the token can be revoked by.
+    pub token: TokenId,
     /// The claims that rules look at, and no others.
     pub claims: Box<[(Box<str>, Value)]>,
 }
 
 impl Identity {
-    fn claim(&self, name: &str) -> Option<&Value> {
+    /// One of the kept claims.
+    #[must_use]
+    pub fn claim(&self, name: &str) -> Option<&Value> {
         self.claims.iter().find(|(n, _)| **n == *name).map(|(_, v)| v)
     }
 }
@@ -115,6 +126,20 @@ pub enum Allow {
     Claim(Box<str>, Option<Value>),
     /// The channel is listed in the token's `channels`.
     Granted,
+    /// A subscription token for the channel comes with the subscription.
+    Token,
+    /// The application is asked, and told these claims.
+    Callback(Box<[Box<str>]>),
+}
+
+/// What is left to be done for a subscriber that is not denied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision<'r> {
+    Allowed,
+    /// Check the subscription token.
+    Token,
+    /// Ask the application, with these claims.
+    Callback(&'r [Box<str>]),
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -151,30 +176,32 @@ impl Denied {
 ///
 /// # Errors
 /// Why not.
-pub fn decide(
+pub fn decide<'r>(
     identity: Option<&Identity>,
     channel: &ChannelName,
-    rules: &[Rule],
-) -> Result<(), Denied> {
+    rules: &'r [Rule],
+) -> Result<Decision<'r>, Denied> {
     let (rule, id) = rules
         .iter()
         .find_map(|rule| rule.pattern.matches(channel).map(|id| (rule, id)))
         .ok_or(Denied::NoRule)?;
     if rule.allow == Allow::Public {
-        return Ok(());
+        return Ok(Decision::Allowed);
     }
     let identity = identity.ok_or(Denied::NeedsToken)?;
     match &rule.allow {
-        Allow::Public | Allow::Authenticated => Ok(()),
-        Allow::Owner if id == Some(&*identity.user) => Ok(()),
+        Allow::Public | Allow::Authenticated => Ok(Decision::Allowed),
+        Allow::Owner if id == Some(&*identity.user) => Ok(Decision::Allowed),
         Allow::Owner => Err(Denied::NotOwner),
         Allow::Claim(name, expected) => match (identity.claim(name), expected) {
-            (Some(value), Some(expected)) if value == expected => Ok(()),
-            (Some(Value::Bool(true)), None) => Ok(()),
+            (Some(value), Some(expected)) if value == expected => Ok(Decision::Allowed),
+            (Some(Value::Bool(true)), None) => Ok(Decision::Allowed),
             _ => Err(Denied::ClaimMissing),
         },
-        Allow::Granted if identity.granted.contains(channel) => Ok(()),
+        Allow::Granted if identity.granted.contains(channel) => Ok(Decision::Allowed),
         Allow::Granted => Err(Denied::NotGranted),
+        Allow::Token => Ok(Decision::Token),
+        Allow::Callback(claims) => Ok(Decision::Callback(claims)),
     }
 }
 
@@ -196,7 +223,8 @@ pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName
             _ => Vec::new(),
         };
         for channel in named {
-            if decide(identity, &channel, rules).is_ok() && !channels.contains(&channel) {
+            let allowed = decide(identity, &channel, rules) == Ok(Decision::Allowed);
+            if allowed && !channels.contains(&channel) {
                 channels.push(channel);
             }
         }
@@ -218,6 +246,7 @@ mod tests {
         Identity {
             user: user.into(),
             expires_at: None,
+            token: TokenId::default(),
             granted: Box::new(["post:7".parse().unwrap()]),
             claims: Box::new([
                 ("isCreator".into(), Value::Bool(true)),
@@ -244,20 +273,20 @@ mod tests {
     fn the_first_matching_rule_decides_and_nothing_else_is_allowed() {
         let (rules, id) = (rules(), identity("u1"));
         for (channel, with_token, without) in [
-            ("user:u1", Ok(()), Err(Denied::NeedsToken)),
+            ("user:u1", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
             ("user:u12", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
             ("user:u", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
             ("user:U1", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
             ("user:u1:x", Err(Denied::NoRule), Err(Denied::NoRule)),
             ("user", Err(Denied::NoRule), Err(Denied::NoRule)),
-            ("post:7", Ok(()), Err(Denied::NeedsToken)),
+            ("post:7", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
             ("post:77", Err(Denied::NotGranted), Err(Denied::NeedsToken)),
-            ("creator:1", Ok(()), Err(Denied::NeedsToken)),
-            ("gold:1", Ok(()), Err(Denied::NeedsToken)),
+            ("creator:1", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
+            ("gold:1", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
             ("off:1", Err(Denied::ClaimMissing), Err(Denied::NeedsToken)),
             ("staff:1", Err(Denied::ClaimMissing), Err(Denied::NeedsToken)),
-            ("news", Ok(()), Ok(())),
-            ("lobby", Ok(()), Err(Denied::NeedsToken)),
+            ("news", Ok(Decision::Allowed), Ok(Decision::Allowed)),
+            ("lobby", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
             ("other", Err(Denied::NoRule), Err(Denied::NoRule)),
         ] {
             let channel = channel.parse().unwrap();

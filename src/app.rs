@@ -4,17 +4,18 @@
 //! sockets told to go over `window`, exit.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::broker::Events;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, Settings};
-use crate::broker::{Broker, Events};
 use crate::config::{BrokerKind, Config, Limits, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
@@ -23,13 +24,20 @@ use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
-use crate::session::Context;
+use crate::session::doctor::{self, Doctor};
+use crate::session::{Context, keys, unix_now};
+use crate::upstream;
+use crate::upstream::callback::{self, Callback};
+use crate::upstream::jwks::{self, Jwks};
 
 /// The admin listener serves scrapers and people, not clients.
 const ADMIN_CONNECTIONS: usize = 64;
 
 /// After the drain's window, what is still there gets this long.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// How often watched files are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(2);
 
 /// Reads the configuration again; `None` when there is nothing to read.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<crate::config::Problem>> + Send>;
@@ -73,9 +81,11 @@ impl Running {
         let public = listen(config.server.listen, limits.http_connections)?;
         let admin = listen(config.admin.listen, ADMIN_CONNECTIONS)?;
         let lifecycle = Lifecycle::default();
+        for warning in &policy.warnings {
+            tracing::warn!("configuration: {warning}");
+        }
         let gateway = gateway(&config, &lifecycle)?;
-        let context = Context { gateway, policy: ArcSwap::from_pointee(policy) };
-        let app = App::new(Arc::new(context), lifecycle, metrics);
+        let app = App::new(Arc::new(context(&config, policy, gateway)?), lifecycle, metrics);
         apply_limits(&app, &config.limits);
         Ok(Self { config, app, public, admin, sha, dev, termination, hangup })
     }
@@ -90,7 +100,7 @@ impl Running {
     ///
     /// # Errors
     /// When signals cannot be handled.
-    pub async fn run(self, reload: Reload, file: Option<std::path::PathBuf>) -> anyhow::Result<()> {
+    pub async fn run(self, reload: Reload, file: Option<PathBuf>) -> anyhow::Result<()> {
         let Self { config, app, public, admin, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
         let accepting =
@@ -103,6 +113,10 @@ impl Running {
             http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),
         );
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
+        lifecycle::spawn("jwks", Arc::clone(&app.context.jwks).run());
+        lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));
+        let drift = (config.drift.issuers.clone(), config.drift.interval.0);
+        lifecycle::spawn("keys", keys::watch(Arc::clone(&app.context), drift.0, drift.1));
         lifecycle::spawn("reload", watch(app.clone(), reload, (hangup, file), sha));
         termination.signalled().await;
         tokio::select! {
@@ -113,6 +127,55 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// What the sessions share.
+fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Result<Context> {
+    let jwks = &config.auth.jwks;
+    let ca = (!jwks.ca_file.is_empty()).then(|| std::fs::read(&jwks.ca_file)).transpose();
+    let ca = ca.with_context(|| format!("auth.jwks.ca_file: {}", jwks.ca_file))?;
+    let client = |timeout, ca: Option<&[u8]>| {
+        upstream::client(timeout, ca).map_err(|e| anyhow::anyhow!("auth.jwks: {e}"))
+    };
+    let settings = jwks::Settings {
+        refresh: jwks.refresh.0,
+        min_interval: jwks.min_interval.0,
+        timeout: jwks.timeout.0,
+        max_bytes: jwks.max_bytes,
+    };
+    let jwks = Jwks::new(client(jwks.timeout.0, ca.as_deref())?, settings, unix_now);
+    let callback = &config.callback;
+    let callback = if callback.url.is_empty() {
+        None
+    } else {
+        let settings = callback::Settings {
+            url: callback.url.clone(),
+            secret: callback.secret.0.clone(),
+            timeout: callback.timeout.0,
+            concurrency: callback.concurrency,
+            cache_ttl: callback.cache_ttl.0,
+            cache_entries: callback.cache_entries,
+        };
+        Some(Arc::new(Callback::new(client(callback.timeout.0, None)?, settings)))
+    };
+    let doctor = doctor::Settings {
+        per_second: config.doctor.per_second,
+        log_interval: config.doctor.log_interval.0,
+    };
+    let mut policy = with_revocations(policy, &gateway);
+    jwks.adopt(policy.verifier.keys_mut());
+    Ok(Context {
+        gateway,
+        policy: ArcSwap::from_pointee(policy),
+        jwks,
+        callback: ArcSwapOption::from(callback),
+        doctor: Doctor::new(doctor),
+    })
+}
+
+fn with_revocations(policy: Policy, gateway: &Gateway) -> Policy {
+    let Policy { verifier, .. } = policy;
+    Policy { verifier: verifier.revoking(Arc::clone(gateway.revocations())), ..policy }
 }
 
 fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway>> {
@@ -126,27 +189,26 @@ fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway
     let hub = Hub::new(shards, bounds);
     hub.start();
     let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
-    let broker: Arc<dyn Broker> = match config.broker.kind {
-        BrokerKind::Memory => {
-            lifecycle.set_ready();
-            Arc::new(MemoryBroker::new(Arc::clone(&events)))
-        }
-        BrokerKind::Redis => {
-            let lifecycle = lifecycle.clone();
-            let on_ready = move || lifecycle.set_ready();
-            let started = RedisBroker::start(settings(config), Arc::clone(&events), on_ready);
-            Arc::new(started.context("redis.url")?)
-        }
-    };
     let node = NodeInfo {
         uid: random_hex()?,
         name: hostname(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..NodeInfo::default()
     };
-    let gateway = Gateway::new(hub, broker, config.broker.linger.0, node)
-        .confirm_within(config.redis.command_timeout.0);
-    let gateway = Arc::new(gateway);
+    let linger = config.broker.linger.0;
+    let gateway = match config.broker.kind {
+        BrokerKind::Memory => {
+            lifecycle.set_ready();
+            Gateway::new(hub, Arc::new(MemoryBroker::new(Arc::clone(&events))), linger, node)
+        }
+        BrokerKind::Redis => {
+            let lifecycle = lifecycle.clone();
+            let on_ready = move || lifecycle.set_ready();
+            let started = RedisBroker::start(settings(config), Arc::clone(&events), on_ready);
+            Gateway::new(hub, Arc::new(started.context("redis.url")?), linger, node)
+        }
+    };
+    let gateway = Arc::new(gateway.confirm_within(config.redis.command_timeout.0));
     lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
     lifecycle::spawn("housekeeping", Arc::clone(&gateway).housekeeping());
     Ok(gateway)
@@ -203,27 +265,43 @@ async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
     }
 }
 
-/// Reloads on SIGHUP, and when the configuration file's content changes: a Kubernetes mount swaps
-/// it without a signal.
+/// What the watched files hold: the configuration, and the secrets and keys that it points to.
+/// Compared by content, because a Kubernetes mount swaps a symlink and keeps the path.
+fn contents(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
+    files.iter().map(|f| std::fs::read(f).ok()).collect()
+}
+
+fn watched(file: Option<&PathBuf>, policy: &Policy) -> Vec<PathBuf> {
+    file.into_iter().chain(&policy.files).cloned().collect()
+}
+
+/// Reloads on SIGHUP, and when a watched file's content changes.
 async fn watch(
     app: App,
     reload: Reload,
-    (mut hangup, file): (Hangup, Option<std::path::PathBuf>),
+    (mut hangup, file): (Hangup, Option<PathBuf>),
     mut sha: String,
 ) {
-    let read = || file.as_ref().and_then(|f| std::fs::read(f).ok());
-    let mut content = read();
+    let mut files = watched(file.as_ref(), &app.context.policy.load());
+    // What changed between the start's own reading and this one is taken in without a word.
+    let mut content = contents(&files);
+    if let Ok(Loaded { config, policy, .. }) = reload() {
+        put_in_force(&app, policy, &config.limits);
+    }
     loop {
         let asked = tokio::select! {
             () = hangup.signalled() => true,
-            () = sleep(Duration::from_secs(2)) => false,
+            () = sleep(WATCH_EVERY) => false,
         };
-        let now = read();
+        let now = contents(&files);
         // A file that is being swapped may be missing for a moment; that is not a new content.
-        if !asked && (now.is_none() || now == content) {
+        let changed = now.iter().zip(&content).any(|(new, old)| new.is_some() && new != old);
+        if !asked && !changed {
             continue;
         }
-        content = now.or(content);
+        for (kept, new) in content.iter_mut().zip(now) {
+            *kept = new.or(kept.take());
+        }
         match reload() {
             Ok(Loaded { config, policy, printed, .. }) => {
                 let new = short_hash(&printed);
@@ -231,23 +309,35 @@ async fn watch(
                     metrics::config_replaced(&sha, &new);
                     sha = new;
                 }
-                apply(&app, policy, &config.limits);
+                files = watched(file.as_ref(), &policy);
+                content = contents(&files);
+                for warning in &policy.warnings {
+                    tracing::warn!("configuration: {warning}");
+                }
+                put_in_force(&app, policy, &config.limits);
+                app.lifecycle.reloaded(None);
+                metrics::config_reload(true);
+                tracing::info!(
+                    "configuration reloaded: tokens, keys, rules, limits, origins, API keys"
+                );
             }
             Err(problems) => {
                 metrics::config_reload(false);
-                for problem in problems {
+                let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
+                for problem in &all {
                     tracing::error!(%problem, "configuration not reloaded; the old one stays");
                 }
+                app.lifecycle.reloaded(Some(all.join("; ")));
             }
         }
     }
 }
 
-fn apply(app: &App, policy: Policy, limits: &Limits) {
+fn put_in_force(app: &App, policy: Policy, limits: &Limits) {
+    let mut policy = with_revocations(policy, &app.context.gateway);
+    app.context.jwks.adopt(policy.verifier.keys_mut());
     app.context.policy.store(Arc::new(policy));
     apply_limits(app, limits);
-    metrics::config_reload(true);
-    tracing::info!("configuration reloaded: tokens, rules, limits, origins, API keys");
 }
 
 /// Not ready, then no new connections, then every socket told to come back elsewhere, spread

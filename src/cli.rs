@@ -1,4 +1,6 @@
-//! The command line: `serve`, `config check`, `config print`, `token mint`.
+//! The command line: `serve`, `config check`, `config print`, and `token` (in a room of its own).
+
+mod token;
 
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
@@ -6,12 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use serde_json::{Map, Value};
 use tracing_subscriber::EnvFilter;
 
 use crate::app::Running;
 use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
-use crate::session::unix_now;
 
 /// The configuration cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
@@ -36,7 +36,7 @@ enum Command {
     /// Work with tokens.
     Token {
         #[command(subcommand)]
-        command: TokenCommand,
+        command: token::Command,
     },
 }
 
@@ -76,30 +76,6 @@ enum ConfigCommand {
     },
 }
 
-#[derive(Debug, Subcommand)]
-enum TokenCommand {
-    /// Sign a token with a configured key, for tests.
-    Mint(Mint),
-}
-
-#[derive(Debug, Args)]
-struct Mint {
-    #[command(flatten)]
-    file: File,
-    /// The user (claim `sub`)
-    #[arg(short, long)]
-    user: String,
-    /// How long it is valid
-    #[arg(short, long, value_name = "DURATION", default_value = "1h")]
-    expires_in: String,
-    /// Sign with the key of this kid [default: the first key]
-    #[arg(long)]
-    kid: Option<String>,
-    /// Another claim, as name=JSON or name=text; may be repeated
-    #[arg(long = "claim", value_name = "NAME=VALUE")]
-    claims: Vec<String>,
-}
-
 /// Runs the command line; the exit code is the process's.
 #[must_use]
 pub fn main() -> ExitCode {
@@ -110,7 +86,7 @@ pub fn main() -> ExitCode {
             print(DEFAULT_TOML)
         }
         Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
-        Command::Token { command: TokenCommand::Mint(args) } => mint(&args),
+        Command::Token { command } => token::run(&command),
     };
     match result {
         Ok(code) => code,
@@ -146,7 +122,12 @@ fn sources(file: &File) -> Sources<'static> {
 
 fn check(file: &File) -> anyhow::Result<ExitCode> {
     match config::load(&sources(file)) {
-        Ok(_) => print("the configuration is good\n"),
+        Ok(loaded) => {
+            for warning in &loaded.policy.warnings {
+                complain(&format!("warning: {warning}\n"));
+            }
+            print("the configuration is good\n")
+        }
         Err(found) => Ok(problems(&found)),
     }
 }
@@ -235,31 +216,4 @@ fn init_log(config: &Config) -> anyhow::Result<()> {
         LogFormat::Json => builder.json().init(),
     }
     Ok(())
-}
-
-fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
-    let loaded = match config::load(&sources(&args.file)) {
-        Ok(loaded) => loaded,
-        Err(found) => return Ok(problems(&found)),
-    };
-    let keys = loaded.policy.verifier.keys();
-    let key = match &args.kid {
-        Some(kid) => keys.get(kid).ok_or_else(|| anyhow::anyhow!("no key has kid {kid:?}"))?,
-        None => keys.first().ok_or_else(|| anyhow::anyhow!("no key is configured"))?,
-    };
-    let valid = humantime::parse_duration(&args.expires_in)
-        .map_err(|e| anyhow::anyhow!("--expires-in: {e}"))?;
-    let mut claims = Map::new();
-    claims.insert("sub".to_owned(), args.user.clone().into());
-    claims.insert("iat".to_owned(), unix_now().into());
-    claims.insert("exp".to_owned(), (unix_now() + valid.as_secs()).into());
-    for claim in &args.claims {
-        let (name, text) = claim
-            .split_once('=')
-            .ok_or_else(|| anyhow::anyhow!("--claim {claim}: write it as name=value"))?;
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
-        claims.insert(name.to_owned(), value);
-    }
-    let token = key.sign(&Value::Object(claims))?;
-    print(&format!("{token}\n"))
 }

@@ -15,9 +15,10 @@ pub mod metrics;
 pub mod protocol;
 pub mod websocket;
 
-// 1 mechanism: neither knows the other
+// 1 mechanism: none knows another
 pub mod broker;
 pub mod hub;
+pub mod upstream;
 
 // 2 mediation
 pub mod gateway;

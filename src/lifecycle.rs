@@ -7,6 +7,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -28,6 +29,8 @@ pub struct Lifecycle {
     phase: watch::Sender<Phase>,
     /// Set by the first round trip to the broker; never unset.
     ready: Arc<AtomicBool>,
+    /// Why the last reload was refused, until one succeeds.
+    reload: Arc<Mutex<Option<String>>>,
     tasks: TaskTracker,
 }
 
@@ -36,6 +39,7 @@ impl Default for Lifecycle {
         Self {
             phase: watch::Sender::new(Phase::Running),
             ready: Arc::default(),
+            reload: Arc::default(),
             tasks: TaskTracker::new(),
         }
     }
@@ -72,6 +76,16 @@ impl Lifecycle {
     #[must_use]
     pub fn is_broker_ready(&self) -> bool {
         self.ready.load(Ordering::Acquire)
+    }
+
+    /// A reload was refused for this reason, or (`None`) taken.
+    pub fn reloaded(&self, problem: Option<String>) {
+        *self.reload.lock() = problem;
+    }
+
+    #[must_use]
+    pub fn reload_problem(&self) -> Option<String> {
+        self.reload.lock().clone()
     }
 
     /// Spawns a connection's task: the drain waits for these.

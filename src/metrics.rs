@@ -10,6 +10,7 @@ use metrics::{Counter, Gauge, Histogram};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 
 use crate::auth::Reason;
+use crate::auth::diagnose::Cause;
 use crate::channel::GapReason;
 use crate::protocol::Wire;
 use crate::protocol::codes::CloseCode;
@@ -42,6 +43,18 @@ table! {
     Histogram HANDSHAKE "handshake_seconds";
     /// Refused tokens by reason.
     Counter AUTH_FAILURES "auth_failures_total";
+    /// Refused signatures that the doctor looked into, by what it found; sampled.
+    Counter AUTH_DIAGNOSES "auth_diagnoses_total";
+    /// Always 1; the keys that verify tokens now, by kid, first algorithm and fingerprint.
+    Gauge KEY_INFO "key_info";
+    /// 1 while the issuer of that name has one of our keys, 0 while it has another.
+    Gauge ISSUER_KEY_MATCH "issuer_key_match";
+    /// Fetches of key sets by result.
+    Counter JWKS_FETCHES "jwks_fetches_total";
+    /// Questions of the callback rule by result.
+    Counter CALLBACKS "callbacks_total";
+    /// Tokens and users that are revoked now.
+    Gauge REVOCATIONS "revocations";
     /// Subscriptions of this replica's sockets.
     Gauge SUBSCRIPTIONS "subscriptions";
     /// Channels with at least one subscription on this replica.
@@ -189,6 +202,13 @@ fn zero() {
     }
     for result in ["ok", "failed"] {
         metrics::counter!(CONFIG_RELOADS, "result" => result).increment(0);
+        metrics::counter!(JWKS_FETCHES, "result" => result).increment(0);
+    }
+    for result in ["allowed", "denied", "failed"] {
+        metrics::counter!(CALLBACKS, "result" => result).increment(0);
+    }
+    for cause in Cause::ALL {
+        metrics::counter!(AUTH_DIAGNOSES, "cause" => cause.slug()).increment(0);
     }
     metrics::counter!(CONNECTIONS_OPENED).increment(0);
     metrics::counter!(SLOW_CONSUMERS).increment(0);
@@ -229,6 +249,41 @@ pub fn closed(reason: &'static str, n: u64) {
 
 pub fn auth_failure(reason: Reason) {
     metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(1);
+}
+
+pub fn auth_diagnosis(cause: Cause) {
+    metrics::counter!(AUTH_DIAGNOSES, "cause" => cause.slug()).increment(1);
+}
+
+/// The keys that count now; `true` for those that come, `false` for those that go.
+pub fn key_info(kid: &str, alg: &'static str, fingerprint: &str, now: bool) {
+    let labels =
+        [("kid", kid.to_owned()), ("alg", alg.to_owned()), ("fingerprint", fingerprint.to_owned())];
+    metrics::gauge!(KEY_INFO, &labels).set(f64::from(u8::from(now)));
+}
+
+pub fn issuer_key_match(issuer: &str, matches: bool) {
+    metrics::gauge!(ISSUER_KEY_MATCH, "issuer" => issuer.to_owned())
+        .set(f64::from(u8::from(matches)));
+}
+
+pub fn jwks_fetched(ok: bool) {
+    let result = if ok { "ok" } else { "failed" };
+    metrics::counter!(JWKS_FETCHES, "result" => result).increment(1);
+}
+
+/// `None`: there was no clear answer.
+pub fn callback(allowed: Option<bool>) {
+    let result = match allowed {
+        Some(true) => "allowed",
+        Some(false) => "denied",
+        None => "failed",
+    };
+    metrics::counter!(CALLBACKS, "result" => result).increment(1);
+}
+
+pub fn revocations(n: usize) {
+    metrics::gauge!(REVOCATIONS).set(n as f64);
 }
 
 pub fn rejected(what: Rejected) {

@@ -22,16 +22,18 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["access", "auth", "channel"]),
     ("lifecycle", &[]),
     // 1 mechanism
-    ("hub", &["channel", "protocol", "websocket", "metrics", "lifecycle"]),
+    ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle"]),
     ("broker", &["channel", "metrics", "lifecycle"]),
+    ("upstream", &["auth", "metrics", "lifecycle"]),
     // 2 mediation
-    ("gateway", &["hub", "broker", "channel", "protocol", "metrics", "lifecycle"]),
+    ("gateway", &["hub", "broker", "auth", "channel", "protocol", "metrics", "lifecycle"]),
     // 3 session
     (
         "session",
         &[
             "gateway",
             "hub",
+            "upstream",
             "auth",
             "access",
             "protocol",

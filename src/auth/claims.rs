@@ -6,7 +6,7 @@ use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{Reason, Settings};
-use crate::access::Identity;
+use crate::access::{Identity, TokenId};
 use crate::channel::is_forbidden;
 
 /// Later than any honest `exp` in seconds (the year 5138): such a number counts milliseconds.
@@ -20,7 +20,7 @@ const MAX_USER_BYTES: usize = 200;
 pub struct UserClaim(pub String);
 
 impl UserClaim {
-    fn find<'v>(&self, claims: &'v Map<String, Value>) -> Option<&'v Value> {
+    pub(super) fn find<'v>(&self, claims: &'v Map<String, Value>) -> Option<&'v Value> {
         if let Some(value) = claims.get(&self.0) {
             return Some(value);
         }
@@ -36,8 +36,12 @@ impl UserClaim {
 /// A base64url part that holds one JSON object without duplicate names.
 pub(super) fn object(part: &str) -> Result<Map<String, Value>, Reason> {
     // Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
-    let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed)?;
-    serde_json::from_slice::<Unique>(&bytes).map(|u| u.0).map_err(|_| Reason::Malformed)
+    object_of(&URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed)?)
+}
+
+/// One JSON object without duplicate names.
+pub(super) fn object_of(bytes: &[u8]) -> Result<Map<String, Value>, Reason> {
+    serde_json::from_slice::<Unique>(bytes).map(|u| u.0).map_err(|_| Reason::Malformed)
 }
 
 /// RFC 7519 section 4 lets a parser refuse duplicate names; two readers that each take another of
@@ -96,6 +100,7 @@ pub(super) fn check(
     Ok(Identity {
         user,
         expires_at,
+        token: token_id(claims)?,
         granted: granted(claims, settings.max_granted)?,
         claims: settings.kept_claims.iter().filter_map(kept).collect(),
     })
@@ -118,6 +123,20 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, 
         },
         Some(_) => Err(Reason::ClaimInvalid),
     }
+}
+
+/// Longest `jti` in bytes.
+const MAX_JTI_BYTES: usize = 256;
+
+/// `jti` and `iat` (RFC 7519 sections 4.1.6 and 4.1.7). An `iat` in the future is no reason to
+/// refuse: that is what `nbf` is for.
+fn token_id(claims: &Map<String, Value>) -> Result<TokenId, Reason> {
+    let jti = match claims.get("jti") {
+        None | Some(Value::Null) => None,
+        Some(Value::String(jti)) if jti.len() <= MAX_JTI_BYTES => Some(jti.as_str().into()),
+        Some(_) => return Err(Reason::ClaimInvalid),
+    };
+    Ok(TokenId { jti, issued_at: numeric_date(claims, "iat")?.map(|t| t as u64) })
 }
 
 fn issuer(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reason> {

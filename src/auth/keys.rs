@@ -1,138 +1,50 @@
-//! Verification keys: each bound to its algorithms, looked up in a fixed set and never fetched or
-//! opened because of what a token says (RFC 8725 sections 3.1 and 3.10).
+//! The set of verification keys: each bound to its algorithms, looked up in a fixed set and never
+//! fetched or opened because of what a token says (RFC 8725 sections 3.1 and 3.10).
+//!
+//! A remote set is a place that something else fills (`upstream::jwks`); here it is only read.
+//! Invariant: a key past its `valid_until` verifies nothing, but still counts as known, so that its
+//! tokens are refused for their signature and the doctor can say which key it was.
 
 use std::fmt;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
-use jsonwebtoken::{DecodingKey, crypto};
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::Reason;
+use super::algorithm::{Algorithm, Family};
+use super::public_key::PublicKey;
+use super::secret::Secret;
 
-/// Fewest bytes of an HMAC secret: the 256 bits of the smallest hash (RFC 7518 section 3.2).
-pub const MIN_SECRET_BYTES: usize = 32;
-
-/// Secrets from examples and tutorials, compared without case and separators. Whoever signs with
-/// one of these did not load a secret at all.
-const PLACEHOLDERS: [&str; 29] = [
-    "secret",
-    "yoursecret",
-    "yoursecretkey",
-    "yoursecretkeyhere",
-    "yourjwtsecret",
-    "yoursupersecretkey",
-    "yournextauthsecret",
-    "your256bitsecret",
-    "your384bitsecret",
-    "your512bitsecret",
-    "jwtsecret",
-    "jwtsecretkey",
-    "supersecret",
-    "supersecretkey",
-    "supersecretjwttoken",
-    "supersecretjwttokenwithatleast32characterslong",
-    "mysecret",
-    "mysecretkey",
-    "changeme",
-    "changemeplease",
-    "changethis",
-    "changethissecret",
-    "changeinproduction",
-    "replaceme",
-    "password",
-    "test",
-    "undefined",
-    "null",
-    "astringsecretatleast256bitslong",
-];
-
-/// True for a well-known placeholder, however it is written.
-#[must_use]
-pub fn is_placeholder(secret: &str) -> bool {
-    let plain: String =
-        secret.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_lowercase();
-    PLACEHOLDERS.contains(&plain.as_str()) || (secret.starts_with("${") && secret.ends_with('}'))
+/// What a key is made of.
+#[derive(Debug)]
+pub enum Material {
+    Secret(Box<Secret>),
+    Public(Box<PublicKey>),
 }
 
-/// The signature algorithms that this version verifies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
-pub enum Algorithm {
-    #[serde(rename = "HS256")]
-    Hs256,
-    #[serde(rename = "HS384")]
-    Hs384,
-    #[serde(rename = "HS512")]
-    Hs512,
-}
-
-impl Algorithm {
-    /// The `alg` header value (RFC 7518 section 3.1).
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Hs256 => "HS256",
-            Self::Hs384 => "HS384",
-            Self::Hs512 => "HS512",
-        }
-    }
-
-    fn library(self) -> jsonwebtoken::Algorithm {
-        match self {
-            Self::Hs256 => jsonwebtoken::Algorithm::HS256,
-            Self::Hs384 => jsonwebtoken::Algorithm::HS384,
-            Self::Hs512 => jsonwebtoken::Algorithm::HS512,
-        }
+impl From<Secret> for Material {
+    fn from(secret: Secret) -> Self {
+        Self::Secret(Box::new(secret))
     }
 }
 
-/// How a configured secret's text becomes bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Encoding {
-    #[default]
-    Utf8,
-    Base64,
-    Base64url,
-    Hex,
-}
-
-/// Why a secret cannot be a key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum KeyError {
-    #[error("the secret is empty")]
-    Empty,
-    #[error("the secret is not valid {0}; check `encoding`")]
-    Undecodable(&'static str),
-    #[error("a PEM key is not an HMAC secret: anyone who has the public key could sign")]
-    Pem,
-    #[error(
-        "the secret has only {0} bytes, 32 are needed (RFC 7518 section 3.2); \
-         make one with: openssl rand -base64 48 | tr -d '\\n'"
-    )]
-    TooShort(usize),
-    #[error(
-        "the secret is a well-known placeholder; \
-         make one with: openssl rand -base64 48 | tr -d '\\n'"
-    )]
-    Placeholder,
-}
-
-impl KeyError {
-    /// True for what `--dev` may overlook: the key works, but is not safe.
-    #[must_use]
-    pub fn is_weakness(self) -> bool {
-        matches!(self, Self::TooShort(_) | Self::Placeholder)
+impl From<PublicKey> for Material {
+    fn from(key: PublicKey) -> Self {
+        Self::Public(Box::new(key))
     }
 }
 
 /// One verification key.
 pub struct Key {
-    kid: Option<String>,
-    algs: Vec<Algorithm>,
-    key: DecodingKey,
-    secret: Box<[u8]>,
+    kid: Option<Box<str>>,
+    algs: Box<[Algorithm]>,
+    material: Material,
+    /// Unix seconds.
+    valid_until: Option<u64>,
+    /// Where it is configured, for messages.
+    name: Box<str>,
 }
 
 impl fmt::Debug for Key {
@@ -144,137 +56,265 @@ impl fmt::Debug for Key {
     }
 }
 
+/// Why a key could not sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SignError {
+    #[error("this key is a public key, which only verifies")]
+    PublicOnly,
+    #[error("this key is not bound to that algorithm")]
+    Algorithm,
+}
+
 impl Key {
-    /// An HMAC key from a configured secret.
-    ///
-    /// # Errors
-    /// What is wrong with the secret; a weakness only when `allow_weak` is off.
-    pub fn hmac(
-        kid: Option<String>,
-        secret: &str,
-        encoding: Encoding,
-        algs: Vec<Algorithm>,
-        allow_weak: bool,
-    ) -> Result<Self, KeyError> {
-        if secret.is_empty() {
-            return Err(KeyError::Empty);
-        }
-        if secret.contains("-----BEGIN ") {
-            return Err(KeyError::Pem);
-        }
-        let bytes = decode(secret, encoding)?;
-        if bytes.is_empty() {
-            return Err(KeyError::Empty);
-        }
-        if !allow_weak {
-            if is_placeholder(secret) || std::str::from_utf8(&bytes).is_ok_and(is_placeholder) {
-                return Err(KeyError::Placeholder);
-            }
-            if bytes.len() < MIN_SECRET_BYTES {
-                return Err(KeyError::TooShort(bytes.len()));
-            }
-        }
-        Ok(Self { kid, algs, key: DecodingKey::from_secret(&bytes), secret: bytes.into() })
+    #[must_use]
+    pub fn new(kid: Option<String>, algs: Vec<Algorithm>, material: impl Into<Material>) -> Self {
+        let material = material.into();
+        let kid = kid.map(Into::into);
+        Self { kid, algs: algs.into(), material, valid_until: None, name: Box::default() }
     }
 
-    /// Signs claims with this key: for `token mint` and the development page.
-    ///
-    /// # Errors
-    /// The library's, which HMAC does not have.
-    pub fn sign(&self, claims: &serde_json::Value) -> Result<String, jsonwebtoken::errors::Error> {
-        let alg = self.algs.first().copied().unwrap_or(Algorithm::Hs256);
-        let mut header = jsonwebtoken::Header::new(alg.library());
-        header.kid.clone_from(&self.kid);
-        let key = jsonwebtoken::EncodingKey::from_secret(&self.secret);
-        jsonwebtoken::encode(&header, claims, &key)
+    /// The key is only for tokens that come before this moment.
+    #[must_use]
+    pub fn until(mut self, valid_until: Option<u64>) -> Self {
+        self.valid_until = valid_until;
+        self
+    }
+
+    #[must_use]
+    pub fn named(mut self, name: impl Into<Box<str>>) -> Self {
+        self.name = name.into();
+        self
     }
 
     #[must_use]
     pub fn kid(&self) -> Option<&str> {
         self.kid.as_deref()
     }
-}
 
-fn decode(secret: &str, encoding: Encoding) -> Result<Vec<u8>, KeyError> {
-    // Padding may be there or not: both are seen, and neither changes the bytes.
-    let config =
-        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
-    match encoding {
-        Encoding::Utf8 => Ok(secret.as_bytes().to_vec()),
-        Encoding::Base64 => GeneralPurpose::new(&alphabet::STANDARD, config)
-            .decode(secret)
-            .map_err(|_| KeyError::Undecodable("base64")),
-        Encoding::Base64url => GeneralPurpose::new(&alphabet::URL_SAFE, config)
-            .decode(secret)
-            .map_err(|_| KeyError::Undecodable("base64url")),
-        Encoding::Hex => hex(secret).ok_or(KeyError::Undecodable("hex")),
+    #[must_use]
+    pub fn algs(&self) -> &[Algorithm] {
+        &self.algs
+    }
+
+    #[must_use]
+    pub fn material(&self) -> &Material {
+        &self.material
+    }
+
+    #[must_use]
+    pub fn family(&self) -> Family {
+        match &self.material {
+            Material::Secret(_) => Family::Hmac,
+            Material::Public(key) => key.family(),
+        }
+    }
+
+    #[must_use]
+    pub fn secret(&self) -> Option<&Secret> {
+        match &self.material {
+            Material::Secret(secret) => Some(secret),
+            Material::Public(_) => None,
+        }
+    }
+
+    #[must_use]
+    pub fn valid_until(&self) -> Option<u64> {
+        self.valid_until
+    }
+
+    #[must_use]
+    pub fn is_retired(&self, now: u64) -> bool {
+        self.valid_until.is_some_and(|until| now >= until)
+    }
+
+    /// Where it is configured.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn allows(&self, alg: Algorithm) -> bool {
+        self.algs.contains(&alg)
+    }
+
+    /// True if the signature is this key's, whatever the key is bound to.
+    pub(super) fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
+        match &self.material {
+            Material::Secret(secret) => secret.verifies(alg, signed, signature),
+            Material::Public(key) => key.verifies(alg, signed, signature),
+        }
+    }
+
+    /// Signs claims: for `token mint` and the development page.
+    ///
+    /// # Errors
+    /// A public key cannot sign, nor any key with an algorithm that it is not bound to.
+    pub fn sign(
+        &self,
+        claims: &serde_json::Value,
+        alg: Option<Algorithm>,
+    ) -> Result<String, SignError> {
+        let secret = self.secret().ok_or(SignError::PublicOnly)?;
+        let alg = alg.or(self.algs.first().copied()).ok_or(SignError::Algorithm)?;
+        if !self.allows(alg) {
+            return Err(SignError::Algorithm);
+        }
+        let mut header = serde_json::json!({ "alg": alg.name(), "typ": "JWT" });
+        if let Some(kid) = &self.kid {
+            header["kid"] = (**kid).into();
+        }
+        let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
+        let signed = format!("{}.{}", part(&header), part(claims));
+        let tag = secret.sign(alg, signed.as_bytes()).ok_or(SignError::Algorithm)?;
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref())))
     }
 }
 
-fn hex(text: &str) -> Option<Vec<u8>> {
-    if !text.is_ascii() || !text.len().is_multiple_of(2) {
-        return None;
-    }
-    let digit = |b: u8| char::from(b).to_digit(16);
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| u8::try_from(digit(pair[0])? * 16 + digit(pair[1])?).ok())
-        .collect()
-}
-
-/// The configured keys, in order.
+/// Keys that are fetched. `fetched_at` is the Unix second of the last success.
 #[derive(Debug, Default)]
-pub struct KeySet(Vec<Key>);
+pub struct Fetched {
+    pub keys: Vec<Key>,
+    pub fetched_at: Option<u64>,
+}
+
+/// A set of keys at a URL, as it was when it could last be fetched.
+#[derive(Debug)]
+pub struct Remote {
+    pub url: String,
+    pub algs: Vec<Algorithm>,
+    /// Seconds after which keys that could not be fetched again are not used any more.
+    pub max_age: u64,
+    state: ArcSwap<Fetched>,
+}
+
+impl Remote {
+    #[must_use]
+    pub fn new(url: String, algs: Vec<Algorithm>, max_age: u64) -> Self {
+        Self { url, algs, max_age, state: ArcSwap::default() }
+    }
+
+    /// Takes the place of what was there: a key that was withdrawn is out.
+    pub fn replace(&self, fetched: Fetched) {
+        self.state.store(Arc::new(fetched));
+    }
+
+    /// It is configured in the same way.
+    #[must_use]
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.url == other.url && self.algs == other.algs && self.max_age == other.max_age
+    }
+
+    #[must_use]
+    pub fn state(&self) -> Arc<Fetched> {
+        self.state.load_full()
+    }
+
+    /// What there is may be used.
+    #[must_use]
+    pub fn is_usable(&self, now: u64) -> bool {
+        let fetched_at = self.state.load().fetched_at;
+        fetched_at.is_some_and(|at| now.saturating_sub(at) <= self.max_age)
+    }
+}
+
+/// The configured keys, in order, and the remote sets.
+#[derive(Debug, Default)]
+pub struct KeySet {
+    fixed: Vec<Key>,
+    remotes: Vec<Arc<Remote>>,
+}
+
+/// How far the search for a fitting key came.
+#[derive(Default)]
+struct Search {
+    alg: bool,
+    kid: bool,
+    both: bool,
+    unavailable: bool,
+}
 
 impl KeySet {
     #[must_use]
-    pub fn new(keys: Vec<Key>) -> Self {
-        Self(keys)
+    pub fn new(fixed: Vec<Key>, remotes: Vec<Arc<Remote>>) -> Self {
+        Self { fixed, remotes }
     }
 
     #[must_use]
-    pub fn first(&self) -> Option<&Key> {
-        self.0.first()
+    pub fn fixed(&self) -> &[Key] {
+        &self.fixed
+    }
+
+    #[must_use]
+    pub fn remotes(&self) -> &[Arc<Remote>] {
+        &self.remotes
+    }
+
+    pub fn remotes_mut(&mut self) -> &mut [Arc<Remote>] {
+        &mut self.remotes
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.fixed.is_empty() && self.remotes.is_empty()
+    }
+
+    /// The first key that can sign.
+    #[must_use]
+    pub fn first_secret(&self) -> Option<&Key> {
+        self.fixed.iter().find(|k| k.secret().is_some())
     }
 
     #[must_use]
     pub fn get(&self, kid: &str) -> Option<&Key> {
-        self.0.iter().find(|k| k.kid() == Some(kid))
+        self.fixed.iter().find(|k| k.kid() == Some(kid))
     }
 
     /// Tries the keys that fit `kid` and `alg`. A key without a `kid` fits any token, and a token
     /// without one fits any key.
-    pub(super) fn verify(
-        &self,
-        kid: Option<&str>,
-        alg: &str,
-        signature: &str,
-        signed: &[u8],
-    ) -> Result<(), Reason> {
-        let allows = |key: &Key| key.algs.iter().find(|a| a.name() == alg).copied();
-        if !self.0.iter().any(|key| allows(key).is_some()) {
-            return Err(Reason::AlgNotAllowed);
+    pub(super) fn verify(&self, token: &Signed<'_>, now: u64) -> Result<(), Reason> {
+        let alg = Algorithm::named(token.alg).ok_or(Reason::AlgNotAllowed)?;
+        let mut search = Search::default();
+        let mut hit = |keys: &[Key]| keys.iter().any(|key| search.tries(key, alg, token, now));
+        if hit(&self.fixed) {
+            return Ok(());
         }
-        let fits = |key: &&Key| kid.is_none() || key.kid.is_none() || key.kid() == kid;
-        let mut found = false;
-        let mut allowed = false;
-        for key in self.0.iter().filter(fits) {
-            found = true;
-            let Some(alg) = allows(key) else { continue };
-            allowed = true;
-            if crypto::verify(signature, signed, &key.key, alg.library()).unwrap_or(false) {
+        for remote in &self.remotes {
+            if remote.is_usable(now) && hit(&remote.state.load().keys) {
                 return Ok(());
             }
         }
-        if !found {
-            return Err(Reason::KidUnknown);
+        for remote in self.remotes.iter().filter(|r| r.algs.contains(&alg)) {
+            search.alg = true;
+            search.unavailable |= !remote.is_usable(now);
         }
-        if !allowed {
-            return Err(Reason::AlgNotAllowed);
-        }
-        match URL_SAFE_NO_PAD.decode(signature) {
-            Ok(_) => Err(Reason::BadSignature),
-            Err(_) => Err(Reason::Malformed),
-        }
+        Err(match search {
+            Search { unavailable: true, .. } => Reason::KeysUnavailable,
+            Search { alg: false, .. } => Reason::AlgNotAllowed,
+            Search { kid: false, .. } => Reason::KidUnknown,
+            Search { both: false, .. } => Reason::AlgNotAllowed,
+            Search { both: true, .. } => Reason::BadSignature,
+        })
     }
+}
+
+impl Search {
+    fn tries(&mut self, key: &Key, alg: Algorithm, token: &Signed<'_>, now: u64) -> bool {
+        let fits_alg = key.allows(alg);
+        let fits_kid = token.kid.is_none() || key.kid.is_none() || key.kid() == token.kid;
+        self.alg |= fits_alg;
+        self.kid |= fits_kid;
+        self.both |= fits_alg && fits_kid;
+        fits_alg
+            && fits_kid
+            && !key.is_retired(now)
+            && key.verifies(alg, token.signed, token.signature)
+    }
+}
+
+/// What a signature is checked with.
+pub(super) struct Signed<'t> {
+    pub(super) alg: &'t str,
+    pub(super) kid: Option<&'t str>,
+    pub(super) signed: &'t [u8],
+    pub(super) signature: &'t [u8],
 }

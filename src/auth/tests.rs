@@ -8,7 +8,8 @@ const SECRET: &str = "0123456789abcdef0123456789abcdef-test";
 const NOW: u64 = 1_800_000_000;
 
 fn key(kid: Option<&str>, secret: &str, algs: &[Algorithm]) -> Key {
-    Key::hmac(kid.map(str::to_owned), secret, Encoding::Utf8, algs.to_vec(), false).unwrap()
+    let secret = Secret::new(secret, Encoding::Utf8).unwrap();
+    Key::new(kid.map(str::to_owned), algs.to_vec(), secret)
 }
 
 fn settings() -> Settings {
@@ -29,7 +30,7 @@ fn settings() -> Settings {
 }
 
 fn verifier(settings: Settings) -> Verifier {
-    Verifier::new(settings, KeySet::new(vec![key(None, SECRET, &[Algorithm::Hs256])]))
+    Verifier::new(settings, KeySet::new(vec![key(None, SECRET, &[Algorithm::Hs256])], vec![]))
 }
 
 /// Signs exactly these texts, however odd.
@@ -162,10 +163,13 @@ fn exp_equal_to_now_is_expired() {
 #[test]
 fn keys_are_bound_to_kid_and_algorithm() {
     let other = "fedcba9876543210fedcba9876543210-other";
-    let keys = KeySet::new(vec![
-        key(Some("new"), SECRET, &[Algorithm::Hs256, Algorithm::Hs384]),
-        key(Some("old"), other, &[Algorithm::Hs256]),
-    ]);
+    let keys = KeySet::new(
+        vec![
+            key(Some("new"), SECRET, &[Algorithm::Hs256, Algorithm::Hs384]),
+            key(Some("old"), other, &[Algorithm::Hs256]),
+        ],
+        vec![],
+    );
     let v = Verifier::new(settings(), keys);
     let payload = json!({"sub":"u1","exp":NOW+1}).to_string();
     for (header, secret, expected) in [
@@ -183,28 +187,41 @@ fn keys_are_bound_to_kid_and_algorithm() {
 
 #[test]
 fn secrets_are_decoded_and_judged() {
-    let make =
-        |secret: &str, encoding| Key::hmac(None, secret, encoding, vec![Algorithm::Hs256], false);
+    use super::secret::SecretError;
+    let make = |secret: &str, encoding| {
+        let secret = Secret::new(secret, encoding)?;
+        secret.weakness().map_or(Ok(()), Err)
+    };
     let b64 = base64::engine::general_purpose::STANDARD.encode(SECRET);
     assert!(make(&b64, Encoding::Base64).is_ok());
     assert!(make(b64.trim_end_matches('='), Encoding::Base64).is_ok());
     assert!(make(&"ab".repeat(32), Encoding::Hex).is_ok());
     for (secret, encoding, error) in [
-        ("", Encoding::Utf8, KeyError::Empty),
-        ("-----BEGIN PUBLIC KEY-----", Encoding::Utf8, KeyError::Pem),
-        ("abc", Encoding::Hex, KeyError::Undecodable("hex")),
-        ("***", Encoding::Base64, KeyError::Undecodable("base64")),
-        ("too short", Encoding::Utf8, KeyError::TooShort(9)),
-        ("your-secret-key", Encoding::Utf8, KeyError::Placeholder),
+        ("", Encoding::Utf8, SecretError::Empty),
+        ("-----BEGIN PUBLIC KEY-----", Encoding::Utf8, SecretError::Pem),
+        ("abc", Encoding::Hex, SecretError::Undecodable("hex")),
+        ("***", Encoding::Base64, SecretError::Undecodable("base64")),
+        ("too short", Encoding::Utf8, SecretError::TooShort(9)),
+        ("your-secret-key", Encoding::Utf8, SecretError::Placeholder),
         (
             "super-secret-jwt-token-with-at-least-32-characters-long",
             Encoding::Utf8,
-            KeyError::Placeholder,
+            SecretError::Placeholder,
         ),
-        ("${NEXTAUTH_SECRET}", Encoding::Utf8, KeyError::Placeholder),
+        ("${NEXTAUTH_SECRET}", Encoding::Utf8, SecretError::Placeholder),
     ] {
-        assert_eq!(make(secret, encoding).map(|_| ()), Err(error), "{secret:?}");
+        assert_eq!(make(secret, encoding), Err(error), "{secret:?}");
     }
-    assert!(!is_placeholder("bench-secret-bench-secret-bench-32"));
-    assert!(!format!("{:?}", make(SECRET, Encoding::Utf8)).contains("0123"));
+    let secret = Secret::new(SECRET, Encoding::Utf8).unwrap();
+    assert!(!format!("{secret:?}").contains("0123"));
+    for (odd, why) in [
+        ("\"0123456789abcdef0123456789abcdef\"", "quotes"),
+        ("0123456789abcdef0123456789abcdef\r\n", "line break"),
+        ("\u{feff}0123456789abcdef0123456789abcdef", "byte order mark"),
+        (" 0123456789abcdef0123456789abcdef", "blanks"),
+        ("0123456789abcdef\u{200b}0123456789abcdef", "invisible"),
+    ] {
+        let oddities = Secret::new(odd, Encoding::Utf8).unwrap().oddities();
+        assert!(oddities.iter().any(|o| o.contains(why)), "{why}: {oddities:?}");
+    }
 }

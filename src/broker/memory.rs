@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Broker, BrokerFuture, Confirmation, Event, Events, Health};
+use super::{Broker, BrokerFuture, Confirmation, Event, Events, Health, Store, StoreFuture};
 use crate::channel::{ChannelName, Publication};
 
 pub struct MemoryBroker {
@@ -19,6 +19,21 @@ impl MemoryBroker {
     #[must_use]
     pub fn new(events: Arc<Events>) -> Self {
         Self { subscribed: Mutex::default(), events }
+    }
+}
+
+/// One process: what it remembers is in its tables already, and nobody else writes.
+impl Store for MemoryBroker {
+    fn remember(&self, _: Bytes, _: u64) -> StoreFuture<'_, ()> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn recall(&self, _: u64) -> StoreFuture<'_, Vec<Bytes>> {
+        Box::pin(std::future::ready(Ok(Vec::new())))
+    }
+
+    fn read(&self, _: &str) -> StoreFuture<'_, Option<String>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 }
 

@@ -47,6 +47,20 @@ pub type Confirmation = watch::Sender<Option<Result<(), BrokerError>>>;
 pub type BrokerFuture<'a, T = ()> =
     Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
+pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
+
+/// What replicas share beside publications, and find again after a restart. Small, and read rarely.
+pub trait Store: Send + Sync + 'static {
+    /// Keeps an entry until a Unix second.
+    fn remember(&self, entry: Bytes, until: u64) -> StoreFuture<'_, ()>;
+
+    /// The entries whose time is not over at `now`.
+    fn recall(&self, now: u64) -> StoreFuture<'_, Vec<Bytes>>;
+
+    /// A value that others write: `<prefix><key>`.
+    fn read(&self, key: &str) -> StoreFuture<'_, Option<String>>;
+}
+
 /// How a broker is doing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {

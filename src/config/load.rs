@@ -42,6 +42,12 @@ impl Sources<'_> {
             .collect()
     }
 
+    /// An environment variable of these sources.
+    #[must_use]
+    pub fn variable(&self, name: &str) -> Option<&str> {
+        self.env(name)
+    }
+
     fn env(&self, name: &str) -> Option<&str> {
         self.env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
@@ -62,17 +68,7 @@ const LISTS: [&str; 2] = ["auth.keys", "channels"];
 
 /// What an earlier design page shows but this version does not have; said by name, so that nobody
 /// believes that it was accepted.
-pub(super) const NOT_YET: [(&str, &str); 9] = [
-    ("valid_until", "key rotation with an end date is not in this version"),
-    ("public_key_pem", "only HMAC keys are in this version"),
-    ("public_key_file", "only HMAC keys are in this version"),
-    ("jwks_file", "only HMAC keys are in this version"),
-    ("jwks_url", "only HMAC keys are in this version"),
-    ("history", "history is not in this version"),
-    ("session_cookie", "NextAuth session cookies are not in this version"),
-    ("callback", "the callback rule is not in this version"),
-    ("token", "subscription tokens are not in this version"),
-];
+pub(super) const NOT_YET: [(&str, &str); 1] = [("history", "history is not in this version")];
 
 /// Reads and judges everything.
 ///
@@ -196,7 +192,7 @@ impl Tree {
             return;
         };
         let path = match rest.split_once("__") {
-            Some((section, key)) => format!("{}.{}", section.to_lowercase(), key.to_lowercase()),
+            Some(_) => rest.to_lowercase().replace("__", "."),
             None if rest == "CHANNELS" => "channels".to_owned(),
             None => return,
         };

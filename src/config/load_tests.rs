@@ -2,7 +2,7 @@ use std::io::Write as _;
 
 use super::*;
 
-const KEY: &str = r#"[{"secret":"0123456789abcdef0123456789abcdef"}]"#;
+const KEY: &str = r#"[{"secret":"kept-0123456789abcdef0123456789abcdef"}]"#;
 
 fn run(file: Option<&str>, env: &[(&str, &str)]) -> Result<Loaded, Vec<String>> {
     let handle = file.map(|text| {
@@ -81,7 +81,7 @@ history = { size = 1 }
         "nosuch: there is no such setting",
         "redis.prefx: there is no such setting; did you mean redis.prefix? (from the environment, TOLLGATE_REDIS__PREFX)",
         "auth.keys[1].secert: there is no such setting; did you mean secret?",
-        "channels[1].allow: not supported: the callback rule",
+        "callback.url: is needed by the rules with allow",
         "channels[2].history: not supported: history is not in this version",
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");

@@ -3,6 +3,7 @@
 //! Not here: reading it (`load`), judging it (`policy`). Invariant: every field has its default in
 //! `default.toml` and nowhere else, so that file and these structs cannot disagree.
 
+mod keys;
 mod load;
 mod policy;
 mod tree;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+pub use keys::{AuthKey, Jwks, Moment};
 pub use load::{Loaded, Sources, load};
 pub use policy::Policy;
 
@@ -42,9 +44,9 @@ impl fmt::Display for Problem {
 /// A text that must never be shown.
 #[derive(Clone, Deserialize)]
 #[serde(transparent)]
-pub struct Secret(pub String);
+pub struct Redacted(pub String);
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for Redacted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<redacted>")
     }
@@ -72,6 +74,9 @@ pub struct Config {
     pub auth: Auth,
     #[serde(default)]
     pub channels: Vec<Channel>,
+    pub callback: Callback,
+    pub doctor: Doctor,
+    pub drift: Drift,
     pub limits: Limits,
     pub drain: Drain,
     pub api: Api,
@@ -108,7 +113,7 @@ pub struct Broker {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Redis {
-    pub url: Secret,
+    pub url: Redacted,
     pub prefix: String,
     pub connect_timeout: Span,
     pub command_timeout: Span,
@@ -138,26 +143,45 @@ pub struct Auth {
     pub cookie: String,
     pub anonymous: bool,
     pub expiring_notice: Span,
+    pub jwks: Jwks,
+    pub session_cookie: SessionCookie,
     #[serde(default)]
     pub keys: Vec<AuthKey>,
 }
 
-/// One `[[auth.keys]]`.
+/// `[auth.session_cookie]`.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct AuthKey {
-    pub kid: Option<String>,
-    pub secret: Option<Secret>,
-    pub secret_env: Option<String>,
-    pub secret_file: Option<String>,
-    #[serde(default)]
-    pub encoding: crate::auth::Encoding,
-    #[serde(default = "default_algs")]
-    pub algs: Vec<crate::auth::Algorithm>,
+pub struct SessionCookie {
+    pub enabled: bool,
+    pub cookies: Vec<String>,
+    pub secrets: Vec<Redacted>,
+    pub secrets_env: Vec<String>,
+    pub secret_files: Vec<std::path::PathBuf>,
 }
 
-fn default_algs() -> Vec<crate::auth::Algorithm> {
-    vec![crate::auth::Algorithm::Hs256]
+/// `[callback]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Callback {
+    pub url: String,
+    pub secret: Redacted,
+    pub timeout: Span,
+    pub concurrency: usize,
+    pub cache_ttl: Span,
+    pub cache_entries: usize,
+}
+
+/// `[doctor]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Doctor {
+    pub per_second: u32,
+    pub log_interval: Span,
+}
+
+/// `[drift]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Drift {
+    pub issuers: Vec<String>,
+    pub interval: Span,
 }
 
 /// The `allow` of a `[[channels]]` rule.
@@ -169,6 +193,8 @@ pub enum AllowKind {
     Public,
     Claim,
     Granted,
+    Token,
+    Callback,
 }
 
 /// One `[[channels]]` rule.
@@ -179,6 +205,8 @@ pub struct Channel {
     pub allow: AllowKind,
     pub claim: Option<String>,
     pub value: Option<toml::Value>,
+    #[serde(default)]
+    pub send_claims: Vec<String>,
     #[serde(default)]
     pub auto_subscribe: bool,
 }
@@ -211,7 +239,7 @@ pub struct Drain {
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Api {
-    pub keys: Vec<Secret>,
+    pub keys: Vec<Redacted>,
     pub key_file: String,
 }
 

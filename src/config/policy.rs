@@ -3,14 +3,14 @@
 //!
 //! Invariant: a `Policy` that exists is usable. It is swapped whole on reload.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{
-    AllowKind, Api, Auth, AuthKey, BrokerKind, Channel, Config, Limits, Problem, Reject, Span,
-};
+use super::keys::{Found, Reading};
+use super::{AllowKind, Api, Auth, BrokerKind, Channel, Config, Limits, Problem, Reject, Span};
 use crate::access::{Allow, Pattern, Rule};
-use crate::auth::{Key, KeySet, Settings, UserClaim, Verifier};
+use crate::auth::{Encoding, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier};
 
 /// Everything that may change while running.
 #[derive(Debug)]
@@ -27,6 +27,10 @@ pub struct Policy {
     pub expiring_notice: Duration,
     pub leeway: Duration,
     pub api_keys: Vec<Arc<[u8]>>,
+    /// What works but is probably not meant.
+    pub warnings: Vec<Problem>,
+    /// Files beside the configuration's own whose change calls for reading all again.
+    pub files: Vec<PathBuf>,
 }
 
 /// Fewest characters of an API key: 16 random letters and digits are 95 bits.
@@ -36,8 +40,10 @@ const MIN_API_KEY: usize = 16;
 /// far below the 4 GiB that its offsets reach.
 const MAX_BYTES: usize = 64 << 20;
 
+#[derive(Default)]
 struct Judge {
     problems: Vec<Problem>,
+    files: Vec<PathBuf>,
 }
 
 impl Judge {
@@ -56,13 +62,19 @@ impl Policy {
         dev: bool,
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Vec<Problem>> {
-        let mut judge = Judge { problems: Vec::new() };
+        let mut judge = Judge::default();
         judge.limits(config);
         judge.redis(config);
         judge.origins(&config.server.allowed_origins);
         let rules = judge.rules(&config.channels);
-        let keys = judge.keys(&config.auth.keys, dev, env);
-        if keys.is_empty() && config.auth.keys.is_empty() && !dev && !config.auth.anonymous {
+        let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
+        judge.callback(config);
+        let reading = Reading { dev, env, max_age: config.auth.jwks.max_age.0 };
+        let mut found = Found::read(&config.auth.keys, &reading);
+        judge.problems.append(&mut found.problems);
+        judge.files.append(&mut found.files);
+        let without_keys = config.auth.keys.is_empty() && session.is_none();
+        if without_keys && !dev && !config.auth.anonymous {
             judge.problem(
                 "auth.keys",
                 "no key is configured, so no token could ever be accepted: add [[auth.keys]] \
@@ -78,7 +90,13 @@ impl Policy {
         }
         let auth = &config.auth;
         Ok(Self {
-            verifier: Verifier::new(settings(auth, &rules, &config.limits), KeySet::new(keys)),
+            verifier: Verifier::new(
+                settings(auth, &rules, &config.limits),
+                KeySet::new(found.keys, found.remotes),
+            )
+            .with_session(session),
+            warnings: found.warnings,
+            files: judge.files,
             rules,
             limits: config.limits.clone(),
             allowed_origins: config.server.allowed_origins.clone(),
@@ -95,9 +113,12 @@ impl Policy {
 }
 
 fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
-    let kept = rules.iter().filter_map(|rule| match &rule.allow {
-        Allow::Claim(name, _) => Some(name.to_string()),
-        Allow::Owner | Allow::Authenticated | Allow::Public | Allow::Granted => None,
+    let kept = rules.iter().flat_map(|rule| match &rule.allow {
+        Allow::Claim(name, _) => vec![name.to_string()],
+        Allow::Callback(claims) => claims.iter().map(ToString::to_string).collect(),
+        Allow::Owner | Allow::Authenticated | Allow::Public | Allow::Granted | Allow::Token => {
+            vec![]
+        }
     });
     Settings {
         issuer: auth.issuer.clone(),
@@ -130,6 +151,7 @@ impl Judge {
             ("broker.queue_messages", config.broker.queue_messages),
             ("broker.queue_bytes", config.broker.queue_bytes),
             ("auth.max_token_bytes", config.auth.max_token_bytes),
+            ("auth.jwks.max_bytes", config.auth.jwks.max_bytes),
         ] {
             if value == 0 {
                 self.problem(name, "must be at least 1: everything has a bound");
@@ -151,6 +173,9 @@ impl Judge {
             ("limits.ping_interval", l.ping_interval),
             ("limits.pong_timeout", l.pong_timeout),
             ("auth.deadline", config.auth.deadline),
+            ("auth.jwks.refresh", config.auth.jwks.refresh),
+            ("auth.jwks.max_age", config.auth.jwks.max_age),
+            ("auth.jwks.min_interval", config.auth.jwks.min_interval),
         ] {
             if value < second {
                 self.problem(name, "must be at least 1s");
@@ -166,6 +191,9 @@ impl Judge {
             if value < Duration::from_millis(10) {
                 self.problem(name, "must be at least 10ms");
             }
+        }
+        if config.auth.jwks.max_age.0 < config.auth.jwks.refresh.0 {
+            self.problem("auth.jwks.max_age", "must not be below auth.jwks.refresh");
         }
         if r.reconnect_max.0 < r.reconnect_min.0 {
             self.problem("redis.reconnect_max", "must not be below redis.reconnect_min");
@@ -233,7 +261,8 @@ impl Judge {
                 self.problem(at("pattern"), "owner needs exactly one placeholder, the user");
             }
             let names_itself = matches!(channel.allow, AllowKind::Owner | AllowKind::Granted)
-                || pattern.placeholders() == 0;
+                || (pattern.placeholders() == 0
+                    && !matches!(channel.allow, AllowKind::Token | AllowKind::Callback));
             if channel.auto_subscribe && !names_itself {
                 self.problem(
                     at("auto_subscribe"),
@@ -245,6 +274,10 @@ impl Judge {
                 (AllowKind::Authenticated, _) => Allow::Authenticated,
                 (AllowKind::Public, _) => Allow::Public,
                 (AllowKind::Granted, _) => Allow::Granted,
+                (AllowKind::Token, _) => Allow::Token,
+                (AllowKind::Callback, _) => {
+                    Allow::Callback(channel.send_claims.iter().map(|c| c.as_str().into()).collect())
+                }
                 (AllowKind::Claim, Some(name)) => {
                     let value = channel.value.clone().and_then(|v| serde_json::to_value(v).ok());
                     Allow::Claim(name.as_str().into(), value)
@@ -259,45 +292,72 @@ impl Judge {
             {
                 self.problem(at("claim"), "claim and value belong to allow = \"claim\"");
             }
+            if channel.allow != AllowKind::Callback && !channel.send_claims.is_empty() {
+                self.problem(at("send_claims"), "belongs to allow = \"callback\"");
+            }
             rules.push(Rule { pattern, allow, auto_subscribe: channel.auto_subscribe });
         }
         rules
     }
 
-    fn keys(
+    fn callback(&mut self, config: &Config) {
+        let used = config.channels.iter().any(|c| c.allow == AllowKind::Callback);
+        let url = &config.callback.url;
+        if used && url.is_empty() {
+            self.problem("callback.url", "is needed by the rules with allow = \"callback\"");
+        }
+        let parsed: Option<axum::http::Uri> = url.parse().ok();
+        let scheme = parsed.as_ref().and_then(|u| u.scheme_str());
+        if !url.is_empty() && !matches!(scheme, Some("http" | "https")) {
+            self.problem("callback.url", "is not a URL such as https://app/api/may-subscribe");
+        }
+        if config.callback.concurrency == 0 || config.callback.timeout.0.is_zero() {
+            self.problem("callback", "concurrency and timeout must not be 0");
+        }
+    }
+
+    fn session_cookie(
         &mut self,
-        keys: &[AuthKey],
+        section: &super::SessionCookie,
         dev: bool,
         env: &dyn Fn(&str) -> Option<String>,
-    ) -> Vec<Key> {
-        let mut out = Vec::new();
-        for (i, key) in keys.iter().enumerate() {
-            let at = format!("auth.keys[{i}]");
-            if key.algs.is_empty() {
-                self.problem(format!("{at}.algs"), "name at least one algorithm");
-            }
-            let (name, secret) = match (&key.secret, &key.secret_env, &key.secret_file) {
-                (Some(secret), None, None) => ("secret", Ok(secret.0.clone())),
-                (None, Some(name), None) => (
-                    "secret_env",
-                    env(name).ok_or_else(|| format!("the environment variable {name} is not set")),
+    ) -> Option<SessionCookie> {
+        if !section.enabled {
+            return None;
+        }
+        let at = "auth.session_cookie";
+        let mut secrets: Vec<String> = section.secrets.iter().map(|s| s.0.clone()).collect();
+        for name in &section.secrets_env {
+            match env(name) {
+                Some(secret) => secrets.push(secret),
+                None => self.problem(
+                    format!("{at}.secrets_env"),
+                    format!("the environment variable {name} is not set"),
                 ),
-                (None, None, Some(path)) => ("secret_file", read_secret(path)),
-                _ => {
-                    self.problem(at, "give exactly one of secret, secret_env, secret_file");
-                    continue;
-                }
-            };
-            let made = secret.and_then(|secret| {
-                Key::hmac(key.kid.clone(), &secret, key.encoding, key.algs.clone(), dev)
-                    .map_err(|e| e.to_string())
-            });
-            match made {
-                Ok(key) => out.push(key),
-                Err(why) => self.problem(format!("{at}.{name}"), why),
             }
         }
-        out
+        for path in &section.secret_files {
+            self.files.push(path.clone());
+            match std::fs::read_to_string(path) {
+                Ok(text) => secrets.push(text.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(e) => self.problem(
+                    format!("{at}.secret_files"),
+                    format!("{} cannot be read: {e}", path.display()),
+                ),
+            }
+        }
+        if secrets.is_empty() || section.cookies.is_empty() {
+            self.problem(at, "give secrets, secrets_env or secret_files, and cookies");
+        }
+        for secret in &secrets {
+            let weak = Secret::new(secret, Encoding::Utf8).map(|s| s.weakness());
+            match weak {
+                Ok(None) => {}
+                Ok(Some(_)) if dev => {}
+                Ok(Some(why)) | Err(why) => self.problem(at, why.to_string()),
+            }
+        }
+        Some(SessionCookie { names: section.cookies.clone(), secrets })
     }
 
     fn api_keys(&mut self, api: &Api) -> Vec<Arc<[u8]>> {
@@ -306,6 +366,7 @@ impl Judge {
             keys.push((format!("api.keys[{i}]"), key.0.clone()));
         }
         if !api.key_file.is_empty() {
+            self.files.push(PathBuf::from(&api.key_file));
             match std::fs::read_to_string(&api.key_file) {
                 Ok(text) => {
                     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
@@ -321,11 +382,4 @@ impl Judge {
         }
         keys.into_iter().map(|(_, key)| key.into_bytes().into()).collect()
     }
-}
-
-/// A secret file, less the one newline that editors and `echo` put at its end.
-fn read_secret(path: &str) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("{path} cannot be read: {e}"))?;
-    let text = text.strip_suffix('\n').unwrap_or(&text);
-    Ok(text.strip_suffix('\r').unwrap_or(text).to_owned())
 }

@@ -95,7 +95,8 @@ pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
 
 /// True for what may hold a secret: its value must not be in a message about it.
 pub(super) fn is_secret(path: &str) -> bool {
-    ["api.keys", "auth.keys", "redis.url"].iter().any(|p| path.starts_with(p))
+    let secrets = ["api.keys", "auth.keys", "auth.session_cookie", "callback.secret", "redis.url"];
+    secrets.iter().any(|p| path.starts_with(p))
 }
 
 /// serde's message without the value that it quotes: `invalid type: string "…", expected a list`.
@@ -121,7 +122,7 @@ pub(super) fn redact(value: &mut Value, path: &str) {
                 redact(value, &format!("{path}.{name}"));
             }
         }
-        Value::Array(list) if path == ".api.keys" => {
+        Value::Array(list) if [".api.keys", ".auth.session_cookie.secrets"].contains(&path) => {
             for key in list {
                 *key = Value::String("<redacted>".to_owned());
             }
@@ -131,7 +132,9 @@ pub(super) fn redact(value: &mut Value, path: &str) {
                 redact(element, path);
             }
         }
-        Value::String(text) if path.ends_with(".secret") => "<redacted>".clone_into(text),
+        Value::String(text) if path.ends_with(".secret") || path.ends_with(".jwk") => {
+            "<redacted>".clone_into(text);
+        }
         Value::String(text) if path == ".redis.url" => {
             // Whatever stands before the host may be a password, in a malformed URL too.
             if let Some(end) = text.rfind('@') {

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::Gateway;
+use crate::auth::Revocation;
 use crate::hub::Counts;
 use crate::protocol::codes::{Close, CloseCode};
 
@@ -32,6 +33,8 @@ pub enum Control {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
     },
+    /// A token, or a user's tokens, are not accepted any more.
+    Revoke { revocation: Revocation },
     /// A replica says that it is there.
     Node { info: NodeInfo },
 }
@@ -130,6 +133,7 @@ impl Gateway {
                     connection.close(Close::new(CloseCode::Disconnected, "disconnected"));
                 }
             }
+            Control::Revoke { revocation } => self.take_revocation(&revocation),
             Control::Node { info } => self.nodes.saw(info),
         }
     }

@@ -7,6 +7,7 @@
 
 mod control;
 mod interest;
+mod revoke;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +16,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::de::IgnoredAny;
 
-use crate::broker::{Broker, BrokerError, Event, Events};
+use crate::auth::Revocations;
+use crate::broker::{Broker, BrokerError, Event, Events, Store};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics::{self, Rejected};
@@ -23,10 +25,13 @@ use crate::protocol::Push;
 pub use control::{Control, NodeInfo, Nodes};
 use interest::Interest;
 pub use interest::Waiting;
+pub use revoke::RevokeError;
 
 pub struct Gateway {
     hub: Arc<Hub>,
     broker: Arc<dyn Broker>,
+    store: Arc<dyn Store>,
+    revocations: Arc<Revocations>,
     interest: Interest,
     nodes: Nodes,
     max_publication: AtomicUsize,
@@ -52,9 +57,18 @@ pub enum ControlError {
 
 impl Gateway {
     #[must_use]
-    pub fn new(hub: Arc<Hub>, broker: Arc<dyn Broker>, linger: Duration, node: NodeInfo) -> Self {
+    pub fn new<B: Broker + Store>(
+        hub: Arc<Hub>,
+        broker: Arc<B>,
+        linger: Duration,
+        node: NodeInfo,
+    ) -> Self {
+        let store: Arc<dyn Store> = Arc::<B>::clone(&broker);
+        let broker: Arc<dyn Broker> = broker;
         Self {
             hub,
+            store,
+            revocations: Arc::default(),
             interest: Interest::new(Arc::clone(&broker), linger),
             broker,
             nodes: Nodes::new(node),
@@ -81,6 +95,17 @@ impl Gateway {
     #[must_use]
     pub fn broker(&self) -> &Arc<dyn Broker> {
         &self.broker
+    }
+
+    #[must_use]
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// What is revoked; the verifier looks here.
+    #[must_use]
+    pub fn revocations(&self) -> &Arc<Revocations> {
+        &self.revocations
     }
 
     #[must_use]
@@ -219,9 +244,11 @@ impl Gateway {
     /// this node to the others.
     pub async fn housekeeping(self: Arc<Self>) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
+        let mut recalled_at = None;
         for second in 0u64.. {
             seconds.tick().await;
             self.interest.sweep();
+            self.recall(&mut recalled_at, second).await;
             if second % control::ANNOUNCE_EVERY == 0 {
                 let counts = self.hub.counts();
                 // Without the broker there is nobody to tell.

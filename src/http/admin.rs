@@ -7,8 +7,10 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::{App, json as json_response};
+use crate::auth::diagnose;
 use crate::hub::TICKS_PER_SECOND;
 use crate::lifecycle::Phase;
+use crate::session::unix_now;
 
 /// Most connections that one answer lists.
 const MAX_LISTED: usize = 1000;
@@ -39,8 +41,11 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let health = app.context.gateway.broker().health();
     let started = app.lifecycle.is_broker_ready();
+    let keys = app.context.jwks.health();
+    let has_keys = app.context.jwks.is_started();
+    let problem = app.lifecycle.reload_problem();
     let draining = app.lifecycle.phase() > Phase::Running;
-    let ready = started && !draining;
+    let ready = started && has_keys && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "ready": ready,
@@ -49,6 +54,14 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
             "broker_subscriber": { "ok": health.subscriber, "kind": health.kind },
             "broker_publisher": { "ok": health.publisher, "kind": health.kind },
             "draining": { "ok": !draining },
+            "keys": { "ok": keys.iter().all(|k| k.usable), "sets": keys.iter().map(|k| json!({
+                "url": k.url,
+                "keys": k.keys,
+                "fetchedAt": k.fetched_at,
+                "usable": k.usable,
+                "error": k.error,
+            })).collect::<Vec<_>>() },
+            "configuration": { "ok": problem.is_none(), "error": problem },
         },
         "degraded": ready && !(health.subscriber && health.publisher),
         "lastError": health.last_error,
@@ -60,6 +73,21 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
 pub(super) struct Filter {
     user: Option<String>,
     limit: Option<usize>,
+}
+
+/// Longest body of a question to the doctor.
+const MAX_TOKEN: usize = 256 * 1024;
+
+/// The doctor's whole report on the token in the body.
+pub(super) async fn check_token(State(app): State<App>, body: axum::body::Body) -> Response {
+    let Ok(body) = axum::body::to_bytes(body, MAX_TOKEN).await else {
+        return json_response(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": "too large" }));
+    };
+    let text = String::from_utf8_lossy(&body);
+    let policy = app.context.policy.load_full();
+    let report =
+        diagnose::examine(&policy.verifier, text.trim_end_matches(['\r', '\n']), &[], unix_now());
+    json_response(StatusCode::OK, &serde_json::to_value(&report).unwrap_or_default())
 }
 
 /// The connections of this replica, or of one user with `?user=`.

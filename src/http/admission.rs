@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Uri, header};
 use dashmap::DashMap;
 use ipnet::IpNet;
 
+use crate::auth::SessionCookie;
 use crate::metrics::Rejected;
 
 /// Sockets in all and per address.
@@ -139,27 +140,49 @@ pub(super) fn origin_allowed(headers: &HeaderMap, allowed: &[String]) -> bool {
 /// The subprotocol that a client offers beside `bearer.<jwt>`, and that is selected.
 pub(super) const SUBPROTOCOL: &str = "tollgate";
 
-/// Where a token may be in a request, in this order.
-pub(super) fn token<'r>(
+/// Where cookies are looked for.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Cookies<'p> {
+    /// One that holds a token.
+    pub(super) token: Option<&'p str>,
+    pub(super) session: Option<&'p SessionCookie>,
+}
+
+/// What a request brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Credential<'r> {
+    Token(&'static str, std::borrow::Cow<'r, str>),
+    /// A session cookie's name and value.
+    Session(&'r str, String),
+}
+
+/// Where a credential may be in a request, in this order.
+pub(super) fn credential<'r>(
     headers: &'r HeaderMap,
     uri: &'r Uri,
-    cookie: Option<&str>,
-) -> Option<(&'static str, std::borrow::Cow<'r, str>)> {
+    cookies: Cookies<'r>,
+) -> Option<Credential<'r>> {
+    use Credential::Token;
     let bearer = headers.get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     if let Some((scheme, token)) = bearer.and_then(|v| v.split_once(' '))
         && scheme.eq_ignore_ascii_case("bearer")
     {
-        return Some(("header", token.trim().into()));
+        return Some(Token("header", token.trim().into()));
     }
     if let Some(token) = offered(headers).find_map(|p| p.strip_prefix("bearer.")) {
-        return Some(("subprotocol", token.into()));
+        return Some(Token("subprotocol", token.into()));
     }
-    if let Some(token) = cookie.and_then(|name| find_cookie(headers, name)) {
-        return Some(("cookie", token.into()));
+    let pairs: Vec<_> = cookie_pairs(headers).collect();
+    let found = |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+    if let Some(token) = cookies.token.and_then(found) {
+        return Some(Token("cookie", token.into()));
+    }
+    if let Some((name, value)) = cookies.session.and_then(|s| s.find(&pairs)) {
+        return Some(Credential::Session(name, value));
     }
     let query = uri.query()?;
     let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token")?.1;
-    Some(("query", token))
+    Some(Token("query", token))
 }
 
 /// The offered subprotocols.
@@ -168,10 +191,9 @@ pub(super) fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     values.filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim)
 }
 
-fn find_cookie<'r>(headers: &'r HeaderMap, name: &str) -> Option<&'r str> {
+fn cookie_pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     let values = headers.get_all(header::COOKIE).iter().filter_map(|v| v.to_str().ok());
-    let mut pairs = values.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='));
-    pairs.find(|(n, _)| *n == name).map(|(_, value)| value)
+    values.flat_map(|v| v.split(';')).filter_map(|p| p.trim().split_once('='))
 }
 
 #[cfg(test)]
@@ -246,10 +268,17 @@ mod tests {
             [(0, "header", "h"), (1, "subprotocol", "s"), (2, "cookie", "c"), (3, "query", "q.q")]
         {
             let map = headers(&all[from..]);
-            let found = token(&map, &uri, Some("jwt"));
-            assert_eq!(found.map(|(c, t)| (c, t.into_owned())), Some((carrier, value.into())));
+            let cookies = Cookies { token: Some("jwt"), session: None };
+            let found = credential(&map, &uri, cookies);
+            assert_eq!(found, Some(Credential::Token(carrier, value.into())));
         }
-        assert!(token(&headers(&all[2..]), &"/ws".parse().unwrap(), None).is_none());
+        let (map, uri) = (headers(&all[2..]), "/ws".parse().unwrap());
+        assert!(credential(&map, &uri, Cookies::default()).is_none());
+        let names = ["s".to_owned()].to_vec();
+        let session = SessionCookie { names, secrets: vec![] };
+        let map = headers(&[("cookie", "s.1=b; s.0=a; s.3=d")]);
+        let cookies = Cookies { token: None, session: Some(&session) };
+        assert_eq!(credential(&map, &uri, cookies), Some(Credential::Session("s", "ab".into())));
     }
 
     #[test]

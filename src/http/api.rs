@@ -20,9 +20,11 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::{App, json as json_response, refuse};
+use crate::auth::Revocation;
 use crate::channel::ChannelName;
 use crate::gateway::{Control, PublishError};
 use crate::metrics::{self, Rejected};
+use crate::session::unix_now;
 
 /// Most channels in one broadcast.
 const MAX_BROADCAST: usize = 1000;
@@ -112,19 +114,11 @@ async fn dispatch(app: &App, method: &str, body: &Bytes) -> ApiResult {
         "publish" => publish(app, parse(body)?).await,
         "broadcast" => broadcast(app, parse(body)?).await,
         "disconnect" => disconnect(app, parse(body)?).await,
+        "revoke_token" => revoke_token(app, parse(body)?).await,
+        "invalidate_user_tokens" => invalidate_user_tokens(app, parse(body)?).await,
         "info" => Ok(info(app)),
-        "batch"
-        | "subscribe"
-        | "unsubscribe"
-        | "refresh"
-        | "presence"
-        | "presence_stats"
-        | "history"
-        | "history_remove"
-        | "channels"
-        | "connections"
-        | "revoke_token"
-        | "invalidate_user_tokens" => {
+        "batch" | "subscribe" | "unsubscribe" | "refresh" | "presence" | "presence_stats"
+        | "history" | "history_remove" | "channels" | "connections" => {
             Err(ApiError::not_available(format!("{method} is not in this version")))
         }
         _ => Err(ApiError(104, "method not found".to_owned())),
@@ -219,6 +213,69 @@ async fn disconnect(app: &App, request: Disconnect) -> ApiResult {
     let control = Control::Disconnect { user: request.user, client };
     let sent = app.context.gateway.control(&control).await;
     sent.map_err(|e| ApiError(100, e.to_string()))?;
+    Ok(json!({}))
+}
+
+/// How long a revocation holds when the call does not say: longer than any honest token lives.
+const REVOKED_FOR: u64 = 30 * 86_400;
+
+#[derive(Deserialize)]
+struct RevokeToken {
+    /// The token's `jti`; Centrifugo's name for it is `uid`.
+    #[serde(alias = "uid")]
+    jti: String,
+    /// Unix seconds: the token's own end, after which nobody need remember.
+    #[serde(default)]
+    expire_at: Option<u64>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+async fn revoke_token(app: &App, request: RevokeToken) -> ApiResult {
+    refuse_rest(&request.rest)?;
+    if request.jti.is_empty() || request.jti.len() > 256 {
+        return Err(ApiError::bad_request("jti: 1 to 256 bytes"));
+    }
+    let until = until(request.expire_at)?;
+    revoke(app, Revocation::Token { jti: request.jti, until }).await
+}
+
+#[derive(Deserialize)]
+struct InvalidateUserTokens {
+    user: String,
+    /// Unix seconds; tokens with an earlier `iat`, and those without one, are revoked.
+    #[serde(default)]
+    issued_before: Option<u64>,
+    #[serde(default)]
+    expire_at: Option<u64>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
+}
+
+async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> ApiResult {
+    refuse_rest(&request.rest)?;
+    if request.user.is_empty() {
+        return Err(ApiError::bad_request("user is empty"));
+    }
+    let (user, until) = (request.user, until(request.expire_at)?);
+    let issued_before = request.issued_before.unwrap_or_else(unix_now);
+    revoke(app, Revocation::User { user, issued_before, until }).await
+}
+
+fn until(expire_at: Option<u64>) -> Result<u64, ApiError> {
+    match expire_at {
+        Some(at) if at <= unix_now() => Err(ApiError::bad_request("expire_at has passed")),
+        Some(at) if at > 100_000_000_000 => {
+            Err(ApiError::bad_request("expire_at counts seconds, not milliseconds"))
+        }
+        Some(at) => Ok(at),
+        None => Ok(unix_now() + REVOKED_FOR),
+    }
+}
+
+async fn revoke(app: &App, revocation: Revocation) -> ApiResult {
+    let revoked = app.context.gateway.revoke(revocation).await;
+    revoked.map_err(|e| ApiError(100, e.to_string()))?;
     Ok(json!({}))
 }
 

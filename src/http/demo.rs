@@ -34,7 +34,7 @@ pub(super) struct User {
 pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
     let policy = app.context.policy.load();
     let claims = json!({ "sub": user, "iat": unix_now(), "exp": unix_now() + 600 });
-    match policy.verifier.keys().first().map(|key| key.sign(&claims)) {
+    match policy.verifier.keys().first_secret().map(|key| key.sign(&claims, None)) {
         Some(Ok(token)) => json_response(StatusCode::OK, &json!({ "token": token })),
         _ => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "no key" })),
     }

@@ -72,6 +72,7 @@ pub fn admin(app: App) -> Router {
         .route("/livez", get(admin::livez))
         .route("/readyz", get(admin::readyz))
         .route("/debug/connections", get(admin::connections))
+        .route("/debug/token/check", post(admin::check_token))
         .fallback(not_found)
         .with_state(app)
 }

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, header};
 use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
 
-use super::admission::{self, Place, SUBPROTOCOL};
+use super::admission::{self, Cookies, Credential, Place, SUBPROTOCOL};
 use super::{App, Peer, refuse, socket};
 use crate::auth::Reason;
 use crate::config::{Policy, Reject};
@@ -17,13 +18,15 @@ use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::{Admission, unix_now};
+use crate::session::Admission;
+use crate::session::tokens::{Carried, close_of};
 use crate::websocket::accept_key;
 
 /// The handler. It answers before anything is read from the socket; the socket's own task begins
 /// when hyper hands the stream over.
-pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Response<Body> {
+pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Response<Body> {
     let began = Instant::now();
+    let (mut request, _) = request.into_parts();
     if app.lifecycle.phase() >= Phase::Draining {
         metrics::rejected(Rejected::Draining);
         return unavailable("draining: connect again, another replica answers\n");
@@ -40,21 +43,21 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
         Err(response) => return response,
     };
     let policy = app.context.policy.load_full();
-    if !admission::origin_allowed(request.headers(), &policy.allowed_origins) {
+    if !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
         metrics::rejected(Rejected::Origin);
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a socket here: add it to server.allowed_origins\n",
         );
     }
-    let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
+    let Some(upgrade) = request.extensions.remove::<OnUpgrade>() else {
         return refuse(StatusCode::BAD_REQUEST, "this connection cannot be upgraded\n");
     };
-    let (admission, place) = match admit(&app, &policy, &request) {
+    let (admission, place) = match admit(&app, &policy, &request).await {
         Ok(admitted) => admitted,
         Err(response) => return response,
     };
-    let response = switching(&key, request.headers());
+    let response = switching(&key, &request.headers);
     let lifecycle = app.lifecycle.clone();
     lifecycle.spawn_connection(async move {
         if let Some((stream, early)) = socket::handed_over(upgrade).await {
@@ -72,10 +75,10 @@ pub(super) async fn upgrade(State(app): State<App>, mut request: Request) -> Res
 }
 
 /// The token's fate, and the socket's place; or the answer that refuses it.
-fn admit(
+async fn admit(
     app: &App,
     policy: &Policy,
-    request: &Request,
+    request: &Parts,
 ) -> Result<(Admission, Place), Response<Body>> {
     let ip = client_ip(request, policy);
     let limits = &policy.limits;
@@ -92,29 +95,28 @@ fn admit(
             return Err(too_many());
         }
     };
-    let carried = admission::token(request.headers(), request.uri(), policy.cookie.as_deref());
-    let admission = match carried {
-        None if policy.anonymous => Admission::Anonymous,
-        None => Admission::AwaitToken,
-        Some((carrier, token)) => match policy.verifier.verify(&token, unix_now()) {
-            Ok(identity) => Admission::Identity(Box::new(identity)),
-            Err(reason) => {
-                metrics::auth_failure(reason);
-                tracing::info!(%reason, carrier, %ip, "token refused");
-                if !by_close {
-                    return Err(unauthorized(reason));
-                }
-                Admission::Refused(Close::new(CloseCode::TokenRefused, reason.slug()))
-            }
-        },
+    let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
+    let carried = |by| Carried { by, ip: Some(ip) };
+    let checked = match admission::credential(&request.headers, &request.uri, cookies) {
+        None if policy.anonymous => return Ok((Admission::Anonymous, place)),
+        None => return Ok((Admission::AwaitToken, place)),
+        Some(Credential::Token(by, token)) => app.context.check_token(&token, carried(by)).await,
+        Some(Credential::Session(name, token)) => {
+            app.context.check_session(name, &token, carried("session_cookie"))
+        }
     };
-    Ok((admission, place))
+    match checked {
+        Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
+        Err(reason) if by_close => Ok((Admission::Refused(close_of(reason)), place)),
+        Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
+        Err(reason) => Err(unauthorized(reason)),
+    }
 }
 
-fn client_ip(request: &Request, policy: &Policy) -> IpAddr {
-    let peer = request.extensions().get::<Peer>();
+fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
+    let peer = request.extensions.get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
-    admission::client_ip(peer, request.headers(), &policy.trusted_proxies)
+    admission::client_ip(peer, &request.headers, &policy.trusted_proxies)
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -123,12 +125,12 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// RFC 6455 section 4.2.1; returns the accept key.
-fn check_upgrade(request: &Request) -> Result<String, Response<Body>> {
-    let headers = request.headers();
-    if request.method() != Method::GET {
+fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
+    let headers = &request.headers;
+    if request.method != Method::GET {
         return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
     }
-    if request.version() != Version::HTTP_11 {
+    if request.version != Version::HTTP_11 {
         return Err(refuse(StatusCode::BAD_REQUEST, "a WebSocket needs HTTP/1.1\n"));
     }
     if !has_token(headers, header::CONNECTION, "upgrade")
@@ -160,8 +162,8 @@ fn check_upgrade(request: &Request) -> Result<String, Response<Body>> {
         .ok_or_else(|| refuse(StatusCode::BAD_REQUEST, "bad Sec-WebSocket-Key\n"))
 }
 
-fn wire(request: &Request) -> Result<Wire, Response<Body>> {
-    let query = request.uri().query().unwrap_or_default();
+fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
+    let query = request.uri.query().unwrap_or_default();
     let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
     match format.as_ref().map(|(_, value)| &**value) {
         None | Some("plain") => Ok(Wire::Plain),

@@ -20,6 +20,7 @@ use tokio::net::TcpStream;
 use super::fanout::{NONE, Node};
 use super::queue::Queue;
 use super::{Bounds, ConnId};
+use crate::access::TokenId;
 use crate::metrics;
 use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode};
@@ -42,6 +43,8 @@ struct Outbound {
     /// Nothing is accepted any more.
     closed: bool,
     user: Option<Arc<str>>,
+    /// What its token can be revoked by.
+    token: TokenId,
 }
 
 /// A registered connection.
@@ -117,6 +120,17 @@ impl Connection {
     #[must_use]
     pub fn queued_bytes(&self) -> usize {
         self.out.lock().queue.bytes()
+    }
+
+    /// The token that counts from now on.
+    pub fn set_token(&self, token: TokenId) {
+        self.out.lock().token = token;
+    }
+
+    /// What the token of this connection can be revoked by.
+    #[must_use]
+    pub fn token(&self) -> TokenId {
+        self.out.lock().token.clone()
     }
 
     pub(super) fn set_user(&self, user: Arc<str>) {

@@ -157,11 +157,12 @@ pub enum ErrorCode {
     NotSubscribed,
     LimitExceeded,
     NotSupported,
+    CallbackFailed,
     Unavailable,
 }
 
 impl ErrorCode {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::Unauthorized,
         Self::Forbidden,
@@ -169,6 +170,7 @@ impl ErrorCode {
         Self::NotSubscribed,
         Self::LimitExceeded,
         Self::NotSupported,
+        Self::CallbackFailed,
         Self::Unavailable,
     ];
 
@@ -185,7 +187,8 @@ impl ErrorCode {
             Self::Forbidden => ("forbidden", "No rule lets this user subscribe to this channel."),
             Self::TokenRefused => (
                 "token_refused",
-                "The token of a `refresh` was refused; `data.message` is the slug. The old one stays.",
+                "The token of a `refresh` or `subscribe` was refused; `data.message` is the slug. \
+                 The connection's old one stays.",
             ),
             Self::NotSubscribed => {
                 ("not_subscribed", "`unsubscribe` for a channel that is not subscribed.")
@@ -194,6 +197,10 @@ impl ErrorCode {
             Self::NotSupported => {
                 ("not_supported", "This version does not have the feature that was asked for.")
             }
+            Self::CallbackFailed => (
+                "callback_failed",
+                "The application could not be asked whether the user may; try again.",
+            ),
             Self::Unavailable => {
                 ("unavailable", "The broker did not confirm the subscription in time; try again.")
             }

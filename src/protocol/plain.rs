@@ -26,7 +26,8 @@ pub struct Request {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    Subscribe(ChannelRef),
+    /// With the subscription token, where one came.
+    Subscribe(ChannelRef, Option<String>),
     Unsubscribe(ChannelRef),
     Auth(String),
     Refresh(String),
@@ -83,10 +84,12 @@ pub fn parse(text: &str) -> Request {
         }
     };
     let command = match raw.kind.as_deref() {
-        Some("subscribe") => match (&raw.since, &raw.token) {
+        Some("subscribe") => match (&raw.since, raw.token) {
             (Some(_), _) => not_supported("since: this version keeps no history"),
-            (_, Some(_)) => not_supported("token on subscribe: subscription tokens come later"),
-            (None, None) => channel_ref(raw.channel).map_or_else(|e| e, Command::Subscribe),
+            (None, token) => {
+                let token = token.map(Cow::into_owned);
+                channel_ref(raw.channel).map_or_else(|e| e, |c| Command::Subscribe(c, token))
+            }
         },
         Some("unsubscribe") => channel_ref(raw.channel).map_or_else(|e| e, Command::Unsubscribe),
         Some("auth") => match raw.token {
@@ -226,19 +229,21 @@ pub fn connected(
     )
 }
 
-fn channel_reply(kind: &str, id: Option<&str>, channel: &ChannelRef) -> Bytes {
+fn channel_reply(kind: &str, id: Option<&str>, channel: &ChannelRef, data: Option<&str>) -> Bytes {
     let ChannelRef { raw, name } = channel;
-    reply(kind, id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
+    let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
+    reply(kind, id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{data}"))
 }
 
+/// `data`: JSON that came with the permission.
 #[must_use]
-pub fn subscribed(id: Option<&str>, channel: &ChannelRef) -> Bytes {
-    channel_reply("subscribed", id, channel)
+pub fn subscribed(id: Option<&str>, channel: &ChannelRef, data: Option<&str>) -> Bytes {
+    channel_reply("subscribed", id, channel, data)
 }
 
 #[must_use]
 pub fn unsubscribed(id: Option<&str>, channel: &ChannelRef) -> Bytes {
-    channel_reply("unsubscribed", id, channel)
+    channel_reply("unsubscribed", id, channel, None)
 }
 
 #[must_use]
@@ -277,7 +282,7 @@ mod tests {
 
     fn subscribe(raw: &str) -> Result<String, String> {
         match parse(&format!("{{\"type\":\"subscribe\",\"channel\":{raw}}}")).command {
-            Command::Subscribe(c) => Ok(c.name.to_string()),
+            Command::Subscribe(c, _) => Ok(c.name.to_string()),
             Command::Invalid(code, m) => Err(format!("{}: {m}", code.slug())),
             Command::Unsubscribe(_) | Command::Auth(_) | Command::Refresh(_) | Command::Ping => {
                 Err("another command".to_owned())

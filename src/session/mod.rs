@@ -6,12 +6,16 @@
 //! end is a [`Close`] with a code from the table.
 
 mod commands;
+pub mod doctor;
+pub mod keys;
+mod subscribe;
 mod timers;
+pub mod tokens;
 
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::access::{self, Identity};
 use crate::auth::Reason;
@@ -22,6 +26,9 @@ use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
+use crate::upstream::callback::Callback;
+use crate::upstream::jwks::Jwks;
+use doctor::Doctor;
 pub use timers::Heard;
 use timers::{Moment, Timers};
 
@@ -29,6 +36,9 @@ use timers::{Moment, Timers};
 pub struct Context {
     pub gateway: Arc<Gateway>,
     pub policy: ArcSwap<Policy>,
+    pub jwks: Arc<Jwks>,
+    pub callback: ArcSwapOption<Callback>,
+    pub doctor: Doctor,
 }
 
 /// What the handshake found out about the token.
@@ -56,6 +66,8 @@ pub struct Session {
     identity: Option<Box<Identity>>,
     state: State,
     timers: Timers,
+    /// Subscriptions that end before the connection's token does, with the Unix second.
+    ends: Vec<(ChannelName, u64)>,
     /// Token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
@@ -83,6 +95,7 @@ impl Session {
             identity: None,
             state: State::AwaitToken,
             timers,
+            ends: Vec::new(),
             allowance,
             allowance_at: now,
             began,
@@ -143,6 +156,7 @@ impl Session {
                 metrics::rejected(Rejected::PerUser);
                 return Err(Close::new(CloseCode::TooMany, "too many connections of this user"));
             }
+            self.connection.set_token(identity.token.clone());
             self.timers.token_until(identity.expires_at, &policy);
         }
         self.identity = identity;
@@ -190,15 +204,15 @@ impl Session {
     /// Which deadline passed.
     pub fn on_timer(&mut self) -> Result<(), Close> {
         let policy = self.context.policy.load_full();
-        self.timers
-            .check(Moment { now: self.now(), unix: unix_now() }, &policy, &self.connection)
-            .inspect_err(|close| {
-                if close.reason == Reason::Expired.slug() {
-                    metrics::auth_failure(Reason::Expired);
-                } else if self.state == State::AwaitToken {
-                    metrics::auth_failure(Reason::Missing);
-                }
-            })?;
+        let moment = Moment { now: self.now(), unix: unix_now() };
+        self.end_subscriptions(moment.now, moment.unix);
+        self.timers.check(moment, &policy, &self.connection).inspect_err(|close| {
+            if close.reason == Reason::Expired.slug() {
+                metrics::auth_failure(Reason::Expired);
+            } else if self.state == State::AwaitToken {
+                metrics::auth_failure(Reason::Missing);
+            }
+        })?;
         self.schedule();
         Ok(())
     }

@@ -29,6 +29,8 @@ pub(super) struct Timers {
     rest_due: u32,
     /// Look at the token's end again.
     expiry: u32,
+    /// Look at the subscriptions' ends.
+    ends: u32,
     /// Unix seconds.
     expires_at: Option<u64>,
     notified: bool,
@@ -65,9 +67,20 @@ impl Timers {
             pong_due: NEVER,
             rest_due: NEVER,
             expiry: NEVER,
+            ends: NEVER,
             expires_at: None,
             notified: false,
         }
+    }
+
+    /// A subscription ends at `until`.
+    pub(super) fn look_at(&mut self, now: u32, until: u64, unix: u64) {
+        let seconds = u32::try_from(until.saturating_sub(unix)).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
+        self.ends = self.ends.min(now + seconds * TICKS_PER_SECOND);
+    }
+
+    pub(super) fn forget_ends(&mut self) {
+        self.ends = NEVER;
     }
 
     pub(super) fn await_token(&mut self, now: u32, deadline: Duration) {
@@ -162,7 +175,7 @@ impl Timers {
 
     /// The earliest of all.
     pub(super) fn next(&self) -> u32 {
-        [self.token_due, self.next_ping, self.pong_due, self.rest_due, self.expiry]
+        [self.token_due, self.next_ping, self.pong_due, self.rest_due, self.expiry, self.ends]
             .into_iter()
             .min()
             .unwrap_or(self.next_ping)
@@ -182,6 +195,7 @@ mod tests {
             pong_due: NEVER,
             rest_due: NEVER,
             expiry: NEVER,
+            ends: NEVER,
             expires_at: None,
             notified: false,
         };

@@ -30,6 +30,8 @@ pub fn sign(claims: &Value, secret: &str) -> String {
 pub struct Client {
     ws: WebSocketStream<TcpStream>,
     pub connected: Value,
+    /// A close that has been read already.
+    ended: Option<(u16, String)>,
 }
 
 impl Client {
@@ -59,7 +61,7 @@ impl Client {
         }
         let stream = TcpStream::connect(address).await?;
         let (ws, _) = tokio_tungstenite::client_async(request, stream).await?;
-        Ok(Self { ws, connected: Value::Null })
+        Ok(Self { ws, connected: Value::Null, ended: None })
     }
 
     pub async fn send(&mut self, message: Value) {
@@ -96,6 +98,25 @@ impl Client {
         }
     }
 
+    /// The next message, or nothing when a close comes in its place (and is kept for `closed`).
+    pub async fn try_next(&mut self) -> Option<Value> {
+        loop {
+            let message = tokio::time::timeout(DEADLINE, self.ws.next()).await.expect("in time");
+            match message {
+                Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).ok(),
+                Some(Ok(Message::Close(frame))) => {
+                    self.ended =
+                        Some(frame.map_or((1005, String::new()), |f| {
+                            (f.code.into(), f.reason.to_string())
+                        }));
+                    return None;
+                }
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return None,
+            }
+        }
+    }
+
     pub async fn next(&mut self) -> Value {
         serde_json::from_str(&self.next_text().await).unwrap()
     }
@@ -115,6 +136,9 @@ impl Client {
     /// Reads to the close and returns its code, its reason and the messages before it.
     pub async fn closed(&mut self) -> (u16, String, Vec<Value>) {
         let mut before = Vec::new();
+        if let Some((code, reason)) = self.ended.take() {
+            return (code, reason, before);
+        }
         loop {
             let message = tokio::time::timeout(DEADLINE, self.ws.next()).await.expect("a close");
             match message {

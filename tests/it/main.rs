@@ -17,13 +17,17 @@ mod drain;
 mod gateway;
 mod hostile;
 mod isolation;
+mod keys;
 mod limits;
 mod load;
+mod permissions;
 mod plain;
 mod redis;
 mod redis_faults;
 mod reload;
+mod revocation;
 mod tokens;
+mod upstream;
 
 use std::future::Future;
 use std::time::{Duration, Instant};

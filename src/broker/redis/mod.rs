@@ -7,6 +7,7 @@
 
 mod connect;
 mod pubsub;
+mod store;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

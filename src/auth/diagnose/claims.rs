@@ -1,0 +1,205 @@
+//! Why a claim was refused. The signature has verified, so the claims may be shown, cut and escaped.
+
+use serde_json::{Map, Value};
+
+use super::causes::{Cause, Side};
+use super::signature::moment;
+use super::{Finding, Subject, shown};
+use crate::auth::{Reason, UserClaim};
+
+pub(super) fn find(
+    subject: &Subject<'_>,
+    reason: Reason,
+    claims: &Map<String, Value>,
+) -> Option<Finding> {
+    let now = subject.now;
+    let number = |name: &str| claims.get(name).and_then(Value::as_f64);
+    match reason {
+        Reason::Expired => {
+            let exp = number("exp").unwrap_or_default();
+            if exp < 1e9 {
+                let advice = format!(
+                    "exp is {exp}, in {}: {}",
+                    moment(exp as u64),
+                    Cause::ExpIsDuration.fix()
+                );
+                return Some(Finding::new(Cause::ExpIsDuration, Side::Issuer, advice));
+            }
+            let skew = number("iat").filter(|iat| *iat > now as f64 + 1.0);
+            if let Some(iat) = skew {
+                return Some(clock_skew(iat - now as f64));
+            }
+            let advice = format!(
+                "it ended at {}, {} s ago. {}",
+                moment(exp as u64),
+                now.saturating_sub(exp as u64),
+                Cause::TokenExpired.fix()
+            );
+            Some(Finding::new(Cause::TokenExpired, Side::Issuer, advice))
+        }
+        Reason::NotYetValid => {
+            let nbf = number("nbf").unwrap_or_default();
+            match number("iat").filter(|iat| *iat > now as f64) {
+                Some(iat) => Some(clock_skew(iat - now as f64)),
+                None => {
+                    let advice = format!(
+                        "it is valid from {}. {}",
+                        moment(nbf as u64),
+                        Cause::NbfInFuture.fix()
+                    );
+                    Some(Finding::new(Cause::NbfInFuture, Side::Issuer, advice))
+                }
+            }
+        }
+        Reason::ExpMissing => {
+            let misplaced = ["expiresIn", "expires_in", "expiry", "expires"];
+            let found = misplaced.into_iter().find(|n| claims.contains_key(*n));
+            let advice = found.map_or_else(
+                || Cause::ExpMissing.fix().to_owned(),
+                |n| format!("{n} went into the payload: it is an option of the signing call"),
+            );
+            Some(Finding::new(Cause::ExpMissing, Side::Issuer, advice))
+        }
+        Reason::ClaimInvalid => invalid(subject, claims),
+        Reason::IssuerMismatch => Some(issuer(subject, claims)),
+        Reason::AudienceMismatch => Some(audience(subject, claims)),
+        Reason::UserMissing => Some(user(subject, claims)),
+        Reason::Missing
+        | Reason::Oversize
+        | Reason::Malformed
+        | Reason::Encrypted
+        | Reason::AlgNone
+        | Reason::AlgNotAllowed
+        | Reason::CritUnsupported
+        | Reason::KidUnknown
+        | Reason::KeysUnavailable
+        | Reason::ConfigError
+        | Reason::BadSignature
+        | Reason::Revoked => None,
+    }
+}
+
+fn clock_skew(ahead: f64) -> Finding {
+    let hours = ahead / 3600.0;
+    let whole = hours.round() >= 1.0 && (hours - hours.round()).abs() < 0.02;
+    let zone = if whole { " (whole hours: local time taken for UTC?)" } else { "" };
+    let advice =
+        format!("the issuer's clock is {ahead:.0} s ahead{zone}. {}", Cause::ClockSkew.fix());
+    Finding::new(Cause::ClockSkew, Side::Issuer, advice)
+}
+
+fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding> {
+    for name in ["exp", "nbf", "iat"] {
+        match claims.get(name) {
+            Some(Value::Number(n)) if n.as_f64().is_some_and(|t| t >= 1e11) => {
+                let advice = format!("{name} is {n}. {}", Cause::ExpInMilliseconds.fix());
+                return Some(Finding::new(Cause::ExpInMilliseconds, Side::Issuer, advice));
+            }
+            Some(Value::Number(n)) if n.as_f64().is_none_or(|t| t < 0.0) => {
+                let advice = format!("{name} is {n}. {}", Cause::ExpNotNumber.fix());
+                return Some(Finding::new(Cause::ExpNotNumber, Side::Issuer, advice));
+            }
+            None | Some(Value::Number(_)) => {}
+            Some(other) => {
+                let advice = format!("{name} is {}. {}", kind(other), Cause::ExpNotNumber.fix());
+                return Some(Finding::new(Cause::ExpNotNumber, Side::Issuer, advice));
+            }
+        }
+    }
+    if claims.get("channel").is_some_and(Value::is_string) {
+        let advice = "this is a subscription token: connect with the user's token, and send this one with subscribe";
+        return Some(Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned()));
+    }
+    let named = |c: &UserClaim| Some((c.0.clone(), c.find(claims)?));
+    let (name, value) = subject.settings.user_claim.iter().find_map(named)?;
+    let advice = format!("{name} is {}. {}", kind(value), Cause::UserClaimUnusable.fix());
+    Some(Finding::new(Cause::UserClaimUnusable, Side::Issuer, advice))
+}
+
+fn kind(value: &Value) -> String {
+    match value {
+        Value::Null => "null".to_owned(),
+        Value::Bool(_) => "a boolean".to_owned(),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) if s.is_empty() => "an empty string".to_owned(),
+        Value::String(s) => format!("the string {:?}", shown(s)),
+        Value::Array(_) => "a list".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+    }
+}
+
+fn issuer(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
+    let ours = subject.settings.issuer.join(", ");
+    let Some(theirs) = claims.get("iss").and_then(Value::as_str) else {
+        return Finding::new(
+            Cause::IssuerMissing,
+            Side::Issuer,
+            format!("the token has no iss; auth.issuer is {ours}. {}", Cause::IssuerMissing.fix()),
+        );
+    };
+    let no_slash = |s: &str| s.trim_end_matches('/').to_owned();
+    let no_scheme = |s: &str| no_slash(s).replace("https://", "").replace("http://", "");
+    let lower = |s: &str| no_scheme(s).to_lowercase();
+    let same =
+        |f: &dyn Fn(&str) -> String| subject.settings.issuer.iter().any(|o| f(o) == f(theirs));
+    let cause = if same(&no_slash) {
+        Cause::IssuerTrailingSlash
+    } else if same(&no_scheme) {
+        Cause::IssuerScheme
+    } else if same(&lower) {
+        Cause::IssuerCase
+    } else {
+        Cause::IssuerOther
+    };
+    let side = if cause == Cause::IssuerOther { Side::Issuer } else { Side::Gateway };
+    let advice = format!(
+        "token: iss = {:?}; configuration: auth.issuer = {ours:?}. {}",
+        shown(theirs),
+        cause.fix()
+    );
+    Finding::new(cause, side, advice)
+}
+
+fn audience(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
+    let ours = subject.settings.audience.join(", ");
+    let Some(theirs) = claims.get("aud") else {
+        let hint = if claims.contains_key("audience") {
+            "the token has `audience` in place of `aud`; "
+        } else {
+            ""
+        };
+        let advice = format!("{hint}auth.audience is {ours:?}. {}", Cause::AudienceMissing.fix());
+        return Finding::new(Cause::AudienceMissing, Side::Issuer, advice);
+    };
+    let advice = format!(
+        "token: aud = {}; configuration: auth.audience = {ours:?}. {}",
+        shown(&theirs.to_string()),
+        Cause::AudienceOther.fix()
+    );
+    Finding::new(Cause::AudienceOther, Side::Gateway, advice)
+}
+
+fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
+    let configured: Vec<&str> = subject.settings.user_claim.iter().map(|c| c.0.as_str()).collect();
+    if claims.get("role").is_some_and(|r| r == "anon") {
+        let advice =
+            "this is the Supabase anon key, which speaks for nobody: send the user's access token";
+        return Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned());
+    }
+    if claims.get("channel").is_some_and(Value::is_string) {
+        let advice = "this is a subscription token: connect with the user's token, and send this one with subscribe";
+        return Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned());
+    }
+    let usual = ["sub", "userId", "user_id", "uid", "id", "user.id", "email", "username"];
+    let is_text = |n: &&str| UserClaim((*n).to_owned()).find(claims).is_some_and(Value::is_string);
+    let advice = match usual.into_iter().find(is_text) {
+        Some(name) => format!(
+            "the token has none of {configured:?}, but it has {name}: set auth.user_claim = [{name:?}]"
+        ),
+        None => {
+            let names: Vec<_> = claims.keys().take(20).map(|k| shown(k)).collect();
+            format!("the token has none of {configured:?}; its claims are {}", names.join(", "))
+        }
+    };
+    Finding::new(Cause::UserClaimOther, Side::Gateway, advice)
+}

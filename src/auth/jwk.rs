@@ -1,0 +1,137 @@
+//! JSON Web Keys (RFC 7517), read one by one: a key that cannot be used is skipped with a reason
+//! and never takes the rest of its set along.
+
+use base64::Engine as _;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use serde_json::{Map, Value};
+
+use super::algorithm::{Algorithm, Family};
+use super::keys::{Key, Material};
+use super::public_key::PublicKey;
+use super::secret::{Encoding, Secret};
+
+/// Most keys that are taken from one set.
+const MAX_KEYS: usize = 64;
+
+/// What a set yields: keys to use, and what was left out and why.
+#[derive(Debug, Default)]
+pub struct Set {
+    pub keys: Vec<Key>,
+    pub skipped: Vec<String>,
+}
+
+/// Reads a set (`{"keys":[…]}`), or one key by itself. `allowed` bounds the algorithms of keys that
+/// do not name one; `with_secrets` says whether symmetric keys may be in it.
+///
+/// # Errors
+/// When it is neither.
+pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Set, String> {
+    let value: Value = serde_json::from_slice(text).map_err(|e| format!("is not JSON: {e}"))?;
+    let list = match value {
+        Value::Object(mut set) => match set.remove("keys") {
+            Some(Value::Array(list)) => list,
+            Some(_) => return Err("its `keys` is not a list".to_owned()),
+            None if set.contains_key("kty") => vec![Value::Object(set)],
+            None => return Err("has neither `keys` nor `kty`: is it a JWK set?".to_owned()),
+        },
+        Value::Array(_) => return Err("is a list; a JWK set is {\"keys\":[…]}".to_owned()),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
+            return Err("is not a JWK set".to_owned());
+        }
+    };
+    let mut set = Set::default();
+    for (i, jwk) in list.iter().enumerate() {
+        let kid = jwk.get("kid").and_then(Value::as_str).map_or_else(String::new, shown);
+        let name = if kid.is_empty() { format!("keys[{i}]") } else { format!("kid {kid}") };
+        if set.keys.len() >= MAX_KEYS {
+            set.skipped.push(format!("{name}: more than {MAX_KEYS} keys"));
+            break;
+        }
+        match one(jwk, allowed, with_secrets) {
+            Ok(key) => set.keys.push(key),
+            Err(why) => set.skipped.push(format!("{name}: {why}")),
+        }
+    }
+    Ok(set)
+}
+
+/// A text from outside, fit for a log.
+pub(super) fn shown(text: &str) -> String {
+    text.chars().take(64).flat_map(char::escape_debug).collect()
+}
+
+fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, String> {
+    let Value::Object(jwk) = jwk else {
+        return Err("not an object".to_owned());
+    };
+    match jwk.get("use") {
+        None => {}
+        Some(Value::String(use_)) if use_ == "sig" => {}
+        Some(_) => return Err("`use` is not \"sig\"".to_owned()),
+    }
+    if let Some(ops) = jwk.get("key_ops") {
+        let verifies =
+            |o: &Value| o == "verify" || (o == "sign" && jwk.get("kty") == Some(&"oct".into()));
+        if !ops.as_array().is_some_and(|ops| ops.iter().any(verifies)) {
+            return Err("`key_ops` does not have \"verify\"".to_owned());
+        }
+    }
+    let (family, material) = material(jwk, with_secrets)?;
+    let algs: Vec<Algorithm> = match jwk.get("alg") {
+        None => family.algorithms().filter(|a| allowed.contains(a)).collect(),
+        Some(alg) => {
+            let name = alg.as_str().unwrap_or_default();
+            let alg = Algorithm::named(name)
+                .filter(|a| a.family() == family)
+                .ok_or_else(|| format!("`alg` {} is not one of {}", shown(name), family.label()))?;
+            if !allowed.contains(&alg) {
+                return Err(format!("`alg` {} is not in the key's `algs`", alg.name()));
+            }
+            vec![alg]
+        }
+    };
+    if algs.is_empty() {
+        return Err(format!("`algs` has none for {}", family.label()));
+    }
+    let kid = match jwk.get("kid") {
+        None => None,
+        Some(Value::String(kid)) if kid.len() <= 256 => Some(kid.clone()),
+        Some(_) => return Err("`kid` is not a short string".to_owned()),
+    };
+    Ok(Key::new(kid, algs, material))
+}
+
+fn material(jwk: &Map<String, Value>, with_secrets: bool) -> Result<(Family, Material), String> {
+    let kty = jwk.get("kty").and_then(Value::as_str).ok_or("has no `kty`")?;
+    let crv = jwk.get("crv").and_then(Value::as_str).unwrap_or_default();
+    let bytes = |name: &str| {
+        let text = jwk.get(name).and_then(Value::as_str);
+        let text = text.ok_or_else(|| format!("has no `{name}`"))?;
+        let config =
+            GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
+        GeneralPurpose::new(&base64::alphabet::URL_SAFE, config)
+            .decode(text)
+            .map_err(|_| format!("`{name}` is not base64url"))
+    };
+    let key = match (kty, crv) {
+        ("RSA", _) => PublicKey::from_rsa(&bytes("n")?, &bytes("e")?),
+        ("EC", "P-256") => PublicKey::from_point(Family::P256, &bytes("x")?, &bytes("y")?),
+        ("EC", "P-384") => PublicKey::from_point(Family::P384, &bytes("x")?, &bytes("y")?),
+        ("EC", "P-521") => PublicKey::from_point(Family::P521, &bytes("x")?, &bytes("y")?),
+        ("OKP", "Ed25519") => PublicKey::of_family(Family::Ed25519, &bytes("x")?),
+        ("oct", _) if with_secrets => {
+            let text = URL_SAFE_NO_PAD.encode(bytes("k")?);
+            let secret = Secret::new(&text, Encoding::Base64url).map_err(|e| e.to_string())?;
+            if let Some(weak) = secret.weakness() {
+                return Err(weak.to_string());
+            }
+            return Ok((Family::Hmac, secret.into()));
+        }
+        ("oct", _) => return Err("a symmetric key does not belong into a public set".to_owned()),
+        ("EC" | "OKP", crv) => return Err(format!("curve {} is not supported", shown(crv))),
+        (kty, _) => return Err(format!("kty {} is not supported", shown(kty))),
+    };
+    let key = key.map_err(|e| e.to_string())?;
+    Ok((key.family(), key.into()))
+}

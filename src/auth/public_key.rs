@@ -1,0 +1,141 @@
+//! Public keys: read from DER, PEM or JWK components, and ready to verify.
+//!
+//! Invariant: a `PublicKey` that exists was parsed and is strong enough; a signature is checked
+//! with the algorithm that the caller names, and only if the key's family has it.
+
+use std::fmt;
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rsa::{PublicEncryptingKey, PublicKeyComponents};
+use aws_lc_rs::signature::{self as sig, ParsedPublicKey, VerificationAlgorithm};
+
+use super::algorithm::{Algorithm, Family};
+
+/// Fewest bits of an RSA modulus (RFC 7518 section 3.3), and the most that verify in bounded time.
+const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
+
+/// Why bytes are not a usable public key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PublicKeyError {
+    #[error("is not an RSA, P-256, P-384, P-521 or Ed25519 public key")]
+    Unreadable,
+    #[error("is an RSA key of another size than 2048 to 8192 bits (RFC 7518 section 3.3)")]
+    RsaSize,
+}
+
+/// A key of one family, parsed once for each algorithm of it.
+pub struct PublicKey {
+    family: Family,
+    spki: Box<[u8]>,
+    parsed: Box<[(Algorithm, ParsedPublicKey)]>,
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.family.label())
+    }
+}
+
+fn verification(alg: Algorithm) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match alg {
+        Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => return None,
+        Algorithm::Rs256 => &sig::RSA_PKCS1_2048_8192_SHA256,
+        Algorithm::Rs384 => &sig::RSA_PKCS1_2048_8192_SHA384,
+        Algorithm::Rs512 => &sig::RSA_PKCS1_2048_8192_SHA512,
+        Algorithm::Ps256 => &sig::RSA_PSS_2048_8192_SHA256,
+        Algorithm::Ps384 => &sig::RSA_PSS_2048_8192_SHA384,
+        Algorithm::Ps512 => &sig::RSA_PSS_2048_8192_SHA512,
+        Algorithm::Es256 => &sig::ECDSA_P256_SHA256_FIXED,
+        Algorithm::Es384 => &sig::ECDSA_P384_SHA384_FIXED,
+        Algorithm::Es512 => &sig::ECDSA_P521_SHA512_FIXED,
+        Algorithm::EdDsa => &sig::ED25519,
+    })
+}
+
+impl PublicKey {
+    /// From a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), a PKCS#1 `RSAPublicKey`, an
+    /// uncompressed EC point or the 32 bytes of an Ed25519 key.
+    ///
+    /// # Errors
+    /// When it is none of them, or an RSA key of a size that is not accepted.
+    pub fn from_der(der: &[u8]) -> Result<Self, PublicKeyError> {
+        let families =
+            [Family::Rsa, Family::P256, Family::P384, Family::P521, Family::Ed25519].into_iter();
+        families
+            .map(|family| Self::of_family(family, der))
+            .find(|made| !matches!(made, Err(PublicKeyError::Unreadable)))
+            .unwrap_or(Err(PublicKeyError::Unreadable))
+    }
+
+    /// From bytes that are said to be of one family.
+    ///
+    /// # Errors
+    /// When they are not.
+    pub fn of_family(family: Family, der: &[u8]) -> Result<Self, PublicKeyError> {
+        let parse = |alg: Algorithm| {
+            let verification = verification(alg)?;
+            Some((alg, ParsedPublicKey::new(verification, der).ok()?))
+        };
+        let parsed: Box<[_]> = family.algorithms().filter_map(parse).collect();
+        let (_, first) = parsed.first().ok_or(PublicKeyError::Unreadable)?;
+        let spki: PublicKeyX509Der<'static> =
+            first.as_der().map_err(|_| PublicKeyError::Unreadable)?;
+        let spki: Box<[u8]> = spki.as_ref().into();
+        if family == Family::Rsa {
+            // The library refuses what is too small by itself, without saying so.
+            let bits = PublicEncryptingKey::from_der(&spki).map_or(0, |key| key.key_size_bits());
+            if !RSA_BITS.contains(&bits) {
+                return Err(PublicKeyError::RsaSize);
+            }
+        }
+        Ok(Self { family, spki, parsed })
+    }
+
+    /// From the modulus and exponent of a JWK (RFC 7518 section 6.3.1), big-endian.
+    ///
+    /// # Errors
+    /// As [`PublicKey::from_der`].
+    pub fn from_rsa(n: &[u8], e: &[u8]) -> Result<Self, PublicKeyError> {
+        // Some issuers write the sign octet of DER in front of the modulus; it changes nothing.
+        let plain = |b: &[u8]| b.iter().copied().skip_while(|b| *b == 0).collect::<Vec<u8>>();
+        let components = PublicKeyComponents { n: plain(n), e: plain(e) };
+        let der: PublicKeyX509Der<'static> =
+            components.as_der().map_err(|_| PublicKeyError::Unreadable)?;
+        Self::of_family(Family::Rsa, der.as_ref())
+    }
+
+    /// From the coordinates of a JWK (RFC 7518 section 6.2.1): each exactly as long as the field.
+    ///
+    /// # Errors
+    /// A point that is not on the curve, or of another length.
+    pub fn from_point(family: Family, x: &[u8], y: &[u8]) -> Result<Self, PublicKeyError> {
+        let length = match family {
+            Family::P256 => 32,
+            Family::P384 => 48,
+            Family::P521 => 66,
+            Family::Hmac | Family::Rsa | Family::Ed25519 => 0,
+        };
+        if x.len() != length || y.len() != length {
+            return Err(PublicKeyError::Unreadable);
+        }
+        Self::of_family(family, &[&[4], x, y].concat())
+    }
+
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The SubjectPublicKeyInfo in DER: what the fingerprint is of.
+    #[must_use]
+    pub fn spki(&self) -> &[u8] {
+        &self.spki
+    }
+
+    /// True if `signature` over `signed` is this key's with this algorithm.
+    #[must_use]
+    pub fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
+        let parsed = self.parsed.iter().find(|(a, _)| *a == alg);
+        parsed.is_some_and(|(_, key)| key.verify_sig(signed, signature).is_ok())
+    }
+}

@@ -1,0 +1,186 @@
+//! Tokens that were taken back before their end: one by its `jti`, or all of a user that were
+//! issued before a moment.
+//!
+//! Pure memory; `gateway` brings what other replicas and the time before a restart knew. Invariant:
+//! an entry is kept until no token that it covers can still be valid, and the table has a bound.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use parking_lot::RwLock;
+use serde::{Deserialize, Serialize};
+
+use crate::access::Identity;
+
+/// Most entries; beyond it the one that ends first gives way, and that is logged.
+const MAX_ENTRIES: usize = 1_000_000;
+
+/// What was revoked. `until` is the Unix second from which the entry is not needed any more.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Revocation {
+    Token {
+        jti: String,
+        until: u64,
+    },
+    /// All tokens of the user with `iat` before `issued_before`, and those without an `iat`.
+    User {
+        user: String,
+        issued_before: u64,
+        until: u64,
+    },
+}
+
+impl Revocation {
+    #[must_use]
+    pub fn until(&self) -> u64 {
+        match self {
+            Self::Token { until, .. } | Self::User { until, .. } => *until,
+        }
+    }
+
+    /// Does it concern a token like this?
+    #[must_use]
+    pub fn covers(&self, user: &str, token: &TokenId) -> bool {
+        match self {
+            Self::Token { jti, .. } => token.jti.as_deref() == Some(jti),
+            Self::User { user: whose, issued_before, .. } => {
+                whose == user && token.issued_at.is_none_or(|at| at < *issued_before)
+            }
+        }
+    }
+}
+
+/// What a token can be revoked by.
+pub use crate::access::TokenId;
+
+#[derive(Debug, Default)]
+struct Tables {
+    tokens: HashMap<Box<str>, u64, ahash::RandomState>,
+    /// Issued before, until.
+    users: HashMap<Box<str>, (u64, u64), ahash::RandomState>,
+}
+
+/// What is revoked now.
+#[derive(Debug, Default)]
+pub struct Revocations {
+    tables: RwLock<Tables>,
+    any: AtomicBool,
+}
+
+impl Revocations {
+    /// Adds an entry; the stricter of two for the same thing counts.
+    pub fn add(&self, revocation: &Revocation) {
+        let mut tables = self.tables.write();
+        if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
+            tracing::error!("more than {MAX_ENTRIES} revocations: one was not taken");
+            return;
+        }
+        match revocation {
+            Revocation::Token { jti, until } => {
+                let kept = tables.tokens.entry(jti.as_str().into()).or_default();
+                *kept = (*kept).max(*until);
+            }
+            Revocation::User { user, issued_before, until } => {
+                let kept = tables.users.entry(user.as_str().into()).or_default();
+                *kept = (kept.0.max(*issued_before), kept.1.max(*until));
+            }
+        }
+        self.any.store(true, Ordering::Release);
+    }
+
+    /// It is known already, and holds as long.
+    #[must_use]
+    pub fn has(&self, revocation: &Revocation) -> bool {
+        let tables = self.tables.read();
+        match revocation {
+            Revocation::Token { jti, until } => {
+                tables.tokens.get(jti.as_str()).is_some_and(|kept| kept >= until)
+            }
+            Revocation::User { user, issued_before, until } => tables
+                .users
+                .get(user.as_str())
+                .is_some_and(|(before, kept)| before >= issued_before && kept >= until),
+        }
+    }
+
+    /// Is this identity's token revoked?
+    #[must_use]
+    pub fn covers(&self, identity: &Identity, now: u64) -> bool {
+        if !self.any.load(Ordering::Acquire) {
+            return false;
+        }
+        let tables = self.tables.read();
+        let TokenId { jti, issued_at } = &identity.token;
+        if let Some(jti) = jti
+            && tables.tokens.get(jti).is_some_and(|until| now < *until)
+        {
+            return true;
+        }
+        tables
+            .users
+            .get(&*identity.user)
+            .is_some_and(|(before, until)| now < *until && issued_at.is_none_or(|at| at < *before))
+    }
+
+    /// Forgets what no valid token can have any more.
+    pub fn sweep(&self, now: u64) {
+        if !self.any.load(Ordering::Acquire) {
+            return;
+        }
+        let mut tables = self.tables.write();
+        tables.tokens.retain(|_, until| now < *until);
+        tables.users.retain(|_, (_, until)| now < *until);
+        let any = !tables.tokens.is_empty() || !tables.users.is_empty();
+        self.any.store(any, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        let tables = self.tables.read();
+        tables.tokens.len() + tables.users.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(user: &str, jti: Option<&str>, issued_at: Option<u64>) -> Identity {
+        Identity {
+            user: user.into(),
+            expires_at: None,
+            granted: Box::default(),
+            claims: Box::default(),
+            token: TokenId { jti: jti.map(Into::into), issued_at },
+        }
+    }
+
+    #[test]
+    fn tokens_and_users_are_revoked_until_their_end() {
+        let table = Revocations::default();
+        table.add(&Revocation::Token { jti: "a".into(), until: 100 });
+        table.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 100 });
+        table.add(&Revocation::User { user: "u".into(), issued_before: 40, until: 90 });
+        for (id, covered) in [
+            (identity("x", Some("a"), None), true),
+            (identity("x", Some("b"), None), false),
+            (identity("u", None, Some(49)), true),
+            (identity("u", None, Some(50)), false),
+            (identity("u", None, None), true),
+            (identity("u1", None, Some(1)), false),
+        ] {
+            assert_eq!(table.covers(&id, 99), covered, "{id:?}");
+            assert!(!table.covers(&id, 100), "over");
+        }
+        table.sweep(99);
+        assert_eq!(table.len(), 2);
+        table.sweep(100);
+        assert!(table.is_empty());
+    }
+}

@@ -1,0 +1,228 @@
+//! Session cookies of NextAuth 4 and Auth.js 5: compact JWE (RFC 7516) with `alg` `dir`, whose key is
+//! derived from the application's secret (HKDF, RFC 5869). Only these two forms are read; what the
+//! header says beyond that is refused, `zip` above all.
+//!
+//! Invariant: a session cookie is looked for in cookies of its name only, and a signed token is
+//! never accepted in its place, nor the other way round.
+
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::cipher::{AES_256, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
+use aws_lc_rs::iv::FixedLength;
+use aws_lc_rs::{constant_time, hkdf, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde_json::{Map, Value};
+
+use super::Reason;
+use super::claims;
+
+/// Seconds of clock difference that both libraries forgive.
+pub const TOLERANCE: u64 = 15;
+
+/// Longest cookie after joining, in bytes.
+pub const MAX_BYTES: usize = 64 * 1024;
+
+/// Most chunks that a cookie may come in.
+const MAX_CHUNKS: usize = 16;
+
+/// Which library made it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Maker {
+    NextAuth4,
+    AuthJs5,
+}
+
+impl Maker {
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::NextAuth4 => "NextAuth 4",
+            Self::AuthJs5 => "Auth.js 5",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Encryption {
+    Gcm,
+    CbcHs512,
+}
+
+impl Encryption {
+    fn key_bytes(self) -> usize {
+        match self {
+            Self::Gcm => 32,
+            Self::CbcHs512 => 64,
+        }
+    }
+}
+
+/// What is accepted.
+#[derive(Clone)]
+pub struct SessionCookie {
+    /// Cookie names, without chunk numbers; the name is the salt of Auth.js 5.
+    pub names: Vec<String>,
+    /// The secrets, any of which may have made the cookie.
+    pub secrets: Vec<String>,
+}
+
+impl std::fmt::Debug for SessionCookie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionCookie").field("names", &self.names).finish_non_exhaustive()
+    }
+}
+
+impl SessionCookie {
+    /// Finds the cookie among `name=value` pairs and joins its chunks in order: `name`, or `name.0`,
+    /// `name.1` and so on. Returns its name and value.
+    #[must_use]
+    pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Option<(&'n str, String)> {
+        let value = |name: &str| cookies.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
+        self.names.iter().find_map(|name| {
+            if let Some(whole) = value(name) {
+                return Some((name.as_str(), whole.to_owned()));
+            }
+            let chunks = (0..MAX_CHUNKS).map_while(|i| value(&format!("{name}.{i}")));
+            let joined: String = chunks.collect();
+            (!joined.is_empty()).then_some((name.as_str(), joined))
+        })
+    }
+
+    /// The claims of a cookie that one of the secrets decrypts.
+    ///
+    /// # Errors
+    /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` when no secret fits.
+    pub fn open(&self, name: &str, token: &str) -> Result<Map<String, Value>, Reason> {
+        let jwe = Jwe::split(token)?;
+        let opened = self.secrets.iter().find_map(|secret| jwe.open(secret, name));
+        let (_, claims) = opened.ok_or(Reason::BadSignature)?;
+        claims
+    }
+}
+
+/// Who made a cookie that was decrypted, and what was in it.
+pub(super) type Opened = (Maker, Result<Map<String, Value>, Reason>);
+
+/// The parts of a compact JWE whose header was accepted.
+pub(super) struct Jwe<'t> {
+    header: &'t str,
+    encryption: Encryption,
+    iv: Vec<u8>,
+    ciphertext: Vec<u8>,
+    tag: Vec<u8>,
+}
+
+impl<'t> Jwe<'t> {
+    pub(super) fn split(token: &'t str) -> Result<Self, Reason> {
+        if token.len() > MAX_BYTES {
+            return Err(Reason::Oversize);
+        }
+        let parts: Vec<&str> = token.split('.').collect();
+        let [header, key, iv, ciphertext, tag] = parts[..] else {
+            return Err(Reason::Malformed);
+        };
+        let fields = claims::object(header)?;
+        let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
+        if ["crit", "zip", "b64"].iter().any(|n| fields.contains_key(*n)) {
+            return Err(Reason::CritUnsupported);
+        }
+        let encryption = match (text("alg"), text("enc")) {
+            ("dir", "A256GCM") => Encryption::Gcm,
+            ("dir", "A256CBC-HS512") => Encryption::CbcHs512,
+            _ => return Err(Reason::AlgNotAllowed),
+        };
+        // With `dir` there is no encrypted key (RFC 7516 section 5.2 step 10).
+        if !key.is_empty() {
+            return Err(Reason::Malformed);
+        }
+        let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed);
+        let (iv, ciphertext, tag) = (bytes(iv)?, bytes(ciphertext)?, bytes(tag)?);
+        let lengths = match encryption {
+            Encryption::Gcm => iv.len() == NONCE_LEN && tag.len() == 16,
+            Encryption::CbcHs512 => {
+                iv.len() == 16
+                    && tag.len() == 32
+                    && ciphertext.len() % 16 == 0
+                    && !ciphertext.is_empty()
+            }
+        };
+        if !lengths {
+            return Err(Reason::Malformed);
+        }
+        Ok(Self { header, encryption, iv, ciphertext, tag })
+    }
+
+    /// Decrypts with a secret and a cookie name; `None` when they do not fit. What was decrypted and
+    /// is not a JSON object is `malformed`.
+    pub(super) fn open(&self, secret: &str, cookie: &str) -> Option<Opened> {
+        let makers: &[Maker] = match self.encryption {
+            Encryption::Gcm => &[Maker::NextAuth4, Maker::AuthJs5],
+            Encryption::CbcHs512 => &[Maker::AuthJs5],
+        };
+        makers.iter().find_map(|maker| {
+            let key = derive(*maker, secret, cookie, self.encryption.key_bytes())?;
+            let plain = match self.encryption {
+                Encryption::Gcm => self.open_gcm(&key),
+                Encryption::CbcHs512 => self.open_cbc(&key),
+            }?;
+            Some((*maker, claims::object_of(&plain)))
+        })
+    }
+
+    fn open_gcm(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?);
+        let nonce = Nonce::try_assume_unique_for_key(&self.iv).ok()?;
+        let mut data = [&self.ciphertext[..], &self.tag].concat();
+        let length = key.open_in_place(nonce, Aad::from(self.header), &mut data).ok()?.len();
+        data.truncate(length);
+        Some(data)
+    }
+
+    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything is decrypted.
+    fn open_cbc(&self, key: &[u8]) -> Option<Vec<u8>> {
+        let (mac_key, enc_key) = key.split_at(32);
+        let aad_bits = (self.header.len() as u64 * 8).to_be_bytes();
+        let mut mac = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA512, mac_key));
+        for part in [self.header.as_bytes(), &self.iv, &self.ciphertext, &aad_bits] {
+            mac.update(part);
+        }
+        constant_time::verify_slices_are_equal(&mac.sign().as_ref()[..32], &self.tag).ok()?;
+        let key = UnboundCipherKey::new(&AES_256, enc_key).ok()?;
+        let key = PaddedBlockDecryptingKey::cbc_pkcs7(key).ok()?;
+        let iv = DecryptionContext::Iv128(FixedLength::from(<[u8; 16]>::try_from(&*self.iv).ok()?));
+        let mut data = self.ciphertext.clone();
+        let length = key.decrypt(&mut data, iv).ok()?.len();
+        data.truncate(length);
+        Some(data)
+    }
+}
+
+/// Length of a derived key, as the library wants it.
+struct Length(usize);
+
+impl hkdf::KeyType for Length {
+    fn len(&self) -> usize {
+        self.0
+    }
+}
+
+/// HKDF-SHA-256 with the salts and labels that the two libraries use.
+fn derive(maker: Maker, secret: &str, cookie: &str, length: usize) -> Option<Vec<u8>> {
+    let (salt, info) = match maker {
+        Maker::NextAuth4 => ("", "NextAuth.js Generated Encryption Key".to_owned()),
+        Maker::AuthJs5 => (cookie, format!("Auth.js Generated Encryption Key ({cookie})")),
+    };
+    expand(secret, salt, &info, length)
+}
+
+/// The signing key of a next-auth 3 session, which was a JWS.
+pub(super) fn next_auth_3_key(secret: &str) -> Option<Vec<u8>> {
+    expand(secret, "", "NextAuth.js Generated Signing Key", 64)
+}
+
+fn expand(secret: &str, salt: &str, info: &str, length: usize) -> Option<Vec<u8>> {
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, salt.as_bytes()).extract(secret.as_bytes());
+    let mut key = vec![0; length];
+    prk.expand(&[info.as_bytes()], Length(length)).ok()?.fill(&mut key).ok()?;
+    Some(key)
+}

@@ -1,0 +1,204 @@
+//! `tollgate token`: mint one for a test, ask the doctor about one, compare keys.
+
+use std::io::{IsTerminal as _, Read as _};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value};
+
+use super::{File, complain, print, problems, sources};
+use crate::auth::diagnose::{self, NamedSecret};
+use crate::auth::{Algorithm, Key, fingerprint, secret};
+use crate::config::{self, Loaded, Problem, Sources};
+use crate::session::unix_now;
+
+/// More than any token; what is longer is refused as `oversize`.
+const MAX_INPUT: u64 = 1 << 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Sign a token with a configured key, for tests.
+    Mint(Mint),
+    /// Say whether the gateway would accept a token, and if not why, and who has to change what.
+    ///
+    /// Reads the token from standard input, so that it is in no shell history. Exit status: 0
+    /// accepted, 1 refused, 78 the configuration cannot be used.
+    Check(Check),
+    /// Print the fingerprints of the configured keys, and how to print the issuer's.
+    Fingerprint(File),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Mint {
+    #[command(flatten)]
+    file: File,
+    /// The user (claim `sub`)
+    #[arg(short, long)]
+    user: String,
+    /// How long it is valid
+    #[arg(short, long, value_name = "DURATION", default_value = "1h")]
+    expires_in: String,
+    /// Sign with the key of this kid [default: the first secret]
+    #[arg(long)]
+    kid: Option<String>,
+    /// Sign with this algorithm [default: the key's first]
+    #[arg(long)]
+    alg: Option<String>,
+    /// Another claim, as name=JSON or name=text; may be repeated
+    #[arg(long = "claim", value_name = "NAME=VALUE")]
+    claims: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    #[command(flatten)]
+    file: File,
+    /// The moment to check for, in Unix seconds [default: now]
+    #[arg(long, value_name = "UNIX")]
+    now: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Try the secret in this environment variable too; may be repeated
+    #[arg(long, value_name = "NAME")]
+    also_secret_env: Vec<String>,
+    /// Try the secret in this file too; may be repeated
+    #[arg(long, value_name = "FILE")]
+    also_secret_file: Vec<PathBuf>,
+}
+
+pub(super) fn run(command: &Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::Mint(args) => mint(args),
+        Command::Check(args) => check(args),
+        Command::Fingerprint(file) => fingerprints(file),
+    }
+}
+
+/// The configuration, with weak secrets allowed and warned about: a doctor sees sick patients.
+fn load(file: &File) -> Result<Loaded, ExitCode> {
+    let loaded = config::load(&Sources { dev: true, ..sources(file) });
+    let loaded = loaded.map_err(|found| problems(&found))?;
+    if loaded.policy.verifier.keys().is_empty() && loaded.policy.verifier.session().is_none() {
+        return Err(problems(&[Problem {
+            path: "auth.keys".to_owned(),
+            origin: None,
+            message: "no key is configured: name the gateway's configuration with --config"
+                .to_owned(),
+        }]));
+    }
+    Ok(loaded)
+}
+
+fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
+    let loaded = match config::load(&sources(&args.file)) {
+        Ok(loaded) => loaded,
+        Err(found) => return Ok(problems(&found)),
+    };
+    let keys = loaded.policy.verifier.keys();
+    let key = match &args.kid {
+        Some(kid) => keys.get(kid).ok_or_else(|| anyhow::anyhow!("no key has kid {kid:?}"))?,
+        None => keys
+            .first_secret()
+            .ok_or_else(|| anyhow::anyhow!("no secret is configured; a public key cannot sign"))?,
+    };
+    let alg = match &args.alg {
+        Some(name) => Some(
+            Algorithm::named(name).ok_or_else(|| anyhow::anyhow!("--alg {name}: no such one"))?,
+        ),
+        None => None,
+    };
+    let valid = humantime::parse_duration(&args.expires_in)
+        .map_err(|e| anyhow::anyhow!("--expires-in: {e}"))?;
+    let mut claims = Map::new();
+    claims.insert("sub".to_owned(), args.user.clone().into());
+    claims.insert("iat".to_owned(), unix_now().into());
+    claims.insert("exp".to_owned(), (unix_now() + valid.as_secs()).into());
+    for claim in &args.claims {
+        let (name, text) = claim
+            .split_once('=')
+            .ok_or_else(|| anyhow::anyhow!("--claim {claim}: write it as name=value"))?;
+        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        claims.insert(name.to_owned(), value);
+    }
+    let token = key.sign(&Value::Object(claims), alg)?;
+    print(&format!("{token}\n"))
+}
+
+fn check(args: &Check) -> anyhow::Result<ExitCode> {
+    let loaded = match load(&args.file) {
+        Ok(loaded) => loaded,
+        Err(code) => return Ok(code),
+    };
+    let extra = match named_secrets(args) {
+        Ok(extra) => extra,
+        Err(problem) => return Ok(problems(&[problem])),
+    };
+    if std::io::stdin().is_terminal() {
+        complain("paste the token, then press Ctrl-D:\n");
+    }
+    let mut token = Vec::new();
+    std::io::stdin().take(MAX_INPUT).read_to_end(&mut token)?;
+    let token = String::from_utf8_lossy(&token);
+    // The line break that a shell or an editor puts behind it is not the token's.
+    let token = token.strip_suffix('\n').unwrap_or(&token);
+    let token = token.strip_suffix('\r').unwrap_or(token);
+    let verifier = &loaded.policy.verifier;
+    let mut report = diagnose::examine(verifier, token, &extra, args.now.unwrap_or_else(unix_now));
+    let oddities = loaded.policy.warnings.iter().map(ToString::to_string);
+    report.warnings.extend(oddities);
+    print(&if args.json {
+        format!("{}\n", serde_json::to_string(&report)?)
+    } else {
+        report.text()
+    })?;
+    Ok(ExitCode::from(u8::from(!report.accepted())))
+}
+
+fn named_secrets(args: &Check) -> Result<Vec<NamedSecret>, Problem> {
+    let problem = |path: &str, message| Problem { path: path.to_owned(), origin: None, message };
+    let all = sources(&args.file);
+    let mut out = Vec::new();
+    for name in &args.also_secret_env {
+        let text = all.variable(name).ok_or_else(|| {
+            problem("--also-secret-env", format!("the environment variable {name} is not set"))
+        })?;
+        out.push(NamedSecret { name: name.clone(), text: text.to_owned() });
+    }
+    for path in &args.also_secret_file {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| problem("--also-secret-file", format!("{shown} cannot be read: {e}")))?;
+        out.push(NamedSecret { name: shown, text: text.trim_end_matches(['\r', '\n']).to_owned() });
+    }
+    Ok(out)
+}
+
+fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
+    let loaded = match load(file) {
+        Ok(loaded) => loaded,
+        Err(code) => return Ok(code),
+    };
+    let mut out = String::new();
+    for key in loaded.policy.verifier.keys().fixed() {
+        out.push_str(&line(key));
+    }
+    for warning in &loaded.policy.warnings {
+        complain(&format!("warning: {warning}\n"));
+    }
+    out.push_str("\nThe issuer prints its own with one of these, where its process runs:\n");
+    for (name, command) in fingerprint::RECIPES {
+        out.push_str(&format!("  {name}:\n    {command}\n"));
+    }
+    print(&out)
+}
+
+fn line(key: &Key) -> String {
+    let kid = key.kid().map_or_else(String::new, |k| format!("  kid {}", diagnose::shown(k)));
+    let what = match key.secret() {
+        Some(secret) => format!("secret of {}", secret::describe(secret.text())),
+        None => format!("{} public key", key.family().label()),
+    };
+    format!("{}  {}{kid}  {what}\n", key.fingerprint(), key.name())
+}

@@ -1,0 +1,96 @@
+//! Revocation across replicas: at once through a control message, and again from the store after a
+//! restart, a reconnect, and now and then, because a control message can be missed.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{Control, ControlError, Gateway};
+use crate::auth::Revocation;
+use crate::broker::BrokerError;
+use crate::hub::Connection;
+use crate::metrics;
+use crate::protocol::codes::{Close, CloseCode};
+
+/// Seconds between two looks into the store while all is well.
+const RECALL_EVERY: u64 = 30;
+
+/// Why a revocation may not hold everywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RevokeError {
+    #[error("not stored ({0}): it holds on this replica until it restarts; try again")]
+    Store(BrokerError),
+    /// Stored: the other replicas find it within [`RECALL_EVERY`].
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+impl Gateway {
+    /// Revokes on every replica, for as long as the entry says, across restarts.
+    ///
+    /// # Errors
+    /// When it could not be stored, or a replica was not reached.
+    pub async fn revoke(&self, revocation: Revocation) -> Result<(), RevokeError> {
+        let until = revocation.until();
+        let entry = serde_json::to_vec(&revocation).unwrap_or_default();
+        let stored = self.store.remember(entry.into(), until).await;
+        let sent = self.control(&Control::Revoke { revocation }).await;
+        stored.map_err(RevokeError::Store)?;
+        Ok(sent?)
+    }
+
+    /// Takes a revocation in and closes the sockets that it concerns.
+    pub(super) fn take_revocation(&self, revocation: &Revocation) {
+        self.revocations.add(revocation);
+        metrics::revocations(self.revocations.len());
+        let close = |connection: &Connection| {
+            let user = connection.user().unwrap_or_default();
+            if revocation.covers(&user, &connection.token()) {
+                connection.close(Close::new(CloseCode::Disconnected, "revoked"));
+            }
+        };
+        match revocation {
+            Revocation::User { user, .. } => {
+                self.hub.of_user(user).iter().for_each(|c| close(c));
+            }
+            Revocation::Token { .. } => {
+                self.hub
+                    .ids()
+                    .into_iter()
+                    .filter_map(|id| self.hub.get(id))
+                    .for_each(|c| close(&c));
+            }
+        }
+    }
+
+    /// Reads the store again when that is due. `recalled_at` is the second of the last success.
+    pub(super) async fn recall(&self, recalled_at: &mut Option<u64>, second: u64) {
+        if !self.broker.is_up() {
+            *recalled_at = None;
+            return;
+        }
+        if recalled_at.is_some_and(|at| second < at + RECALL_EVERY) {
+            return;
+        }
+        let now = unix_now();
+        self.revocations.sweep(now);
+        match self.store.recall(now).await {
+            Ok(entries) => {
+                for entry in entries {
+                    match serde_json::from_slice::<Revocation>(&entry) {
+                        Ok(revocation) if self.revocations.has(&revocation) => {}
+                        Ok(revocation) => self.take_revocation(&revocation),
+                        Err(_) => {
+                            tracing::warn!("a stored revocation that this version does not know")
+                        }
+                    }
+                }
+                metrics::revocations(self.revocations.len());
+                *recalled_at = Some(second);
+            }
+            Err(e) => tracing::warn!(error = %e, "revocations cannot be read from the store"),
+        }
+    }
+}

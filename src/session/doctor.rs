@@ -1,0 +1,103 @@
+//! The doctor in the running gateway: looks into refused tokens off the hot path, sampled.
+//!
+//! Invariants: offering a token costs the refusing side one atomic operation when the sample is full;
+//! at most `per_second` are examined; a cause is logged once per `log_interval`, with the advice.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::{Context, unix_now};
+use crate::auth::Reason;
+use crate::auth::diagnose::{self, Cause};
+use crate::metrics;
+
+/// Tokens that wait to be examined.
+const MAX_WAITING: usize = 4;
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub per_second: u32,
+    pub log_interval: Duration,
+}
+
+pub struct Doctor {
+    settings: Settings,
+    started: Instant,
+    /// Millisecond from which the next token is taken.
+    free_at: AtomicU64,
+    waiting: Mutex<Vec<Box<str>>>,
+    offered: Notify,
+}
+
+impl Doctor {
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            started: Instant::now(),
+            free_at: AtomicU64::new(0),
+            waiting: Mutex::default(),
+            offered: Notify::new(),
+        }
+    }
+
+    /// A token was refused: perhaps it is looked into.
+    pub fn offer(&self, reason: Reason, token: &str) {
+        // These explain themselves, or have nothing to look at.
+        if matches!(reason, Reason::Missing | Reason::Expired | Reason::Oversize | Reason::Revoked)
+            || self.settings.per_second == 0
+        {
+            return;
+        }
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let free_at = self.free_at.load(Ordering::Relaxed);
+        let next = now + u64::from(1000 / self.settings.per_second.min(1000));
+        if now < free_at
+            || self
+                .free_at
+                .compare_exchange(free_at, next, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        let mut waiting = self.waiting.lock();
+        if waiting.len() < MAX_WAITING {
+            waiting.push(token.into());
+            self.offered.notify_one();
+        }
+    }
+
+    /// Examines what was offered, for ever.
+    pub async fn run(context: Arc<Context>) {
+        let doctor = &context.doctor;
+        let mut logged: HashMap<Cause, Instant> = HashMap::new();
+        loop {
+            doctor.offered.notified().await;
+            let tokens = std::mem::take(&mut *doctor.waiting.lock());
+            for token in tokens {
+                let policy = context.policy.load_full();
+                let report = diagnose::examine(&policy.verifier, &token, &[], unix_now());
+                let Some(finding) = report.finding() else { continue };
+                metrics::auth_diagnosis(finding.cause);
+                let quiet = doctor.settings.log_interval;
+                if logged.get(&finding.cause).is_some_and(|at| at.elapsed() < quiet) {
+                    continue;
+                }
+                logged.insert(finding.cause, Instant::now());
+                let reason = report.reason.unwrap_or_default();
+                tracing::warn!(
+                    reason,
+                    cause = finding.cause.slug(),
+                    side = finding.side.label(),
+                    "refused tokens, explained: {}",
+                    finding.advice
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! What is said about keys: which ones count (`key_info`), and whether the issuers have the same
+//! (`issuer_key_match`): each keeps its fingerprint in the store under `issuer:<name>`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Context, unix_now};
+use crate::metrics;
+
+type Shown = BTreeSet<(String, &'static str, String)>;
+
+/// Looks at keys and issuers now and then, for ever.
+pub async fn watch(context: Arc<Context>, issuers: Vec<String>, interval: Duration) {
+    let mut shown = Shown::new();
+    let mut differs = BTreeSet::new();
+    loop {
+        show_keys(&context, &mut shown);
+        for issuer in &issuers {
+            compare(&context, issuer, &mut differs).await;
+        }
+        tokio::time::sleep(interval).await;
+    }
+}
+
+/// The fingerprints of the keys that verify now, remote ones included.
+fn current(context: &Context) -> Shown {
+    let policy = context.policy.load();
+    let keys = policy.verifier.keys();
+    let remotes: Vec<_> = keys.remotes().iter().map(|r| r.state()).collect();
+    let now = unix_now();
+    keys.fixed()
+        .iter()
+        .chain(remotes.iter().flat_map(|r| &r.keys))
+        .filter(|key| !key.is_retired(now))
+        .map(|key| {
+            let alg = key.algs().first().map_or("none", |a| a.name());
+            let kid: String = key.kid().unwrap_or_default().chars().take(64).collect();
+            (kid, alg, key.fingerprint().to_string())
+        })
+        .collect()
+}
+
+fn show_keys(context: &Context, shown: &mut Shown) {
+    let now = current(context);
+    for (kid, alg, fingerprint) in shown.difference(&now) {
+        metrics::key_info(kid, alg, fingerprint, false);
+    }
+    for (kid, alg, fingerprint) in &now {
+        metrics::key_info(kid, alg, fingerprint, true);
+    }
+    *shown = now;
+}
+
+async fn compare(context: &Context, issuer: &str, differs: &mut BTreeSet<String>) {
+    // Without an answer, or without a heartbeat of the issuer's, there is nothing to compare.
+    let Ok(Some(theirs)) = context.gateway.store().read(&format!("issuer:{issuer}")).await else {
+        return;
+    };
+    let theirs = theirs.trim();
+    let matches = current(context).iter().any(|(_, _, ours)| ours == theirs);
+    metrics::issuer_key_match(issuer, matches);
+    if matches {
+        differs.remove(issuer);
+    } else if differs.insert(issuer.to_owned()) {
+        tracing::error!(
+            issuer,
+            "the issuer signs with a key that this gateway does not have: its tokens will be refused \
+             as bad_signature; compare with tollgate token fingerprint"
+        );
+    }
+}

@@ -1,0 +1,195 @@
+//! Subscribing: permission, the broker, the reply. Neighbouring subscriptions go together, so that a
+//! client with many channels waits once.
+
+use std::sync::Arc;
+
+use serde_json::Map;
+use serde_json::value::RawValue;
+
+use super::{Session, unix_now};
+use crate::access::{self, Decision};
+use crate::gateway::Waiting;
+use crate::hub::SubscribeError;
+use crate::metrics::{self, Rejected};
+use crate::protocol::codes::ErrorCode;
+use crate::protocol::plain::{self, ChannelRef};
+use crate::upstream::callback::Question;
+
+/// A `subscribe` command.
+pub(super) struct Wanted {
+    pub(super) id: Option<Box<str>>,
+    pub(super) channel: ChannelRef,
+    pub(super) token: Option<String>,
+}
+
+/// What a permission comes with.
+#[derive(Default)]
+struct Permission {
+    /// For the reply.
+    data: Option<Arc<RawValue>>,
+    /// Unix seconds at which it ends.
+    until: Option<u64>,
+}
+
+struct Refusal(ErrorCode, String);
+
+/// A subscription that was begun and waits for the broker.
+struct Begun {
+    id: Option<Box<str>>,
+    channel: ChannelRef,
+    permission: Permission,
+    waiting: Waiting,
+}
+
+impl Session {
+    /// Carries out neighbouring subscriptions; every one is answered.
+    pub(super) async fn subscribe_all(&mut self, wanted: &mut Vec<Wanted>) {
+        if wanted.is_empty() {
+            return;
+        }
+        let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
+        let permissions = permissions.await;
+        let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
+        for (Wanted { id, channel, .. }, permission) in wanted.drain(..).zip(permissions) {
+            // Asked for twice: the second answer is `subscribed` too, and no sooner than the first.
+            if begun.iter().any(|b| b.channel.name == channel.name) {
+                self.finish(&mut begun).await;
+            }
+            match permission {
+                Ok(permission) => begun.extend(self.begin_one(id, channel, permission)),
+                Err(Refusal(code, message)) => {
+                    self.error(id.as_deref(), code, &message, Some(&channel.raw));
+                }
+            }
+        }
+        self.finish(&mut begun).await;
+    }
+
+    /// May this session have the channel?
+    async fn permit(&self, wanted: &Wanted) -> Result<Permission, Refusal> {
+        let name = &wanted.channel.name;
+        let policy = self.context.policy.load_full();
+        let identity = self.identity.as_deref();
+        let decision = access::decide(identity, name, &policy.rules)
+            .map_err(|why| Refusal(ErrorCode::Forbidden, why.reason().to_owned()))?;
+        match (decision, &wanted.token, identity) {
+            (Decision::Allowed, None, _) => Ok(Permission::default()),
+            (Decision::Allowed | Decision::Callback(_), Some(_), _) => Err(Refusal(
+                ErrorCode::BadRequest,
+                "this channel takes no subscription token".to_owned(),
+            )),
+            (Decision::Token, Some(token), Some(identity)) => {
+                let checked = self.context.check_subscription(token, name, &identity.user).await;
+                let until = checked.map_err(|reason| {
+                    let ours = reason.is_ours();
+                    let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
+                    Refusal(code, reason.slug().to_owned())
+                })?;
+                Ok(Permission { until, data: None })
+            }
+            (Decision::Token, ..) => Err(Refusal(
+                ErrorCode::TokenRefused,
+                "missing: this channel needs a subscription token, send it with subscribe"
+                    .to_owned(),
+            )),
+            (Decision::Callback(claims), None, identity) => {
+                let user = identity.map(|i| &*i.user);
+                let claim = |name: &str| Some((name.to_owned(), identity?.claim(name)?.clone()));
+                let claims: Map<_, _> = claims.iter().filter_map(|name| claim(name)).collect();
+                self.ask(&Question { user, channel: name.as_str(), claims }).await
+            }
+        }
+    }
+
+    async fn ask(&self, question: &Question<'_>) -> Result<Permission, Refusal> {
+        let failed = || {
+            metrics::callback(None);
+            Refusal(
+                ErrorCode::CallbackFailed,
+                "the application could not be asked; try again".to_owned(),
+            )
+        };
+        let Some(callback) = self.context.callback.load_full() else {
+            return Err(failed());
+        };
+        match callback.ask(question).await {
+            Ok(answer) if answer.allow => {
+                metrics::callback(Some(true));
+                Ok(Permission { data: answer.data, until: None })
+            }
+            Ok(_) => {
+                metrics::callback(Some(false));
+                let why = "the application does not allow this channel";
+                Err(Refusal(ErrorCode::Forbidden, why.to_owned()))
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "the callback failed: the subscription is refused");
+                Err(failed())
+            }
+        }
+    }
+
+    /// Asks the broker. Errors are answered at once.
+    fn begin_one(
+        &self,
+        id: Option<Box<str>>,
+        channel: ChannelRef,
+        permission: Permission,
+    ) -> Option<Begun> {
+        match self.context.gateway.subscribe(&self.connection, &channel.name) {
+            Ok(waiting) => Some(Begun { id, channel, permission, waiting }),
+            Err(SubscribeError::Already) => {
+                // Asked for again, for example by two parts of a page: it is subscribed, so say so.
+                let data = permission.data.as_deref().map(RawValue::get);
+                self.connection.send(plain::subscribed(id.as_deref(), &channel, data));
+                None
+            }
+            Err(SubscribeError::TooMany) => {
+                metrics::rejected(Rejected::Channels);
+                let message = "too many channels on this connection";
+                self.error(id.as_deref(), ErrorCode::LimitExceeded, message, Some(&channel.raw));
+                None
+            }
+        }
+    }
+
+    async fn finish(&mut self, begun: &mut Vec<Begun>) {
+        for Begun { id, channel, permission, waiting } in begun.drain(..) {
+            let gateway = &self.context.gateway;
+            match gateway.confirmed(&self.connection, &channel.name, waiting).await {
+                Ok(()) => {
+                    let data = permission.data.as_deref().map(RawValue::get);
+                    let reply = plain::subscribed(id.as_deref(), &channel, data);
+                    gateway.activate(&self.connection, &channel.name, Some(reply));
+                    if let Some(until) = permission.until {
+                        self.ends.push((channel.name, until));
+                        self.timers.look_at(self.now(), until, unix_now());
+                        self.schedule();
+                    }
+                }
+                Err(e) => {
+                    let message = e.to_string();
+                    self.error(id.as_deref(), ErrorCode::Unavailable, &message, Some(&channel.raw));
+                }
+            }
+        }
+    }
+
+    /// Takes back the subscriptions whose permission has ended.
+    pub(super) fn end_subscriptions(&mut self, now: u32, unix: u64) {
+        if self.ends.is_empty() {
+            return;
+        }
+        let ended: Vec<_> = self.ends.extract_if(.., |(_, until)| *until <= unix).collect();
+        for (channel, _) in ended {
+            if self.context.gateway.unsubscribe(&self.connection, &channel) {
+                let channel = ChannelRef::from_name(channel);
+                self.connection.send(plain::unsubscribed(None, &channel));
+            }
+        }
+        self.timers.forget_ends();
+        if let Some(until) = self.ends.iter().map(|(_, until)| *until).min() {
+            self.timers.look_at(now, until, unix);
+        }
+    }
+}

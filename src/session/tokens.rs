@@ -1,0 +1,112 @@
+//! Checking tokens on behalf of a session: the verifier, and around it what takes time or is told to
+//! somebody: a fetch for an unknown `kid`, the metric, the log line, the doctor.
+//!
+//! Invariant: whatever refuses a token, its reason is counted and logged here and nowhere else.
+
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::{Context, unix_now};
+use crate::access::Identity;
+use crate::auth::{Reason, Verifier};
+use crate::channel::ChannelName;
+use crate::metrics;
+use crate::protocol::codes::{Close, CloseCode};
+
+/// How a token came, for the log.
+#[derive(Debug, Clone, Copy)]
+pub struct Carried {
+    /// `header`, `subprotocol`, `cookie`, `query`, `message`, `refresh` or `subscribe`.
+    pub by: &'static str,
+    pub ip: Option<IpAddr>,
+}
+
+impl Carried {
+    #[must_use]
+    pub fn by(by: &'static str) -> Self {
+        Self { by, ip: None }
+    }
+}
+
+/// How a refused token ends its connection: our own faults let the client come back.
+#[must_use]
+pub fn close_of(reason: Reason) -> Close {
+    let code = if reason.is_ours() { CloseCode::TryAgainLater } else { CloseCode::TokenRefused };
+    Close::new(code, reason.slug())
+}
+
+impl Context {
+    /// Whom does the token speak for?
+    ///
+    /// # Errors
+    /// The reason, which has been counted and logged.
+    pub async fn check_token(&self, token: &str, carried: Carried) -> Result<Identity, Reason> {
+        self.with_keys(token, carried, |v| v.verify(token, unix_now())).await
+    }
+
+    /// The same for a session cookie of this name.
+    ///
+    /// # Errors
+    /// The reason, which has been counted and logged.
+    pub fn check_session(
+        &self,
+        name: &str,
+        token: &str,
+        carried: Carried,
+    ) -> Result<Identity, Reason> {
+        let verifier = &self.policy.load().verifier;
+        let found = verifier.verify_session(name, token, unix_now());
+        found.inspect_err(|reason| self.refused(*reason, token, carried))
+    }
+
+    /// May the user have this channel until the token's end, which is the answer?
+    ///
+    /// # Errors
+    /// The reason, which has been counted and logged.
+    pub async fn check_subscription(
+        &self,
+        token: &str,
+        channel: &ChannelName,
+        user: &str,
+    ) -> Result<Option<u64>, Reason> {
+        let check = |v: &Verifier| v.verify_subscription(token, channel, user, unix_now());
+        self.with_keys(token, Carried::by("subscribe"), check).await
+    }
+
+    async fn with_keys<T>(
+        &self,
+        token: &str,
+        carried: Carried,
+        check: impl Fn(&Verifier) -> Result<T, Reason>,
+    ) -> Result<T, Reason> {
+        let policy = self.policy.load_full();
+        let mut found = check(&policy.verifier);
+        // A key may have been added since the set was fetched.
+        if matches!(found, Err(Reason::KidUnknown))
+            && !policy.verifier.keys().remotes().is_empty()
+            && let Some(kid) = kid_of(token)
+            && self.jwks.wanted(&kid).await
+        {
+            found = check(&policy.verifier);
+        }
+        found.inspect_err(|reason| self.refused(*reason, token, carried))
+    }
+
+    fn refused(&self, reason: Reason, token: &str, carried: Carried) {
+        metrics::auth_failure(reason);
+        match carried.ip {
+            Some(ip) => tracing::info!(%reason, carrier = carried.by, %ip, "token refused"),
+            None => tracing::info!(%reason, carrier = carried.by, "token refused"),
+        }
+        self.doctor.offer(reason, token);
+    }
+}
+
+/// The header's `kid`. The header was parsed before; this is the rare path.
+fn kid_of(token: &str) -> Option<String> {
+    let bytes = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
+    let header: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    Some(header.get("kid")?.as_str()?.to_owned())
+}

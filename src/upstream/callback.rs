@@ -1,0 +1,106 @@
+//! The `callback` rule: asks the application whether a user may have a channel.
+//!
+//! Invariants: bounded in time and in requests under way; an answer is kept for `cache_ttl`, a
+//! failure never; whatever is not a clear yes is a no.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use reqwest::Client;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Map, Value};
+use tokio::sync::Semaphore;
+
+use super::UpstreamError;
+
+/// Longest answer, `data` included.
+const MAX_ANSWER: usize = 64 * 1024;
+
+#[derive(Clone)]
+pub struct Settings {
+    pub url: String,
+    /// Sent as `Authorization: Bearer`: never logged.
+    pub secret: String,
+    pub timeout: Duration,
+    pub concurrency: usize,
+    pub cache_ttl: Duration,
+    pub cache_entries: usize,
+}
+
+/// What is asked.
+#[derive(Debug, Serialize)]
+pub struct Question<'a> {
+    pub user: Option<&'a str>,
+    pub channel: &'a str,
+    pub claims: Map<String, Value>,
+}
+
+/// What the application says: `{"allow":true,"data":…}`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Answer {
+    pub allow: bool,
+    /// Goes into the `subscribed` reply.
+    #[serde(default)]
+    pub data: Option<Arc<RawValue>>,
+}
+
+pub struct Callback {
+    client: Client,
+    settings: Settings,
+    under_way: Semaphore,
+    /// By the whole question: other claims are another question.
+    cache: DashMap<Box<[u8]>, (Answer, Instant), ahash::RandomState>,
+}
+
+impl Callback {
+    #[must_use]
+    pub fn new(client: Client, settings: Settings) -> Self {
+        let under_way = Semaphore::new(settings.concurrency);
+        Self { client, settings, under_way, cache: DashMap::default() }
+    }
+
+    /// Asks, or remembers.
+    ///
+    /// # Errors
+    /// When there is no clear answer in time: then the answer is no, and may be asked for again.
+    pub async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
+        let body: Box<[u8]> = serde_json::to_vec(question).unwrap_or_default().into();
+        let kept = self.cache.get(&body).map(|c| c.clone());
+        if let Some((answer, at)) = kept
+            && at.elapsed() < self.settings.cache_ttl
+        {
+            return Ok(answer);
+        }
+        let asked = tokio::time::timeout(self.settings.timeout, self.request(&body)).await;
+        let answer = asked.map_err(|_| UpstreamError::TimedOut)??;
+        if !self.settings.cache_ttl.is_zero() {
+            self.keep(body, answer.clone());
+        }
+        Ok(answer)
+    }
+
+    async fn request(&self, question: &[u8]) -> Result<Answer, UpstreamError> {
+        let _place = self.under_way.acquire().await.map_err(|_| UpstreamError::TimedOut)?;
+        let request =
+            self.client.post(&self.settings.url).header("content-type", "application/json");
+        let request = match self.settings.secret.as_str() {
+            "" => request,
+            secret => request.bearer_auth(secret),
+        };
+        let body = super::body(request.body(question.to_vec()).send().await?, MAX_ANSWER).await?;
+        serde_json::from_slice(&body)
+            .map_err(|_| UpstreamError::Unusable("is not {\"allow\":true|false}".to_owned()))
+    }
+
+    fn keep(&self, question: Box<[u8]>, answer: Answer) {
+        if self.cache.len() >= self.settings.cache_entries {
+            self.cache.retain(|_, (_, at)| at.elapsed() < self.settings.cache_ttl);
+            if self.cache.len() >= self.settings.cache_entries {
+                return;
+            }
+        }
+        self.cache.insert(question, (answer, Instant::now()));
+    }
+}

@@ -1,0 +1,222 @@
+//! Key sets at URLs, kept fresh in the background: fetched at the start, again after `refresh`, and
+//! when a token names a `kid` that nobody knows, one fetch at a time and not more often than
+//! `min_interval`.
+//!
+//! Invariant: a failed fetch changes nothing but the age of what there is; a good one replaces it
+//! whole, so that a withdrawn key is out.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use reqwest::Client;
+use tokio::sync::Semaphore;
+
+use super::UpstreamError;
+use crate::auth::keys::Fetched;
+use crate::auth::{KeySet, Remote, jwk};
+use crate::metrics;
+
+/// Unknown `kid`s that are remembered, so that they do not fetch again.
+const MAX_UNKNOWN: usize = 1024;
+
+/// Longest `kid` that is looked for.
+const MAX_KID: usize = 256;
+
+/// After a failure it is tried again after this, doubling up to `refresh`.
+const RETRY: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Copy)]
+pub struct Settings {
+    pub refresh: Duration,
+    pub min_interval: Duration,
+    pub timeout: Duration,
+    pub max_bytes: usize,
+}
+
+#[derive(Default)]
+struct Progress {
+    next: Option<Instant>,
+    failures: u32,
+    /// The last attempt, successful or not.
+    attempt: Option<Instant>,
+    /// How many fetches have succeeded.
+    successes: u64,
+    error: Option<String>,
+    /// When each was last not found.
+    unknown: HashMap<Box<str>, Instant>,
+}
+
+/// One set.
+struct Entry {
+    remote: Arc<Remote>,
+    progress: Mutex<Progress>,
+    /// One fetch at a time.
+    turn: Semaphore,
+}
+
+impl Entry {
+    fn new(remote: Arc<Remote>) -> Arc<Self> {
+        Arc::new(Self { remote, progress: Mutex::default(), turn: Semaphore::new(1) })
+    }
+}
+
+/// How a set is doing, for the readiness body.
+#[derive(Debug, Clone)]
+pub struct Health {
+    pub url: String,
+    pub keys: usize,
+    /// Unix seconds.
+    pub fetched_at: Option<u64>,
+    pub usable: bool,
+    pub error: Option<String>,
+}
+
+pub struct Jwks {
+    client: Client,
+    settings: Settings,
+    entries: ArcSwap<Vec<Arc<Entry>>>,
+    now: fn() -> u64,
+}
+
+impl Jwks {
+    /// `now` is the wall clock in Unix seconds.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, now: fn() -> u64) -> Arc<Self> {
+        Arc::new(Self { client, settings, entries: ArcSwap::default(), now })
+    }
+
+    /// Takes over the sets of a configuration; one that was there before goes on as it was.
+    pub fn adopt(&self, keys: &mut KeySet) {
+        let old = self.entries.load();
+        let entries = keys.remotes_mut().iter_mut().map(|remote| {
+            let before = old.iter().find(|e| e.remote.is_like(remote));
+            let entry = before.map_or_else(|| Entry::new(Arc::clone(remote)), Arc::clone);
+            *remote = Arc::clone(&entry.remote);
+            entry
+        });
+        self.entries.store(Arc::new(entries.collect()));
+    }
+
+    /// All sets were there at least once: until then no token of theirs can be accepted.
+    #[must_use]
+    pub fn is_started(&self) -> bool {
+        self.entries.load().iter().all(|e| e.remote.state().fetched_at.is_some())
+    }
+
+    #[must_use]
+    pub fn health(&self) -> Vec<Health> {
+        let now = (self.now)();
+        let health = |e: &Arc<Entry>| Health {
+            url: e.remote.url.clone(),
+            keys: e.remote.state().keys.len(),
+            fetched_at: e.remote.state().fetched_at,
+            usable: e.remote.is_usable(now),
+            error: e.progress.lock().error.clone(),
+        };
+        self.entries.load().iter().map(health).collect()
+    }
+
+    /// Keeps the sets fresh, for ever.
+    pub async fn run(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(250));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let entries = self.entries.load_full();
+            let due =
+                |e: &&Arc<Entry>| e.progress.lock().next.is_none_or(|at| Instant::now() >= at);
+            let due = entries.iter().filter(due).map(|entry| self.fetch(entry, None));
+            futures_util::future::join_all(due).await;
+        }
+    }
+
+    /// A token names a `kid` that is in no set: fetches where that may help. True when the sets
+    /// have changed since, so that looking again makes sense.
+    pub async fn wanted(&self, kid: &str) -> bool {
+        if kid.is_empty() || kid.len() > MAX_KID {
+            return false;
+        }
+        let entries = self.entries.load_full();
+        let mut changed = false;
+        for entry in entries.iter() {
+            let seen = entry.progress.lock().successes;
+            if self.is_worth_asking(entry, kid) {
+                self.fetch(entry, Some(kid)).await;
+            }
+            changed |= entry.progress.lock().successes != seen;
+            changed |= entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid));
+        }
+        changed
+    }
+
+    fn is_worth_asking(&self, entry: &Entry, kid: &str) -> bool {
+        let progress = entry.progress.lock();
+        let remembered =
+            progress.unknown.get(kid).is_some_and(|at| at.elapsed() < self.settings.refresh);
+        !remembered && progress.attempt.is_none_or(|at| at.elapsed() >= self.settings.min_interval)
+    }
+
+    /// Fetches one set. With a `kid`, whoever waited for another's fetch does not fetch again.
+    async fn fetch(&self, entry: &Entry, kid: Option<&str>) {
+        let Ok(_turn) = entry.turn.acquire().await else { return };
+        if kid.is_some_and(|kid| !self.is_worth_asking(entry, kid)) {
+            return;
+        }
+        entry.progress.lock().attempt = Some(Instant::now());
+        let fetched = self.get(&entry.remote).await;
+        metrics::jwks_fetched(fetched.is_ok());
+        let mut progress = entry.progress.lock();
+        match fetched {
+            Ok(keys) => {
+                let fetched_at = Some((self.now)());
+                entry.remote.replace(Fetched { keys, fetched_at });
+                progress.successes += 1;
+                progress.failures = 0;
+                if progress.error.take().is_some() {
+                    tracing::info!(url = entry.remote.url, "the key set can be fetched again");
+                }
+                progress.next = Some(Instant::now() + self.settings.refresh);
+            }
+            Err(e) => {
+                progress.failures += 1;
+                let wait = RETRY * 2u32.saturating_pow(progress.failures.min(12) - 1);
+                progress.next = Some(Instant::now() + wait.min(self.settings.refresh));
+                let said = e.to_string();
+                if progress.error.as_ref() != Some(&said) {
+                    tracing::warn!(
+                        url = entry.remote.url,
+                        error = said,
+                        "cannot fetch the key set; the old keys stay"
+                    );
+                }
+                progress.error = Some(said);
+            }
+        }
+        if let Some(kid) = kid
+            && !entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid))
+        {
+            if progress.unknown.len() >= MAX_UNKNOWN {
+                progress.unknown.clear();
+            }
+            progress.unknown.insert(kid.into(), Instant::now());
+        }
+    }
+
+    async fn get(&self, remote: &Remote) -> Result<Vec<crate::auth::Key>, UpstreamError> {
+        let request = self.client.get(&remote.url).header("accept", "application/json").send();
+        let work = async { super::body(request.await?, self.settings.max_bytes).await };
+        let body = tokio::time::timeout(self.settings.timeout, work).await;
+        let body = body.map_err(|_| UpstreamError::TimedOut)??;
+        let set = jwk::read(&body, &remote.algs, false).map_err(UpstreamError::Unusable)?;
+        for skipped in &set.skipped {
+            tracing::warn!(url = remote.url, "left out of the key set: {skipped}");
+        }
+        if set.keys.is_empty() {
+            tracing::warn!(url = remote.url, "the key set has no key that can be used");
+        }
+        Ok(set.keys)
+    }
+}

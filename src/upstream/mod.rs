@@ -1,0 +1,81 @@
+//! Requests to the application's side: key sets (`jwks`) and permission for a channel (`callback`).
+//!
+//! Not here: what a key or a permission means (`auth`, `session`). Invariants: every request has a
+//! deadline and a bound on what is read; redirects are not followed; only configured URLs are asked,
+//! never one that a token or a client names.
+
+pub mod callback;
+pub mod jwks;
+
+use std::time::Duration;
+
+use reqwest::redirect::Policy;
+use reqwest::{Certificate, Client, Response};
+
+/// Why an answer could not be had; safe to log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("no answer in time")]
+    TimedOut,
+    #[error("cannot connect: {0}")]
+    Connect(String),
+    #[error("status {0}")]
+    Status(u16),
+    #[error("the answer is longer than {0} bytes")]
+    TooLarge(usize),
+    #[error("the answer {0}")]
+    Unusable(String),
+}
+
+impl From<reqwest::Error> for UpstreamError {
+    fn from(error: reqwest::Error) -> Self {
+        if error.is_timeout() {
+            return Self::TimedOut;
+        }
+        // The innermost source says what it was; the outer ones repeat the URL.
+        let error = error.without_url();
+        let mut source: &dyn std::error::Error = &error;
+        while let Some(inner) = source.source() {
+            source = inner;
+        }
+        Self::Connect(source.to_string())
+    }
+}
+
+/// A client whose every request ends within `timeout`. `ca` takes the place of the system's
+/// authorities.
+///
+/// # Errors
+/// When `ca` holds no certificate, or the system has no authorities.
+pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
+    let mut builder = Client::builder()
+        .timeout(timeout)
+        .connect_timeout(timeout)
+        .redirect(Policy::none())
+        .no_proxy()
+        .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+    if let Some(pem) = ca {
+        let authorities = Certificate::from_pem_bundle(pem).map_err(|e| e.to_string())?;
+        if authorities.is_empty() {
+            return Err("holds no certificate".to_owned());
+        }
+        builder = builder.tls_certs_only(authorities);
+    }
+    builder.build().map_err(|e| UpstreamError::from(e).to_string())
+}
+
+/// The body of a good answer.
+async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, UpstreamError> {
+    let status = response.status().as_u16();
+    if status != 200 {
+        return Err(UpstreamError::Status(status));
+    }
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await? {
+        if body.len() + chunk.len() > max {
+            return Err(UpstreamError::TooLarge(max));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}

@@ -1,0 +1,265 @@
+// Real issuers against the real program: what they sign is accepted, and when they are set up wrongly
+// in the ways people do, the doctor names the cause.
+import assert from "node:assert/strict";
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { createHmac, generateKeyPairSync } from "node:crypto";
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { after, before, test } from "node:test";
+import { encode as encodeAuthJs } from "@auth/core/jwt";
+import dotenv from "dotenv";
+import { createSigner } from "fast-jwt";
+import { exportJWK, SignJWT } from "jose";
+import jsonwebtoken from "jsonwebtoken";
+import WebSocket from "ws";
+
+const require = createRequire(import.meta.url);
+const { loadEnvConfig } = require("@next/env");
+const { encode: encodeNextAuth } = require("next-auth/jwt");
+
+const bin = process.env.TOLLGATE_BIN;
+const python = process.env.PYTHON;
+const SECRET = "kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVt+A=";
+const CLAIMS = { sub: "u1", userId: "u1", exp: Math.floor(Date.now() / 1000) + 600 };
+let folder;
+let keys;
+
+before(async () => {
+  assert.ok(bin && existsSync(bin), "TOLLGATE_BIN names the tollgate binary");
+  assert.ok(python && existsSync(python), "PYTHON names a Python with requirements.txt installed");
+  folder = mkdtempSync(join(tmpdir(), "tollgate-issuers-"));
+  const pair = (type, options) => generateKeyPairSync(type, options);
+  keys = {
+    rsa: pair("rsa", { modulusLength: 2048 }),
+    p256: pair("ec", { namedCurve: "P-256" }),
+    p384: pair("ec", { namedCurve: "P-384" }),
+    p521: pair("ec", { namedCurve: "P-521" }),
+    ed25519: pair("ed25519"),
+  };
+});
+
+after(() => rmSync(folder, { recursive: true, force: true }));
+
+const pem = (key) => key.export({ type: key.type === "public" ? "spki" : "pkcs8", format: "pem" });
+const toml = (value) => JSON.stringify(value);
+
+function config(name, text) {
+  const path = join(folder, `${name}.toml`);
+  writeFileSync(path, text);
+  return path;
+}
+
+const hmac = (secret, more = "") => `[[auth.keys]]\nsecret = ${toml(secret)}\nalgs = ["HS256", "HS384", "HS512"]\n${more}`;
+
+/** What `token check --json` says; the exit status has to agree. */
+function check(file, token, ...more) {
+  const run = spawnSync(bin, ["token", "check", "--json", "--config", file, ...more], { input: token, encoding: "utf8" });
+  assert.ok([0, 1].includes(run.status), run.stderr);
+  const report = JSON.parse(run.stdout);
+  assert.equal(run.status, report.verdict === "accept" ? 0 : 1);
+  return report;
+}
+
+function accepted(file, name, token) {
+  const report = check(file, token);
+  assert.equal(report.verdict, "accept", `${name}: ${JSON.stringify(report)}`);
+  assert.equal(report.user, "u1");
+}
+
+test("tokens of npm and PyPI libraries are accepted", async () => {
+  const secretFile = config("secret", hmac(SECRET));
+  const publicFiles = Object.fromEntries(
+    Object.entries(keys).map(([name, { publicKey }]) => {
+      const algs = name === "rsa" ? 'algs = ["RS256","RS384","RS512","PS256","PS384","PS512"]\n' : "";
+      return [name, config(name, `[[auth.keys]]\npublic_key_pem = ${toml(pem(publicKey))}\n${algs}`)];
+    }),
+  );
+  const jwks = { keys: await Promise.all(Object.entries(keys).map(async ([kid, { publicKey }]) => ({ ...(await exportJWK(publicKey)), kid }))) };
+  writeFileSync(join(folder, "jwks.json"), JSON.stringify(jwks));
+  const set = config("set", `[[auth.keys]]\njwks_file = ${toml(join(folder, "jwks.json"))}\n`);
+
+  for (const alg of ["HS256", "HS384", "HS512"]) {
+    accepted(secretFile, `jsonwebtoken ${alg}`, jsonwebtoken.sign(CLAIMS, SECRET, { algorithm: alg }));
+    accepted(secretFile, `fast-jwt ${alg}`, createSigner({ key: SECRET, algorithm: alg })(CLAIMS));
+    accepted(secretFile, `jose ${alg}`, await new SignJWT(CLAIMS).setProtectedHeader({ alg }).sign(new TextEncoder().encode(SECRET)));
+  }
+  const asymmetric = { RS256: "rsa", RS384: "rsa", RS512: "rsa", PS256: "rsa", PS384: "rsa", PS512: "rsa", ES256: "p256", ES384: "p384", ES512: "p521", EdDSA: "ed25519" };
+  for (const [alg, name] of Object.entries(asymmetric)) {
+    const { privateKey } = keys[name];
+    const byJose = await new SignJWT(CLAIMS).setProtectedHeader({ alg, kid: name }).sign(privateKey);
+    accepted(publicFiles[name], `jose ${alg}`, byJose);
+    accepted(set, `jose ${alg} by kid`, byJose);
+    accepted(publicFiles[name], `fast-jwt ${alg}`, createSigner({ key: pem(privateKey), algorithm: alg })(CLAIMS));
+    if (alg !== "EdDSA") {
+      accepted(publicFiles[name], `jsonwebtoken ${alg}`, jsonwebtoken.sign(CLAIMS, pem(privateKey), { algorithm: alg }));
+    }
+  }
+  const privateKeys = Object.fromEntries(Object.entries(keys).map(([n, k]) => [n, pem(k.privateKey)]));
+  const job = JSON.stringify({ claims: CLAIMS, secret: SECRET, keys: privateKeys });
+  const lines = execFileSync(python, [join(import.meta.dirname, "mint.py")], { input: job, encoding: "utf8" });
+  const minted = lines.trim().split("\n").map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]);
+  assert.ok(minted.length >= 20, lines);
+  for (const [name, token] of minted) {
+    const alg = name.split(" ")[1];
+    accepted(alg.startsWith("HS") ? secretFile : publicFiles[asymmetric[alg]], name, token);
+  }
+});
+
+test("an issuer that is set up wrongly is explained", async () => {
+  const sign = (secret, options = {}) => jsonwebtoken.sign(CLAIMS, secret, { algorithm: "HS256", ...options });
+  const env = (text) => dotenv.parse(text).S;
+  const nextEnv = (text) => {
+    const dir = mkdtempSync(join(folder, "next-"));
+    writeFileSync(join(dir, ".env"), text);
+    delete process.env.NEXT_TEST_SECRET;
+    const { combinedEnv } = loadEnvConfig(dir, false, { info() {}, error() {} }, true);
+    return combinedEnv.NEXT_TEST_SECRET;
+  };
+  const echoed = execFileSync("bash", ["-c", `echo '${SECRET}'`], { encoding: "utf8" });
+  const dockerEnvFile = (line) => line.slice(line.indexOf("=") + 1); // it keeps quotes
+  const dollar = "p4ss$HOME-Zr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOo";
+  const hash = "kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd#3Jf5Pg0RaUeNiOoVt";
+  const fallback = (name) => process.env[name] || "your-secret-key";
+  const unset = "A_VARIABLE_THAT_NOBODY_SET";
+  for (const [what, ours, theirs, cause, side] of [
+    ["docker --env-file keeps quotes", SECRET, dockerEnvFile(`S="${SECRET}"`), "secret_quoted", "issuer"],
+    ["ours has the quotes, dotenv strips them", dockerEnvFile(`S="${SECRET}"`), env(`S="${SECRET}"`), "secret_quoted", "gateway"],
+    ["echo > secret", SECRET, echoed, "secret_whitespace", "issuer"],
+    ["CRLF .env read by hand", SECRET, `S=${SECRET}\r\n`.split("=").slice(1).join("=").replace("\n", ""), "secret_whitespace", "issuer"],
+    ["split on =", SECRET, `S=${SECRET}`.split("=")[1], "secret_padding", "issuer"],
+    ["dotenv cuts at #", hash, env(`S=${hash}`), "secret_truncated", "issuer"],
+    ["Next expands $HOME", dollar, nextEnv(`NEXT_TEST_SECRET=${dollar}`), ["secret_env_expansion", "unknown_key"], "issuer"],
+    ["Next expands an unset $name", "p4ss$nobody_set_this-Zr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUe", nextEnv("NEXT_TEST_SECRET=p4ss$nobody_set_this-Zr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUe"), "secret_env_expansion", "issuer"],
+    ["Buffer.from(secret, 'base64')", SECRET, Buffer.from(SECRET, "base64"), "secret_encoding", "gateway"],
+    ["kubectl create with base64 again", Buffer.from(SECRET).toString("base64"), SECRET, "secret_double_base64", "gateway"],
+    ["a fallback in the code", SECRET, fallback(unset), "secret_default", "issuer"],
+    ["String(undefined)", SECRET, String(process.env[unset]), "secret_default", "issuer"],
+    ["a template that nobody filled", SECRET, "${NEXTAUTH_SECRET}", "secret_default", "issuer"],
+    ["Windows editor", SECRET, `\ufeff${SECRET}`, "secret_bom", "issuer"],
+    ["hex in upper case", "ab12".repeat(12), "AB12".repeat(12), "secret_case", "issuer"],
+    ["another secret", SECRET, "something else that is long enough for HS256", "unknown_key", "issuer"],
+  ]) {
+    const report = check(config("wrong", hmac(ours)), sign(theirs));
+    const causes = [cause].flat();
+    assert.ok(causes.includes(report.cause), `${what}: ${JSON.stringify(report)}`);
+    assert.equal(report.side, side, what);
+    assert.ok(report.advice.length > 20 && !report.advice.includes(ours.slice(0, 12)), `${what}: no secret in the advice`);
+  }
+  // The gateway decodes, the issuer does not.
+  const decoding = config("decoding", hmac(SECRET, 'encoding = "base64"\n'));
+  assert.equal(check(decoding, sign(SECRET)).cause, "secret_encoding");
+  // Another variable, named by the operator.
+  process.env.JWT_SECRET_OF_TEST = "the-other-variables-secret-of-some-length";
+  const named = check(config("named", hmac(SECRET)), sign(process.env.JWT_SECRET_OF_TEST), "--also-secret-env", "JWT_SECRET_OF_TEST");
+  assert.equal(named.cause, "secret_other_variable");
+  // Claims, as libraries leave them.
+  const strict = config("strict", `[auth]\nissuer = ["https://app.example/"]\naudience = ["rt"]\n${hmac(SECRET)}`);
+  for (const [what, claims, options, cause] of [
+    ["no slash", {}, { issuer: "https://app.example", audience: "rt" }, "issuer_trailing_slash"],
+    ["no issuer", {}, { audience: "rt" }, "issuer_missing"],
+    ["audience as a claim", { audience: "rt" }, { issuer: "https://app.example/" }, "audience_missing"],
+    ["milliseconds", { exp: Date.now() + 600_000 }, {}, "exp_in_milliseconds"],
+    ["a duration", { exp: 3600 }, {}, "exp_is_duration"],
+    ["expiresIn in the payload", { exp: undefined, expiresIn: "1h" }, {}, "exp_missing"],
+  ]) {
+    const payload = JSON.parse(JSON.stringify({ ...CLAIMS, ...claims }));
+    const report = check(strict, jsonwebtoken.sign(payload, SECRET, options));
+    assert.equal(report.cause, cause, `${what}: ${JSON.stringify(report)}`);
+  }
+  // On the way.
+  const good = sign(SECRET);
+  const file = config("way", hmac(SECRET));
+  for (const [what, token, cause] of [
+    ["JSON.stringify into localStorage", JSON.stringify(good), "token_quoted"],
+    ["the header's whole value", `Bearer ${good}`, "bearer_prefix"],
+    ["a promise", `${Promise.resolve(good)}`, "js_value"],
+    ["a missing item", `${undefined}`, "js_value"],
+    ["encoded twice", encodeURIComponent(JSON.stringify(good)), "url_encoded"],
+    ["a cookie's pair", `token=${good}`, "cookie_pair"],
+    ["a column of 120", good.slice(0, 120), "token_truncated"],
+  ]) {
+    assert.equal(check(file, token).cause, cause, what);
+  }
+  // A session cookie where a token belongs.
+  const v4 = await encodeNextAuth({ token: CLAIMS, secret: SECRET });
+  const v5 = await encodeAuthJs({ token: CLAIMS, secret: SECRET, salt: "authjs.session-token" });
+  assert.equal(check(file, v4).cause, "nextauth_v4_session");
+  assert.equal(check(file, v5).cause, "authjs_v5_session");
+  assert.equal(check(file, v4.slice(0, v4.lastIndexOf("."))).cause, "nextauth_cookie_chunk");
+});
+
+test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {
+  const file = config(
+    "session",
+    `[server]\nlisten = "127.0.0.1:0"\n[admin]\nlisten = "127.0.0.1:0"\n[auth.session_cookie]\nenabled = true\nsecrets = [${toml("an-older-secret-that-is-still-accepted-here")}, ${toml(SECRET)}]\n` +
+      '[[channels]]\npattern = "user:{user}"\nallow = "owner"\nauto_subscribe = true\n',
+  );
+  const gateway = spawn(bin, ["serve", "--config", file], { stdio: ["ignore", "ignore", "pipe"] });
+  try {
+    let log = "";
+    const address = await new Promise((found, failed) => {
+      gateway.stderr.on("data", (data) => {
+        log += data;
+        const match = /public=(\S+)/.exec(log);
+        if (match) found(match[1]);
+      });
+      gateway.on("exit", () => failed(new Error(log)));
+    });
+    const connect = (cookie) =>
+      new Promise((done) => {
+        const socket = new WebSocket(`ws://${address}/ws`, { headers: { cookie } });
+        socket.on("message", (data) => {
+          done(JSON.parse(data));
+          socket.terminate();
+        });
+        socket.on("close", (code, reason) => done({ code, reason: String(reason) }));
+        socket.on("error", () => {});
+      });
+    const token = { sub: "u1", name: "Ann", email: "ann@example.com" };
+    const v4 = (extra = {}) => encodeNextAuth({ token, secret: SECRET, ...extra });
+    const v5 = (salt, extra = {}) => encodeAuthJs({ token, secret: SECRET, salt, ...extra });
+    for (const [what, cookie] of [
+      ["v4", `a=b; next-auth.session-token=${await v4()}`],
+      ["v4 on https", `__Secure-next-auth.session-token=${await v4()}`],
+      ["v4, older secret", `next-auth.session-token=${await v4({ secret: "an-older-secret-that-is-still-accepted-here" })}`],
+      ["v5", `authjs.session-token=${await v5("authjs.session-token")}`],
+      ["v5 on https", `__Secure-authjs.session-token=${await v5("__Secure-authjs.session-token")}`],
+    ]) {
+      const first = await connect(cookie);
+      assert.equal(first.type, "connected", `${what}: ${JSON.stringify(first)}`);
+      assert.equal(first.data.userId, "u1");
+    }
+    const large = await v4({ token: { ...token, roles: "x".repeat(9000) } });
+    const chunks = large.match(/.{1,3933}/g).map((part, i) => `next-auth.session-token.${i}=${part}`);
+    assert.ok(chunks.length > 2);
+    assert.equal((await connect(chunks.reverse().join("; "))).type, "connected", "chunks in any order");
+    for (const [what, cookie, reason] of [
+      ["another secret", `next-auth.session-token=${await v4({ secret: "quite-another-secret-of-sufficient-length" })}`, "bad_signature"],
+      ["another cookie's salt", `authjs.session-token=${await v5("__Secure-authjs.session-token")}`, "bad_signature"],
+      ["expired", `next-auth.session-token=${await v4({ maxAge: -60 })}`, "expired"],
+      ["a chunk is missing", chunks.filter((c) => !c.includes(".1=")).join("; "), "malformed"],
+      ["a signed token in its place", `next-auth.session-token=${jsonwebtoken.sign(CLAIMS, SECRET)}`, "malformed"],
+    ]) {
+      assert.deepEqual(await connect(cookie), { code: 4401, reason }, what);
+    }
+  } finally {
+    gateway.kill("SIGKILL");
+  }
+});
+
+test("issuer and gateway print the same fingerprint", () => {
+  const file = config("fingerprint", `[[auth.keys]]\nsecret_env = "NEXTAUTH_SECRET"\n`);
+  const env = { ...process.env, NEXTAUTH_SECRET: SECRET };
+  const printed = execFileSync(bin, ["token", "fingerprint", "--config", file], { env, encoding: "utf8" });
+  const ours = printed.split(" ")[0];
+  assert.match(ours, /^[0-9a-f]{16}$/);
+  const recipes = [...printed.matchAll(/^ {4}(\S.*)$/gm)].map(([, command]) => command);
+  assert.equal(recipes.length, 3);
+  for (const command of recipes) {
+    assert.equal(execFileSync("bash", ["-c", command], { env, encoding: "utf8" }).trim(), ours, command);
+  }
+  const node = createHmac("sha256", SECRET).update("tollgate-fingerprint").digest("hex").slice(0, 16);
+  assert.equal(node, ours);
+});

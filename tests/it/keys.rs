@@ -1,0 +1,326 @@
+//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside it.
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use serde_json::{Value, json};
+
+use super::client::{Client, now, sign, token};
+use super::gateway::{Gateway, SECRET};
+use super::upstream::Upstream;
+
+/// A key pair made by openssl: PEM to sign with, JWK to publish.
+struct Pair {
+    pem: Vec<u8>,
+    jwk: Value,
+}
+
+fn openssl(args: &[&str], input: &[u8]) -> Vec<u8> {
+    let mut child = Command::new("openssl")
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("openssl is needed: `make deps` installs it");
+    child.stdin.take().unwrap().write_all(input).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "openssl {args:?}");
+    output.stdout
+}
+
+impl Pair {
+    fn new(kid: &str) -> Self {
+        let pem =
+            openssl(&["genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256"], b"");
+        let spki = openssl(&["pkey", "-pubout", "-outform", "DER"], &pem);
+        let (x, y) = spki[spki.len() - 64..].split_at(32);
+        let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+        let jwk = json!({"kty": "EC", "crv": "P-256", "kid": kid, "use": "sig", "x": b64(x), "y": b64(y)});
+        Self { pem, jwk }
+    }
+
+    fn token(&self, user: &str) -> String {
+        let mut header = Header::new(Algorithm::ES256);
+        header.kid = self.jwk["kid"].as_str().map(str::to_owned);
+        let key = EncodingKey::from_ec_pem(&self.pem).unwrap();
+        jsonwebtoken::encode(&header, &json!({"sub": user, "exp": now() + 600}), &key).unwrap()
+    }
+}
+
+fn set(pairs: &[&Pair]) -> Value {
+    json!({"keys": pairs.iter().map(|p| &p.jwk).collect::<Vec<_>>()})
+}
+
+async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    let (code, reason, _) = client.closed().await;
+    (code, reason)
+}
+
+fn jwks_config(url: &str) -> String {
+    format!(
+        "[auth.jwks]\nrefresh = \"1s\"\nmin_interval = \"1s\"\ntimeout = \"1s\"\nmax_age = \"1h\"\n\
+         [[auth.keys]]\njwks_url = \"{url}\"\n"
+    )
+}
+
+#[tokio::test]
+async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
+    let upstream = Upstream::start().await;
+    let (first, second) = (Pair::new("k1"), Pair::new("k2"));
+    upstream.answers(503, &json!({}));
+    let mut gateway = Gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
+    // Never fetched: our fault, so the client may come back, and the replica is not ready.
+    assert_eq!(refused(&gateway, &first.token("u1")).await, (1013, "keys_unavailable".to_owned()));
+    super::eventually("why", || async {
+        let (status, body) = gateway.get_admin("/readyz").await;
+        (status == 503 && body.contains("status 503")).then_some(())
+    })
+    .await;
+    upstream.answers(200, &set(&[&first]));
+    gateway.ready().await;
+    drop(Client::connect_with(&gateway, "/ws", &first.token("u1")).await);
+    // A key that is added is found by its kid before the next refresh, or by it; either way at once.
+    upstream.answers(200, &set(&[&first, &second]));
+    super::eventually("the new key", || async {
+        (refused_or_ok(&gateway, &second.token("u2")).await == "ok").then_some(())
+    })
+    .await;
+    // An outage keeps what there is.
+    for (status, body) in [(500, "oops"), (200, "not json"), (200, "{}")] {
+        upstream.answers_text(status, body);
+        let before = upstream.count();
+        super::eventually("a failed fetch", || async {
+            (upstream.count() > before + 1).then_some(())
+        })
+        .await;
+        drop(Client::connect_with(&gateway, "/ws", &second.token("u2")).await);
+    }
+    gateway.logged("cannot fetch the key set").await;
+    assert_eq!(gateway.get_admin("/readyz").await.0, 200, "an outage keeps it ready");
+    // A key that is withdrawn is out.
+    upstream.answers(200, &set(&[&second]));
+    super::eventually("the withdrawal", || async {
+        (refused_or_ok(&gateway, &first.token("u1")).await == "kid_unknown").then_some(())
+    })
+    .await;
+    assert_eq!(refused_or_ok(&gateway, &second.token("u2")).await, "ok");
+    assert_eq!(refused_or_ok(&gateway, &token("u1")).await, "alg_not_allowed");
+}
+
+async fn refused_or_ok(gateway: &Gateway, token: &str) -> String {
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    client.send(json!({"type": "ping"})).await;
+    let (code, reason, before) = match client.try_next().await {
+        Some(message) if message["type"] == "connected" => return "ok".to_owned(),
+        _ => client.closed().await,
+    };
+    assert!(before.is_empty() && (code == 4401 || code == 1013), "{code}");
+    reason
+}
+
+/// A3: unknown kids do not make the gateway fetch more often than `min_interval`.
+#[tokio::test]
+async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
+    let upstream = Upstream::start().await;
+    let pair = Pair::new("k1");
+    upstream.answers(200, &set(&[&pair]));
+    let config = jwks_config(&upstream.url)
+        .replace("refresh = \"1s\"", "refresh = \"1h\"")
+        .replace("min_interval = \"1s\"", "min_interval = \"1h\"");
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    let header =
+        |kid: &str| URL_SAFE_NO_PAD.encode(json!({"alg": "ES256", "kid": kid}).to_string());
+    for i in 0..50 {
+        let kid = if i == 0 { "../../etc/passwd".to_owned() } else { format!("k{}", i + 1) };
+        let token = format!("{}.e30.{}", header(&kid), URL_SAFE_NO_PAD.encode([7; 64]));
+        assert_eq!(refused(&gateway, &token).await, (4401, "kid_unknown".to_owned()));
+    }
+    assert_eq!(upstream.count(), 1, "only the fetch at the start");
+    // A4: nothing that a token's header names is fetched.
+    let header = json!({
+        "alg": "ES256", "kid": "k1", "jku": upstream.url, "x5u": upstream.url, "jwk": pair.jwk,
+    });
+    let forged = format!(
+        "{}.e30.{}",
+        URL_SAFE_NO_PAD.encode(header.to_string()),
+        URL_SAFE_NO_PAD.encode([7; 64])
+    );
+    assert_eq!(refused(&gateway, &forged).await, (4401, "bad_signature".to_owned()));
+    assert_eq!(upstream.count(), 1);
+}
+
+/// A key set behind TLS: trusted by `ca_file`, refused without it.
+#[tokio::test]
+async fn a_key_set_over_tls_needs_a_trusted_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let subject = [
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=IP:127.0.0.1",
+        "-addext",
+        "basicConstraints=critical,CA:FALSE",
+    ];
+    let ec = [
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:P-256",
+        "-nodes",
+        "-days",
+        "2",
+    ];
+    let (key, cert) = (path("key.pem"), path("cert.pem"));
+    openssl(&[&ec[..], &["-keyout", &key, "-out", &cert], &subject].concat(), b"");
+    let pair = Pair::new("k1");
+    std::fs::write(path("jwks.json"), set(&[&pair]).to_string()).unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut server = Command::new("openssl")
+        .args(["s_server", "-WWW", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
+        .args(["-key", &key, "-cert", &cert])
+        .current_dir(folder.path())
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let url = format!("https://127.0.0.1:{port}/jwks.json");
+    let trusting =
+        jwks_config(&url).replace("[auth.jwks]", &format!("[auth.jwks]\nca_file = \"{cert}\""));
+    let gateway = Gateway::with(&trusting).await;
+    gateway.ready().await;
+    drop(Client::connect_with(&gateway, "/ws", &pair.token("u1")).await);
+    let mut doubting = Gateway::with(&jwks_config(&url)).await;
+    doubting.logged("cannot fetch the key set").await;
+    assert_eq!(refused(&doubting, &pair.token("u1")).await.0, 1013);
+    server.kill().unwrap();
+    server.wait().unwrap();
+}
+
+/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key still
+/// good until its end and then refused with its cause.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rotating_a_secret_file_loses_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let mount = |version: &str, secret: &str| {
+        let dir = folder.path().join(version);
+        std::fs::create_dir(&dir).unwrap();
+        std::fs::write(dir.join("jwt"), secret).unwrap();
+        let link = folder.path().join("..data.tmp");
+        std::os::unix::fs::symlink(version, &link).unwrap();
+        std::fs::rename(&link, folder.path().join("..data")).unwrap();
+    };
+    let next = "the-next-secret-abcdefghijklmnopqrstuvwxyz";
+    mount("v1", SECRET);
+    let path = folder.path().join("..data/jwt");
+    let retired_at = now() + 15;
+    let config = |current: &str| {
+        format!(
+            "[[auth.keys]]\n{current}\n[[auth.keys]]\nsecret = \"{SECRET}\"\nvalid_until = {}\n",
+            humantime::format_rfc3339(
+                std::time::UNIX_EPOCH + std::time::Duration::from_secs(retired_at)
+            )
+        )
+    };
+    let mut gateway = Gateway::with(&config(&format!("secret_file = {path:?}"))).await;
+    let mut kept = Vec::new();
+    for i in 0..20 {
+        kept.push(Client::connect(&gateway, &format!("u{i}")).await);
+    }
+    // A bad new file: the old key stays, and everybody is told.
+    mount("v2", "too short");
+    gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
+    assert!(gateway.get_admin("/readyz").await.1.contains("the secret has only 9 bytes"));
+    drop(Client::connect(&gateway, "u1").await);
+    mount("v3", next);
+    let by_next = sign(&json!({"sub": "new", "exp": now() + 600}), next);
+    super::eventually("the new secret", || async {
+        (refused_or_ok(&gateway, &by_next).await == "ok").then_some(())
+    })
+    .await;
+    assert!(
+        gateway
+            .get_admin("/readyz")
+            .await
+            .1
+            .contains("\"configuration\":{\"error\":null,\"ok\":true}")
+    );
+    drop(Client::connect(&gateway, "old").await);
+    super::eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
+    assert_eq!(refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
+    gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_retired\"}", 1.0).await;
+    gateway.logged("which was retired at").await;
+    for client in &mut kept {
+        client.nothing_came().await;
+    }
+}
+
+/// The doctor in the running gateway: sampled, counted, logged once, and whole on request.
+#[tokio::test]
+async fn refused_signatures_are_explained_in_metric_and_log() {
+    let mut gateway = Gateway::start().await;
+    let wrong = sign(&json!({"sub": "u1", "exp": now() + 60}), "your-secret-key");
+    for _ in 0..5 {
+        assert_eq!(refused(&gateway, &wrong).await, (4401, "bad_signature".to_owned()));
+    }
+    assert_eq!(gateway.metric("auth_failures_total{reason=\"bad_signature\"}").await, 5.0);
+    gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_default\"}", 1.0).await;
+    let line = gateway.logged("cause=\"secret_default\"").await;
+    assert!(line.contains("the issuer did not load its secret"), "{line}");
+    assert!(!gateway.log().contains(&wrong[wrong.len() - 20..]), "no token in the log");
+    let request = |token: &str| {
+        format!(
+            "POST /debug/token/check HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{token}",
+            token.len()
+        )
+    };
+    let (status, body) = super::gateway::http(&gateway.admin, &request(&wrong)).await;
+    let report: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (status, &report["cause"], &report["side"]),
+        (200, &json!("secret_default"), &json!("issuer"))
+    );
+    let (_, body) = super::gateway::http(&gateway.admin, &request(&token("u1"))).await;
+    assert!(body.contains("\"verdict\":\"accept\""), "{body}");
+    // Not on the public listener.
+    assert_eq!(super::gateway::http(&gateway.public, &request(&wrong)).await.0, 404);
+    assert!(gateway.metric("key_info{").await >= 1.0);
+}
+
+/// The issuer's heartbeat in Redis against the gateway's keys.
+#[tokio::test]
+async fn drift_between_issuer_and_gateway_is_seen() {
+    let redis = super::redis::Redis::start();
+    let drift = "[drift]\nissuers = [\"web\", \"silent\"]\ninterval = \"100ms\"\n";
+    let mut gateway = Gateway::with(&(redis.config() + drift)).await;
+    gateway.ready().await;
+    let beat = |fingerprint: &str| {
+        let set = redis::cmd("SET")
+            .arg("tollgate:issuer:web")
+            .arg(fingerprint)
+            .exec(&mut redis.connection());
+        set.unwrap();
+    };
+    beat(&tollgate::auth::fingerprint::of_secret(SECRET.as_bytes()).to_string());
+    gateway.metric_reaches("issuer_key_match{issuer=\"web\"}", 1.0).await;
+    beat("0123456789abcdef");
+    super::eventually("the drift", || async {
+        (gateway.metric("issuer_key_match{issuer=\"web\"}").await == 0.0).then_some(())
+    })
+    .await;
+    gateway.logged("the issuer signs with a key that this gateway does not have").await;
+    assert!(!gateway.get_admin("/metrics").await.1.contains("silent"), "no heartbeat, no claim");
+}

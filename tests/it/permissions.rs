@@ -1,0 +1,121 @@
+//! Subscription tokens and the callback rule.
+
+use serde_json::json;
+
+use super::client::{Client, now, sign};
+use super::gateway::{Gateway, SECRET};
+use super::upstream::Upstream;
+
+fn subscription(user: &str, channel: &str, exp: u64) -> String {
+    sign(&json!({"sub": user, "channel": channel, "exp": exp}), SECRET)
+}
+
+#[tokio::test]
+async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
+    let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
+    let gateway = Gateway::with(rules).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    let later = now() + 600;
+    for (channel, token, code, message) in [
+        ("room:1", None, "token_refused", "missing"),
+        ("room:1", Some(subscription("u2", "room:1", later)), "token_refused", "claim_invalid"),
+        ("room:1", Some(subscription("u1", "room:12", later)), "token_refused", "claim_invalid"),
+        ("room:1", Some(subscription("u1", "room:1", now() - 1)), "token_refused", "expired"),
+        (
+            "room:1",
+            Some(sign(&json!({"sub": "u1", "exp": later}), SECRET)),
+            "token_refused",
+            "claim_invalid",
+        ),
+        ("room:1", Some("a.b.c".to_owned()), "token_refused", "malformed"),
+    ] {
+        client
+            .send(json!({"type": "subscribe", "id": 1, "channel": channel, "token": token}))
+            .await;
+        let answer = client.next().await;
+        assert_eq!(answer["data"]["code"], code, "{answer}");
+        assert!(answer["data"]["message"].as_str().unwrap().starts_with(message), "{answer}");
+    }
+    let token = subscription("u1", "room:1", later);
+    client.send(json!({"type": "subscribe", "id": 2, "channel": "room:1", "token": token})).await;
+    assert_eq!(client.next().await["type"], "subscribed");
+    gateway.publish("room:1", &json!(1)).await;
+    assert_eq!(client.next().await, json!(1));
+    // It opens no connection (RFC 8725 section 3.12).
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    let mut confused = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    assert_eq!(confused.closed().await.1, "claim_invalid");
+    gateway.metric_reaches("auth_diagnoses_total{cause=\"wrong_token_kind\"}", 0.0).await;
+}
+
+#[tokio::test]
+async fn a_subscription_ends_with_its_token() {
+    let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
+    let gateway = Gateway::with(rules).await;
+    let mut client = Client::connect_with(
+        &gateway,
+        "/ws",
+        &sign(&json!({"sub": "u1", "exp": now() + 600}), SECRET),
+    )
+    .await;
+    let exp = now() + 6;
+    for (channel, exp) in [("room:1", exp), ("room:2", now() + 600)] {
+        let token = subscription("u1", channel, exp);
+        client.send(json!({"type": "subscribe", "channel": channel, "token": token})).await;
+        assert_eq!(client.next().await["type"], "subscribed");
+    }
+    let ended = client.next().await;
+    assert_eq!(
+        (&ended["type"], &ended["data"]["channelKey"]),
+        (&json!("unsubscribed"), &json!("room:1"))
+    );
+    assert!(now() >= exp, "not before its time");
+    gateway.publish("room:1", &json!(1)).await;
+    gateway.publish("room:2", &json!(2)).await;
+    assert_eq!(client.next().await, json!(2));
+}
+
+#[tokio::test]
+async fn the_callback_decides_and_fails_closed() {
+    let upstream = Upstream::start().await;
+    let config = format!(
+        "[callback]\nurl = \"{}/may\"\nsecret = \"between-us\"\ntimeout = \"1s\"\ncache_ttl = \"1h\"\n\
+         [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
+        upstream.url
+    );
+    let gateway = Gateway::with(&config).await;
+    let token =
+        sign(&json!({"sub": "u1", "exp": now() + 600, "plan": "gold", "email": "x"}), SECRET);
+    let mut client = Client::connect_with(&gateway, "/ws", &token).await;
+    upstream.answers(200, &json!({"allow": true, "data": {"unread": 3}}));
+    let answer = client.subscribe(json!("post:1")).await;
+    assert_eq!(
+        (&answer["type"], &answer["data"]["data"]),
+        (&json!("subscribed"), &json!({"unread": 3}))
+    );
+    let asked = &upstream.asked()[0];
+    assert_eq!(asked.0, "Bearer between-us");
+    assert_eq!(asked.1, json!({"user": "u1", "channel": "post:1", "claims": {"plan": "gold"}}));
+    // Another socket with the same claims is not asked about again.
+    let mut second = Client::connect_with(&gateway, "/ws", &token).await;
+    assert_eq!(second.subscribe(json!("post:1")).await["type"], "subscribed");
+    assert_eq!(upstream.count(), 1);
+    upstream.answers(200, &json!({"allow": false}));
+    assert_eq!(client.subscribe(json!("post:2")).await["data"]["code"], "forbidden");
+    // Whatever is not a clear answer is a no, and is asked again.
+    for (status, body) in
+        [(500, "{\"allow\":true}"), (302, ""), (200, "yes"), (200, "{}"), (200, "{\"allow\":1}")]
+    {
+        upstream.answers_text(status, body);
+        let answer = client.subscribe(json!("post:3")).await;
+        assert_eq!(answer["data"]["code"], "callback_failed", "{status} {body}: {answer}");
+    }
+    upstream.stalls(true);
+    assert_eq!(client.subscribe(json!("post:3")).await["data"]["code"], "callback_failed");
+    upstream.stalls(false);
+    upstream.answers(200, &json!({"allow": true}));
+    assert_eq!(client.subscribe(json!("post:3")).await["type"], "subscribed");
+    assert_eq!(gateway.metric("callbacks_total{result=\"failed\"}").await, 6.0);
+    assert!(!gateway.log().contains("between-us"), "no secret in the log");
+}

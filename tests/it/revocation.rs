@@ -1,0 +1,107 @@
+//! Tokens that are taken back: on every replica, at once, and after a restart.
+
+use serde_json::{Value, json};
+
+use super::client::{Client, now, sign, token};
+use super::gateway::{Gateway, SECRET};
+use super::redis::Redis;
+
+fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
+    sign(&json!({"sub": user, "jti": jti, "iat": issued_at, "exp": now() + 600}), SECRET)
+}
+
+async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
+    let bearer = format!("Bearer {token}");
+    let headers = [("authorization", bearer.as_str())];
+    let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
+    let (code, reason, _) = client.closed().await;
+    (code, reason)
+}
+
+#[tokio::test]
+async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
+    let redis = Redis::start();
+    let (here, there) = (Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await);
+    super::eventually("both replicas", || async {
+        let nodes = here.api("info", &json!({})).await;
+        (nodes["result"]["nodes"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .await;
+    let (bad, good) = (with_jti("u1", "t1", now()), with_jti("u1", "t2", now()));
+    let mut closed = [
+        Client::connect_with(&here, "/ws", &bad).await,
+        Client::connect_with(&there, "/ws", &bad).await,
+    ];
+    let mut kept = Client::connect_with(&there, "/ws", &good).await;
+    let answer = here.api("revoke_token", &json!({"jti": "t1", "expire_at": now() + 600})).await;
+    assert_eq!(answer, json!({"result": {}}));
+    for client in &mut closed {
+        let (code, reason, _) = client.closed().await;
+        assert_eq!((code, reason.as_str()), (4409, "revoked"));
+    }
+    kept.nothing_came().await;
+    for gateway in [&here, &there] {
+        assert_eq!(refused(gateway, &bad).await, (4401, "revoked".to_owned()));
+    }
+    drop(there);
+    let again = Gateway::on_redis(&redis).await;
+    again.metric_reaches("revocations", 1.0).await;
+    assert_eq!(refused(&again, &bad).await, (4401, "revoked".to_owned()));
+    drop(Client::connect_with(&again, "/ws", &good).await);
+    assert_eq!(again.metric("auth_failures_total{reason=\"revoked\"}").await, 1.0);
+}
+
+#[tokio::test]
+async fn a_users_tokens_are_invalidated_by_their_time() {
+    let gateway = Gateway::start().await;
+    let old = with_jti("u1", "a", now() - 60);
+    let mut closed = Client::connect_with(&gateway, "/ws", &old).await;
+    let mut without = Client::connect(&gateway, "u1").await;
+    let mut other = Client::connect_with(&gateway, "/ws", &with_jti("u12", "a", now() - 60)).await;
+    let body = json!({"user": "u1", "issued_before": now() - 1});
+    assert_eq!(gateway.api("invalidate_user_tokens", &body).await, json!({"result": {}}));
+    assert_eq!(closed.closed().await.0, 4409);
+    assert_eq!(without.closed().await.0, 4409, "without an iat nothing shows that it is newer");
+    other.nothing_came().await;
+    assert_eq!(refused(&gateway, &old).await.1, "revoked");
+    let mut fresh = Client::connect_with(&gateway, "/ws", &with_jti("u1", "b", now())).await;
+    // A refresh with a revoked token is refused, and the socket keeps the token it has.
+    fresh.send(json!({"type": "refresh", "token": old})).await;
+    assert_eq!(fresh.next().await["data"]["message"], "revoked");
+    fresh.nothing_came().await;
+    for (method, body) in [
+        ("revoke_token", json!({"jti": ""})),
+        ("revoke_token", json!({})),
+        ("revoke_token", json!({"jti": "x", "expire_at": 5})),
+        ("revoke_token", json!({"jti": "x", "expire_at": now() * 1000})),
+        ("invalidate_user_tokens", json!({"user": ""})),
+    ] {
+        let answer: Value = gateway.api(method, &body).await;
+        assert_eq!(answer["error"]["code"], 107, "{method} {body}: {answer}");
+    }
+    drop(token("u1"));
+}
+
+/// What a replica missed while it could not hear, it finds in the store.
+#[tokio::test]
+async fn a_revocation_during_an_outage_is_found_afterwards() {
+    let redis = Redis::start();
+    let gateway = Gateway::on_redis(&redis).await;
+    let token = with_jti("u1", "t1", now());
+    let mut client = Client::connect_with(&gateway, "/ws", &token).await;
+    // Another replica stored it; its control message never came here.
+    let entry = json!({"kind": "token", "jti": "t1", "until": now() + 600}).to_string();
+    redis::cmd("ZADD")
+        .arg("tollgate:revoked")
+        .arg(now() + 600)
+        .arg(entry)
+        .exec(&mut redis.connection())
+        .unwrap();
+    redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("pubsub")
+        .exec(&mut redis.connection())
+        .unwrap();
+    assert_eq!(client.closed().await.0, 4409);
+}

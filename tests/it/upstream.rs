@@ -1,0 +1,78 @@
+//! A small HTTP server that stands where the application's is: key sets and the callback.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
+use parking_lot::Mutex;
+use serde_json::Value;
+
+/// What it answers next, and what it was asked.
+pub struct Upstream {
+    pub url: String,
+    shared: Arc<Shared>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Shared {
+    answer: Mutex<(u16, String)>,
+    asked: Mutex<Vec<(String, Value)>>,
+    count: AtomicUsize,
+    stalls: Mutex<bool>,
+}
+
+impl Upstream {
+    pub async fn start() -> Self {
+        let shared = Arc::new(Shared::default());
+        let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, shared, task }
+    }
+
+    pub fn answers(&self, status: u16, body: &Value) {
+        *self.shared.answer.lock() = (status, body.to_string());
+    }
+
+    pub fn answers_text(&self, status: u16, body: &str) {
+        *self.shared.answer.lock() = (status, body.to_owned());
+    }
+
+    /// It takes requests and never answers.
+    pub fn stalls(&self, stalls: bool) {
+        *self.shared.stalls.lock() = stalls;
+    }
+
+    pub fn count(&self) -> usize {
+        self.shared.count.load(Ordering::SeqCst)
+    }
+
+    /// The `Authorization` header and body of each request so far.
+    pub fn asked(&self) -> Vec<(String, Value)> {
+        self.shared.asked.lock().clone()
+    }
+}
+
+impl Drop for Upstream {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> (StatusCode, String) {
+    let authorization =
+        request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
+    let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
+    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    shared.asked.lock().push((authorization.unwrap_or_default(), body));
+    shared.count.fetch_add(1, Ordering::SeqCst);
+    if *shared.stalls.lock() {
+        std::future::pending::<()>().await;
+    }
+    let (status, body) = shared.answer.lock().clone();
+    (StatusCode::from_u16(status).unwrap_or(StatusCode::NOT_FOUND), body)
+}
