@@ -7,9 +7,10 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
+VENV ?= $(CURDIR)/target/issuers-venv
 CARGO_DENY := 0.20.2
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps unit browser readme conformance deny
+.PHONY: help run build test lint bench fuzz fmt doc docs deps unit browser readme issuers conformance deny
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +21,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser readme conformance ## Everything: units, real Redis, browser, README, Autobahn
+test: deps unit browser readme issuers conformance ## Everything: units, real Redis, browser, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -36,6 +37,13 @@ readme: deps ## Every command and snippet of the README
 	cargo build --quiet
 	cd tests/readme && npm ci --no-audit --no-fund --loglevel=error
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate npm test --prefix tests/readme
+
+issuers: deps ## Tokens of npm and PyPI libraries, and the doctor on their mistakes
+	cargo build --quiet
+	cd tests/issuers && npm ci --no-audit --no-fund --loglevel=error
+	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
+	$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/issuers/requirements.txt
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(VENV)/bin/python npm test --prefix tests/issuers
 
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo

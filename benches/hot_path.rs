@@ -5,9 +5,7 @@ use std::hint::black_box;
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use serde_json::json;
 use tollgate::access::{self, Allow, Identity, Rule, TokenId};
-use tollgate::auth::{Algorithm, Encoding, Key, KeySet, Secret, Settings, UserClaim, Verifier};
 use tollgate::channel::{ChannelName, Publication};
 use tollgate::protocol::plain;
 use tollgate::protocol::{Push, Wire};
@@ -56,29 +54,7 @@ fn codec(c: &mut Criterion) {
     });
 }
 
-fn handshake(c: &mut Criterion) {
-    let secret = "a benchmark's secret of sufficient length";
-    for alg in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
-        let key = || {
-            let secret = Secret::new(secret, Encoding::Utf8).unwrap();
-            Key::new(None, vec![alg], secret)
-        };
-        let token = key().sign(&json!({"sub": "u1", "exp": 4_070_908_800u64}), None).unwrap();
-        let settings = Settings {
-            issuer: vec![],
-            audience: vec![],
-            leeway: 0,
-            require_exp: true,
-            user_claim: vec![UserClaim("userId".into()), UserClaim("sub".into())],
-            max_token_bytes: 16384,
-            kept_claims: vec![],
-            max_granted: 128,
-        };
-        let verifier = Verifier::new(settings, KeySet::new(vec![key()], vec![]));
-        c.bench_function(&format!("verify {}", alg.name()), |b| {
-            b.iter(|| verifier.verify(black_box(&token), 1_800_000_000).unwrap());
-        });
-    }
+fn access_rules(c: &mut Criterion) {
     let rules: Vec<Rule> = ["user:{user}", "post:{id}", "room:{id}"]
         .iter()
         .map(|p| Rule {
@@ -100,5 +76,5 @@ fn handshake(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, codec, handshake);
+criterion_group!(benches, codec, access_rules);
 criterion_main!(benches);

@@ -9,7 +9,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Copt-level=2 -Ccodegen-units=1"
 cargo build --target "$target" --target-dir ../target/fuzz --bins
-for name in frames commands; do
+for name in frames commands tokens keys; do
   mkdir -p "corpus/$name" artifacts
   echo "fuzz: $name for $seconds s"
   "../target/fuzz/$target/debug/$name" -max_total_time="$seconds" -max_len=8192 -timeout=10 \

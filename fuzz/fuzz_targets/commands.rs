@@ -15,11 +15,11 @@ fuzz_target!(|text: &str| {
     let id = request.id.as_deref();
     check(&plain::pong(id));
     match request.command {
-        Command::Subscribe(channel) | Command::Unsubscribe(channel) => {
+        Command::Subscribe(channel, _) | Command::Unsubscribe(channel) => {
             let name = channel.name.as_str();
             assert!(!name.is_empty() && name.len() <= 255);
             assert!(!name.chars().any(tollgate::channel::is_forbidden), "{name:?}");
-            check(&plain::subscribed(id, &channel));
+            check(&plain::subscribed(id, &channel, None));
             check(&plain::error(id, ErrorCode::Forbidden, "no", Some(&channel.raw)));
         }
         Command::Invalid(code, message) => check(&plain::error(id, code, &message, None)),

@@ -95,14 +95,6 @@ pub enum SecretError {
     Placeholder,
 }
 
-impl SecretError {
-    /// True for what `--dev` may overlook: the key works, but is not safe.
-    #[must_use]
-    pub fn is_weakness(self) -> bool {
-        matches!(self, Self::TooShort(_) | Self::Placeholder)
-    }
-}
-
 /// A usable HMAC secret.
 pub struct Secret {
     text: Box<str>,

@@ -3,8 +3,9 @@
 import assert from "node:assert/strict";
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { createHmac, generateKeyPairSync } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -248,6 +249,69 @@ test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {
     gateway.kill("SIGKILL");
   }
 });
+
+/** A snippet of the documentation, as a module beside node_modules. */
+async function snippet(name, use) {
+  const text = readFileSync(join(import.meta.dirname, "../../docs/tokens.md"), "utf8");
+  const [, body] = new RegExp(`<!-- run: ${name} -->\\n\`\`\`js\\n([^]*?)\`\`\``).exec(text);
+  const file = join(import.meta.dirname, `.${process.pid}-${name}`);
+  writeFileSync(file, body);
+  try {
+    return await use(file);
+  } finally {
+    rmSync(file);
+  }
+}
+
+test("the route of docs/tokens.md signs tokens that are accepted, and nothing without its secret", () =>
+  snippet("token-route.mjs", async (file) => {
+    const { realtimeToken } = await import(file);
+    delete process.env.NEXTAUTH_SECRET;
+    assert.throws(() => realtimeToken("u1"), /NEXTAUTH_SECRET is not set/);
+    process.env.NEXTAUTH_SECRET = SECRET;
+    accepted(config("route", hmac(SECRET)), "docs/tokens.md", realtimeToken("u1"));
+    delete process.env.NEXTAUTH_SECRET;
+  }));
+
+test("the heartbeat of docs/tokens.md shows drift", () =>
+  snippet("heartbeat.mjs", async (file) => {
+    const free = () =>
+      new Promise((done) => {
+        const server = createServer().listen(0, "127.0.0.1", () => {
+          const { port } = server.address();
+          server.close(() => done(port));
+        });
+      });
+    const [redisPort, adminPort] = [await free(), await free()];
+    const REDIS_URL = `redis://127.0.0.1:${redisPort}`;
+    const path = config(
+      "drift",
+      `[server]\nlisten = "127.0.0.1:0"\n[admin]\nlisten = "127.0.0.1:${adminPort}"\n[broker]\nkind = "redis"\n` +
+        `[redis]\nurl = "${REDIS_URL}"\n[drift]\nissuers = ["web"]\ninterval = "100ms"\n${hmac(SECRET)}`,
+    );
+    const children = [
+      spawn("redis-server", ["--port", String(redisPort), "--save", "", "--dir", folder], { stdio: "ignore" }),
+      spawn(bin, ["serve", "--config", path], { stdio: "ignore" }),
+    ];
+    try {
+      const shows = async (secret, value) => {
+        const env = { ...process.env, REDIS_URL, NEXTAUTH_SECRET: secret };
+        const beat = spawn("node", [file], { env, stdio: "inherit" });
+        children.push(beat);
+        const line = `tollgate_issuer_key_match{issuer="web"} ${value}`;
+        for (let tries = 0; ; tries++) {
+          const text = await fetch(`http://127.0.0.1:${adminPort}/metrics`).then((r) => r.text(), () => "");
+          if (text.includes(line)) return beat.kill();
+          assert.ok(tries < 600, `${line}\n${text}`);
+          await new Promise((r) => setTimeout(r, 50));
+        }
+      };
+      await shows(SECRET, 1);
+      await shows("your-secret-key", 0);
+    } finally {
+      children.forEach((child) => child.kill("SIGKILL"));
+    }
+  }));
 
 test("issuer and gateway print the same fingerprint", () => {
   const file = config("fingerprint", `[[auth.keys]]\nsecret_env = "NEXTAUTH_SECRET"\n`);

@@ -26,6 +26,8 @@ fn generated(path: &str, name: &str, text: &str) {
 fn protocol_md_has_the_tables_of_the_code() {
     generated("docs/protocol.md", "codes", &codes::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
+    generated("docs/tokens.md", "reasons", &auth::markdown());
+    generated("docs/tokens.md", "causes", &auth::diagnose::markdown());
 }
 
 /// Every TOML block of the documents is a configuration that loads.
@@ -33,18 +35,25 @@ fn protocol_md_has_the_tables_of_the_code() {
 fn configuration_in_documents_is_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;
-    for name in ["README.md", "docs/operations.md"] {
+    for name in ["README.md", "docs/operations.md", "docs/tokens.md"] {
         let text = fs::read_to_string(root.join(name)).unwrap();
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap();
-            let mut file = tempfile::NamedTempFile::new().unwrap();
-            std::io::Write::write_all(&mut file, block.as_bytes()).unwrap();
-            let output = std::process::Command::new(super::gateway::BIN)
-                .args(["config", "check", "--config"])
-                .arg(file.path())
-                .env("NEXTAUTH_SECRET", "a secret of the documents' own, 32 bytes")
-                .output()
-                .unwrap();
+            let folder = tempfile::tempdir().unwrap();
+            let secret = "a secret of the documents' own, 32 bytes";
+            for name in ["jwt-new", "jwt-old"] {
+                fs::write(folder.path().join(name), secret).unwrap();
+            }
+            let block = block.replace("/run/secrets", folder.path().to_str().unwrap());
+            let file = folder.path().join("tollgate.toml");
+            fs::write(&file, &block).unwrap();
+            let mut check = std::process::Command::new(super::gateway::BIN);
+            check.args(["config", "check", "--config"]).arg(file).env("NEXTAUTH_SECRET", secret);
+            // A part of a configuration still needs a key.
+            if !block.contains("[[auth.keys]]") && !block.contains("session_cookie") {
+                check.env("TOLLGATE_AUTH__KEYS", format!("[{{\"secret\":\"{secret}\"}}]"));
+            }
+            let output = check.output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{name}:\n{block}\n{said}");
             seen += 1;

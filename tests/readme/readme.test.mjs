@@ -3,6 +3,7 @@
 // replaced by free ones.
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
+import { createHmac } from "node:crypto";
 import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { homedir, tmpdir } from "node:os";
@@ -179,4 +180,17 @@ test("make run", async () => {
   const make = background("make", ["run", "LISTEN=127.0.0.1:0", "ADMIN=127.0.0.1:0"], { cwd: root });
   const url = await eventually("the demo's address", async () => make.log.match(/Demo: (http:\S+)/)?.[1]);
   assert.match(await (await fetch(url)).text(), /Tollgate/);
+});
+
+test("doctor", async () => {
+  writeFileSync(join(folder, "token.txt"), await mint());
+  assert.match((await shell("doctor")).stdout, /^ACCEPTED, user u1$/m);
+  // As the API of the README's story signed.
+  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
+  const signed = `${part({ alg: "HS256" })}.${part({ sub: "u1", exp: Math.floor(Date.now() / 1000) + 60 })}`;
+  const signature = createHmac("sha256", "your-secret-key").update(signed).digest("base64url");
+  writeFileSync(join(folder, "token.txt"), `${signed}.${signature}`);
+  const refused = await shell("doctor").catch((e) => e);
+  assert.equal(refused.code, 1);
+  assert.match(refused.stdout, /REFUSED: bad_signature[^]*cause +secret_default\s+change +issuer[^]*did not load its secret/);
 });

@@ -1,0 +1,157 @@
+//! What a token costs: verification per algorithm (beside the `jsonwebtoken` crate, for ADR 4), a
+//! refusal, and the doctor.
+
+#![expect(clippy::unwrap_used, reason = "a benchmark")]
+
+use std::hint::black_box;
+use std::time::Duration;
+
+use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::rsa::KeySize;
+use aws_lc_rs::signature::{
+    self as sig, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaKeyPair,
+};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use criterion::{Criterion, criterion_group, criterion_main};
+use jsonwebtoken::{DecodingKey, Validation};
+use serde_json::json;
+use tollgate::auth::diagnose::examine;
+use tollgate::auth::public_key::PublicKey;
+use tollgate::auth::{
+    Algorithm, Encoding, Key, KeySet, Reason, Secret, Settings, UserClaim, Verifier,
+};
+use tollgate::session::doctor::{Doctor, Settings as DoctorSettings};
+
+const NOW: u64 = 1_800_000_000;
+const SECRET: &str = "a benchmark's secret of sufficient length";
+
+fn verifier(key: Key) -> Verifier {
+    let settings = Settings {
+        issuer: vec![],
+        audience: vec![],
+        leeway: 0,
+        require_exp: true,
+        user_claim: vec![UserClaim("userId".into()), UserClaim("sub".into())],
+        max_token_bytes: 16384,
+        kept_claims: vec![],
+        max_granted: 128,
+    };
+    Verifier::new(settings, KeySet::new(vec![key], vec![]))
+}
+
+fn secret(alg: Algorithm, text: &str) -> Key {
+    Key::new(None, vec![alg], Secret::new(text, Encoding::Utf8).unwrap())
+}
+
+fn token(alg: Algorithm, sign: impl Fn(&[u8]) -> Vec<u8>) -> String {
+    let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+    let header = json!({"alg": alg.name(), "typ": "JWT"}).to_string();
+    let claims = json!({"sub": "u1", "iat": NOW, "exp": NOW + 600}).to_string();
+    let signed = format!("{}.{}", b64(header.as_bytes()), b64(claims.as_bytes()));
+    format!("{signed}.{}", b64(&sign(signed.as_bytes())))
+}
+
+/// Ours, with the key parsed once; and the crate's, whose key is made once too.
+fn both(
+    c: &mut Criterion,
+    alg: Algorithm,
+    verifier: &Verifier,
+    token: &str,
+    theirs: Option<DecodingKey>,
+) {
+    c.bench_function(&format!("verify {}", alg.name()), |b| {
+        b.iter(|| verifier.verify(black_box(token), NOW).unwrap());
+    });
+    let Some(key) = theirs else { return };
+    let mut validation = Validation::new(alg.name().parse().unwrap());
+    validation.validate_exp = false;
+    c.bench_function(&format!("jsonwebtoken {}", alg.name()), |b| {
+        b.iter(|| {
+            jsonwebtoken::decode::<serde_json::Value>(black_box(token), &key, &validation).unwrap()
+        });
+    });
+}
+
+fn hmac(c: &mut Criterion) {
+    for alg in [Algorithm::Hs256, Algorithm::Hs384, Algorithm::Hs512] {
+        let key = secret(alg, SECRET);
+        let claims = json!({"sub": "u1", "iat": NOW, "exp": NOW + 600});
+        let token = key.sign(&claims, None).unwrap();
+        both(c, alg, &verifier(key), &token, Some(DecodingKey::from_secret(SECRET.as_bytes())));
+    }
+}
+
+fn ecdsa(c: &mut Criterion) {
+    let curves: [(Algorithm, &'static EcdsaSigningAlgorithm); 3] = [
+        (Algorithm::Es256, &sig::ECDSA_P256_SHA256_FIXED_SIGNING),
+        (Algorithm::Es384, &sig::ECDSA_P384_SHA384_FIXED_SIGNING),
+        (Algorithm::Es512, &sig::ECDSA_P521_SHA512_FIXED_SIGNING),
+    ];
+    for (alg, curve) in curves {
+        let pair = EcdsaKeyPair::generate(curve).unwrap();
+        let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
+        let key = Key::new(None, vec![alg], PublicKey::from_der(spki.as_ref()).unwrap());
+        let rng = SystemRandom::new();
+        let token = token(alg, |text| pair.sign(&rng, text).unwrap().as_ref().to_vec());
+        let theirs =
+            (alg != Algorithm::Es512).then(|| DecodingKey::from_ec_der(pair.public_key().as_ref()));
+        both(c, alg, &verifier(key), &token, theirs);
+    }
+}
+
+fn rsa_and_ed25519(c: &mut Criterion) {
+    let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
+    let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
+    for (alg, encoding) in
+        [(Algorithm::Rs256, &sig::RSA_PKCS1_SHA256), (Algorithm::Ps256, &sig::RSA_PSS_SHA256)]
+    {
+        let key = Key::new(None, vec![alg], PublicKey::from_der(spki.as_ref()).unwrap());
+        let token = token(alg, |text| {
+            let mut out = vec![0; pair.public_modulus_len()];
+            pair.sign(encoding, &SystemRandom::new(), text, &mut out).unwrap();
+            out
+        });
+        let theirs = DecodingKey::from_rsa_der(pair.public_key().as_ref());
+        both(c, alg, &verifier(key), &token, Some(theirs));
+    }
+    let pair = Ed25519KeyPair::generate().unwrap();
+    let key = PublicKey::of_family(tollgate::auth::Family::Ed25519, pair.public_key().as_ref());
+    let key = Key::new(None, vec![Algorithm::EdDsa], key.unwrap());
+    let token = token(Algorithm::EdDsa, |text| pair.sign(text).as_ref().to_vec());
+    let theirs = DecodingKey::from_ed_der(pair.public_key().as_ref());
+    both(c, Algorithm::EdDsa, &verifier(key), &token, Some(theirs));
+}
+
+/// What a flood of bad tokens costs: the refusal, and offering each to a doctor whose sample is full;
+/// and what one diagnosis costs, at most `doctor.per_second` of them.
+fn refusals(c: &mut Criterion) {
+    let claims = json!({"sub": "u1", "exp": NOW + 600});
+    let bad = secret(Algorithm::Hs256, "somebody else's").sign(&claims, None).unwrap();
+    let verifier = verifier(secret(Algorithm::Hs256, SECRET));
+    c.bench_function("refuse a bad signature", |b| {
+        b.iter(|| verifier.verify(black_box(&bad), NOW).unwrap_err());
+    });
+    let doctor =
+        Doctor::new(DoctorSettings { per_second: 1, log_interval: Duration::from_secs(60) });
+    c.bench_function("refuse it and offer it to the doctor", |b| {
+        b.iter(|| {
+            let reason = verifier.verify(black_box(&bad), NOW).unwrap_err();
+            doctor.offer(reason, &bad);
+        });
+    });
+    c.bench_function("doctor: nothing fits", |b| {
+        b.iter(|| examine(&verifier, black_box(&bad), &[], NOW));
+    });
+    let placeholder = secret(Algorithm::Hs256, "your-secret-key").sign(&claims, None).unwrap();
+    c.bench_function("doctor: a placeholder", |b| {
+        b.iter(|| {
+            let report = examine(&verifier, black_box(&placeholder), &[], NOW);
+            assert_eq!(report.reason, Some(Reason::BadSignature.slug()));
+        });
+    });
+}
+
+criterion_group!(benches, hmac, ecdsa, rsa_and_ed25519, refusals);
+criterion_main!(benches);
