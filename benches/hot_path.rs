@@ -5,6 +5,7 @@ use std::hint::black_box;
 
 use bytes::{Bytes, BytesMut};
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
+use serde_json::json;
 use tollgate::access::{self, Allow, Identity, Rule, TokenId};
 use tollgate::channel::{ChannelName, Publication};
 use tollgate::protocol::plain;

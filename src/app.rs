@@ -1,7 +1,9 @@
 //! The composition root: from a configuration to a running gateway, and its end.
 //!
-//! Not here: what the parts do. The order of a drain: not ready (`settle`), no new connections,
+//! Not here: what the parts do; reading the configuration again (`app/reload.rs`). The order of a drain: not ready (`settle`), no new connections,
 //! sockets told to go over `window`, exit.
+
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -16,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::broker::Events;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{RedisBroker, Settings};
-use crate::config::{BrokerKind, Config, Limits, Loaded, Policy};
+use crate::config::{self, BrokerKind, Config, Limits, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
@@ -36,11 +38,8 @@ const ADMIN_CONNECTIONS: usize = 64;
 /// After the drain's window, what is still there gets this long.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 
-/// How often watched files are looked at.
-const WATCH_EVERY: Duration = Duration::from_secs(2);
-
 /// Reads the configuration again; `None` when there is nothing to read.
-pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<crate::config::Problem>> + Send>;
+pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<config::Problem>> + Send>;
 
 /// Where the listeners ended up; port 0 has become a real one.
 #[derive(Debug, Clone, Copy)]
@@ -117,7 +116,7 @@ impl Running {
         lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));
         let drift = (config.drift.issuers.clone(), config.drift.interval.0);
         lifecycle::spawn("keys", keys::watch(Arc::clone(&app.context), drift.0, drift.1));
-        lifecycle::spawn("reload", watch(app.clone(), reload, (hangup, file), sha));
+        lifecycle::spawn("reload", reload::watch(app.clone(), reload, (hangup, file), sha));
         termination.signalled().await;
         tokio::select! {
             () = drain(&app, &config) => {}
@@ -131,33 +130,7 @@ impl Running {
 
 /// What the sessions share.
 fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Result<Context> {
-    let jwks = &config.auth.jwks;
-    let ca = (!jwks.ca_file.is_empty()).then(|| std::fs::read(&jwks.ca_file)).transpose();
-    let ca = ca.with_context(|| format!("auth.jwks.ca_file: {}", jwks.ca_file))?;
-    let client = |timeout, ca: Option<&[u8]>| {
-        upstream::client(timeout, ca).map_err(|e| anyhow::anyhow!("auth.jwks: {e}"))
-    };
-    let settings = jwks::Settings {
-        refresh: jwks.refresh.0,
-        min_interval: jwks.min_interval.0,
-        timeout: jwks.timeout.0,
-        max_bytes: jwks.max_bytes,
-    };
-    let jwks = Jwks::new(client(jwks.timeout.0, ca.as_deref())?, settings, unix_now);
-    let callback = &config.callback;
-    let callback = if callback.url.is_empty() {
-        None
-    } else {
-        let settings = callback::Settings {
-            url: callback.url.clone(),
-            secret: callback.secret.0.clone(),
-            timeout: callback.timeout.0,
-            concurrency: callback.concurrency,
-            cache_ttl: callback.cache_ttl.0,
-            cache_entries: callback.cache_entries,
-        };
-        Some(Arc::new(Callback::new(client(callback.timeout.0, None)?, settings)))
-    };
+    let jwks = jwks_of(&config.auth.jwks)?;
     let doctor = doctor::Settings {
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
@@ -168,9 +141,44 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
         gateway,
         policy: ArcSwap::from_pointee(policy),
         jwks,
-        callback: ArcSwapOption::from(callback),
+        callback: ArcSwapOption::from(callback_of(&config.callback)?),
         doctor: Doctor::new(doctor),
     })
+}
+
+/// The key sets' fetcher.
+///
+/// # Errors
+/// A `ca_file` that cannot be used.
+pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
+    let ca = (!section.ca_file.is_empty()).then(|| std::fs::read(&section.ca_file)).transpose();
+    let ca = ca.with_context(|| format!("auth.jwks.ca_file: {}", section.ca_file))?;
+    let client = upstream::client(section.timeout.0, ca.as_deref());
+    let client = client.map_err(|e| anyhow::anyhow!("auth.jwks: {e}"))?;
+    let settings = jwks::Settings {
+        refresh: section.refresh.0,
+        min_interval: section.min_interval.0,
+        timeout: section.timeout.0,
+        max_bytes: section.max_bytes,
+    };
+    Ok(Jwks::new(client, settings, unix_now))
+}
+
+fn callback_of(section: &config::Callback) -> anyhow::Result<Option<Arc<Callback>>> {
+    if section.url.is_empty() {
+        return Ok(None);
+    }
+    let settings = callback::Settings {
+        url: section.url.clone(),
+        secret: section.secret.0.clone(),
+        timeout: section.timeout.0,
+        concurrency: section.concurrency,
+        cache_ttl: section.cache_ttl.0,
+        cache_entries: section.cache_entries,
+    };
+    let client = upstream::client(section.timeout.0, None);
+    let client = client.map_err(|e| anyhow::anyhow!("callback: {e}"))?;
+    Ok(Some(Arc::new(Callback::new(client, settings))))
 }
 
 fn with_revocations(policy: Policy, gateway: &Gateway) -> Policy {
@@ -263,81 +271,6 @@ async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
         sleep(Duration::from_secs(5)).await;
         handle.run_upkeep();
     }
-}
-
-/// What the watched files hold: the configuration, and the secrets and keys that it points to.
-/// Compared by content, because a Kubernetes mount swaps a symlink and keeps the path.
-fn contents(files: &[PathBuf]) -> Vec<Option<Vec<u8>>> {
-    files.iter().map(|f| std::fs::read(f).ok()).collect()
-}
-
-fn watched(file: Option<&PathBuf>, policy: &Policy) -> Vec<PathBuf> {
-    file.into_iter().chain(&policy.files).cloned().collect()
-}
-
-/// Reloads on SIGHUP, and when a watched file's content changes.
-async fn watch(
-    app: App,
-    reload: Reload,
-    (mut hangup, file): (Hangup, Option<PathBuf>),
-    mut sha: String,
-) {
-    let mut files = watched(file.as_ref(), &app.context.policy.load());
-    // What changed between the start's own reading and this one is taken in without a word.
-    let mut content = contents(&files);
-    if let Ok(Loaded { config, policy, .. }) = reload() {
-        put_in_force(&app, policy, &config.limits);
-    }
-    loop {
-        let asked = tokio::select! {
-            () = hangup.signalled() => true,
-            () = sleep(WATCH_EVERY) => false,
-        };
-        let now = contents(&files);
-        // A file that is being swapped may be missing for a moment; that is not a new content.
-        let changed = now.iter().zip(&content).any(|(new, old)| new.is_some() && new != old);
-        if !asked && !changed {
-            continue;
-        }
-        for (kept, new) in content.iter_mut().zip(now) {
-            *kept = new.or(kept.take());
-        }
-        match reload() {
-            Ok(Loaded { config, policy, printed, .. }) => {
-                let new = short_hash(&printed);
-                if new != sha {
-                    metrics::config_replaced(&sha, &new);
-                    sha = new;
-                }
-                files = watched(file.as_ref(), &policy);
-                content = contents(&files);
-                for warning in &policy.warnings {
-                    tracing::warn!("configuration: {warning}");
-                }
-                put_in_force(&app, policy, &config.limits);
-                app.lifecycle.reloaded(None);
-                metrics::config_reload(true);
-                tracing::info!(
-                    "configuration reloaded: tokens, keys, rules, limits, origins, API keys"
-                );
-            }
-            Err(problems) => {
-                metrics::config_reload(false);
-                let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                for problem in &all {
-                    tracing::error!(%problem, "configuration not reloaded; the old one stays");
-                }
-                app.lifecycle.reloaded(Some(all.join("; ")));
-            }
-        }
-    }
-}
-
-fn put_in_force(app: &App, policy: Policy, limits: &Limits) {
-    let mut policy = with_revocations(policy, &app.context.gateway);
-    app.context.jwks.adopt(policy.verifier.keys_mut());
-    app.context.policy.store(Arc::new(policy));
-    apply_limits(app, limits);
 }
 
 /// Not ready, then no new connections, then every socket told to come back elsewhere, spread

@@ -106,7 +106,7 @@ pub(super) fn check(
     })
 }
 
-fn is_user_id(user: &str) -> bool {
+pub(super) fn is_user_id(user: &str) -> bool {
     !user.is_empty()
         && user.len() <= MAX_USER_BYTES
         && !user.contains(':')

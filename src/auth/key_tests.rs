@@ -294,3 +294,47 @@ fn a_remote_set_is_used_until_it_is_too_old() {
     let hs = format!("{}.e30.AAAA", b64(br#"{"alg":"HS256"}"#));
     assert_eq!(v.verify(&hs, NOW).map(|_| ()), Err(Reason::AlgNotAllowed));
 }
+
+/// Beside a secret without a `kid`, a new key of the set was `alg_not_allowed` and never fetched.
+#[test]
+fn an_unknown_kid_is_one_beside_keys_of_other_algorithms() {
+    let pair = ec(Family::P256, &sig::ECDSA_P256_SHA256_FIXED_SIGNING, "P-256");
+    let mut jwk = pair.jwk.clone();
+    jwk["kid"] = json!("k1");
+    let remote = Arc::new(Remote::new("https://x".into(), vec![Algorithm::Es256], 100));
+    let keys = jwk::read(jwk.to_string().as_bytes(), &remote.algs, false).unwrap().keys;
+    remote.replace(keys::Fetched { keys, fetched_at: Some(NOW) });
+    let secret = Secret::new("kept-0123456789abcdef0123456789abcdef", Encoding::Utf8).unwrap();
+    let fixed = vec![
+        Key::new(None, vec![Algorithm::Hs256], secret),
+        Key::new(
+            Some("ed".into()),
+            vec![Algorithm::EdDsa],
+            PublicKey::from_der(&ed().spki).unwrap(),
+        ),
+    ];
+    let keys = KeySet::new(fixed, vec![remote]);
+    let v = Verifier::new(verifier(vec![]).settings.clone(), keys);
+    for (header, expected) in [
+        (json!({"alg": "ES256", "kid": "k1"}), Ok(())),
+        (json!({"alg": "ES256", "kid": "k2"}), Err(Reason::KidUnknown)),
+        (json!({"alg": "ES256", "kid": "ed"}), Err(Reason::AlgNotAllowed)),
+        (json!({"alg": "RS256", "kid": "k1"}), Err(Reason::AlgNotAllowed)),
+        (json!({"alg": "ES256"}), Ok(())),
+    ] {
+        let token = token(&pair, &header, Algorithm::Es256);
+        assert_eq!(v.verify(&token, NOW).map(|_| ()), expected, "{header}");
+    }
+}
+
+#[test]
+fn urls_are_shown_without_what_may_be_secret() {
+    for (url, shown) in [
+        ("https://u:p@host:8443/a/b?api=key#x", "https://host:8443/a/b"),
+        ("https://host", "https://host"),
+        ("https://host?key=1", "https://host"),
+        ("u:p@host", "<redacted>"),
+    ] {
+        assert_eq!(keys::shown_url(url), shown);
+    }
+}

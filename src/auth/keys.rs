@@ -177,6 +177,18 @@ pub struct Fetched {
     pub fetched_at: Option<u64>,
 }
 
+/// A URL without user, password, query and fragment, which may hold secrets.
+#[must_use]
+pub fn shown_url(url: &str) -> String {
+    let url = url.split(['?', '#']).next().unwrap_or_default();
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return "<redacted>".to_owned();
+    };
+    let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    let host = authority.rsplit('@').next().unwrap_or_default();
+    format!("{scheme}://{host}{path}")
+}
+
 /// A set of keys at a URL, as it was when it could last be fetched.
 #[derive(Debug)]
 pub struct Remote {
@@ -198,10 +210,21 @@ impl Remote {
         self.state.store(Arc::new(fetched));
     }
 
-    /// It is configured in the same way.
+    /// The keys of one are the keys of the other: same place, same algorithms.
     #[must_use]
-    pub fn is_like(&self, other: &Self) -> bool {
-        self.url == other.url && self.algs == other.algs && self.max_age == other.max_age
+    pub fn is_same_set(&self, other: &Self) -> bool {
+        self.url == other.url && self.algs == other.algs
+    }
+
+    /// Begins with what another one has.
+    pub fn take_over(&self, other: &Self) {
+        self.state.store(other.state());
+    }
+
+    /// The URL without what may be a secret: user, password and query.
+    #[must_use]
+    pub fn shown_url(&self) -> String {
+        shown_url(&self.url)
     }
 
     #[must_use]
@@ -227,8 +250,11 @@ pub struct KeySet {
 /// How far the search for a fitting key came.
 #[derive(Default)]
 struct Search {
+    /// Some key has the algorithm.
     alg: bool,
-    kid: bool,
+    /// The token's `kid` is some key's, whatever its algorithms.
+    known: bool,
+    /// Some key fits in both.
     both: bool,
     unavailable: bool,
 }
@@ -289,10 +315,9 @@ impl KeySet {
         }
         Err(match search {
             Search { unavailable: true, .. } => Reason::KeysUnavailable,
-            Search { alg: false, .. } => Reason::AlgNotAllowed,
-            Search { kid: false, .. } => Reason::KidUnknown,
-            Search { both: false, .. } => Reason::AlgNotAllowed,
             Search { both: true, .. } => Reason::BadSignature,
+            Search { alg: false, .. } | Search { known: true, .. } => Reason::AlgNotAllowed,
+            Search { .. } => Reason::KidUnknown,
         })
     }
 }
@@ -302,7 +327,7 @@ impl Search {
         let fits_alg = key.allows(alg);
         let fits_kid = token.kid.is_none() || key.kid.is_none() || key.kid() == token.kid;
         self.alg |= fits_alg;
-        self.kid |= fits_kid;
+        self.known |= token.kid.is_some() && key.kid() == token.kid;
         self.both |= fits_alg && fits_kid;
         fits_alg
             && fits_kid

@@ -255,7 +255,7 @@ impl Verifier {
         self.unrevoked(identity, now)
     }
 
-    /// Until when a subscription token (`channel`, and the same user) gives the channel.
+    /// Whom a subscription token (`channel`, and the same user) gives the channel.
     ///
     /// # Errors
     /// As [`Verifier::verify`]; `claim_invalid` when it is for another channel or user.
@@ -265,14 +265,14 @@ impl Verifier {
         channel: &ChannelName,
         user: &str,
         now: u64,
-    ) -> Result<Option<u64>, Reason> {
+    ) -> Result<Identity, Reason> {
         let claims = self.authentic(token, now)?;
         let identity = self.unrevoked(claims::check(&claims, &self.settings, now)?, now)?;
         let its = claims.get("channel").and_then(Value::as_str);
         if its != Some(channel.as_str()) || &*identity.user != user {
             return Err(Reason::ClaimInvalid);
         }
-        Ok(identity.expires_at)
+        Ok(identity)
     }
 
     fn unrevoked(&self, identity: Identity, now: u64) -> Result<Identity, Reason> {

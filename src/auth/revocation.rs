@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Identity;
 
-/// Most entries; beyond it the one that ends first gives way, and that is logged.
+/// Most entries; beyond it a new one is not taken, and the caller told.
 const MAX_ENTRIES: usize = 1_000_000;
 
 /// What was revoked. `until` is the Unix second from which the entry is not needed any more.
@@ -69,12 +69,12 @@ pub struct Revocations {
 }
 
 impl Revocations {
-    /// Adds an entry; the stricter of two for the same thing counts.
-    pub fn add(&self, revocation: &Revocation) {
+    /// Adds an entry; the stricter of two for the same thing counts. False when there is no room.
+    pub fn add(&self, revocation: &Revocation) -> bool {
         let mut tables = self.tables.write();
         if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
             tracing::error!("more than {MAX_ENTRIES} revocations: one was not taken");
-            return;
+            return false;
         }
         match revocation {
             Revocation::Token { jti, until } => {
@@ -87,6 +87,7 @@ impl Revocations {
             }
         }
         self.any.store(true, Ordering::Release);
+        true
     }
 
     /// It is known already, and holds as long.
@@ -107,11 +108,17 @@ impl Revocations {
     /// Is this identity's token revoked?
     #[must_use]
     pub fn covers(&self, identity: &Identity, now: u64) -> bool {
+        self.covers_token(&identity.user, &identity.token, now)
+    }
+
+    /// Is this token of a user revoked?
+    #[must_use]
+    pub fn covers_token(&self, user: &str, token: &TokenId, now: u64) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
         let tables = self.tables.read();
-        let TokenId { jti, issued_at } = &identity.token;
+        let TokenId { jti, issued_at } = token;
         if let Some(jti) = jti
             && tables.tokens.get(jti).is_some_and(|until| now < *until)
         {
@@ -119,7 +126,7 @@ impl Revocations {
         }
         tables
             .users
-            .get(&*identity.user)
+            .get(user)
             .is_some_and(|(before, until)| now < *until && issued_at.is_none_or(|at| at < *before))
     }
 
@@ -164,9 +171,9 @@ mod tests {
     #[test]
     fn tokens_and_users_are_revoked_until_their_end() {
         let table = Revocations::default();
-        table.add(&Revocation::Token { jti: "a".into(), until: 100 });
-        table.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 100 });
-        table.add(&Revocation::User { user: "u".into(), issued_before: 40, until: 90 });
+        assert!(table.add(&Revocation::Token { jti: "a".into(), until: 100 }));
+        assert!(table.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 100 }));
+        assert!(table.add(&Revocation::User { user: "u".into(), issued_before: 40, until: 90 }));
         for (id, covered) in [
             (identity("x", Some("a"), None), true),
             (identity("x", Some("b"), None), false),

@@ -77,7 +77,9 @@ impl SessionCookie {
     /// `name.1` and so on. Returns its name and value.
     #[must_use]
     pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Option<(&'n str, String)> {
-        let value = |name: &str| cookies.iter().find(|(n, _)| *n == name).map(|(_, v)| *v);
+        // A browser may still send a cookie that was emptied at a sign-out.
+        let is = |name: &str, (n, v): &(&str, &str)| *n == name && !v.is_empty();
+        let value = |name: &str| cookies.iter().find(|c| is(name, c)).map(|(_, v)| *v);
         self.names.iter().find_map(|name| {
             if let Some(whole) = value(name) {
                 return Some((name.as_str(), whole.to_owned()));

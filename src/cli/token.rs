@@ -8,8 +8,9 @@ use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
 use super::{File, complain, print, problems, sources};
+use crate::app;
 use crate::auth::diagnose::{self, NamedSecret};
-use crate::auth::{Algorithm, Key, fingerprint, secret};
+use crate::auth::{Algorithm, Key, KeySet, fingerprint, secret};
 use crate::config::{self, Loaded, Problem, Sources};
 use crate::session::unix_now;
 
@@ -144,16 +145,28 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
     // The line break that a shell or an editor puts behind it is not the token's.
     let token = token.strip_suffix('\n').unwrap_or(&token);
     let token = token.strip_suffix('\r').unwrap_or(token);
-    let verifier = &loaded.policy.verifier;
-    let mut report = diagnose::examine(verifier, token, &extra, args.now.unwrap_or_else(unix_now));
+    let mut verifier = loaded.policy.verifier;
+    let unfetched = fetch_key_sets(&loaded.config.auth.jwks, verifier.keys_mut())?;
+    let mut report = diagnose::examine(&verifier, token, &extra, args.now.unwrap_or_else(unix_now));
     let oddities = loaded.policy.warnings.iter().map(ToString::to_string);
-    report.warnings.extend(oddities);
+    report.warnings.extend(oddities.chain(unfetched));
     print(&if args.json {
         format!("{}\n", serde_json::to_string(&report)?)
     } else {
         report.text()
     })?;
     Ok(ExitCode::from(u8::from(!report.accepted())))
+}
+
+/// Fetches the key sets once, as the gateway would; what could not be fetched is said.
+fn fetch_key_sets(section: &config::Jwks, keys: &mut KeySet) -> anyhow::Result<Vec<String>> {
+    if keys.remotes().is_empty() {
+        return Ok(Vec::new());
+    }
+    let jwks = app::jwks_of(section)?;
+    jwks.adopt(keys);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    Ok(runtime.block_on(jwks.fetch_all()))
 }
 
 fn named_secrets(args: &Check) -> Result<Vec<NamedSecret>, Problem> {

@@ -200,3 +200,24 @@ fn a_malformed_redis_url_is_redacted_whole() {
         assert!(!printed.contains("hunter2"), "{printed}");
     }
 }
+
+#[test]
+fn secrets_in_urls_and_private_keys_are_not_printed() {
+    let file = r#"
+[callback]
+url = "https://u:hunter2@app/may?key=hunter2"
+secret = "hunter2"
+[[auth.keys]]
+jwks_url = "https://u:hunter2@issuer/jwks?key=hunter2"
+[[auth.keys]]
+public_key_pem = "-----BEGIN PRIVATE KEY-----hunter2-----END PRIVATE KEY-----"
+"#;
+    let mut tree = Tree::default();
+    let table: Table = file.parse().unwrap();
+    for (section, value) in table {
+        tree.merge(&section, value, file, "f");
+    }
+    let printed = tree.printed();
+    assert!(!printed.contains("hunter2"), "{printed}");
+    assert!(printed.contains("https://issuer/jwks"), "{printed}");
+}

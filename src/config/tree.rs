@@ -3,6 +3,7 @@
 use toml::{Table, Value};
 
 use super::load::NOT_YET;
+use crate::auth::keys::shown_url;
 
 /// serde's text for an unknown field, reworded by the caller.
 pub(super) fn unknown_field(message: &str) -> Option<String> {
@@ -133,6 +134,17 @@ pub(super) fn redact(value: &mut Value, path: &str) {
             }
         }
         Value::String(text) if path.ends_with(".secret") || path.ends_with(".jwk") => {
+            "<redacted>".clone_into(text);
+        }
+        Value::String(text) if path.ends_with(".jwks_url") || path == ".callback.url" => {
+            if !text.is_empty() {
+                *text = shown_url(text);
+            }
+        }
+        Value::String(text) if path.ends_with("_pem") && text.contains("PRIVATE KEY") => {
+            "<redacted>".clone_into(text);
+        }
+        Value::String(text) if path == ".callback.secret" && !text.is_empty() => {
             "<redacted>".clone_into(text);
         }
         Value::String(text) if path == ".redis.url" => {

@@ -16,6 +16,8 @@ const RECALL_EVERY: u64 = 30;
 /// Why a revocation may not hold everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RevokeError {
+    #[error("there is no room for another revocation: give them an expire_at")]
+    Full,
     #[error("not stored ({0}): it holds on this replica until it restarts; try again")]
     Store(BrokerError),
     /// Stored: the other replicas find it within [`RECALL_EVERY`].
@@ -33,6 +35,9 @@ impl Gateway {
     /// # Errors
     /// When it could not be stored, or a replica was not reached.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), RevokeError> {
+        if !self.revocations.add(&revocation) {
+            return Err(RevokeError::Full);
+        }
         let until = revocation.until();
         let entry = serde_json::to_vec(&revocation).unwrap_or_default();
         let stored = self.store.remember(entry.into(), until).await;
@@ -49,6 +54,9 @@ impl Gateway {
             let user = connection.user().unwrap_or_default();
             if revocation.covers(&user, &connection.token()) {
                 connection.close(Close::new(CloseCode::Disconnected, "revoked"));
+            } else {
+                // It may hold a subscription token that is revoked.
+                connection.look();
             }
         };
         match revocation {

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use super::fanout::{NONE, Node};
-use super::queue::Queue;
+use super::queue::{Queue, keep};
 use super::{Bounds, ConnId};
 use crate::access::TokenId;
 use crate::metrics;
@@ -164,6 +164,11 @@ impl Connection {
         if taken.is_ok() {
             self.wake(TIMER);
         }
+    }
+
+    /// Lets the session look at what may have ended, as if its timer had fired.
+    pub fn look(&self) {
+        self.wake(TIMER);
     }
 
     /// The timer fired while nobody could act on it: the next [`Connection::wait`] that follows
@@ -380,17 +385,5 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         metrics::unqueued(self.out.get_mut().queue.bytes());
-    }
-}
-
-/// The bytes that have to wait: by reference or, where they are less than a quarter of the batch, as
-/// a copy, because a slow client must not keep a large batch alive for the sake of a few frames.
-/// What a client holds is so at most four times what its queue counts.
-fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
-    let len = end - start;
-    if len * 4 < batch.len() {
-        Bytes::copy_from_slice(&batch[start..end])
-    } else {
-        batch.slice(start..end)
     }
 }

@@ -84,6 +84,18 @@ impl Queue {
     }
 }
 
+/// The bytes that have to wait: by reference or, where they are less than a quarter of the batch, as
+/// a copy, because a slow client must not keep a large batch alive for the sake of a few frames.
+/// What a client holds is so at most four times what its queue counts.
+pub(super) fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
+    let len = end - start;
+    if len * 4 < batch.len() {
+        Bytes::copy_from_slice(&batch[start..end])
+    } else {
+        batch.slice(start..end)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

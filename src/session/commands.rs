@@ -1,8 +1,10 @@
 //! The commands of the plain protocol, one function each; `subscribe` has a room of its own.
 
+use std::sync::Arc;
+
 use super::subscribe::Wanted;
 use super::tokens::{Carried, close_of};
-use super::{Session, State};
+use super::{Session, State, unix_now};
 use crate::access::{self, Identity};
 use crate::auth::Reason;
 use crate::metrics;
@@ -74,8 +76,8 @@ impl Session {
         }
     }
 
-    fn unsubscribe(&self, id: Option<&str>, channel: &ChannelRef) {
-        if self.context.gateway.unsubscribe(&self.connection, &channel.name) {
+    fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
+        if self.give_up(&channel.name) {
             self.connection.send(plain::unsubscribed(id, channel));
         } else {
             let message = "this channel is not subscribed";
@@ -85,10 +87,11 @@ impl Session {
 
     /// A new token for the same user. A refused one changes nothing: the old one still counts.
     async fn refresh(&mut self, id: Option<&str>, token: &str) {
+        let connection = Arc::clone(&self.connection);
         let refused = |reason: Reason| {
             let ours = reason.is_ours();
             let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
-            self.error(id, code, reason.slug(), None);
+            connection.send(plain::error(id, code, reason.slug(), None));
         };
         let identity = match self.context.check_token(token, Carried::by("refresh")).await {
             Ok(identity) => identity,
@@ -100,21 +103,29 @@ impl Session {
             tracing::info!(reason = "claim_invalid", carrier = "refresh", "token of another user");
             return refused(Reason::ClaimInvalid);
         }
+        let before = self.connection.token();
+        self.connection.set_token(identity.token.clone());
+        // Revoked while it was checked: whoever revoked did not find it on this socket yet.
+        if self.context.gateway.revocations().covers(&identity, unix_now()) {
+            self.connection.set_token(before);
+            metrics::auth_failure(Reason::Revoked);
+            return refused(Reason::Revoked);
+        }
         let policy = self.context.policy.load_full();
         self.timers.token_until(identity.expires_at, &policy);
         let expires_at = identity.expires_at;
         self.drop_what_is_denied(&identity, &policy.rules);
-        self.connection.set_token(identity.token.clone());
         self.identity = Some(Box::new(identity));
+        self.ask_again().await;
         self.connection.send(plain::refreshed(id, expires_at));
         self.schedule();
     }
 
     /// A new token may allow less than the old one did.
-    fn drop_what_is_denied(&self, identity: &Identity, rules: &[access::Rule]) {
+    fn drop_what_is_denied(&mut self, identity: &Identity, rules: &[access::Rule]) {
         for channel in self.context.gateway.hub().channels_of(&self.connection) {
             if access::decide(Some(identity), &channel, rules).is_err() {
-                self.context.gateway.unsubscribe(&self.connection, &channel);
+                self.give_up(&channel);
                 let channel = ChannelRef::from_name(channel);
                 self.connection.send(plain::unsubscribed(None, &channel));
             }

@@ -66,8 +66,8 @@ pub struct Session {
     identity: Option<Box<Identity>>,
     state: State,
     timers: Timers,
-    /// Subscriptions that end before the connection's token does, with the Unix second.
-    ends: Vec<(ChannelName, u64)>,
+    /// The subscription tokens that count, at most one per subscribed channel.
+    grants: Vec<(ChannelName, subscribe::Grant)>,
     /// Token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
@@ -95,7 +95,7 @@ impl Session {
             identity: None,
             state: State::AwaitToken,
             timers,
-            ends: Vec::new(),
+            grants: Vec::new(),
             allowance,
             allowance_at: now,
             began,
@@ -157,6 +157,11 @@ impl Session {
                 return Err(Close::new(CloseCode::TooMany, "too many connections of this user"));
             }
             self.connection.set_token(identity.token.clone());
+            // Revoked while it was checked: whoever revoked did not find it on this socket yet.
+            if self.context.gateway.revocations().covers(identity, unix_now()) {
+                metrics::auth_failure(Reason::Revoked);
+                return Err(tokens::close_of(Reason::Revoked));
+            }
             self.timers.token_until(identity.expires_at, &policy);
         }
         self.identity = identity;

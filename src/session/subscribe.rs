@@ -7,7 +7,8 @@ use serde_json::Map;
 use serde_json::value::RawValue;
 
 use super::{Session, unix_now};
-use crate::access::{self, Decision};
+use crate::access::{self, Decision, TokenId};
+use crate::channel::ChannelName;
 use crate::gateway::Waiting;
 use crate::hub::SubscribeError;
 use crate::metrics::{self, Rejected};
@@ -27,8 +28,14 @@ pub(super) struct Wanted {
 struct Permission {
     /// For the reply.
     data: Option<Arc<RawValue>>,
-    /// Unix seconds at which it ends.
+    grant: Option<Grant>,
+}
+
+/// A subscription token that was accepted for a channel.
+pub(super) struct Grant {
+    /// Unix seconds at which it ends, leeway included.
     until: Option<u64>,
+    token: TokenId,
 }
 
 struct Refusal(ErrorCode, String);
@@ -80,12 +87,15 @@ impl Session {
             )),
             (Decision::Token, Some(token), Some(identity)) => {
                 let checked = self.context.check_subscription(token, name, &identity.user).await;
-                let until = checked.map_err(|reason| {
+                let accepted = checked.map_err(|reason| {
                     let ours = reason.is_ours();
                     let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
                     Refusal(code, reason.slug().to_owned())
                 })?;
-                Ok(Permission { until, data: None })
+                let leeway = policy.leeway.as_secs();
+                let until = accepted.expires_at.map(|exp| exp.saturating_add(leeway));
+                let grant = Some(Grant { until, token: accepted.token });
+                Ok(Permission { grant, data: None })
             }
             (Decision::Token, ..) => Err(Refusal(
                 ErrorCode::TokenRefused,
@@ -110,12 +120,13 @@ impl Session {
             )
         };
         let Some(callback) = self.context.callback.load_full() else {
+            tracing::error!("a rule asks the application, and callback.url is empty");
             return Err(failed());
         };
         match callback.ask(question).await {
             Ok(answer) if answer.allow => {
                 metrics::callback(Some(true));
-                Ok(Permission { data: answer.data, until: None })
+                Ok(Permission { data: answer.data, grant: None })
             }
             Ok(_) => {
                 metrics::callback(Some(false));
@@ -131,7 +142,7 @@ impl Session {
 
     /// Asks the broker. Errors are answered at once.
     fn begin_one(
-        &self,
+        &mut self,
         id: Option<Box<str>>,
         channel: ChannelRef,
         permission: Permission,
@@ -140,8 +151,10 @@ impl Session {
             Ok(waiting) => Some(Begun { id, channel, permission, waiting }),
             Err(SubscribeError::Already) => {
                 // Asked for again, for example by two parts of a page: it is subscribed, so say so.
+                // With a later token it is renewed.
                 let data = permission.data.as_deref().map(RawValue::get);
                 self.connection.send(plain::subscribed(id.as_deref(), &channel, data));
+                self.keep_grant(channel.name, permission.grant);
                 None
             }
             Err(SubscribeError::TooMany) => {
@@ -161,11 +174,7 @@ impl Session {
                     let data = permission.data.as_deref().map(RawValue::get);
                     let reply = plain::subscribed(id.as_deref(), &channel, data);
                     gateway.activate(&self.connection, &channel.name, Some(reply));
-                    if let Some(until) = permission.until {
-                        self.ends.push((channel.name, until));
-                        self.timers.look_at(self.now(), until, unix_now());
-                        self.schedule();
-                    }
+                    self.keep_grant(channel.name, permission.grant);
                 }
                 Err(e) => {
                     let message = e.to_string();
@@ -175,21 +184,66 @@ impl Session {
         }
     }
 
-    /// Takes back the subscriptions whose permission has ended.
+    /// The grant that counts for a channel from now on.
+    fn keep_grant(&mut self, channel: ChannelName, grant: Option<Grant>) {
+        let Some(grant) = grant else { return };
+        if let Some(until) = grant.until {
+            self.timers.look_at(self.now(), until, unix_now());
+        }
+        self.grants.retain(|(c, _)| *c != channel);
+        self.grants.push((channel, grant));
+        self.schedule();
+    }
+
+    /// Gives a channel up; true if it was subscribed.
+    pub(super) fn give_up(&mut self, channel: &ChannelName) -> bool {
+        self.grants.retain(|(c, _)| c != channel);
+        self.context.gateway.unsubscribe(&self.connection, channel)
+    }
+
+    /// Takes back the subscriptions whose token has ended or was revoked.
     pub(super) fn end_subscriptions(&mut self, now: u32, unix: u64) {
-        if self.ends.is_empty() {
+        if self.grants.is_empty() {
             return;
         }
-        let ended: Vec<_> = self.ends.extract_if(.., |(_, until)| *until <= unix).collect();
-        for (channel, _) in ended {
-            if self.context.gateway.unsubscribe(&self.connection, &channel) {
+        let user = self.identity.as_ref().map(|i| Arc::clone(&i.user)).unwrap_or_default();
+        let revocations = self.context.gateway.revocations();
+        let over = |(_, grant): &&(ChannelName, Grant)| {
+            grant.until.is_some_and(|until| until <= unix)
+                || revocations.covers_token(&user, &grant.token, unix)
+        };
+        let ended: Vec<_> = self.grants.iter().filter(over).map(|(c, _)| c.clone()).collect();
+        for channel in ended {
+            if self.give_up(&channel) {
                 let channel = ChannelRef::from_name(channel);
                 self.connection.send(plain::unsubscribed(None, &channel));
             }
         }
         self.timers.forget_ends();
-        if let Some(until) = self.ends.iter().map(|(_, until)| *until).min() {
+        if let Some(until) = self.grants.iter().filter_map(|(_, grant)| grant.until).min() {
             self.timers.look_at(now, until, unix);
+        }
+    }
+
+    /// After a refresh: asks again for the channels that the application decides on. Only a clear no
+    /// takes one away.
+    pub(super) async fn ask_again(&mut self) {
+        let policy = self.context.policy.load_full();
+        let channels = self.context.gateway.hub().channels_of(&self.connection);
+        let identity = self.identity.as_deref();
+        let decided = channels.into_iter().filter(|channel| {
+            matches!(access::decide(identity, channel, &policy.rules), Ok(Decision::Callback(_)))
+        });
+        let wanted: Vec<Wanted> = decided
+            .map(|name| Wanted { id: None, channel: ChannelRef::from_name(name), token: None })
+            .collect();
+        let answers = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w))).await;
+        for (Wanted { channel, .. }, answer) in wanted.iter().zip(answers) {
+            if matches!(answer, Err(Refusal(ErrorCode::Forbidden, _)))
+                && self.give_up(&channel.name)
+            {
+                self.connection.send(plain::unsubscribed(None, channel));
+            }
         }
     }
 }

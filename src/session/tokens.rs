@@ -14,6 +14,7 @@ use crate::auth::{Reason, Verifier};
 use crate::channel::ChannelName;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
+use crate::upstream::jwks::Look;
 
 /// How a token came, for the log.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +62,7 @@ impl Context {
         found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
 
-    /// May the user have this channel until the token's end, which is the answer?
+    /// May the user have this channel? The answer holds the token's end and what it is revoked by.
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
@@ -70,7 +71,7 @@ impl Context {
         token: &str,
         channel: &ChannelName,
         user: &str,
-    ) -> Result<Option<u64>, Reason> {
+    ) -> Result<Identity, Reason> {
         let check = |v: &Verifier| v.verify_subscription(token, channel, user, unix_now());
         self.with_keys(token, Carried::by("subscribe"), check).await
     }
@@ -87,9 +88,12 @@ impl Context {
         if matches!(found, Err(Reason::KidUnknown))
             && !policy.verifier.keys().remotes().is_empty()
             && let Some(kid) = kid_of(token)
-            && self.jwks.wanted(&kid).await
         {
-            found = check(&policy.verifier);
+            match self.jwks.wanted(&kid).await {
+                Look::Changed => found = check(&policy.verifier),
+                Look::Unknown => {}
+                Look::Failed => found = Err(Reason::KeysUnavailable),
+            }
         }
         found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
@@ -100,7 +104,10 @@ impl Context {
             Some(ip) => tracing::info!(%reason, carrier = carried.by, %ip, "token refused"),
             None => tracing::info!(%reason, carrier = carried.by, "token refused"),
         }
-        self.doctor.offer(reason, token);
+        // The doctor looks at connection tokens: another's channel or user is no riddle.
+        if carried.by != "subscribe" || reason != Reason::ClaimInvalid {
+            self.doctor.offer(reason, token);
+        }
     }
 }
 

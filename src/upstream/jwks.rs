@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -74,9 +75,22 @@ pub struct Health {
     pub error: Option<String>,
 }
 
+/// What looking for an unknown `kid` led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// The sets have changed since: looking again makes sense.
+    Changed,
+    /// It is in no set.
+    Unknown,
+    /// A set cannot be fetched, so nobody knows.
+    Failed,
+}
+
 pub struct Jwks {
     client: Client,
     settings: Settings,
+    /// All sets of the start have been there; a set that is added later does not undo it.
+    started: AtomicBool,
     entries: ArcSwap<Vec<Arc<Entry>>>,
     now: fn() -> u64,
 }
@@ -85,17 +99,26 @@ impl Jwks {
     /// `now` is the wall clock in Unix seconds.
     #[must_use]
     pub fn new(client: Client, settings: Settings, now: fn() -> u64) -> Arc<Self> {
-        Arc::new(Self { client, settings, entries: ArcSwap::default(), now })
+        let started = AtomicBool::new(false);
+        Arc::new(Self { client, settings, started, entries: ArcSwap::default(), now })
     }
 
     /// Takes over the sets of a configuration; one that was there before goes on as it was.
     pub fn adopt(&self, keys: &mut KeySet) {
         let old = self.entries.load();
         let entries = keys.remotes_mut().iter_mut().map(|remote| {
-            let before = old.iter().find(|e| e.remote.is_like(remote));
-            let entry = before.map_or_else(|| Entry::new(Arc::clone(remote)), Arc::clone);
-            *remote = Arc::clone(&entry.remote);
-            entry
+            let before = old.iter().find(|e| e.remote.is_same_set(remote));
+            match before {
+                Some(entry) if entry.remote.max_age == remote.max_age => {
+                    *remote = Arc::clone(&entry.remote);
+                    Arc::clone(entry)
+                }
+                Some(entry) => {
+                    remote.take_over(&entry.remote);
+                    Entry::new(Arc::clone(remote))
+                }
+                None => Entry::new(Arc::clone(remote)),
+            }
         });
         self.entries.store(Arc::new(entries.collect()));
     }
@@ -103,14 +126,33 @@ impl Jwks {
     /// All sets were there at least once: until then no token of theirs can be accepted.
     #[must_use]
     pub fn is_started(&self) -> bool {
-        self.entries.load().iter().all(|e| e.remote.state().fetched_at.is_some())
+        if self.started.load(Ordering::Acquire) {
+            return true;
+        }
+        let all = self.entries.load().iter().all(|e| e.remote.state().fetched_at.is_some());
+        self.started.fetch_or(all, Ordering::AcqRel);
+        all
+    }
+
+    /// Fetches every set once, and says what went wrong.
+    pub async fn fetch_all(&self) -> Vec<String> {
+        let entries = self.entries.load_full();
+        let mut problems = Vec::new();
+        for entry in entries.iter() {
+            self.fetch(entry, None).await;
+            if let Some(error) = entry.progress.lock().error.clone() {
+                let url = entry.remote.shown_url();
+                problems.push(format!("the key set at {url} cannot be fetched: {error}"));
+            }
+        }
+        problems
     }
 
     #[must_use]
     pub fn health(&self) -> Vec<Health> {
         let now = (self.now)();
         let health = |e: &Arc<Entry>| Health {
-            url: e.remote.url.clone(),
+            url: e.remote.shown_url(),
             keys: e.remote.state().keys.len(),
             fetched_at: e.remote.state().fetched_at,
             usable: e.remote.is_usable(now),
@@ -133,23 +175,30 @@ impl Jwks {
         }
     }
 
-    /// A token names a `kid` that is in no set: fetches where that may help. True when the sets
-    /// have changed since, so that looking again makes sense.
-    pub async fn wanted(&self, kid: &str) -> bool {
+    /// A token names a `kid` that is in no set: fetches where that may help, or waits for a fetch that
+    /// is under way.
+    pub async fn wanted(&self, kid: &str) -> Look {
         if kid.is_empty() || kid.len() > MAX_KID {
-            return false;
+            return Look::Unknown;
         }
         let entries = self.entries.load_full();
-        let mut changed = false;
+        let mut look = Look::Unknown;
         for entry in entries.iter() {
             let seen = entry.progress.lock().successes;
-            if self.is_worth_asking(entry, kid) {
+            let under_way = entry.turn.available_permits() == 0;
+            if under_way || self.is_worth_asking(entry, kid) {
                 self.fetch(entry, Some(kid)).await;
             }
-            changed |= entry.progress.lock().successes != seen;
-            changed |= entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid));
+            let progress = entry.progress.lock();
+            let has = entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid));
+            if has || progress.successes != seen {
+                return Look::Changed;
+            }
+            if progress.error.is_some() {
+                look = Look::Failed;
+            }
         }
-        changed
+        look
     }
 
     fn is_worth_asking(&self, entry: &Entry, kid: &str) -> bool {
@@ -176,7 +225,10 @@ impl Jwks {
                 progress.successes += 1;
                 progress.failures = 0;
                 if progress.error.take().is_some() {
-                    tracing::info!(url = entry.remote.url, "the key set can be fetched again");
+                    tracing::info!(
+                        url = entry.remote.shown_url(),
+                        "the key set can be fetched again"
+                    );
                 }
                 progress.next = Some(Instant::now() + self.settings.refresh);
             }
@@ -187,7 +239,7 @@ impl Jwks {
                 let said = e.to_string();
                 if progress.error.as_ref() != Some(&said) {
                     tracing::warn!(
-                        url = entry.remote.url,
+                        url = entry.remote.shown_url(),
                         error = said,
                         "cannot fetch the key set; the old keys stay"
                     );
@@ -196,6 +248,7 @@ impl Jwks {
             }
         }
         if let Some(kid) = kid
+            && progress.error.is_none()
             && !entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid))
         {
             if progress.unknown.len() >= MAX_UNKNOWN {
@@ -212,10 +265,10 @@ impl Jwks {
         let body = body.map_err(|_| UpstreamError::TimedOut)??;
         let set = jwk::read(&body, &remote.algs, false).map_err(UpstreamError::Unusable)?;
         for skipped in &set.skipped {
-            tracing::warn!(url = remote.url, "left out of the key set: {skipped}");
+            tracing::warn!(url = remote.shown_url(), "left out of the key set: {skipped}");
         }
         if set.keys.is_empty() {
-            tracing::warn!(url = remote.url, "the key set has no key that can be used");
+            tracing::warn!(url = remote.shown_url(), "the key set has no key that can be used");
         }
         Ok(set.keys)
     }

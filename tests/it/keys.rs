@@ -268,6 +268,92 @@ async fn rotating_a_secret_file_loses_no_socket() {
     }
 }
 
+/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during an
+/// outage an unknown `kid` was blamed on the token.
+#[tokio::test]
+async fn tokens_wait_for_the_fetch_that_they_need() {
+    let upstream = Upstream::start().await;
+    let (first, second, third) = (Pair::new("k1"), Pair::new("k2"), Pair::new("k3"));
+    upstream.answers(200, &set(&[&first]));
+    let config = jwks_config(&upstream.url).replace("refresh = \"1s\"", "refresh = \"1h\"");
+    let gateway = std::sync::Arc::new(Gateway::with(&config).await);
+    gateway.ready().await;
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    upstream.answers(200, &set(&[&first, &second]));
+    upstream.delays(std::time::Duration::from_millis(500));
+    let connects: Vec<_> = (0..4u64)
+        .map(|i| {
+            let (gateway, token) = (std::sync::Arc::clone(&gateway), second.token("u2"));
+            tokio::spawn(async move {
+                tokio::time::sleep(std::time::Duration::from_millis(100 * i)).await;
+                refused_or_ok(&gateway, &token).await
+            })
+        })
+        .collect();
+    for connect in connects {
+        assert_eq!(connect.await.unwrap(), "ok");
+    }
+    assert_eq!(upstream.count(), 2, "one fetch for all of them");
+    upstream.answers(500, &json!({}));
+    tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
+    assert_eq!(refused(&gateway, &third.token("u3")).await, (1013, "keys_unavailable".to_owned()));
+    assert_eq!(refused_or_ok(&gateway, &first.token("u1")).await, "ok");
+}
+
+/// A secret that a new configuration names may be mounted after it; it was never looked for again.
+#[tokio::test]
+async fn a_refused_configuration_is_tried_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("later");
+    let gateway = Gateway::start().await;
+    let text = std::fs::read_to_string(gateway.config.path()).unwrap();
+    std::fs::write(
+        gateway.config.path(),
+        format!("{text}\n[[auth.keys]]\nsecret_file = {path:?}\n"),
+    )
+    .unwrap();
+    gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
+    assert!(gateway.get_admin("/readyz").await.1.contains("cannot be read"));
+    let later = "a-secret-that-is-mounted-later-0123456789";
+    std::fs::write(&path, later).unwrap();
+    let token = sign(&json!({"sub": "u1", "exp": now() + 600}), later);
+    super::eventually("the secret", || async {
+        (refused_or_ok(&gateway, &token).await == "ok").then_some(())
+    })
+    .await;
+    assert_eq!(gateway.metric("config_reloads_total{result=\"failed\"}").await, 1.0, "told once");
+}
+
+/// `token check` fetches the key sets as the gateway would.
+#[tokio::test]
+async fn token_check_fetches_key_sets() {
+    let upstream = Upstream::start().await;
+    let pair = Pair::new("k1");
+    upstream.answers(200, &set(&[&pair]));
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t.toml");
+    std::fs::write(&file, jwks_config(&upstream.url)).unwrap();
+    let check = |token: String| {
+        let file = file.clone();
+        tokio::task::spawn_blocking(move || {
+            let mut child = Command::new(super::gateway::BIN)
+                .args(["token", "check", "--json", "--config"])
+                .arg(file)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            child.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
+            serde_json::from_slice::<Value>(&child.wait_with_output().unwrap().stdout).unwrap()
+        })
+    };
+    assert_eq!(check(pair.token("u1")).await.unwrap()["verdict"], "accept");
+    upstream.answers(503, &json!({}));
+    let report = check(pair.token("u1")).await.unwrap();
+    assert_eq!(report["reason"], "keys_unavailable");
+    assert!(report["warnings"][0].as_str().unwrap().contains("status 503"), "{report}");
+}
+
 /// The doctor in the running gateway: sampled, counted, logged once, and whole on request.
 #[tokio::test]
 async fn refused_signatures_are_explained_in_metric_and_log() {

@@ -119,3 +119,71 @@ async fn the_callback_decides_and_fails_closed() {
     assert_eq!(gateway.metric("callbacks_total{result=\"failed\"}").await, 6.0);
     assert!(!gateway.log().contains("between-us"), "no secret in the log");
 }
+
+/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription that
+/// was given up left its end behind for the next one.
+#[tokio::test]
+async fn a_subscription_is_renewed_by_a_later_token() {
+    let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
+    let gateway = Gateway::with(rules).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    let exp = now() + 5;
+    let subscribe = |channel: &str, exp: u64| json!({"type": "subscribe", "channel": channel, "token": subscription("u1", channel, exp)});
+    for (channel, exp) in [("room:1", exp), ("room:2", exp), ("room:1", now() + 600)] {
+        client.send(subscribe(channel, exp)).await;
+        assert_eq!(client.next().await["type"], "subscribed");
+    }
+    client.send(json!({"type": "unsubscribe", "channel": "room:2"})).await;
+    client.send(subscribe("room:2", now() + 600)).await;
+    for kind in ["unsubscribed", "subscribed"] {
+        assert_eq!(client.next().await["type"], kind);
+    }
+    super::eventually("the first tokens' end", || async { (now() > exp + 1).then_some(()) }).await;
+    for (channel, n) in [("room:1", 1), ("room:2", 2)] {
+        gateway.publish(channel, &json!(n)).await;
+        assert_eq!(client.next().await, json!(n), "{channel} is still subscribed");
+    }
+}
+
+#[tokio::test]
+async fn a_revoked_subscription_token_ends_its_subscription_only() {
+    let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
+    let gateway = Gateway::with(rules).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    for (channel, jti) in [("room:1", "s1"), ("room:2", "s2")] {
+        let claims = json!({"sub": "u1", "channel": channel, "jti": jti, "exp": now() + 600});
+        client
+            .send(json!({"type": "subscribe", "channel": channel, "token": sign(&claims, SECRET)}))
+            .await;
+        assert_eq!(client.next().await["type"], "subscribed");
+    }
+    assert_eq!(gateway.api("revoke_token", &json!({"jti": "s1"})).await, json!({"result": {}}));
+    assert_eq!(client.next().await["data"]["channelKey"], "room:1");
+    gateway.publish("room:2", &json!(2)).await;
+    assert_eq!(client.next().await, json!(2));
+}
+
+/// A refresh asks the application again: a permission does not outlive what it was given for.
+#[tokio::test]
+async fn a_refresh_asks_the_callback_again() {
+    let upstream = Upstream::start().await;
+    let config = format!(
+        "[callback]\nurl = \"{}\"\ntimeout = \"1s\"\ncache_ttl = \"0s\"\n\
+         [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
+        upstream.url
+    );
+    let gateway = Gateway::with(&config).await;
+    let token = |plan: &str| sign(&json!({"sub": "u1", "exp": now() + 600, "plan": plan}), SECRET);
+    let mut client = Client::connect_with(&gateway, "/ws", &token("gold")).await;
+    upstream.answers(200, &json!({"allow": true}));
+    assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
+    // Not to be asked is no clear no.
+    upstream.answers(500, &json!({}));
+    client.send(json!({"type": "refresh", "token": token("gold")})).await;
+    assert_eq!(client.next().await["type"], "refreshed");
+    upstream.answers(200, &json!({"allow": false}));
+    client.send(json!({"type": "refresh", "token": token("free")})).await;
+    assert_eq!(client.next().await["data"]["channelKey"], "post:1");
+    assert_eq!(client.next().await["type"], "refreshed");
+    assert_eq!(upstream.asked().last().unwrap().1["claims"], json!({"plan": "free"}));
+}

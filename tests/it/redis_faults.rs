@@ -375,3 +375,43 @@ async fn thousands_of_channels_come_back() {
         }
     }
 }
+
+/// The minimal ACL of docs/operations.md is enough, and Redis takes it.
+#[tokio::test]
+async fn the_documented_acl_is_enough() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let line = text.split("`ACL SETUSER gateway ").nth(1).unwrap().split('`').next().unwrap();
+    let redis = Redis::start();
+    let mut setuser = redis::cmd("ACL");
+    setuser.arg("SETUSER").arg("gateway");
+    for rule in line.replace(">PASSWORD", ">pw").split_whitespace() {
+        setuser.arg(rule);
+    }
+    setuser.exec(&mut redis.connection()).unwrap();
+    let url = format!("redis://gateway:pw@127.0.0.1:{}", redis.port);
+    let drift = "[drift]\nissuers = [\"web\"]\ninterval = \"100ms\"\n";
+    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{drift}");
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    gateway.publish("user:u1", &json!(1)).await;
+    assert_eq!(client.next().await, json!(1));
+    redis::cmd("SET")
+        .arg("tollgate:issuer:web")
+        .arg("other")
+        .exec(&mut redis.connection())
+        .unwrap();
+    super::eventually("the issuer is read", || async {
+        gateway
+            .get_admin("/metrics")
+            .await
+            .1
+            .contains("issuer_key_match{issuer=\"web\"} 0")
+            .then_some(())
+    })
+    .await;
+    assert_eq!(gateway.api("revoke_token", &json!({"jti": "x"})).await, json!({"result": {}}));
+    gateway.metric_reaches("revocations", 1.0).await;
+    assert!(!gateway.log().contains("NOPERM"), "{}", gateway.log());
+}

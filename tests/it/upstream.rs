@@ -22,6 +22,7 @@ struct Shared {
     asked: Mutex<Vec<(String, Value)>>,
     count: AtomicUsize,
     stalls: Mutex<bool>,
+    delay: Mutex<std::time::Duration>,
 }
 
 impl Upstream {
@@ -45,6 +46,10 @@ impl Upstream {
     /// It takes requests and never answers.
     pub fn stalls(&self, stalls: bool) {
         *self.shared.stalls.lock() = stalls;
+    }
+
+    pub fn delays(&self, delay: std::time::Duration) {
+        *self.shared.delay.lock() = delay;
     }
 
     pub fn count(&self) -> usize {
@@ -73,6 +78,8 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> (StatusC
     if *shared.stalls.lock() {
         std::future::pending::<()>().await;
     }
+    let delay = *shared.delay.lock();
+    tokio::time::sleep(delay).await;
     let (status, body) = shared.answer.lock().clone();
     (StatusCode::from_u16(status).unwrap_or(StatusCode::NOT_FOUND), body)
 }

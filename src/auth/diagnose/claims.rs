@@ -5,6 +5,7 @@ use serde_json::{Map, Value};
 use super::causes::{Cause, Side};
 use super::signature::moment;
 use super::{Finding, Subject, shown};
+use crate::auth::claims::is_user_id;
 use crate::auth::{Reason, UserClaim};
 
 pub(super) fn find(
@@ -13,43 +14,19 @@ pub(super) fn find(
     claims: &Map<String, Value>,
 ) -> Option<Finding> {
     let now = subject.now;
+    let in_milliseconds = ["exp", "nbf", "iat"]
+        .into_iter()
+        .find_map(|name| Some((name, claims.get(name)?.as_f64().filter(|t| *t >= 1e11)?)));
+    if let Some((name, value)) = in_milliseconds {
+        let advice = format!("{name} is {value}. {}", Cause::ExpInMilliseconds.fix());
+        return Some(Finding::new(Cause::ExpInMilliseconds, Side::Issuer, advice));
+    }
     let number = |name: &str| claims.get(name).and_then(Value::as_f64);
     match reason {
-        Reason::Expired => {
-            let exp = number("exp").unwrap_or_default();
-            if exp < 1e9 {
-                let advice = format!(
-                    "exp is {exp}, in {}: {}",
-                    moment(exp as u64),
-                    Cause::ExpIsDuration.fix()
-                );
-                return Some(Finding::new(Cause::ExpIsDuration, Side::Issuer, advice));
-            }
-            let skew = number("iat").filter(|iat| *iat > now as f64 + 1.0);
-            if let Some(iat) = skew {
-                return Some(clock_skew(iat - now as f64));
-            }
-            let advice = format!(
-                "it ended at {}, {} s ago. {}",
-                moment(exp as u64),
-                now.saturating_sub(exp as u64),
-                Cause::TokenExpired.fix()
-            );
-            Some(Finding::new(Cause::TokenExpired, Side::Issuer, advice))
-        }
+        Reason::Expired => Some(expired(number("exp").unwrap_or_default(), now)),
         Reason::NotYetValid => {
-            let nbf = number("nbf").unwrap_or_default();
-            match number("iat").filter(|iat| *iat > now as f64) {
-                Some(iat) => Some(clock_skew(iat - now as f64)),
-                None => {
-                    let advice = format!(
-                        "it is valid from {}. {}",
-                        moment(nbf as u64),
-                        Cause::NbfInFuture.fix()
-                    );
-                    Some(Finding::new(Cause::NbfInFuture, Side::Issuer, advice))
-                }
-            }
+            let ahead = number("iat").map(|iat| iat - now as f64).filter(|ahead| *ahead > 0.0);
+            Some(ahead.map_or_else(|| not_yet(number("nbf").unwrap_or_default()), clock_skew))
         }
         Reason::ExpMissing => {
             let misplaced = ["expiresIn", "expires_in", "expiry", "expires"];
@@ -79,6 +56,22 @@ pub(super) fn find(
     }
 }
 
+fn expired(exp: f64, now: u64) -> Finding {
+    let at = moment(exp as u64);
+    if exp < 1e9 {
+        let advice = format!("exp is {exp}, in {at}: {}", Cause::ExpIsDuration.fix());
+        return Finding::new(Cause::ExpIsDuration, Side::Issuer, advice);
+    }
+    let ago = now.saturating_sub(exp as u64);
+    let advice = format!("it ended at {at}, {ago} s ago. {}", Cause::TokenExpired.fix());
+    Finding::new(Cause::TokenExpired, Side::Issuer, advice)
+}
+
+fn not_yet(nbf: f64) -> Finding {
+    let advice = format!("it is valid from {}. {}", moment(nbf as u64), Cause::NbfInFuture.fix());
+    Finding::new(Cause::NbfInFuture, Side::Issuer, advice)
+}
+
 fn clock_skew(ahead: f64) -> Finding {
     let hours = ahead / 3600.0;
     let whole = hours.round() >= 1.0 && (hours - hours.round()).abs() < 0.02;
@@ -91,10 +84,6 @@ fn clock_skew(ahead: f64) -> Finding {
 fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding> {
     for name in ["exp", "nbf", "iat"] {
         match claims.get(name) {
-            Some(Value::Number(n)) if n.as_f64().is_some_and(|t| t >= 1e11) => {
-                let advice = format!("{name} is {n}. {}", Cause::ExpInMilliseconds.fix());
-                return Some(Finding::new(Cause::ExpInMilliseconds, Side::Issuer, advice));
-            }
             Some(Value::Number(n)) if n.as_f64().is_none_or(|t| t < 0.0) => {
                 let advice = format!("{name} is {n}. {}", Cause::ExpNotNumber.fix());
                 return Some(Finding::new(Cause::ExpNotNumber, Side::Issuer, advice));
@@ -106,14 +95,19 @@ fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding
             }
         }
     }
-    if claims.get("channel").is_some_and(Value::is_string) {
-        let advice = "this is a subscription token: connect with the user's token, and send this one with subscribe";
-        return Some(Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned()));
-    }
     let named = |c: &UserClaim| Some((c.0.clone(), c.find(claims)?));
-    let (name, value) = subject.settings.user_claim.iter().find_map(named)?;
-    let advice = format!("{name} is {}. {}", kind(value), Cause::UserClaimUnusable.fix());
-    Some(Finding::new(Cause::UserClaimUnusable, Side::Issuer, advice))
+    let user = subject.settings.user_claim.iter().find_map(named);
+    if let Some((name, value)) = user.filter(|(_, v)| !v.as_str().is_some_and(is_user_id)) {
+        let advice = format!("{name} is {}. {}", kind(value), Cause::UserClaimUnusable.fix());
+        return Some(Finding::new(Cause::UserClaimUnusable, Side::Issuer, advice));
+    }
+    subscription_token(claims)
+}
+
+fn subscription_token(claims: &Map<String, Value>) -> Option<Finding> {
+    claims.get("channel")?.as_str()?;
+    let advice = "this is a subscription token: connect with the user's token, and send this one with subscribe";
+    Some(Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned()))
 }
 
 fn kind(value: &Value) -> String {

@@ -56,10 +56,15 @@ pub(super) fn find(token: &str) -> Option<Damage> {
 fn wrapped(text: &str) -> Vec<(Cause, String)> {
     let mut all = Vec::new();
     let mut bare = text;
-    while let Some((scheme, rest)) = bare.split_once(' ')
-        && ["bearer", "jwt", "token"].contains(&scheme.to_ascii_lowercase().trim_end_matches(':'))
-    {
+    for _ in 0..4 {
+        let Some((scheme, rest)) = bare.split_once(' ') else { break };
+        let word = scheme.to_ascii_lowercase();
+        if !["bearer", "jwt", "token"].contains(&word.trim_end_matches(':')) {
+            break;
+        }
         bare = rest.trim_start();
+    }
+    if bare != text {
         all.push((Cause::BearerPrefix, bare.to_owned()));
     }
     for quote in ['"', '\'', '`'] {

@@ -22,8 +22,10 @@ use serde_json::{Map, Value};
 pub use causes::{Cause, Side, markdown};
 
 use super::algorithm::Algorithm;
+use super::secret::describe;
 use super::session_cookie::{Jwe, Maker};
 use super::{KeySet, Reason, Settings, Verifier, jwk};
+use crate::access::Identity;
 use signature::Jws;
 
 /// A secret that the operator names: what the issuer may have used.
@@ -102,7 +104,7 @@ pub fn shown(text: &str) -> String {
 /// Examines a token as [`Verifier::verify`] would see it at `now`.
 #[must_use]
 pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64) -> Report {
-    let found = verifier.verify(token, now);
+    let found = verified(verifier, token, now);
     let header = header_of(token);
     let text = |name: &str| header.as_ref()?.get(name)?.as_str().map(shown);
     let mut report = Report {
@@ -134,6 +136,17 @@ pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64
     report
 }
 
+/// As the gateway would: five parts are a session cookie where those are accepted, by any of its names.
+fn verified(verifier: &Verifier, token: &str, now: u64) -> Result<Identity, Reason> {
+    let found = verifier.verify(token, now);
+    let (Err(Reason::Encrypted), Some(session)) = (&found, verifier.session()) else {
+        return found;
+    };
+    let opened = session.names.iter().map(|name| verifier.verify_session(name, token, now));
+    // What was opened says more than what could not be.
+    opened.min_by_key(|f| (f.is_err(), *f == Err(Reason::BadSignature))).unwrap_or(found)
+}
+
 fn header_of(token: &str) -> Option<Map<String, Value>> {
     let bytes = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
     serde_json::from_slice(&bytes).ok()
@@ -149,6 +162,9 @@ fn find(
     let payload = payload.and_then(|p| serde_json::from_slice(&p).ok());
     let (keys, settings) = (verifier.keys(), verifier.settings());
     let subject = Subject { keys, settings, extra, now, payload };
+    if token.split('.').count() == 5 && verifier.session().is_some() {
+        return session(verifier, &subject, token, reason);
+    }
     let fixed = |cause: Cause, side| {
         Some(Finding::new(cause, side, format!("{} {}", cause.meaning(), cause.fix())))
     };
@@ -236,6 +252,31 @@ fn damaged(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64) ->
         }
     }
     Some(finding)
+}
+
+/// A session cookie that was refused where those are accepted.
+fn session(
+    verifier: &Verifier,
+    subject: &Subject<'_>,
+    token: &str,
+    reason: Reason,
+) -> Option<Finding> {
+    let session = verifier.session()?;
+    let opened = session.names.iter().find_map(|name| session.open(name, token).ok());
+    if let Some(claims) = opened {
+        return claims::find(subject, reason, &claims);
+    }
+    if !matches!(reason, Reason::BadSignature) {
+        return encrypted(subject, token);
+    }
+    let ours: Vec<_> = session.secrets.iter().map(|s| describe(s)).collect();
+    let advice = format!(
+        "none of the {} configured secrets ({}) opens the cookie under any of the configured names: the \
+         application has another secret, or its cookie another name (Auth.js 5 derives the key from it)",
+        ours.len(),
+        ours.join("; ")
+    );
+    Some(Finding::new(Cause::UnknownKey, Side::Issuer, advice))
 }
 
 /// Five parts: whose is it?

@@ -195,6 +195,10 @@ fn claims_are_explained() {
     anon["role"] = json!("anon");
     let mut skewed = with("nbf", json!(NOW + 7200));
     skewed["iat"] = json!(NOW + 7200);
+    let mut early = with("iat", json!(NOW * 1000));
+    early["exp"] = json!(NOW - 5);
+    let mut before = with("exp", json!(NOW - 5));
+    before["iat"] = json!(NOW + 7200);
     let mut misplaced = without("exp");
     misplaced["expiresIn"] = json!("1h");
     for (claims, cause) in [
@@ -216,6 +220,13 @@ fn claims_are_explained() {
         (anon, "wrong_token_kind"),
         (with("userId", json!(7)), "user_claim_unusable"),
         (with("userId", json!("a:b")), "user_claim_unusable"),
+        (early, "exp_in_milliseconds"),
+        (before, "token_expired"),
+        (with("channel", json!("room:1")), "wrong_token_kind"),
+        // Something else is wrong: no cause is better than the wrong one.
+        (with("jti", json!(5)), ""),
+        (with("aud", json!({"x": 1})), ""),
+        (with("channels", json!(["a", "b", "c", "d", "e", "f"])), ""),
     ] {
         let token = token(&json!({"alg": "HS256"}), &claims, TEXT.as_bytes());
         assert_eq!(diagnosed(&v, &token).0, cause, "{claims}");
@@ -278,6 +289,35 @@ fn encrypted_tokens_are_explained() {
     let foreign = format!("{}.AA.AAAA.BBBB.CCCC", b64(br#"{"alg":"RSA-OAEP","enc":"A256GCM"}"#));
     assert_eq!(diagnosed(&v, &auth0).0, "auth0_opaque_token");
     assert_eq!(diagnosed(&v, &foreign).0, "encrypted_token");
+}
+
+/// The doctor did not know the secrets and claims of session cookies.
+#[test]
+fn refused_session_cookies_are_explained() {
+    // {"alg":"dir","enc":"A256GCM"} by NextAuth 4's derivation is made by the real library in
+    // tests/issuers; here is one that nothing opens.
+    let session = crate::auth::SessionCookie {
+        names: vec!["next-auth.session-token".into()],
+        secrets: vec![TEXT.into()],
+    };
+    let v = verifier(vec![]).with_session(Some(session));
+    let cookie = format!(
+        "{}..{}.{}.{}",
+        b64(br#"{"alg":"dir","enc":"A256GCM"}"#),
+        b64(&[1; 12]),
+        b64(&[2; 40]),
+        b64(&[3; 16])
+    );
+    let report = examine(&v, &cookie, &[], NOW);
+    assert_eq!((report.reason, report.cause), (Some("bad_signature"), Some("unknown_key")));
+    assert!(report.advice.unwrap().contains("opens the cookie"));
+}
+
+/// A token of nothing but prefixes kept a copy for each.
+#[test]
+fn many_prefixes_cost_little() {
+    let v = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);
+    assert_eq!(diagnosed(&v, &"jwt ".repeat(4000)).0, "");
 }
 
 #[test]

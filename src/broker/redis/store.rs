@@ -1,8 +1,8 @@
 //! What replicas share in Redis beside publications: a sorted set of revocations, scored by the second
-//! in which each ends, and values that others write.
+//! in which each ends and swept by every reading of it, and values that others write.
 
 use bytes::Bytes;
-use redis::{Cmd, FromRedisValue, Pipeline};
+use redis::{Cmd, FromRedisValue};
 
 use super::{RedisBroker, connect};
 use crate::broker::{BrokerError, Store, StoreFuture};
@@ -20,25 +20,14 @@ impl RedisBroker {
             self.shared.publisher.lock().clone().ok_or(BrokerError::Unavailable)?;
         command.query_async(&mut connection).await.map_err(|e| connect::classify(&e))
     }
-
-    async fn run(&self, pipeline: &Pipeline) -> Result<(), BrokerError> {
-        let (mut connection, _) =
-            self.shared.publisher.lock().clone().ok_or(BrokerError::Unavailable)?;
-        pipeline.query_async(&mut connection).await.map_err(|e| connect::classify(&e))
-    }
 }
 
 impl Store for RedisBroker {
     fn remember(&self, entry: Bytes, until: u64) -> StoreFuture<'_, ()> {
         let key = self.revoked();
-        Box::pin(async move {
-            let mut both = redis::pipe();
-            both.cmd("ZADD").arg(&key).arg("GT").arg("CH").arg(until).arg(&entry[..]).ignore();
-            // The set ends with its last entry; GT never shortens it.
-            both.cmd("EXPIREAT").arg(&key).arg(until).arg("NX").ignore();
-            both.cmd("EXPIREAT").arg(&key).arg(until).arg("GT").ignore();
-            self.run(&both).await
-        })
+        let mut add = redis::cmd("ZADD");
+        add.arg(key).arg(until).arg(&entry[..]);
+        Box::pin(async move { self.query::<i64>(&add).await.map(|_| ()) })
     }
 
     fn recall(&self, now: u64) -> StoreFuture<'_, Vec<Bytes>> {
