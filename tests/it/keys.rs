@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -226,16 +228,32 @@ async fn rotating_a_secret_file_loses_no_socket() {
     let next = "the-next-secret-abcdefghijklmnopqrstuvwxyz";
     mount("v1", SECRET);
     let path = folder.path().join("..data/jwt");
-    let retired_at = now() + 15;
+    let retired_at = now() + 25;
     let config = |current: &str| {
         format!(
-            "[[auth.keys]]\n{current}\n[[auth.keys]]\nsecret = \"{SECRET}\"\nvalid_until = {}\n",
+            "[limits]\nping_interval = \"1h\"\n[[auth.keys]]\n{current}\n[[auth.keys]]\nsecret = \"{SECRET}\"\nvalid_until = {}\n",
             humantime::format_rfc3339(
                 std::time::UNIX_EPOCH + std::time::Duration::from_secs(retired_at)
             )
         )
     };
     let mut gateway = Gateway::with(&config(&format!("secret_file = {path:?}"))).await;
+    // Clients of the old key come and go all the while, and not one is refused.
+    let (address, stop) = (gateway.public.clone(), Arc::new(AtomicBool::new(false)));
+    let load = tokio::spawn({
+        let stop = Arc::clone(&stop);
+        async move {
+            let mut connects = 0;
+            while !stop.load(Ordering::Relaxed) {
+                let bearer = format!("Bearer {}", token("load"));
+                let headers = [("authorization", bearer.as_str())];
+                let mut client = Client::open(&address, "/ws", &headers).await.unwrap();
+                assert_eq!(client.next().await["type"], "connected");
+                connects += 1;
+            }
+            connects
+        }
+    });
     let mut kept = Vec::new();
     for i in 0..20 {
         kept.push(Client::connect(&gateway, &format!("u{i}")).await);
@@ -259,6 +277,9 @@ async fn rotating_a_secret_file_loses_no_socket() {
             .contains("\"configuration\":{\"error\":null,\"ok\":true}")
     );
     drop(Client::connect(&gateway, "old").await);
+    stop.store(true, Ordering::Relaxed);
+    assert!(load.await.unwrap() > 100, "there was a load");
+    assert!(now() < retired_at, "all of it before the old key's end");
     super::eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
     assert_eq!(refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
     gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_retired\"}", 1.0).await;
@@ -276,14 +297,14 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
     let (first, second, third) = (Pair::new("k1"), Pair::new("k2"), Pair::new("k3"));
     upstream.answers(200, &set(&[&first]));
     let config = jwks_config(&upstream.url).replace("refresh = \"1s\"", "refresh = \"1h\"");
-    let gateway = std::sync::Arc::new(Gateway::with(&config).await);
+    let gateway = Arc::new(Gateway::with(&config).await);
     gateway.ready().await;
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     upstream.answers(200, &set(&[&first, &second]));
     upstream.delays(std::time::Duration::from_millis(500));
     let connects: Vec<_> = (0..4u64)
         .map(|i| {
-            let (gateway, token) = (std::sync::Arc::clone(&gateway), second.token("u2"));
+            let (gateway, token) = (Arc::clone(&gateway), second.token("u2"));
             tokio::spawn(async move {
                 tokio::time::sleep(std::time::Duration::from_millis(100 * i)).await;
                 refused_or_ok(&gateway, &token).await
