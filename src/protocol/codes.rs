@@ -93,7 +93,12 @@ impl CloseCode {
                 Yes,
                 "A deadline passed: no token in time, no answer to a ping, an unfinished message.",
             ),
-            Self::Disconnected => (4409, "disconnected", No, "The backend disconnected this user."),
+            Self::Disconnected => (
+                4409,
+                "disconnected",
+                No,
+                "The backend disconnected this user, or took its token back.",
+            ),
             Self::SlowConsumer => (
                 4410,
                 "slow_consumer",

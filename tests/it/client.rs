@@ -49,6 +49,15 @@ impl Client {
         client
     }
 
+    /// Connects with a token that is refused; the close code and reason.
+    pub async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
+        let bearer = format!("Bearer {token}");
+        let headers = [("authorization", bearer.as_str())];
+        let mut client = Self::open(&gateway.public, "/ws", &headers).await.unwrap();
+        let (code, reason, _) = client.closed().await;
+        (code, reason)
+    }
+
     /// Upgrades and reads nothing.
     pub async fn open(
         address: &str,

@@ -57,14 +57,6 @@ fn set(pairs: &[&Pair]) -> Value {
     json!({"keys": pairs.iter().map(|p| &p.jwk).collect::<Vec<_>>()})
 }
 
-async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
-    let bearer = format!("Bearer {token}");
-    let headers = [("authorization", bearer.as_str())];
-    let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
-    let (code, reason, _) = client.closed().await;
-    (code, reason)
-}
-
 fn jwks_config(url: &str) -> String {
     format!(
         "[auth.jwks]\nrefresh = \"1s\"\nmin_interval = \"1s\"\ntimeout = \"1s\"\nmax_age = \"1h\"\n\
@@ -79,7 +71,10 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     upstream.answers(503, &json!({}));
     let mut gateway = Gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
     // Never fetched: our fault, so the client may come back, and the replica is not ready.
-    assert_eq!(refused(&gateway, &first.token("u1")).await, (1013, "keys_unavailable".to_owned()));
+    assert_eq!(
+        Client::refused(&gateway, &first.token("u1")).await,
+        (1013, "keys_unavailable".to_owned())
+    );
     super::eventually("why", || async {
         let (status, body) = gateway.get_admin("/readyz").await;
         (status == 503 && body.contains("status 503")).then_some(())
@@ -145,7 +140,7 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
     for i in 0..50 {
         let kid = if i == 0 { "../../etc/passwd".to_owned() } else { format!("k{}", i + 1) };
         let token = format!("{}.e30.{}", header(&kid), URL_SAFE_NO_PAD.encode([7; 64]));
-        assert_eq!(refused(&gateway, &token).await, (4401, "kid_unknown".to_owned()));
+        assert_eq!(Client::refused(&gateway, &token).await, (4401, "kid_unknown".to_owned()));
     }
     assert_eq!(upstream.count(), 1, "only the fetch at the start");
     // A4: nothing that a token's header names is fetched.
@@ -157,7 +152,7 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
         URL_SAFE_NO_PAD.encode(header.to_string()),
         URL_SAFE_NO_PAD.encode([7; 64])
     );
-    assert_eq!(refused(&gateway, &forged).await, (4401, "bad_signature".to_owned()));
+    assert_eq!(Client::refused(&gateway, &forged).await, (4401, "bad_signature".to_owned()));
     assert_eq!(upstream.count(), 1);
 }
 
@@ -207,7 +202,7 @@ async fn a_key_set_over_tls_needs_a_trusted_certificate() {
     drop(Client::connect_with(&gateway, "/ws", &pair.token("u1")).await);
     let mut doubting = Gateway::with(&jwks_config(&url)).await;
     doubting.logged("cannot fetch the key set").await;
-    assert_eq!(refused(&doubting, &pair.token("u1")).await.0, 1013);
+    assert_eq!(Client::refused(&doubting, &pair.token("u1")).await.0, 1013);
     server.kill().unwrap();
     server.wait().unwrap();
 }
@@ -281,7 +276,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     assert!(load.await.unwrap() > 100, "there was a load");
     assert!(now() < retired_at, "all of it before the old key's end");
     super::eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
-    assert_eq!(refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
+    assert_eq!(Client::refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
     gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_retired\"}", 1.0).await;
     gateway.logged("which was retired at").await;
     for client in &mut kept {
@@ -317,7 +312,10 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
     assert_eq!(upstream.count(), 2, "one fetch for all of them");
     upstream.answers(500, &json!({}));
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
-    assert_eq!(refused(&gateway, &third.token("u3")).await, (1013, "keys_unavailable".to_owned()));
+    assert_eq!(
+        Client::refused(&gateway, &third.token("u3")).await,
+        (1013, "keys_unavailable".to_owned())
+    );
     assert_eq!(refused_or_ok(&gateway, &first.token("u1")).await, "ok");
 }
 
@@ -381,7 +379,7 @@ async fn refused_signatures_are_explained_in_metric_and_log() {
     let mut gateway = Gateway::start().await;
     let wrong = sign(&json!({"sub": "u1", "exp": now() + 60}), "your-secret-key");
     for _ in 0..5 {
-        assert_eq!(refused(&gateway, &wrong).await, (4401, "bad_signature".to_owned()));
+        assert_eq!(Client::refused(&gateway, &wrong).await, (4401, "bad_signature".to_owned()));
     }
     assert_eq!(gateway.metric("auth_failures_total{reason=\"bad_signature\"}").await, 5.0);
     gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_default\"}", 1.0).await;

@@ -10,14 +10,6 @@ fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
     sign(&json!({"sub": user, "jti": jti, "iat": issued_at, "exp": now() + 600}), SECRET)
 }
 
-async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
-    let bearer = format!("Bearer {token}");
-    let headers = [("authorization", bearer.as_str())];
-    let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
-    let (code, reason, _) = client.closed().await;
-    (code, reason)
-}
-
 #[tokio::test]
 async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
     let redis = Redis::start();
@@ -41,12 +33,12 @@ async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
     }
     kept.nothing_came().await;
     for gateway in [&here, &there] {
-        assert_eq!(refused(gateway, &bad).await, (4401, "revoked".to_owned()));
+        assert_eq!(Client::refused(gateway, &bad).await, (4401, "revoked".to_owned()));
     }
     drop(there);
     let again = Gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 1.0).await;
-    assert_eq!(refused(&again, &bad).await, (4401, "revoked".to_owned()));
+    assert_eq!(Client::refused(&again, &bad).await, (4401, "revoked".to_owned()));
     drop(Client::connect_with(&again, "/ws", &good).await);
     assert_eq!(again.metric("auth_failures_total{reason=\"revoked\"}").await, 1.0);
 }
@@ -63,7 +55,7 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
     assert_eq!(closed.closed().await.0, 4409);
     assert_eq!(without.closed().await.0, 4409, "without an iat nothing shows that it is newer");
     other.nothing_came().await;
-    assert_eq!(refused(&gateway, &old).await.1, "revoked");
+    assert_eq!(Client::refused(&gateway, &old).await.1, "revoked");
     let mut fresh = Client::connect_with(&gateway, "/ws", &with_jti("u1", "b", now())).await;
     // A refresh with a revoked token is refused, and the socket keeps the token it has.
     fresh.send(json!({"type": "refresh", "token": old})).await;
