@@ -221,3 +221,19 @@ public_key_pem = "-----BEGIN PRIVATE KEY-----hunter2-----END PRIVATE KEY-----"
     assert!(!printed.contains("hunter2"), "{printed}");
     assert!(printed.contains("https://issuer/jwks"), "{printed}");
 }
+
+#[test]
+fn sections_within_sections_have_variables_too() {
+    let env = [
+        ("TOLLGATE_AUTH__KEYS", KEY),
+        ("TOLLGATE_AUTH__JWKS__REFRESH", "2m"),
+        ("TOLLGATE_AUTH__SESSION_COOKIE__ENABLED", "true"),
+        ("TOLLGATE_AUTH__SESSION_COOKIE__SECRETS_ENV", r#"["AUTH_SECRET"]"#),
+        ("AUTH_SECRET", "kept-0123456789abcdef0123456789abcdef"),
+    ];
+    let loaded = run(None, &env).unwrap();
+    assert_eq!(loaded.config.auth.jwks.refresh.0.as_secs(), 120);
+    assert!(loaded.policy.verifier.session().is_some());
+    let problems = run(None, &[("TOLLGATE_AUTH__JWKS__REFRSH", "2m")]).unwrap_err();
+    assert!(problems[0].contains("did you mean auth.jwks.refresh?"), "{problems:?}");
+}
