@@ -1,8 +1,5 @@
-//! The JSON of a token, and the checks of its claims (RFC 7519 section 4.1).
+//! The checks of a token's claims (RFC 7519 section 4.1).
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::{Reason, Settings};
@@ -30,43 +27,6 @@ impl UserClaim {
             value = value.get(name)?;
         }
         Some(value)
-    }
-}
-
-/// A base64url part that holds one JSON object without duplicate names.
-pub(super) fn object(part: &str) -> Result<Map<String, Value>, Reason> {
-    // Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
-    object_of(&URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed)?)
-}
-
-/// One JSON object without duplicate names.
-pub(super) fn object_of(bytes: &[u8]) -> Result<Map<String, Value>, Reason> {
-    serde_json::from_slice::<Unique>(bytes).map(|u| u.0).map_err(|_| Reason::Malformed)
-}
-
-/// RFC 7519 section 4 lets a parser refuse duplicate names; two readers that each take another of
-/// them are an attack.
-struct Unique(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Unique;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Unique, A::Error> {
-                let mut map = Map::new();
-                while let Some((name, value)) = access.next_entry::<String, Value>()? {
-                    if map.insert(name, value).is_some() {
-                        return Err(A::Error::custom("duplicate name"));
-                    }
-                }
-                Ok(Unique(map))
-            }
-        }
-        deserializer.deserialize_map(Object)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod algorithm;
 mod claims;
 pub mod diagnose;
 pub mod fingerprint;
+mod json;
 pub mod jwk;
 pub mod keys;
 pub mod pem;
@@ -291,7 +292,7 @@ impl Verifier {
             return Err(Reason::Oversize);
         }
         let parts = Parts::split(token)?;
-        let header = claims::object(parts.header)?;
+        let header = json::object(parts.header)?;
         // Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
         let signature = URL_SAFE_NO_PAD.decode(parts.signature).map_err(|_| Reason::Malformed)?;
         let alg = header_alg(&header)?;
@@ -302,7 +303,7 @@ impl Verifier {
         };
         let signed = Signed { alg: &alg, kid, signed: parts.signed, signature: &signature };
         self.keys.verify(&signed, now)?;
-        claims::object(parts.payload)
+        json::object(parts.payload)
     }
 }
 

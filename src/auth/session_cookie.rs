@@ -14,7 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::Reason;
-use super::claims;
+use super::json;
 
 /// Seconds of clock difference that both libraries forgive.
 pub const TOLERANCE: u64 = 15;
@@ -123,7 +123,7 @@ impl<'t> Jwe<'t> {
         let [header, key, iv, ciphertext, tag] = parts[..] else {
             return Err(Reason::Malformed);
         };
-        let fields = claims::object(header)?;
+        let fields = json::object(header)?;
         let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
         if ["crit", "zip", "b64"].iter().any(|n| fields.contains_key(*n)) {
             return Err(Reason::CritUnsupported);
@@ -167,7 +167,7 @@ impl<'t> Jwe<'t> {
                 Encryption::Gcm => self.open_gcm(&key),
                 Encryption::CbcHs512 => self.open_cbc(&key),
             }?;
-            Some((*maker, claims::object_of(&plain)))
+            Some((*maker, json::object_of(&plain)))
         })
     }
 

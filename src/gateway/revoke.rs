@@ -20,7 +20,7 @@ pub enum RevokeError {
     Full,
     #[error("not stored ({0}): it holds on this replica until it restarts; try again")]
     Store(BrokerError),
-    /// Stored: the other replicas find it within [`RECALL_EVERY`].
+    /// Stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
