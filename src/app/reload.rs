@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::{Reload, apply_limits, callback_of, short_hash, with_revocations};
-use crate::config::{Config, Loaded, Policy};
+use crate::config::{Config, Loaded, Policy, Problem};
 use crate::http::App;
 use crate::lifecycle::Hangup;
 use crate::metrics;
@@ -63,10 +63,15 @@ pub(super) async fn watch(
     mut sha: String,
 ) {
     let mut watched = Watched::of(file.as_ref(), &app.context.policy.load());
-    // What changed between the start's own reading and this look is taken in without a word.
+    // What changed between the start's own reading and this look is taken in; that nothing did is no
+    // news.
     watched.look();
-    if let Ok(Loaded { config, policy, .. }) = reload() {
-        put_in_force(&app, policy, &config);
+    match reload() {
+        Ok(Loaded { config, policy, printed, .. }) if short_hash(&printed) == sha => {
+            put_in_force(&app, policy, &config);
+        }
+        Ok(loaded) => watched = taken(&app, loaded, &mut sha).keep(&watched),
+        Err(problems) => refused(&app, &problems, true),
     }
     loop {
         let asked = tokio::select! {
@@ -74,47 +79,46 @@ pub(super) async fn watch(
             () = sleep(WATCH_EVERY) => false,
         };
         let changed = watched.look();
-        let refused = app.lifecycle.reload_problem();
-        if !asked && !changed && refused.is_none() {
+        if !asked && !changed && app.lifecycle.reload_problem().is_none() {
             continue;
         }
         match reload() {
-            Ok(Loaded { config, policy, printed, .. }) => {
-                let new = short_hash(&printed);
-                if new != sha {
-                    metrics::config_replaced(&sha, &new);
-                    sha = new;
-                }
-                watched = Watched::of(file.as_ref(), &policy).keep(&watched);
-                taken(&app, policy, &config);
-            }
-            Err(problems) => {
-                let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
-                let all = all.join("; ");
-                // Tried again, it is no news.
-                if asked || changed || refused.as_ref() != Some(&all) {
-                    metrics::config_reload(false);
-                    tracing::error!(
-                        problems = all,
-                        "configuration not reloaded; the old one stays"
-                    );
-                }
-                app.lifecycle.reloaded(Some(all));
-            }
+            Ok(loaded) => watched = taken(&app, loaded, &mut sha).keep(&watched),
+            Err(problems) => refused(&app, &problems, asked || changed),
         }
     }
 }
 
-fn taken(app: &App, policy: Policy, config: &Config) {
+/// Keeps the old configuration. Tried again by itself and refused for the same, it is no news.
+fn refused(app: &App, problems: &[Problem], news: bool) {
+    let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let all = all.join("; ");
+    if news || app.lifecycle.reload_problem().as_ref() != Some(&all) {
+        metrics::config_reload(false);
+        tracing::error!(problems = all, "configuration not reloaded; the old one stays");
+    }
+    app.lifecycle.reloaded(Some(all));
+}
+
+/// Takes a configuration in, and says which files it hangs on.
+fn taken(app: &App, loaded: Loaded, sha: &mut String) -> Watched {
+    let Loaded { config, policy, printed, file } = loaded;
+    let new = short_hash(&printed);
+    if new != *sha {
+        metrics::config_replaced(sha, &new);
+        *sha = new;
+    }
     for warning in &policy.warnings {
         tracing::warn!("configuration: {warning}");
     }
-    put_in_force(app, policy, config);
+    let watched = Watched::of(file.as_ref(), &policy);
+    put_in_force(app, policy, &config);
     app.lifecycle.reloaded(None);
     metrics::config_reload(true);
     tracing::info!(
         "configuration reloaded: tokens, keys, rules, callback, limits, origins, API keys"
     );
+    watched
 }
 
 fn put_in_force(app: &App, policy: Policy, config: &Config) {

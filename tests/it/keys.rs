@@ -326,11 +326,7 @@ async fn a_refused_configuration_is_tried_again() {
     let path = folder.path().join("later");
     let gateway = Gateway::start().await;
     let text = std::fs::read_to_string(gateway.config.path()).unwrap();
-    std::fs::write(
-        gateway.config.path(),
-        format!("{text}\n[[auth.keys]]\nsecret_file = {path:?}\n"),
-    )
-    .unwrap();
+    gateway.reconfigure(&format!("{text}\n[[auth.keys]]\nsecret_file = {path:?}\n"));
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
     assert!(gateway.get_admin("/readyz").await.1.contains("cannot be read"));
     let later = "a-secret-that-is-mounted-later-0123456789";
