@@ -1,4 +1,5 @@
-//! The process's life: readiness, signals, the phases of a drain, and the only place that spawns.
+//! The process's life: readiness, signals, the phases of a drain, the wall clock, and the only place
+//! that spawns.
 //!
 //! Not here: what a drain does to sockets (`app`). Invariant: a phase only ever moves forward, and
 //! a second signal ends the process at once.
@@ -6,6 +7,7 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -114,6 +116,12 @@ where
         task.await;
         tracing::debug!(task = name, "task ended");
     })
+}
+
+/// The wall clock in Unix seconds, for `exp` and `nbf`.
+#[must_use]
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 /// SIGTERM and SIGINT. Installed before anything listens, and kept: a signal that comes before it is

@@ -184,7 +184,8 @@ pub struct Verifier {
     settings: Settings,
     keys: KeySet,
     revocations: Arc<Revocations>,
-    session: Option<SessionCookie>,
+    /// With the settings for its claims.
+    session: Option<(SessionCookie, Settings)>,
 }
 
 impl Verifier {
@@ -196,28 +197,28 @@ impl Verifier {
     /// Accepts session cookies too.
     #[must_use]
     pub fn with_session(mut self, session: Option<SessionCookie>) -> Self {
-        self.session = session;
+        // Issuer and audience are not asked: these libraries do not set them.
+        let leeway = self.settings.leeway.max(session_cookie::TOLERANCE);
+        let settings =
+            Settings { issuer: vec![], audience: vec![], leeway, ..self.settings.clone() };
+        self.session = session.map(|session| (session, settings));
         self
     }
 
     /// The session cookies that are accepted, if any are.
     #[must_use]
     pub fn session(&self) -> Option<&SessionCookie> {
-        self.session.as_ref()
+        self.session.as_ref().map(|(session, _)| session)
     }
 
     /// Whom does a session cookie speak for? `name` is the cookie's, without a chunk number.
     ///
     /// # Errors
-    /// As [`Verifier::verify`]; `bad_signature` when no secret decrypts it. Issuer and audience are
-    /// not asked: these libraries do not set them.
+    /// As [`Verifier::verify`]; `bad_signature` when no secret decrypts it.
     pub fn verify_session(&self, name: &str, token: &str, now: u64) -> Result<Identity, Reason> {
-        let session = self.session.as_ref().ok_or(Reason::Encrypted)?;
+        let (session, settings) = self.session.as_ref().ok_or(Reason::Encrypted)?;
         let claims = session.open(name, token)?;
-        let leeway = self.settings.leeway.max(session_cookie::TOLERANCE);
-        let settings =
-            Settings { issuer: vec![], audience: vec![], leeway, ..self.settings.clone() };
-        self.unrevoked(claims::check(&claims, &settings, now)?, now)
+        self.unrevoked(claims::check(&claims, settings, now)?, now)
     }
 
     /// Looks revoked tokens up in a table that is shared.

@@ -45,10 +45,6 @@ impl Sources<'_> {
     /// An environment variable of these sources.
     #[must_use]
     pub fn variable(&self, name: &str) -> Option<&str> {
-        self.env(name)
-    }
-
-    fn env(&self, name: &str) -> Option<&str> {
         self.env.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 }
@@ -79,7 +75,8 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     for (path, value) in &sources.presets {
         put(&mut tree.values, path, value.clone());
     }
-    let file = sources.file.clone().or_else(|| sources.env("TOLLGATE_CONFIG").map(PathBuf::from));
+    let file =
+        sources.file.clone().or_else(|| sources.variable("TOLLGATE_CONFIG").map(PathBuf::from));
     if let Some(path) = &file {
         tree.merge_file(path);
     }
@@ -100,7 +97,8 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     let Some(config) = config else {
         return Err(tree.problems);
     };
-    let judged = Policy::build(&config, sources.dev, &|name| sources.env(name).map(str::to_owned));
+    let judged =
+        Policy::build(&config, sources.dev, &|name| sources.variable(name).map(str::to_owned));
     match judged {
         Ok(policy) if tree.problems.is_empty() => Ok(Loaded { config, policy, printed, file }),
         Ok(_) => Err(tree.problems),

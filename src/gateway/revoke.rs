@@ -1,12 +1,11 @@
 //! Revocation across replicas: at once through a control message, and again from the store after a
 //! restart, a reconnect, and now and then, because a control message can be missed.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use super::{Control, ControlError, Gateway};
 use crate::auth::Revocation;
 use crate::broker::BrokerError;
 use crate::hub::Connection;
+use crate::lifecycle::unix_now;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 
@@ -23,10 +22,6 @@ pub enum RevokeError {
     /// Stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
     Control(#[from] ControlError),
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 impl Gateway {

@@ -13,7 +13,7 @@ mod timers;
 pub mod tokens;
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -23,6 +23,7 @@ use crate::channel::ChannelName;
 use crate::config::Policy;
 use crate::gateway::{Gateway, Waiting};
 use crate::hub::Connection;
+pub use crate::lifecycle::unix_now;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
@@ -72,12 +73,6 @@ pub struct Session {
     allowance: f32,
     allowance_at: u32,
     began: Instant,
-}
-
-/// The wall clock in Unix seconds, for `exp` and `nbf`.
-#[must_use]
-pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
 impl Session {
