@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::channel::{ChannelName, is_forbidden};
+use crate::channel::{ChannelName, Retention, is_forbidden};
 
 /// What a token can be revoked by: its `jti`, its `iat` in Unix seconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -147,6 +147,14 @@ pub struct Rule {
     pub pattern: Pattern,
     pub allow: Allow,
     pub auto_subscribe: bool,
+    /// The channels' publications are kept.
+    pub history: Option<Retention>,
+}
+
+/// How the history of a channel is kept, by the rule that decides on it.
+#[must_use]
+pub fn history(channel: &ChannelName, rules: &[Rule]) -> Option<Retention> {
+    rules.iter().find(|rule| rule.pattern.matches(channel).is_some())?.history
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,7 +247,7 @@ mod tests {
     use super::*;
 
     fn rule(pattern: &str, allow: Allow) -> Rule {
-        Rule { pattern: pattern.parse().unwrap(), allow, auto_subscribe: true }
+        Rule { pattern: pattern.parse().unwrap(), allow, auto_subscribe: true, history: None }
     }
 
     fn identity(user: &str) -> Identity {

@@ -15,10 +15,10 @@ use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::broker::Events;
 use crate::broker::memory::MemoryBroker;
-use crate::broker::redis::{RedisBroker, Settings};
-use crate::config::{self, BrokerKind, Config, Limits, Loaded, Policy};
+use crate::broker::redis::{ClientTlsConfig, RedisBroker, Settings, Tls};
+use crate::broker::{self, Events};
+use crate::config::{self, BrokerKind, Config, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
@@ -85,7 +85,7 @@ impl Running {
         }
         let gateway = gateway(&config, &lifecycle)?;
         let app = App::new(Arc::new(context(&config, policy, gateway)?), lifecycle, metrics);
-        apply_limits(&app, &config.limits);
+        apply_limits(&app, &config);
         Ok(Self { config, app, public, admin, sha, dev, termination, hangup })
     }
 
@@ -192,6 +192,8 @@ fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway
     let bounds = Bounds {
         queue_messages: AtomicUsize::new(limits.queue_messages),
         queue_bytes: AtomicUsize::new(limits.queue_bytes),
+        queue_bytes_total: AtomicUsize::new(limits.queue_bytes_total),
+        queued: AtomicUsize::new(0),
         channels_per_connection: AtomicUsize::new(limits.channels_per_connection),
     };
     let hub = Hub::new(shards, bounds);
@@ -207,12 +209,13 @@ fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway
     let gateway = match config.broker.kind {
         BrokerKind::Memory => {
             lifecycle.set_ready();
-            Gateway::new(hub, Arc::new(MemoryBroker::new(Arc::clone(&events))), linger, node)
+            let broker = MemoryBroker::new(Arc::clone(&events), config.broker.history_bytes);
+            Gateway::new(hub, Arc::new(broker), linger, node)
         }
         BrokerKind::Redis => {
             let lifecycle = lifecycle.clone();
             let on_ready = move || lifecycle.set_ready();
-            let started = RedisBroker::start(settings(config), Arc::clone(&events), on_ready);
+            let started = RedisBroker::start(settings(config)?, Arc::clone(&events), on_ready);
             Gateway::new(hub, Arc::new(started.context("redis.url")?), linger, node)
         }
     };
@@ -222,27 +225,48 @@ fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway
     Ok(gateway)
 }
 
-fn settings(config: &Config) -> Settings {
+fn settings(config: &Config) -> anyhow::Result<Settings> {
     let redis = &config.redis;
-    Settings {
+    let read = |name: &str, path: &str| {
+        let file = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
+        file.with_context(|| format!("redis.{name}: {path}"))
+    };
+    let certificate = read("cert_file", &redis.cert_file)?.zip(read("key_file", &redis.key_file)?);
+    let client =
+        certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    let password = &redis.sentinel_password.0;
+    Ok(Settings {
         url: redis.url.0.clone(),
         prefix: redis.prefix.clone(),
+        tls: Tls { authorities: read("ca_file", &redis.ca_file)?, client },
+        sentinel: (!password.is_empty())
+            .then(|| (redis.sentinel_username.clone(), password.clone())),
+        subscribers: redis.subscriber_connections,
         connect_timeout: redis.connect_timeout.0,
         command_timeout: redis.command_timeout.0,
         ping_interval: redis.ping_interval.0,
         ping_timeout: redis.ping_timeout.0,
+        canary_interval: redis.canary_interval.0,
+        canary_deadline: redis.canary_deadline.0,
         reconnect_min: redis.reconnect_min.0,
         reconnect_max: redis.reconnect_max.0,
-    }
+    })
 }
 
-fn apply_limits(app: &App, limits: &Limits) {
+fn apply_limits(app: &App, config: &Config) {
+    let (limits, history) = (&config.limits, &config.history);
     let gateway = &app.context.gateway;
     let bounds = gateway.hub().bounds();
     bounds.queue_messages.store(limits.queue_messages, Ordering::Relaxed);
     bounds.queue_bytes.store(limits.queue_bytes, Ordering::Relaxed);
+    bounds.queue_bytes_total.store(limits.queue_bytes_total, Ordering::Relaxed);
     bounds.channels_per_connection.store(limits.channels_per_connection, Ordering::Relaxed);
     gateway.set_max_publication(limits.publication_bytes);
+    // What a client missed has to fit into its queue, beside what comes meanwhile.
+    gateway.set_history_bounds(broker::Bounds {
+        messages: history.max_messages.min(limits.queue_messages / 2),
+        bytes: history.max_bytes.min(limits.queue_bytes / 2),
+    });
 }
 
 /// Eight random bytes as hex: this process's name among the replicas.
@@ -309,6 +333,6 @@ async fn drain(app: &App, config: &Config) {
 
 fn send_away(connection: &crate::hub::Connection) {
     // A short jitter on top of the spread, so that one moment's sockets come back as several.
-    connection.send(plain::reconnect(fastrand::u64(50..=1000)));
+    connection.say(&plain::reconnect(fastrand::u64(50..=1000)));
     connection.close(Close::new(CloseCode::Restart, "draining"));
 }

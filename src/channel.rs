@@ -8,6 +8,7 @@ use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use bytes::Bytes;
 pub const MAX_CHANNEL_BYTES: usize = 255;
 
 /// Names that the Redis contract uses for itself below the same prefix.
+/// (`canary:...` too).
 const RESERVED: [&str; 2] = ["control", "canary"];
 
 /// A valid channel name, for example `post:42`: segments joined by `:`.
@@ -46,6 +48,13 @@ pub fn is_forbidden(c: char) -> bool {
 }
 
 impl ChannelName {
+    /// The channel on which replicas talk to each other. No client and no publisher through the
+    /// gateway can name it.
+    #[must_use]
+    pub fn control() -> Self {
+        Self(Arc::from("control"))
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
@@ -65,7 +74,7 @@ impl FromStr for ChannelName {
         if s.chars().any(is_forbidden) {
             return Err(ChannelNameError::BadCharacter);
         }
-        if RESERVED.contains(&s) {
+        if RESERVED.contains(&s.split(':').next().unwrap_or(s)) {
             return Err(ChannelNameError::Reserved);
         }
         Ok(Self(Arc::from(s)))
@@ -90,12 +99,59 @@ impl Borrow<str> for ChannelName {
     }
 }
 
+/// Longest epoch in bytes.
+pub const MAX_EPOCH_BYTES: usize = 32;
+
 /// A place in a channel's history: `offset` counts publications from 1 within one `epoch`; a new
 /// epoch means that the history started over.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
     pub epoch: Arc<str>,
     pub offset: u64,
+}
+
+impl Position {
+    /// `None` for an epoch that no broker gives: empty, too long, or not letters and digits.
+    #[must_use]
+    pub fn new(epoch: &str, offset: u64) -> Option<Self> {
+        let good = !epoch.is_empty()
+            && epoch.len() <= MAX_EPOCH_BYTES
+            && epoch.bytes().all(|b| b.is_ascii_alphanumeric());
+        good.then(|| Self { epoch: Arc::from(epoch), offset })
+    }
+
+    /// True when both are of one history, and this is not behind `other`.
+    #[must_use]
+    pub fn has_reached(&self, other: &Self) -> bool {
+        self.epoch == other.epoch && self.offset >= other.offset
+    }
+}
+
+/// `<epoch>-<offset>`.
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.epoch, self.offset)
+    }
+}
+
+impl FromStr for Position {
+    type Err = ();
+
+    fn from_str(s: &str) -> Result<Self, ()> {
+        let (epoch, offset) = s.split_once('-').ok_or(())?;
+        let digits = (1..=20).contains(&offset.len()) && offset.bytes().all(|b| b.is_ascii_digit());
+        let offset = digits.then(|| offset.parse().ok()).flatten().ok_or(())?;
+        Self::new(epoch, offset).ok_or(())
+    }
+}
+
+/// How a channel's history is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Retention {
+    /// Publications that are kept.
+    pub size: u32,
+    /// How long they are kept after the last one.
+    pub ttl: Duration,
 }
 
 /// One published event. The payload is opaque JSON text; the gateway checks it and never edits it.
@@ -121,17 +177,21 @@ pub enum GapReason {
     InvalidPayload,
     /// Something was published that is larger than `limits.publication_bytes`.
     PayloadTooLarge,
+    /// The channel's history began anew (Redis lost its data, was restarted or failed over), or no
+    /// longer reaches back far enough, or could not be read.
+    HistoryLost,
     /// The development page asked for one.
     Requested,
 }
 
 impl GapReason {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::BrokerReconnected,
         Self::BrokerRefused,
         Self::Overflow,
         Self::InvalidPayload,
         Self::PayloadTooLarge,
+        Self::HistoryLost,
         Self::Requested,
     ];
 
@@ -143,6 +203,7 @@ impl GapReason {
             Self::Overflow => "overflow",
             Self::InvalidPayload => "invalid_payload",
             Self::PayloadTooLarge => "payload_too_large",
+            Self::HistoryLost => "history_lost",
             Self::Requested => "requested",
         }
     }
@@ -168,6 +229,8 @@ mod tests {
             ("post:[1]", ChannelNameError::BadCharacter),
             ("control", ChannelNameError::Reserved),
             ("canary", ChannelNameError::Reserved),
+            ("canary:1", ChannelNameError::Reserved),
+            ("control:a:b", ChannelNameError::Reserved),
         ] {
             assert_eq!(bad.parse::<ChannelName>(), Err(why), "{bad:?}");
         }

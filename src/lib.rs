@@ -13,6 +13,7 @@ pub mod config;
 pub mod lifecycle;
 pub mod metrics;
 pub mod protocol;
+pub mod redis_url;
 pub mod websocket;
 
 // 1 mechanism: none knows another

@@ -75,6 +75,16 @@ table! {
     Gauge REDIS_CONNECTED "redis_connected";
     /// Connections to Redis that were lost and made again.
     Counter REDIS_RECONNECTS "redis_reconnects_total";
+    /// From a canary's publication to its arrival on a subscribing connection, in seconds.
+    Histogram CANARY "canary_seconds";
+    /// Canaries that did not come back: the connection was deaf and was made anew.
+    Counter CANARY_MISSED "canary_missed_total";
+    /// Holes in channels' histories that were looked into, by result.
+    Counter RECOVERIES "recoveries_total";
+    /// Subscriptions that asked to resume, by result.
+    Counter RESUMES "resumes_total";
+    /// Durable publications that came a second time and were dropped.
+    Counter DUPLICATES "duplicates_dropped_total";
     /// Requests, sockets and publications turned away by a limit or a check.
     Counter REJECTED "rejected_total";
     /// 1 while this replica drains.
@@ -198,7 +208,7 @@ fn zero() {
     }
     for wire in Wire::ALL {
         connections(wire).set(0.0);
-        metrics::counter!(DELIVERIES, "wire" => wire.label()).increment(0);
+        deliveries(wire).increment(0);
     }
     for result in ["ok", "failed"] {
         metrics::counter!(CONFIG_RELOADS, "result" => result).increment(0);
@@ -213,6 +223,14 @@ fn zero() {
     metrics::counter!(CONNECTIONS_OPENED).increment(0);
     metrics::counter!(SLOW_CONSUMERS).increment(0);
     metrics::counter!(REDIS_RECONNECTS).increment(0);
+    metrics::counter!(CANARY_MISSED).increment(0);
+    metrics::counter!(DUPLICATES).increment(0);
+    for result in ["filled", "declared"] {
+        metrics::counter!(RECOVERIES, "result" => result).increment(0);
+    }
+    for result in ["recovered", "lost"] {
+        metrics::counter!(RESUMES, "result" => result).increment(0);
+    }
     for gauge in [SUBSCRIPTIONS, CHANNELS, OUTBOUND_QUEUE_BYTES, DRAINING] {
         metrics::gauge!(gauge).set(0.0);
     }
@@ -227,15 +245,16 @@ pub struct Fanout {
 
 impl Default for Fanout {
     fn default() -> Self {
-        Self {
-            deliveries: Wire::ALL.map(|w| metrics::counter!(DELIVERIES, "wire" => w.label())),
-            seconds: metrics::histogram!(FANOUT),
-        }
+        Self { deliveries: Wire::ALL.map(deliveries), seconds: metrics::histogram!(FANOUT) }
     }
 }
 
+fn deliveries(wire: Wire) -> Counter {
+    metrics::counter!(DELIVERIES, "wire" => wire.label())
+}
+
 pub fn connections(wire: Wire) -> Gauge {
-    metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => "websocket")
+    metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => wire.transport())
 }
 
 pub fn opened(handshake: Duration) {
@@ -290,8 +309,9 @@ pub fn rejected(what: Rejected) {
     metrics::counter!(REJECTED, "reason" => what.label()).increment(1);
 }
 
-pub fn publications(broker: &'static str) -> Counter {
-    metrics::counter!(PUBLICATIONS_RECEIVED, "broker" => broker, "kind" => "plain")
+/// `kind`: plain or durable.
+pub fn publications(broker: &'static str, kind: &'static str) -> Counter {
+    metrics::counter!(PUBLICATIONS_RECEIVED, "broker" => broker, "kind" => kind)
 }
 
 pub fn gap_declared(reason: GapReason) {
@@ -324,6 +344,29 @@ pub fn redis_connected(role: &'static str, up: bool) {
 
 pub fn redis_reconnect() {
     metrics::counter!(REDIS_RECONNECTS).increment(1);
+}
+
+pub fn canary(after: Duration) {
+    metrics::histogram!(CANARY).record(after);
+}
+
+pub fn canary_missed() {
+    metrics::counter!(CANARY_MISSED).increment(1);
+}
+
+/// How a hole ended: filled from the history, or declared.
+pub fn recovery(filled: bool) {
+    let result = if filled { "filled" } else { "declared" };
+    metrics::counter!(RECOVERIES, "result" => result).increment(1);
+}
+
+pub fn resume(recovered: bool) {
+    let result = if recovered { "recovered" } else { "lost" };
+    metrics::counter!(RESUMES, "result" => result).increment(1);
+}
+
+pub fn duplicate_dropped() {
+    metrics::counter!(DUPLICATES).increment(1);
 }
 
 pub fn draining() {

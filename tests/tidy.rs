@@ -19,11 +19,12 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("auth", &["access", "channel"]),
     ("protocol", &["channel", "websocket"]),
     ("metrics", &["auth", "channel", "protocol"]),
-    ("config", &["access", "auth", "channel"]),
+    ("redis_url", &[]),
+    ("config", &["access", "auth", "channel", "redis_url"]),
     ("lifecycle", &[]),
     // 1 mechanism
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle"]),
-    ("broker", &["channel", "metrics", "lifecycle"]),
+    ("broker", &["channel", "redis_url", "metrics", "lifecycle"]),
     ("upstream", &["auth", "metrics", "lifecycle"]),
     // 2 mediation
     ("gateway", &["hub", "broker", "auth", "channel", "protocol", "metrics", "lifecycle"]),

@@ -129,5 +129,5 @@ fn put_in_force(app: &App, policy: Policy, config: &Config) {
         Err(e) => tracing::error!(error = %e, "the callback stays as it was"),
     }
     app.context.policy.store(Arc::new(policy));
-    apply_limits(app, &config.limits);
+    apply_limits(app, config);
 }

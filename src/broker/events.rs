@@ -2,7 +2,7 @@
 //! cuts it off (`client-output-buffer-limit`); so when the queue is full a channel's publications
 //! are dropped until the next take, and the take says for which channels that happened.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::mem;
 
 use parking_lot::Mutex;
@@ -17,14 +17,16 @@ use crate::channel::ChannelName;
 struct State {
     events: Vec<Event>,
     bytes: usize,
-    overflowed: HashSet<ChannelName, ahash::RandomState>,
+    /// With true where a plain publication was among what was dropped: no history has that.
+    overflowed: HashMap<ChannelName, bool, ahash::RandomState>,
 }
 
 /// What one take yields: `overflowed` comes after all `events`.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub events: Vec<Event>,
-    pub overflowed: Vec<ChannelName>,
+    /// With true where not everything that was dropped can be in a history.
+    pub overflowed: Vec<(ChannelName, bool)>,
 }
 
 /// The queue. One side pushes without waiting, the other takes everything at once.
@@ -53,9 +55,11 @@ impl Events {
             // that the gap stands where the missing ones were.
             if state.events.len() >= self.max_events
                 || state.bytes + size > self.max_bytes
-                || (!state.overflowed.is_empty() && state.overflowed.contains(&publication.channel))
+                || (!state.overflowed.is_empty()
+                    && state.overflowed.contains_key(&publication.channel))
             {
-                state.overflowed.insert(publication.channel.clone());
+                let plain = publication.position.is_none();
+                *state.overflowed.entry(publication.channel.clone()).or_default() |= plain;
             } else {
                 state.bytes += size;
                 state.events.push(event);
@@ -124,7 +128,7 @@ mod tests {
         events.push(publication("c", 0));
         let batch = events.take().await;
         assert_eq!(batch.events.len(), 3);
-        let mut names: Vec<_> = batch.overflowed.iter().map(ChannelName::as_str).collect();
+        let mut names: Vec<_> = batch.overflowed.iter().map(|(c, _)| c.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["b", "c"]);
         events.push(publication("b", 6));

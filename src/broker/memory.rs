@@ -1,60 +1,228 @@
-//! The broker within one process: the default without Redis. Same contract, no network.
+//! The broker within one process: the default without Redis. Same contract, history and epochs
+//! included, no network; a restart begins new epochs.
+//!
+//! Invariant: what all histories hold together is bounded; beyond that the channel that ends first
+//! loses its history, which its next publication shows as a new epoch.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::{Broker, BrokerFuture, Confirmation, Event, Events, Health, Store, StoreFuture};
-use crate::channel::{ChannelName, Publication};
+use super::{
+    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health,
+    History, Store, Subscribed, Track,
+};
+use crate::channel::{ChannelName, Position, Publication, Retention};
+
+/// How long a channel's position outlives its publications.
+const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
+
+/// How long an idempotency key counts.
+const KEY_TTL: Duration = Duration::from_secs(300);
+
+/// What one channel costs in the bound beside its payloads, and one publication.
+const OVERHEAD: usize = 256;
+
+type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
+
+struct Stream {
+    position: Position,
+    publications: VecDeque<Bytes>,
+    /// The publications are kept until then.
+    kept_until: Instant,
+    /// And the position until then.
+    ends: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    /// Whether the channel's confirmation has been queued; all of them have.
+    subscribed: Names<()>,
+    streams: Names<Stream>,
+    /// Streams by their end.
+    ends: BTreeSet<(Instant, ChannelName)>,
+    keys: HashMap<(ChannelName, String), Position, ahash::RandomState>,
+    key_ends: VecDeque<(Instant, (ChannelName, String))>,
+    bytes: usize,
+    epochs: u64,
+}
 
 pub struct MemoryBroker {
     /// Held while an event is queued, so that a channel's events have one order for everyone.
-    subscribed: Mutex<HashSet<ChannelName, ahash::RandomState>>,
+    state: Mutex<State>,
     events: Arc<Events>,
+    max_bytes: usize,
+    /// What makes an epoch one of this process.
+    nonce: String,
 }
 
 impl MemoryBroker {
+    /// A broker whose histories hold at most `max_bytes`.
     #[must_use]
-    pub fn new(events: Arc<Events>) -> Self {
-        Self { subscribed: Mutex::default(), events }
+    pub fn new(events: Arc<Events>, max_bytes: usize) -> Self {
+        let nonce = format!("{:012x}", fastrand::u64(..) >> 16);
+        Self { state: Mutex::default(), events, max_bytes, nonce }
     }
+}
+
+impl State {
+    /// The channel's stream; a new epoch where there is none.
+    fn open(&mut self, channel: &ChannelName, nonce: &str) -> &mut Stream {
+        if !self.streams.contains_key(channel) {
+            self.epochs += 1;
+            let epoch = format!("{nonce}{:x}", self.epochs);
+            let now = Instant::now();
+            let stream = Stream {
+                position: Position { epoch: Arc::from(epoch), offset: 0 },
+                publications: VecDeque::new(),
+                kept_until: now,
+                ends: now + POSITION_TTL,
+            };
+            self.bytes += OVERHEAD;
+            self.ends.insert((stream.ends, channel.clone()));
+            self.streams.insert(channel.clone(), stream);
+        }
+        self.streams.get_mut(channel).expect("it was just put there")
+    }
+
+    /// Forgets what is too old, then what ends first until everything fits.
+    fn sweep(&mut self, now: Instant, max_bytes: usize) {
+        while let Some((end, key)) = self.key_ends.front()
+            && (*end <= now || self.bytes > max_bytes)
+        {
+            self.bytes -= OVERHEAD + key.1.len();
+            self.keys.remove(key);
+            self.key_ends.pop_front();
+        }
+        while let Some((end, _)) = self.ends.first()
+            && (*end <= now || self.bytes > max_bytes)
+            && let Some((_, channel)) = self.ends.pop_first()
+            && let Some(mut gone) = self.streams.remove(&channel)
+        {
+            self.bytes -= OVERHEAD + drop_all(&mut gone.publications);
+        }
+    }
+
+    fn append(
+        &mut self,
+        channel: &ChannelName,
+        payload: Bytes,
+        retention: Retention,
+        nonce: &str,
+    ) -> Position {
+        let now = Instant::now();
+        let size = OVERHEAD + payload.len();
+        let stream = self.open(channel, nonce);
+        let mut freed =
+            if stream.kept_until <= now { drop_all(&mut stream.publications) } else { 0 };
+        stream.position.offset += 1;
+        stream.publications.push_back(payload);
+        while stream.publications.len() > retention.size as usize {
+            let old = stream.publications.pop_front();
+            freed += OVERHEAD + old.map_or(0, |p| p.len());
+        }
+        stream.kept_until = now + retention.ttl;
+        let old_end = std::mem::replace(&mut stream.ends, now + POSITION_TTL.max(retention.ttl));
+        let (end, position) = (stream.ends, stream.position.clone());
+        self.ends.remove(&(old_end, channel.clone()));
+        self.ends.insert((end, channel.clone()));
+        self.bytes = (self.bytes + size).saturating_sub(freed);
+        position
+    }
+}
+
+fn drop_all(publications: &mut VecDeque<Bytes>) -> usize {
+    std::mem::take(publications).iter().map(|p| OVERHEAD + p.len()).sum()
 }
 
 /// One process: what it remembers is in its tables already, and nobody else writes.
 impl Store for MemoryBroker {
-    fn remember(&self, _: Bytes, _: u64) -> StoreFuture<'_, ()> {
+    fn remember(&self, _: Bytes, _: u64) -> BrokerFuture<'_> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn recall(&self, _: u64) -> StoreFuture<'_, Vec<Bytes>> {
+    fn recall(&self, _: u64) -> BrokerFuture<'_, Vec<Bytes>> {
         Box::pin(std::future::ready(Ok(Vec::new())))
     }
 
-    fn read(&self, _: &str) -> StoreFuture<'_, Option<String>> {
+    fn read(&self, _: &str) -> BrokerFuture<'_, Option<String>> {
         Box::pin(std::future::ready(Ok(None)))
     }
 }
 
 impl Broker for MemoryBroker {
-    fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
-        let mut subscribed = self.subscribed.lock();
-        subscribed.insert(channel.clone());
-        self.events.push(Event::Subscribed(channel.clone(), confirmation));
+    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
+        let mut state = self.state.lock();
+        state.sweep(Instant::now(), self.max_bytes);
+        let position = match track {
+            Track::No => None,
+            Track::Read => state.streams.get(channel).map(|s| s.position.clone()),
+            Track::Open => Some(state.open(channel, &self.nonce).position.clone()),
+        };
+        let fresh = state.subscribed.insert(channel.clone(), ()).is_none();
+        let subscribed = Subscribed { confirmation, position, fresh };
+        self.events.push(Event::Subscribed(channel.clone(), subscribed));
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.subscribed.lock().remove(channel);
+        self.state.lock().subscribed.remove(channel);
     }
 
-    fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_> {
-        let subscribed = self.subscribed.lock();
-        if let Some(name) = subscribed.get(channel) {
-            let channel = name.clone();
-            self.events.push(Event::Publication(Publication { channel, payload, position: None }));
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        payload: Bytes,
+        durable: Option<Durable>,
+    ) -> BrokerFuture<'_, Option<Position>> {
+        let mut state = self.state.lock();
+        let position = durable.map(|durable| {
+            let key = durable.idempotency_key.map(|key| (channel.clone(), key));
+            if let Some(position) = key.as_ref().and_then(|key| state.keys.get(key)) {
+                return (position.clone(), true);
+            }
+            let position = state.append(channel, payload.clone(), durable.retention, &self.nonce);
+            if let Some(key) = key {
+                state.bytes += OVERHEAD + key.1.len();
+                state.key_ends.push_back((Instant::now() + KEY_TTL, key.clone()));
+                state.keys.insert(key, position.clone());
+            }
+            (position, false)
+        });
+        let (position, repeated) = position.map_or((None, false), |(p, again)| (Some(p), again));
+        if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
+            let (channel, position) = (name.clone(), position.clone());
+            self.events.push(Event::Publication(Publication { channel, payload, position }));
         }
-        Box::pin(std::future::ready(Ok(())))
+        state.sweep(Instant::now(), self.max_bytes);
+        Box::pin(std::future::ready(Ok(position)))
+    }
+
+    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+        let state = self.state.lock();
+        let history = state.streams.get(channel).map(|stream| {
+            let top = stream.position.clone();
+            let mut bytes = 0;
+            let kept = (stream.kept_until > Instant::now()).then_some(&stream.publications);
+            let newest = kept.into_iter().flat_map(|p| p.iter().rev()).take(bounds.messages);
+            let fits = newest.take_while(|payload| {
+                bytes += payload.len();
+                bytes <= bounds.bytes
+            });
+            let mut publications: Vec<_> = (0..)
+                .zip(fits)
+                .map(|(back, payload)| Publication {
+                    channel: channel.clone(),
+                    payload: payload.clone(),
+                    position: Some(Position { offset: top.offset - back, ..top.clone() }),
+                })
+                .collect();
+            publications.reverse();
+            History { top, publications }
+        });
+        Box::pin(std::future::ready(Ok::<_, BrokerError>(history)))
     }
 
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
@@ -62,7 +230,7 @@ impl Broker for MemoryBroker {
         Box::pin(std::future::ready(Ok(1)))
     }
 
-    fn is_up(&self) -> bool {
+    fn is_up(&self, _: &ChannelName) -> bool {
         true
     }
 

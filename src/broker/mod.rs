@@ -1,8 +1,9 @@
 //! Brokers: where publications come from. [`Broker`] is the contract; `memory` and `redis` keep it,
 //! and one conformance suite (`tests/it/conformance.rs`) holds both to it.
 //!
-//! Not here: sockets, who is subscribed locally (`gateway::interest`). The gateway calls `subscribe`
-//! for a channel's first local subscriber and `unsubscribe` after its last.
+//! Not here: sockets, who is subscribed locally (`gateway::interest`), what is done about an
+//! interruption (`gateway::continuity`). The gateway calls `subscribe` for a channel's first local
+//! subscriber and `unsubscribe` after its last.
 
 mod events;
 pub mod memory;
@@ -14,7 +15,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::channel::{ChannelName, GapReason, Publication};
+use crate::channel::{ChannelName, GapReason, Position, Publication, Retention};
 pub use events::{Batch, Events};
 
 /// What a broker hands to the gateway, through [`Events`].
@@ -23,11 +24,36 @@ pub enum Event {
     Publication(Publication),
     /// The subscription is live: what stands before this in the queue is older than it, everything
     /// that is published from now on comes after it. Whoever takes it answers the confirmation.
-    Subscribed(ChannelName, Confirmation),
-    /// Publications on this channel may have been missed before this point.
-    Gap(ChannelName, GapReason),
+    Subscribed(ChannelName, Subscribed),
+    /// Publications on this channel may have been missed before this point; with the position of its
+    /// history at this point, where it is tracked and could be read.
+    Interrupted(ChannelName, GapReason, Option<Position>),
     /// A message from this or another replica, see `gateway::control`.
     Control(Bytes),
+}
+
+/// What [`Event::Subscribed`] says.
+#[derive(Debug)]
+pub struct Subscribed {
+    pub confirmation: Confirmation,
+    /// Where the channel's history stood when the subscription began, for a tracked one: every
+    /// durable publication after it comes as an event.
+    pub position: Option<Position>,
+    /// The channel was not live before.
+    pub fresh: bool,
+}
+
+/// How closely a channel's history is followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Track {
+    /// Not at all.
+    #[default]
+    No,
+    /// Its position is told where it has a history.
+    Read,
+    /// The same, and a history is begun where there is none: so its first publication can be missed
+    /// and noticed.
+    Open,
 }
 
 /// Why a broker could not do what was asked.
@@ -47,18 +73,16 @@ pub type Confirmation = watch::Sender<Option<Result<(), BrokerError>>>;
 pub type BrokerFuture<'a, T = ()> =
     Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
-pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
-
 /// What replicas share beside publications, and find again after a restart. Small, and read rarely.
 pub trait Store: Send + Sync + 'static {
     /// Keeps an entry until a Unix second.
-    fn remember(&self, entry: Bytes, until: u64) -> StoreFuture<'_, ()>;
+    fn remember(&self, entry: Bytes, until: u64) -> BrokerFuture<'_>;
 
     /// The entries whose time is not over at `now`.
-    fn recall(&self, now: u64) -> StoreFuture<'_, Vec<Bytes>>;
+    fn recall(&self, now: u64) -> BrokerFuture<'_, Vec<Bytes>>;
 
     /// A value that others write: `<prefix><key>`.
-    fn read(&self, key: &str) -> StoreFuture<'_, Option<String>>;
+    fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>>;
 }
 
 /// How a broker is doing.
@@ -75,31 +99,65 @@ pub struct Health {
     pub last_error: Option<String>,
 }
 
+/// That a publication is to be kept.
+#[derive(Debug, Clone)]
+pub struct Durable {
+    pub retention: Retention,
+    /// The same key again within five minutes publishes nothing and gives the first answer.
+    pub idempotency_key: Option<String>,
+}
+
+/// The end of a channel's history: `publications` are contiguous and end at `top`. There are fewer
+/// than `top.offset` where the rest was not kept, or not asked for.
+#[derive(Debug, Clone)]
+pub struct History {
+    pub top: Position,
+    pub publications: Vec<Publication>,
+}
+
+/// How much of a history is read at most.
+#[derive(Debug, Clone, Copy)]
+pub struct Bounds {
+    pub messages: usize,
+    pub bytes: usize,
+}
+
 /// The contract.
 ///
 /// - A `subscribe` is answered with [`Event::Subscribed`], or its confirmation with an error. After
 ///   that event every publication on the channel comes as an [`Event::Publication`], in the order
-///   in which the broker had them, or an [`Event::Gap`] for the channel comes in the place of those
-///   that may be missing.
+///   in which the broker had them, or an [`Event::Interrupted`] for the channel comes in the place
+///   of those that may be missing.
+/// - Durable publications carry a [`Position`]; within an epoch their offsets are contiguous, so
+///   whoever follows them sees a hole by itself. An epoch never comes again.
 /// - A lost connection is the broker's own to mend: it subscribes to everything again and says
-///   `Gap` for each channel that had been confirmed, after that channel's new confirmation.
+///   `Interrupted` for each channel that had been live, after that channel's new confirmation.
 /// - `subscribe` and `unsubscribe` never wait and take effect in the order of the calls. A channel
 ///   that was unsubscribed may still yield what was on its way.
-/// - Nothing is ever dropped without a `Gap`: when [`Events`] is full, it says so itself.
+/// - Nothing is ever dropped without a word: when [`Events`] is full, it says so itself.
 pub trait Broker: Send + Sync + 'static {
-    fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation);
+    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation);
 
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Publishes to all replicas; `Ok` means that the broker took it.
-    fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_>;
+    /// Publishes to all replicas; `Ok` means that the broker took it. The position is that of a
+    /// durable publication.
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        payload: Bytes,
+        durable: Option<Durable>,
+    ) -> BrokerFuture<'_, Option<Position>>;
+
+    /// The end of a channel's history; `None` when it has none.
+    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>>;
 
     /// Sends a control message to all replicas, this one included; the answer is how many it
     /// reached.
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
 
-    /// Publications can arrive now: what was confirmed is live.
-    fn is_up(&self) -> bool;
+    /// Publications can arrive now on this channel: what was confirmed is live.
+    fn is_up(&self, channel: &ChannelName) -> bool;
 
     fn health(&self) -> Health;
 }

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
 use super::tree::{
-    all_paths, json_value, line_of, lookup, nearest, not_yet_value, put, quoted, redact,
-    unknown_field, without_value,
+    all_paths, json_value, line_of, lookup, nearest, put, quoted, redact, unknown_field,
+    without_value,
 };
 use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
 
@@ -61,10 +61,6 @@ pub struct Loaded {
 
 /// The lists of tables: their elements are checked one by one.
 const LISTS: [&str; 2] = ["auth.keys", "channels"];
-
-/// What an earlier design page shows but this version does not have; said by name, so that nobody
-/// believes that it was accepted.
-pub(super) const NOT_YET: [(&str, &str); 1] = [("history", "history is not in this version")];
 
 /// Reads and judges everything.
 ///
@@ -221,16 +217,11 @@ impl Tree {
     }
 
     fn unknown(&mut self, path: &str, origin: String) {
-        let name = path.rsplit('.').next().unwrap_or(path);
-        let message = if let Some((_, why)) = NOT_YET.iter().find(|(n, _)| *n == name) {
-            format!("not supported: {why}")
-        } else {
-            let mut known = Vec::new();
-            all_paths(&self.defaults, "", &mut known);
-            known.extend(LISTS.map(str::to_owned));
-            let near = nearest(path, known.iter().map(String::as_str));
-            format!("there is no such setting{near}")
-        };
+        let mut known = Vec::new();
+        all_paths(&self.defaults, "", &mut known);
+        known.extend(LISTS.map(str::to_owned));
+        let near = nearest(path, known.iter().map(String::as_str));
+        let message = format!("there is no such setting{near}");
         self.problems.push(Problem { path: path.to_owned(), origin: Some(origin), message });
     }
 
@@ -270,18 +261,15 @@ impl Tree {
                 self.problem(at, message);
                 return None;
             };
-            let path = format!("{at}.{field}");
-            match (unknown, NOT_YET.iter().find(|(name, _)| *name == field)) {
-                (Some(_), Some((_, why))) => self.problem(&path, format!("not supported: {why}")),
-                (Some(_), None) => {
-                    let known = quoted(&message).skip(1);
-                    let near = nearest(&field, known);
+            let said = error.path().to_string();
+            match unknown {
+                Some(name) => {
+                    let inside = said.strip_suffix(&name).unwrap_or_default();
+                    let near = nearest(&name, quoted(&message).skip(1));
+                    let path = format!("{at}.{inside}{name}");
                     self.problem(&path, format!("there is no such setting{near}"));
                 }
-                (None, _) => {
-                    let said = error.path().to_string();
-                    self.problem(&format!("{at}.{said}"), not_yet_value(message));
-                }
+                None => self.problem(&format!("{at}.{said}"), message),
             }
             let table = element.as_table_mut()?;
             table.remove(&field)?;

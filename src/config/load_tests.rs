@@ -71,6 +71,10 @@ allow = "callback"
 pattern = "a:{id}"
 allow = "authenticated"
 history = { size = 1 }
+[[channels]]
+pattern = "b:{id}"
+allow = "authenticated"
+history = { size = 1, tll = "1m" }
 "#;
     let problems = run(Some(file), &[("TOLLGATE_REDIS__PREFX", "x")]).unwrap_err().join("\n");
     for expected in [
@@ -82,7 +86,8 @@ history = { size = 1 }
         "redis.prefx: there is no such setting; did you mean redis.prefix? (from the environment, TOLLGATE_REDIS__PREFX)",
         "auth.keys[1].secert: there is no such setting; did you mean secret?",
         "callback.url: is needed by the rules with allow",
-        "channels[2].history: not supported: history is not in this version",
+        "channels[2].history: missing field `ttl`",
+        "channels[3].history.tll: there is no such setting; did you mean ttl?",
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
     }
@@ -98,10 +103,13 @@ allowed_origins = ["*", "https://ok.example", "https://x.example/path"]
 [broker]
 kind = "redis"
 [redis]
-url = "redis+cluster://a,b"
+url = "redis+cluster://a,b/3"
+canary_deadline = "1ms"
+cert_file = "c.pem"
 prefix = "a b"
 [limits]
 queue_messages = 0
+queue_bytes_total = 5
 [api]
 keys = ["short"]
 [[auth.keys]]
@@ -115,12 +123,21 @@ auto_subscribe = true
 [[channels]]
 pattern = "claim:{id}"
 allow = "claim"
+[[channels]]
+pattern = "h:{id}"
+allow = "authenticated"
+history = { size = 0, ttl = "10ms" }
 "#;
     let problems = run(Some(file), &[]).unwrap_err().join("\n");
     for expected in [
         "server.allowed_origins[0]: ",
         "server.allowed_origins[2]: ",
-        "redis.url: not supported",
+        "redis.url: names a database; a cluster has only number 0",
+        "redis.canary_deadline: must be at least 10ms",
+        "redis.cert_file: and key_file belong together",
+        "limits.queue_bytes_total: ",
+        "channels[2].history.size: is from 1 to 100000",
+        "channels[2].history.ttl: is from 1s to 365 days",
         "redis.prefix: ",
         "limits.queue_messages: ",
         "api.keys[0]: ",
@@ -139,9 +156,10 @@ fn secrets_are_never_printed() {
         ("TOLLGATE_AUTH__KEYS", KEY),
         ("TOLLGATE_REDIS__URL", "redis://me:pass@word@host:6379"),
         ("TOLLGATE_API__KEYS", r#"["api-key-api-key-1"]"#),
+        ("TOLLGATE_REDIS__SENTINEL_PASSWORD", "of-sentinel"),
     ];
     let loaded = run(None, &env).unwrap();
-    for secret in ["0123456789", "pass", "word@", "api-key"] {
+    for secret in ["0123456789", "me:pass", "word@", "api-key", "of-sentinel"] {
         assert!(!loaded.printed.contains(secret), "{}", loaded.printed);
         assert!(!format!("{:?}", loaded.config).contains(secret));
     }

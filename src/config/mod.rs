@@ -4,6 +4,7 @@
 //! `default.toml` and nowhere else, so that file and these structs cannot disagree.
 
 mod keys;
+mod limits;
 mod load;
 mod policy;
 mod tree;
@@ -70,6 +71,7 @@ pub struct Config {
     pub server: Server,
     pub admin: Admin,
     pub broker: Broker,
+    pub history: History,
     pub redis: Redis,
     pub auth: Auth,
     #[serde(default)]
@@ -109,16 +111,32 @@ pub struct Broker {
     pub queue_messages: usize,
     pub queue_bytes: usize,
     pub linger: Span,
+    pub history_bytes: usize,
+}
+
+/// `[history]`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct History {
+    pub max_messages: usize,
+    pub max_bytes: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct Redis {
     pub url: Redacted,
     pub prefix: String,
+    pub ca_file: String,
+    pub cert_file: String,
+    pub key_file: String,
+    pub sentinel_username: String,
+    pub sentinel_password: Redacted,
+    pub subscriber_connections: usize,
     pub connect_timeout: Span,
     pub command_timeout: Span,
     pub ping_interval: Span,
     pub ping_timeout: Span,
+    pub canary_interval: Span,
+    pub canary_deadline: Span,
     pub reconnect_min: Span,
     pub reconnect_max: Span,
 }
@@ -209,6 +227,15 @@ pub struct Channel {
     pub send_claims: Vec<String>,
     #[serde(default)]
     pub auto_subscribe: bool,
+    pub history: Option<Kept>,
+}
+
+/// The `history` of a `[[channels]]` rule.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Kept {
+    pub size: u32,
+    pub ttl: Span,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -227,6 +254,7 @@ pub struct Limits {
     pub channels_per_connection: usize,
     pub queue_messages: usize,
     pub queue_bytes: usize,
+    pub queue_bytes_total: usize,
     pub ping_interval: Span,
     pub pong_timeout: Span,
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{Found, Reading};
-use super::{AllowKind, Api, Auth, BrokerKind, Channel, Config, Limits, Problem, Reject, Span};
+use super::{AllowKind, Api, Auth, Channel, Config, Limits, Problem, Reject};
 use crate::access::{Allow, Pattern, Rule};
 use crate::auth::{Encoding, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier};
 
@@ -36,18 +36,14 @@ pub struct Policy {
 /// Fewest characters of an API key: 16 random letters and digits are 95 bits.
 const MIN_API_KEY: usize = 16;
 
-/// The largest message, event or request body that can be configured: a batch of events has to stay
-/// far below the 4 GiB that its offsets reach.
-const MAX_BYTES: usize = 64 << 20;
-
 #[derive(Default)]
-struct Judge {
+pub(super) struct Judge {
     problems: Vec<Problem>,
     files: Vec<PathBuf>,
 }
 
 impl Judge {
-    fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
+    pub(super) fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { path: path.into(), origin: None, message: message.into() });
     }
 }
@@ -133,107 +129,6 @@ fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
 }
 
 impl Judge {
-    fn limits(&mut self, config: &Config) {
-        let l = &config.limits;
-        for (name, value) in [
-            ("limits.connections", l.connections),
-            ("limits.connections_per_user", l.connections_per_user),
-            ("limits.connections_per_ip", l.connections_per_ip),
-            ("limits.http_connections", l.http_connections),
-            ("limits.request_body_bytes", l.request_body_bytes),
-            ("limits.message_bytes", l.message_bytes),
-            ("limits.publication_bytes", l.publication_bytes),
-            ("limits.commands_per_second", l.commands_per_second as usize),
-            ("limits.command_burst", l.command_burst as usize),
-            ("limits.channels_per_connection", l.channels_per_connection),
-            ("limits.queue_messages", l.queue_messages),
-            ("limits.queue_bytes", l.queue_bytes),
-            ("broker.queue_messages", config.broker.queue_messages),
-            ("broker.queue_bytes", config.broker.queue_bytes),
-            ("auth.max_token_bytes", config.auth.max_token_bytes),
-            ("auth.jwks.max_bytes", config.auth.jwks.max_bytes),
-        ] {
-            if value == 0 {
-                self.problem(name, "must be at least 1: everything has a bound");
-            }
-        }
-        for (name, value) in [
-            ("limits.publication_bytes", l.publication_bytes),
-            ("limits.message_bytes", l.message_bytes),
-            ("limits.request_body_bytes", l.request_body_bytes),
-        ] {
-            if value > MAX_BYTES {
-                self.problem(name, format!("must be at most {MAX_BYTES}"));
-            }
-        }
-        let (r, second) = (&config.redis, Duration::from_secs(1));
-        for (name, Span(value)) in [
-            ("limits.handshake_timeout", l.handshake_timeout),
-            ("limits.request_timeout", l.request_timeout),
-            ("limits.ping_interval", l.ping_interval),
-            ("limits.pong_timeout", l.pong_timeout),
-            ("auth.deadline", config.auth.deadline),
-            ("auth.jwks.refresh", config.auth.jwks.refresh),
-            ("auth.jwks.max_age", config.auth.jwks.max_age),
-            ("auth.jwks.min_interval", config.auth.jwks.min_interval),
-        ] {
-            if value < second {
-                self.problem(name, "must be at least 1s");
-            }
-        }
-        for (name, Span(value)) in [
-            ("redis.connect_timeout", r.connect_timeout),
-            ("redis.command_timeout", r.command_timeout),
-            ("redis.ping_interval", r.ping_interval),
-            ("redis.ping_timeout", r.ping_timeout),
-            ("redis.reconnect_min", r.reconnect_min),
-        ] {
-            if value < Duration::from_millis(10) {
-                self.problem(name, "must be at least 10ms");
-            }
-        }
-        if config.auth.jwks.max_age.0 < config.auth.jwks.refresh.0 {
-            self.problem("auth.jwks.max_age", "must not be below auth.jwks.refresh");
-        }
-        if r.reconnect_max.0 < r.reconnect_min.0 {
-            self.problem("redis.reconnect_max", "must not be below redis.reconnect_min");
-        }
-        if l.queue_bytes < l.publication_bytes {
-            self.problem(
-                "limits.queue_bytes",
-                "must be at least limits.publication_bytes, or one event closes every client",
-            );
-        }
-    }
-
-    fn redis(&mut self, config: &Config) {
-        if config.broker.kind != BrokerKind::Redis {
-            return;
-        }
-        let url = &config.redis.url.0;
-        let scheme = url.split("://").next().unwrap_or_default();
-        match scheme {
-            "redis" => {
-                if redis::Client::open(url.as_str()).is_err() {
-                    self.problem(
-                        "redis.url",
-                        "is not of the form redis://[user:password@]host:port",
-                    );
-                }
-            }
-            "rediss" => self.problem("redis.url", "not supported: TLS is not in this version"),
-            "redis+sentinel" | "redis+cluster" => self.problem(
-                "redis.url",
-                "not supported: this version speaks to a standalone Redis (redis://)",
-            ),
-            _ => self.problem("redis.url", "must begin with redis://"),
-        }
-        let prefix = &config.redis.prefix;
-        if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
-            self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
-        }
-    }
-
     fn origins(&mut self, origins: &[String]) {
         for (i, origin) in origins.iter().enumerate() {
             let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
@@ -295,7 +190,8 @@ impl Judge {
             if channel.allow != AllowKind::Callback && !channel.send_claims.is_empty() {
                 self.problem(at("send_claims"), "belongs to allow = \"callback\"");
             }
-            rules.push(Rule { pattern, allow, auto_subscribe: channel.auto_subscribe });
+            let history = channel.history.and_then(|kept| self.history(&at("history"), kept));
+            rules.push(Rule { pattern, allow, auto_subscribe: channel.auto_subscribe, history });
         }
         rules
     }

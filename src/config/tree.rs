@@ -2,7 +2,6 @@
 
 use toml::{Table, Value};
 
-use super::load::NOT_YET;
 use crate::auth::keys::shown_url;
 
 /// serde's text for an unknown field, reworded by the caller.
@@ -13,15 +12,6 @@ pub(super) fn unknown_field(message: &str) -> Option<String> {
 
 pub(super) fn quoted(message: &str) -> impl Iterator<Item = &str> {
     message.split('`').skip(1).step_by(2)
-}
-
-/// A variant that a later version has is said to be one.
-pub(super) fn not_yet_value(message: String) -> String {
-    let variant = message.strip_prefix("unknown variant ").and_then(|m| quoted(m).next());
-    match NOT_YET.iter().find(|(name, _)| Some(*name) == variant) {
-        Some((_, why)) => format!("not supported: {why}"),
-        None => message,
-    }
 }
 
 pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
@@ -133,7 +123,9 @@ pub(super) fn redact(value: &mut Value, path: &str) {
                 redact(element, path);
             }
         }
-        Value::String(text) if path.ends_with(".secret") || path.ends_with(".jwk") => {
+        Value::String(text)
+            if [".secret", ".jwk", "password"].iter().any(|end| path.ends_with(end)) =>
+        {
             "<redacted>".clone_into(text);
         }
         Value::String(text) if path.ends_with(".jwks_url") || path == ".callback.url" => {

@@ -13,16 +13,37 @@ use dashmap::mapref::entry::Entry as MapEntry;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use crate::broker::{Broker, BrokerError};
-use crate::channel::ChannelName;
+use super::continuity::{Flow, Step, TailBounds};
+use crate::broker::{Broker, BrokerError, Track};
+use crate::channel::{ChannelName, Publication};
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
 
 /// Most channels that linger; beyond it the broker is told at once.
 const MAX_LINGERING: usize = 65_536;
 
+/// How long a tail is kept after the last socket that resumed from it.
+const TAIL_IDLE: Duration = Duration::from_secs(10);
+
+/// A reading of a channel's history that is under way; true when it is over.
+pub(super) struct Reading(pub(super) watch::Receiver<bool>);
+
+/// What is known of a channel's durable publications.
+struct Followed {
+    flow: Flow,
+    reading: Option<Reading>,
+}
+
+impl Followed {
+    fn new(track: Track) -> Box<Self> {
+        Box::new(Self { flow: Flow::new(track == Track::Open), reading: None })
+    }
+}
+
 struct Entry {
     subscribers: u32,
+    track: Track,
+    followed: Option<Box<Followed>>,
     /// `None` once the broker confirmed.
     answer: Option<Answer>,
     /// When the last subscriber left.
@@ -64,33 +85,80 @@ impl Interest {
     }
 
     /// One more local subscriber.
-    pub(super) fn acquire(&self, channel: &ChannelName) -> Waiting {
+    pub(super) fn acquire(&self, channel: &ChannelName, track: Track) -> Waiting {
         let mut entry = self.entries.entry(channel.clone()).or_insert_with(|| Entry {
             subscribers: 0,
-            answer: Some(self.ask(channel)),
+            track,
+            followed: (track > Track::No).then(|| Followed::new(track)),
+            answer: Some(self.ask(channel, track)),
             idle_since: None,
         });
         entry.subscribers += 1;
         entry.idle_since = None;
+        if entry.track < track {
+            // It is live, but nobody has asked yet where its history stands.
+            entry.track = track;
+            let followed = entry.followed.get_or_insert_with(|| Followed::new(track));
+            if track == Track::Open {
+                followed.flow.set_durable();
+            }
+            entry.answer = Some(self.ask(channel, track));
+        }
         let answered = entry.answer.as_ref().and_then(|a| *a.borrow());
         match answered {
             Some(Ok(())) => entry.answer = None,
             // A refused subscription is tried again for whoever comes next.
-            Some(Err(_)) => entry.answer = Some(self.ask(channel)),
+            Some(Err(_)) => entry.answer = Some(self.ask(channel, entry.track)),
             None => {}
         }
         // It was confirmed on a connection that is gone: that is not live.
-        if entry.answer.is_none() && !self.broker.is_up() {
-            entry.answer = Some(self.ask(channel));
+        if entry.answer.is_none() && !self.broker.is_up(channel) {
+            entry.answer = Some(self.ask(channel, entry.track));
         }
         let deadline = tokio::time::Instant::now() + self.confirm_within;
         Waiting { answer: entry.answer.clone(), deadline }
     }
 
-    fn ask(&self, channel: &ChannelName) -> Answer {
+    fn ask(&self, channel: &ChannelName, track: Track) -> Answer {
         let (confirmation, answer) = watch::channel(None);
-        self.broker.subscribe(channel, confirmation);
+        self.broker.subscribe(channel, track, confirmation);
         answer
+    }
+
+    /// A publication came: what is to be done with it.
+    pub(super) fn take(&self, publication: Publication, bounds: TailBounds, out: &mut Vec<Step>) {
+        if let Some(mut entry) = self.entries.get_mut(&publication.channel) {
+            let entry = &mut *entry;
+            if publication.position.is_some() && entry.followed.is_none() {
+                entry.followed = Some(Followed::new(entry.track));
+            }
+            if let Some(followed) = &mut entry.followed {
+                return followed.flow.take(publication, bounds, out);
+            }
+        }
+        out.push(Step::Deliver(publication));
+    }
+
+    /// Works on a channel's flow; `None` where it has none.
+    pub(super) fn with_flow<T>(
+        &self,
+        channel: &ChannelName,
+        work: impl FnOnce(&mut Flow, &mut Option<Reading>) -> T,
+    ) -> Option<T> {
+        let mut entry = self.entries.get_mut(channel)?;
+        let Followed { flow, reading } = entry.followed.as_deref_mut()?;
+        Some(work(flow, reading))
+    }
+
+    /// Forgets the tails that nobody resumes from any more.
+    pub(super) fn sweep_tails(&self) {
+        for mut entry in self.entries.iter_mut() {
+            if let Some(Followed { flow, reading: None }) = entry.followed.as_deref_mut()
+                && flow.tail.as_ref().is_some_and(|tail| tail.used.elapsed() > TAIL_IDLE)
+            {
+                flow.tail = None;
+            }
+        }
     }
 
     /// One local subscriber less.
@@ -146,7 +214,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::broker::{BrokerFuture, Confirmation, Health};
+    use crate::broker::{Bounds, BrokerFuture, Confirmation, Durable, Health, History};
+    use crate::channel::Position;
 
     /// Records the calls, and confirms only when told to.
     #[derive(Default)]
@@ -156,20 +225,28 @@ mod tests {
     }
 
     impl Broker for Recorder {
-        fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
+        fn subscribe(&self, channel: &ChannelName, _: Track, confirmation: Confirmation) {
             self.calls.lock().push(format!("+{channel}"));
             self.waiting.lock().push(confirmation);
         }
         fn unsubscribe(&self, channel: &ChannelName) {
             self.calls.lock().push(format!("-{channel}"));
         }
-        fn publish(&self, _: &ChannelName, _: Bytes) -> BrokerFuture<'_> {
-            Box::pin(std::future::ready(Ok(())))
+        fn publish(
+            &self,
+            _: &ChannelName,
+            _: Bytes,
+            _: Option<Durable>,
+        ) -> BrokerFuture<'_, Option<Position>> {
+            Box::pin(std::future::ready(Ok(None)))
+        }
+        fn history(&self, _: &ChannelName, _: Bounds) -> BrokerFuture<'_, Option<History>> {
+            Box::pin(std::future::ready(Ok(None)))
         }
         fn control(&self, _: Bytes) -> BrokerFuture<'_, usize> {
             Box::pin(std::future::ready(Ok(1)))
         }
-        fn is_up(&self) -> bool {
+        fn is_up(&self, _: &ChannelName) -> bool {
             true
         }
         fn health(&self) -> Health {
@@ -186,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn the_first_subscribes_the_last_lingers_and_all_wait_for_one_answer() {
         let (broker, interest, a) = setup(Duration::from_millis(20));
-        let (first, second) = (interest.acquire(&a), interest.acquire(&a));
+        let (first, second) = (interest.acquire(&a, Track::No), interest.acquire(&a, Track::No));
         assert_eq!(*broker.calls.lock(), ["+a"]);
         broker.waiting.lock().pop().unwrap().send_replace(Some(Ok(())));
         assert_eq!(first.answer().await, Ok(()));
@@ -196,7 +273,7 @@ mod tests {
         interest.sweep();
         assert_eq!(*broker.calls.lock(), ["+a"], "it lingers");
         // A reload within the linger costs the broker nothing.
-        assert_eq!(interest.acquire(&a).answer().await, Ok(()));
+        assert_eq!(interest.acquire(&a, Track::No).answer().await, Ok(()));
         std::thread::sleep(Duration::from_millis(25));
         interest.sweep();
         assert_eq!(*broker.calls.lock(), ["+a"], "it is wanted");
@@ -207,13 +284,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_wants_to_follow_the_history_has_it_looked_up() {
+        let (broker, interest, a) = setup(Duration::ZERO);
+        interest.acquire(&a, Track::No);
+        interest.acquire(&a, Track::Read);
+        interest.acquire(&a, Track::Read);
+        assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
+        interest.acquire(&a, Track::Open);
+        assert_eq!(broker.calls.lock().len(), 3);
+    }
+
+    #[tokio::test]
     async fn a_refused_subscription_is_tried_again() {
         let (broker, interest, a) = setup(Duration::ZERO);
-        let first = interest.acquire(&a);
+        let first = interest.acquire(&a, Track::No);
         let confirmation = broker.waiting.lock().pop().unwrap();
         confirmation.send_replace(Some(Err(BrokerError::Refused)));
         assert_eq!(first.answer().await, Err(BrokerError::Refused));
-        let second = interest.acquire(&a);
+        let second = interest.acquire(&a, Track::No);
         assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
         drop(broker.waiting.lock().pop());
         assert_eq!(second.answer().await, Err(BrokerError::Unavailable), "the broker is gone");

@@ -5,26 +5,33 @@
 //! subscriber is told so; whatever cannot be delivered is declared as a gap on its channel; an
 //! entry of a channel in the hub and its count in `interest` come and go together.
 
+mod continuity;
 mod control;
 mod interest;
+mod pump;
+mod resume;
 mod revoke;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::de::IgnoredAny;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::Revocations;
-use crate::broker::{Broker, BrokerError, Event, Events, Store};
-use crate::channel::{ChannelName, GapReason, Publication};
-use crate::hub::{Connection, Hub, SubscribeError};
-use crate::metrics::{self, Rejected};
-use crate::protocol::Push;
+use crate::broker::{Bounds, Broker, BrokerError, Store};
+pub use crate::broker::{Durable, Track};
+use crate::channel::{ChannelName, GapReason, Position};
+use crate::hub::{Begin, Connection, Hub, SubscribeError};
+use crate::metrics;
+use crate::protocol::{Message, Push};
 pub use control::{Control, NodeInfo, Nodes};
 use interest::Interest;
 pub use interest::Waiting;
+use pump::Read;
+pub use resume::Resumed;
 pub use revoke::RevokeError;
 
 pub struct Gateway {
@@ -35,7 +42,22 @@ pub struct Gateway {
     interest: Interest,
     nodes: Nodes,
     max_publication: AtomicUsize,
+    /// Control messages may have been missed.
+    recall_due: AtomicBool,
+    /// How much of a history is read at most.
+    history_bounds: Mutex<Bounds>,
+    /// Readings of histories at once, in the order of asking.
+    readings: Semaphore,
+    /// What the readings for holes found, for the pump.
+    read: mpsc::Sender<Read>,
+    reads: Mutex<Option<mpsc::Receiver<Read>>>,
 }
+
+/// Seconds between two looks for tails that nobody resumes from any more.
+const SWEEP_TAILS_EVERY: u64 = 5;
+
+/// Readings of histories at once.
+const READINGS: usize = 64;
 
 /// Why a publication was not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -65,6 +87,7 @@ impl Gateway {
     ) -> Self {
         let store: Arc<dyn Store> = Arc::<B>::clone(&broker);
         let broker: Arc<dyn Broker> = broker;
+        let (read, reads) = mpsc::channel(READINGS);
         Self {
             hub,
             store,
@@ -73,7 +96,16 @@ impl Gateway {
             broker,
             nodes: Nodes::new(node),
             max_publication: AtomicUsize::new(usize::MAX),
+            recall_due: AtomicBool::new(false),
+            history_bounds: Mutex::new(Bounds { messages: 1000, bytes: 512 << 10 }),
+            readings: Semaphore::new(READINGS),
+            read,
+            reads: Mutex::new(Some(reads)),
         }
+    }
+
+    pub fn set_history_bounds(&self, bounds: Bounds) {
+        *self.history_bounds.lock() = bounds;
     }
 
     /// Sets how long a subscriber waits for the broker.
@@ -122,9 +154,10 @@ impl Gateway {
         &self,
         connection: &Connection,
         channel: &ChannelName,
+        track: Track,
     ) -> Result<Waiting, SubscribeError> {
         self.hub.subscribe(connection, channel)?;
-        Ok(self.interest.acquire(channel))
+        Ok(self.interest.acquire(channel, track))
     }
 
     /// Waits until the broker has the subscription.
@@ -138,15 +171,25 @@ impl Gateway {
         waiting: Waiting,
     ) -> Result<(), BrokerError> {
         let result = waiting.answer().await;
-        if result.is_err() {
+        if result.is_ok() {
+            self.hub.confirmed(connection, channel);
+        } else {
             self.unsubscribe(connection, channel);
         }
         result
     }
 
-    /// Sends `reply` and lets the subscription's events through.
-    pub fn activate(&self, connection: &Connection, channel: &ChannelName, reply: Option<Bytes>) {
-        self.hub.activate(connection, channel, reply);
+    /// Sends `replies`, then what was missed, and lets the subscription's events through.
+    pub fn activate(
+        &self,
+        connection: &Connection,
+        channel: &ChannelName,
+        replies: &[Message],
+        resumed: &Resumed,
+    ) {
+        let Resumed { position, publications, after, .. } = resumed;
+        let begin = Begin { position: position.as_ref(), publications, after: after.as_ref() };
+        self.hub.activate(connection, channel, replies, &begin);
     }
 
     /// True if the connection had the subscription.
@@ -165,15 +208,20 @@ impl Gateway {
         }
     }
 
-    /// Publishes to every replica.
+    /// Publishes to every replica; the answer is a durable publication's position.
     ///
     /// # Errors
     /// When the event is too large or the broker did not take it.
-    pub async fn publish(&self, channel: &ChannelName, payload: Bytes) -> Result<(), PublishError> {
+    pub async fn publish(
+        &self,
+        channel: &ChannelName,
+        payload: Bytes,
+        durable: Option<Durable>,
+    ) -> Result<Option<Position>, PublishError> {
         if payload.len() > self.max_publication.load(Ordering::Relaxed) {
             return Err(PublishError::TooLarge);
         }
-        Ok(self.broker.publish(channel, payload).await?)
+        Ok(self.broker.publish(channel, payload, durable).await?)
     }
 
     /// Carries out a control message here, and sends it to every other replica.
@@ -194,52 +242,6 @@ impl Gateway {
         self.hub.dispatch(Push::Gap(channel, reason)).await;
     }
 
-    /// Moves events from the broker to the hub, in order, for ever.
-    pub async fn pump(self: Arc<Self>, events: Arc<Events>) {
-        let received = metrics::publications(self.broker.health().kind);
-        loop {
-            let batch = events.take().await;
-            for event in batch.events {
-                match event {
-                    Event::Publication(publication) => {
-                        received.increment(1);
-                        self.deliver(publication).await;
-                    }
-                    Event::Subscribed(channel, confirmation) => {
-                        let confirm = move || {
-                            confirmation.send_replace(Some(Ok(())));
-                        };
-                        self.hub.mark(&channel, confirm).await;
-                    }
-                    Event::Gap(channel, reason) => self.declare_gap(channel, reason).await,
-                    Event::Control(message) => self.apply(&message),
-                }
-            }
-            for channel in batch.overflowed {
-                self.declare_gap(channel, GapReason::Overflow).await;
-            }
-        }
-    }
-
-    /// Anyone who may publish in Redis may write anything there: what is not JSON text of a
-    /// permitted size cannot be delivered, and that is declared too.
-    async fn deliver(&self, publication: Publication) {
-        let payload = &publication.payload;
-        if payload.len() > self.max_publication.load(Ordering::Relaxed) {
-            metrics::rejected(Rejected::PublicationSize);
-            tracing::warn!(channel = %publication.channel, bytes = payload.len(), "publication too large");
-            return self.declare_gap(publication.channel, GapReason::PayloadTooLarge).await;
-        }
-        let valid = std::str::from_utf8(payload)
-            .is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-        if !valid {
-            metrics::rejected(Rejected::PublicationInvalid);
-            tracing::warn!(channel = %publication.channel, "publication is not JSON");
-            return self.declare_gap(publication.channel, GapReason::InvalidPayload).await;
-        }
-        self.hub.dispatch(Push::Publication(publication)).await;
-    }
-
     /// Periodic work: channels whose last subscriber left long enough ago, and the announcement of
     /// this node to the others.
     pub async fn housekeeping(self: Arc<Self>) {
@@ -248,6 +250,9 @@ impl Gateway {
         for second in 0u64.. {
             seconds.tick().await;
             self.interest.sweep();
+            if second % SWEEP_TAILS_EVERY == 0 {
+                self.interest.sweep_tails();
+            }
             self.recall(&mut recalled_at, second).await;
             if second % control::ANNOUNCE_EVERY == 0 {
                 let counts = self.hub.counts();

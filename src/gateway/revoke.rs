@@ -1,9 +1,12 @@
 //! Revocation across replicas: at once through a control message, and again from the store after a
 //! restart, a reconnect, and now and then, because a control message can be missed.
 
+use std::sync::atomic::Ordering;
+
 use super::{Control, ControlError, Gateway};
 use crate::auth::Revocation;
 use crate::broker::BrokerError;
+use crate::channel::ChannelName;
 use crate::hub::Connection;
 use crate::lifecycle::unix_now;
 use crate::metrics;
@@ -70,11 +73,12 @@ impl Gateway {
 
     /// Reads the store again when that is due. `recalled_at` is the second of the last success.
     pub(super) async fn recall(&self, recalled_at: &mut Option<u64>, second: u64) {
-        if !self.broker.is_up() {
+        if !self.broker.is_up(&ChannelName::control()) {
             *recalled_at = None;
             return;
         }
-        if recalled_at.is_some_and(|at| second < at + RECALL_EVERY) {
+        let due = self.recall_due.swap(false, Ordering::AcqRel);
+        if !due && recalled_at.is_some_and(|at| second < at + RECALL_EVERY) {
             return;
         }
         let now = unix_now();

@@ -20,7 +20,9 @@ use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, timeout_at};
 
 use super::{App, json as json_response, refuse};
+use crate::access;
 use crate::auth::Revocation;
+use crate::broker::Durable;
 use crate::channel::ChannelName;
 use crate::gateway::{Control, PublishError};
 use crate::metrics::{self, Rejected};
@@ -151,6 +153,8 @@ struct Publish<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
     #[serde(flatten)]
+    kept: Keep,
+    #[serde(flatten)]
     rest: Map<String, Value>,
 }
 
@@ -158,8 +162,39 @@ async fn publish(app: &App, request: Publish<'_>) -> ApiResult {
     refuse_rest(&request.rest)?;
     let channel = channel(&request.channel)?;
     let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
-    app.context.gateway.publish(&channel, payload).await?;
-    Ok(json!({}))
+    publish_one(app, &channel, payload, request.kept).await
+}
+
+/// How a publication is to be kept; without a word, as the channel's rule says.
+#[derive(Deserialize, Clone, Default)]
+struct Keep {
+    #[serde(default)]
+    skip_history: bool,
+    #[serde(default)]
+    idempotency_key: Option<String>,
+}
+
+/// Longest idempotency key in bytes.
+const MAX_IDEMPOTENCY_KEY: usize = 256;
+
+/// The answer holds the position where the channel has a history.
+async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Keep) -> ApiResult {
+    let idempotency_key = keep.idempotency_key.filter(|key| !key.is_empty());
+    if idempotency_key.as_ref().is_some_and(|key| key.len() > MAX_IDEMPOTENCY_KEY) {
+        return Err(ApiError::bad_request("idempotency_key: at most 256 bytes"));
+    }
+    let retention = access::history(channel, &app.context.policy.load().rules);
+    let durable = match retention.filter(|_| !keep.skip_history) {
+        Some(retention) => Some(Durable { retention, idempotency_key }),
+        None if idempotency_key.is_some() => {
+            return Err(ApiError::not_available(
+                "idempotency_key needs a channel with history: set it in the channel's rule",
+            ));
+        }
+        None => None,
+    };
+    let position = app.context.gateway.publish(channel, payload, durable).await?;
+    Ok(position.map_or_else(|| json!({}), |p| json!({ "offset": p.offset, "epoch": &*p.epoch })))
 }
 
 #[derive(Deserialize)]
@@ -167,6 +202,8 @@ struct Broadcast<'a> {
     channels: Vec<String>,
     #[serde(borrow)]
     data: &'a RawValue,
+    #[serde(flatten)]
+    kept: Keep,
     #[serde(flatten)]
     rest: Map<String, Value>,
 }
@@ -179,14 +216,14 @@ async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
     }
     let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
     let publications = request.channels.iter().map(|name| {
-        let payload = payload.clone();
+        let (payload, keep) = (payload.clone(), request.kept.clone());
         async move {
             let published = async {
                 let channel = channel(name)?;
-                app.context.gateway.publish(&channel, payload).await.map_err(ApiError::from)
+                publish_one(app, &channel, payload, keep).await
             };
             match published.await {
-                Ok(()) => json!({ "result": {} }),
+                Ok(result) => json!({ "result": result }),
                 Err(error) => json!({ "error": error_value(&error) }),
             }
         }

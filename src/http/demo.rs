@@ -56,8 +56,8 @@ pub(super) async fn purchase(
     };
     let event = json!({ "type": "post_purchased", "postId": post, "at": unix_now() });
     let payload = Bytes::from(event.to_string());
-    match app.context.gateway.publish(&channel, payload).await {
-        Ok(()) => json_response(StatusCode::OK, &json!({ "published": channel.as_str() })),
+    match app.context.gateway.publish(&channel, payload, None).await {
+        Ok(_) => json_response(StatusCode::OK, &json!({ "published": channel.as_str() })),
         Err(e) => {
             json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": e.to_string() }))
         }

@@ -79,6 +79,10 @@ pub fn admin(app: App) -> Router {
 
 /// A plain-text answer that ends the connection: what came behind a refused request is not read.
 fn refuse(status: StatusCode, message: &'static str) -> Response {
+    refuse_with(status, message.to_owned())
+}
+
+fn refuse_with(status: StatusCode, message: String) -> Response {
     (status, [(header::CONNECTION, "close")], message).into_response()
 }
 

@@ -19,7 +19,7 @@ use crate::hub::Connection;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::plain::{self, Command, Request};
-use crate::session::{Admission, Context, Heard, Session};
+use crate::session::{Admission, Context, Heard, Session, Since};
 use crate::websocket::{Decoder, Message, Opcode, ProtocolError, close_frame, encode};
 
 /// The worker's read buffer.
@@ -49,17 +49,22 @@ pub async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
     Some((parts.io.into_inner(), parts.read_buf.to_vec()))
 }
 
-/// Runs a socket to its end. `begun`: when its request came, and what was read behind it.
-pub async fn run(
-    context: Arc<Context>,
-    connection: Arc<Connection>,
-    admission: Admission,
-    begun: (Instant, Vec<u8>),
-) {
+/// What the handshake found.
+pub struct Beginning {
+    pub admission: Admission,
+    /// When the request came.
+    pub began: Instant,
+    /// What was read behind it.
+    pub early: Vec<u8>,
+    pub since: Since,
+}
+
+/// Runs a socket to its end.
+pub async fn run(context: Arc<Context>, connection: Arc<Connection>, beginning: Beginning) {
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);
-    let (began, early) = begun;
-    let mut session = Session::new(context, Arc::clone(&connection), began);
+    let Beginning { admission, began, early, since } = beginning;
+    let mut session = Session::new(context, Arc::clone(&connection), began).resuming(since);
     let end = live(&mut session, &connection, admission, early).await;
     session.end();
     drop(session);

@@ -11,15 +11,15 @@ use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
 
 use super::admission::{self, Cookies, Credential, Place, SUBPROTOCOL};
-use super::{App, Peer, refuse, socket};
+use super::{App, Peer, refuse, refuse_with, socket};
 use crate::auth::Reason;
 use crate::config::{Policy, Reject};
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
-use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::Admission;
+use crate::protocol::{Wire, sse};
 use crate::session::tokens::{Carried, close_of};
+use crate::session::{Admission, Since};
 use crate::websocket::accept_key;
 
 /// The handler. It answers before anything is read from the socket; the socket's own task begins
@@ -38,8 +38,9 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
             return response;
         }
     };
-    let wire = match wire(&request) {
-        Ok(wire) => wire,
+    let asked = wire(&request).and_then(|wire| Ok((wire, since(&request, wire)?)));
+    let (wire, since) = match asked {
+        Ok(asked) => asked,
         Err(response) => return response,
     };
     let policy = app.context.policy.load_full();
@@ -61,13 +62,14 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     let lifecycle = app.lifecycle.clone();
     lifecycle.spawn_connection(async move {
         if let Some((stream, early)) = socket::handed_over(upgrade).await {
-            let connection = app.context.gateway.hub().register(stream, wire);
+            let connection = app.context.gateway.hub().register(Some(stream), wire);
             // The drain's last look may have been before this.
             let admission = match app.lifecycle.phase() {
                 Phase::Running | Phase::Settling => admission,
                 Phase::Draining => Admission::Refused(Close::new(CloseCode::Restart, "draining")),
             };
-            socket::run(app.context, connection, admission, (began, early)).await;
+            let beginning = socket::Beginning { admission, began, early, since };
+            socket::run(app.context, connection, beginning).await;
         }
         drop(place);
     });
@@ -173,6 +175,20 @@ fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
             Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
         }
     }
+}
+
+/// Where the client is in channels that it is to be subscribed to.
+fn since(request: &Parts, wire: Wire) -> Result<Since, Response<Body>> {
+    let query = request.uri.query().unwrap_or_default();
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "since");
+    let Some((_, value)) = values.next() else { return Ok(Vec::new()) };
+    let why = match sse::parse_id(&value) {
+        Ok(since) if wire.has_positions() => return Ok(since),
+        Ok(_) => "since needs format=envelope: without it no event says where it is",
+        Err(why) => why,
+    };
+    metrics::rejected(Rejected::BadRequest);
+    Err(refuse_with(StatusCode::BAD_REQUEST, format!("since: {why}\n")))
 }
 
 /// 101. A token offered as a subprotocol is never echoed.

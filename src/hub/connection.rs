@@ -5,6 +5,8 @@
 //! order in which they were given; once a close was asked for, nothing follows but the close frame;
 //! an idle connection owns no buffer.
 
+mod deliver;
+
 use std::future::poll_fn;
 use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
@@ -17,13 +19,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use super::fanout::{NONE, Node};
-use super::queue::{Queue, keep};
+use super::queue::Queue;
 use super::{Bounds, ConnId};
 use crate::access::TokenId;
 use crate::metrics;
-use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode};
+use crate::protocol::{Message, Wire};
 
 /// Slices in one vectored write.
 const MAX_SLICES: usize = 32;
@@ -59,7 +60,8 @@ pub struct Connection {
     timer: AtomicU32,
     waker: AtomicWaker,
     out: Mutex<Outbound>,
-    stream: TcpStream,
+    /// `None`: an HTTP response, whose task takes what is queued.
+    stream: Option<TcpStream>,
     bounds: Arc<Bounds>,
     opened: Instant,
 }
@@ -78,7 +80,7 @@ impl Connection {
         id: ConnId,
         shard: u32,
         wire: Wire,
-        stream: TcpStream,
+        stream: Option<TcpStream>,
         bounds: Arc<Bounds>,
     ) -> Self {
         Self {
@@ -205,7 +207,7 @@ impl Connection {
     pub fn finish(&self, frame: Bytes) {
         let mut out = self.out.lock();
         out.closed = true;
-        metrics::queued(frame.len());
+        self.bounds.queued(frame.len());
         out.queue.push(frame, 0, false);
         drop(out);
         self.flush();
@@ -217,9 +219,22 @@ impl Connection {
         if out.closed {
             return;
         }
-        metrics::queued(frame.len());
+        self.bounds.queued(frame.len());
         out.queue.push(frame, 1, false);
         self.check(&mut out);
+    }
+
+    /// Sends one message of the gateway's own.
+    pub fn say(&self, message: &Message) {
+        self.send(self.wire.frame(message));
+    }
+
+    /// The next of what is queued, for the task of an HTTP response.
+    pub fn take_queued(&self) -> Option<Bytes> {
+        let mut out = self.out.lock();
+        let chunk = out.queue.pop()?;
+        self.bounds.unqueued(chunk.len());
+        Some(chunk)
     }
 
     /// Sends one frame, at once if the socket takes it.
@@ -234,9 +249,9 @@ impl Connection {
         while !out.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let n = out.queue.slices(&mut slices);
-            match self.stream.try_write_vectored(&slices[..n]) {
+            match self.try_write(&slices[..n]) {
                 Ok(sent) => {
-                    metrics::unqueued(sent);
+                    self.bounds.unqueued(sent);
                     out.queue.advance(sent);
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
@@ -248,10 +263,17 @@ impl Connection {
         }
     }
 
+    fn try_write(&self, slices: &[IoSlice<'_>]) -> std::io::Result<usize> {
+        match &self.stream {
+            Some(stream) => stream.try_write_vectored(slices),
+            None => Err(ErrorKind::WouldBlock.into()),
+        }
+    }
+
     /// The socket is dead: reading will say so too; until then nothing is kept for it.
     fn broken(&self, out: &mut Outbound) {
         out.closed = true;
-        metrics::unqueued(out.queue.bytes());
+        self.bounds.unqueued(out.queue.bytes());
         out.queue = Queue::default();
     }
 
@@ -259,82 +281,15 @@ impl Connection {
     fn check(&self, out: &mut Outbound) {
         if out.queue.messages() > self.bounds.queue_messages.load(Ordering::Relaxed)
             || out.queue.bytes() > self.bounds.queue_bytes.load(Ordering::Relaxed)
+            || self.bounds.is_full()
         {
             if !out.closed {
                 metrics::slow_consumer();
             }
             self.ask(out, Close::new(CloseCode::SlowConsumer, "slow consumer"));
             out.closed = true;
-            metrics::unqueued(out.queue.cut());
+            self.bounds.unqueued(out.queue.cut());
         }
-    }
-
-    /// The fan-out's write: the ranges of `batch` that the list at `head` names, in one call where
-    /// the socket takes them.
-    pub(super) fn deliver(&self, batch: &Bytes, nodes: &[Node], head: u32) {
-        let mut out = self.out.lock();
-        if out.closed {
-            return;
-        }
-        let (mut at, mut sent) = (head, 0);
-        while out.queue.is_empty() && at != NONE {
-            let node = &nodes[at as usize];
-            let written = if node.next == NONE {
-                self.stream.try_write(&batch[node.start as usize + sent..node.end as usize])
-            } else {
-                self.write_list(batch, nodes, at, sent)
-            };
-            match written {
-                Ok(mut n) => {
-                    while at != NONE {
-                        let node = &nodes[at as usize];
-                        let left = (node.end - node.start) as usize - sent;
-                        if n < left {
-                            sent += n;
-                            break;
-                        }
-                        n -= left;
-                        sent = 0;
-                        at = node.next;
-                    }
-                }
-                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return self.broken(&mut out),
-            }
-        }
-        if at == NONE {
-            return;
-        }
-        while at != NONE {
-            let node = &nodes[at as usize];
-            let data = keep(batch, node.start as usize + sent, node.end as usize);
-            metrics::queued(data.len());
-            out.queue.push(data, node.messages, sent > 0);
-            sent = 0;
-            at = node.next;
-        }
-        self.check(&mut out);
-        drop(out);
-        self.wake(BLOCKED);
-    }
-
-    fn write_list(
-        &self,
-        batch: &Bytes,
-        nodes: &[Node],
-        mut at: u32,
-        mut skip: usize,
-    ) -> std::io::Result<usize> {
-        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-        let mut n = 0;
-        while at != NONE && n < MAX_SLICES {
-            let node = &nodes[at as usize];
-            slices[n] = IoSlice::new(&batch[node.start as usize + skip..node.end as usize]);
-            skip = 0;
-            n += 1;
-            at = node.next;
-        }
-        self.stream.try_write_vectored(&slices[..n])
     }
 
     /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), room
@@ -346,11 +301,13 @@ impl Connection {
             let mut wake =
                 Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
             if !self.out.lock().queue.is_empty() {
-                wake.writable = self.stream.poll_write_ready(cx).is_ready();
+                let stream = self.stream.as_ref();
+                wake.writable = stream.is_none_or(|s| s.poll_write_ready(cx).is_ready());
             }
             if read {
                 wake.timer |= self.missed.swap(false, Ordering::AcqRel);
-                wake.readable = self.stream.poll_read_ready(cx).is_ready();
+                let stream = self.stream.as_ref();
+                wake.readable = stream.is_some_and(|s| s.poll_read_ready(cx).is_ready());
             }
             if wake.close || wake.timer || wake.readable || wake.writable {
                 Poll::Ready(wake)
@@ -366,7 +323,7 @@ impl Connection {
     /// # Errors
     /// `WouldBlock` when nothing has, or the socket's own error.
     pub fn try_read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        self.stream.try_read(buffer)
+        self.stream.as_ref().map_or(Ok(0), |stream| stream.try_read(buffer))
     }
 
     /// True while something waits to be written.
@@ -378,12 +335,14 @@ impl Connection {
     /// Ends the sending side of the socket; what was written still arrives.
     pub fn shutdown(&self) {
         // A failure means that the peer is gone already.
-        let _ = socket2::SockRef::from(&self.stream).shutdown(std::net::Shutdown::Write);
+        if let Some(stream) = &self.stream {
+            let _ = socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write);
+        }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        metrics::unqueued(self.out.get_mut().queue.bytes());
+        self.bounds.unqueued(self.out.get_mut().queue.bytes());
     }
 }

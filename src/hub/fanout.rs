@@ -15,7 +15,7 @@ use super::inbox::Item;
 use super::table::Slot;
 use super::{Connection, Shard};
 use crate::metrics::Fanout;
-use crate::protocol::{Push, Wire};
+use crate::protocol::Wire;
 
 /// The end of a list.
 pub(super) const NONE: u32 = u32::MAX;
@@ -49,15 +49,23 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn encode(&mut self, push: &Push, wire: Wire) -> (u32, u32) {
+    /// Encodes something into the wire's buffer; the range it takes there.
+    pub(super) fn encode(&mut self, wire: Wire, write: impl FnOnce(&mut BytesMut)) -> (u32, u32) {
         let buffer = &mut self.buffers[wire as usize];
         let start = buffer.len() as u32;
-        push.encode(wire, buffer);
+        write(buffer);
         (start, buffer.len() as u32)
     }
 
-    pub(super) fn append(&mut self, index: u32, slot: &mut Slot, (start, end): (u32, u32)) {
-        self.deliveries[slot.wire as usize] += 1;
+    /// Adds a range to a connection's list: so many messages, none for a part of the next one.
+    pub(super) fn append(
+        &mut self,
+        index: u32,
+        slot: &mut Slot,
+        (start, end): (u32, u32),
+        messages: u32,
+    ) {
+        self.deliveries[slot.wire as usize] += u64::from(messages);
         let node = self.nodes.len() as u32;
         if slot.head == NONE {
             slot.head = node;
@@ -66,13 +74,13 @@ impl Batch {
             let tail = &mut self.nodes[slot.tail as usize];
             if tail.end == start {
                 tail.end = end;
-                tail.messages += 1;
+                tail.messages += messages;
                 return;
             }
             tail.next = node;
         }
         slot.tail = node;
-        self.nodes.push(Node { start, end, messages: 1, next: NONE });
+        self.nodes.push(Node { start, end, messages, next: NONE });
     }
 
     fn reset(&mut self) {

@@ -19,13 +19,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-use crate::channel::ChannelName;
-use crate::protocol::{Push, Wire};
+use crate::channel::{ChannelName, Position, Publication};
+use crate::metrics;
+use crate::protocol::{Message, Push, Wire};
 pub use connection::{Connection, Wake};
 use inbox::{Inbox, Item, Mark};
 pub use table::SubscribeError;
@@ -47,7 +47,37 @@ type Routes = DashMap<ChannelName, u64, ahash::RandomState>;
 pub struct Bounds {
     pub queue_messages: AtomicUsize,
     pub queue_bytes: AtomicUsize,
+    /// For all queues together.
+    pub queue_bytes_total: AtomicUsize,
     pub channels_per_connection: AtomicUsize,
+    /// What all queues hold now, in bytes.
+    pub queued: AtomicUsize,
+}
+
+impl Bounds {
+    fn queued(&self, bytes: usize) {
+        self.queued.fetch_add(bytes, Ordering::Relaxed);
+        metrics::queued(bytes);
+    }
+
+    fn unqueued(&self, bytes: usize) {
+        self.queued.fetch_sub(bytes, Ordering::Relaxed);
+        metrics::unqueued(bytes);
+    }
+
+    /// Whoever makes a queue longer now is closed: it reads too slowly, as all that have one.
+    fn is_full(&self) -> bool {
+        let queued = self.queued.load(Ordering::Relaxed);
+        queued > self.queue_bytes_total.load(Ordering::Relaxed)
+    }
+}
+
+/// What a subscription begins with: where it stands, what was missed, and what is in that already.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begin<'b> {
+    pub position: Option<&'b Position>,
+    pub publications: &'b [Publication],
+    pub after: Option<&'b Position>,
 }
 
 struct Shard {
@@ -107,8 +137,9 @@ impl Hub {
         u32::try_from(self.started.elapsed().as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
     }
 
-    /// Takes a connection in; it has no subscriptions yet.
-    pub fn register(&self, stream: TcpStream, wire: Wire) -> Arc<Connection> {
+    /// Takes a connection in; it has no subscriptions yet. Without a stream it is an HTTP response,
+    /// whose task takes what is queued.
+    pub fn register(&self, stream: Option<TcpStream>, wire: Wire) -> Arc<Connection> {
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let shard = &self.shards[(id.0 % self.shards.len() as u64) as usize];
         let connection = Connection::new(id, shard.index, wire, stream, Arc::clone(&self.bounds));
@@ -179,16 +210,21 @@ impl Hub {
         Ok(())
     }
 
-    /// Sends `reply`, then what was held back, and lets further events through.
-    pub fn activate(&self, connection: &Connection, channel: &ChannelName, reply: Option<Bytes>) {
-        let shard = self.shard(connection);
-        {
-            let mut table = shard.table.lock();
-            if let Some(reply) = reply {
-                connection.enqueue(reply);
-            }
-            table.activate(connection, channel);
-        }
+    /// The broker has the subscription: what is held back from now on belongs to it, whatever
+    /// [`Hub::mark`] passes for others.
+    pub fn confirmed(&self, connection: &Connection, channel: &ChannelName) {
+        self.shard(connection).table.lock().confirmed(connection.slot(), channel);
+    }
+
+    /// Sends `replies`, what was missed and what was held back, and lets further events through.
+    pub fn activate(
+        &self,
+        connection: &Connection,
+        channel: &ChannelName,
+        replies: &[Message],
+        begin: &Begin<'_>,
+    ) {
+        self.shard(connection).table.lock().activate(connection, channel, replies, begin);
         connection.flush();
     }
 
@@ -229,8 +265,9 @@ impl Hub {
         }
     }
 
-    /// Calls `done` when everything dispatched before has passed, and drops what the channel's
-    /// held-back subscriptions have collected until then: it is older than their subscription.
+    /// Calls `done` when everything dispatched before has passed, and drops what those of the
+    /// channel's held-back subscriptions that still wait for the broker have collected until then:
+    /// it is older than their subscription.
     pub async fn mark(&self, channel: &ChannelName, done: impl FnOnce() + Send + 'static) {
         let mut mask = self.route(channel);
         if mask == 0 {

@@ -53,6 +53,18 @@ impl Queue {
         n
     }
 
+    /// Takes the first chunk out, whole.
+    pub(super) fn pop(&mut self) -> Option<Bytes> {
+        let first = self.chunks.pop_front()?;
+        self.bytes -= first.data.len();
+        self.messages -= first.messages as usize;
+        self.begun = false;
+        if self.chunks.is_empty() {
+            self.chunks = VecDeque::new();
+        }
+        Some(first.data)
+    }
+
     /// Takes out what was sent.
     pub(super) fn advance(&mut self, mut sent: usize) {
         self.bytes -= sent;

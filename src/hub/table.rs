@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use slab::Slab;
 
-use super::Connection;
 use super::fanout::{Batch, NONE};
-use crate::channel::{ChannelName, GapReason};
-use crate::protocol::{Push, Wire};
+use super::{Begin, Connection};
+use crate::channel::{ChannelName, GapReason, Position, Publication};
+use crate::protocol::{Message, Push, Wire, sse};
 
 /// Why a subscription was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,17 +30,42 @@ pub(super) struct Slot {
     pub(super) head: u32,
     pub(super) tail: u32,
     channels: Vec<ChannelName>,
+    /// Where the channels of a stream stand: its `id:`.
+    positions: Vec<(ChannelName, Position)>,
 }
 
-/// A subscriber: its slot, and whether its events are held back.
+impl Slot {
+    /// A stream's id after this publication; `None` where it stays as it was.
+    fn passed(&mut self, publication: &Publication) -> Option<&[(ChannelName, Position)]> {
+        let position = publication.position.as_ref().filter(|_| self.wire.is_stream())?;
+        self.stands(&publication.channel, position);
+        Some(&self.positions)
+    }
+
+    fn stands(&mut self, channel: &ChannelName, position: &Position) {
+        match self.positions.iter_mut().find(|(c, _)| c == channel) {
+            Some((_, known)) => *known = position.clone(),
+            None => self.positions.push((channel.clone(), position.clone())),
+        }
+    }
+}
+
+/// A subscriber: its slot, whether its events are held back, and whether some that are on their way
+/// were sent to it already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Subscriber(u32);
 
 const HELD: u32 = 1 << 31;
+const AHEAD: u32 = 1 << 30;
 
 impl Subscriber {
     fn slot(self) -> u32 {
-        self.0 & !HELD
+        self.0 & !(HELD | AHEAD)
+    }
+
+    /// Neither held back nor ahead: nearly all are.
+    fn is_simple(self) -> bool {
+        self.0 & (HELD | AHEAD) == 0
     }
 
     fn is_held(self) -> bool {
@@ -52,6 +77,26 @@ impl Subscriber {
 struct Held {
     pushes: Vec<Push>,
     overflowed: bool,
+    /// The broker has the subscription.
+    confirmed: bool,
+}
+
+impl Held {
+    fn hold(&mut self, push: &Push) {
+        if self.pushes.len() < MAX_HELD {
+            self.pushes.push(push.clone());
+        } else {
+            self.overflowed = true;
+        }
+    }
+}
+
+/// True for a publication that is not after a position.
+fn is_old(push: &Push, after: &Position) -> bool {
+    match push {
+        Push::Publication(p) => p.position.as_ref().is_some_and(|p| after.has_reached(p)),
+        Push::Gap(..) => false,
+    }
 }
 
 #[derive(Default)]
@@ -60,13 +105,16 @@ pub(super) struct Table {
     channels: HashMap<ChannelName, Vec<Subscriber>, ahash::RandomState>,
     /// What came for subscriptions that are held back; empty nearly always.
     held: HashMap<(u32, ChannelName), Held, ahash::RandomState>,
+    /// Up to where the subscriptions that are ahead have everything.
+    ahead: HashMap<(u32, ChannelName), Position, ahash::RandomState>,
 }
 
 impl Table {
     pub(super) fn insert(&mut self, connection: Arc<Connection>) -> u32 {
         let wire = connection.wire();
-        let slot = Slot { connection, wire, head: NONE, tail: NONE, channels: Vec::new() };
-        u32::try_from(self.slots.insert(slot)).unwrap_or(HELD - 1)
+        let (channels, positions) = (Vec::new(), Vec::new());
+        let slot = Slot { connection, wire, head: NONE, tail: NONE, channels, positions };
+        u32::try_from(self.slots.insert(slot)).unwrap_or(AHEAD - 1)
     }
 
     /// The channels that the slot had, and those of them that nobody here has any more.
@@ -116,21 +164,57 @@ impl Table {
         Ok(first)
     }
 
-    /// Lets events through, beginning with those that were held back.
-    pub(super) fn activate(&mut self, connection: &Connection, channel: &ChannelName) {
-        let slot = connection.slot();
-        let Some(held) = self.held.remove(&(slot, channel.clone())) else {
-            return;
-        };
+    /// See [`super::Hub::confirmed`].
+    pub(super) fn confirmed(&mut self, slot: u32, channel: &ChannelName) {
+        if let Some(held) = self.held.get_mut(&(slot, channel.clone())) {
+            held.confirmed = true;
+        }
+    }
+
+    /// Lets events through, beginning with what was missed and what was held back.
+    pub(super) fn activate(
+        &mut self,
+        connection: &Connection,
+        channel: &ChannelName,
+        replies: &[Message],
+        begin: &Begin<'_>,
+    ) {
+        let index = connection.slot();
+        let Some(slot) = self.slots.get_mut(index as usize) else { return };
+        if let Some(position) = begin.position.filter(|_| slot.wire.is_stream()) {
+            slot.stands(channel, position);
+        }
+        for reply in replies {
+            let mut frame = BytesMut::new();
+            // Together with what it says of the channel: a gap and the position behind it, or
+            // neither, is what a client has that comes back.
+            if slot.wire.is_stream() && reply.kind == "subscribed" {
+                sse::id(&mut frame, &slot.positions);
+            }
+            frame.extend_from_slice(&slot.wire.frame(reply));
+            connection.enqueue(frame.freeze());
+        }
+        let Some(held) = self.held.remove(&(index, channel.clone())) else { return };
+        let flag = if begin.after.is_some() { AHEAD } else { 0 };
         if let Some(subscribers) = self.channels.get_mut(channel)
-            && let Some(s) = subscribers.iter_mut().find(|s| s.0 == slot | HELD)
+            && let Some(s) = subscribers.iter_mut().find(|s| s.0 == index | HELD)
         {
-            s.0 = slot;
+            s.0 = index | flag;
+        }
+        if let Some(after) = begin.after {
+            self.ahead.insert((index, channel.clone()), after.clone());
         }
         let gap = held.overflowed.then(|| Push::Gap(channel.clone(), GapReason::Overflow));
-        for push in held.pushes.iter().chain(&gap) {
+        let missed = begin.publications.iter().cloned().map(Push::Publication);
+        let new = |push: &Push| begin.after.is_none_or(|after| !is_old(push, after));
+        for push in missed.chain(held.pushes.into_iter().filter(new)).chain(gap) {
             let mut frame = BytesMut::new();
-            push.encode(connection.wire(), &mut frame);
+            if let Push::Publication(publication) = &push
+                && let Some(positions) = slot.passed(publication)
+            {
+                sse::id(&mut frame, positions);
+            }
+            push.encode(slot.wire, &mut frame);
             connection.enqueue(frame.freeze());
         }
     }
@@ -140,12 +224,16 @@ impl Table {
         let entry = self.slots.get_mut(slot as usize)?;
         let at = entry.channels.iter().position(|c| c == channel)?;
         entry.channels.swap_remove(at);
+        entry.positions.retain(|(c, _)| c != channel);
         Some(self.remove_subscriber(slot, channel))
     }
 
     fn remove_subscriber(&mut self, slot: u32, channel: &ChannelName) -> bool {
         if !self.held.is_empty() {
             self.held.remove(&(slot, channel.clone()));
+        }
+        if !self.ahead.is_empty() {
+            self.ahead.remove(&(slot, channel.clone()));
         }
         let Some(subscribers) = self.channels.get_mut(channel) else {
             return false;
@@ -164,11 +252,13 @@ impl Table {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
     }
 
-    /// Drops what held-back subscriptions of the channel have collected.
+    /// Drops what the channel's unconfirmed subscriptions have collected.
     pub(super) fn mark(&mut self, channel: &ChannelName) {
         let subscribers = self.channels.get(channel).into_iter().flatten();
         for subscriber in subscribers.filter(|s| s.is_held()) {
-            if let Some(held) = self.held.get_mut(&(subscriber.slot(), channel.clone())) {
+            if let Some(held) = self.held.get_mut(&(subscriber.slot(), channel.clone()))
+                && !held.confirmed
+            {
                 *held = Held::default();
             }
         }
@@ -176,28 +266,43 @@ impl Table {
 
     /// Puts one push on the lists of all its subscribers, encoding it once per wire that occurs.
     pub(super) fn append(&mut self, push: &Push, batch: &mut Batch) {
-        let Some(subscribers) = self.channels.get(push.channel()) else {
+        let Some(subscribers) = self.channels.get_mut(push.channel()) else {
             return;
         };
         let mut ranges = [None; Wire::COUNT];
         for subscriber in subscribers {
             let index = subscriber.slot();
-            if subscriber.is_held() {
-                if let Some(held) = self.held.get_mut(&(index, push.channel().clone())) {
-                    if held.pushes.len() < MAX_HELD {
-                        held.pushes.push(push.clone());
-                    } else {
-                        held.overflowed = true;
+            if !subscriber.is_simple() {
+                let key = (index, push.channel().clone());
+                if subscriber.is_held() {
+                    if let Some(held) = self.held.get_mut(&key) {
+                        held.hold(push);
                     }
+                    continue;
                 }
-                continue;
+                if self.ahead.get(&key).is_some_and(|after| is_old(push, after)) {
+                    continue;
+                }
+                // Plain publications have no place in the order: the next durable one decides.
+                if matches!(push, Push::Publication(p) if p.position.is_some()) {
+                    self.ahead.remove(&key);
+                    *subscriber = Subscriber(index);
+                }
             }
             let Some(slot) = self.slots.get_mut(index as usize) else {
                 continue;
             };
-            let range =
-                *ranges[slot.wire as usize].get_or_insert_with(|| batch.encode(push, slot.wire));
-            batch.append(index, slot, range);
+            if let Push::Publication(publication) = push
+                && let wire = slot.wire
+                && let Some(positions) = slot.passed(publication)
+            {
+                let range = batch.encode(wire, |out| sse::id(out, positions));
+                batch.append(index, slot, range, 0);
+            }
+            let wire = slot.wire;
+            let range = *ranges[wire as usize]
+                .get_or_insert_with(|| batch.encode(wire, |out| push.encode(wire, out)));
+            batch.append(index, slot, range, 1);
         }
     }
 

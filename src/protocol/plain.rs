@@ -5,13 +5,12 @@
 
 use std::borrow::Cow;
 
-use bytes::{Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use super::Message;
 use super::codes::ErrorCode;
-use crate::channel::{ChannelName, GapReason, Publication};
-use crate::websocket::{Opcode, encode};
+use crate::channel::{ChannelName, GapReason, Position, Publication};
 
 /// Longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
@@ -26,14 +25,23 @@ pub struct Request {
 
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
-    /// With the subscription token, where one came.
-    Subscribe(ChannelRef, Option<String>),
+    Subscribe(Subscribe),
     Unsubscribe(ChannelRef),
     Auth(String),
     Refresh(String),
     Ping,
     /// Nothing can be done but answer this.
     Invalid(ErrorCode, Cow<'static, str>),
+}
+
+/// A `subscribe`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Subscribe {
+    pub channel: ChannelRef,
+    /// A subscription token.
+    pub token: Option<String>,
+    /// What the client has of the channel already.
+    pub since: Option<Position>,
 }
 
 /// A channel as the client wrote it (string or object), and its name.
@@ -84,12 +92,15 @@ pub fn parse(text: &str) -> Request {
         }
     };
     let command = match raw.kind.as_deref() {
-        Some("subscribe") => match (&raw.since, raw.token) {
-            (Some(_), _) => not_supported("since: this version keeps no history"),
-            (None, token) => {
-                let token = token.map(Cow::into_owned);
-                channel_ref(raw.channel).map_or_else(|e| e, |c| Command::Subscribe(c, token))
+        Some("subscribe") => match (channel_ref(raw.channel), since(raw.since)) {
+            (Ok(channel), Some(since)) => {
+                let token = raw.token.map(Cow::into_owned);
+                Command::Subscribe(Subscribe { channel, token, since })
             }
+            (Ok(_), None) => {
+                invalid("since is {\"epoch\":\"...\",\"offset\":7} as an event had it")
+            }
+            (Err(invalid), _) => invalid,
         },
         Some("unsubscribe") => channel_ref(raw.channel).map_or_else(|e| e, Command::Unsubscribe),
         Some("auth") => match raw.token {
@@ -107,8 +118,22 @@ pub fn parse(text: &str) -> Request {
     Request { id, command }
 }
 
-fn not_supported(message: &'static str) -> Command {
-    Command::Invalid(ErrorCode::NotSupported, Cow::Borrowed(message))
+/// The position of `since`, if there is one; `None` when it is not a position.
+fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Since<'a> {
+        #[serde(borrow)]
+        epoch: Cow<'a, str>,
+        offset: u64,
+    }
+    match raw.map(RawValue::get) {
+        None | Some("null") => Some(None),
+        Some(raw) => {
+            let Since { epoch, offset } = serde_json::from_str(raw).ok()?;
+            Position::new(&epoch, offset).map(Some)
+        }
+    }
 }
 
 /// `"post:42"`, or an object with `type` and exactly one other string field.
@@ -161,16 +186,10 @@ impl<'de> Deserialize<'de> for Fields {
     }
 }
 
-/// An event as published.
-pub fn event(out: &mut BytesMut, publication: &Publication) {
-    encode(out, Opcode::Text, &publication.payload);
-}
-
 /// An event with its channel and, where it has one, its position.
-pub fn envelope(out: &mut BytesMut, publication: &Publication) {
-    let position = publication.position.as_ref().map_or_else(String::new, |p| {
-        format!(",\"offset\":{},\"epoch\":{}", p.offset, json_string(&p.epoch))
-    });
+#[must_use]
+pub fn envelope(publication: &Publication) -> Vec<u8> {
+    let position = publication.position.as_ref().map_or_else(String::new, position_fields);
     let mut message = Vec::with_capacity(publication.payload.len() + position.len() + 64);
     message.extend_from_slice(b"{\"type\":\"event\",\"channel\":\"");
     message.extend_from_slice(publication.channel.as_str().as_bytes());
@@ -179,32 +198,43 @@ pub fn envelope(out: &mut BytesMut, publication: &Publication) {
     message.extend_from_slice(b",\"data\":");
     message.extend_from_slice(&publication.payload);
     message.push(b'}');
-    encode(out, Opcode::Text, &message);
+    message
+}
+
+fn position_fields(position: &Position) -> String {
+    format!(",\"offset\":{},\"epoch\":\"{}\"", position.offset, position.epoch)
 }
 
 /// Events of this channel may be missing.
-pub fn gap(out: &mut BytesMut, channel: &ChannelName, reason: GapReason) {
-    let message = format!(
-        "{{\"type\":\"gap\",\"data\":{{\"channel\":\"{channel}\",\"reason\":\"{}\"}}}}",
-        reason.label()
-    );
-    encode(out, Opcode::Text, message.as_bytes());
+#[must_use]
+pub fn gap(channel: &ChannelName, reason: GapReason) -> Message {
+    let reason = reason.label();
+    reply("gap", None, &format!("\"channel\":\"{channel}\",\"reason\":\"{reason}\""))
 }
 
 fn json_string(s: &str) -> String {
     serde_json::Value::from(s).to_string()
 }
 
-fn frame(message: &str) -> Bytes {
-    let mut out = BytesMut::with_capacity(message.len() + 4);
-    encode(&mut out, Opcode::Text, message.as_bytes());
-    out.freeze()
-}
-
-fn reply(kind: &str, id: Option<&str>, data: &str) -> Bytes {
+fn reply(kind: &'static str, id: Option<&str>, data: &str) -> Message {
     let id = id.map_or_else(String::new, |id| format!(",\"id\":{id}"));
     let data = if data.is_empty() { String::new() } else { format!(",\"data\":{{{data}}}") };
-    frame(&format!("{{\"type\":\"{kind}\"{id}{data}}}"))
+    Message { kind, text: format!("{{\"type\":\"{kind}\"{id}{data}}}") }
+}
+
+/// What a subscription begins with, for clients that know positions.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Start<'p> {
+    pub position: Option<&'p Position>,
+    pub recovered: Option<bool>,
+}
+
+impl Start<'_> {
+    fn fields(self) -> String {
+        let position = self.position.map_or_else(String::new, position_fields);
+        let recovered = self.recovered.map_or_else(String::new, |r| format!(",\"recovered\":{r}"));
+        format!("{position}{recovered}")
+    }
 }
 
 /// The first message of an accepted connection. `expires_at` is in Unix seconds.
@@ -213,64 +243,71 @@ pub fn connected(
     user: Option<&str>,
     connection_id: &str,
     expires_at: Option<u64>,
-    channels: &[ChannelName],
-) -> Bytes {
+    channels: &[(ChannelName, Start<'_>)],
+) -> Message {
     let user = user.map_or_else(|| "null".to_owned(), json_string);
     let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
-    let channels: Vec<_> = channels.iter().map(|c| format!("\"{c}\"")).collect();
-    let channels = channels.join(",");
+    let names: Vec<_> = channels.iter().map(|(c, _)| format!("\"{c}\"")).collect();
+    let names = names.join(",");
+    let starts = channels.iter().filter_map(|(channel, start)| {
+        let fields = start.fields();
+        (!fields.is_empty()).then(|| format!("\"{channel}\":{{{}}}", &fields[1..]))
+    });
+    let starts = starts.collect::<Vec<_>>().join(",");
+    let starts = if starts.is_empty() { starts } else { format!(",\"positions\":{{{starts}}}") };
     reply(
         "connected",
         None,
         &format!(
             "\"userId\":{user},\"connectionId\":\"{connection_id}\",\"expiresAt\":{expires},\
-             \"channels\":[{channels}]"
+             \"channels\":[{names}]{starts}"
         ),
     )
 }
 
-fn channel_reply(kind: &str, id: Option<&str>, channel: &ChannelRef, data: Option<&str>) -> Bytes {
-    let ChannelRef { raw, name } = channel;
-    let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
-    reply(kind, id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{data}"))
-}
-
 /// `data`: JSON that came with the permission.
 #[must_use]
-pub fn subscribed(id: Option<&str>, channel: &ChannelRef, data: Option<&str>) -> Bytes {
-    channel_reply("subscribed", id, channel, data)
+pub fn subscribed(
+    id: Option<&str>,
+    ChannelRef { raw, name }: &ChannelRef,
+    data: Option<&str>,
+    start: Start<'_>,
+) -> Message {
+    let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
+    let start = start.fields();
+    reply("subscribed", id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{start}{data}"))
 }
 
 #[must_use]
-pub fn unsubscribed(id: Option<&str>, channel: &ChannelRef) -> Bytes {
-    channel_reply("unsubscribed", id, channel, None)
+pub fn unsubscribed(id: Option<&str>, ChannelRef { raw, name }: &ChannelRef) -> Message {
+    reply("unsubscribed", id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
 }
 
 #[must_use]
-pub fn refreshed(id: Option<&str>, expires_at: Option<u64>) -> Bytes {
+pub fn refreshed(id: Option<&str>, expires_at: Option<u64>) -> Message {
     let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
     reply("refreshed", id, &format!("\"expiresAt\":{expires}"))
 }
 
 #[must_use]
-pub fn pong(id: Option<&str>) -> Bytes {
+pub fn pong(id: Option<&str>) -> Message {
     reply("pong", id, "")
 }
 
 /// The token ends soon; the client should send `refresh`.
 #[must_use]
-pub fn token_expiring(expires_at: u64) -> Bytes {
+pub fn token_expiring(expires_at: u64) -> Message {
     reply("token_expiring", None, &format!("\"expiresAt\":{expires_at}"))
 }
 
 /// The connection is about to be closed by a drain; come back after `after_ms`.
 #[must_use]
-pub fn reconnect(after_ms: u64) -> Bytes {
+pub fn reconnect(after_ms: u64) -> Message {
     reply("reconnect", None, &format!("\"afterMs\":{after_ms}"))
 }
 
 #[must_use]
-pub fn error(id: Option<&str>, code: ErrorCode, message: &str, channel: Option<&str>) -> Bytes {
+pub fn error(id: Option<&str>, code: ErrorCode, message: &str, channel: Option<&str>) -> Message {
     let channel = channel.map_or_else(String::new, |c| format!(",\"channel\":{c}"));
     let message = json_string(message);
     reply("error", id, &format!("\"code\":\"{}\",\"message\":{message}{channel}", code.slug()))
@@ -282,7 +319,7 @@ mod tests {
 
     fn subscribe(raw: &str) -> Result<String, String> {
         match parse(&format!("{{\"type\":\"subscribe\",\"channel\":{raw}}}")).command {
-            Command::Subscribe(c, _) => Ok(c.name.to_string()),
+            Command::Subscribe(s) => Ok(s.channel.name.to_string()),
             Command::Invalid(code, m) => Err(format!("{}: {m}", code.slug())),
             Command::Unsubscribe(_) | Command::Auth(_) | Command::Refresh(_) | Command::Ping => {
                 Err("another command".to_owned())
@@ -314,29 +351,49 @@ mod tests {
     fn the_id_is_echoed_as_it_came() {
         let request = parse(r#"{"id":"a\"b","type":"ping"}"#);
         assert_eq!(request.id.as_deref(), Some(r#""a\"b""#));
-        assert_eq!(&pong(request.id.as_deref())[2..], br#"{"type":"pong","id":"a\"b"}"#);
+        assert_eq!(pong(request.id.as_deref()).text, r#"{"type":"pong","id":"a\"b"}"#);
         assert!(matches!(parse(r#"{"id":{},"type":"ping"}"#).command, Command::Invalid(..)));
     }
 
     #[test]
-    fn what_is_not_built_is_refused_by_name() {
-        let since = r#"{"type":"subscribe","channel":"a","since":{"offset":1}}"#;
-        assert!(matches!(
-            parse(since).command,
-            Command::Invalid(ErrorCode::NotSupported, m) if m.contains("history")
-        ));
+    fn since_is_a_position_or_an_error() {
+        let since = |raw: &str| {
+            let text = format!(r#"{{"type":"subscribe","channel":"a","since":{raw}}}"#);
+            let command = parse(&text).command;
+            let Command::Subscribe(s) = command else { return Err(command) };
+            Ok(s.since.map(|p| p.to_string()))
+        };
+        assert_eq!(since(r#"{"epoch":"1a","offset":7}"#), Ok(Some("1a-7".to_owned())));
+        assert_eq!(since("null"), Ok(None));
+        for bad in [
+            "7",
+            "{}",
+            r#"{"epoch":"1a"}"#,
+            r#"{"epoch":"","offset":1}"#,
+            r#"{"epoch":"a-b","offset":1}"#,
+            r#"{"epoch":"a","offset":-1}"#,
+            r#"{"epoch":"a","offset":1.5}"#,
+            r#"{"epoch":"a","offset":1,"x":1}"#,
+        ] {
+            assert!(matches!(since(bad), Err(Command::Invalid(ErrorCode::BadRequest, _))), "{bad}");
+        }
     }
 
     #[test]
     fn replies_are_json_whatever_the_values_hold() {
         let evil = "a\"\u{1}\\";
-        for bytes in [
-            connected(Some(evil), "c-1", Some(5), &["a:b".parse().unwrap()]),
+        let position = Position::new("1a", 7).unwrap();
+        let start = Start { position: Some(&position), recovered: Some(true) };
+        let channel = ChannelRef::from_name("a:b".parse().unwrap());
+        for message in [
+            subscribed(Some("1"), &channel, Some("{}"), start),
+            gap(&channel.name, GapReason::Overflow),
+            connected(Some(evil), "c-1", Some(5), &[("a:b".parse().unwrap(), start)]),
             error(Some("7"), ErrorCode::BadRequest, evil, Some("\"x\"")),
             token_expiring(7),
         ] {
-            let start = bytes.iter().position(|b| *b == b'{').unwrap();
-            serde_json::from_slice::<serde_json::Value>(&bytes[start..]).unwrap();
+            let json: serde_json::Value = serde_json::from_str(&message.text).unwrap();
+            assert_eq!(json["type"], message.kind);
         }
     }
 }

@@ -20,9 +20,7 @@ impl Session {
         let mut wanted = Vec::new();
         for Request { id, command } in requests {
             match (self.state, command) {
-                (State::Open, Command::Subscribe(channel, token)) => {
-                    wanted.push(Wanted { id, channel, token });
-                }
+                (State::Open, Command::Subscribe(what)) => wanted.push(Wanted { id, what }),
                 (_, command) => {
                     self.subscribe_all(&mut wanted).await;
                     self.carry_out(id.as_deref(), command).await?;
@@ -36,7 +34,7 @@ impl Session {
     async fn carry_out(&mut self, id: Option<&str>, command: Command) -> Result<(), Close> {
         match (self.state, command) {
             (_, Command::Invalid(code, message)) => self.error(id, code, &message, None),
-            (_, Command::Ping) => self.connection.send(plain::pong(id)),
+            (_, Command::Ping) => self.connection.say(&plain::pong(id)),
             (State::AwaitToken, Command::Auth(token)) => return self.auth(&token).await,
             (State::AwaitToken, _) => {
                 let hint = "send {\"type\":\"auth\",\"token\":...} first";
@@ -49,7 +47,7 @@ impl Session {
             (State::Open, Command::Unsubscribe(channel)) => self.unsubscribe(id, &channel),
             (State::Open, Command::Refresh(token)) => self.refresh(id, &token).await,
             // Taken by `handle`.
-            (State::Open, Command::Subscribe(..)) => {}
+            (State::Open, Command::Subscribe(_)) => {}
         }
         Ok(())
     }
@@ -61,7 +59,7 @@ impl Session {
         message: &str,
         channel: Option<&str>,
     ) {
-        self.connection.send(plain::error(id, code, message, channel));
+        self.connection.say(&plain::error(id, code, message, channel));
     }
 
     /// The first message brought the token. A refused one ends the connection, as it would have in
@@ -78,7 +76,7 @@ impl Session {
 
     fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
         if self.give_up(&channel.name) {
-            self.connection.send(plain::unsubscribed(id, channel));
+            self.connection.say(&plain::unsubscribed(id, channel));
         } else {
             let message = "this channel is not subscribed";
             self.error(id, ErrorCode::NotSubscribed, message, Some(&channel.raw));
@@ -91,7 +89,7 @@ impl Session {
         let refused = |reason: Reason| {
             let ours = reason.is_ours();
             let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
-            connection.send(plain::error(id, code, reason.slug(), None));
+            connection.say(&plain::error(id, code, reason.slug(), None));
         };
         let identity = match self.context.check_token(token, Carried::by("refresh")).await {
             Ok(identity) => identity,
@@ -117,7 +115,7 @@ impl Session {
         self.drop_what_is_denied(&identity, &policy.rules);
         self.identity = Some(Box::new(identity));
         self.ask_again().await;
-        self.connection.send(plain::refreshed(id, expires_at));
+        self.connection.say(&plain::refreshed(id, expires_at));
         self.schedule();
     }
 
@@ -127,7 +125,7 @@ impl Session {
             if access::decide(Some(identity), &channel, rules).is_err() {
                 self.give_up(&channel);
                 let channel = ChannelRef::from_name(channel);
-                self.connection.send(plain::unsubscribed(None, &channel));
+                self.connection.say(&plain::unsubscribed(None, &channel));
             }
         }
     }

@@ -19,14 +19,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 
 use crate::access::{self, Identity};
 use crate::auth::Reason;
-use crate::channel::ChannelName;
+use crate::channel::{ChannelName, Position};
 use crate::config::Policy;
-use crate::gateway::{Gateway, Waiting};
+use crate::gateway::{Gateway, Resumed, Track, Waiting};
 use crate::hub::Connection;
 pub use crate::lifecycle::unix_now;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::plain;
+use crate::protocol::plain::{self, ChannelRef, Start};
 use crate::upstream::callback::Callback;
 use crate::upstream::jwks::Jwks;
 use doctor::Doctor;
@@ -61,18 +61,28 @@ enum State {
     Open,
 }
 
+/// Where a client is in channels that it had before.
+pub type Since = Vec<(ChannelName, Position)>;
+
 pub struct Session {
     context: Arc<Context>,
     connection: Arc<Connection>,
     identity: Option<Box<Identity>>,
     state: State,
     timers: Timers,
+    /// Where the client is in channels that it has been subscribed to before, until they are
+    /// subscribed again.
+    since: Since,
     /// The subscription tokens that count, at most one per subscribed channel.
     grants: Vec<(ChannelName, subscribe::Grant)>,
     /// Token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
     began: Instant,
+}
+
+fn start_of(resumed: &Resumed) -> Start<'_> {
+    Start { position: resumed.position.as_ref(), recovered: resumed.recovered }
 }
 
 impl Session {
@@ -90,11 +100,19 @@ impl Session {
             identity: None,
             state: State::AwaitToken,
             timers,
+            since: Vec::new(),
             grants: Vec::new(),
             allowance,
             allowance_at: now,
             began,
         }
+    }
+
+    /// Where the client says that it is in its channels.
+    #[must_use]
+    pub fn resuming(mut self, since: Since) -> Self {
+        self.since = since;
+        self
     }
 
     /// Carries on from the handshake.
@@ -164,9 +182,16 @@ impl Session {
         let user = self.identity.as_ref().map(|i| &*i.user);
         let expires_at = self.identity.as_ref().and_then(|i| i.expires_at);
         let id = self.context.gateway.connection_id(&self.connection);
-        self.connection.send(plain::connected(user, &id, expires_at, &channels));
-        for channel in &channels {
-            self.context.gateway.activate(&self.connection, channel, None);
+        let named: Vec<_> =
+            channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
+        self.connection.say(&plain::connected(user, &id, expires_at, &named));
+        for (channel, resumed) in &channels {
+            let replies = if self.connection.wire().is_stream() {
+                self.stream_replies(&ChannelRef::from_name(channel.clone()), None, resumed)
+            } else {
+                Vec::new()
+            };
+            self.context.gateway.activate(&self.connection, channel, &replies, resumed);
         }
         self.state = State::Open;
         metrics::opened(self.began.elapsed());
@@ -174,12 +199,35 @@ impl Session {
         Ok(())
     }
 
-    async fn subscribe_automatic(&self, policy: &Policy) -> Result<Vec<ChannelName>, Close> {
-        let gateway = &self.context.gateway;
+    /// How closely this session follows a channel's history.
+    fn track(&self, channel: &ChannelName, policy: &Policy) -> Track {
+        if access::history(channel, &policy.rules).is_some() {
+            Track::Open
+        } else if self.connection.wire().has_positions() {
+            Track::Read
+        } else {
+            Track::No
+        }
+    }
+
+    /// What a confirmed subscription begins with.
+    async fn resume(&self, channel: &ChannelName, since: Option<&Position>) -> Resumed {
+        if !self.connection.wire().has_positions() {
+            return Resumed::default();
+        }
+        self.context.gateway.resume(channel, since).await
+    }
+
+    async fn subscribe_automatic(
+        &mut self,
+        policy: &Policy,
+    ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
+        let gateway = Arc::clone(&self.context.gateway);
         let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
         for channel in wanted {
-            match gateway.subscribe(&self.connection, &channel) {
+            let track = self.track(&channel, policy);
+            match gateway.subscribe(&self.connection, &channel, track) {
                 Ok(waiting) => begun.push((channel, waiting)),
                 Err(_) => {
                     metrics::rejected(Rejected::Channels);
@@ -193,9 +241,16 @@ impl Session {
                 tracing::debug!(%channel, error = %e, "automatic subscription failed");
                 return Err(Close::new(CloseCode::TryAgainLater, "broker unavailable"));
             }
-            live.push(channel);
+            let since = self.take_since(&channel);
+            let resumed = self.resume(&channel, since.as_ref()).await;
+            live.push((channel, resumed));
         }
         Ok(live)
+    }
+
+    fn take_since(&mut self, channel: &ChannelName) -> Option<Position> {
+        let at = self.since.iter().position(|(c, _)| c == channel)?;
+        Some(self.since.swap_remove(at).1)
     }
 
     /// The timer of this session came due.

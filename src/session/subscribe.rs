@@ -6,21 +6,21 @@ use std::sync::Arc;
 use serde_json::Map;
 use serde_json::value::RawValue;
 
-use super::{Session, unix_now};
+use super::{Session, start_of, unix_now};
 use crate::access::{self, Decision, TokenId};
-use crate::channel::ChannelName;
-use crate::gateway::Waiting;
+use crate::channel::{ChannelName, GapReason, Position};
+use crate::gateway::{Resumed, Waiting};
 use crate::hub::SubscribeError;
 use crate::metrics::{self, Rejected};
+use crate::protocol::Message;
 use crate::protocol::codes::ErrorCode;
-use crate::protocol::plain::{self, ChannelRef};
+use crate::protocol::plain::{self, ChannelRef, Start, Subscribe};
 use crate::upstream::callback::Question;
 
 /// A `subscribe` command.
 pub(super) struct Wanted {
     pub(super) id: Option<Box<str>>,
-    pub(super) channel: ChannelRef,
-    pub(super) token: Option<String>,
+    pub(super) what: Subscribe,
 }
 
 /// What a permission comes with.
@@ -44,6 +44,7 @@ struct Refusal(ErrorCode, String);
 struct Begun {
     id: Option<Box<str>>,
     channel: ChannelRef,
+    since: Option<Position>,
     permission: Permission,
     waiting: Waiting,
 }
@@ -57,13 +58,14 @@ impl Session {
         let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
         let permissions = permissions.await;
         let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
-        for (Wanted { id, channel, .. }, permission) in wanted.drain(..).zip(permissions) {
+        for (Wanted { id, what }, permission) in wanted.drain(..).zip(permissions) {
+            let channel = &what.channel;
             // Asked for twice: the second answer is `subscribed` too, and no sooner than the first.
             if begun.iter().any(|b| b.channel.name == channel.name) {
                 self.finish(&mut begun).await;
             }
             match permission {
-                Ok(permission) => begun.extend(self.begin_one(id, channel, permission)),
+                Ok(permission) => begun.extend(self.begin_one(id, what, permission)),
                 Err(Refusal(code, message)) => {
                     self.error(id.as_deref(), code, &message, Some(&channel.raw));
                 }
@@ -74,12 +76,13 @@ impl Session {
 
     /// May this session have the channel?
     async fn permit(&self, wanted: &Wanted) -> Result<Permission, Refusal> {
-        let name = &wanted.channel.name;
+        let Subscribe { channel, token, .. } = &wanted.what;
+        let name = &channel.name;
         let policy = self.context.policy.load_full();
         let identity = self.identity.as_deref();
         let decision = access::decide(identity, name, &policy.rules)
             .map_err(|why| Refusal(ErrorCode::Forbidden, why.reason().to_owned()))?;
-        match (decision, &wanted.token, identity) {
+        match (decision, token, identity) {
             (Decision::Allowed, None, _) => Ok(Permission::default()),
             (Decision::Allowed | Decision::Callback(_), Some(_), _) => Err(Refusal(
                 ErrorCode::BadRequest,
@@ -144,16 +147,33 @@ impl Session {
     fn begin_one(
         &mut self,
         id: Option<Box<str>>,
-        channel: ChannelRef,
+        what: Subscribe,
         permission: Permission,
     ) -> Option<Begun> {
-        match self.context.gateway.subscribe(&self.connection, &channel.name) {
-            Ok(waiting) => Some(Begun { id, channel, permission, waiting }),
+        let Subscribe { channel, since, .. } = what;
+        if since.is_some() && !self.connection.wire().has_positions() {
+            let message = "since needs format=envelope: without it no event says where it is";
+            self.error(id.as_deref(), ErrorCode::BadRequest, message, Some(&channel.raw));
+            return None;
+        }
+        let track = self.track(&channel.name, &self.context.policy.load());
+        match self.context.gateway.subscribe(&self.connection, &channel.name, track) {
+            Ok(waiting) => {
+                let since = since.or_else(|| self.take_since(&channel.name));
+                Some(Begun { id, channel, since, permission, waiting })
+            }
+            Err(SubscribeError::Already) if since.is_some() => {
+                let message = "this channel is subscribed already: unsubscribe first, or give \
+                               since in the URL where it is subscribed at connect";
+                self.error(id.as_deref(), ErrorCode::BadRequest, message, Some(&channel.raw));
+                None
+            }
             Err(SubscribeError::Already) => {
                 // Asked for again, for example by two parts of a page: it is subscribed, so say so.
                 // With a later token it is renewed.
                 let data = permission.data.as_deref().map(RawValue::get);
-                self.connection.send(plain::subscribed(id.as_deref(), &channel, data));
+                let start = Start::default();
+                self.connection.say(&plain::subscribed(id.as_deref(), &channel, data, start));
                 self.keep_grant(channel.name, permission.grant);
                 None
             }
@@ -167,13 +187,19 @@ impl Session {
     }
 
     async fn finish(&mut self, begun: &mut Vec<Begun>) {
-        for Begun { id, channel, permission, waiting } in begun.drain(..) {
-            let gateway = &self.context.gateway;
+        for Begun { id, channel, since, permission, waiting } in begun.drain(..) {
+            let gateway = Arc::clone(&self.context.gateway);
             match gateway.confirmed(&self.connection, &channel.name, waiting).await {
                 Ok(()) => {
+                    let resumed = self.resume(&channel.name, since.as_ref()).await;
                     let data = permission.data.as_deref().map(RawValue::get);
-                    let reply = plain::subscribed(id.as_deref(), &channel, data);
-                    gateway.activate(&self.connection, &channel.name, Some(reply));
+                    let replies = if self.connection.wire().is_stream() {
+                        self.stream_replies(&channel, data, &resumed)
+                    } else {
+                        let start = start_of(&resumed);
+                        vec![plain::subscribed(id.as_deref(), &channel, data, start)]
+                    };
+                    gateway.activate(&self.connection, &channel.name, &replies, &resumed);
                     self.keep_grant(channel.name, permission.grant);
                 }
                 Err(e) => {
@@ -182,6 +208,20 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// On a stream a gap comes before the position behind it; and pages that listen for `gap` alone
+    /// hear of every one.
+    pub(super) fn stream_replies(
+        &self,
+        channel: &ChannelRef,
+        data: Option<&str>,
+        resumed: &Resumed,
+    ) -> Vec<Message> {
+        let lost = resumed.recovered == Some(false);
+        let gap = lost.then(|| plain::gap(&channel.name, GapReason::HistoryLost));
+        let subscribed = plain::subscribed(None, channel, data, start_of(resumed));
+        gap.into_iter().chain([subscribed]).collect()
     }
 
     /// The grant that counts for a channel from now on.
@@ -216,7 +256,7 @@ impl Session {
         for channel in ended {
             if self.give_up(&channel) {
                 let channel = ChannelRef::from_name(channel);
-                self.connection.send(plain::unsubscribed(None, &channel));
+                self.connection.say(&plain::unsubscribed(None, &channel));
             }
         }
         self.timers.forget_ends();
@@ -235,14 +275,18 @@ impl Session {
             matches!(access::decide(identity, channel, &policy.rules), Ok(Decision::Callback(_)))
         });
         let wanted: Vec<Wanted> = decided
-            .map(|name| Wanted { id: None, channel: ChannelRef::from_name(name), token: None })
+            .map(|name| {
+                let channel = ChannelRef::from_name(name);
+                Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
+            })
             .collect();
         let answers = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w))).await;
-        for (Wanted { channel, .. }, answer) in wanted.iter().zip(answers) {
+        for (Wanted { what, .. }, answer) in wanted.iter().zip(answers) {
+            let channel = &what.channel;
             if matches!(answer, Err(Refusal(ErrorCode::Forbidden, _)))
                 && self.give_up(&channel.name)
             {
-                self.connection.send(plain::unsubscribed(None, channel));
+                self.connection.say(&plain::unsubscribed(None, channel));
             }
         }
     }

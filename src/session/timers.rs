@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::unix_now;
 use crate::auth::Reason;
 use crate::config::{Limits, Policy};
 use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::plain;
+use crate::protocol::{plain, sse};
 use crate::websocket::{Opcode, encode};
 
 /// Nothing is waited for.
@@ -135,12 +135,16 @@ impl Timers {
             return Err(Close::new(CloseCode::Deadline, "message not finished in time"));
         }
         if now >= self.next_ping {
-            let mut ping = BytesMut::new();
-            encode(&mut ping, Opcode::Ping, b"");
-            connection.send(ping.freeze());
             self.next_ping = now + ticks(policy.limits.ping_interval.0);
-            // An older ping may still be unanswered: its deadline counts.
-            self.pong_due = self.pong_due.min(now + ticks(policy.limits.pong_timeout.0));
+            if connection.wire().is_stream() {
+                connection.send(Bytes::from_static(sse::HEARTBEAT));
+            } else {
+                let mut ping = BytesMut::new();
+                encode(&mut ping, Opcode::Ping, b"");
+                connection.send(ping.freeze());
+                // An older ping may still be unanswered: its deadline counts.
+                self.pong_due = self.pong_due.min(now + ticks(policy.limits.pong_timeout.0));
+            }
         }
         if now >= self.expiry
             && let Some(expires_at) = self.expires_at
@@ -164,7 +168,7 @@ impl Timers {
         let notice = expires_at.saturating_sub(policy.expiring_notice.as_secs());
         if !self.notified && unix >= notice {
             self.notified = true;
-            connection.send(plain::token_expiring(expires_at));
+            connection.say(&plain::token_expiring(expires_at));
         }
         let next = if self.notified { end } else { notice };
         // The wall clock may be set, or the machine sleep: it is looked at now and then.

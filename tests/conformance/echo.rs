@@ -24,6 +24,8 @@ const MAX_MESSAGE: usize = 32 << 20;
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
     let bounds = Bounds {
+        queue_bytes_total: AtomicUsize::new(usize::MAX),
+        queued: AtomicUsize::new(0),
         queue_messages: AtomicUsize::new(1 << 20),
         queue_bytes: AtomicUsize::new(1 << 30),
         channels_per_connection: AtomicUsize::new(1),
@@ -50,7 +52,7 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     let hub = Arc::clone(hub);
     lifecycle::spawn("echo", async move {
         if let Some((stream, early)) = socket::handed_over(upgrade).await {
-            let connection = hub.register(stream, Wire::Plain);
+            let connection = hub.register(Some(stream), Wire::Plain);
             let frame = echo(&connection, early).await;
             hub.remove(&connection);
             if let Some(frame) = frame {

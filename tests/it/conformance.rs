@@ -6,9 +6,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tollgate::broker::memory::MemoryBroker;
-use tollgate::broker::redis::{RedisBroker, Settings};
-use tollgate::broker::{Broker, BrokerError, Event, Events};
-use tollgate::channel::ChannelName;
+use tollgate::broker::redis::{RedisBroker, Settings, Tls};
+use tollgate::broker::{Bounds, Broker, BrokerError, Durable, Event, Events, Track};
+use tollgate::channel::{ChannelName, Position, Retention};
 
 use super::DEADLINE;
 use super::redis::Redis;
@@ -23,7 +23,7 @@ struct Subject {
 impl Subject {
     fn memory() -> Self {
         let events = Arc::new(Events::new(1000, 1 << 20));
-        let broker = Box::new(MemoryBroker::new(Arc::clone(&events)));
+        let broker = Box::new(MemoryBroker::new(Arc::clone(&events), 1 << 20));
         Self { broker, events, taken: Vec::new() }
     }
 
@@ -32,10 +32,15 @@ impl Subject {
         let settings = Settings {
             url: redis.url(),
             prefix: "t:".to_owned(),
+            tls: Tls::default(),
+            sentinel: None,
+            subscribers: 1,
             connect_timeout: Duration::from_secs(3),
             command_timeout: Duration::from_secs(3),
             ping_interval: Duration::from_secs(1),
             ping_timeout: Duration::from_secs(2),
+            canary_interval: Duration::from_secs(1),
+            canary_deadline: Duration::from_secs(3),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_millis(100),
         };
@@ -49,33 +54,73 @@ impl Subject {
 
     /// Subscribes, and takes what comes before the confirmation.
     async fn subscribe(&mut self, channel: &ChannelName) -> Result<(), BrokerError> {
+        self.follow(channel, Track::No).await.map(|_| ())
+    }
+
+    /// The same; the position that its history is at.
+    async fn follow(
+        &mut self,
+        channel: &ChannelName,
+        track: Track,
+    ) -> Result<Option<Position>, BrokerError> {
         let (confirmation, mut answer) = watch::channel(None);
-        self.broker.subscribe(channel, confirmation);
+        self.broker.subscribe(channel, track, confirmation);
         loop {
             let batch = tokio::select! {
                 batch = self.events.take() => batch,
-                found = answer.wait_for(Option::is_some) => return found.unwrap().unwrap(),
+                found = answer.wait_for(Option::is_some) => {
+                    return found.unwrap().unwrap().map(|()| None);
+                }
                 () = tokio::time::sleep(DEADLINE) => panic!("no answer in time"),
             };
             assert!(batch.overflowed.is_empty());
-            let mut confirmed = false;
+            let mut confirmed = None;
             for event in batch.events {
                 match event {
-                    Event::Subscribed(name, _) => confirmed |= name == *channel,
-                    Event::Publication(_) | Event::Gap(..) | Event::Control(_) => {
+                    Event::Subscribed(name, subscribed) if name == *channel => {
+                        confirmed = Some(subscribed.position);
+                    }
+                    Event::Subscribed(..) => {}
+                    Event::Publication(_) | Event::Interrupted(..) | Event::Control(_) => {
                         self.taken.push(event);
                     }
                 }
             }
-            if confirmed {
-                return Ok(());
+            if let Some(position) = confirmed {
+                return Ok(position);
             }
         }
     }
 
     async fn publish(&self, channel: &ChannelName, payload: &str) {
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        self.broker.publish(channel, payload).await.unwrap();
+        assert_eq!(self.broker.publish(channel, payload, None).await, Ok(None));
+    }
+
+    async fn publish_durable(&self, channel: &ChannelName, payload: &str, key: &str) -> Position {
+        let retention = Retention { size: 5, ttl: Duration::from_secs(60) };
+        let idempotency_key = (!key.is_empty()).then(|| key.to_owned());
+        let durable = Durable { retention, idempotency_key };
+        let payload = Bytes::copy_from_slice(payload.as_bytes());
+        self.broker.publish(channel, payload, Some(durable)).await.unwrap().unwrap()
+    }
+
+    /// The history's top offset and its payloads.
+    async fn history(&self, channel: &ChannelName, messages: usize, bytes: usize) -> String {
+        let Some(history) = self.broker.history(channel, Bounds { messages, bytes }).await.unwrap()
+        else {
+            return "none".to_owned();
+        };
+        let first = history.top.offset + 1 - history.publications.len() as u64;
+        for (publication, offset) in history.publications.iter().zip(first..) {
+            let due = Position { offset, ..history.top.clone() };
+            assert_eq!(publication.position, Some(due));
+            assert_eq!(publication.channel, *channel);
+        }
+        let text =
+            |p: &tollgate::channel::Publication| String::from_utf8_lossy(&p.payload).into_owned();
+        let all: Vec<_> = history.publications.iter().map(text).collect();
+        format!("{}: {}", history.top.offset, all.join(" "))
     }
 
     /// The next event as `channel=payload` or `control:message`.
@@ -87,9 +132,10 @@ impl Subject {
         }
         match self.taken.remove(0) {
             Event::Publication(p) => {
-                format!("{}={}", p.channel, String::from_utf8_lossy(&p.payload))
+                let at = p.position.map_or_else(String::new, |p| format!("@{}", p.offset));
+                format!("{}{at}={}", p.channel, String::from_utf8_lossy(&p.payload))
             }
-            Event::Gap(channel, _) => format!("gap {channel}"),
+            Event::Interrupted(channel, _, _) => format!("interrupted {channel}"),
             Event::Subscribed(channel, _) => format!("subscribed {channel}"),
             Event::Control(message) => format!("control:{}", String::from_utf8_lossy(&message)),
         }
@@ -133,7 +179,7 @@ async fn conforms(mut subject: Subject) {
     // Given up before it was confirmed and wanted again: only the second answer counts.
     for i in 0..200 {
         let channel: ChannelName = format!("again:{i}").parse().unwrap();
-        subject.broker.subscribe(&channel, watch::channel(None).0);
+        subject.broker.subscribe(&channel, Track::No, watch::channel(None).0);
         subject.broker.unsubscribe(&channel);
         subject.subscribe(&channel).await.unwrap();
         subject.publish(&channel, "here").await;
@@ -148,15 +194,81 @@ async fn conforms(mut subject: Subject) {
     assert_eq!(subject.next().await, "control:two");
 }
 
+/// Histories, positions, epochs and idempotency.
+async fn keeps_histories(mut subject: Subject) {
+    let (a, b): (ChannelName, ChannelName) = ("h:a".parse().unwrap(), "h:b".parse().unwrap());
+    assert_eq!(subject.follow(&a, Track::Read).await, Ok(None), "nothing was published");
+    assert_eq!(subject.history(&a, 10, 1000).await, "none");
+
+    // Offsets count from 1 in one epoch; both kinds come on one channel, in order.
+    let first = subject.publish_durable(&a, "1", "").await;
+    subject.publish(&a, "plain").await;
+    let second = subject.publish_durable(&a, "2", "").await;
+    assert_eq!((first.offset, second.offset), (1, 2));
+    assert_eq!(first.epoch, second.epoch);
+    for expected in ["h:a@1=1", "h:a=plain", "h:a@2=2"] {
+        assert_eq!(subject.next().await, expected);
+    }
+    assert_eq!(subject.history(&a, 10, 1000).await, "2: 1 2");
+
+    // A repeated idempotency key publishes nothing and gets the first answer; keys are a channel's.
+    let third = subject.publish_durable(&a, "3", "key").await;
+    assert_eq!(subject.publish_durable(&a, "other", "key").await, third);
+    assert_eq!(subject.publish_durable(&b, "b", "key").await.offset, 1);
+    assert_eq!(subject.next().await, "h:a@3=3");
+
+    // The size bounds what is kept, the bounds what is read; what is read ends at the top.
+    for n in 4..=9 {
+        subject.publish_durable(&a, &n.to_string(), "").await;
+        assert_eq!(subject.next().await, format!("h:a@{n}={n}"));
+    }
+    assert_eq!(subject.history(&a, 10, 1000).await, "9: 5 6 7 8 9");
+    assert_eq!(subject.history(&a, 2, 1000).await, "9: 8 9");
+    assert_eq!(subject.history(&a, 10, 3).await, "9: 7 8 9");
+
+    // A later subscriber is told where the history stands; an opened channel has a position at once.
+    let top = Position { offset: 9, ..first };
+    assert_eq!(subject.follow(&a, Track::Read).await, Ok(Some(top.clone())));
+    assert_eq!(subject.follow(&a, Track::Open).await, Ok(Some(top)));
+    let opened = subject.follow(&"h:c".parse().unwrap(), Track::Open).await.unwrap().unwrap();
+    assert_eq!(opened.offset, 0);
+    let c = subject.publish_durable(&"h:c".parse().unwrap(), "1", "").await;
+    assert_eq!((c.offset, c.epoch), (1, opened.epoch));
+
+    // More than one read of a stream.
+    let long: ChannelName = "h:long".parse().unwrap();
+    let retention = Retention { size: 500, ttl: Duration::from_secs(60) };
+    for n in 1..=400 {
+        let durable = Durable { retention, idempotency_key: None };
+        subject.broker.publish(&long, Bytes::from(n.to_string()), Some(durable)).await.unwrap();
+    }
+    let all: Vec<_> = (1..=400).map(|n| n.to_string()).collect();
+    assert_eq!(subject.history(&long, 1000, 100_000).await, format!("400: {}", all.join(" ")));
+    assert_eq!(
+        subject.history(&long, 300, 100_000).await,
+        format!("400: {}", all[100..].join(" "))
+    );
+}
+
 #[tokio::test]
 async fn memory_conforms() {
     conforms(Subject::memory()).await;
+    keeps_histories(Subject::memory()).await;
 }
 
 #[tokio::test]
 async fn redis_conforms() {
     let redis = Redis::start();
     conforms(Subject::redis(&redis).await).await;
+    keeps_histories(Subject::redis(&redis).await).await;
+}
+
+/// A server without functions runs the same as a script.
+#[tokio::test]
+async fn redis_without_functions_conforms() {
+    let rename = ["--rename-command", "FCALL", "", "--rename-command", "FUNCTION", ""];
+    let redis = Redis::with(&[&rename[..], &["--rename-command", "FCALL_RO", ""]].concat());
+    keeps_histories(Subject::redis(&redis).await).await;
 }
 
 /// What the reader cannot queue is named, for either broker.
@@ -178,6 +290,6 @@ async fn overflow_is_declared() {
             events += batch.events.len();
             overflowed = batch.overflowed;
         }
-        assert_eq!((events, overflowed), (1000, vec![a]));
+        assert_eq!((events, overflowed), (1000, vec![(a, true)]));
     }
 }

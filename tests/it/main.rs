@@ -15,6 +15,7 @@ mod conformance;
 mod docs;
 mod drain;
 mod gateway;
+mod history;
 mod hostile;
 mod isolation;
 mod keys;

@@ -82,7 +82,7 @@ async fn errors_have_codes_and_leave_the_socket_open() {
         (r#"{"type":"subscribe","channel":"elsewhere"}"#, "forbidden"),
         (r#"{"type":"subscribe","channel":"control"}"#, "bad_request"),
         (r#"{"type":"unsubscribe","channel":"post:1"}"#, "not_subscribed"),
-        (r#"{"type":"subscribe","channel":"post:1","since":{}}"#, "not_supported"),
+        (r#"{"type":"subscribe","channel":"post:1","since":{}}"#, "bad_request"),
         (r#"{"type":"auth","token":"x"}"#, "bad_request"),
         (r#"{"type":"refresh","token":"x"}"#, "token_refused"),
     ] {

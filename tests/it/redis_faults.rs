@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::client::Client;
+use super::client::{Client, token};
 use super::gateway::Gateway;
 use super::redis::Redis;
 
@@ -128,7 +128,7 @@ async fn r2_redis_absent_at_start() {
     assert_eq!(status, 503);
     assert!(body.contains("\"broker_started\":{\"ok\":false}"), "{body}");
     assert_eq!(gateway.get_admin("/livez").await.0, 200);
-    let bearer = format!("Bearer {}", super::client::token("u1"));
+    let bearer = format!("Bearer {}", token("u1"));
     let headers = [("authorization", bearer.as_str())];
     let mut early = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
     assert_eq!(early.closed().await.0, 1013);
@@ -176,7 +176,7 @@ async fn a_subscription_during_an_outage_is_answered() {
     .await;
     assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unavailable");
     // Nor is a channel live that another socket had before the outage.
-    let bearer = format!("Bearer {}", super::client::token("u1"));
+    let bearer = format!("Bearer {}", token("u1"));
     let headers = [("authorization", bearer.as_str())];
     let mut second = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
     assert_eq!(second.closed().await.0, 1013);
@@ -190,7 +190,7 @@ async fn a_subscription_during_an_outage_is_answered() {
 /// R8: a Redis user that may not subscribe is reported, and the client told.
 #[tokio::test]
 async fn r8_redis_refuses_the_subscription() {
-    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:control &tollgate:user:* &tollgate:post:1";
+    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:c* &tollgate:user:* &tollgate:post:1";
     let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
     let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
@@ -230,7 +230,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
         redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(rule).exec(&mut redis.connection())
     };
     // Redis cuts off a subscriber that has lost a channel.
-    acl("resetchannels &tollgate:control &tollgate:user:*").unwrap();
+    acl("resetchannels &tollgate:c* &tollgate:user:*").unwrap();
     let mut reasons = BTreeSet::new();
     while reasons.len() < 2 {
         let gap = client.next().await;
@@ -376,27 +376,52 @@ async fn thousands_of_channels_come_back() {
     }
 }
 
-/// The minimal ACL of docs/operations.md is enough, and Redis takes it.
-#[tokio::test]
-async fn the_documented_acl_is_enough() {
+/// Makes the user of that name as docs/operations.md says.
+fn documented_user(redis: &Redis, name: &str) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
-    let line = text.split("`ACL SETUSER gateway ").nth(1).unwrap().split('`').next().unwrap();
-    let redis = Redis::start();
+    let command = format!("`ACL SETUSER {name} ");
+    let line = text.split(&command).nth(1).unwrap().split('`').next().unwrap();
     let mut setuser = redis::cmd("ACL");
-    setuser.arg("SETUSER").arg("gateway");
+    setuser.arg("SETUSER").arg(name);
     for rule in line.replace(">PASSWORD", ">pw").split_whitespace() {
         setuser.arg(rule);
     }
     setuser.exec(&mut redis.connection()).unwrap();
+}
+
+/// The minimal ACLs of docs/operations.md are enough, and Redis takes them.
+#[tokio::test]
+async fn the_documented_acl_is_enough() {
+    let redis = Redis::start();
+    documented_user(&redis, "gateway");
+    documented_user(&redis, "publisher");
     let url = format!("redis://gateway:pw@127.0.0.1:{}", redis.port);
     let drift = "[drift]\nissuers = [\"web\"]\ninterval = \"100ms\"\n";
-    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{drift}");
+    let rule = "[[channels]]\npattern = \"user:{user}\"\nallow = \"owner\"\n\
+                auto_subscribe = true\nhistory = { size = 10, ttl = \"1m\" }\n";
+    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{drift}{rule}");
     let gateway = Gateway::with(&config).await;
     gateway.ready().await;
-    let mut client = Client::connect(&gateway, "u1").await;
-    gateway.publish("user:u1", &json!(1)).await;
-    assert_eq!(client.next().await, json!(1));
+    let client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
+    let start = client.connected["data"]["positions"]["user:u1"].clone();
+    assert_eq!(start["offset"], 0);
+    drop(client);
+    let publisher = format!("redis://publisher:pw@127.0.0.1:{}", redis.port);
+    let mut publisher = redis::Client::open(publisher).unwrap().get_connection().unwrap();
+    let mut publish = redis::cmd("FCALL");
+    publish.arg("tollgate_publish").arg(1).arg("tollgate:user:u1").arg("1");
+    let (offset, epoch): (u64, String) = publish.query(&mut publisher).unwrap();
+    assert_eq!((offset, start["epoch"].as_str()), (1, Some(epoch.as_str())));
+    let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 2})).await;
+    assert_eq!(answer["result"], json!({"offset": 2, "epoch": epoch}));
+    let path = format!("/ws?format=envelope&since=user%253Au1%3D{epoch}-0");
+    let mut client = Client::connect_with(&gateway, &path, &token("u1")).await;
+    let positions = &client.connected["data"]["positions"]["user:u1"];
+    assert_eq!(positions["recovered"], true, "{positions}");
+    for n in 1..=2 {
+        assert_eq!(client.next().await["data"], json!(n));
+    }
     redis::cmd("SET")
         .arg("tollgate:issuer:web")
         .arg("other")

@@ -1,62 +1,80 @@
-//! Making a connection and knowing when it is lost.
+//! Making a connection, knowing what is at its other end, and knowing when it is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
+use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, IntoConnectionInfo as _, ProtocolVersion, PushInfo, RedisError,
-    RedisResult,
+    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind,
+    IntoConnectionInfo as _, PushInfo, RedisConnectionInfo, RedisError, RedisResult,
+    TlsCertificates,
 };
 use tokio::time::{sleep, timeout};
 
 use super::super::BrokerError;
-use super::{Role, Settings, Shared};
+use super::Settings;
+use crate::redis_url::{Server, Target};
 
 /// Called by the connection's reader for every push message; it must not wait.
 pub(super) type OnPush = Box<dyn Fn(PushInfo) + Send + Sync>;
 
+/// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
+/// TCP_USER_TIMEOUT), and how often it looks at a silent one.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// A connection to a master that has answered.
+#[derive(Clone)]
+pub(super) struct Link {
+    pub(super) connection: MultiplexedConnection,
+    /// Which run of which server process this is: data that another one wrote last may be older
+    /// than what that one had.
+    pub(super) run: Arc<str>,
+}
+
 #[derive(Clone)]
 pub(super) struct Connector {
-    client: Client,
-    settings: Settings,
-    delay: Duration,
+    pub(super) settings: Settings,
+    pub(super) target: Target,
 }
 
 impl Connector {
-    pub(super) fn new(settings: &Settings) -> RedisResult<Self> {
-        let info = settings.url.as_str().into_connection_info()?;
-        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
-        let client = Client::open(info.set_redis_settings(redis))?;
-        Ok(Self { client, settings: settings.clone(), delay: settings.reconnect_min })
+    pub(super) fn new(settings: Settings, target: Target) -> Self {
+        Self { settings, target }
     }
 
-    /// Tries until there is a connection that has answered HELLO and PING.
-    pub(super) async fn connect(
-        &mut self,
-        shared: &Shared,
-        role: Role,
-        mut on_push: Option<&mut (dyn FnMut() -> OnPush + Send)>,
-    ) -> MultiplexedConnection {
-        loop {
-            let push = on_push.as_mut().map(|make| make());
-            match self.attempt(push).await {
-                Ok(connection) => {
-                    self.delay = self.settings.reconnect_min;
-                    tracing::info!(role = role.label(), "connected to Redis");
-                    return connection;
-                }
-                Err(e) => shared.note(role, "cannot connect to Redis", &describe(&e)),
-            }
-            // Full jitter between the least and the current delay: replicas that lost Redis
-            // together do not come back together.
-            let least = self.settings.reconnect_min.as_millis() as u64;
-            let most = (self.delay.as_millis() as u64).max(least);
-            sleep(Duration::from_millis(fastrand::u64(least..=most))).await;
-            self.delay = (self.delay * 2).min(self.settings.reconnect_max);
+    fn client(&self, server: &Server, redis: &RedisConnectionInfo) -> RedisResult<Client> {
+        let (host, port) = (server.host.clone(), server.port);
+        let address = if self.target.tls {
+            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host, port)
+        };
+        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
+        let tcp = TcpSettings::default()
+            .set_nodelay(true)
+            .set_keepalive(keepalive)
+            .set_user_timeout(UNACKNOWLEDGED);
+        let info: ConnectionInfo =
+            address.into_connection_info()?.set_redis_settings(redis.clone()).set_tcp_settings(tcp);
+        if !self.target.tls {
+            return Client::open(info);
         }
+        let certificates = TlsCertificates {
+            client_tls: self.settings.tls.client.clone(),
+            root_cert: self.settings.tls.authorities.clone(),
+        };
+        Client::build_with_tls(info, certificates)
     }
 
-    async fn attempt(&self, on_push: Option<OnPush>) -> RedisResult<MultiplexedConnection> {
+    /// A connection that has answered HELLO and PING.
+    pub(super) async fn open(
+        &self,
+        server: &Server,
+        redis: &RedisConnectionInfo,
+        on_push: Option<OnPush>,
+    ) -> RedisResult<MultiplexedConnection> {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
@@ -66,10 +84,67 @@ impl Connector {
                 Ok::<(), std::convert::Infallible>(())
             });
         }
-        let mut connection =
-            self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let client = self.client(server, redis)?;
+        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
         redis::cmd("PING").query_async::<()>(&mut connection).await?;
         Ok(connection)
+    }
+
+    /// A connection to a master; a replica is refused, because what is published on the master
+    /// reaches it but not the other way round.
+    pub(super) async fn master(
+        &self,
+        server: &Server,
+        on_push: Option<OnPush>,
+    ) -> RedisResult<Link> {
+        let mut connection = self.open(server, &self.target.redis, on_push).await?;
+        let info = redis::pipe()
+            .cmd("INFO")
+            .arg("server")
+            .cmd("INFO")
+            .arg("replication")
+            .query_async(&mut connection)
+            .await;
+        let (process, replication): (String, String) = match info {
+            Err(e) if e.code() == Some("NOPERM") => {
+                tracing::error!("Redis does not allow INFO: no history can be read; add +info");
+                return Ok(Link { connection, run: Arc::from("") });
+            }
+            info => info?,
+        };
+        if field(&replication, "role") == Some("slave") {
+            return Err((ErrorKind::Client, "this server is a replica, not the master").into());
+        }
+        // The function library compares the same field.
+        let run = field(&process, "run_id").unwrap_or_default();
+        Ok(Link { connection, run: Arc::from(run) })
+    }
+}
+
+/// A field of an INFO answer.
+fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
+    info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
+}
+
+/// The waits between attempts: random between the least and a bound that doubles, so that replicas
+/// that lost Redis together do not come back together.
+pub(super) struct Backoff {
+    min: Duration,
+    max: Duration,
+    bound: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let (min, max) = (settings.reconnect_min, settings.reconnect_max);
+        Self { min, max, bound: min }
+    }
+
+    pub(super) async fn wait(&mut self) {
+        let least = self.min.as_millis() as u64;
+        let most = (self.bound.as_millis() as u64).max(least);
+        self.bound = (self.bound * 2).min(self.max.max(self.min));
+        sleep(Duration::from_millis(fastrand::u64(least..=most))).await;
     }
 }
 
@@ -95,6 +170,7 @@ pub(super) fn describe(error: &RedisError) -> String {
     match (error.code(), error.is_io_error()) {
         (Some(code), _) => format!("{code} ({})", error.category()),
         (None, true) => error.to_string(),
+        (None, false) if error.kind() == ErrorKind::Client => error.to_string(),
         (None, false) => error.category().to_owned(),
     }
 }
@@ -102,9 +178,26 @@ pub(super) fn describe(error: &RedisError) -> String {
 pub(super) fn classify(error: &RedisError) -> BrokerError {
     if error.is_timeout() {
         BrokerError::TimedOut
-    } else if error.is_io_error() || error.is_unrecoverable_error() {
+    } else if error.is_io_error() || error.is_unrecoverable_error() || is_moved(error) {
         BrokerError::Unavailable
     } else {
         BrokerError::Refused
     }
+}
+
+/// The server that answered is not, or not now, the one for this: look again where it is.
+pub(super) fn is_moved(error: &RedisError) -> bool {
+    matches!(
+        error.code(),
+        Some(
+            "MOVED"
+                | "ASK"
+                | "CLUSTERDOWN"
+                | "TRYAGAIN"
+                | "READONLY"
+                | "LOADING"
+                | "MASTERDOWN"
+                | "UNBLOCKED"
+        )
+    )
 }

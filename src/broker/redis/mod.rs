@@ -1,29 +1,47 @@
-//! The Redis broker: publications through pub/sub on `<prefix><channel>`, control messages on
-//! `<prefix>control`. Two connections: one subscribes and only drains (`pubsub`), one publishes.
+//! The Redis broker: publications through pub/sub on `<prefix><channel>` (sharded in a cluster),
+//! histories in streams beside it (`durable`), control messages on `<prefix>control`.
+//!
+//! `masters` says where the masters are, `sentinel` and `cluster` keep that true; `routes` gives
+//! each its connections: `link` subscribes and only drains, `node` publishes and reads.
 //!
 //! Not here: who is subscribed locally, what happens to an event. Invariant: each connection
-//! proves itself by an answer (HELLO at connect, PING within a deadline ever after); an open TCP
-//! connection proves nothing.
+//! proves itself by answers (HELLO at connect, PING within a deadline ever after, and a canary
+//! that publishers' own path has to bring); an open TCP connection proves nothing.
 
+mod canary;
+mod cluster;
 mod connect;
-mod pubsub;
+mod durable;
+mod link;
+mod masters;
+mod node;
+mod routes;
+mod sentinel;
 mod store;
+mod wanted;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use redis::aio::MultiplexedConnection;
-use tokio::sync::Notify;
+use parking_lot::{Mutex, RwLock};
+use redis::{Cmd, FromRedisValue, RedisResult};
 
-use self::connect::Connector;
-use self::pubsub::Subscriber;
-use super::{Broker, BrokerError, BrokerFuture, Confirmation, Events, Health};
-use crate::channel::ChannelName;
+use self::connect::{Connector, Link};
+use self::masters::{Directory, Map};
+use self::routes::Routes;
+use super::{
+    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Health, History,
+    Track,
+};
+use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
 use crate::metrics;
+use crate::redis_url::{Target, Topology, UrlError};
+pub use redis::ClientTlsConfig;
 
 /// What the broker needs to know; taken from the `[redis]` section.
 #[derive(Clone)]
@@ -31,37 +49,54 @@ pub struct Settings {
     /// Holds a password: never log it.
     pub url: String,
     pub prefix: String,
+    pub tls: Tls,
+    /// User (or nothing) and password of the Sentinels.
+    pub sentinel: Option<(String, String)>,
+    /// Subscribing connections to each master.
+    pub subscribers: usize,
     pub connect_timeout: Duration,
     pub command_timeout: Duration,
     pub ping_interval: Duration,
     pub ping_timeout: Duration,
+    pub canary_interval: Duration,
+    pub canary_deadline: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
+}
+
+/// Certificates, in PEM.
+#[derive(Clone, Default)]
+pub struct Tls {
+    /// Authorities to trust instead of the system's.
+    pub authorities: Option<Vec<u8>>,
+    pub client: Option<ClientTlsConfig>,
 }
 
 /// The state that the broker and its tasks share.
 struct Shared {
     settings: Settings,
-    subscriber_up: AtomicBool,
-    publisher_up: AtomicBool,
+    connector: Connector,
+    directory: Directory,
+    routes: RwLock<Routes>,
+    events: Arc<Events>,
+    /// This process among the replicas, for its canaries.
+    uid: String,
+    /// The server runs scripts for want of functions.
+    scripts: AtomicBool,
     ready: AtomicBool,
     last_error: Mutex<Option<String>>,
-    /// The connection, and whom to tell that it is lost.
-    publisher: Mutex<Option<(MultiplexedConnection, Arc<Notify>)>>,
     on_ready: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
-    fn set_up(&self, role: Role, up: bool) {
-        let flag = match role {
-            Role::Subscriber => &self.subscriber_up,
-            Role::Publisher => &self.publisher_up,
-        };
-        flag.store(up, Ordering::Release);
-        metrics::redis_connected(role.label(), up);
-        let both =
-            self.subscriber_up.load(Ordering::Acquire) && self.publisher_up.load(Ordering::Acquire);
-        if both && !self.ready.swap(true, Ordering::AcqRel) {
+    /// The state of the connections has changed.
+    fn report(&self) {
+        let routes = self.routes.read();
+        let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
+        drop(routes);
+        metrics::redis_connected(Role::Subscriber.label(), subscriber);
+        metrics::redis_connected(Role::Publisher.label(), publisher);
+        if subscriber && publisher && !self.ready.swap(true, Ordering::AcqRel) {
             (self.on_ready)();
         }
     }
@@ -71,7 +106,68 @@ impl Shared {
         tracing::warn!(role = role.label(), error, "{what}");
         *self.last_error.lock() = Some(format!("{}: {what}: {error}", role.label()));
     }
+
+    fn is_cluster(&self) -> bool {
+        matches!(self.connector.target.topology, Topology::Cluster(_))
+    }
+
+    fn key(&self, channel: &ChannelName) -> String {
+        format!("{}{channel}", self.settings.prefix)
+    }
+
+    /// A Redis channel's name without the prefix; `None` for anything foreign.
+    fn strip<'n>(&self, name: &'n [u8]) -> Option<&'n str> {
+        let name = name.strip_prefix(self.settings.prefix.as_bytes())?;
+        std::str::from_utf8(name).ok()
+    }
+
+    /// Runs commands on the master that has a key.
+    async fn on_master<'w, T>(
+        &self,
+        key: &str,
+        work: impl Fn(Link) -> Work<'w, T> + Send,
+    ) -> Result<T, BrokerError> {
+        let mut tries = 0;
+        loop {
+            let node = self.node(key.as_bytes())?;
+            let link = node.link().ok_or(BrokerError::Unavailable)?;
+            let error = match work(link).await {
+                Ok(value) => return Ok(value),
+                Err(error) => error,
+            };
+            node.failed(&error);
+            if !connect::is_moved(&error) {
+                let error_text = connect::describe(&error);
+                tracing::debug!(error = error_text, "a Redis command failed");
+                return Err(connect::classify(&error));
+            }
+            self.directory.doubt();
+            tries += 1;
+            if tries > MOVED_TRIES || !self.is_cluster() {
+                return Err(BrokerError::Unavailable);
+            }
+            tokio::time::sleep(MOVED_PAUSE * tries).await;
+        }
+    }
+
+    /// Publishes; the answer is how many subscribers the server handed it to.
+    async fn publish_plain(&self, key: &str, payload: Bytes) -> Result<usize, BrokerError> {
+        let mut command = redis::cmd(if self.is_cluster() { "SPUBLISH" } else { "PUBLISH" });
+        command.arg(key).arg(&*payload);
+        self.on_master(key, |link| Box::pin(query(link, &command))).await
+    }
 }
+
+/// What is done on a master's connection.
+type Work<'w, T> = Pin<Box<dyn Future<Output = RedisResult<T>> + Send + 'w>>;
+
+async fn query<T: FromRedisValue>(mut link: Link, command: &Cmd) -> RedisResult<T> {
+    command.query_async(&mut link.connection).await
+}
+
+/// How often a command is sent again because its slot has moved, and the first wait before it.
+const MOVED_TRIES: u32 = 5;
+const MOVED_PAUSE: Duration = Duration::from_millis(60);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Role {
@@ -90,12 +186,11 @@ impl Role {
 
 pub struct RedisBroker {
     shared: Arc<Shared>,
-    subscriber: Arc<Subscriber>,
 }
 
 impl RedisBroker {
     /// Starts connecting in the background, for ever; `on_ready` is called after the first round
-    /// trip on both connections.
+    /// trip on every connection.
     ///
     /// # Errors
     /// When the URL is not one.
@@ -103,94 +198,88 @@ impl RedisBroker {
         settings: Settings,
         events: Arc<Events>,
         on_ready: impl Fn() + Send + Sync + 'static,
-    ) -> Result<Self, BrokerError> {
-        let connector = Connector::new(&settings).map_err(|_| BrokerError::Refused)?;
+    ) -> Result<Self, UrlError> {
+        let target = Target::parse(&settings.url)?;
+        let topology = target.topology.clone();
+        let map = match &topology {
+            Topology::Standalone(server) => Map::one(server.clone()),
+            Topology::Sentinel(..) | Topology::Cluster(_) => Map::default(),
+        };
         let shared = Arc::new(Shared {
+            connector: Connector::new(settings.clone(), target),
+            directory: Directory::new(map),
+            routes: RwLock::new(Routes::new(settings.subscribers.max(1))),
             settings,
-            subscriber_up: AtomicBool::new(false),
-            publisher_up: AtomicBool::new(false),
+            events,
+            uid: format!("{:016x}", fastrand::u64(..)),
+            scripts: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             last_error: Mutex::new(None),
-            publisher: Mutex::new(None),
             on_ready: Box::new(on_ready),
         });
-        metrics::redis_connected(Role::Subscriber.label(), false);
-        metrics::redis_connected(Role::Publisher.label(), false);
-        let subscriber = Arc::new(Subscriber::new(Arc::clone(&shared), events));
-        lifecycle::spawn(
-            "redis_subscriber",
-            pubsub::run(Arc::clone(&subscriber), connector.clone()),
-        );
-        lifecycle::spawn("redis_publisher", publish_loop(Arc::clone(&shared), connector));
-        Ok(Self { shared, subscriber })
-    }
-
-    /// Publishes; the answer is how many subscribers Redis handed it to.
-    async fn send(&self, channel: String, payload: Bytes) -> Result<usize, BrokerError> {
-        let connection = self.shared.publisher.lock().clone();
-        let (mut connection, lost) = connection.ok_or(BrokerError::Unavailable)?;
-        let mut command = redis::cmd("PUBLISH");
-        command.arg(channel).arg(&*payload);
-        command.query_async::<usize>(&mut connection).await.map_err(|e| {
-            if e.is_timeout() || e.is_io_error() || e.is_unrecoverable_error() {
-                lost.notify_one();
-            }
-            connect::classify(&e)
-        })
-    }
-}
-
-/// Keeps the publishing connection.
-async fn publish_loop(shared: Arc<Shared>, mut connector: Connector) {
-    loop {
-        let connection = connector.connect(&shared, Role::Publisher, None).await;
-        let lost = Arc::new(Notify::new());
-        *shared.publisher.lock() = Some((connection.clone(), Arc::clone(&lost)));
-        shared.set_up(Role::Publisher, true);
-        tokio::select! {
-            error = connect::ping_until_lost(connection, &shared.settings) => {
-                shared.note(Role::Publisher, "connection to Redis lost", &error);
-            }
-            () = lost.notified() => {
-                shared.note(Role::Publisher, "connection to Redis lost", "a command failed");
+        shared.subscribe(&ChannelName::control(), Track::No, None);
+        shared.report();
+        match topology {
+            Topology::Standalone(_) => {}
+            Topology::Sentinel(sentinels, name) => sentinel::start(&shared, sentinels, &name),
+            Topology::Cluster(seeds) => {
+                lifecycle::spawn("redis_cluster", cluster::run(Arc::clone(&shared), seeds));
             }
         }
-        *shared.publisher.lock() = None;
-        shared.set_up(Role::Publisher, false);
-        metrics::redis_reconnect();
+        lifecycle::spawn("redis_routes", routes::follow(Arc::clone(&shared)));
+        Ok(Self { shared })
     }
 }
 
 impl Broker for RedisBroker {
-    fn subscribe(&self, channel: &ChannelName, confirmation: Confirmation) {
-        self.subscriber.subscribe(channel, confirmation);
+    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
+        self.shared.subscribe(channel, track, Some(confirmation));
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
-        self.subscriber.unsubscribe(channel);
+        self.shared.unsubscribe(channel);
     }
 
-    fn publish(&self, channel: &ChannelName, payload: Bytes) -> BrokerFuture<'_> {
-        let channel = format!("{}{channel}", self.shared.settings.prefix);
-        Box::pin(async move { self.send(channel, payload).await.map(|_| ()) })
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        payload: Bytes,
+        durable: Option<Durable>,
+    ) -> BrokerFuture<'_, Option<Position>> {
+        let channel = channel.clone();
+        Box::pin(async move {
+            match durable {
+                Some(durable) => self.publish_durable(&channel, &payload, &durable).await.map(Some),
+                None => {
+                    let key = self.shared.key(&channel);
+                    self.shared.publish_plain(&key, payload).await.map(|_| None)
+                }
+            }
+        })
+    }
+
+    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+        let channel = channel.clone();
+        Box::pin(async move { self.read_history(&channel, bounds).await })
     }
 
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
-        Box::pin(self.send(format!("{}control", self.shared.settings.prefix), message))
+        let key = self.shared.key(&ChannelName::control());
+        Box::pin(async move { self.shared.publish_plain(&key, message).await })
     }
 
-    fn is_up(&self) -> bool {
-        self.shared.subscriber_up.load(Ordering::Acquire)
+    fn is_up(&self, channel: &ChannelName) -> bool {
+        self.shared.is_link_up(channel)
     }
 
     fn health(&self) -> Health {
-        let shared = &self.shared;
+        let routes = self.shared.routes.read();
         Health {
             kind: "redis",
-            ready: shared.ready.load(Ordering::Acquire),
-            subscriber: shared.subscriber_up.load(Ordering::Acquire),
-            publisher: shared.publisher_up.load(Ordering::Acquire),
-            last_error: shared.last_error.lock().clone(),
+            ready: self.shared.ready.load(Ordering::Acquire),
+            subscriber: routes.links_up(),
+            publisher: routes.nodes_up(),
+            last_error: self.shared.last_error.lock().clone(),
         }
     }
 }

@@ -1,0 +1,108 @@
+//! Cluster: which master has which slots, asked of any server now and then, and at once when
+//! something points at a change (MOVED, an unsolicited `sunsubscribe`, a lost connection).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{RedisResult, Value};
+use tokio::time::{sleep, timeout};
+
+use super::connect;
+use super::masters::{Map, SLOTS, UNSERVED};
+use super::{Role, Shared};
+use crate::redis_url::Server;
+
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// Between two questions, however many doubts there are.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Keeps the map, for ever.
+pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
+    let mut turn = 0;
+    loop {
+        let current = shared.directory.current();
+        let mut servers = current.masters.clone();
+        servers.extend(seeds.iter().filter(|s| !current.masters.contains(s)).cloned());
+        // Another one every time: a server that is cut off from the rest has an old map.
+        let server = &servers[turn % servers.len()];
+        turn += 1;
+        match ask(&shared, server).await {
+            Ok(Some(map)) => {
+                shared.directory.set(map);
+                // Asked again at once when in doubt, else after a while.
+                let _ = timeout(ASK_EVERY, shared.directory.doubted()).await;
+            }
+            Ok(None) => shared.note(Role::Subscriber, "no slots are served", &server.to_string()),
+            Err(e) => {
+                let what = "cannot ask the cluster for its slots";
+                shared.note(Role::Subscriber, what, &connect::describe(&e));
+            }
+        }
+        sleep(PAUSE).await;
+    }
+}
+
+async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<Map>> {
+    let connector = &shared.connector;
+    let mut connection = connector.open(server, &connector.target.redis, None).await?;
+    let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+    Ok(parse(slots, server))
+}
+
+/// An answer to `CLUSTER SLOTS`; `None` when no master has any.
+fn parse(answer: Value, asked: &Server) -> Option<Map> {
+    let mut map = Map { masters: Vec::new(), slots: Some(vec![UNSERVED; SLOTS].into()) };
+    let Value::Array(ranges) = answer else { return None };
+    for range in ranges {
+        let Value::Array(parts) = range else { continue };
+        let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &parts[..] else {
+            continue;
+        };
+        let [host, Value::Int(port), ..] = &master[..] else { continue };
+        let host: String = redis::from_redis_value_ref(host).unwrap_or_default();
+        // A server that does not know its own address is the one that was asked.
+        let host = if host.is_empty() || host == "?" { asked.host.clone() } else { host };
+        let Ok(port) = u16::try_from(*port) else { continue };
+        let server = Server { host, port };
+        let at = map.masters.iter().position(|m| *m == server).unwrap_or_else(|| {
+            map.masters.push(server);
+            map.masters.len() - 1
+        });
+        let (Ok(first), Ok(last)) = (usize::try_from(*first), usize::try_from(*last)) else {
+            continue;
+        };
+        if let Some(slots) = map.slots.as_mut().and_then(|s| s.get_mut(first..=last)) {
+            slots.fill(at as u16);
+        }
+    }
+    (!map.masters.is_empty()).then_some(map)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(host: &str, port: i64) -> Value {
+        Value::Array(vec![Value::BulkString(host.into()), Value::Int(port)])
+    }
+
+    #[test]
+    fn slots_are_read() {
+        let range = |a, b, master| Value::Array(vec![Value::Int(a), Value::Int(b), master]);
+        let answer = Value::Array(vec![
+            range(0, 99, node("a", 1)),
+            range(100, 200, node("", 2)),
+            range(300, 300, node("a", 1)),
+            range(400, 99_999, node("c", 3)),
+            Value::Nil,
+        ]);
+        let asked = Server { host: "b".into(), port: 9 };
+        let map = parse(answer, &asked).unwrap();
+        let names: Vec<_> = map.masters.iter().map(ToString::to_string).collect();
+        assert_eq!(names, ["a:1", "b:2", "c:3"]);
+        let slots = map.slots.unwrap();
+        assert_eq!([slots[0], slots[150], slots[300]], [0, 1, 0]);
+        assert_eq!([slots[250], slots[400]], [UNSERVED, UNSERVED]);
+        assert_eq!(parse(Value::Array(vec![]), &asked), None);
+    }
+}

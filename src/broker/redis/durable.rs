@@ -1,0 +1,310 @@
+//! Durable publications: the function library `tollgate`, and reading what it keeps.
+//!
+//! The library's own text (`tollgate.lua`) is the contract with publishers. Where the server has no
+//! functions, or does not allow them, the same text runs as a script.
+
+use bytes::Bytes;
+use redis::aio::MultiplexedConnection;
+use redis::{Cmd, RedisError, RedisResult, Value};
+use sha1::{Digest as _, Sha1};
+
+use super::connect::{self, Link};
+use super::{RedisBroker, Shared};
+use crate::broker::{Bounds, BrokerError, Durable, History, Track};
+use crate::channel::{ChannelName, Position, Publication};
+
+const LUA: &str = include_str!("tollgate.lua");
+
+/// A newer gateway's library serves this one too, so it is never replaced by an older.
+const VERSION: i64 = 1;
+
+/// What a durable publication's message begins with.
+const MARK: u8 = 1;
+
+/// Entries of a stream in one read.
+const PER_READ: usize = 128;
+
+/// How the entries of the library are called on a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Calls {
+    Functions,
+    Scripts,
+}
+
+fn library() -> String {
+    format!(
+        "#!lua name=tollgate\n{LUA}\n\
+         redis.register_function('tollgate_publish', publish)\n\
+         redis.register_function('tollgate_open', open)\n\
+         redis.register_function{{function_name='tollgate_version', \
+         callback=function() return {VERSION} end, flags={{'no-writes'}}}}\n"
+    )
+}
+
+fn script(entry: &str) -> String {
+    format!("{LUA}\nreturn {entry}(KEYS, ARGV)\n")
+}
+
+/// The payload and, where the message is a durable publication's, its position.
+pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<Position>) {
+    let position = || {
+        let rest = message.strip_prefix(&[MARK])?;
+        let end = rest.iter().take(64).position(|b| *b == b'\n')?;
+        let (epoch, offset) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
+        Some((end + 2, Position::new(epoch, offset.parse().ok()?)?))
+    };
+    match position() {
+        Some((begin, position)) => (message.slice(begin..), Some(position)),
+        None => (message, None),
+    }
+}
+
+/// Sees to it that the server has the library, in this version or a later one.
+pub(super) async fn ensure(connection: &mut MultiplexedConnection) -> RedisResult<Calls> {
+    let mut version = redis::cmd("FCALL_RO");
+    version.arg("tollgate_version").arg(0);
+    match version.query_async::<i64>(connection).await {
+        Ok(version) if version >= VERSION => return Ok(Calls::Functions),
+        Ok(_) => {}
+        Err(e) if is_unknown_command(&e) => return Ok(Calls::Scripts),
+        Err(e) if is_missing(&e) || e.code() == Some("NOPERM") => {}
+        Err(e) => return Err(e),
+    }
+    let mut load = redis::cmd("FUNCTION");
+    load.arg("LOAD").arg("REPLACE").arg(library());
+    match load.query_async::<Value>(connection).await {
+        Ok(_) => Ok(Calls::Functions),
+        Err(e) if is_unknown_command(&e) || e.code() == Some("NOPERM") => {
+            let error = connect::describe(&e);
+            tracing::warn!(
+                error,
+                "Redis does not take the function library: scripts are used, and publishers \
+                 cannot FCALL tollgate_publish"
+            );
+            Ok(Calls::Scripts)
+        }
+        Err(e) => Err(e),
+    }
+}
+
+fn is_unknown_command(error: &RedisError) -> bool {
+    error.detail().is_some_and(|d| d.to_lowercase().contains("unknown command"))
+}
+
+/// The function is not there: `FUNCTION FLUSH`, or a restart without persistence.
+fn is_missing(error: &RedisError) -> bool {
+    error.detail().is_some_and(|d| d.contains("Function not found"))
+}
+
+/// Calls an entry of the library.
+async fn call(
+    connection: &mut MultiplexedConnection,
+    calls: Calls,
+    entry: &str,
+    key: &str,
+    arguments: &[&[u8]],
+) -> RedisResult<Position> {
+    let with = |command: &mut Cmd| {
+        command.arg(1).arg(key);
+        arguments.iter().for_each(|a| {
+            command.arg(*a);
+        });
+        command.clone()
+    };
+    let answer: (u64, String) = match calls {
+        Calls::Functions => {
+            let function = with(redis::cmd("FCALL").arg(format!("tollgate_{entry}")));
+            match function.query_async(connection).await {
+                Err(e) if is_missing(&e) => {
+                    ensure(connection).await?;
+                    function.query_async(connection).await?
+                }
+                answer => answer?,
+            }
+        }
+        Calls::Scripts => {
+            let script = script(entry);
+            let sha: String = Sha1::digest(&script).iter().map(|b| format!("{b:02x}")).collect();
+            match with(redis::cmd("EVALSHA").arg(sha)).query_async(connection).await {
+                Err(e) if e.code() == Some("NOSCRIPT") => {
+                    with(redis::cmd("EVAL").arg(script)).query_async(connection).await?
+                }
+                answer => answer?,
+            }
+        }
+    };
+    let (offset, epoch) = answer;
+    Position::new(&epoch, offset)
+        .ok_or_else(|| (redis::ErrorKind::UnexpectedReturnType, "not a position").into())
+}
+
+/// Where a history stands; `None` where there is none, or it is not to be trusted: another server
+/// process wrote last, and its last writes may be lost.
+pub(super) async fn position(
+    shared: &Shared,
+    link: &Link,
+    key: &str,
+    track: Track,
+) -> RedisResult<Option<Position>> {
+    let mut connection = link.connection.clone();
+    let mut read = redis::cmd("HMGET");
+    read.arg(meta_key(key)).arg("e").arg("o").arg("r");
+    let meta: Meta = read.query_async(&mut connection).await?;
+    let found = trusted(meta, &link.run);
+    if found.is_some() || track < Track::Open || link.run.is_empty() {
+        return Ok(found);
+    }
+    let calls = shared.calls();
+    call(&mut connection, calls, "open", key, &[]).await.map(Some)
+}
+
+type Meta = (Option<String>, Option<u64>, Option<String>);
+
+fn trusted((epoch, offset, run): Meta, ours: &str) -> Option<Position> {
+    let same = run.is_some_and(|run| run == ours && !run.is_empty());
+    same.then(|| Position::new(&epoch?, offset?)).flatten()
+}
+
+fn meta_key(key: &str) -> String {
+    format!("{key}:{{{key}}}")
+}
+
+impl RedisBroker {
+    pub(super) async fn publish_durable(
+        &self,
+        channel: &ChannelName,
+        payload: &Bytes,
+        durable: &Durable,
+    ) -> Result<Position, BrokerError> {
+        let key = self.shared.key(channel);
+        let ttl = durable.retention.ttl.as_secs().max(1).to_string();
+        let size = durable.retention.size.to_string();
+        let idempotency = durable.idempotency_key.as_deref().unwrap_or_default();
+        let arguments = [&**payload, ttl.as_bytes(), size.as_bytes(), idempotency.as_bytes()];
+        let calls = self.shared.calls();
+        let (key, arguments) = (key.as_str(), &arguments);
+        let publish = |mut link: Link| async move {
+            call(&mut link.connection, calls, "publish", key, arguments).await
+        };
+        self.shared.on_master(key, |link| Box::pin(publish(link))).await
+    }
+
+    /// The end of a history, read backwards until a bound.
+    pub(super) async fn read_history(
+        &self,
+        channel: &ChannelName,
+        bounds: Bounds,
+    ) -> Result<Option<History>, BrokerError> {
+        let key = self.shared.key(channel);
+        self.shared.on_master(&key, |link| Box::pin(read(link, channel, &key, bounds))).await
+    }
+}
+
+type Entry = (String, Vec<(Bytes, Bytes)>);
+
+async fn read(
+    link: Link,
+    channel: &ChannelName,
+    key: &str,
+    bounds: Bounds,
+) -> RedisResult<Option<History>> {
+    let mut connection = link.connection.clone();
+    let mut top: Option<Position> = None;
+    let mut newest_first: Vec<Publication> = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let left = (bounds.messages - newest_first.len()).min(PER_READ);
+        let next = top.as_ref().map(|top| top.offset - newest_first.len() as u64);
+        let (from, to) = match (&top, next) {
+            (Some(top), Some(next)) => {
+                (format!("{}-0", top.epoch), format!("{}-{next}", top.epoch))
+            }
+            _ => ("-".to_owned(), "+".to_owned()),
+        };
+        // Together, so that position and entries belong to one moment.
+        let (meta, entries): (Meta, Vec<Entry>) = redis::pipe()
+            .atomic()
+            .cmd("HMGET")
+            .arg(meta_key(key))
+            .arg("e")
+            .arg("o")
+            .arg("r")
+            .cmd("XREVRANGE")
+            .arg(key)
+            .arg(to)
+            .arg(from)
+            .arg("COUNT")
+            .arg(left)
+            .query_async(&mut connection)
+            .await?;
+        let Some(position) = trusted(meta, &link.run) else { return Ok(None) };
+        let top = top.get_or_insert(position.clone());
+        if position.epoch != top.epoch {
+            return Ok(None);
+        }
+        let read = entries.len();
+        for (id, fields) in entries {
+            let due = Position { offset: top.offset - newest_first.len() as u64, ..top.clone() };
+            let payload = fields.into_iter().find(|(name, _)| **name == *b"d").map(|(_, d)| d);
+            let contiguous = due.offset > 0 && id == due.to_string();
+            let (Some(payload), true) = (payload, contiguous) else {
+                return Ok(Some(finish(top, newest_first)));
+            };
+            bytes += payload.len();
+            if bytes > bounds.bytes {
+                return Ok(Some(finish(top, newest_first)));
+            }
+            let channel = channel.clone();
+            newest_first.push(Publication { channel, payload, position: Some(due) });
+        }
+        let whole = newest_first.len() as u64 == top.offset;
+        if read < left || newest_first.len() >= bounds.messages || whole {
+            return Ok(Some(finish(top, newest_first)));
+        }
+    }
+}
+
+fn finish(top: &Position, mut publications: Vec<Publication>) -> History {
+    publications.reverse();
+    History { top: top.clone(), publications }
+}
+
+impl Shared {
+    /// How the library is called; the last server that was looked at decides for all.
+    pub(super) fn calls(&self) -> Calls {
+        if self.scripts.load(std::sync::atomic::Ordering::Acquire) {
+            Calls::Scripts
+        } else {
+            Calls::Functions
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durable_messages_are_told_from_plain_ones() {
+        let apart = |text: &'static [u8]| take_apart(Bytes::from_static(text));
+        let (payload, position) = apart(b"\x011700000000000001:42\n{\"a\":1}");
+        assert_eq!(
+            (&*payload, position.unwrap().to_string()),
+            (&b"{\"a\":1}"[..], "1700000000000001-42".to_owned())
+        );
+        for plain in [
+            &b"{\"a\":1}"[..],
+            b"",
+            b"\x01",
+            b"\x01\n",
+            b"\x011:x\n1",
+            b"\x01:1\n1",
+            b"\x011:99999999999999999999999\n1",
+            b"1:1\n1",
+            b"\x01-:1\n1",
+        ] {
+            let (payload, position) = take_apart(Bytes::from_static(plain));
+            assert_eq!((&*payload, position), (plain, None));
+        }
+    }
+}

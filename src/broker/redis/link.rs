@@ -1,0 +1,269 @@
+//! One subscribing connection to one master. Its reader only drains into [`Events`]; what is wanted
+//! is kept in a table (`wanted`), and after every kind of loss the same happens: connect again,
+//! read where the histories stand, subscribe to everything, say what was interrupted.
+//!
+//! [`Events`]: crate::broker::Events
+
+mod operate;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use bytes::Bytes;
+use futures_util::future::FutureExt as _;
+use parking_lot::Mutex;
+use redis::{PushInfo, PushKind, Value};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::connect::{self, Backoff, OnPush};
+use super::wanted::{Want, Wanted};
+use super::{Role, Shared, canary, durable};
+use crate::broker::{Confirmation, Event, Track};
+use crate::channel::{ChannelName, GapReason, Publication};
+use crate::metrics;
+use crate::redis_url::Server;
+
+pub(super) struct Subscriber {
+    pub(super) shared: Arc<Shared>,
+    pub(super) server: Server,
+    /// Which of the connections to this server it is.
+    pub(super) index: usize,
+    wanted: Mutex<Wanted>,
+    changed: Notify,
+    disconnected: Notify,
+    stopped: AtomicBool,
+    stop: Notify,
+    up: AtomicBool,
+    /// Which connection's messages count: an abandoned one may still yield some.
+    generation: AtomicU64,
+    pub(super) canary: canary::Canary,
+}
+
+impl Subscriber {
+    pub(super) fn new(shared: Arc<Shared>, server: Server, index: usize) -> Self {
+        let canary = canary::Canary::new(&shared, &server, index);
+        Self {
+            shared,
+            server,
+            index,
+            wanted: Mutex::default(),
+            changed: Notify::new(),
+            disconnected: Notify::new(),
+            stopped: AtomicBool::new(false),
+            stop: Notify::new(),
+            up: AtomicBool::new(false),
+            generation: AtomicU64::new(0),
+            canary,
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    /// Ends the task; what it had has been moved to others.
+    pub(super) fn stop(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.stopped.store(true, Ordering::Release);
+        self.stop.notify_one();
+    }
+
+    pub(super) fn subscribe(
+        &self,
+        channel: &ChannelName,
+        track: Track,
+        confirmation: Option<Confirmation>,
+    ) {
+        let mut wanted = self.wanted.lock();
+        // A channel that is wanted already keeps what is known of it: a gap may be due.
+        let want = wanted.channels.entry(channel.clone()).or_default();
+        want.track = want.track.max(track);
+        if confirmation.is_some() {
+            want.confirmation = confirmation;
+        }
+        wanted.ask(channel);
+        drop(wanted);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn unsubscribe(&self, channel: &ChannelName) {
+        self.wanted.lock().give_up(channel);
+        self.changed.notify_one();
+    }
+
+    /// Takes out the channels that belong elsewhere now.
+    pub(super) fn take_misplaced(
+        &self,
+        belongs: impl Fn(&ChannelName) -> bool,
+    ) -> Vec<(ChannelName, Want)> {
+        let mut wanted = self.wanted.lock();
+        let moving: Vec<_> = wanted.channels.keys().filter(|c| !belongs(c)).cloned().collect();
+        let mut taken = Vec::with_capacity(moving.len());
+        for channel in moving {
+            if let Some(mut want) = wanted.give_up(&channel) {
+                want.interrupt();
+                taken.push((channel, want));
+            }
+        }
+        drop(wanted);
+        self.changed.notify_one();
+        taken
+    }
+
+    /// Takes in a channel that another connection had.
+    pub(super) fn adopt(&self, channel: &ChannelName, want: Want) {
+        let mut wanted = self.wanted.lock();
+        wanted.channels.insert(channel.clone(), want);
+        wanted.ask(channel);
+        drop(wanted);
+        self.changed.notify_one();
+    }
+
+    /// Says of everything live that it may have missed something.
+    pub(super) fn interrupt_all(&self, reason: GapReason) {
+        let wanted = self.wanted.lock();
+        for (channel, _) in wanted.channels.iter().filter(|(_, want)| want.live) {
+            self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+        }
+    }
+
+    /// The reader's callback; runs for every message and must not wait.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "the library's open set")]
+    fn on_push(&self, generation: u64, info: PushInfo) {
+        if self.generation.load(Ordering::Acquire) != generation {
+            return;
+        }
+        match info.kind {
+            PushKind::Message | PushKind::SMessage => self.on_message(info.data),
+            PushKind::Subscribe | PushKind::SSubscribe => {
+                if let Some(Value::BulkString(name)) = info.data.first() {
+                    self.on_subscribed(generation, name);
+                }
+            }
+            PushKind::SUnsubscribe => {
+                if let Some(Value::BulkString(name)) = info.data.first() {
+                    self.on_unsubscribed(name);
+                }
+            }
+            PushKind::Disconnection => self.disconnected.notify_one(),
+            _ => {}
+        }
+    }
+
+    fn on_message(&self, data: Vec<Value>) {
+        let mut data = data.into_iter();
+        let (Some(Value::BulkString(name)), Some(Value::BulkString(payload))) =
+            (data.next(), data.next())
+        else {
+            return;
+        };
+        let payload = Bytes::from(payload);
+        let Some(name) = self.shared.strip(&name) else { return };
+        if self.canary.is(name) {
+            return self.canary.arrived(&payload);
+        }
+        let (payload, position) = durable::take_apart(payload);
+        let mut wanted = self.wanted.lock();
+        let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
+        let channel = channel.clone();
+        if position.is_some()
+            && let Some(want) = wanted.channels.get_mut(name)
+        {
+            want.track = want.track.max(Track::Read);
+        }
+        drop(wanted);
+        let event = if channel == ChannelName::control() {
+            Event::Control(payload)
+        } else {
+            Event::Publication(Publication { channel, payload, position })
+        };
+        self.shared.events.push(event);
+    }
+
+    fn on_subscribed(&self, generation: u64, name: &[u8]) {
+        let Some(name) = self.shared.strip(name) else { return };
+        let mut wanted = self.wanted.lock();
+        // Asked again under the lock: what an abandoned connection confirmed is not live.
+        if self.generation.load(Ordering::Acquire) == generation {
+            wanted.confirmed(name).into_iter().flatten().for_each(|e| self.shared.events.push(e));
+        }
+    }
+
+    /// The slot has gone to another server: Redis pushes this of itself then. The library takes it for
+    /// the answer to whatever command is on its way, so the connection is of no more use.
+    fn on_unsubscribed(&self, name: &[u8]) {
+        let Some(name) = self.shared.strip(name) else { return };
+        let live = self.wanted.lock().channels.get(name).is_some_and(|want| want.live);
+        if live || self.canary.is(name) {
+            self.shared.directory.doubt();
+            self.disconnected.notify_one();
+        }
+    }
+
+    fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::Release);
+        self.shared.report();
+    }
+
+    /// Serves one connection to its end; says why it ended.
+    async fn serve(&self, link: &connect::Link) -> String {
+        let name = [self.canary.channel().to_owned()];
+        if let Err(e) = self.command(link, true, &name).await {
+            return format!("cannot subscribe to the canary: {}", connect::describe(&e));
+        }
+        self.wanted.lock().begin();
+        self.set_up(true);
+        let error = tokio::select! {
+            error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
+            error = self.operate(link) => error,
+            () = self.disconnected.notified() => "connection closed".to_owned(),
+            error = canary::watch(self) => error,
+            () = self.stop.notified() => "stopped".to_owned(),
+            never = self.ask_again() => match never {},
+        };
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        self.wanted.lock().end();
+        self.set_up(false);
+        error
+    }
+}
+
+/// Keeps the subscribing connection until it is stopped.
+pub(super) async fn run(subscriber: Arc<Subscriber>) {
+    let shared = Arc::clone(&subscriber.shared);
+    let mut backoff = Backoff::new(&shared.settings);
+    while !subscriber.stopped.load(Ordering::Acquire) {
+        let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
+        let on_push: OnPush = {
+            let subscriber = Arc::clone(&subscriber);
+            Box::new(move |info| subscriber.on_push(generation, info))
+        };
+        let began = Instant::now();
+        match shared.connector.master(&subscriber.server, Some(on_push)).await {
+            Ok(link) => {
+                // A late word of a connection before, or of an attempt that failed.
+                let _ = subscriber.disconnected.notified().now_or_never();
+                tracing::info!(server = %subscriber.server, "subscriber connected to Redis");
+                let error = subscriber.serve(&link).await;
+                if subscriber.stopped.load(Ordering::Acquire) {
+                    return;
+                }
+                shared.note(Role::Subscriber, "connection to Redis lost", &error);
+                metrics::redis_reconnect();
+            }
+            Err(e) => {
+                shared.note(Role::Subscriber, "cannot connect to Redis", &connect::describe(&e))
+            }
+        }
+        shared.directory.doubt();
+        // A connection that is made and lost at once must not become a hot loop.
+        if began.elapsed() > shared.settings.reconnect_max {
+            backoff = Backoff::new(&shared.settings);
+        }
+        tokio::select! {
+            () = backoff.wait() => {}
+            () = subscriber.stop.notified() => return,
+        }
+    }
+}

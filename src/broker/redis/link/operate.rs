@@ -1,0 +1,193 @@
+//! Carrying out a connection's operations: positions, SUBSCRIBE, UNSUBSCRIBE, and what to do about a
+//! server that refuses some of them.
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use redis::RedisError;
+use tokio::time::Instant;
+
+use super::super::wanted::Op;
+use super::super::{Role, connect, durable};
+use super::Subscriber;
+use crate::broker::{BrokerError, Event, Track};
+use crate::channel::{ChannelName, GapReason};
+
+/// Channels in one SUBSCRIBE.
+const PER_COMMAND: usize = 512;
+/// Commands on their way at once.
+const IN_FLIGHT: usize = 4096;
+/// Channels whose operations go out together.
+const PER_ROUND: usize = 4096;
+/// Between two attempts at a channel that Redis refuses, and at one that was not where it was
+/// looked for.
+const ASK_AGAIN: Duration = Duration::from_secs(5);
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+impl Subscriber {
+    /// The next operations of one kind; true for subscriptions.
+    fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Track)>)> {
+        let mut wanted = self.wanted.lock();
+        let subscribe = matches!(wanted.ops.front()?, Op::Subscribe(_));
+        let mut names = Vec::new();
+        while names.len() < PER_ROUND {
+            let name = match wanted.ops.front() {
+                Some(Op::Subscribe(channel)) if subscribe => channel.clone(),
+                Some(Op::Unsubscribe(channel)) if !subscribe => channel.clone(),
+                _ => break,
+            };
+            wanted.ops.pop_front();
+            let track = wanted.channels.get(&name).map_or(Track::No, |want| want.track);
+            names.push((name, track));
+        }
+        Some((subscribe, names))
+    }
+
+    /// Carries out what was asked, in order, until an operation fails for the connection's sake.
+    pub(super) async fn operate(&self, link: &connect::Link) -> String {
+        loop {
+            let Some((subscribe, names)) = self.next_ops() else {
+                self.changed.notified().await;
+                continue;
+            };
+            if subscribe && let Err(e) = self.read_positions(link, &names).await {
+                return connect::describe(&e);
+            }
+            let names: Vec<_> = names.into_iter().map(|(c, _)| self.shared.key(&c)).collect();
+            let commands = self.batches(&names).into_iter().map(|batch| async move {
+                let result = self.command(link, subscribe, &batch).await;
+                (batch, result)
+            });
+            for (batch, result) in join_all(commands).await {
+                match result {
+                    Ok(()) => {}
+                    Err(e) if subscribe && self.is_about_channels(&e) => {
+                        if batch.len() == 1 {
+                            self.refuse(&batch[0], &e);
+                        } else if let Err(e) = self.one_by_one(link, &batch).await {
+                            return connect::describe(&e);
+                        }
+                    }
+                    Err(e) => return connect::describe(&e),
+                }
+            }
+        }
+    }
+
+    fn is_about_channels(&self, error: &RedisError) -> bool {
+        connect::classify(error) == BrokerError::Refused
+            || (self.shared.is_cluster() && connect::is_moved(error))
+    }
+
+    /// In a cluster the channels of one command would have to share a slot, and the library counts
+    /// one confirmation to a command that it does not know.
+    fn batches(&self, names: &[String]) -> Vec<Vec<String>> {
+        let size = if self.shared.is_cluster() { 1 } else { PER_COMMAND };
+        names.chunks(size).map(<[String]>::to_vec).collect()
+    }
+
+    pub(super) async fn command(
+        &self,
+        link: &connect::Link,
+        subscribe: bool,
+        names: &[String],
+    ) -> Result<(), RedisError> {
+        let mut connection = link.connection.clone();
+        match (self.shared.is_cluster(), subscribe) {
+            (false, true) => connection.subscribe(names).await,
+            (false, false) => connection.unsubscribe(names).await,
+            (true, _) => {
+                let command = if subscribe { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" };
+                redis::cmd(command).arg(names).exec_async(&mut connection).await
+            }
+        }
+    }
+
+    /// Where the tracked channels' histories stand before they are subscribed.
+    async fn read_positions(
+        &self,
+        link: &connect::Link,
+        names: &[(ChannelName, Track)],
+    ) -> Result<(), RedisError> {
+        let tracked: Vec<_> = names.iter().filter(|(_, track)| *track > Track::No).collect();
+        for chunk in tracked.chunks(IN_FLIGHT) {
+            let reads = chunk.iter().map(|(channel, track)| async move {
+                let key = self.shared.key(channel);
+                (channel, durable::position(&self.shared, link, &key, *track).await)
+            });
+            for (channel, position) in join_all(reads).await {
+                let position = match position {
+                    Ok(position) => position,
+                    Err(e) if self.is_about_channels(&e) => {
+                        let error = connect::describe(&e);
+                        tracing::warn!(%channel, error, "cannot read a channel's position");
+                        None
+                    }
+                    Err(e) => return Err(e),
+                };
+                if let Some(want) = self.wanted.lock().channels.get_mut(channel) {
+                    want.position = position;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Redis refuses a whole command for the sake of one channel (ACL, slot): which one was it?
+    async fn one_by_one(&self, link: &connect::Link, names: &[String]) -> Result<(), RedisError> {
+        for name in names {
+            if let Err(e) = self.command(link, true, std::slice::from_ref(name)).await {
+                if !self.is_about_channels(&e) {
+                    return Err(e);
+                }
+                self.refuse(name, &e);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers the waiting subscribers of a channel that Redis refused. Where the channel was live
+    /// before, its sockets are told that it is not, and it is asked for again after a while.
+    fn refuse(&self, name: &str, error: &RedisError) {
+        let moved = connect::is_moved(error);
+        if moved {
+            self.shared.directory.doubt();
+        } else {
+            let error = connect::describe(error);
+            self.shared.note(Role::Subscriber, "Redis refused SUBSCRIBE", &error);
+        }
+        let Some(name) = self.shared.strip(name.as_bytes()) else { return };
+        let mut wanted = self.wanted.lock();
+        if !wanted.answered(name) {
+            return;
+        }
+        let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
+        let channel = channel.clone();
+        let Some(want) = wanted.channels.get_mut(name) else { return };
+        want.interrupt();
+        if moved {
+            wanted.refused.push((Instant::now() + LOOK_AGAIN, channel));
+            return;
+        }
+        if let Some(confirmation) = want.confirmation.take() {
+            confirmation.send_replace(Some(Err(BrokerError::Refused)));
+        }
+        if !want.gap_due && channel != ChannelName::control() {
+            wanted.channels.remove(name);
+            return;
+        }
+        let reason = GapReason::BrokerRefused;
+        self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+        wanted.refused.push((Instant::now() + ASK_AGAIN, channel));
+    }
+
+    /// Asks again for what was refused, now and then; never returns.
+    pub(super) async fn ask_again(&self) -> std::convert::Infallible {
+        loop {
+            tokio::time::sleep(LOOK_AGAIN / 2).await;
+            if self.wanted.lock().retry(Instant::now()) {
+                self.changed.notify_one();
+            }
+        }
+    }
+}

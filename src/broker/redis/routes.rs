@@ -1,0 +1,183 @@
+//! Which subscribing connection has which channel, and what moves when the masters change.
+//!
+//! Invariant: every wanted channel is in the table of exactly one connection, or among the orphans
+//! while no master serves it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::link::{self, Subscriber};
+use super::masters::Map;
+use super::node::{self, Node};
+use super::{Shared, wanted::Want};
+use crate::broker::{BrokerError, Confirmation, Track};
+use crate::channel::{ChannelName, GapReason};
+use crate::lifecycle;
+use crate::redis_url::Server;
+
+#[derive(Default)]
+pub(super) struct Routes {
+    map: Arc<Map>,
+    /// `connections` for each master, in the map's order.
+    links: Vec<Arc<Subscriber>>,
+    nodes: Vec<Arc<Node>>,
+    orphans: HashMap<ChannelName, Want, ahash::RandomState>,
+    hasher: ahash::RandomState,
+    connections: usize,
+}
+
+impl Routes {
+    pub(super) fn new(connections: usize) -> Self {
+        Self { connections, ..Self::default() }
+    }
+
+    fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
+        let at = self.map.master_of(shared.key(channel).as_bytes())?;
+        // Control has one place, whatever else is spread.
+        let spread = self.connections > 1 && *channel != ChannelName::control();
+        let index =
+            if spread { self.hasher.hash_one(channel) as usize % self.connections } else { 0 };
+        self.links.get(at * self.connections + index)
+    }
+
+    pub(super) fn node(&self, key: &[u8]) -> Option<Arc<Node>> {
+        self.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
+    }
+
+    pub(super) fn links_up(&self) -> bool {
+        !self.links.is_empty() && self.links.iter().all(|l| l.is_up())
+    }
+
+    pub(super) fn nodes_up(&self) -> bool {
+        !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up())
+    }
+
+    /// Takes over a new map: connections for new masters, an end for those of old ones, and every
+    /// channel to where it belongs now.
+    fn adopt(&mut self, shared: &Arc<Shared>, map: Arc<Map>) {
+        let mut old: Vec<_> = std::mem::take(&mut self.links);
+        let mut old_nodes: Vec<_> = std::mem::take(&mut self.nodes);
+        self.map = map;
+        let mut started = Vec::new();
+        for server in &self.map.masters {
+            for index in 0..self.connections {
+                let same = |l: &Arc<Subscriber>| l.server == *server && l.index == index;
+                let link = match old.iter().position(same) {
+                    // A canary that falls to another server now would never come back.
+                    Some(at) if canary_stays(&self.map, server, &old[at]) => old.swap_remove(at),
+                    _ => new_link(shared, server, index, &mut started),
+                };
+                self.links.push(link);
+            }
+            let node = match old_nodes.iter().position(|n| n.server == *server) {
+                Some(at) => old_nodes.swap_remove(at),
+                None => {
+                    let node = Node::new(server.clone());
+                    lifecycle::spawn(
+                        "redis_publisher",
+                        node::run(Arc::clone(shared), Arc::clone(&node)),
+                    );
+                    node
+                }
+            };
+            self.nodes.push(node);
+        }
+        let mut moving: Vec<(ChannelName, Want)> = self.orphans.drain().collect();
+        for link in &old {
+            moving.extend(link.take_misplaced(|_| false));
+            link.stop();
+        }
+        for link in &self.links {
+            let stays = |channel: &ChannelName| {
+                self.link(shared, channel).is_some_and(|at| Arc::ptr_eq(at, link))
+            };
+            moving.extend(link.take_misplaced(stays));
+        }
+        for (channel, want) in moving {
+            match self.link(shared, &channel) {
+                Some(link) => link.adopt(&channel, want),
+                None => drop(self.orphans.insert(channel, want)),
+            }
+        }
+        old_nodes.iter().for_each(|node| node.stop());
+        for link in started {
+            lifecycle::spawn("redis_subscriber", link::run(link));
+        }
+    }
+}
+
+fn canary_stays(map: &Map, server: &Server, link: &Subscriber) -> bool {
+    let at = map.master_of(link.canary.channel().as_bytes());
+    at.is_some_and(|at| map.masters[at] == *server)
+}
+
+fn new_link(
+    shared: &Arc<Shared>,
+    server: &Server,
+    index: usize,
+    started: &mut Vec<Arc<Subscriber>>,
+) -> Arc<Subscriber> {
+    let link = Arc::new(Subscriber::new(Arc::clone(shared), server.clone(), index));
+    started.push(Arc::clone(&link));
+    link
+}
+
+impl Shared {
+    pub(super) fn subscribe(
+        &self,
+        channel: &ChannelName,
+        track: Track,
+        confirmation: Option<Confirmation>,
+    ) {
+        let routes = self.routes.read();
+        if let Some(link) = routes.link(self, channel) {
+            return link.subscribe(channel, track, confirmation);
+        }
+        drop(routes);
+        let mut routes = self.routes.write();
+        if let Some(link) = routes.link(self, channel) {
+            return link.subscribe(channel, track, confirmation);
+        }
+        let want = routes.orphans.entry(channel.clone()).or_default();
+        want.track = want.track.max(track);
+        if confirmation.is_some() {
+            want.confirmation = confirmation;
+        }
+    }
+
+    pub(super) fn unsubscribe(&self, channel: &ChannelName) {
+        let routes = self.routes.read();
+        if let Some(link) = routes.link(self, channel) {
+            return link.unsubscribe(channel);
+        }
+        drop(routes);
+        self.routes.write().orphans.remove(channel);
+    }
+
+    pub(super) fn is_link_up(&self, channel: &ChannelName) -> bool {
+        self.routes.read().link(self, channel).is_some_and(|l| l.is_up())
+    }
+
+    /// Says of everything that is live that it may have missed something.
+    pub(super) fn interrupt_all(&self, reason: GapReason) {
+        self.routes.read().links.iter().for_each(|link| link.interrupt_all(reason));
+    }
+
+    /// The command connection for a key.
+    pub(super) fn node(&self, key: &[u8]) -> Result<Arc<Node>, BrokerError> {
+        self.routes.read().node(key).ok_or(BrokerError::Unavailable)
+    }
+}
+
+/// Follows the directory, for ever.
+pub(super) async fn follow(shared: Arc<Shared>) {
+    let mut changes = shared.directory.changes();
+    loop {
+        let map = Arc::clone(&changes.borrow_and_update());
+        shared.routes.write().adopt(&shared, map);
+        shared.report();
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}

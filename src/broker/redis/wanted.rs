@@ -1,0 +1,143 @@
+//! What one subscribing connection is to have: a table of channels, and the operations that are due.
+//!
+//! Pure: no connection. Invariant: a channel that was live and is not any more gets its
+//! `Interrupted` when, and not before, it is confirmed again, and before anything published after.
+
+use std::collections::{HashMap, VecDeque};
+
+use tokio::time::Instant;
+
+use crate::broker::{Confirmation, Event, Subscribed, Track};
+use crate::channel::{ChannelName, GapReason, Position};
+
+/// A channel that the gateway wants.
+#[derive(Default)]
+pub(super) struct Want {
+    pub(super) confirmation: Option<Confirmation>,
+    /// Confirmed on the current connection.
+    pub(super) live: bool,
+    /// It was live before the connection was lost.
+    pub(super) gap_due: bool,
+    pub(super) track: Track,
+    /// Where its history stood before the subscription that is on its way.
+    pub(super) position: Option<Position>,
+}
+
+impl Want {
+    /// No longer live, for a reason that is not the gateway's wish.
+    pub(super) fn interrupt(&mut self) {
+        self.gap_due |= std::mem::take(&mut self.live);
+    }
+}
+
+pub(super) enum Op {
+    Subscribe(ChannelName),
+    Unsubscribe(ChannelName),
+}
+
+type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
+
+#[derive(Default)]
+pub(super) struct Wanted {
+    pub(super) channels: Names<Want>,
+    pub(super) ops: VecDeque<Op>,
+    /// Subscriptions asked for on this connection and not yet confirmed, by channel. A channel that
+    /// was given up and wanted again has two on the way, and only the last one's answer counts.
+    unconfirmed: Names<u32>,
+    /// Channels that the server would not give: asked for again at that moment.
+    pub(super) refused: Vec<(Instant, ChannelName)>,
+    /// Without a connection no operations are queued: the next one subscribes to everything.
+    pub(super) connected: bool,
+}
+
+impl Wanted {
+    /// The server answered one subscription to this channel: was it the last one on the way?
+    pub(super) fn answered(&mut self, name: &str) -> bool {
+        let Some(left) = self.unconfirmed.get_mut(name) else {
+            return true;
+        };
+        *left -= 1;
+        if *left > 0 {
+            return false;
+        }
+        self.unconfirmed.remove(name);
+        true
+    }
+
+    /// Queues a subscription, if there is a connection to make it on.
+    pub(super) fn ask(&mut self, channel: &ChannelName) {
+        if self.connected {
+            self.ops.push_back(Op::Subscribe(channel.clone()));
+            *self.unconfirmed.entry(channel.clone()).or_default() += 1;
+        }
+    }
+
+    /// Takes a channel out; the server is told.
+    pub(super) fn give_up(&mut self, channel: &ChannelName) -> Option<Want> {
+        let want = self.channels.remove(channel)?;
+        if self.connected {
+            self.ops.push_back(Op::Unsubscribe(channel.clone()));
+        }
+        Some(want)
+    }
+
+    /// A new connection: everything wanted is to be subscribed on it, control first: a subscription
+    /// must not be live on a replica that cannot be told to end it.
+    pub(super) fn begin(&mut self) {
+        self.end();
+        self.connected = true;
+        let control = ChannelName::control();
+        let first = self.channels.contains_key(&control).then(|| control.clone());
+        let rest = self.channels.keys().filter(|c| **c != control).cloned();
+        let all: Vec<_> = first.into_iter().chain(rest).collect();
+        for channel in &all {
+            self.ask(channel);
+        }
+    }
+
+    /// The connection is lost.
+    pub(super) fn end(&mut self) {
+        self.connected = false;
+        self.ops = VecDeque::new();
+        self.unconfirmed = HashMap::default();
+        self.refused = Vec::new();
+        self.channels.values_mut().for_each(Want::interrupt);
+    }
+
+    /// The channel's subscription is confirmed: what the gateway is to be told, in this order.
+    pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
+        if !self.answered(name) {
+            return [None, None];
+        }
+        let Some((channel, _)) = self.channels.get_key_value(name) else {
+            return [None, None];
+        };
+        let channel = channel.clone();
+        let Some(want) = self.channels.get_mut(name) else {
+            return [None, None];
+        };
+        let fresh = !want.live && !want.gap_due;
+        want.live = true;
+        let position = want.position.take();
+        let interrupted = std::mem::take(&mut want.gap_due).then(|| {
+            let reason = GapReason::BrokerReconnected;
+            Event::Interrupted(channel.clone(), reason, position.clone())
+        });
+        let subscribed = want.confirmation.take().map(|confirmation| {
+            Event::Subscribed(channel, Subscribed { confirmation, position, fresh })
+        });
+        [interrupted, subscribed]
+    }
+
+    /// Asks again for what was refused and is still wanted. True if there was any.
+    pub(super) fn retry(&mut self, now: Instant) -> bool {
+        let (due, later): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.refused).into_iter().partition(|(at, _)| *at <= now);
+        self.refused = later;
+        let due: Vec<_> = due.into_iter().filter(|(_, c)| self.channels.contains_key(c)).collect();
+        for (_, channel) in &due {
+            self.ask(channel);
+        }
+        !due.is_empty()
+    }
+}

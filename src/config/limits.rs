@@ -1,0 +1,151 @@
+//! Judging numbers, durations and the `[redis]` section: values of the right type that make no sense.
+
+use std::time::Duration;
+
+use super::policy::Judge;
+use super::{BrokerKind, Config, Kept, Span};
+use crate::channel::Retention;
+use crate::redis_url::Target;
+
+/// The largest message, event or request body that can be configured: a batch of events has to stay
+/// far below the 4 GiB that its offsets reach.
+const MAX_BYTES: usize = 64 << 20;
+
+const MAX_SUBSCRIBERS: usize = 64;
+const SECOND: Duration = Duration::from_secs(1);
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
+impl Judge {
+    pub(super) fn limits(&mut self, config: &Config) {
+        let l = &config.limits;
+        for (name, value) in [
+            ("limits.connections", l.connections),
+            ("limits.connections_per_user", l.connections_per_user),
+            ("limits.connections_per_ip", l.connections_per_ip),
+            ("limits.http_connections", l.http_connections),
+            ("limits.request_body_bytes", l.request_body_bytes),
+            ("limits.message_bytes", l.message_bytes),
+            ("limits.publication_bytes", l.publication_bytes),
+            ("limits.commands_per_second", l.commands_per_second as usize),
+            ("limits.command_burst", l.command_burst as usize),
+            ("limits.channels_per_connection", l.channels_per_connection),
+            ("limits.queue_messages", l.queue_messages),
+            ("limits.queue_bytes", l.queue_bytes),
+            ("limits.queue_bytes_total", l.queue_bytes_total),
+            ("history.max_messages", config.history.max_messages),
+            ("history.max_bytes", config.history.max_bytes),
+            ("broker.history_bytes", config.broker.history_bytes),
+            ("redis.subscriber_connections", config.redis.subscriber_connections),
+            ("broker.queue_messages", config.broker.queue_messages),
+            ("broker.queue_bytes", config.broker.queue_bytes),
+            ("auth.max_token_bytes", config.auth.max_token_bytes),
+            ("auth.jwks.max_bytes", config.auth.jwks.max_bytes),
+        ] {
+            if value == 0 {
+                self.problem(name, "must be at least 1: everything has a bound");
+            }
+        }
+        for (name, value) in [
+            ("limits.publication_bytes", l.publication_bytes),
+            ("limits.message_bytes", l.message_bytes),
+            ("limits.request_body_bytes", l.request_body_bytes),
+        ] {
+            if value > MAX_BYTES {
+                self.problem(name, format!("must be at most {MAX_BYTES}"));
+            }
+        }
+        self.times(config);
+        self.proportions(config);
+    }
+
+    fn times(&mut self, config: &Config) {
+        let l = &config.limits;
+        let (r, second) = (&config.redis, Duration::from_secs(1));
+        for (name, Span(value)) in [
+            ("limits.handshake_timeout", l.handshake_timeout),
+            ("limits.request_timeout", l.request_timeout),
+            ("limits.ping_interval", l.ping_interval),
+            ("limits.pong_timeout", l.pong_timeout),
+            ("auth.deadline", config.auth.deadline),
+            ("auth.jwks.refresh", config.auth.jwks.refresh),
+            ("auth.jwks.max_age", config.auth.jwks.max_age),
+            ("auth.jwks.min_interval", config.auth.jwks.min_interval),
+        ] {
+            if value < second {
+                self.problem(name, "must be at least 1s");
+            }
+        }
+        for (name, Span(value)) in [
+            ("redis.connect_timeout", r.connect_timeout),
+            ("redis.command_timeout", r.command_timeout),
+            ("redis.ping_interval", r.ping_interval),
+            ("redis.ping_timeout", r.ping_timeout),
+            ("redis.canary_interval", r.canary_interval),
+            ("redis.canary_deadline", r.canary_deadline),
+            ("redis.reconnect_min", r.reconnect_min),
+        ] {
+            if value < Duration::from_millis(10) {
+                self.problem(name, "must be at least 10ms");
+            }
+        }
+    }
+
+    /// Values that make sense only beside others.
+    fn proportions(&mut self, config: &Config) {
+        let (l, r) = (&config.limits, &config.redis);
+        if config.auth.jwks.max_age.0 < config.auth.jwks.refresh.0 {
+            self.problem("auth.jwks.max_age", "must not be below auth.jwks.refresh");
+        }
+        if r.reconnect_max.0 < r.reconnect_min.0 {
+            self.problem("redis.reconnect_max", "must not be below redis.reconnect_min");
+        }
+        if l.queue_bytes < l.publication_bytes {
+            self.problem(
+                "limits.queue_bytes",
+                "must be at least limits.publication_bytes, or one event closes every client",
+            );
+        }
+        if l.queue_bytes_total < l.queue_bytes {
+            self.problem("limits.queue_bytes_total", "must be at least limits.queue_bytes");
+        }
+        if r.subscriber_connections > MAX_SUBSCRIBERS {
+            let message = format!("must be at most {MAX_SUBSCRIBERS}");
+            self.problem("redis.subscriber_connections", message);
+        }
+    }
+
+    /// A rule's `history`.
+    pub(super) fn history(&mut self, path: &str, Kept { size, ttl }: Kept) -> Option<Retention> {
+        let (size_ok, ttl_ok) = ((1..=100_000).contains(&size), (SECOND..=YEAR).contains(&ttl.0));
+        if !size_ok {
+            self.problem(format!("{path}.size"), "is from 1 to 100000");
+        }
+        if !ttl_ok {
+            self.problem(format!("{path}.ttl"), "is from 1s to 365 days");
+        }
+        (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0 })
+    }
+
+    pub(super) fn redis(&mut self, config: &Config) {
+        if config.broker.kind != BrokerKind::Redis {
+            return;
+        }
+        let redis = &config.redis;
+        match Target::parse(&redis.url.0) {
+            Ok(target) => {
+                let files = [&redis.ca_file, &redis.cert_file, &redis.key_file];
+                if !target.tls && files.iter().any(|f| !f.is_empty()) {
+                    self.problem("redis.url", "has no TLS: rediss:// uses the certificate files");
+                }
+            }
+            Err(e) => self.problem("redis.url", e.to_string()),
+        }
+        if redis.cert_file.is_empty() != redis.key_file.is_empty() {
+            self.problem("redis.cert_file", "and key_file belong together");
+        }
+        let prefix = &redis.prefix;
+        if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
+            self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
+        }
+    }
+}

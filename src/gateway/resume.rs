@@ -1,0 +1,177 @@
+//! Resuming: a socket says up to where it has a channel, and gets what it missed, all of it or none.
+//!
+//! Invariants: a resume's publications end exactly where the subscription's own events begin;
+//! sockets that resume one channel together share one reading of its history.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use super::Gateway;
+use super::continuity::{Tail, TailBounds};
+use super::interest::Reading;
+use crate::broker::Bounds;
+use crate::channel::{ChannelName, Position, Publication};
+use crate::lifecycle;
+use crate::metrics;
+
+/// How long a client may be ahead of this replica: it heard something elsewhere that is still on its
+/// way to us.
+const AHEAD: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Readings that one socket waits for, before it is told that it may have missed something.
+const MAX_TRIES: u32 = 2;
+
+/// What a subscription begins with.
+#[derive(Debug, Default)]
+pub struct Resumed {
+    /// The events that follow continue from here; `None` where no history is known.
+    pub position: Option<Position>,
+    /// `None` when it was not asked for; false when something may be missing.
+    pub recovered: Option<bool>,
+    /// What was missed, in order; empty unless recovered.
+    pub publications: Vec<Publication>,
+    /// Events up to here are in it already.
+    pub after: Option<Position>,
+}
+
+/// What one look at a channel's flow found.
+enum Look {
+    Done(Resumed),
+    /// The socket is ahead of us.
+    Ahead,
+    Wait(watch::Receiver<bool>),
+    /// Read the history, then tell those who wait.
+    Read(watch::Sender<bool>),
+}
+
+fn found(position: Option<Position>, recovered: Option<bool>) -> Look {
+    let after = position.clone();
+    Look::Done(Resumed { position, recovered, publications: Vec::new(), after })
+}
+
+impl Gateway {
+    /// What a subscription that is confirmed begins with. `since`: what the client has.
+    pub async fn resume(
+        self: &Arc<Self>,
+        channel: &ChannelName,
+        since: Option<&Position>,
+    ) -> Resumed {
+        let began = Instant::now();
+        let mut tries = 0;
+        let resumed = loop {
+            match self.look(channel, since) {
+                Look::Done(resumed) => break resumed,
+                Look::Ahead if began.elapsed() < AHEAD => sleep(LOOK_EVERY).await,
+                Look::Ahead => break self.not_recovered(channel),
+                Look::Read(_) | Look::Wait(_) if tries == MAX_TRIES => {
+                    break self.not_recovered(channel);
+                }
+                Look::Read(done) => {
+                    tries += 1;
+                    let mut answer = done.subscribe();
+                    let (gateway, name) = (Arc::clone(self), channel.clone());
+                    lifecycle::spawn(
+                        "history",
+                        async move { gateway.read_tail(&name, done).await },
+                    );
+                    if !told(&mut answer).await {
+                        break self.not_recovered(channel);
+                    }
+                }
+                Look::Wait(mut answer) => {
+                    tries += 1;
+                    if !told(&mut answer).await {
+                        break self.not_recovered(channel);
+                    }
+                }
+            }
+        };
+        if let Some(recovered) = resumed.recovered {
+            metrics::resume(recovered);
+        }
+        resumed
+    }
+
+    fn not_recovered(&self, channel: &ChannelName) -> Resumed {
+        let position = self.interest.with_flow(channel, |flow, _| flow.last().cloned()).flatten();
+        let after = position.clone();
+        Resumed { position, recovered: Some(false), publications: Vec::new(), after }
+    }
+
+    fn look(&self, channel: &ChannelName, since: Option<&Position>) -> Look {
+        let look = self.interest.with_flow(channel, |flow, reading| {
+            let last = flow.last().cloned();
+            let (Some(since), Some(last)) = (since, last.clone()) else {
+                return found(last, since.map(|_| false));
+            };
+            let complete = !flow.has_plain();
+            if since.epoch != last.epoch {
+                return found(Some(last), Some(false));
+            }
+            if since.offset > last.offset {
+                return Look::Ahead;
+            }
+            if *since == last {
+                return found(Some(last), Some(complete));
+            }
+            if let Some(tail) = flow.tail.as_mut().filter(|tail| tail.whole) {
+                return match tail.since(since.offset).filter(|_| complete) {
+                    Some(publications) => Look::Done(Resumed {
+                        position: Some(since.clone()),
+                        recovered: Some(true),
+                        publications,
+                        after: Some(last),
+                    }),
+                    None => found(Some(last), Some(false)),
+                };
+            }
+            if let Some(Reading(answer)) = reading
+                && answer.has_changed().is_ok()
+            {
+                return Look::Wait(answer.clone());
+            }
+            let (done, answer) = watch::channel(false);
+            *reading = Some(Reading(answer));
+            flow.tail = Some(Tail::begin(last.offset));
+            Look::Read(done)
+        });
+        look.unwrap_or_else(|| found(None, since.map(|_| false)))
+    }
+
+    pub(super) fn tail_bounds(&self) -> TailBounds {
+        let bounds = self.history_bounds();
+        TailBounds { messages: bounds.messages, bytes: bounds.bytes }
+    }
+
+    /// Reads a history for all who wait. The reading is fair: they come in the order of asking.
+    async fn read_tail(&self, channel: &ChannelName, done: watch::Sender<bool>) {
+        let history = self.read_history(channel).await;
+        self.interest.with_flow(channel, |flow, reading| {
+            *reading = None;
+            let epoch = flow.last().map(|last| Arc::clone(&last.epoch));
+            let whole = match (history.ok().flatten(), &mut flow.tail) {
+                (Some(history), Some(tail)) if epoch.as_ref() == Some(&history.top.epoch) => {
+                    tail.complete(history, self.tail_bounds())
+                }
+                _ => false,
+            };
+            if !whole {
+                flow.tail = None;
+            }
+        });
+        done.send_replace(true);
+    }
+
+    pub(super) fn history_bounds(&self) -> Bounds {
+        *self.history_bounds.lock()
+    }
+}
+
+/// Waits for the reading to end; false when its task died.
+async fn told(answer: &mut watch::Receiver<bool>) -> bool {
+    answer.wait_for(|done| *done).await.is_ok()
+}

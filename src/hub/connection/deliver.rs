@@ -1,0 +1,81 @@
+//! The fan-out's way into a connection: straight to the socket, and what it would block on to the queue.
+
+use std::io::{ErrorKind, IoSlice};
+
+use bytes::Bytes;
+
+use super::super::fanout::{NONE, Node};
+use super::super::queue::keep;
+use super::{BLOCKED, Connection, MAX_SLICES};
+
+impl Connection {
+    /// The fan-out's write: the ranges of `batch` that the list at `head` names, in one call where
+    /// the socket takes them.
+    pub(in crate::hub) fn deliver(&self, batch: &Bytes, nodes: &[Node], head: u32) {
+        let mut out = self.out.lock();
+        if out.closed {
+            return;
+        }
+        let (mut at, mut sent) = (head, 0);
+        while out.queue.is_empty() && at != NONE {
+            let node = &nodes[at as usize];
+            let written = if node.next == NONE
+                && let Some(stream) = &self.stream
+            {
+                stream.try_write(&batch[node.start as usize + sent..node.end as usize])
+            } else {
+                self.write_list(batch, nodes, at, sent)
+            };
+            match written {
+                Ok(mut n) => {
+                    while at != NONE {
+                        let node = &nodes[at as usize];
+                        let left = (node.end - node.start) as usize - sent;
+                        if n < left {
+                            sent += n;
+                            break;
+                        }
+                        n -= left;
+                        sent = 0;
+                        at = node.next;
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => break,
+                Err(_) => return self.broken(&mut out),
+            }
+        }
+        if at == NONE {
+            return;
+        }
+        while at != NONE {
+            let node = &nodes[at as usize];
+            let data = keep(batch, node.start as usize + sent, node.end as usize);
+            self.bounds.queued(data.len());
+            out.queue.push(data, node.messages, sent > 0);
+            sent = 0;
+            at = node.next;
+        }
+        self.check(&mut out);
+        drop(out);
+        self.wake(BLOCKED);
+    }
+
+    fn write_list(
+        &self,
+        batch: &Bytes,
+        nodes: &[Node],
+        mut at: u32,
+        mut skip: usize,
+    ) -> std::io::Result<usize> {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let mut n = 0;
+        while at != NONE && n < MAX_SLICES {
+            let node = &nodes[at as usize];
+            slices[n] = IoSlice::new(&batch[node.start as usize + skip..node.end as usize]);
+            skip = 0;
+            n += 1;
+            at = node.next;
+        }
+        self.try_write(&slices[..n])
+    }
+}

@@ -1,0 +1,141 @@
+//! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and the `id:` that
+//! says where every channel of a stream stands.
+//!
+//! An id is `<channel>=<epoch>-<offset>` for each channel that has a history, as a form-urlencoded
+//! list: `post%3A42=1764000000000000-7&user%3Au1=1764000000000001-3`.
+
+use bytes::BytesMut;
+
+use crate::channel::{ChannelName, Position};
+
+/// Longest id that is read, in bytes.
+pub const MAX_ID: usize = 32 * 1024;
+
+/// Between two attempts of a client whose stream ended, in milliseconds: random in this range, so that
+/// they do not all come back together.
+const RETRY_MS: std::ops::RangeInclusive<u32> = 500..=2000;
+
+/// Ends the event that the fields before it make, with `data` as its text.
+pub fn data(out: &mut BytesMut, text: &[u8]) {
+    // A line break of any kind would end the field; JSON has them only between its tokens.
+    let mut rest = text;
+    loop {
+        let end = rest.iter().position(|b| matches!(b, b'\n' | b'\r'));
+        let (line, after) = end.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
+        out.extend_from_slice(b"data: ");
+        out.extend_from_slice(line);
+        out.extend_from_slice(b"\n");
+        match after {
+            Some(after) => rest = after,
+            None => break,
+        }
+    }
+    out.extend_from_slice(b"\n");
+}
+
+/// The field that names the event's type.
+pub fn event(out: &mut BytesMut, kind: &str) {
+    out.extend_from_slice(b"event: ");
+    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(b"\n");
+}
+
+/// The field that says where the stream stands.
+pub fn id<'p>(
+    out: &mut BytesMut,
+    positions: impl IntoIterator<Item = &'p (ChannelName, Position)>,
+) {
+    let mut text = form_urlencoded::Serializer::new(String::new());
+    for (channel, position) in positions {
+        text.append_pair(channel.as_str(), &position.to_string());
+    }
+    out.extend_from_slice(b"id: ");
+    out.extend_from_slice(text.finish().as_bytes());
+    out.extend_from_slice(b"\n");
+}
+
+/// Reads an id, from `Last-Event-ID` or `?since=`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Position)>, &'static str> {
+    if text.len() > MAX_ID {
+        return Err("it is too long");
+    }
+    let mut found: Vec<(ChannelName, Position)> = Vec::new();
+    for (channel, position) in form_urlencoded::parse(text.as_bytes()) {
+        let channel: ChannelName = channel.parse().map_err(|_| "it names no valid channel")?;
+        let position = position.parse().map_err(|()| "a position is <epoch>-<offset>")?;
+        if found.iter().any(|(c, _)| *c == channel) {
+            return Err("it names a channel twice");
+        }
+        found.push((channel, position));
+    }
+    Ok(found)
+}
+
+/// What a stream begins with.
+#[must_use]
+pub fn preamble() -> String {
+    format!("retry: {}\n\n", fastrand::u32(RETRY_MS))
+}
+
+/// Keeps proxies from taking a quiet stream for a dead one.
+pub const HEARTBEAT: &[u8] = b":\n\n";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_is_one_field_a_line() {
+        for (text, expected) in [
+            ("{}", "data: {}\n\n"),
+            ("{\n}", "data: {\ndata: }\n\n"),
+            ("{\r\n}", "data: {\ndata: \ndata: }\n\n"),
+            ("\r", "data: \ndata: \n\n"),
+        ] {
+            let mut out = BytesMut::new();
+            data(&mut out, text.as_bytes());
+            assert_eq!(out, expected.as_bytes(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn ids_come_back_as_they_went() {
+        let positions = [
+            ("post:42".parse().unwrap(), Position::new("17a", 7).unwrap()),
+            ("user:a&b=c|é".parse().unwrap(), Position::new("9", 0).unwrap()),
+        ];
+        let mut out = BytesMut::new();
+        id(&mut out, &positions);
+        let text = std::str::from_utf8(&out).unwrap();
+        let text = text.strip_prefix("id: ").unwrap().strip_suffix('\n').unwrap();
+        assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text}");
+        assert_eq!(parse_id(text).unwrap(), positions);
+        assert_eq!(parse_id("").unwrap(), []);
+    }
+
+    #[test]
+    fn w17_malformed_ids_are_refused() {
+        for bad in [
+            "post:42",
+            "post:42=",
+            "post:42=1",
+            "post:42=1-",
+            "post:42=-1",
+            "post:42=1-x",
+            "=1-1",
+            "post:42=1-1&post:42=1-2",
+            "post:*=1-1",
+            "post:42=1-99999999999999999999",
+            "a=\u{0}-1",
+            "a=1-+1",
+            "a=1-1-1",
+            "\u{0}",
+        ] {
+            assert!(parse_id(bad).is_err(), "{bad:?}");
+        }
+        assert!(parse_id(&"a=1-1&".repeat(10_000)).is_err());
+    }
+}

@@ -1,0 +1,163 @@
+//! `redis.url`: which servers, which topology, which credentials.
+//!
+//! Pure. Not here: connecting. Invariant: no error quotes the URL, which may hold a password.
+
+use std::fmt;
+
+use redis::{IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo};
+
+/// A server's host and port.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Server {
+    pub host: String,
+    pub port: u16,
+}
+
+impl fmt::Display for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bracket = self.host.contains(':');
+        let (open, close) = if bracket { ("[", "]") } else { ("", "") };
+        write!(f, "{open}{}{close}:{}", self.host, self.port)
+    }
+}
+
+/// How the servers belong together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Topology {
+    Standalone(Server),
+    /// Asks these for the address of the master of that name.
+    Sentinel(Vec<Server>, String),
+    /// Asks any of these for the slots.
+    Cluster(Vec<Server>),
+}
+
+/// A URL taken apart.
+#[derive(Clone, Debug)]
+pub struct Target {
+    pub topology: Topology,
+    /// User, password and database of the Redis servers.
+    pub redis: RedisConnectionInfo,
+    pub tls: bool,
+}
+
+/// What is wrong with a URL; never quotes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    #[error(
+        "is redis://[user:password@]host:port[/db], redis+sentinel://host:port,host:port/master-name \
+         or redis+cluster://host:port,host:port; rediss for TLS"
+    )]
+    Scheme,
+    #[error("has a host that cannot be read")]
+    Host,
+    #[error("needs the master's name after the sentinels: /mymaster")]
+    MasterName,
+    #[error("names a database; a cluster has only number 0")]
+    Database,
+    #[error("has credentials or a database number that cannot be read")]
+    Credentials,
+}
+
+impl Target {
+    /// # Errors
+    /// What is wrong with it.
+    pub fn parse(url: &str) -> Result<Self, UrlError> {
+        let (scheme, rest) = url.split_once("://").ok_or(UrlError::Scheme)?;
+        let (plain, kind) = scheme.split_once('+').map_or((scheme, ""), |(s, k)| (s, k));
+        let tls = match plain {
+            "redis" => false,
+            "rediss" => true,
+            _ => return Err(UrlError::Scheme),
+        };
+        let default_port = if kind == "sentinel" { 26379 } else { 6379 };
+        let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+        let (user, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+        let servers: Result<Vec<_>, _> =
+            hosts.split(',').map(|host| server(host, default_port)).collect();
+        let servers = servers?;
+        let first = servers.first().cloned().ok_or(UrlError::Host)?;
+        let (topology, database) = match kind {
+            "" if servers.len() == 1 => (Topology::Standalone(first), path),
+            "sentinel" => {
+                let (name, db) = path.split_once('/').unwrap_or((path, ""));
+                if name.is_empty() {
+                    return Err(UrlError::MasterName);
+                }
+                (Topology::Sentinel(servers, name.to_owned()), db)
+            }
+            "cluster" if matches!(path, "" | "0") => (Topology::Cluster(servers), ""),
+            "cluster" => return Err(UrlError::Database),
+            _ => return Err(UrlError::Scheme),
+        };
+        // The library reads credentials and database, so that they mean what its users know.
+        let user = user.map_or_else(String::new, |u| format!("{u}@"));
+        let like = format!("redis://{user}host:1/{database}");
+        let info = like.into_connection_info().map_err(|_| UrlError::Credentials)?;
+        let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        Ok(Self { topology, redis, tls })
+    }
+}
+
+fn server(text: &str, default_port: u16) -> Result<Server, UrlError> {
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => {
+            (host, port.parse().map_err(|_| UrlError::Host)?)
+        }
+        _ => (text, default_port),
+    };
+    let host = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+    if host.is_empty() || host.chars().any(|c| c.is_whitespace() || c.is_control() || c == '?') {
+        return Err(UrlError::Host);
+    }
+    Ok(Server { host: host.to_owned(), port })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(url: &str) -> Result<(String, bool, i64), UrlError> {
+        let target = Target::parse(url)?;
+        let list = |servers: &[Server]| {
+            servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+        };
+        let topology = match &target.topology {
+            Topology::Standalone(server) => format!("one {server}"),
+            Topology::Sentinel(servers, name) => format!("{name} of {}", list(servers)),
+            Topology::Cluster(servers) => format!("cluster {}", list(servers)),
+        };
+        Ok((topology, target.tls, target.redis.db()))
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        for (url, expected) in [
+            ("redis://h", ("one h:6379", false, 0)),
+            ("rediss://u:p@h:1/3", ("one h:1", true, 3)),
+            ("redis://[::1]:7", ("one [::1]:7", false, 0)),
+            ("redis+sentinel://a,b:2/mymaster", ("mymaster of a:26379 b:2", false, 0)),
+            ("redis+sentinel://:p@a/m/4", ("m of a:26379", false, 4)),
+            ("rediss+cluster://u:p%40@a:1,b:2", ("cluster a:1 b:2", true, 0)),
+        ] {
+            let (topology, tls, db) = shown(url).unwrap();
+            assert_eq!((topology.as_str(), tls, db), expected, "{url}");
+        }
+        for (url, error) in [
+            ("h:6379", UrlError::Scheme),
+            ("http://h", UrlError::Scheme),
+            ("redis+ring://h", UrlError::Scheme),
+            ("redis://a,b", UrlError::Scheme),
+            ("redis://", UrlError::Host),
+            ("redis://h:port", UrlError::Host),
+            ("redis+sentinel://a,b", UrlError::MasterName),
+            ("redis+cluster://a/1", UrlError::Database),
+            ("redis://h/x", UrlError::Credentials),
+        ] {
+            assert_eq!(shown(url), Err(error), "{url}");
+        }
+        let target = Target::parse("redis://us%40er:p%2Fw@h").unwrap();
+        assert_eq!(target.redis.username(), Some("us@er"));
+        assert_eq!(target.redis.password(), Some("p/w"));
+    }
+}
