@@ -62,6 +62,7 @@ fn access_rules(c: &mut Criterion) {
             pattern: p.parse().unwrap(),
             allow: Allow::Authenticated,
             auto_subscribe: false,
+            history: None,
         })
         .collect();
     let identity = Identity {
