@@ -332,6 +332,9 @@ async fn drain(app: &App, config: &Config) {
 }
 
 fn send_away(connection: &crate::hub::Connection) {
+    if connection.is_closing() {
+        return;
+    }
     // A short jitter on top of the spread, so that one moment's sockets come back as several.
     connection.say(&plain::reconnect(fastrand::u64(50..=1000)));
     connection.close(Close::new(CloseCode::Restart, "draining"));

@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
@@ -75,6 +76,38 @@ impl Drop for Counted {
     }
 }
 
+/// What an HTTP connection holds beside its socket; handlers find it among the request's extensions.
+#[derive(Clone)]
+pub(super) struct Tenure(Arc<State>);
+
+struct State {
+    /// Its place among the connections that are not sockets or streams.
+    place: Mutex<Option<Counted>>,
+    streams: AtomicUsize,
+}
+
+/// An answer without end is under way on the connection.
+pub(super) struct Streaming(Arc<State>);
+
+impl Tenure {
+    /// The connection becomes a stream: limited as a socket is, and not by its age.
+    pub(super) fn stream(&self) -> Streaming {
+        self.0.place.lock().take();
+        self.0.streams.fetch_add(1, Ordering::Relaxed);
+        Streaming(Arc::clone(&self.0))
+    }
+
+    fn is_stream(&self) -> bool {
+        self.0.streams.load(Ordering::Relaxed) > 0
+    }
+}
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// Accepts until the drain begins (`until` is reached), then closes the listening socket.
 pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, until: Phase) {
     let Listener { listener, bounds } = listener;
@@ -106,10 +139,21 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             let lifecycle = lifecycle.clone();
             async move { lifecycle.reached(until).await }
         };
+        let place = Mutex::new(Some(counted));
+        let tenure = Tenure(Arc::new(State { place, streams: AtomicUsize::new(0) }));
         lifecycle.spawn_connection(async move {
-            connection((stream, peer), router, bounds.head, ended).await;
-            drop(counted);
+            connection((stream, peer), router, (bounds.head, tenure), ended).await;
         });
+    }
+}
+
+/// Waits until the connection has had its time; a stream has no such end.
+async fn outlived(tenure: &Tenure, time: Duration) {
+    loop {
+        tokio::time::sleep(time).await;
+        if !tenure.is_stream() {
+            return;
+        }
     }
 }
 
@@ -117,7 +161,7 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
 async fn connection(
     (stream, peer): (TcpStream, SocketAddr),
     router: Router,
-    head: Duration,
+    (head, tenure): (Duration, Tenure),
     ended: impl Future<Output = ()>,
 ) {
     // Replies and events are whole when they are written; waiting for more would only add delay.
@@ -126,8 +170,10 @@ async fn connection(
     {
         return;
     }
+    let held = tenure.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
+        request.extensions_mut().insert(held.clone());
         router.clone().call(request)
     });
     let serving = http1::Builder::new()
@@ -140,15 +186,15 @@ async fn connection(
     let served = tokio::select! {
         served = &mut serving => Some(served),
         () = ended => None,
-        () = tokio::time::sleep(LIFETIME) => None,
+        () = outlived(&tenure, LIFETIME) => None,
     };
     let served = match served {
         Some(served) => served,
         None => {
             serving.as_mut().graceful_shutdown();
-            match tokio::time::timeout(LAST_ANSWER, serving).await {
-                Ok(served) => served,
-                Err(_) => return metrics::rejected(Rejected::Timeout),
+            tokio::select! {
+                served = serving => served,
+                () = outlived(&tenure, LAST_ANSWER) => return metrics::rejected(Rejected::Timeout),
             }
         }
     };

@@ -6,9 +6,11 @@
 mod accept;
 mod admin;
 mod admission;
+mod admit;
 mod api;
 mod demo;
 pub mod socket;
+mod sse;
 mod websocket;
 
 use std::sync::Arc;
@@ -52,7 +54,7 @@ pub fn public(app: App, dev: bool) -> Router {
     let mut router = Router::new()
         .route("/ws", any(websocket::upgrade))
         .route("/api/{method}", post(api::call))
-        .route("/sse", any(not_yet))
+        .route("/sse", any(sse::stream))
         .route("/connection/{*rest}", any(not_yet))
         .route("/emulation", any(not_yet));
     if dev {
@@ -92,13 +94,16 @@ fn json(status: StatusCode, body: &serde_json::Value) -> Response {
 }
 
 async fn not_found() -> Response {
-    refuse(StatusCode::NOT_FOUND, "not found: sockets are at /ws, the server API at /api\n")
+    refuse(
+        StatusCode::NOT_FOUND,
+        "not found: sockets are at /ws, streams at /sse, the server API at /api\n",
+    )
 }
 
 async fn not_yet() -> Response {
     refuse(
         StatusCode::NOT_IMPLEMENTED,
-        "this version of Tollgate speaks the plain protocol at /ws only: \
-         no SSE and no Centrifugo protocol yet\n",
+        "this version of Tollgate speaks the plain protocol only (/ws, /sse): \
+         no Centrifugo protocol yet\n",
     )
 }

@@ -32,14 +32,28 @@ thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
 }
 
-/// How a socket ended.
-enum End {
+/// How a socket or stream ended.
+pub(super) enum End {
     /// We close, for this reason.
     Ours(Close),
     /// The client closed with this code.
     Theirs(u16),
     /// The connection is gone.
     Gone,
+}
+
+impl End {
+    pub(super) fn count(&self) {
+        let label = match self {
+            Self::Ours(close) => close.code.label(),
+            Self::Theirs(_) => CloseCode::Normal.label(),
+            Self::Gone => "client_gone",
+        };
+        metrics::closed(label, 1);
+        if let Self::Ours(close) = self {
+            tracing::debug!(code = close.code.code(), reason = %close.reason, "socket closed");
+        }
+    }
 }
 
 /// The raw stream and what was read beyond the request.
@@ -69,15 +83,7 @@ pub async fn run(context: Arc<Context>, connection: Arc<Connection>, beginning: 
     session.end();
     drop(session);
     gauge.decrement(1.0);
-    let label = match &end {
-        End::Ours(close) => close.code.label(),
-        End::Theirs(_) => CloseCode::Normal.label(),
-        End::Gone => "client_gone",
-    };
-    metrics::closed(label, 1);
-    if let End::Ours(close) = &end {
-        tracing::debug!(code = close.code.code(), reason = %close.reason, "socket closed");
-    }
+    end.count();
     let frame = match end {
         End::Ours(close) => close_frame(close.code.code(), &close.reason),
         // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
@@ -219,7 +225,7 @@ async fn apply(
 
 /// Runs the session's work while closes are heard and the queue still drains. The work is boxed,
 /// so that an idle socket's task does not hold room for it.
-async fn drive(
+pub(super) async fn drive(
     connection: &Connection,
     work: impl Future<Output = Result<(), Close>>,
 ) -> Result<(), End> {
@@ -232,7 +238,8 @@ async fn drive(
                 if wake.close && let Some(close) = connection.take_close() {
                     return Err(End::Ours(close));
                 }
-                if wake.writable {
+                // A stream's queue is taken from once it is open.
+                if wake.writable && !connection.wire().is_stream() {
                     connection.flush();
                 }
                 if wake.timer {

@@ -1,6 +1,5 @@
 //! `GET /ws`: from a request to a socket.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use axum::body::Body;
@@ -10,15 +9,14 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, 
 use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
 
-use super::admission::{self, Cookies, Credential, Place, SUBPROTOCOL};
-use super::{App, Peer, refuse, refuse_with, socket};
-use crate::auth::Reason;
-use crate::config::{Policy, Reject};
+use super::admission::{self, SUBPROTOCOL};
+use super::admit::{admit, unavailable, wants_envelope};
+use super::{App, refuse, refuse_with, socket};
+use crate::config::Reject;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::{Wire, sse};
-use crate::session::tokens::{Carried, close_of};
 use crate::session::{Admission, Since};
 use crate::websocket::accept_key;
 
@@ -54,7 +52,8 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     let Some(upgrade) = request.extensions.remove::<OnUpgrade>() else {
         return refuse(StatusCode::BAD_REQUEST, "this connection cannot be upgraded\n");
     };
-    let (admission, place) = match admit(&app, &policy, &request).await {
+    let by_close = policy.reject == Reject::Close;
+    let (admission, place) = match admit(&app, &policy, &request, by_close).await {
         Ok(admitted) => admitted,
         Err(response) => return response,
     };
@@ -74,51 +73,6 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
         drop(place);
     });
     response
-}
-
-/// The token's fate, and the socket's place; or the answer that refuses it.
-async fn admit(
-    app: &App,
-    policy: &Policy,
-    request: &Parts,
-) -> Result<(Admission, Place), Response<Body>> {
-    let ip = client_ip(request, policy);
-    let limits = &policy.limits;
-    let by_close = policy.reject == Reject::Close;
-    let place = match app.admissions.take(ip, limits.connections, limits.connections_per_ip) {
-        Ok(place) => place,
-        Err(what) => {
-            metrics::rejected(what);
-            let whose = if what == Rejected::PerIp { " of this address" } else { "" };
-            let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
-            if by_close && let Some(place) = app.admissions.courtesy() {
-                return Ok((Admission::Refused(close), place));
-            }
-            return Err(too_many());
-        }
-    };
-    let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
-    let carried = |by| Carried { by, ip: Some(ip) };
-    let checked = match admission::credential(&request.headers, &request.uri, cookies) {
-        None if policy.anonymous => return Ok((Admission::Anonymous, place)),
-        None => return Ok((Admission::AwaitToken, place)),
-        Some(Credential::Token(by, token)) => app.context.check_token(&token, carried(by)).await,
-        Some(Credential::Session(name, token)) => {
-            app.context.check_session(name, &token, carried("session_cookie"))
-        }
-    };
-    match checked {
-        Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
-        Err(reason) if by_close => Ok((Admission::Refused(close_of(reason)), place)),
-        Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
-        Err(reason) => Err(unauthorized(reason)),
-    }
-}
-
-fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
-    let peer = request.extensions.get::<Peer>();
-    let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
-    admission::client_ip(peer, &request.headers, &policy.trusted_proxies)
 }
 
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
@@ -165,16 +119,7 @@ fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
 }
 
 fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
-    let query = request.uri.query().unwrap_or_default();
-    let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
-    match format.as_ref().map(|(_, value)| &**value) {
-        None | Some("plain") => Ok(Wire::Plain),
-        Some("envelope") => Ok(Wire::Envelope),
-        Some(_) => {
-            metrics::rejected(Rejected::BadRequest);
-            Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
-        }
-    }
+    Ok(if wants_envelope(request)? { Wire::Envelope } else { Wire::Plain })
 }
 
 /// Where the client is in channels that it is to be subscribed to.
@@ -203,24 +148,5 @@ fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
     if admission::offered(headers).any(|p| p == SUBPROTOCOL) {
         out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
-    response
-}
-
-fn unavailable(message: &'static str) -> Response<Body> {
-    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
-}
-
-fn too_many() -> Response<Body> {
-    let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, "too many connections\n");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-    response
-}
-
-fn unauthorized(reason: Reason) -> Response<Body> {
-    let mut response = refuse(StatusCode::UNAUTHORIZED, reason.slug());
-    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
-    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
     response
 }

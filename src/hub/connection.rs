@@ -15,7 +15,7 @@ use std::task::Poll;
 use std::time::Instant;
 
 use atomic_waker::AtomicWaker;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
@@ -28,6 +28,9 @@ use crate::protocol::{Message, Wire};
 
 /// Slices in one vectored write.
 const MAX_SLICES: usize = 32;
+
+/// Bytes from which a chunk of an HTTP response is large enough.
+const TOGETHER: usize = 16 * 1024;
 
 /// No wheel entry counts.
 const NO_TIMER: u32 = u32::MAX;
@@ -198,6 +201,13 @@ impl Connection {
         self.wake(CLOSE);
     }
 
+    /// True once a close was asked for.
+    #[must_use]
+    pub fn is_closing(&self) -> bool {
+        let out = self.out.lock();
+        out.closed || out.close.is_some()
+    }
+
     /// Takes the request to close, after which the connection accepts nothing more.
     pub fn take_close(&self) -> Option<Close> {
         self.out.lock().close.take()
@@ -229,12 +239,23 @@ impl Connection {
         self.send(self.wire.frame(message));
     }
 
-    /// The next of what is queued, for the task of an HTTP response.
+    /// The next of what is queued, for the task of an HTTP response: small chunks go together.
     pub fn take_queued(&self) -> Option<Bytes> {
         let mut out = self.out.lock();
-        let chunk = out.queue.pop()?;
-        self.bounds.unqueued(chunk.len());
-        Some(chunk)
+        let first = out.queue.pop()?;
+        let taken = if out.queue.is_empty() || first.len() >= TOGETHER {
+            first
+        } else {
+            let mut all = BytesMut::from(&first[..]);
+            while all.len() < TOGETHER
+                && let Some(chunk) = out.queue.pop()
+            {
+                all.extend_from_slice(&chunk);
+            }
+            all.freeze()
+        };
+        self.bounds.unqueued(taken.len());
+        Some(taken)
     }
 
     /// Sends one frame, at once if the socket takes it.
@@ -301,8 +322,11 @@ impl Connection {
             let mut wake =
                 Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
             if !self.out.lock().queue.is_empty() {
-                let stream = self.stream.as_ref();
-                wake.writable = stream.is_none_or(|s| s.poll_write_ready(cx).is_ready());
+                // An HTTP response is told once that there is something to take.
+                wake.writable = match &self.stream {
+                    Some(stream) => stream.poll_write_ready(cx).is_ready(),
+                    None => flags & BLOCKED != 0,
+                };
             }
             if read {
                 wake.timer |= self.missed.swap(false, Ordering::AcqRel);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::Message;
-use super::codes::ErrorCode;
+use super::codes::{Close, ErrorCode, Reconnect};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 
 /// Longest `id` that is echoed, in bytes of JSON.
@@ -304,6 +304,14 @@ pub fn token_expiring(expires_at: u64) -> Message {
 #[must_use]
 pub fn reconnect(after_ms: u64) -> Message {
     reply("reconnect", None, &format!("\"afterMs\":{after_ms}"))
+}
+
+/// The stream ends, as a close frame says on a socket.
+#[must_use]
+pub fn close(close: &Close) -> Message {
+    let (code, reason) = (close.code.code(), json_string(&close.reason));
+    let again = close.code.row().reconnect == Reconnect::Yes;
+    reply("close", None, &format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}"))
 }
 
 #[must_use]

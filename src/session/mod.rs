@@ -30,6 +30,7 @@ use crate::protocol::plain::{self, ChannelRef, Start};
 use crate::upstream::callback::Callback;
 use crate::upstream::jwks::Jwks;
 use doctor::Doctor;
+pub use subscribe::Refusal;
 pub use timers::Heard;
 use timers::{Moment, Timers};
 

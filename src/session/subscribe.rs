@@ -38,7 +38,8 @@ pub(super) struct Grant {
     token: TokenId,
 }
 
-struct Refusal(ErrorCode, String);
+/// Why a channel is not given.
+pub struct Refusal(pub ErrorCode, pub String);
 
 /// A subscription that was begun and waits for the broker.
 struct Begun {
@@ -72,6 +73,35 @@ impl Session {
             }
         }
         self.finish(&mut begun).await;
+    }
+
+    /// Subscribes a stream to its channels, to all of them or to none.
+    ///
+    /// # Errors
+    /// Why one of them is not given.
+    pub async fn subscribe_stream(&mut self, channels: Vec<ChannelName>) -> Result<(), Refusal> {
+        let hub = Arc::clone(self.context.gateway.hub());
+        let had = hub.channels_of(&self.connection);
+        let wanted: Vec<Wanted> = channels
+            .iter()
+            .filter(|name| !had.contains(name))
+            .map(|name| {
+                let channel = ChannelRef::from_name(name.clone());
+                Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
+            })
+            .collect();
+        let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
+        let permissions: Result<Vec<_>, _> = permissions.await.into_iter().collect();
+        let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
+        for (Wanted { id, what }, permission) in wanted.into_iter().zip(permissions?) {
+            begun.extend(self.begin_one(id, what, permission));
+        }
+        self.finish(&mut begun).await;
+        let have = hub.channels_of(&self.connection);
+        if channels.iter().all(|name| have.contains(name)) {
+            return Ok(());
+        }
+        Err(Refusal(ErrorCode::Unavailable, "the broker did not confirm in time".to_owned()))
     }
 
     /// May this session have the channel?

@@ -27,6 +27,7 @@ mod redis;
 mod redis_faults;
 mod reload;
 mod revocation;
+mod sse;
 mod tokens;
 mod upstream;
 

@@ -1,0 +1,95 @@
+//! Letting a request become a socket or a stream: its place, its token, its format.
+
+use std::net::IpAddr;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+
+use super::admission::{self, Cookies, Credential, Place};
+use super::{App, Peer, refuse};
+use crate::auth::Reason;
+use crate::config::Policy;
+use crate::metrics::{self, Rejected};
+use crate::protocol::codes::{Close, CloseCode};
+use crate::session::Admission;
+use crate::session::tokens::{Carried, close_of};
+
+/// The token's fate, and the socket's or stream's place; or the answer that refuses it. `by_close`: a
+/// refusal is a socket that is closed with a reason.
+pub(super) async fn admit(
+    app: &App,
+    policy: &Policy,
+    request: &Parts,
+    by_close: bool,
+) -> Result<(Admission, Place), Response<Body>> {
+    let ip = client_ip(request, policy);
+    let limits = &policy.limits;
+    let place = match app.admissions.take(ip, limits.connections, limits.connections_per_ip) {
+        Ok(place) => place,
+        Err(what) => {
+            metrics::rejected(what);
+            let whose = if what == Rejected::PerIp { " of this address" } else { "" };
+            let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
+            if by_close && let Some(place) = app.admissions.courtesy() {
+                return Ok((Admission::Refused(close), place));
+            }
+            return Err(too_many());
+        }
+    };
+    let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
+    let carried = |by| Carried { by, ip: Some(ip) };
+    let checked = match admission::credential(&request.headers, &request.uri, cookies) {
+        None if policy.anonymous => return Ok((Admission::Anonymous, place)),
+        None => return Ok((Admission::AwaitToken, place)),
+        Some(Credential::Token(by, token)) => app.context.check_token(&token, carried(by)).await,
+        Some(Credential::Session(name, token)) => {
+            app.context.check_session(name, &token, carried("session_cookie"))
+        }
+    };
+    match checked {
+        Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
+        Err(reason) if by_close => Ok((Admission::Refused(close_of(reason)), place)),
+        Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
+        Err(reason) => Err(unauthorized(reason)),
+    }
+}
+
+fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
+    let peer = request.extensions.get::<Peer>();
+    let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
+    admission::client_ip(peer, &request.headers, &policy.trusted_proxies)
+}
+
+/// `?format=`.
+pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
+    let query = request.uri.query().unwrap_or_default();
+    let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
+    match format.as_ref().map(|(_, value)| &**value) {
+        None | Some("plain") => Ok(false),
+        Some("envelope") => Ok(true),
+        Some(_) => {
+            metrics::rejected(Rejected::BadRequest);
+            Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
+        }
+    }
+}
+
+pub(super) fn unavailable(message: &'static str) -> Response<Body> {
+    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+fn too_many() -> Response<Body> {
+    let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, "too many connections\n");
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
+    response
+}
+
+pub(super) fn unauthorized(reason: Reason) -> Response<Body> {
+    let mut response = refuse(StatusCode::UNAUTHORIZED, reason.slug());
+    let challenge = HeaderValue::from_static("Bearer error=\"invalid_token\"");
+    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
+    response
+}

@@ -1,0 +1,302 @@
+//! `GET /sse`: the events of a session as server-sent events (HTML Standard, section 9.2).
+//!
+//! The session lives in a task of its own; the response's body takes from its queue. What is wrong for
+//! good is an HTTP status, after which an `EventSource` gives up; what is wrong for now is a stream
+//! that says when to come back and ends, because an `EventSource` comes back from nothing else.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, header};
+use axum::response::IntoResponse as _;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
+
+use super::accept::{Streaming, Tenure};
+use super::admission::{self, Place};
+use super::admit::{admit, unauthorized, unavailable, wants_envelope};
+use super::socket::{End, drive};
+use super::{App, refuse, refuse_with};
+use crate::auth::Reason;
+use crate::channel::ChannelName;
+use crate::hub::Connection;
+use crate::lifecycle::Phase;
+use crate::metrics::{self, Rejected};
+use crate::protocol::codes::{Close, CloseCode, ErrorCode};
+use crate::protocol::{Wire, plain, sse};
+use crate::session::{Admission, Context, Refusal, Session, Since};
+
+/// What is still queued when a stream ends gets this long to leave.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+type Answer = Result<mpsc::Receiver<Bytes>, Refused>;
+
+/// Why there is no stream.
+enum Refused {
+    Channel(Refusal),
+    Closed(Close),
+}
+
+/// A stream that is about to begin.
+struct Beginning {
+    admission: Admission,
+    began: Instant,
+    channels: Vec<ChannelName>,
+    since: Since,
+    /// Held for as long as it lives.
+    places: (Place, Option<Streaming>),
+}
+
+/// The handler.
+pub(super) async fn stream(State(app): State<App>, request: Request) -> Response<Body> {
+    let began = Instant::now();
+    let (request, _) = request.into_parts();
+    let policy = app.context.policy.load_full();
+    if !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
+        metrics::rejected(Rejected::Origin);
+        return refuse(
+            StatusCode::FORBIDDEN,
+            "this origin may not open a stream here: add it to server.allowed_origins\n",
+        );
+    }
+    let mut response = match begin(&app, &request, began).await {
+        Ok(events) => body(events),
+        Err(response) => response,
+    };
+    // Another site's page that is allowed may read the answer, and send its cookies.
+    if let Some(origin) = request.headers.get(header::ORIGIN) {
+        let headers = response.headers_mut();
+        headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
+        let credentials = HeaderValue::from_static("true");
+        headers.insert(header::ACCESS_CONTROL_ALLOW_CREDENTIALS, credentials);
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
+    }
+    response
+}
+
+async fn begin(
+    app: &App,
+    request: &Parts,
+    began: Instant,
+) -> Result<mpsc::Receiver<Bytes>, Response<Body>> {
+    if request.method != Method::GET {
+        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a stream begins with GET\n"));
+    }
+    let later = |message| for_now(&request.headers, message);
+    if app.lifecycle.phase() >= Phase::Draining {
+        metrics::rejected(Rejected::Draining);
+        return Err(later("draining: connect again, another replica answers\n"));
+    }
+    let policy = app.context.policy.load_full();
+    let wire = if wants_envelope(request)? { Wire::SseEnvelope } else { Wire::Sse };
+    let bad = |message: String| {
+        metrics::rejected(Rejected::BadRequest);
+        refuse_with(StatusCode::BAD_REQUEST, message)
+    };
+    let channels = channels(request, policy.limits.channels_per_connection).map_err(bad)?;
+    let since = since(request).map_err(bad)?;
+    let (admission, place) = match admit(app, &policy, request, false).await {
+        Ok((Admission::AwaitToken, _)) => {
+            metrics::auth_failure(Reason::Missing);
+            return Err(unauthorized(Reason::Missing));
+        }
+        Ok(admitted) => admitted,
+        Err(response) => {
+            let temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
+            let temporary = temporary.contains(&response.status());
+            return Err(if temporary { later("not now: connect again\n") } else { response });
+        }
+    };
+    let streaming = request.extensions.get::<Tenure>().map(Tenure::stream);
+    let beginning = Beginning { admission, began, channels, since, places: (place, streaming) };
+    let (answer, answered) = oneshot::channel();
+    let context = Arc::clone(&app.context);
+    let connection = context.gateway.hub().register(None, wire);
+    // A task of its own: the session ends in an orderly way even when this request is dropped.
+    app.lifecycle.spawn_connection(run(context, connection, beginning, answer));
+    match answered.await {
+        Ok(Ok(events)) => Ok(events),
+        Ok(Err(refused)) => Err(refusal(refused, &request.headers)),
+        Err(_) => Err(later("the stream could not be begun\n")),
+    }
+}
+
+/// `?channels=a,b`, also more than once.
+fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
+    let query = request.uri.query().unwrap_or_default();
+    let mut found: Vec<ChannelName> = Vec::new();
+    for (_, list) in form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "channels")
+    {
+        for name in list.split(',').filter(|name| !name.is_empty()) {
+            let channel = name.parse().map_err(|e| format!("channels: {e}\n"))?;
+            if !found.contains(&channel) {
+                found.push(channel);
+            }
+            if found.len() > max {
+                return Err(format!("channels: at most {max} on one stream\n"));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Where the client is: `Last-Event-ID`, which an `EventSource` sends when it comes back, else
+/// `?since=`.
+fn since(request: &Parts) -> Result<Since, String> {
+    if let Some(id) = request.headers.get("last-event-id").filter(|id| !id.is_empty()) {
+        let parsed = id.to_str().map_err(|_| "it is not ASCII").and_then(sse::parse_id);
+        return parsed.map_err(|why| format!("Last-Event-ID: {why}\n"));
+    }
+    let query = request.uri.query().unwrap_or_default();
+    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "since");
+    let Some((_, value)) = values.next() else { return Ok(Vec::new()) };
+    sse::parse_id(&value).map_err(|why| format!("since: {why}\n"))
+}
+
+fn event_stream(body: Body) -> Response<Body> {
+    let headers = [
+        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
+        (header::CACHE_CONTROL.as_str(), "no-store"),
+        // nginx would otherwise collect what should go on at once.
+        ("x-accel-buffering", "no"),
+    ];
+    (headers, body).into_response()
+}
+
+fn body(mut events: mpsc::Receiver<Bytes>) -> Response<Body> {
+    let mut preamble = Some(Bytes::from(sse::preamble()));
+    let stream = futures_util::stream::poll_fn(move |cx| match preamble.take() {
+        Some(preamble) => std::task::Poll::Ready(Some(Ok::<_, Infallible>(preamble))),
+        None => events.poll_recv(cx).map(|event| event.map(Ok)),
+    });
+    event_stream(Body::from_stream(stream))
+}
+
+/// Not now. Who asks for an event stream gets one that ends; others a status.
+fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
+    let accepts = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+    if accepts.is_some_and(|a| a.contains("text/event-stream")) {
+        return event_stream(Body::from(format!("{}: {message}\n", sse::preamble())));
+    }
+    unavailable(message)
+}
+
+fn refusal(refused: Refused, headers: &HeaderMap) -> Response<Body> {
+    let (code, message) = match refused {
+        Refused::Channel(Refusal(code, message)) => (code, message),
+        Refused::Closed(close) if close.code == CloseCode::TokenRefused => {
+            (ErrorCode::TokenRefused, close.reason.into_owned())
+        }
+        Refused::Closed(_) => return for_now(headers, "not now: connect again\n"),
+    };
+    let status = match code {
+        ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+        ErrorCode::TokenRefused | ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
+        ErrorCode::BadRequest | ErrorCode::NotSupported | ErrorCode::NotSubscribed => {
+            StatusCode::BAD_REQUEST
+        }
+        ErrorCode::LimitExceeded => StatusCode::TOO_MANY_REQUESTS,
+        ErrorCode::Unavailable | ErrorCode::CallbackFailed => {
+            return for_now(headers, "not now: connect again\n");
+        }
+    };
+    refuse_with(status, format!("{message}\n"))
+}
+
+/// Runs a stream to its end.
+async fn run(
+    context: Arc<Context>,
+    connection: Arc<Connection>,
+    beginning: Beginning,
+    answer: oneshot::Sender<Answer>,
+) {
+    let gauge = metrics::connections(connection.wire());
+    gauge.increment(1.0);
+    let Beginning { admission, began, channels, since, places } = beginning;
+    let mut session = Session::new(context, Arc::clone(&connection), began).resuming(since);
+    let end = match open(&mut session, &connection, admission, channels).await {
+        Ok(()) => {
+            let (events, body) = mpsc::channel(1);
+            // Gone already: the first event that cannot be handed over says so.
+            let _ = answer.send(Ok(body));
+            let end = live(&mut session, &connection, &events).await;
+            session.end();
+            last_words(&connection, &events, &end).await;
+            end
+        }
+        Err(refused) => {
+            session.end();
+            let close = Close::new(CloseCode::Normal, "refused");
+            let _ = answer.send(Err(refused));
+            End::Ours(close)
+        }
+    };
+    drop(places);
+    gauge.decrement(1.0);
+    end.count();
+}
+
+async fn open(
+    session: &mut Session,
+    connection: &Connection,
+    admission: Admission,
+    channels: Vec<ChannelName>,
+) -> Result<(), Refused> {
+    let closed = |end| match end {
+        End::Ours(close) => Refused::Closed(close),
+        End::Theirs(_) | End::Gone => Refused::Closed(Close::new(CloseCode::Normal, "gone")),
+    };
+    drive(connection, session.begin(admission)).await.map_err(closed)?;
+    let mut refused = None;
+    let subscribe = async {
+        refused = session.subscribe_stream(channels).await.err();
+        Ok(())
+    };
+    drive(connection, subscribe).await.map_err(closed)?;
+    refused.map_or(Ok(()), |refusal| Err(Refused::Channel(refusal)))
+}
+
+async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sender<Bytes>) -> End {
+    loop {
+        tokio::select! {
+            biased;
+            wake = connection.wait(true) => {
+                if wake.close && let Some(close) = connection.take_close() {
+                    return End::Ours(close);
+                }
+                if wake.timer && let Err(close) = session.on_timer() {
+                    return End::Ours(close);
+                }
+            }
+            room = events.reserve(), if connection.has_queued() => match room {
+                Ok(room) => {
+                    if let Some(chunk) = connection.take_queued() {
+                        room.send(chunk);
+                    }
+                }
+                Err(_) => return End::Gone,
+            },
+            () = events.closed() => return End::Gone,
+        }
+    }
+}
+
+/// What is queued, and why the stream ends.
+async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: &End) {
+    let End::Ours(close) = end else { return };
+    connection.finish(connection.wire().frame(&plain::close(close)));
+    let leave = async {
+        while let Some(chunk) = connection.take_queued() {
+            if events.send(chunk).await.is_err() {
+                return;
+            }
+        }
+    };
+    // A client that does not read them does without.
+    let _ = timeout(LAST_WORDS, leave).await;
+}
