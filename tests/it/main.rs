@@ -29,6 +29,7 @@ mod reload;
 mod revocation;
 mod sse;
 mod tokens;
+mod topologies;
 mod upstream;
 
 use std::future::Future;

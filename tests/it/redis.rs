@@ -24,7 +24,7 @@ impl Redis {
         // The port is free when it is asked for; should another take it first, the next one is.
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let port = free_port();
             let child = spawn(port, folder.path(), &extra);
             let mut redis = Self { child, port, folder, extra: extra.clone() };
             if redis.answers() {
@@ -32,6 +32,24 @@ impl Redis {
             }
         }
         panic!("no Redis would start");
+    }
+
+    /// A server for a cluster: its bus has a port of its own, which has to be free too.
+    pub fn cluster_node(extra: &[&str]) -> Self {
+        loop {
+            let bus = free_port();
+            let bus_text = bus.to_string();
+            let node = Self::with(&[extra, &["--cluster-port", &bus_text]].concat());
+            if node.try_connection().is_some() {
+                return node;
+            }
+        }
+    }
+
+    /// A connection, if the server answers.
+    pub fn try_connection(&self) -> Option<redis::Connection> {
+        let client = redis::Client::open(self.url()).ok()?;
+        client.get_connection_with_timeout(std::time::Duration::from_secs(1)).ok()
     }
 
     pub fn url(&self) -> String {
@@ -84,6 +102,11 @@ impl Redis {
         self.child = spawn(self.port, self.folder.path(), &self.extra);
         assert!(self.answers(), "Redis comes back on its port");
     }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(port: u16, folder: &std::path::Path, extra: &[String]) -> Child {
