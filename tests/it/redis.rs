@@ -11,6 +11,7 @@ pub struct Redis {
     pub port: u16,
     folder: tempfile::TempDir,
     extra: Vec<String>,
+    binary: String,
 }
 
 impl Redis {
@@ -20,13 +21,26 @@ impl Redis {
 
     /// Starts with further lines of configuration, as arguments.
     pub fn with(extra: &[&str]) -> Self {
+        Self::of("redis-server", extra)
+    }
+
+    /// Another server that speaks the protocol: `make servers` has made it.
+    pub fn other(name: &str) -> Self {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let binary = root.join("target/servers").join(name);
+        assert!(binary.exists(), "{name} is needed: `make servers` installs it");
+        Self::of(binary.to_str().unwrap(), &[])
+    }
+
+    fn of(binary: &str, extra: &[&str]) -> Self {
         let extra: Vec<String> = extra.iter().map(|s| (*s).to_owned()).collect();
         // The port is free when it is asked for; should another take it first, the next one is.
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             let port = free_port();
-            let child = spawn(port, folder.path(), &extra);
-            let mut redis = Self { child, port, folder, extra: extra.clone() };
+            let child = spawn(binary, port, folder.path(), &extra);
+            let (binary, extra) = (binary.to_owned(), extra.clone());
+            let mut redis = Self { child, port, folder, extra, binary };
             if redis.answers() {
                 return redis;
             }
@@ -99,7 +113,7 @@ impl Redis {
     }
 
     pub fn restart(&mut self) {
-        self.child = spawn(self.port, self.folder.path(), &self.extra);
+        self.child = spawn(&self.binary, self.port, self.folder.path(), &self.extra);
         assert!(self.answers(), "Redis comes back on its port");
     }
 }
@@ -109,8 +123,8 @@ pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn spawn(port: u16, folder: &std::path::Path, extra: &[String]) -> Child {
-    Command::new("redis-server")
+fn spawn(binary: &str, port: u16, folder: &std::path::Path, extra: &[String]) -> Child {
+    Command::new(binary)
         .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
         .arg("--dir")
         .arg(folder)
