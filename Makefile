@@ -94,7 +94,7 @@ deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
-	need curl curl; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
+	need curl curl; need faketime faketime; need prlimit util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \

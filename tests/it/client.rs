@@ -1,6 +1,6 @@
 //! A client of the plain protocol, and the tokens it brings.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -144,12 +144,17 @@ impl Client {
 
     /// Reads to the close and returns its code, its reason and the messages before it.
     pub async fn closed(&mut self) -> (u16, String, Vec<Value>) {
+        self.closed_within(DEADLINE).await
+    }
+
+    /// The same with a deadline of its own.
+    pub async fn closed_within(&mut self, deadline: Duration) -> (u16, String, Vec<Value>) {
         let mut before = Vec::new();
         if let Some((code, reason)) = self.ended.take() {
             return (code, reason, before);
         }
         loop {
-            let message = tokio::time::timeout(DEADLINE, self.ws.next()).await.expect("a close");
+            let message = tokio::time::timeout(deadline, self.ws.next()).await.expect("a close");
             match message {
                 Some(Ok(Message::Close(Some(frame)))) => {
                     return (frame.code.into(), frame.reason.to_string(), before);

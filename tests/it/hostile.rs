@@ -93,9 +93,9 @@ async fn a10_foreign_origins() {
     assert_eq!(gateway.metric("rejected_total{reason=\"origin\"}").await, 3.0);
 }
 
-/// W6 to W9: frames that break the protocol get the code that says so, and only their socket ends.
+/// W6 to W10: frames that break the protocol get the code that says so, and only their socket ends.
 #[tokio::test]
-async fn w6_w9_bad_frames() {
+async fn w6_w7_w8_w9_w10_bad_frames() {
     let gateway = Gateway::start().await;
     let mut alive = Client::connect(&gateway, "u1").await;
     for (what, frame, code) in [
