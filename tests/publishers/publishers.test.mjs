@@ -203,6 +203,9 @@ test("defaults, errors and payloads are as the document says", () =>
       await assert.rejects(publish(...args), (error) => error.message.startsWith(said));
       assert.ok(guide.includes(said) || said.includes("maxlen"), said);
     }
+    const most = [1, "tollgate:user:u2", "1", "31536000", "100000", "k".repeat(256)];
+    assert.equal((await redis.fcall("tollgate_publish", ...most))[0], 1);
+    await lives("tollgate:user:u2", 31_536_000);
     for (const [payload, reason] of [["not json", "invalid_payload"], [`"${"x".repeat(1048576)}"`, "payload_too_large"]]) {
       await publish(payload);
       assert.deepEqual(await next(), { type: "gap", data: { channel: "user:u1", reason } });
