@@ -8,9 +8,10 @@ LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
 VENV ?= $(CURDIR)/target/issuers-venv
+PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CARGO_DENY := 0.20.2
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers conformance deny
+.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance deny
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,7 +22,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser readme issuers conformance ## Everything: units, real Redis, browser, README, Autobahn
+test: deps unit browser readme issuers publishers conformance ## Everything: units, real Redis, browser, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -59,6 +60,13 @@ issuers: deps ## Tokens of npm and PyPI libraries, and the doctor on their mista
 	$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/issuers/requirements.txt
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(VENV)/bin/python npm test --prefix tests/issuers
 
+publishers: deps ## Every snippet of docs/publishing.md, in its language
+	cargo build --quiet
+	cd tests/publishers && npm ci --no-audit --no-fund --loglevel=error
+	test -x $(PUBLISHERS_VENV)/bin/python || python3 -m venv $(PUBLISHERS_VENV)
+	$(PUBLISHERS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/publishers/requirements.txt
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(PUBLISHERS_VENV)/bin/python npm test --prefix tests/publishers
+
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
 	tests/conformance/run.sh target/debug/tollgate-echo
@@ -94,10 +102,12 @@ deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
-	need curl curl; need faketime faketime; need prlimit util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
+	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
+	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
+	ruby -e 'require "redis"' 2>/dev/null || missing+=(ruby-redis); \
 	if [ $${#missing[@]} -gt 0 ]; then \
 	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
 	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \

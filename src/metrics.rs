@@ -3,6 +3,8 @@
 //!
 //! Invariant: no label has an unbounded set of values. Handles on hot paths are resolved once.
 
+mod rejected;
+
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use crate::auth::diagnose::Cause;
 use crate::channel::GapReason;
 use crate::protocol::Wire;
 use crate::protocol::codes::CloseCode;
+pub use rejected::Rejected;
 
 /// What kind of series a row makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +76,8 @@ table! {
     Gauge OUTBOUND_QUEUE_BYTES "outbound_queue_bytes";
     /// 1 while the connection to Redis is up, by role.
     Gauge REDIS_CONNECTED "redis_connected";
+    /// Sentinels that answer.
+    Gauge SENTINELS_REACHED "redis_sentinels_reached";
     /// Connections to Redis that were lost and made again.
     Counter REDIS_RECONNECTS "redis_reconnects_total";
     /// From a canary's publication to its arrival on a subscribing connection, in seconds.
@@ -102,64 +107,6 @@ const SECONDS: [f64; 14] = [
     0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
     10.0,
 ];
-
-/// What was turned away, besides tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rejected {
-    Connections,
-    PerUser,
-    PerIp,
-    HttpConnections,
-    Rate,
-    Channels,
-    MessageSize,
-    PublicationSize,
-    PublicationInvalid,
-    Origin,
-    BadRequest,
-    Draining,
-    ApiKey,
-    Timeout,
-}
-
-impl Rejected {
-    const ALL: [Self; 14] = [
-        Self::Connections,
-        Self::PerUser,
-        Self::PerIp,
-        Self::HttpConnections,
-        Self::Rate,
-        Self::Channels,
-        Self::MessageSize,
-        Self::PublicationSize,
-        Self::PublicationInvalid,
-        Self::Origin,
-        Self::BadRequest,
-        Self::Draining,
-        Self::ApiKey,
-        Self::Timeout,
-    ];
-
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Connections => "limit_connections",
-            Self::PerUser => "limit_per_user",
-            Self::PerIp => "limit_per_ip",
-            Self::HttpConnections => "limit_http_connections",
-            Self::Rate => "rate",
-            Self::Channels => "limit_channels",
-            Self::MessageSize => "message_size",
-            Self::PublicationSize => "publication_size",
-            Self::PublicationInvalid => "publication_invalid",
-            Self::Origin => "origin",
-            Self::BadRequest => "bad_request",
-            Self::Draining => "draining",
-            Self::ApiKey => "api_key",
-            Self::Timeout => "timeout",
-        }
-    }
-}
 
 /// Installs the recorder, once per process, and makes every series with a closed set of labels
 /// exist at zero, so that the first increase is one.
@@ -340,6 +287,10 @@ pub fn unqueued(bytes: usize) {
 
 pub fn redis_connected(role: &'static str, up: bool) {
     metrics::gauge!(REDIS_CONNECTED, "role" => role).set(f64::from(u8::from(up)));
+}
+
+pub fn sentinels_reached(n: usize) {
+    metrics::gauge!(SENTINELS_REACHED).set(n as f64);
 }
 
 pub fn redis_reconnect() {

@@ -20,6 +20,9 @@ use crate::channel::{ChannelName, Position, Publication, Retention};
 /// How long a channel's position outlives its publications.
 const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
 
+/// And that of one that never had any: it ends first, so it also goes first where room is short.
+const EMPTY_TTL: Duration = Duration::from_secs(3600);
+
 /// How long an idempotency key counts.
 const KEY_TTL: Duration = Duration::from_secs(300);
 
@@ -79,31 +82,40 @@ impl State {
                 position: Position { epoch: Arc::from(epoch), offset: 0 },
                 publications: VecDeque::new(),
                 kept_until: now,
-                ends: now + POSITION_TTL,
+                ends: now + EMPTY_TTL,
             };
-            self.bytes += OVERHEAD;
+            self.bytes += OVERHEAD + channel.as_str().len();
             self.ends.insert((stream.ends, channel.clone()));
             self.streams.insert(channel.clone(), stream);
         }
         self.streams.get_mut(channel).expect("it was just put there")
     }
 
-    /// Forgets what is too old, then what ends first until everything fits.
+    /// Forgets what is too old, then, until everything fits, histories that are empty, others, and
+    /// idempotency keys; of each kind what ends first.
     fn sweep(&mut self, now: Instant, max_bytes: usize) {
-        while let Some((end, key)) = self.key_ends.front()
-            && (*end <= now || self.bytes > max_bytes)
-        {
-            self.bytes -= OVERHEAD + key.1.len();
-            self.keys.remove(key);
-            self.key_ends.pop_front();
+        while self.ends.first().is_some_and(|(end, ..)| *end <= now) {
+            self.forget_stream();
         }
-        while let Some((end, _)) = self.ends.first()
-            && (*end <= now || self.bytes > max_bytes)
-            && let Some((_, channel)) = self.ends.pop_first()
-            && let Some(mut gone) = self.streams.remove(&channel)
-        {
-            self.bytes -= OVERHEAD + drop_all(&mut gone.publications);
+        while self.key_ends.front().is_some_and(|(end, _)| *end <= now) {
+            self.forget_key();
         }
+        while self.bytes > max_bytes && (self.forget_stream() || self.forget_key()) {}
+    }
+
+    fn forget_stream(&mut self) -> bool {
+        let Some((_, channel)) = self.ends.pop_first() else { return false };
+        if let Some(mut gone) = self.streams.remove(&channel) {
+            self.bytes -= OVERHEAD + channel.as_str().len() + drop_all(&mut gone.publications);
+        }
+        true
+    }
+
+    fn forget_key(&mut self) -> bool {
+        let Some((_, key)) = self.key_ends.pop_front() else { return false };
+        self.bytes -= OVERHEAD + key.1.len();
+        self.keys.remove(&key);
+        true
     }
 
     fn append(
@@ -163,7 +175,7 @@ impl Broker for MemoryBroker {
             Track::Open => Some(state.open(channel, &self.nonce).position.clone()),
         };
         let fresh = state.subscribed.insert(channel.clone(), ()).is_none();
-        let subscribed = Subscribed { confirmation, position, fresh };
+        let subscribed = Subscribed { confirmations: vec![confirmation], position, fresh };
         self.events.push(Event::Subscribed(channel.clone(), subscribed));
     }
 
@@ -178,6 +190,7 @@ impl Broker for MemoryBroker {
         durable: Option<Durable>,
     ) -> BrokerFuture<'_, Option<Position>> {
         let mut state = self.state.lock();
+        state.sweep(Instant::now(), self.max_bytes);
         let position = durable.map(|durable| {
             let key = durable.idempotency_key.map(|key| (channel.clone(), key));
             if let Some(position) = key.as_ref().and_then(|key| state.keys.get(key)) {

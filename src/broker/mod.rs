@@ -35,7 +35,8 @@ pub enum Event {
 /// What [`Event::Subscribed`] says.
 #[derive(Debug)]
 pub struct Subscribed {
-    pub confirmation: Confirmation,
+    /// Of all who asked for it.
+    pub confirmations: Vec<Confirmation>,
     /// Where the channel's history stood when the subscription began, for a tracked one: every
     /// durable publication after it comes as an event.
     pub position: Option<Position>,

@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use crate::broker::{BrokerError, History};
@@ -19,9 +20,6 @@ const MAX_WAITING_BYTES: usize = 4 << 20;
 
 /// How often a hole is read again because what waited behind it did not fit.
 const MAX_ROUNDS: u32 = 8;
-
-/// Epochs that are remembered when they are over.
-const MAX_FORMER: usize = 4;
 
 /// What is to be done, in this order.
 #[derive(Debug)]
@@ -66,11 +64,16 @@ pub(super) struct Flow {
     last: Option<Position>,
     /// What may be missing after `last` was declared already: the next publication may be further on.
     declared: bool,
-    /// Epochs that are over: what comes late from one was passed over behind a declaration.
-    former: VecDeque<Arc<str>>,
+    /// Where the last declaration was made.
+    told: Option<Position>,
     hole: Option<Hole>,
     pub(super) tail: Option<Tail>,
-    tickets: u64,
+}
+
+/// Never given twice: a late answer for a channel that was given up fits no hole of a new one.
+fn next_ticket() -> u64 {
+    static TICKETS: AtomicU64 = AtomicU64::new(1);
+    TICKETS.fetch_add(1, Ordering::Relaxed)
 }
 
 /// Bounds of a tail.
@@ -93,22 +96,34 @@ impl Flow {
         self.last.as_ref()
     }
 
-    /// True if a plain publication may be among those that no history has.
-    pub(super) fn has_plain(&self) -> bool {
-        self.plain_seen
+    /// True if who has everything up to `since` and gets what follows has everything: no plain
+    /// publication was seen, nothing was declared missing since, and what follows `last` is known.
+    pub(super) fn is_complete_since(&self, since: &Position) -> bool {
+        let told = self.told.as_ref().is_some_and(|told| told.has_reached(since));
+        !self.plain_seen && !self.declared && !told
     }
 
     fn advance(&mut self, position: Position) {
         let last = self.last.replace(position);
         let epoch = self.last.as_ref().map(|last| &last.epoch);
-        if let Some(last) = last.filter(|last| Some(&last.epoch) != epoch) {
+        if last.is_none_or(|last| Some(&last.epoch) != epoch) {
             self.tail = None;
-            self.former.push_back(last.epoch);
-            if self.former.len() > MAX_FORMER {
-                self.former.pop_front();
-            }
         }
         self.declared = false;
+    }
+
+    /// Says that something may be missing. It reaches who is there now; who comes back from no further
+    /// than here is told when it does.
+    fn declare(&mut self, reason: GapReason, out: &mut Vec<Step>) {
+        out.push(Step::Declare(reason));
+        self.told.clone_from(&self.last);
+    }
+
+    /// Keeps a publication for those who resume. A tail has no holes: beyond one it is over.
+    fn keep(&mut self, publication: &Publication, bounds: TailBounds) {
+        if self.tail.as_mut().is_some_and(|tail| !tail.push(publication, bounds)) {
+            self.tail = None;
+        }
     }
 
     /// A publication came from the broker.
@@ -127,9 +142,7 @@ impl Flow {
             return;
         };
         match &self.last {
-            Some(last) if last.has_reached(&position) || self.former.contains(&position.epoch) => {
-                metrics::duplicate_dropped();
-            }
+            Some(last) if last.has_reached(&position) => metrics::duplicate_dropped(),
             Some(last)
                 if last.epoch == position.epoch
                     && position.offset > last.offset + 1
@@ -143,12 +156,10 @@ impl Flow {
             last => {
                 let epoch_changed = last.as_ref().is_some_and(|last| last.epoch != position.epoch);
                 if epoch_changed && !self.declared {
-                    out.push(Step::Declare(GapReason::HistoryLost));
+                    self.declare(GapReason::HistoryLost, out);
                 }
                 self.advance(position);
-                if let Some(tail) = &mut self.tail {
-                    tail.push(publication.clone(), bounds);
-                }
+                self.keep(&publication, bounds);
                 out.push(Step::Deliver(publication));
             }
         }
@@ -162,7 +173,11 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         if fresh {
-            *self = Self { durable: self.durable, tickets: self.tickets, ..Self::default() };
+            // What came since the position was read is of this subscription already.
+            let came = self.last.take().filter(|last| {
+                position.as_ref().is_some_and(|position| last.has_reached(position))
+            });
+            *self = Self { durable: self.durable, last: came, ..Self::default() };
         }
         if self.hole.is_some() {
             return;
@@ -175,7 +190,7 @@ impl Flow {
                 self.open_hole(GapReason::HistoryLost, false, out);
             }
             (Some(_), Some(position)) => {
-                out.push(Step::Declare(GapReason::HistoryLost));
+                self.declare(GapReason::HistoryLost, out);
                 self.advance(position);
             }
         }
@@ -189,7 +204,7 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         if matches!(reason, GapReason::HistoryLost | GapReason::BrokerRefused) {
-            out.push(Step::Declare(reason));
+            self.declare(reason, out);
             return;
         }
         let declare = !self.durable || self.plain_seen;
@@ -202,16 +217,16 @@ impl Flow {
         match (&self.last, position) {
             (Some(last), Some(position)) if *last == position => {
                 if declare {
-                    out.push(Step::Declare(reason));
+                    self.declare(reason, out);
                 }
             }
             (Some(last), Some(position)) if last.epoch != position.epoch => {
-                out.push(Step::Declare(GapReason::HistoryLost));
+                self.declare(GapReason::HistoryLost, out);
                 self.advance(position);
             }
             (Some(_), _) => self.open_hole(reason, declare, out),
             (None, position) => {
-                out.push(Step::Declare(reason));
+                self.declare(reason, out);
                 self.last = position;
             }
         }
@@ -230,11 +245,10 @@ impl Flow {
     }
 
     fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
-        self.tickets += 1;
+        let ticket = next_ticket();
         let (waiting, bytes, again, rounds) = (Vec::new(), 0, false, 0);
-        self.hole =
-            Some(Hole { ticket: self.tickets, reason, declare, waiting, bytes, again, rounds });
-        out.push(Step::Read(self.tickets));
+        self.hole = Some(Hole { ticket, reason, declare, waiting, bytes, again, rounds });
+        out.push(Step::Read(ticket));
     }
 
     /// The history was read, for the hole with this ticket.
@@ -253,7 +267,7 @@ impl Flow {
             history.top.has_reached(last) && begins <= last.offset + 1
         });
         if hole.declare || !filled {
-            out.push(Step::Declare(hole.reason));
+            self.declare(hole.reason, out);
         }
         hole.declare = false;
         if let Some(history) = &history {
@@ -270,12 +284,12 @@ impl Flow {
                     if let Some(position) = publication.position.clone() {
                         self.advance(position);
                     }
-                    if let Some(tail) = &mut self.tail {
-                        tail.push(publication.clone(), bounds);
-                    }
+                    self.keep(&publication, bounds);
                     out.push(Step::Deliver(publication));
                 }
-                if self.last.as_ref().is_none_or(|last| !last.has_reached(&top)) {
+                // Ahead of everything that was kept; or behind what was delivered, which no history is
+                // that has kept its word: what comes now begins there, behind the declaration.
+                if self.last.as_ref() != Some(&top) {
                     self.advance(top);
                     self.tail = None;
                 }
@@ -286,16 +300,15 @@ impl Flow {
             }
         }
         if hole.again && hole.rounds < MAX_ROUNDS {
-            self.tickets += 1;
-            hole.ticket = self.tickets;
+            hole.ticket = next_ticket();
             hole.again = false;
             hole.rounds += 1;
-            out.push(Step::Read(self.tickets));
+            out.push(Step::Read(hole.ticket));
             self.hole = Some(hole);
             return;
         }
         if hole.again {
-            out.push(Step::Declare(hole.reason));
+            self.declare(hole.reason, out);
             self.declared = true;
         }
         for publication in hole.waiting {
@@ -339,6 +352,23 @@ impl Hole {
     }
 }
 
+/// What all tails hold, in bytes.
+static TAILS: AtomicUsize = AtomicUsize::new(0);
+
+/// Above this no tail is begun, and idle ones end early.
+const MAX_TAILS: usize = 64 << 20;
+
+/// True while there is no room for another tail.
+pub(super) fn tails_are_full() -> bool {
+    TAILS.load(Ordering::Relaxed) > MAX_TAILS
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        TAILS.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 impl Tail {
     /// Begins to keep what comes after an offset.
     pub(super) fn begin(from: u64) -> Self {
@@ -346,16 +376,32 @@ impl Tail {
         Self { from, publications, bytes, whole, used: Instant::now() }
     }
 
-    fn push(&mut self, publication: Publication, bounds: TailBounds) {
-        self.bytes += publication.payload.len();
-        self.publications.push_back(publication);
+    /// False, and nothing added, where it is not the next one.
+    fn push(&mut self, publication: &Publication, bounds: TailBounds) -> bool {
+        let next = self.from + self.publications.len() as u64 + 1;
+        if publication.position.as_ref().is_none_or(|p| p.offset != next) {
+            return false;
+        }
+        self.grow(publication.payload.len());
+        self.publications.push_back(publication.clone());
         self.cut(bounds);
+        true
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        TAILS.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        TAILS.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn cut(&mut self, bounds: TailBounds) {
         while self.publications.len() > bounds.messages || self.bytes > bounds.bytes {
             let Some(old) = self.publications.pop_front() else { return };
-            self.bytes -= old.payload.len();
+            self.shrink(old.payload.len());
             self.from += 1;
         }
     }
@@ -368,7 +414,7 @@ impl Tail {
         let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
         for publication in history.publications.into_iter().rev() {
             if offset(&publication) == self.from && self.from > 0 {
-                self.bytes += publication.payload.len();
+                self.grow(publication.payload.len());
                 self.from -= 1;
                 self.publications.push_front(publication);
             }

@@ -13,7 +13,7 @@ use dashmap::mapref::entry::Entry as MapEntry;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::continuity::{Flow, Step, TailBounds};
+use super::continuity::{Flow, Step, TailBounds, tails_are_full};
 use crate::broker::{Broker, BrokerError, Track};
 use crate::channel::{ChannelName, Publication};
 
@@ -152,9 +152,11 @@ impl Interest {
 
     /// Forgets the tails that nobody resumes from any more.
     pub(super) fn sweep_tails(&self) {
+        let idle = if tails_are_full() { Duration::from_secs(1) } else { TAIL_IDLE };
         for mut entry in self.entries.iter_mut() {
-            if let Some(Followed { flow, reading: None }) = entry.followed.as_deref_mut()
-                && flow.tail.as_ref().is_some_and(|tail| tail.used.elapsed() > TAIL_IDLE)
+            if let Some(Followed { flow, reading }) = entry.followed.as_deref_mut()
+                && reading.as_ref().is_none_or(|Reading(answer)| answer.has_changed().is_err())
+                && flow.tail.as_ref().is_some_and(|tail| tail.used.elapsed() > idle)
             {
                 flow.tail = None;
             }

@@ -192,6 +192,11 @@ impl Gateway {
         self.hub.activate(connection, channel, replies, &begin);
     }
 
+    /// Waits until what was dispatched to a connection's shard before has been sent.
+    pub async fn passed(&self, connection: &Connection) {
+        self.hub.passed(connection).await;
+    }
+
     /// True if the connection had the subscription.
     pub fn unsubscribe(&self, connection: &Connection, channel: &ChannelName) -> bool {
         let had = self.hub.unsubscribe(connection, channel);
@@ -250,7 +255,7 @@ impl Gateway {
         for second in 0u64.. {
             seconds.tick().await;
             self.interest.sweep();
-            if second % SWEEP_TAILS_EVERY == 0 {
+            if second % SWEEP_TAILS_EVERY == 0 || continuity::tails_are_full() {
                 self.interest.sweep_tails();
             }
             self.recall(&mut recalled_at, second).await;

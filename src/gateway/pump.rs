@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
@@ -13,6 +14,12 @@ use crate::channel::{ChannelName, GapReason, Publication};
 use crate::lifecycle;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
+
+/// Between the attempts at a history.
+const FIRST_WAIT: Duration = Duration::from_millis(100);
+const LAST_WAIT: Duration = Duration::from_secs(1);
+/// After which a history that cannot be read counts as lost. Live events wait meanwhile.
+const READ_WITHIN: Duration = Duration::from_secs(6);
 
 /// The answer to [`Step::Read`].
 pub(super) struct Read {
@@ -96,13 +103,15 @@ impl Gateway {
     async fn subscribed(
         self: &Arc<Self>,
         channel: &ChannelName,
-        Subscribed { confirmation, position, fresh }: Subscribed,
+        Subscribed { confirmations, position, fresh }: Subscribed,
         steps: &mut Vec<Step>,
     ) {
         self.interest.with_flow(channel, |flow, _| flow.subscribed(position, fresh, steps));
         self.carry_out_steps(channel, steps).await;
         let confirm = move || {
-            confirmation.send_replace(Some(Ok(())));
+            for confirmation in confirmations {
+                confirmation.send_replace(Some(Ok(())));
+            }
         };
         self.hub.mark(channel, confirm).await;
     }
@@ -124,31 +133,65 @@ impl Gateway {
         }
     }
 
-    /// Reads the end of a history when it is its turn.
+    /// Reads the end of a history when it is its turn. After an outage the connection that reads may
+    /// be back later than the one that subscribes: a failure is tried again before it is declared.
     pub(super) async fn read_history(
         &self,
         channel: &ChannelName,
     ) -> Result<Option<History>, BrokerError> {
-        let _turn = self.readings.acquire().await.map_err(|_| BrokerError::Unavailable)?;
-        self.broker.history(channel, self.history_bounds()).await
+        let began = Instant::now();
+        let mut wait = FIRST_WAIT;
+        loop {
+            let history = {
+                let turn = self.readings.acquire().await;
+                let _turn = turn.map_err(|_| BrokerError::Unavailable)?;
+                self.broker.history(channel, self.history_bounds()).await
+            };
+            match history {
+                Err(BrokerError::Unavailable | BrokerError::TimedOut)
+                    if began.elapsed() < READ_WITHIN => {}
+                answer => return answer.map(|history| history.map(|h| self.deliverable_end(h))),
+            }
+            tokio::time::sleep(wait).await;
+            wait = (wait * 2).min(LAST_WAIT);
+        }
+    }
+
+    /// The end of a history behind the last publication that cannot be delivered: who has not got that
+    /// far is told that something is missing.
+    fn deliverable_end(&self, mut history: History) -> History {
+        let publications = &mut history.publications;
+        let bad = publications.iter().rposition(|p| self.judge(&p.payload).is_err());
+        publications.drain(..bad.map_or(0, |at| at + 1));
+        history
+    }
+
+    /// Can this be delivered?
+    fn judge(&self, payload: &[u8]) -> Result<(), GapReason> {
+        if payload.len() > self.max_publication.load(Ordering::Relaxed) {
+            return Err(GapReason::PayloadTooLarge);
+        }
+        let valid = std::str::from_utf8(payload)
+            .is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+        if valid { Ok(()) } else { Err(GapReason::InvalidPayload) }
     }
 
     /// Anyone who may publish in Redis may write anything there: what is not JSON text of a
     /// permitted size cannot be delivered, and that is declared too.
     async fn deliver(&self, publication: Publication) {
-        let payload = &publication.payload;
-        if payload.len() > self.max_publication.load(Ordering::Relaxed) {
-            metrics::rejected(Rejected::PublicationSize);
-            tracing::warn!(channel = %publication.channel, bytes = payload.len(), "publication too large");
-            return self.declare_gap(publication.channel, GapReason::PayloadTooLarge).await;
-        }
-        let valid = std::str::from_utf8(payload)
-            .is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-        if !valid {
-            metrics::rejected(Rejected::PublicationInvalid);
-            tracing::warn!(channel = %publication.channel, "publication is not JSON");
-            return self.declare_gap(publication.channel, GapReason::InvalidPayload).await;
-        }
-        self.hub.dispatch(Push::Publication(publication)).await;
+        let Err(reason) = self.judge(&publication.payload) else {
+            return self.hub.dispatch(Push::Publication(publication)).await;
+        };
+        let too_large = reason == GapReason::PayloadTooLarge;
+        metrics::rejected(if too_large {
+            Rejected::PublicationSize
+        } else {
+            Rejected::PublicationInvalid
+        });
+        let (channel, bytes) = (publication.channel, publication.payload.len());
+        tracing::warn!(%channel, bytes, reason = reason.label(), "publication not delivered");
+        // Nobody may resume over it as if it had been.
+        self.interest.with_flow(&channel, |flow, _| flow.tail = None);
+        self.declare_gap(channel, reason).await;
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Gateway;
-use super::continuity::{Tail, TailBounds};
+use super::continuity::{Tail, TailBounds, tails_are_full};
 use super::interest::Reading;
 use crate::broker::Bounds;
 use crate::channel::{ChannelName, Position, Publication};
@@ -41,8 +41,10 @@ pub struct Resumed {
 /// What one look at a channel's flow found.
 enum Look {
     Done(Resumed),
-    /// The socket is ahead of us.
+    /// The socket is ahead of us, or there is no room to read for it now.
     Ahead,
+    /// It has waited for enough readings.
+    Enough,
     Wait(watch::Receiver<bool>),
     /// Read the history, then tell those who wait.
     Read(watch::Sender<bool>),
@@ -54,22 +56,21 @@ fn found(position: Option<Position>, recovered: Option<bool>) -> Look {
 }
 
 impl Gateway {
-    /// What a subscription that is confirmed begins with. `since`: what the client has.
+    /// What a subscription that is confirmed begins with. `since`: what the client has. `began`: when
+    /// it asked, for this channel and others.
     pub async fn resume(
         self: &Arc<Self>,
         channel: &ChannelName,
         since: Option<&Position>,
+        began: Instant,
     ) -> Resumed {
-        let began = Instant::now();
         let mut tries = 0;
         let resumed = loop {
-            match self.look(channel, since) {
+            match self.look(channel, since, tries < MAX_TRIES) {
                 Look::Done(resumed) => break resumed,
                 Look::Ahead if began.elapsed() < AHEAD => sleep(LOOK_EVERY).await,
                 Look::Ahead => break self.not_recovered(channel),
-                Look::Read(_) | Look::Wait(_) if tries == MAX_TRIES => {
-                    break self.not_recovered(channel);
-                }
+                Look::Enough => break self.not_recovered(channel),
                 Look::Read(done) => {
                     tries += 1;
                     let mut answer = done.subscribe();
@@ -102,13 +103,13 @@ impl Gateway {
         Resumed { position, recovered: Some(false), publications: Vec::new(), after }
     }
 
-    fn look(&self, channel: &ChannelName, since: Option<&Position>) -> Look {
+    fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
         let look = self.interest.with_flow(channel, |flow, reading| {
             let last = flow.last().cloned();
             let (Some(since), Some(last)) = (since, last.clone()) else {
                 return found(last, since.map(|_| false));
             };
-            let complete = !flow.has_plain();
+            let complete = flow.is_complete_since(since);
             if since.epoch != last.epoch {
                 return found(Some(last), Some(false));
             }
@@ -128,6 +129,12 @@ impl Gateway {
                     }),
                     None => found(Some(last), Some(false)),
                 };
+            }
+            if !may_read {
+                return Look::Enough;
+            }
+            if tails_are_full() {
+                return Look::Ahead;
             }
             if let Some(Reading(answer)) = reading
                 && answer.has_changed().is_ok()

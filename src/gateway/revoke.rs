@@ -97,7 +97,10 @@ impl Gateway {
                 metrics::revocations(self.revocations.len());
                 *recalled_at = Some(second);
             }
-            Err(e) => tracing::warn!(error = %e, "revocations cannot be read from the store"),
+            Err(e) => {
+                *recalled_at = None;
+                tracing::warn!(error = %e, "revocations cannot be read from the store");
+            }
         }
     }
 }

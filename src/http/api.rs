@@ -188,7 +188,7 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
         Some(retention) => Some(Durable { retention, idempotency_key }),
         None if idempotency_key.is_some() => {
             return Err(ApiError::not_available(
-                "idempotency_key needs a channel with history: set it in the channel's rule",
+                "idempotency_key needs a history: a rule with history, and no skip_history",
             ));
         }
         None => None,

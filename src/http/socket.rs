@@ -225,7 +225,7 @@ async fn apply(
 
 /// Runs the session's work while closes are heard and the queue still drains. The work is boxed,
 /// so that an idle socket's task does not hold room for it.
-pub(super) async fn drive(
+async fn drive(
     connection: &Connection,
     work: impl Future<Output = Result<(), Close>>,
 ) -> Result<(), End> {
@@ -238,8 +238,7 @@ pub(super) async fn drive(
                 if wake.close && let Some(close) = connection.take_close() {
                     return Err(End::Ours(close));
                 }
-                // A stream's queue is taken from once it is open.
-                if wake.writable && !connection.wire().is_stream() {
+                if wake.writable {
                     connection.flush();
                 }
                 if wake.timer {

@@ -5,6 +5,7 @@
 //! that says when to come back and ends, because an `EventSource` comes back from nothing else.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,7 @@ use tokio::time::timeout;
 use super::accept::{Streaming, Tenure};
 use super::admission::{self, Place};
 use super::admit::{admit, unauthorized, unavailable, wants_envelope};
-use super::socket::{End, drive};
+use super::socket::End;
 use super::{App, refuse, refuse_with};
 use crate::auth::Reason;
 use crate::channel::ChannelName;
@@ -34,13 +35,7 @@ use crate::session::{Admission, Context, Refusal, Session, Since};
 /// What is still queued when a stream ends gets this long to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-type Answer = Result<mpsc::Receiver<Bytes>, Refused>;
-
-/// Why there is no stream.
-enum Refused {
-    Channel(Refusal),
-    Closed(Close),
-}
+type Answer = Result<mpsc::Receiver<Bytes>, Refusal>;
 
 /// A stream that is about to begin.
 struct Beginning {
@@ -57,16 +52,22 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     let began = Instant::now();
     let (request, _) = request.into_parts();
     let policy = app.context.policy.load_full();
-    if !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
+    // A foreign page's <img> sends cookies and no origin; it could use up its visitor's connections.
+    let hidden = !request.headers.contains_key(header::ORIGIN)
+        && request.headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
+    if hidden || !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
         metrics::rejected(Rejected::Origin);
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a stream here: add it to server.allowed_origins\n",
         );
     }
-    let mut response = match begin(&app, &request, began).await {
-        Ok(events) => body(events),
-        Err(response) => response,
+    let mut response = match request.method {
+        Method::OPTIONS => preflight(),
+        _ => match begin(&app, &request, began).await {
+            Ok(events) => body(events),
+            Err(response) => response,
+        },
     };
     // Another site's page that is allowed may read the answer, and send its cookies.
     if let Some(origin) = request.headers.get(header::ORIGIN) {
@@ -77,6 +78,16 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
         headers.append(header::VARY, HeaderValue::from_static("origin"));
     }
     response
+}
+
+/// Asked by a page that fetches with a header of its own.
+fn preflight() -> Response<Body> {
+    let headers = [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, last-event-id, cache-control"),
+        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+    ];
+    (StatusCode::NO_CONTENT, headers).into_response()
 }
 
 async fn begin(
@@ -98,8 +109,8 @@ async fn begin(
         metrics::rejected(Rejected::BadRequest);
         refuse_with(StatusCode::BAD_REQUEST, message)
     };
-    let channels = channels(request, policy.limits.channels_per_connection).map_err(bad)?;
-    let since = since(request).map_err(bad)?;
+    let max = policy.limits.channels_per_connection;
+    let channels = channels(request, max).map_err(bad)?;
     let (admission, place) = match admit(app, &policy, request, false).await {
         Ok((Admission::AwaitToken, _)) => {
             metrics::auth_failure(Reason::Missing);
@@ -112,16 +123,21 @@ async fn begin(
             return Err(if temporary { later("not now: connect again\n") } else { response });
         }
     };
+    let since = since(request, max).map_err(bad)?;
     let streaming = request.extensions.get::<Tenure>().map(Tenure::stream);
     let beginning = Beginning { admission, began, channels, since, places: (place, streaming) };
     let (answer, answered) = oneshot::channel();
     let context = Arc::clone(&app.context);
     let connection = context.gateway.hub().register(None, wire);
+    // The drain's last look may have been before this.
+    if app.lifecycle.phase() >= Phase::Draining {
+        connection.close(Close::new(CloseCode::Restart, "draining"));
+    }
     // A task of its own: the session ends in an orderly way even when this request is dropped.
     app.lifecycle.spawn_connection(run(context, connection, beginning, answer));
     match answered.await {
         Ok(Ok(events)) => Ok(events),
-        Ok(Err(refused)) => Err(refusal(refused, &request.headers)),
+        Ok(Err(why)) => Err(refusal(why, &request.headers)),
         Err(_) => Err(later("the stream could not be begun\n")),
     }
 }
@@ -147,15 +163,19 @@ fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
 
 /// Where the client is: `Last-Event-ID`, which an `EventSource` sends when it comes back, else
 /// `?since=`.
-fn since(request: &Parts) -> Result<Since, String> {
+fn since(request: &Parts, max: usize) -> Result<Since, String> {
+    let bounded = |since: Since| {
+        if since.len() > max { Err("it names too many channels") } else { Ok(since) }
+    };
     if let Some(id) = request.headers.get("last-event-id").filter(|id| !id.is_empty()) {
-        let parsed = id.to_str().map_err(|_| "it is not ASCII").and_then(sse::parse_id);
+        let parsed =
+            id.to_str().map_err(|_| "it is not ASCII").and_then(sse::parse_id).and_then(bounded);
         return parsed.map_err(|why| format!("Last-Event-ID: {why}\n"));
     }
     let query = request.uri.query().unwrap_or_default();
     let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "since");
     let Some((_, value)) = values.next() else { return Ok(Vec::new()) };
-    sse::parse_id(&value).map_err(|why| format!("since: {why}\n"))
+    sse::parse_id(&value).and_then(bounded).map_err(|why| format!("since: {why}\n"))
 }
 
 fn event_stream(body: Body) -> Response<Body> {
@@ -164,6 +184,8 @@ fn event_stream(body: Body) -> Response<Body> {
         (header::CACHE_CONTROL.as_str(), "no-store"),
         // nginx would otherwise collect what should go on at once.
         ("x-accel-buffering", "no"),
+        // It has given up its place among the connections that may ask again.
+        (header::CONNECTION.as_str(), "close"),
     ];
     (headers, body).into_response()
 }
@@ -186,14 +208,7 @@ fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
     unavailable(message)
 }
 
-fn refusal(refused: Refused, headers: &HeaderMap) -> Response<Body> {
-    let (code, message) = match refused {
-        Refused::Channel(Refusal(code, message)) => (code, message),
-        Refused::Closed(close) if close.code == CloseCode::TokenRefused => {
-            (ErrorCode::TokenRefused, close.reason.into_owned())
-        }
-        Refused::Closed(_) => return for_now(headers, "not now: connect again\n"),
-    };
+fn refusal(Refusal(code, message): Refusal, headers: &HeaderMap) -> Response<Body> {
     let status = match code {
         ErrorCode::Forbidden => StatusCode::FORBIDDEN,
         ErrorCode::TokenRefused | ErrorCode::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -218,22 +233,25 @@ async fn run(
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);
     let Beginning { admission, began, channels, since, places } = beginning;
-    let mut session = Session::new(context, Arc::clone(&connection), began).resuming(since);
-    let end = match open(&mut session, &connection, admission, channels).await {
+    let session = Session::new(context, Arc::clone(&connection), began);
+    let mut session = session.streaming(channels, since);
+    let end = match session.permit_stream(&admission).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);
             // Gone already: the first event that cannot be handed over says so.
             let _ = answer.send(Ok(body));
-            let end = live(&mut session, &connection, &events).await;
+            let end = match open(&mut session, &connection, &events, admission).await {
+                Ok(()) => live(&mut session, &connection, &events).await,
+                Err(end) => end,
+            };
             session.end();
             last_words(&connection, &events, &end).await;
             end
         }
-        Err(refused) => {
+        Err(refusal) => {
             session.end();
-            let close = Close::new(CloseCode::Normal, "refused");
-            let _ = answer.send(Err(refused));
-            End::Ours(close)
+            let _ = answer.send(Err(refusal));
+            End::Ours(Close::new(CloseCode::Normal, "refused"))
         }
     };
     drop(places);
@@ -244,21 +262,48 @@ async fn run(
 async fn open(
     session: &mut Session,
     connection: &Connection,
+    events: &mpsc::Sender<Bytes>,
     admission: Admission,
-    channels: Vec<ChannelName>,
-) -> Result<(), Refused> {
-    let closed = |end| match end {
-        End::Ours(close) => Refused::Closed(close),
-        End::Theirs(_) | End::Gone => Refused::Closed(Close::new(CloseCode::Normal, "gone")),
-    };
-    drive(connection, session.begin(admission)).await.map_err(closed)?;
-    let mut refused = None;
-    let subscribe = async {
-        refused = session.subscribe_stream(channels).await.err();
-        Ok(())
-    };
-    drive(connection, subscribe).await.map_err(closed)?;
-    refused.map_or(Ok(()), |refusal| Err(Refused::Channel(refusal)))
+) -> Result<(), End> {
+    drive(connection, events, session.begin(admission)).await?;
+    drive(connection, events, session.subscribe_stream()).await
+}
+
+/// Runs the session's work while the client takes what is there already: catching up may be more than
+/// its queue holds.
+async fn drive(
+    connection: &Connection,
+    events: &mpsc::Sender<Bytes>,
+    work: impl Future<Output = Result<(), Close>>,
+) -> Result<(), End> {
+    let mut work = Box::pin(work);
+    loop {
+        tokio::select! {
+            biased;
+            done = &mut work => return done.map_err(End::Ours),
+            wake = connection.wait(false) => {
+                if wake.close && let Some(close) = connection.take_close() {
+                    return Err(End::Ours(close));
+                }
+                if wake.timer {
+                    connection.missed_timer();
+                }
+            }
+            room = events.reserve(), if connection.has_queued() => hand_over(connection, room)?,
+            () = events.closed() => return Err(End::Gone),
+        }
+    }
+}
+
+fn hand_over(
+    connection: &Connection,
+    room: Result<mpsc::Permit<'_, Bytes>, mpsc::error::SendError<()>>,
+) -> Result<(), End> {
+    let room = room.map_err(|_| End::Gone)?;
+    if let Some(chunk) = connection.take_queued() {
+        room.send(chunk);
+    }
+    Ok(())
 }
 
 async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sender<Bytes>) -> End {
@@ -273,14 +318,11 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
                     return End::Ours(close);
                 }
             }
-            room = events.reserve(), if connection.has_queued() => match room {
-                Ok(room) => {
-                    if let Some(chunk) = connection.take_queued() {
-                        room.send(chunk);
-                    }
+            room = events.reserve(), if connection.has_queued() => {
+                if let Err(end) = hand_over(connection, room) {
+                    return end;
                 }
-                Err(_) => return End::Gone,
-            },
+            }
             () = events.closed() => return End::Gone,
         }
     }

@@ -12,7 +12,7 @@ use std::io::{ErrorKind, IoSlice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
 use std::task::Poll;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use atomic_waker::AtomicWaker;
 use bytes::{Bytes, BytesMut};
@@ -31,6 +31,10 @@ const MAX_SLICES: usize = 32;
 
 /// Bytes from which a chunk of an HTTP response is large enough.
 const TOGETHER: usize = 16 * 1024;
+
+/// How long a client that is being caught up may take for what it has: this often, this long.
+const ROOM_LOOKS: u32 = 500;
+const ROOM_LOOK: Duration = Duration::from_millis(20);
 
 /// No wheel entry counts.
 const NO_TIMER: u32 = u32::MAX;
@@ -201,6 +205,21 @@ impl Connection {
         self.wake(CLOSE);
     }
 
+    /// Waits, but not for ever, until a client that is being caught up has taken most of what it has.
+    pub async fn has_room(&self) {
+        let enough = self.bounds.queue_bytes.load(Ordering::Relaxed) / 4;
+        for _ in 0..ROOM_LOOKS {
+            let has_room = {
+                let out = self.out.lock();
+                out.closed || out.queue.bytes() <= enough
+            };
+            if has_room {
+                return;
+            }
+            tokio::time::sleep(ROOM_LOOK).await;
+        }
+    }
+
     /// True once a close was asked for.
     #[must_use]
     pub fn is_closing(&self) -> bool {
@@ -242,18 +261,17 @@ impl Connection {
     /// The next of what is queued, for the task of an HTTP response: small chunks go together.
     pub fn take_queued(&self) -> Option<Bytes> {
         let mut out = self.out.lock();
-        let first = out.queue.pop()?;
-        let taken = if out.queue.is_empty() || first.len() >= TOGETHER {
-            first
-        } else {
-            let mut all = BytesMut::from(&first[..]);
-            while all.len() < TOGETHER
-                && let Some(chunk) = out.queue.pop()
-            {
-                all.extend_from_slice(&chunk);
-            }
-            all.freeze()
-        };
+        let (first, mut messages) = out.queue.pop()?;
+        let mut taken = first;
+        // An id never leaves without its event.
+        while (taken.len() < TOGETHER || messages == 0)
+            && let Some((chunk, more)) = out.queue.pop()
+        {
+            messages = more;
+            let mut all = BytesMut::from(taken);
+            all.extend_from_slice(&chunk);
+            taken = all.freeze();
+        }
         self.bounds.unqueued(taken.len());
         Some(taken)
     }
@@ -301,7 +319,9 @@ impl Connection {
     /// Closes the connection when its queue is over a bound.
     fn check(&self, out: &mut Outbound) {
         if out.queue.messages() > self.bounds.queue_messages.load(Ordering::Relaxed)
-            || out.queue.bytes() > self.bounds.queue_bytes.load(Ordering::Relaxed)
+            // One message alone always fits: what may be published can be delivered.
+            || (out.queue.bytes() > self.bounds.queue_bytes.load(Ordering::Relaxed)
+                && out.queue.messages() > 1)
             || self.bounds.is_full()
         {
             if !out.closed {

@@ -27,6 +27,10 @@ const WRITES_PER_TURN: usize = 256;
 /// subscriber.
 const MAX_NODES: usize = 262_144;
 
+/// Bytes after which a batch takes no further push: its offsets reach 4 GiB, and one push adds at most
+/// its own size and an id for each stream.
+const MAX_BYTES: usize = 64 << 20;
+
 /// Capacity, in elements, that the scratch lists keep between batches.
 const KEPT: usize = 65_536;
 
@@ -83,6 +87,11 @@ impl Batch {
         self.nodes.push(Node { start, end, messages, next: NONE });
     }
 
+    fn is_full(&self) -> bool {
+        let bytes: usize = self.buffers.iter().map(BytesMut::len).sum();
+        self.nodes.len() >= MAX_NODES || bytes >= MAX_BYTES
+    }
+
     fn reset(&mut self) {
         self.nodes.clear();
         self.dirty.clear();
@@ -96,6 +105,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
     let mut batch = Batch::default();
     let mut items = Vec::new();
     let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
+    let mut passed: Vec<usize> = Vec::new();
     let mut next = 0;
     loop {
         if next == items.len() {
@@ -104,27 +114,44 @@ pub(super) async fn run(shard: Arc<Shard>) {
             next = 0;
         }
         let began = Instant::now();
-        {
+        let buffers = {
             let mut table = shard.table.lock();
-            // What does not fit into the batch's bound is the next batch.
-            while next < items.len() && batch.nodes.len() < MAX_NODES {
-                match &items[next] {
+            // What does not fit into the batch's bounds is the next batch.
+            while next < items.len() && !batch.is_full() {
+                match &mut items[next] {
                     Item::Push(push) => table.append(push, &mut batch),
                     Item::Mark(channel, mark) => {
                         table.mark(channel);
                         mark.passed();
                     }
+                    Item::Pass(_) => passed.push(next),
                 }
                 next += 1;
             }
-            lists.extend(batch.dirty.iter().filter_map(|slot| table.take_list(*slot)));
-        }
-        let buffers: [Bytes; Wire::COUNT] =
-            std::array::from_fn(|w| std::mem::take(&mut batch.buffers[w]).freeze());
+            let buffers: [Bytes; Wire::COUNT] =
+                std::array::from_fn(|w| std::mem::take(&mut batch.buffers[w]).freeze());
+            for slot in &batch.dirty {
+                let Some((connection, head)) = table.take_list(*slot) else { continue };
+                if connection.wire().is_stream() {
+                    // Its ids say where all of its channels stand, so its events must not be overtaken
+                    // by what another channel sends first. It only queues.
+                    connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
+                } else {
+                    lists.push((connection, head));
+                }
+            }
+            buffers
+        };
         for (i, (connection, head)) in lists.drain(..).enumerate() {
             connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
             if i % WRITES_PER_TURN == WRITES_PER_TURN - 1 {
                 tokio::task::yield_now().await;
+            }
+        }
+        for at in passed.drain(..) {
+            if let Item::Pass(done) = std::mem::replace(&mut items[at], Item::empty()) {
+                // Whoever asked may be gone.
+                let _ = done.send(());
             }
         }
         for (counter, n) in metrics.deliveries.iter().zip(&mut batch.deliveries) {

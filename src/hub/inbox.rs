@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use crate::channel::ChannelName;
 use crate::protocol::Push;
@@ -18,6 +18,8 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) enum Item {
     Push(Push),
     Mark(ChannelName, Arc<Mark>),
+    /// Answered when everything before has been sent.
+    Pass(oneshot::Sender<()>),
 }
 
 /// Passes every shard of a channel behind all that was dispatched before it; the last one it passes
@@ -41,6 +43,13 @@ impl Mark {
     }
 }
 
+impl Item {
+    /// Stands where one was taken out.
+    pub(super) fn empty() -> Self {
+        Self::Pass(oneshot::channel().0)
+    }
+}
+
 #[derive(Default)]
 struct State {
     items: Vec<Item>,
@@ -57,14 +66,18 @@ pub(super) struct Inbox {
 fn size(item: &Item) -> usize {
     match item {
         Item::Push(Push::Publication(p)) => p.payload.len(),
-        Item::Push(Push::Gap(..)) | Item::Mark(..) => 0,
+        Item::Push(Push::Gap(..)) | Item::Mark(..) | Item::Pass(_) => 0,
     }
 }
 
 impl Inbox {
-    /// Adds one item, waiting while the inbox is full. Only the pump calls this.
+    /// Adds one item, waiting while the inbox is full.
     pub(super) async fn push(&self, item: Item) {
         loop {
+            // Registered before the look, so that a take right after it is not missed by any of those
+            // who wait.
+            let mut emptied = std::pin::pin!(self.emptied.notified());
+            emptied.as_mut().enable();
             {
                 let mut state = self.state.lock();
                 if state.items.len() < MAX_ITEMS && state.bytes < MAX_BYTES {
@@ -76,8 +89,7 @@ impl Inbox {
                     return;
                 }
             }
-            // notify_one keeps a permit, so a take between the check and this wait is not missed.
-            self.emptied.notified().await;
+            emptied.await;
         }
     }
 
@@ -90,7 +102,7 @@ impl Inbox {
                 if !state.items.is_empty() {
                     mem::swap(&mut state.items, &mut spare);
                     state.bytes = 0;
-                    self.emptied.notify_one();
+                    self.emptied.notify_waiters();
                     return spare;
                 }
             }

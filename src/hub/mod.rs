@@ -22,6 +22,7 @@ use std::time::Instant;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 
 use crate::channel::{ChannelName, Position, Publication};
 use crate::metrics;
@@ -279,6 +280,19 @@ impl Hub {
             mask &= mask - 1;
             shard.inbox.push(Item::Mark(channel.clone(), Arc::clone(&mark))).await;
         }
+    }
+
+    /// Waits until what was dispatched to the connection's shard before has been sent.
+    pub async fn passed(&self, connection: &Connection) {
+        let (passed, done) = oneshot::channel();
+        self.shard(connection).inbox.push(Item::Pass(passed)).await;
+        // The shard's task lives as long as the hub.
+        let _ = done.await;
+    }
+
+    /// Where a stream's client is in channels that it is about to be given.
+    pub fn stands(&self, connection: &Connection, since: &[(ChannelName, Option<Position>)]) {
+        self.shard(connection).table.lock().set_positions(connection.slot(), since);
     }
 
     /// The shards that have subscribers of a channel, one bit each.

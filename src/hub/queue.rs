@@ -53,8 +53,8 @@ impl Queue {
         n
     }
 
-    /// Takes the first chunk out, whole.
-    pub(super) fn pop(&mut self) -> Option<Bytes> {
+    /// Takes the first chunk out, whole, and says how many messages end in it.
+    pub(super) fn pop(&mut self) -> Option<(Bytes, u32)> {
         let first = self.chunks.pop_front()?;
         self.bytes -= first.data.len();
         self.messages -= first.messages as usize;
@@ -62,7 +62,7 @@ impl Queue {
         if self.chunks.is_empty() {
             self.chunks = VecDeque::new();
         }
-        Some(first.data)
+        Some((first.data, first.messages))
     }
 
     /// Takes out what was sent.

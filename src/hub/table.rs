@@ -20,6 +20,10 @@ pub enum SubscribeError {
     TooMany,
 }
 
+/// Channels of a stream up to which every event that it missed has an id; beyond it, each so many.
+const FEW: usize = 4;
+const EACH: usize = 50;
+
 /// Most pushes held back for one subscription while its reply is on the way.
 const MAX_HELD: usize = 1024;
 
@@ -31,21 +35,21 @@ pub(super) struct Slot {
     pub(super) tail: u32,
     channels: Vec<ChannelName>,
     /// Where the channels of a stream stand: its `id:`.
-    positions: Vec<(ChannelName, Position)>,
+    positions: Vec<(ChannelName, Option<Position>)>,
 }
 
 impl Slot {
     /// A stream's id after this publication; `None` where it stays as it was.
-    fn passed(&mut self, publication: &Publication) -> Option<&[(ChannelName, Position)]> {
+    fn passed(&mut self, publication: &Publication) -> Option<&[(ChannelName, Option<Position>)]> {
         let position = publication.position.as_ref().filter(|_| self.wire.is_stream())?;
-        self.stands(&publication.channel, position);
+        self.stands(&publication.channel, Some(position));
         Some(&self.positions)
     }
 
-    fn stands(&mut self, channel: &ChannelName, position: &Position) {
+    fn stands(&mut self, channel: &ChannelName, position: Option<&Position>) {
         match self.positions.iter_mut().find(|(c, _)| c == channel) {
-            Some((_, known)) => *known = position.clone(),
-            None => self.positions.push((channel.clone(), position.clone())),
+            Some((_, known)) => *known = position.cloned(),
+            None => self.positions.push((channel.clone(), position.cloned())),
         }
     }
 }
@@ -181,8 +185,8 @@ impl Table {
     ) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        if let Some(position) = begin.position.filter(|_| slot.wire.is_stream()) {
-            slot.stands(channel, position);
+        if slot.wire.is_stream() {
+            slot.stands(channel, begin.position);
         }
         for reply in replies {
             let mut frame = BytesMut::new();
@@ -207,10 +211,13 @@ impl Table {
         let gap = held.overflowed.then(|| Push::Gap(channel.clone(), GapReason::Overflow));
         let missed = begin.publications.iter().cloned().map(Push::Publication);
         let new = |push: &Push| begin.after.is_none_or(|after| !is_old(push, after));
-        for push in missed.chain(held.pushes.into_iter().filter(new)).chain(gap) {
+        // Many events behind one another: a long id on each would be more than they are.
+        let last = begin.publications.len().saturating_sub(1);
+        for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
             let mut frame = BytesMut::new();
             if let Push::Publication(publication) = &push
                 && let Some(positions) = slot.passed(publication)
+                && (positions.len() <= FEW || n % EACH == 0 || n >= last)
             {
                 sse::id(&mut frame, positions);
             }
@@ -250,6 +257,13 @@ impl Table {
 
     pub(super) fn channels_of(&self, slot: u32) -> Vec<ChannelName> {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
+    }
+
+    /// Where a stream's client is.
+    pub(super) fn set_positions(&mut self, slot: u32, since: &[(ChannelName, Option<Position>)]) {
+        if let Some(slot) = self.slots.get_mut(slot as usize) {
+            slot.positions = since.to_vec();
+        }
     }
 
     /// Drops what the channel's unconfirmed subscriptions have collected.

@@ -1,15 +1,18 @@
 //! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and the `id:` that
 //! says where every channel of a stream stands.
 //!
-//! An id is `<channel>=<epoch>-<offset>` for each channel that has a history, as a form-urlencoded
-//! list: `post%3A42=1764000000000000-7&user%3Au1=1764000000000001-3`.
+//! An id is `<channel>=<epoch>-<offset>` for each channel, with nothing behind the `=` of one without a
+//! history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`.
 
 use bytes::BytesMut;
 
 use crate::channel::{ChannelName, Position};
 
-/// Longest id that is read, in bytes.
-pub const MAX_ID: usize = 32 * 1024;
+/// Longest id in bytes: with its header's name it fits into the 8 KiB that proxies give a header.
+pub const MAX_ID: usize = 8000;
+
+/// What a position takes in an id at most: `=`, epoch, `-`, offset, `&`.
+const MAX_POSITION: usize = 1 + 20 + 1 + 20 + 1;
 
 /// Between two attempts of a client whose stream ended, in milliseconds: random in this range, so that
 /// they do not all come back together.
@@ -43,29 +46,46 @@ pub fn event(out: &mut BytesMut, kind: &str) {
 /// The field that says where the stream stands.
 pub fn id<'p>(
     out: &mut BytesMut,
-    positions: impl IntoIterator<Item = &'p (ChannelName, Position)>,
+    positions: impl IntoIterator<Item = &'p (ChannelName, Option<Position>)>,
 ) {
     let mut text = form_urlencoded::Serializer::new(String::new());
     for (channel, position) in positions {
-        text.append_pair(channel.as_str(), &position.to_string());
+        let position = position.as_ref().map_or_else(String::new, ToString::to_string);
+        text.append_pair(channel.as_str(), &position);
     }
     out.extend_from_slice(b"id: ");
     out.extend_from_slice(text.finish().as_bytes());
     out.extend_from_slice(b"\n");
 }
 
+/// False where the ids of a stream of these channels could become too long to come back.
+#[must_use]
+pub fn fits<'c>(channels: impl IntoIterator<Item = &'c ChannelName>) -> bool {
+    let size = |channel: &ChannelName| {
+        let name = form_urlencoded::byte_serialize(channel.as_str().as_bytes());
+        name.map(str::len).sum::<usize>() + MAX_POSITION
+    };
+    channels.into_iter().map(size).sum::<usize>() <= MAX_ID
+}
+
 /// Reads an id, from `Last-Event-ID` or `?since=`.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Position)>, &'static str> {
+pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'static str> {
     if text.len() > MAX_ID {
         return Err("it is too long");
     }
-    let mut found: Vec<(ChannelName, Position)> = Vec::new();
+    if !text.is_empty() && !text.split('&').all(|pair| pair.contains('=')) {
+        return Err("it is <channel>=<epoch>-<offset>, joined by &");
+    }
+    let mut found: Vec<(ChannelName, Option<Position>)> = Vec::new();
     for (channel, position) in form_urlencoded::parse(text.as_bytes()) {
         let channel: ChannelName = channel.parse().map_err(|_| "it names no valid channel")?;
-        let position = position.parse().map_err(|()| "a position is <epoch>-<offset>")?;
+        let position = match &*position {
+            "" => None,
+            text => Some(text.parse().map_err(|()| "a position is <epoch>-<offset>")?),
+        };
         if found.iter().any(|(c, _)| *c == channel) {
             return Err("it names a channel twice");
         }
@@ -104,8 +124,9 @@ mod tests {
     #[test]
     fn ids_come_back_as_they_went() {
         let positions = [
-            ("post:42".parse().unwrap(), Position::new("17a", 7).unwrap()),
-            ("user:a&b=c|é".parse().unwrap(), Position::new("9", 0).unwrap()),
+            ("post:42".parse().unwrap(), Position::new("17a", 7)),
+            ("user:a&b=c|é".parse().unwrap(), Position::new("9", 0)),
+            ("news".parse().unwrap(), None),
         ];
         let mut out = BytesMut::new();
         id(&mut out, &positions);
@@ -117,10 +138,18 @@ mod tests {
     }
 
     #[test]
+    fn only_streams_whose_ids_come_back_are_begun() {
+        let names = |n: usize, name: &str| -> Vec<ChannelName> {
+            (0..n).map(|i| format!("{name}{i}").parse().unwrap()).collect()
+        };
+        assert!(fits(&names(120, "post:")));
+        assert!(!fits(&names(60, &"é".repeat(60))));
+    }
+
+    #[test]
     fn w17_malformed_ids_are_refused() {
         for bad in [
             "post:42",
-            "post:42=",
             "post:42=1",
             "post:42=1-",
             "post:42=-1",

@@ -44,7 +44,7 @@ impl Session {
                 let hint = "this connection has its token; use refresh for a new one";
                 self.error(id, ErrorCode::BadRequest, hint, None);
             }
-            (State::Open, Command::Unsubscribe(channel)) => self.unsubscribe(id, &channel),
+            (State::Open, Command::Unsubscribe(channel)) => self.unsubscribe(id, &channel).await,
             (State::Open, Command::Refresh(token)) => self.refresh(id, &token).await,
             // Taken by `handle`.
             (State::Open, Command::Subscribe(_)) => {}
@@ -74,8 +74,10 @@ impl Session {
         }
     }
 
-    fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
+    async fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
         if self.give_up(&channel.name) {
+            // Nothing of it follows the answer, and a new subscription begins behind it.
+            self.context.gateway.passed(&self.connection).await;
             self.connection.say(&plain::unsubscribed(id, channel));
         } else {
             let message = "this channel is not subscribed";

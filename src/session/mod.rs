@@ -8,6 +8,7 @@
 mod commands;
 pub mod doctor;
 pub mod keys;
+mod stream;
 mod subscribe;
 mod timers;
 pub mod tokens;
@@ -62,8 +63,8 @@ enum State {
     Open,
 }
 
-/// Where a client is in channels that it had before.
-pub type Since = Vec<(ChannelName, Position)>;
+/// Where a client is in channels that it had before; nothing for one without a history.
+pub type Since = Vec<(ChannelName, Option<Position>)>;
 
 pub struct Session {
     context: Arc<Context>,
@@ -74,6 +75,8 @@ pub struct Session {
     /// Where the client is in channels that it has been subscribed to before, until they are
     /// subscribed again.
     since: Since,
+    /// What only a stream has.
+    stream: Option<Box<stream::Stream>>,
     /// The subscription tokens that count, at most one per subscribed channel.
     grants: Vec<(ChannelName, subscribe::Grant)>,
     /// Token bucket of the command rate, in commands.
@@ -102,6 +105,7 @@ impl Session {
             state: State::AwaitToken,
             timers,
             since: Vec::new(),
+            stream: None,
             grants: Vec::new(),
             allowance,
             allowance_at: now,
@@ -187,11 +191,12 @@ impl Session {
             channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
         self.connection.say(&plain::connected(user, &id, expires_at, &named));
         for (channel, resumed) in &channels {
-            let replies = if self.connection.wire().is_stream() {
+            let replies = if self.stream.is_some() {
                 self.stream_replies(&ChannelRef::from_name(channel.clone()), None, resumed)
             } else {
                 Vec::new()
             };
+            self.connection.has_room().await;
             self.context.gateway.activate(&self.connection, channel, &replies, resumed);
         }
         self.state = State::Open;
@@ -212,11 +217,26 @@ impl Session {
     }
 
     /// What a confirmed subscription begins with.
-    async fn resume(&self, channel: &ChannelName, since: Option<&Position>) -> Resumed {
+    async fn resume(
+        &mut self,
+        channel: &ChannelName,
+        since: Option<Position>,
+        began: Instant,
+    ) -> Resumed {
         if !self.connection.wire().has_positions() {
             return Resumed::default();
         }
-        self.context.gateway.resume(channel, since).await
+        let (was_there, since) = match (since, self.take_since(channel)) {
+            (Some(since), _) => (true, Some(since)),
+            (None, Some(since)) => (true, since),
+            // A stream that comes back has had all of its channels.
+            (None, None) => (self.stream.as_ref().is_some_and(|s| s.comes_back), None),
+        };
+        let mut resumed = self.context.gateway.resume(channel, since.as_ref(), began).await;
+        if was_there && since.is_none() {
+            resumed.recovered = Some(false);
+        }
+        resumed
     }
 
     async fn subscribe_automatic(
@@ -225,6 +245,7 @@ impl Session {
     ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
         let gateway = Arc::clone(&self.context.gateway);
         let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
+        self.begin_stream(&wanted);
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
         for channel in wanted {
             let track = self.track(&channel, policy);
@@ -237,19 +258,19 @@ impl Session {
             }
         }
         let mut live = Vec::with_capacity(begun.len());
+        let began = Instant::now();
         for (channel, waiting) in begun {
             if let Err(e) = gateway.confirmed(&self.connection, &channel, waiting).await {
                 tracing::debug!(%channel, error = %e, "automatic subscription failed");
                 return Err(Close::new(CloseCode::TryAgainLater, "broker unavailable"));
             }
-            let since = self.take_since(&channel);
-            let resumed = self.resume(&channel, since.as_ref()).await;
+            let resumed = self.resume(&channel, None, began).await;
             live.push((channel, resumed));
         }
         Ok(live)
     }
 
-    fn take_since(&mut self, channel: &ChannelName) -> Option<Position> {
+    fn take_since(&mut self, channel: &ChannelName) -> Option<Option<Position>> {
         let at = self.since.iter().position(|(c, _)| c == channel)?;
         Some(self.since.swap_remove(at).1)
     }

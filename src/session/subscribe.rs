@@ -2,17 +2,17 @@
 //! client with many channels waits once.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use serde_json::Map;
 use serde_json::value::RawValue;
 
 use super::{Session, start_of, unix_now};
 use crate::access::{self, Decision, TokenId};
-use crate::channel::{ChannelName, GapReason, Position};
-use crate::gateway::{Resumed, Waiting};
+use crate::channel::{ChannelName, Position};
+use crate::gateway::Waiting;
 use crate::hub::SubscribeError;
 use crate::metrics::{self, Rejected};
-use crate::protocol::Message;
 use crate::protocol::codes::ErrorCode;
 use crate::protocol::plain::{self, ChannelRef, Start, Subscribe};
 use crate::upstream::callback::Question;
@@ -25,7 +25,7 @@ pub(super) struct Wanted {
 
 /// What a permission comes with.
 #[derive(Default)]
-struct Permission {
+pub(super) struct Permission {
     /// For the reply.
     data: Option<Arc<RawValue>>,
     grant: Option<Grant>,
@@ -42,7 +42,7 @@ pub(super) struct Grant {
 pub struct Refusal(pub ErrorCode, pub String);
 
 /// A subscription that was begun and waits for the broker.
-struct Begun {
+pub(super) struct Begun {
     id: Option<Box<str>>,
     channel: ChannelRef,
     since: Option<Position>,
@@ -75,37 +75,8 @@ impl Session {
         self.finish(&mut begun).await;
     }
 
-    /// Subscribes a stream to its channels, to all of them or to none.
-    ///
-    /// # Errors
-    /// Why one of them is not given.
-    pub async fn subscribe_stream(&mut self, channels: Vec<ChannelName>) -> Result<(), Refusal> {
-        let hub = Arc::clone(self.context.gateway.hub());
-        let had = hub.channels_of(&self.connection);
-        let wanted: Vec<Wanted> = channels
-            .iter()
-            .filter(|name| !had.contains(name))
-            .map(|name| {
-                let channel = ChannelRef::from_name(name.clone());
-                Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
-            })
-            .collect();
-        let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
-        let permissions: Result<Vec<_>, _> = permissions.await.into_iter().collect();
-        let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
-        for (Wanted { id, what }, permission) in wanted.into_iter().zip(permissions?) {
-            begun.extend(self.begin_one(id, what, permission));
-        }
-        self.finish(&mut begun).await;
-        let have = hub.channels_of(&self.connection);
-        if channels.iter().all(|name| have.contains(name)) {
-            return Ok(());
-        }
-        Err(Refusal(ErrorCode::Unavailable, "the broker did not confirm in time".to_owned()))
-    }
-
     /// May this session have the channel?
-    async fn permit(&self, wanted: &Wanted) -> Result<Permission, Refusal> {
+    pub(super) async fn permit(&self, wanted: &Wanted) -> Result<Permission, Refusal> {
         let Subscribe { channel, token, .. } = &wanted.what;
         let name = &channel.name;
         let policy = self.context.policy.load_full();
@@ -174,7 +145,7 @@ impl Session {
     }
 
     /// Asks the broker. Errors are answered at once.
-    fn begin_one(
+    pub(super) fn begin_one(
         &mut self,
         id: Option<Box<str>>,
         what: Subscribe,
@@ -188,10 +159,7 @@ impl Session {
         }
         let track = self.track(&channel.name, &self.context.policy.load());
         match self.context.gateway.subscribe(&self.connection, &channel.name, track) {
-            Ok(waiting) => {
-                let since = since.or_else(|| self.take_since(&channel.name));
-                Some(Begun { id, channel, since, permission, waiting })
-            }
+            Ok(waiting) => Some(Begun { id, channel, since, permission, waiting }),
             Err(SubscribeError::Already) if since.is_some() => {
                 let message = "this channel is subscribed already: unsubscribe first, or give \
                                since in the URL where it is subscribed at connect";
@@ -216,14 +184,16 @@ impl Session {
         }
     }
 
-    async fn finish(&mut self, begun: &mut Vec<Begun>) {
+    pub(super) async fn finish(&mut self, begun: &mut Vec<Begun>) {
+        let began = Instant::now();
         for Begun { id, channel, since, permission, waiting } in begun.drain(..) {
             let gateway = Arc::clone(&self.context.gateway);
             match gateway.confirmed(&self.connection, &channel.name, waiting).await {
                 Ok(()) => {
-                    let resumed = self.resume(&channel.name, since.as_ref()).await;
+                    let resumed = self.resume(&channel.name, since, began).await;
+                    self.connection.has_room().await;
                     let data = permission.data.as_deref().map(RawValue::get);
-                    let replies = if self.connection.wire().is_stream() {
+                    let replies = if self.stream.is_some() {
                         self.stream_replies(&channel, data, &resumed)
                     } else {
                         let start = start_of(&resumed);
@@ -238,20 +208,6 @@ impl Session {
                 }
             }
         }
-    }
-
-    /// On a stream a gap comes before the position behind it; and pages that listen for `gap` alone
-    /// hear of every one.
-    pub(super) fn stream_replies(
-        &self,
-        channel: &ChannelRef,
-        data: Option<&str>,
-        resumed: &Resumed,
-    ) -> Vec<Message> {
-        let lost = resumed.recovered == Some(false);
-        let gap = lost.then(|| plain::gap(&channel.name, GapReason::HistoryLost));
-        let subscribed = plain::subscribed(None, channel, data, start_of(resumed));
-        gap.into_iter().chain([subscribed]).collect()
     }
 
     /// The grant that counts for a channel from now on.

@@ -34,7 +34,7 @@ async fn a16_admin_paths_are_not_public() {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert_eq!(http(&gateway.public, &request).await.0, 404, "{path}");
     }
-    for path in ["/sse?channels=a", "/connection/websocket"] {
+    for path in ["/connection/websocket", "/emulation"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let (status, body) = http(&gateway.public, &request).await;
         assert_eq!(status, 501);

@@ -310,3 +310,57 @@ async fn the_function_library_is_kept() {
     other.ready().await;
     assert_eq!(publish(&other, "post:1", json!(1)).await, json!({"offset": 7, "epoch": "5"}));
 }
+
+/// A client that leaves a channel and comes back to it at once gets each event once, and nothing of the
+/// channel follows `unsubscribed`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unsubscribe_and_resume_under_load_doubles_nothing() {
+    let gateway = Gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
+    let mut others = Vec::new();
+    for n in 0..600 {
+        let mut other = envelope(&gateway, &format!("o{}", n % 20)).await;
+        other.send(json!({"type": "subscribe", "channel": "post:1"})).await;
+        others.push(other);
+    }
+    let mut client = envelope(&gateway, "u1").await;
+    let start = subscribe(&mut client, "post:1", &Value::Null).await;
+    let epoch = start["epoch"].clone();
+    let (publisher, mut last) = (
+        async {
+            for n in 0..300 {
+                publish(&gateway, "post:1", json!(n)).await;
+            }
+        },
+        start["offset"].as_u64().unwrap(),
+    );
+    let follower = async {
+        let (mut left, mut leaving) = (false, false);
+        while last < 300 {
+            let message = client.next().await;
+            match message["type"].as_str().unwrap() {
+                "event" => {
+                    assert!(!left, "an event after unsubscribed");
+                    assert_eq!(message["offset"], last + 1);
+                    last += 1;
+                    if last % 7 == 0 && !leaving {
+                        leaving = true;
+                        client.send(json!({"type": "unsubscribe", "channel": "post:1"})).await;
+                    }
+                }
+                "unsubscribed" => {
+                    left = true;
+                    let since = json!({"epoch": epoch, "offset": last});
+                    client
+                        .send(json!({"type": "subscribe", "channel": "post:1", "since": since}))
+                        .await;
+                }
+                "subscribed" => {
+                    (left, leaving) = (false, false);
+                    assert_eq!(message["data"]["recovered"], true);
+                }
+                other => panic!("{other}: {message}"),
+            }
+        }
+    };
+    tokio::join!(publisher, follower);
+}

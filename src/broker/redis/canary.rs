@@ -1,23 +1,29 @@
 //! The canary: each subscribing connection expects a message that this replica publishes, by the
 //! path that publishers use. If it does not come the connection is deaf, however healthy it looks.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::Shared;
 use super::link::Subscriber;
+use super::{Role, Shared};
 use crate::metrics;
 use crate::redis_url::Server;
 
 pub(super) struct Canary {
-    /// Below the prefix.
+    /// Below the prefix; empty where no name falls to that server.
     name: String,
     channel: String,
     state: Mutex<State>,
+    /// It cannot be published: whether anything would arrive is not known.
+    mute: AtomicBool,
 }
+
+/// Failures to publish it after which that counts.
+const MUTE_AFTER: u32 = 3;
 
 #[derive(Default)]
 struct State {
@@ -38,11 +44,15 @@ impl Canary {
         });
         let fits = |(_, channel): &(String, String)| map.master_of(channel.as_bytes()) == at;
         let (name, channel) = named.find(fits).unwrap_or_default();
-        Self { name, channel, state: Mutex::default() }
+        Self { name, channel, state: Mutex::default(), mute: AtomicBool::new(false) }
     }
 
     pub(super) fn is(&self, name: &str) -> bool {
         name == self.name
+    }
+
+    pub(super) fn is_mute(&self) -> bool {
+        self.mute.load(Ordering::Acquire)
     }
 
     pub(super) fn channel(&self) -> &str {
@@ -64,6 +74,10 @@ impl Canary {
 pub(super) async fn watch(subscriber: &Subscriber) -> String {
     let (canary, shared) = (&subscriber.canary, &subscriber.shared);
     canary.state.lock().waiting = None;
+    if canary.channel.is_empty() {
+        return std::future::pending().await;
+    }
+    let mut failures = 0;
     loop {
         let number = {
             let mut state = canary.state.lock();
@@ -75,33 +89,44 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
         let sent = shared.publish_plain(canary.channel(), payload).await;
         match sent {
             // The server that publishers write to has no such subscriber.
-            Ok(0) => return missed("the canary found no subscriber on the master"),
+            Ok(0) => return missed(subscriber, "the canary found no subscriber on the master"),
             Ok(_) => {
+                failures = 0;
+                if canary.mute.swap(false, Ordering::AcqRel) {
+                    shared.report();
+                }
                 if !came_back(subscriber).await {
-                    return missed("the canary did not come back in time");
+                    return missed(subscriber, "the canary did not come back in time");
                 }
             }
             // Publishing is what fails: that shows in the publisher's state, and the connection
             // here may well be alive.
             Err(e) => {
-                tracing::debug!(error = %e, "the canary could not be sent");
                 canary.state.lock().waiting = None;
+                failures += 1;
+                if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
+                    shared.note(Role::Publisher, "the canary cannot be sent", &e.to_string());
+                    shared.report();
+                }
             }
         }
         sleep(shared.settings.canary_interval).await;
     }
 }
 
-fn missed(how: &str) -> String {
+fn missed(subscriber: &Subscriber, how: &str) -> String {
     metrics::canary_missed();
+    let canary = &subscriber.canary;
+    if let Ok(node) = subscriber.shared.node(canary.channel.as_bytes()) {
+        node.suspect();
+    }
     how.to_owned()
 }
 
 async fn came_back(subscriber: &Subscriber) -> bool {
     let state = &subscriber.canary.state;
-    let deadline =
-        state.lock().waiting.map(|(_, at)| at + subscriber.shared.settings.canary_deadline);
-    let Some(deadline) = deadline else { return true };
+    // From its publication, however long that took.
+    let deadline = Instant::now() + subscriber.shared.settings.canary_deadline;
     loop {
         if state.lock().waiting.is_none() {
             return true;

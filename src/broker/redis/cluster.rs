@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Keeps the map, for ever.
 pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
-    let mut turn = 0;
+    let (mut turn, mut newest) = (0, 0);
     loop {
         let current = shared.directory.current();
         let mut servers = current.masters.clone();
@@ -27,12 +27,18 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
         let server = &servers[turn % servers.len()];
         turn += 1;
         match ask(&shared, server).await {
-            Ok(Some(map)) => {
+            // One that is cut off from the others has an old map, and says an old epoch.
+            Ok(Some((epoch, map))) if epoch >= newest => {
+                newest = epoch;
                 shared.directory.set(map);
                 // Asked again at once when in doubt, else after a while.
                 let _ = timeout(ASK_EVERY, shared.directory.doubted()).await;
             }
-            Ok(None) => shared.note(Role::Subscriber, "no slots are served", &server.to_string()),
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                let what = "the cluster is down, or this server cut off from it";
+                shared.note(Role::Subscriber, what, &server.to_string());
+            }
             Err(e) => {
                 let what = "cannot ask the cluster for its slots";
                 shared.note(Role::Subscriber, what, &connect::describe(&e));
@@ -42,11 +48,18 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
     }
 }
 
-async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<Map>> {
+/// The cluster's epoch and the map, as one server has them; `None` where it says that all is not well.
+async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     let connector = &shared.connector;
     let mut connection = connector.open(server, &connector.target.redis, None).await?;
+    let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await?;
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    if field("cluster_state:") != Some("ok") {
+        return Ok(None);
+    }
+    let epoch = field("cluster_current_epoch:").and_then(|e| e.parse().ok()).unwrap_or(0);
     let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
-    Ok(parse(slots, server))
+    Ok(parse(slots, server).map(|map| (epoch, map)))
 }
 
 /// An answer to `CLUSTER SLOTS`; `None` when no master has any.

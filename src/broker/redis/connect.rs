@@ -24,12 +24,14 @@ pub(super) type OnPush = Box<dyn Fn(PushInfo) + Send + Sync>;
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
+const LOOK_AT_REIGN: Duration = Duration::from_secs(2);
+
 /// A connection to a master that has answered.
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) connection: MultiplexedConnection,
-    /// Which run of which server process this is: data that another one wrote last may be older
-    /// than what that one had.
+    /// Which reign of which server this is: data that another one wrote last may be older than what
+    /// that one had. Empty where the server does not say.
     pub(super) run: Arc<str>,
 }
 
@@ -98,26 +100,46 @@ impl Connector {
         on_push: Option<OnPush>,
     ) -> RedisResult<Link> {
         let mut connection = self.open(server, &self.target.redis, on_push).await?;
-        let info = redis::pipe()
-            .cmd("INFO")
-            .arg("server")
-            .cmd("INFO")
-            .arg("replication")
-            .query_async(&mut connection)
-            .await;
-        let (process, replication): (String, String) = match info {
-            Err(e) if e.code() == Some("NOPERM") => {
-                tracing::error!("Redis does not allow INFO: no history can be read; add +info");
-                return Ok(Link { connection, run: Arc::from("") });
+        let run = reign(&mut connection).await?.unwrap_or_else(|| {
+            tracing::error!("Redis does not allow INFO: no history can be read; add +info");
+            Arc::from("")
+        });
+        Ok(Link { connection, run })
+    }
+}
+
+/// The server's reign, as the function library spells it; `None` where INFO is not allowed.
+///
+/// # Errors
+/// A replica's is refused.
+async fn reign(connection: &mut MultiplexedConnection) -> RedisResult<Option<Arc<str>>> {
+    let mut info = redis::pipe();
+    info.cmd("INFO").arg("server").cmd("INFO").arg("replication");
+    let (process, replication): (String, String) = match info.query_async(connection).await {
+        Err(e) if e.code() == Some("NOPERM") => return Ok(None),
+        info => info?,
+    };
+    if field(&replication, "role") == Some("slave") {
+        return Err((ErrorKind::Client, "this server is a replica, not the master").into());
+    }
+    let short = |field: Option<&str>| field.unwrap_or_default().chars().take(12).collect();
+    let (process, reign): (String, String) =
+        (short(field(&process, "run_id")), short(field(&replication, "master_replid")));
+    Ok(Some(Arc::from(format!("{process}:{reign}"))))
+}
+
+/// Looks now and then whether the server still is the master that it was; returns what happened. A
+/// master that is made a replica keeps its clients, and a canary published there comes back.
+pub(super) async fn watch_reign(mut link: Link) -> String {
+    loop {
+        sleep(LOOK_AT_REIGN).await;
+        match reign(&mut link.connection).await {
+            Ok(Some(run)) if run != link.run => {
+                return "the server begins another reign".to_owned();
             }
-            info => info?,
-        };
-        if field(&replication, "role") == Some("slave") {
-            return Err((ErrorKind::Client, "this server is a replica, not the master").into());
+            Ok(_) => {}
+            Err(e) => return describe(&e),
         }
-        // The function library compares the same field.
-        let run = field(&process, "run_id").unwrap_or_default();
-        Ok(Link { connection, run: Arc::from(run) })
     }
 }
 

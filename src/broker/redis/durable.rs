@@ -75,12 +75,7 @@ pub(super) async fn ensure(connection: &mut MultiplexedConnection) -> RedisResul
     match load.query_async::<Value>(connection).await {
         Ok(_) => Ok(Calls::Functions),
         Err(e) if is_unknown_command(&e) || e.code() == Some("NOPERM") => {
-            let error = connect::describe(&e);
-            tracing::warn!(
-                error,
-                "Redis does not take the function library: scripts are used, and publishers \
-                 cannot FCALL tollgate_publish"
-            );
+            tracing::debug!(error = connect::describe(&e), "FUNCTION LOAD");
             Ok(Calls::Scripts)
         }
         Err(e) => Err(e),
@@ -139,7 +134,7 @@ async fn call(
 }
 
 /// Where a history stands; `None` where there is none, or it is not to be trusted: another server
-/// process wrote last, and its last writes may be lost.
+/// wrote last, and its last writes may be lost.
 pub(super) async fn position(
     shared: &Shared,
     link: &Link,
@@ -154,8 +149,12 @@ pub(super) async fn position(
     if found.is_some() || track < Track::Open || link.run.is_empty() {
         return Ok(found);
     }
-    let calls = shared.calls();
-    call(&mut connection, calls, "open", key, &[]).await.map(Some)
+    open(shared, link, key).await.map(Some)
+}
+
+/// Begins a history, or keeps one that is empty.
+pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
+    call(&mut link.connection.clone(), shared.calls(), "open", key, &[]).await
 }
 
 type Meta = (Option<String>, Option<u64>, Option<String>);
@@ -230,7 +229,7 @@ async fn read(
             .arg("o")
             .arg("r")
             .cmd("XREVRANGE")
-            .arg(key)
+            .arg(format!("{}:stream", meta_key(key)))
             .arg(to)
             .arg(from)
             .arg("COUNT")

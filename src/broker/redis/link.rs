@@ -62,6 +62,11 @@ impl Subscriber {
         self.up.load(Ordering::Acquire)
     }
 
+    /// True while the channel's publications arrive here.
+    pub(super) fn is_live(&self, channel: &ChannelName) -> bool {
+        self.is_up() && self.wanted.lock().channels.get(channel).is_some_and(|want| want.live)
+    }
+
     /// Ends the task; what it had has been moved to others.
     pub(super) fn stop(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
@@ -79,9 +84,7 @@ impl Subscriber {
         // A channel that is wanted already keeps what is known of it: a gap may be due.
         let want = wanted.channels.entry(channel.clone()).or_default();
         want.track = want.track.max(track);
-        if confirmation.is_some() {
-            want.confirmation = confirmation;
-        }
+        want.confirmations.extend(confirmation);
         wanted.ask(channel);
         drop(wanted);
         self.changed.notify_one();
@@ -141,6 +144,13 @@ impl Subscriber {
                     self.on_subscribed(generation, name);
                 }
             }
+            PushKind::Unsubscribe => {
+                let name = info.data.first().and_then(|name| match name {
+                    Value::BulkString(name) => self.shared.strip(name),
+                    _ => None,
+                });
+                name.map(|name| self.wanted.lock().ended_unasked(name));
+            }
             PushKind::SUnsubscribe => {
                 if let Some(Value::BulkString(name)) = info.data.first() {
                     self.on_unsubscribed(name);
@@ -194,8 +204,7 @@ impl Subscriber {
     /// the answer to whatever command is on its way, so the connection is of no more use.
     fn on_unsubscribed(&self, name: &[u8]) {
         let Some(name) = self.shared.strip(name) else { return };
-        let live = self.wanted.lock().channels.get(name).is_some_and(|want| want.live);
-        if live || self.canary.is(name) {
+        if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
             self.shared.directory.doubt();
             self.disconnected.notify_one();
         }
@@ -219,6 +228,8 @@ impl Subscriber {
             error = self.operate(link) => error,
             () = self.disconnected.notified() => "connection closed".to_owned(),
             error = canary::watch(self) => error,
+            error = connect::watch_reign(link.clone()) => error,
+            error = self.keep_open(link) => error,
             () = self.stop.notified() => "stopped".to_owned(),
             never = self.ask_again() => match never {},
         };

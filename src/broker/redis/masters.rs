@@ -25,6 +25,11 @@ impl Map {
         Self { masters: vec![server], slots: None }
     }
 
+    /// Every slot has a master.
+    pub(super) fn is_whole(&self) -> bool {
+        self.slots.as_ref().is_none_or(|slots| !slots.contains(&UNSERVED))
+    }
+
     /// The index of the master that has a key or channel.
     pub(super) fn master_of(&self, key: &[u8]) -> Option<usize> {
         let index = match &self.slots {

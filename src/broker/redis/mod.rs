@@ -85,12 +85,15 @@ struct Shared {
     scripts: AtomicBool,
     ready: AtomicBool,
     last_error: Mutex<Option<String>>,
+    reporting: Mutex<()>,
     on_ready: Box<dyn Fn() + Send + Sync>,
 }
 
 impl Shared {
     /// The state of the connections has changed.
     fn report(&self) {
+        // One at a time, so that the last word is the latest state.
+        let _reporting = self.reporting.lock();
         let routes = self.routes.read();
         let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
         drop(routes);
@@ -130,7 +133,8 @@ impl Shared {
         let mut tries = 0;
         loop {
             let node = self.node(key.as_bytes())?;
-            let link = node.link().ok_or(BrokerError::Unavailable)?;
+            let within = self.settings.command_timeout;
+            let link = node.link(within).await.ok_or(BrokerError::Unavailable)?;
             let error = match work(link).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
@@ -215,6 +219,7 @@ impl RedisBroker {
             scripts: AtomicBool::new(false),
             ready: AtomicBool::new(false),
             last_error: Mutex::new(None),
+            reporting: Mutex::new(()),
             on_ready: Box::new(on_ready),
         });
         shared.subscribe(&ChannelName::control(), Track::No, None);
@@ -269,7 +274,7 @@ impl Broker for RedisBroker {
     }
 
     fn is_up(&self, channel: &ChannelName) -> bool {
-        self.shared.is_link_up(channel)
+        self.shared.is_live(channel)
     }
 
     fn health(&self) -> Health {

@@ -3,14 +3,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use parking_lot::Mutex;
+use futures_util::FutureExt as _;
 use redis::{RedisError, RedisResult};
-use tokio::sync::Notify;
-use tokio::time::{Duration, sleep};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::connect::{self, Backoff, Link};
 use super::durable::{self, Calls};
 use super::{Role, Shared};
+use crate::broker::BrokerError;
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -19,7 +20,7 @@ const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
 
 pub(super) struct Node {
     pub(super) server: Server,
-    link: Mutex<Option<Link>>,
+    link: watch::Sender<Option<Link>>,
     lost: Notify,
     stopped: AtomicBool,
 }
@@ -28,25 +29,34 @@ impl Node {
     pub(super) fn new(server: Server) -> Arc<Self> {
         Arc::new(Self {
             server,
-            link: Mutex::new(None),
+            link: watch::Sender::new(None),
             lost: Notify::new(),
             stopped: AtomicBool::new(false),
         })
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.link.lock().is_some()
+        self.link.borrow().is_some()
     }
 
-    pub(super) fn link(&self) -> Option<Link> {
-        self.link.lock().clone()
+    /// The connection; while there is none, the next one if it comes within that time.
+    pub(super) async fn link(&self, within: Duration) -> Option<Link> {
+        let mut link = self.link.subscribe();
+        let found = timeout(within, link.wait_for(Option::is_some)).await;
+        found.ok()?.ok()?.clone()
     }
 
     /// A command failed: is that the connection's fault?
     pub(super) fn failed(&self, error: &RedisError) {
-        if error.is_timeout() || error.is_io_error() || error.is_unrecoverable_error() {
+        let readonly = error.code() == Some("READONLY");
+        if error.is_timeout() || error.is_io_error() || error.is_unrecoverable_error() || readonly {
             self.lost.notify_one();
         }
+    }
+
+    /// A canary that was published here was missed: another connection may find another server.
+    pub(super) fn suspect(&self) {
+        self.lost.notify_one();
     }
 
     pub(super) fn stop(&self) {
@@ -61,24 +71,31 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
     while !node.stopped.load(Ordering::Acquire) {
         match open(&shared, &node.server).await {
             Ok(link) => {
-                backoff = Backoff::new(&shared.settings);
+                let began = Instant::now();
+                let reigns = connect::watch_reign(link.clone());
+                // A late word about the connection before.
+                let _ = node.lost.notified().now_or_never();
                 let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
                 let looked = look_at_library(&shared, link.clone());
-                *node.link.lock() = Some(link);
+                node.link.send_replace(Some(link));
                 shared.report();
                 tracing::info!(server = %node.server, "publisher connected to Redis");
                 let error = tokio::select! {
                     error = pinged => error,
                     error = looked => error,
+                    error = reigns => error,
                     () = node.lost.notified() => "a command failed".to_owned(),
                 };
-                *node.link.lock() = None;
+                node.link.send_replace(None);
                 shared.report();
                 if node.stopped.load(Ordering::Acquire) {
                     return;
                 }
                 shared.note(Role::Publisher, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
+                if began.elapsed() > shared.settings.reconnect_max {
+                    backoff = Backoff::new(&shared.settings);
+                }
             }
             Err(e) => {
                 shared.note(Role::Publisher, "cannot connect to Redis", &connect::describe(&e));
@@ -95,9 +112,24 @@ async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
     Ok(link)
 }
 
+/// A server that refuses the library (out of memory, too few replicas) still publishes plainly.
 async fn look(shared: &Shared, link: &mut Link) -> RedisResult<()> {
-    let calls = durable::ensure(&mut link.connection).await?;
-    shared.scripts.store(calls == Calls::Scripts, Ordering::Release);
+    let calls = match durable::ensure(&mut link.connection).await {
+        Ok(calls) => calls,
+        Err(e) if connect::classify(&e) == BrokerError::Refused => {
+            let error = connect::describe(&e);
+            shared.note(Role::Publisher, "Redis does not take the function library now", &error);
+            return Ok(());
+        }
+        Err(e) => return Err(e),
+    };
+    let scripts = calls == Calls::Scripts;
+    if !shared.scripts.swap(scripts, Ordering::AcqRel) && scripts {
+        tracing::warn!(
+            "Redis has no functions, or does not let us load them (FUNCTION LOAD): scripts are \
+             used, and publishers cannot FCALL tollgate_publish"
+        );
+    }
     Ok(())
 }
 

@@ -44,12 +44,16 @@ impl Routes {
         self.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
     }
 
+    /// Everything that could be wanted can arrive.
     pub(super) fn links_up(&self) -> bool {
-        !self.links.is_empty() && self.links.iter().all(|l| l.is_up())
+        let links = !self.links.is_empty() && self.links.iter().all(|l| l.is_up());
+        links && self.map.is_whole()
     }
 
+    /// And be sent.
     pub(super) fn nodes_up(&self) -> bool {
-        !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up())
+        let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up());
+        nodes && !self.links.iter().any(|l| l.canary.is_mute())
     }
 
     /// Takes over a new map: connections for new masters, an end for those of old ones, and every
@@ -140,9 +144,7 @@ impl Shared {
         }
         let want = routes.orphans.entry(channel.clone()).or_default();
         want.track = want.track.max(track);
-        if confirmation.is_some() {
-            want.confirmation = confirmation;
-        }
+        want.confirmations.extend(confirmation);
     }
 
     pub(super) fn unsubscribe(&self, channel: &ChannelName) {
@@ -154,8 +156,8 @@ impl Shared {
         self.routes.write().orphans.remove(channel);
     }
 
-    pub(super) fn is_link_up(&self, channel: &ChannelName) -> bool {
-        self.routes.read().link(self, channel).is_some_and(|l| l.is_up())
+    pub(super) fn is_live(&self, channel: &ChannelName) -> bool {
+        self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
     }
 
     /// Says of everything that is live that it may have missed something.

@@ -19,6 +19,7 @@ use super::masters::Map;
 use super::{Role, Shared};
 use crate::channel::GapReason;
 use crate::lifecycle;
+use crate::metrics;
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -26,18 +27,84 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long an old master is watched for its demotion.
 const DEMOTED_WITHIN: Duration = Duration::from_secs(60);
 
-/// The best answer so far.
+/// What one Sentinel said, and when.
+struct Answer {
+    epoch: u64,
+    master: Server,
+    at: Instant,
+}
+
+/// An answer older than this does not count.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// How long most Sentinels have to agree on an older configuration before it is believed: they were
+/// set up anew. A configuration that is only new has spread by then.
+const AGREED_FOR: Duration = Duration::from_secs(15);
+
+/// What all of them said.
 #[derive(Default)]
 struct Known {
+    /// The configuration that counts.
     epoch: u64,
     master: Option<Server>,
+    answers: HashMap<Server, Answer>,
+    /// Since when most of them agree on an older one.
+    older_since: Option<Instant>,
+}
+
+impl Known {
+    /// Takes one answer in; the old master where another one counts from now on.
+    fn take(&mut self, from: &Server, answer: Answer, sentinels: usize) -> Option<Change> {
+        let (epoch, master, now) = (answer.epoch, answer.master.clone(), answer.at);
+        self.answers.insert(from.clone(), answer);
+        let newer = match &self.master {
+            None => true,
+            Some(known) => epoch > self.epoch || (epoch == self.epoch && *known != master),
+        };
+        if newer {
+            self.older_since = None;
+            self.epoch = epoch;
+        } else if epoch < self.epoch && self.agree(&master, now) * 2 > sentinels {
+            let since = *self.older_since.get_or_insert(now);
+            if now.duration_since(since) < AGREED_FOR {
+                return None;
+            }
+            self.older_since = None;
+            self.epoch = epoch;
+        } else {
+            if epoch == self.epoch {
+                self.older_since = None;
+            }
+            return None;
+        }
+        let old = self.master.replace(master.clone());
+        Some(Change { old: old.filter(|old| *old != master), master })
+    }
+
+    /// How many named that master lately.
+    fn agree(&self, master: &Server, now: Instant) -> usize {
+        let fresh = |a: &&Answer| now.duration_since(a.at) < FRESH && a.master == *master;
+        self.answers.values().filter(fresh).count()
+    }
+
+    /// How many answered lately.
+    fn reached(&self) -> usize {
+        self.answers.values().filter(|a| a.at.elapsed() < FRESH).count()
+    }
+}
+
+struct Change {
+    master: Server,
+    old: Option<Server>,
 }
 
 /// Starts a watcher for each Sentinel.
 pub(super) fn start(shared: &Arc<Shared>, sentinels: Vec<Server>, name: &str) {
     let known = Arc::new(Mutex::new(Known::default()));
+    let count = sentinels.len();
     for sentinel in sentinels {
         let watcher = Watcher {
+            count,
             shared: Arc::clone(shared),
             known: Arc::clone(&known),
             sentinel,
@@ -48,6 +115,8 @@ pub(super) fn start(shared: &Arc<Shared>, sentinels: Vec<Server>, name: &str) {
 }
 
 struct Watcher {
+    /// Sentinels in all.
+    count: usize,
     shared: Arc<Shared>,
     known: Arc<Mutex<Known>>,
     sentinel: Server,
@@ -62,7 +131,16 @@ impl Watcher {
             if let Err(e) = self.follow().await {
                 let error = connect::describe(&e);
                 tracing::warn!(sentinel = %self.sentinel, error, "Sentinel does not answer");
-                if self.known.lock().master.is_none() {
+                let known = self.known.lock();
+                let (reached, none) = (known.reached(), known.master.is_none());
+                drop(known);
+                metrics::sentinels_reached(reached);
+                if reached * 2 <= self.count {
+                    let error = format!("{reached} of {} answer", self.count);
+                    let what = "most Sentinels are out of reach: a failover would go unseen";
+                    self.shared.note(Role::Subscriber, what, &error);
+                }
+                if none {
                     self.shared.note(Role::Subscriber, "no master known from Sentinel", &error);
                 }
             }
@@ -95,30 +173,29 @@ impl Watcher {
             connector.open(&self.sentinel, &redis, Some(Box::new(on_push))).await?;
         connection.subscribe("+switch-master").await?;
         loop {
+            // The address first: while a failover is under way its leader names the old one with the new
+            // epoch, and an address is taken over at an equal epoch, but never at an older one.
+            let mut ask = redis::cmd("SENTINEL");
+            ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
+            let address: Option<(String, u16)> = ask.query_async(&mut connection).await?;
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("MASTER").arg(&self.name);
             let fields: HashMap<String, String> = ask.query_async(&mut connection).await?;
-            self.take(&fields);
+            let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
+            if let Some(((host, port), epoch)) = address.zip(epoch) {
+                self.take(Answer { epoch, master: Server { host, port }, at: Instant::now() });
+            }
             // Time passing is as good a reason to ask as a switch.
             let _ = timeout(ASK_EVERY, switched.notified()).await;
         }
     }
 
-    fn take(&self, fields: &HashMap<String, String>) {
-        let field = |name: &str| fields.get(name).map(String::as_str).unwrap_or_default();
-        let (Ok(port), Ok(epoch)) = (field("port").parse(), field("config-epoch").parse::<u64>())
-        else {
-            return;
-        };
-        let master = Server { host: field("ip").to_owned(), port };
-        let old = {
-            let mut known = self.known.lock();
-            if known.master.is_some() && epoch <= known.epoch {
-                return;
-            }
-            known.epoch = epoch;
-            known.master.replace(master.clone()).filter(|old| *old != master)
-        };
+    fn take(&self, answer: Answer) {
+        let mut known = self.known.lock();
+        let change = known.take(&self.sentinel, answer, self.count);
+        metrics::sentinels_reached(known.reached());
+        drop(known);
+        let Some(Change { master, old }) = change else { return };
         self.shared.directory.set(Map::one(master));
         if let Some(old) = old {
             let shared = Arc::clone(&self.shared);
@@ -127,16 +204,59 @@ impl Watcher {
     }
 }
 
-/// Waits until the old master takes no more publications, and declares those that it took since.
+/// Waits until the old master takes no more publications, and declares those that it took since. One
+/// that we cannot reach may still take some: that is declared at once, and again at the end.
 async fn declare_when_demoted(shared: Arc<Shared>, old: Server) {
-    let began = Instant::now();
+    let (began, mut unreached) = (Instant::now(), false);
     while began.elapsed() < DEMOTED_WITHIN {
-        // A replica is refused, and one that cannot be reached takes nothing either.
-        if shared.connector.master(&old, None).await.is_err() {
-            break;
+        match shared.connector.master(&old, None).await {
+            Ok(_) => {}
+            Err(e) if e.kind() == redis::ErrorKind::Client => break,
+            Err(_) if !unreached => {
+                unreached = true;
+                shared.interrupt_all(GapReason::HistoryLost);
+            }
+            Err(_) => {}
         }
         sleep(ASK_EVERY / 4).await;
     }
     tracing::info!(server = %old, "the old master is a master no more");
     shared.interrupt_all(GapReason::HistoryLost);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(port: u16) -> Server {
+        Server { host: "h".to_owned(), port }
+    }
+
+    /// What the leader of a failover says, what one that is behind says, and a new set-up.
+    #[tokio::test(start_paused = true)]
+    async fn r6_the_newest_configuration_counts() {
+        let mut known = Known::default();
+        let mut said = |from: u16, epoch: u64, master: u16| {
+            let answer = Answer { epoch, master: server(master), at: Instant::now() };
+            known.take(&server(from), answer, 3).map(|c| (c.master.port, c.old.map(|o| o.port)))
+        };
+        assert_eq!(said(1, 0, 10), Some((10, None)));
+        assert_eq!(said(2, 0, 10), None);
+        assert_eq!(said(1, 1, 10), Some((10, None)), "the old address with the new epoch");
+        assert_eq!(said(2, 0, 10), None, "behind");
+        assert_eq!(said(2, 1, 11), Some((11, Some(10))));
+        assert_eq!(said(3, 0, 10), None, "behind");
+        assert_eq!(said(1, 1, 11), None);
+        // All are made anew: their epochs begin at 0 again.
+        assert_eq!(said(1, 0, 12), None);
+        assert_eq!(said(2, 0, 12), None);
+        for _ in 0..4 {
+            tokio::time::advance(Duration::from_secs(4)).await;
+            if let Some(change) = said(1, 0, 12).or_else(|| said(2, 0, 12)) {
+                assert_eq!(change, (12, Some(11)));
+                return;
+            }
+        }
+        panic!("most of them agree for long enough");
+    }
 }

@@ -7,6 +7,9 @@ use redis::{Cmd, FromRedisValue};
 use super::RedisBroker;
 use crate::broker::{BrokerError, BrokerFuture, Store};
 
+/// Seconds that clocks of replicas may be apart.
+const CLOCKS_DIFFER: u64 = 3600;
+
 /// Longest value that is read of what others write.
 const MAX_VALUE: usize = 1024;
 
@@ -32,7 +35,8 @@ impl Store for RedisBroker {
         let key = self.revoked();
         Box::pin(async move {
             let mut old = redis::cmd("ZREMRANGEBYSCORE");
-            old.arg(&key).arg("-inf").arg(now);
+            // Another replica's clock may be behind ours.
+            old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));
             self.query::<i64>(&key, &old).await?;
             let mut rest = redis::cmd("ZRANGEBYSCORE");
             rest.arg(&key).arg(format!("({now}")).arg("+inf");

@@ -1,15 +1,18 @@
 -- Durable publishing for Tollgate, version 1. The gateway loads this as the Redis function library
 -- "tollgate"; where functions are missing each entry runs as a script.
 --
--- KEYS[1] is the Redis channel, <prefix><channel>. It is also the key of a stream with the last
--- publications (entry <epoch>-<offset>, field d). Beside it, in the same hash slot:
---   <key>:{<key>}        hash: e epoch, o last offset, r the server process that wrote last
---   <key>:{<key>}:<key>  an idempotency key's answer, kept for 5 minutes
+-- KEYS[1] is the Redis channel, <prefix><channel>. What is kept has keys of its own, in the same
+-- hash slot, and never that one, which may be somebody else's:
+--   <key>:{<key>}          hash: e epoch, o last offset, r the server's reign that wrote last
+--   <key>:{<key>}:stream   stream of the last publications: entry <epoch>-<offset>, field d
+--   <key>:{<key>}:id:<id>  the answer to an idempotency key, kept for 5 minutes
 -- An epoch is a time in microseconds and never comes again. A new one begins when there is no
--- position, or when another server process holds the data than the one that wrote last: then the
--- last writes may be lost (restart, failover), and their offsets must not be given out twice.
+-- position, or when another server holds the data than the one that wrote last, or the same one
+-- after it was a replica: then the last writes may be lost (restart, failover), and their offsets must not be given out twice.
 
 local META_MS = 604800000
+-- A history without a publication; whoever follows it opens it again before that.
+local EMPTY_MS = 3600000
 local KEY_SECONDS = 300
 
 local function meta_key(key)
@@ -19,10 +22,16 @@ end
 -- epoch, offset, and what INFO says of this server
 local function current(key)
   local info = redis.call('INFO', 'server')
-  local run = string.match(info, 'run_id:(%w+)') or ''
+  local process = string.match(info, 'run_id:(%w+)') or ''
+  -- Changes at every promotion: a server that was a replica in between may have missed something.
+  local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
+  local run = string.sub(process, 1, 12) .. ':' .. string.sub(reign, 1, 12)
   local meta = redis.call('HMGET', meta_key(key), 'e', 'o', 'r')
   if meta[1] and meta[3] == run then
-    return meta[1], tonumber(meta[2]), info, run
+    if meta[2] == '0' then
+      redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
+    end
+    return meta[1], tonumber(meta[2]), info
   end
   local time = redis.call('TIME')
   local epoch = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -30,10 +39,10 @@ local function current(key)
     epoch = tonumber(meta[1]) + 1
   end
   epoch = string.format('%.0f', epoch)
-  redis.call('DEL', key)
+  redis.call('DEL', meta_key(key) .. ':stream')
   redis.call('HSET', meta_key(key), 'e', epoch, 'o', 0, 'r', run)
-  redis.call('PEXPIRE', meta_key(key), META_MS)
-  return epoch, 0, info, run
+  redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
+  return epoch, 0, info
 end
 
 local function whole(value, default, least, most)
@@ -74,29 +83,31 @@ local function publish(keys, args)
     if #idempotency > 256 then
       return redis.error_reply('ERR idempotency_key is longer than 256 bytes')
     end
-    kept = meta_key(key) .. ':' .. idempotency
+    kept = meta_key(key) .. ':id:' .. idempotency
     local before = redis.call('GET', kept)
     if before then
       local offset, epoch = string.match(before, '(%d+) (%d+)')
       return {tonumber(offset), epoch}
     end
   end
-  local epoch, offset, info, run = current(key)
+  local epoch, offset, info = current(key)
   offset = offset + 1
   local last = string.format('%.0f', offset)
-  redis.call('XADD', key, 'MAXLEN', '=', maxlen, epoch .. '-' .. last, 'd', payload)
-  redis.call('PEXPIRE', key, ttl * 1000)
+  local stream = meta_key(key) .. ':stream'
+  redis.call('XADD', stream, 'MAXLEN', '=', maxlen, epoch .. '-' .. last, 'd', payload)
+  redis.call('PEXPIRE', stream, ttl * 1000)
   redis.call('HSET', meta_key(key), 'o', last)
   redis.call('PEXPIRE', meta_key(key), math.max(META_MS, ttl * 1000))
-  if kept then
-    redis.call('SET', kept, last .. ' ' .. epoch, 'EX', KEY_SECONDS)
-  end
   -- A byte that no JSON text begins with tells a durable publication from a plain one.
   local message = '\1' .. epoch .. ':' .. last .. '\n' .. payload
   if string.find(info, 'mode:cluster', 1, true) then
     redis.call('SPUBLISH', key, message)
   else
     redis.call('PUBLISH', key, message)
+  end
+  -- Only now: where publishing was refused, the same key may try again.
+  if kept then
+    redis.call('SET', kept, last .. ' ' .. epoch, 'EX', KEY_SECONDS)
   end
   return {offset, epoch}
 end

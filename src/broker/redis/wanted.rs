@@ -13,7 +13,7 @@ use crate::channel::{ChannelName, GapReason, Position};
 /// A channel that the gateway wants.
 #[derive(Default)]
 pub(super) struct Want {
-    pub(super) confirmation: Option<Confirmation>,
+    pub(super) confirmations: Vec<Confirmation>,
     /// Confirmed on the current connection.
     pub(super) live: bool,
     /// It was live before the connection was lost.
@@ -44,6 +44,8 @@ pub(super) struct Wanted {
     /// Subscriptions asked for on this connection and not yet confirmed, by channel. A channel that
     /// was given up and wanted again has two on the way, and only the last one's answer counts.
     unconfirmed: Names<u32>,
+    /// Ends of subscriptions that were asked for and are not confirmed yet.
+    leaving: Names<u32>,
     /// Channels that the server would not give: asked for again at that moment.
     pub(super) refused: Vec<(Instant, ChannelName)>,
     /// Without a connection no operations are queued: the next one subscribes to everything.
@@ -77,8 +79,19 @@ impl Wanted {
         let want = self.channels.remove(channel)?;
         if self.connected {
             self.ops.push_back(Op::Unsubscribe(channel.clone()));
+            *self.leaving.entry(channel.clone()).or_default() += 1;
         }
         Some(want)
+    }
+
+    /// The server says that a subscription has ended: true if nobody asked for that.
+    pub(super) fn ended_unasked(&mut self, name: &str) -> bool {
+        let Some(left) = self.leaving.get_mut(name) else { return true };
+        *left -= 1;
+        if *left == 0 {
+            self.leaving.remove(name);
+        }
+        false
     }
 
     /// A new connection: everything wanted is to be subscribed on it, control first: a subscription
@@ -100,6 +113,7 @@ impl Wanted {
         self.connected = false;
         self.ops = VecDeque::new();
         self.unconfirmed = HashMap::default();
+        self.leaving = HashMap::default();
         self.refused = Vec::new();
         self.channels.values_mut().for_each(Want::interrupt);
     }
@@ -123,9 +137,9 @@ impl Wanted {
             let reason = GapReason::BrokerReconnected;
             Event::Interrupted(channel.clone(), reason, position.clone())
         });
-        let subscribed = want.confirmation.take().map(|confirmation| {
-            Event::Subscribed(channel, Subscribed { confirmation, position, fresh })
-        });
+        let confirmations = std::mem::take(&mut want.confirmations);
+        let subscribed = (!confirmations.is_empty())
+            .then(|| Event::Subscribed(channel, Subscribed { confirmations, position, fresh }));
         [interrupted, subscribed]
     }
 

@@ -15,10 +15,10 @@ use crate::channel::{ChannelName, GapReason};
 
 /// Channels in one SUBSCRIBE.
 const PER_COMMAND: usize = 512;
-/// Commands on their way at once.
-const IN_FLIGHT: usize = 4096;
+/// Histories without a publication are opened again this often: they last an hour.
+const KEEP_OPEN: Duration = Duration::from_secs(20 * 60);
 /// Channels whose operations go out together.
-const PER_ROUND: usize = 4096;
+const PER_ROUND: usize = 1024;
 /// Between two attempts at a channel that Redis refuses, and at one that was not where it was
 /// looked for.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -110,27 +110,48 @@ impl Subscriber {
         names: &[(ChannelName, Track)],
     ) -> Result<(), RedisError> {
         let tracked: Vec<_> = names.iter().filter(|(_, track)| *track > Track::No).collect();
-        for chunk in tracked.chunks(IN_FLIGHT) {
-            let reads = chunk.iter().map(|(channel, track)| async move {
-                let key = self.shared.key(channel);
-                (channel, durable::position(&self.shared, link, &key, *track).await)
-            });
-            for (channel, position) in join_all(reads).await {
-                let position = match position {
-                    Ok(position) => position,
-                    Err(e) if self.is_about_channels(&e) => {
-                        let error = connect::describe(&e);
-                        tracing::warn!(%channel, error, "cannot read a channel's position");
-                        None
-                    }
-                    Err(e) => return Err(e),
-                };
-                if let Some(want) = self.wanted.lock().channels.get_mut(channel) {
-                    want.position = position;
+        let reads = tracked.iter().map(|(channel, track)| async move {
+            let key = self.shared.key(channel);
+            (channel, durable::position(&self.shared, link, &key, *track).await)
+        });
+        for (channel, position) in join_all(reads).await {
+            let position = match position {
+                Ok(position) => position,
+                Err(e) if self.is_about_channels(&e) => {
+                    let error = connect::describe(&e);
+                    tracing::warn!(%channel, error, "cannot read a channel's position");
+                    None
                 }
+                Err(e) => return Err(e),
+            };
+            if let Some(want) = self.wanted.lock().channels.get_mut(channel) {
+                want.position = position;
             }
         }
         Ok(())
+    }
+
+    /// Returns only what ended it.
+    pub(super) async fn keep_open(&self, link: &connect::Link) -> String {
+        loop {
+            tokio::time::sleep(KEEP_OPEN).await;
+            let open: Vec<ChannelName> = {
+                let wanted = self.wanted.lock();
+                let open = wanted.channels.iter().filter(|(_, want)| want.track == Track::Open);
+                open.map(|(channel, _)| channel.clone()).collect()
+            };
+            for chunk in open.chunks(PER_COMMAND) {
+                let opened = chunk.iter().map(|channel| async move {
+                    durable::open(&self.shared, link, &self.shared.key(channel)).await
+                });
+                for result in join_all(opened).await {
+                    match result {
+                        Err(e) if !self.is_about_channels(&e) => return connect::describe(&e),
+                        Ok(_) | Err(_) => {}
+                    }
+                }
+            }
+        }
     }
 
     /// Redis refuses a whole command for the sake of one channel (ACL, slot): which one was it?
@@ -169,7 +190,7 @@ impl Subscriber {
             wanted.refused.push((Instant::now() + LOOK_AGAIN, channel));
             return;
         }
-        if let Some(confirmation) = want.confirmation.take() {
+        for confirmation in want.confirmations.drain(..) {
             confirmation.send_replace(Some(Err(BrokerError::Refused)));
         }
         if !want.gap_due && channel != ChannelName::control() {

@@ -1,0 +1,59 @@
+//! The reasons of `tollgate_rejected_total`.
+
+/// What was turned away, besides tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rejected {
+    Connections,
+    PerUser,
+    PerIp,
+    HttpConnections,
+    Rate,
+    Channels,
+    MessageSize,
+    PublicationSize,
+    PublicationInvalid,
+    Origin,
+    BadRequest,
+    Draining,
+    ApiKey,
+    Timeout,
+}
+
+impl Rejected {
+    pub(super) const ALL: [Self; 14] = [
+        Self::Connections,
+        Self::PerUser,
+        Self::PerIp,
+        Self::HttpConnections,
+        Self::Rate,
+        Self::Channels,
+        Self::MessageSize,
+        Self::PublicationSize,
+        Self::PublicationInvalid,
+        Self::Origin,
+        Self::BadRequest,
+        Self::Draining,
+        Self::ApiKey,
+        Self::Timeout,
+    ];
+
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Connections => "limit_connections",
+            Self::PerUser => "limit_per_user",
+            Self::PerIp => "limit_per_ip",
+            Self::HttpConnections => "limit_http_connections",
+            Self::Rate => "rate",
+            Self::Channels => "limit_channels",
+            Self::MessageSize => "message_size",
+            Self::PublicationSize => "publication_size",
+            Self::PublicationInvalid => "publication_invalid",
+            Self::Origin => "origin",
+            Self::BadRequest => "bad_request",
+            Self::Draining => "draining",
+            Self::ApiKey => "api_key",
+            Self::Timeout => "timeout",
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! What a session does that is an HTTP response: its channels are given with the request, all of them
+//! or none, and it tells gaps and positions so that its client can come back by itself.
+
+use super::subscribe::{Begun, Permission, Refusal, Wanted};
+use super::{Admission, Session, Since, start_of};
+use crate::channel::{ChannelName, GapReason};
+use crate::gateway::Resumed;
+use crate::protocol::codes::{Close, CloseCode, ErrorCode};
+use crate::protocol::plain::{self, ChannelRef, Subscribe};
+use crate::protocol::{Message, sse};
+
+/// What only a stream has.
+pub(super) struct Stream {
+    channels: Vec<ChannelName>,
+    permissions: Vec<Permission>,
+    /// The client was here before.
+    pub(super) comes_back: bool,
+}
+
+impl Session {
+    /// The session is a stream of these channels.
+    #[must_use]
+    pub fn streaming(mut self, channels: Vec<ChannelName>, since: Since) -> Self {
+        let comes_back = !since.is_empty();
+        self.since = since;
+        self.stream = Some(Box::new(Stream { channels, permissions: Vec::new(), comes_back }));
+        self
+    }
+
+    /// May it have all of its channels? Before anything is subscribed.
+    ///
+    /// # Errors
+    /// Why it may not have one of them.
+    pub async fn permit_stream(&mut self, admission: &Admission) -> Result<(), Refusal> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        if !sse::fits(&stream.channels) {
+            let why = "these channels' names are too long for one stream, whose position has to fit \
+                       into a header: take fewer, or a WebSocket";
+            return Err(Refusal(ErrorCode::BadRequest, why.to_owned()));
+        }
+        let wanted: Vec<Wanted> = stream.channels.iter().map(wanted).collect();
+        if let Admission::Identity(identity) = admission {
+            self.identity = Some(identity.clone());
+        }
+        let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
+        let permissions: Result<Vec<_>, _> = permissions.await.into_iter().collect();
+        self.identity = None;
+        let permissions = permissions?;
+        if let Some(stream) = &mut self.stream {
+            stream.permissions = permissions;
+        }
+        Ok(())
+    }
+
+    /// Its ids begin with where the client is, so that one that is cut off while it catches up comes
+    /// back to that.
+    pub(super) fn begin_stream(&mut self, automatic: &[ChannelName]) {
+        let Some(stream) = &self.stream else { return };
+        self.since.retain(|(c, _)| stream.channels.contains(c) || automatic.contains(c));
+        self.context.gateway.hub().stands(&self.connection, &self.since);
+    }
+
+    /// Subscribes it to its channels.
+    ///
+    /// # Errors
+    /// Why it has to end.
+    pub async fn subscribe_stream(&mut self) -> Result<(), Close> {
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let channels = std::mem::take(&mut stream.channels);
+        let permissions = std::mem::take(&mut stream.permissions);
+        let hub = std::sync::Arc::clone(self.context.gateway.hub());
+        let had = hub.channels_of(&self.connection);
+        let mut begun: Vec<Begun> = Vec::with_capacity(channels.len());
+        for (channel, permission) in channels.iter().zip(permissions) {
+            if !had.contains(channel) {
+                begun.extend(self.begin_one(None, wanted(channel).what, permission));
+            }
+        }
+        let asked = begun.len();
+        self.finish(&mut begun).await;
+        self.since = Vec::new();
+        let have = hub.channels_of(&self.connection);
+        if channels.iter().all(|name| have.contains(name)) {
+            return Ok(());
+        }
+        let missing = channels.iter().filter(|name| !had.contains(name)).count();
+        Err(if asked < missing {
+            Close::new(CloseCode::TooMany, "too many channels on this connection")
+        } else {
+            Close::new(CloseCode::TryAgainLater, "broker unavailable")
+        })
+    }
+
+    /// On a stream a gap comes before the position behind it; and pages that listen for `gap` alone
+    /// hear of every one.
+    pub(super) fn stream_replies(
+        &self,
+        channel: &ChannelRef,
+        data: Option<&str>,
+        resumed: &Resumed,
+    ) -> Vec<Message> {
+        let lost = resumed.recovered == Some(false);
+        let gap = lost.then(|| plain::gap(&channel.name, GapReason::HistoryLost));
+        let subscribed = plain::subscribed(None, channel, data, start_of(resumed));
+        gap.into_iter().chain([subscribed]).collect()
+    }
+}
+
+fn wanted(name: &ChannelName) -> Wanted {
+    let channel = ChannelRef::from_name(name.clone());
+    Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
+}
