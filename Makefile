@@ -7,10 +7,11 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
+AUDIT_ARGS ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 CARGO_DENY := 0.20.2
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers conformance deny
+.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers conformance audit deny
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +63,9 @@ issuers: deps ## Tokens of npm and PyPI libraries, and the doctor on their mista
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
 	tests/conformance/run.sh target/debug/tollgate-echo
+
+audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
+	cargo test --quiet --test audit -- $(AUDIT_ARGS)
 
 lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
 	cargo fmt --check
