@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::record::{ClientLog, Kind, Line, Manner, StreamLog, What};
 
 /// Cases that are told in full.
-const DESCRIBED: usize = 40;
+const DESCRIBED: usize = 400;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Offence {
@@ -212,9 +212,10 @@ impl<'a> Follower<'a> {
     /// Something may be missing before now.
     fn declared(&mut self, now: Duration) {
         self.told = Some(now);
-        let published = &self.log.published;
-        let before = |number: &usize, _: &mut String| published[*number].started <= now;
-        self.late.extend(self.lost.extract_if(.., before));
+        for (number, text) in std::mem::take(&mut self.lost) {
+            let before = self.log.published[number].started <= now;
+            if before { &mut self.late } else { &mut self.lost }.insert(number, text);
+        }
     }
 
     fn durable(&self) -> bool {

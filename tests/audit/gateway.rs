@@ -61,7 +61,7 @@ impl Gateway {
     /// Starts one on a Redis URL and waits until it is ready. `environment`: for its process.
     pub async fn start(url: &str, environment: &[(String, String)]) -> Self {
         let mut config = tempfile::NamedTempFile::new().unwrap();
-        write!(config, "{CONFIG}url = \"{url}\"\n").unwrap();
+        writeln!(config, "{CONFIG}url = \"{url}\"").unwrap();
         let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
             .args(["serve", "--config"])
             .arg(config.path())

@@ -234,7 +234,7 @@ impl Publisher {
             } else {
                 command.query_async(connection).await
             };
-            return answer.map(|a| vec![a]).map_err(refusal);
+            return answer.map(|a| vec![a]).map_err(|e| refusal(&e));
         }
         // A server that is a master no more takes a PUBLISH too, for its own subscribers.
         let mut pipe = redis::pipe();
@@ -243,7 +243,7 @@ impl Publisher {
             pipe.add_command(command.clone());
         }
         let answers: RedisResult<Vec<Value>> = pipe.query_async(connection).await;
-        let mut answers = answers.map_err(refusal)?;
+        let mut answers = answers.map_err(|e| refusal(&e))?;
         let role = answers.remove(0);
         let role: Vec<Value> = redis::from_redis_value(role).unwrap_or_default();
         let role: Option<String> =
@@ -255,7 +255,7 @@ impl Publisher {
     }
 }
 
-fn refusal(error: RedisError) -> Refusal {
+fn refusal(error: &RedisError) -> Refusal {
     match (error.code(), error.redirect_node()) {
         (Some("MOVED"), Some((address, _))) => Refusal::Moved(address.to_owned(), false),
         (Some("ASK"), Some((address, _))) => Refusal::Moved(address.to_owned(), true),
