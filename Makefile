@@ -7,11 +7,12 @@ SHELL := /bin/bash
 LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
+AUDIT_ARGS ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CARGO_DENY := 0.20.2
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance deny
+.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
 
 help: ## What there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,6 +71,9 @@ publishers: deps ## Every snippet of docs/publishing.md, in its language
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
 	tests/conformance/run.sh target/debug/tollgate-echo
+
+audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
+	cargo test --quiet --test audit -- $(AUDIT_ARGS)
 
 lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
 	cargo fmt --check

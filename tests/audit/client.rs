@@ -1,0 +1,174 @@
+//! Clients: they connect, subscribe, note down everything that comes, wander between the replicas and
+//! resume. The two transports are in `websocket` and `sse`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+
+use super::gateway::token;
+use super::record::{ClientLog, Clock, Line, Manner, Position, Shared, What, Wire};
+use super::{sse, websocket};
+
+/// A gateway that clients may go to.
+#[derive(Clone)]
+pub struct Replica {
+    pub address: String,
+    /// Not after it was killed or told to go.
+    pub open: bool,
+}
+
+pub struct Client {
+    pub clock: Clock,
+    pub log: Shared<ClientLog>,
+    pub wire: Wire,
+    pub manner: Manner,
+    /// Where it goes first, and always if it is steady.
+    pub home: usize,
+    pub replicas: Shared<Vec<Replica>>,
+    pub user: String,
+    pub bearer: String,
+    pub channels: Vec<String>,
+    /// The last position of each channel that has one.
+    pub positions: BTreeMap<String, Position>,
+    /// An SSE client's `Last-Event-ID`.
+    pub last_id: Option<String>,
+    /// `Drop` when the load has ended (wander no more), `End` when all is over.
+    pub phase: watch::Receiver<Phase>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    Load,
+    /// Publishers are done: everybody stays, slow ones read fast.
+    Settle,
+    End,
+}
+
+/// How a socket ended.
+pub enum Ended {
+    Over,
+    Left,
+    Closed(u16, String),
+    /// It never came to a first answer.
+    Refused(String),
+}
+
+const AGAIN: Duration = Duration::from_millis(100);
+
+impl Client {
+    pub fn name(wire: Wire, manner: Manner, number: usize) -> String {
+        format!("{wire:?}-{manner:?}-{number}")
+    }
+
+    pub fn note(&self, what: What) {
+        let at = self.clock.now();
+        self.log.lock().lines.push(Line { at, what });
+    }
+
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Connects again and again until all is over.
+    pub async fn run(mut self) {
+        self.bearer = token(&self.user);
+        let mut next = self.home;
+        while self.phase() < Phase::End {
+            let Some((replica, address)) = self.choose(next) else {
+                sleep(AGAIN).await;
+                continue;
+            };
+            let ended = match self.wire {
+                Wire::Sse => sse::session(&mut self, replica, &address).await,
+                Wire::Envelope | Wire::Plain => {
+                    websocket::session(&mut self, replica, &address).await
+                }
+            };
+            match ended {
+                Ended::Over => return,
+                Ended::Left => self.note(What::Left),
+                Ended::Closed(code, reason) => self.note(What::Closed { code, reason }),
+                Ended::Refused(why) => {
+                    let last = self.log.lock().lines.last().map(|l| l.what.clone());
+                    let note = What::Note(format!("refused by replica {replica}: {why}"));
+                    if last.as_ref() != Some(&note) {
+                        self.note(note);
+                    }
+                    sleep(AGAIN).await;
+                }
+            }
+            if self.manner == Manner::Wanders {
+                next = fastrand::usize(..8);
+                sleep(Duration::from_millis(fastrand::u64(0..400))).await;
+            }
+        }
+    }
+
+    fn choose(&self, from: usize) -> Option<(usize, String)> {
+        let replicas = self.replicas.lock();
+        let places = (0..replicas.len()).map(|n| (from + n) % replicas.len());
+        let mut open = places.filter(|n| replicas[*n].open);
+        open.next().map(|n| (n, replicas[n].address.clone()))
+    }
+
+    /// When a wandering client leaves this socket.
+    pub fn leaves_at(&self) -> Option<Instant> {
+        (self.manner == Manner::Wanders)
+            .then(|| Instant::now() + Duration::from_millis(fastrand::u64(400..2500)))
+    }
+
+    /// A channel is live.
+    pub fn live(&mut self, channel: &str, start: &Value, resumes: bool) {
+        let recovered = start["recovered"].as_bool();
+        let position = position_of(start);
+        if let Some(position) = &position {
+            self.positions.insert(channel.to_owned(), position.clone());
+        }
+        self.note(What::Live { channel: channel.to_owned(), resumes, recovered, position });
+    }
+
+    /// A published JSON, with what the wire says of its channel and position.
+    pub fn event(&mut self, event: &Value, channel: Option<&str>, position: Option<Position>) {
+        let number = |name: &str| event[name].as_u64().and_then(|n| usize::try_from(n).ok());
+        let (Some(stream), Some(number)) = (number("s"), number("n")) else {
+            return self.note(What::Foreign(event.to_string()));
+        };
+        let written = event["c"].as_str().unwrap_or_default();
+        if channel.is_some_and(|channel| channel != written) {
+            self.note(What::Foreign(format!("written for {written}, came on {channel:?}")));
+        }
+        if let Some(position) = &position {
+            self.positions.insert(written.to_owned(), position.clone());
+        }
+        self.note(What::Event { stream, number, position });
+    }
+
+    /// `gap`, or something else that the gateway says of itself.
+    pub fn said(&self, kind: &str, data: &Value) {
+        match kind {
+            "gap" => self.note(What::Gap {
+                channel: data["channel"].as_str().unwrap_or_default().to_owned(),
+                reason: data["reason"].as_str().unwrap_or_default().to_owned(),
+            }),
+            _ => self.note(What::Note(format!("{kind} {data}"))),
+        }
+    }
+
+    /// What a slow reader does between two reads.
+    pub async fn dawdle(&self) {
+        if self.manner != Manner::Slow || self.phase() > Phase::Load {
+            return;
+        }
+        sleep(Duration::from_millis(2)).await;
+        if fastrand::u32(..400) == 0 {
+            sleep(Duration::from_millis(fastrand::u64(500..2500))).await;
+        }
+    }
+}
+
+pub fn position_of(value: &Value) -> Option<Position> {
+    Some((value["epoch"].as_str()?.to_owned(), value["offset"].as_u64()?))
+}

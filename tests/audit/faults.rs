@@ -1,0 +1,272 @@
+//! The catalogue of faults, one row each, and how each is brought about.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::proxy::Mode;
+use super::publisher::PREFIX;
+use super::round::{Backend, Round};
+use super::servers::{Cluster, MASTER, Server, Watched, connect, slot_of};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Setup {
+    Alone(&'static [&'static str]),
+    Proxied,
+    Sentinel,
+    Cluster,
+}
+
+/// How the outside can tell that the fault took place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sign {
+    /// A log line of the gateway, or a `gap`.
+    Noticed,
+    /// The end of sockets.
+    Closed,
+    Nothing,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    pub name: &'static str,
+    pub what: &'static str,
+    pub setup: Setup,
+    pub sign: Sign,
+    pub fault: Fault,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    None,
+    KillPubsub,
+    KillNormal,
+    Stop,
+    Restart,
+    Overflow,
+    Flush,
+    Clock,
+    Delay,
+    Cut,
+    Blackhole,
+    GatewayKill,
+    GatewayTerm,
+    SentinelPlanned,
+    SentinelKill,
+    ClusterKill,
+    ClusterFailover,
+    SlotMigration,
+}
+
+const ALONE: Setup = Setup::Alone(&[]);
+const AOF: Setup = Setup::Alone(&["appendonly yes", "appendfsync always"]);
+
+const fn row(
+    name: &'static str,
+    what: &'static str,
+    setup: Setup,
+    sign: Sign,
+    fault: Fault,
+) -> Row {
+    Row { name, what, setup, sign, fault }
+}
+
+pub const ROWS: &[Row] = &[
+    row("none", "no fault", ALONE, Sign::Nothing, Fault::None),
+    row("kill-pubsub", "CLIENT KILL TYPE pubsub", ALONE, Sign::Noticed, Fault::KillPubsub),
+    row("kill-normal", "CLIENT KILL TYPE normal", ALONE, Sign::Noticed, Fault::KillNormal),
+    row("stop", "Redis SIGSTOP for 6 s", ALONE, Sign::Noticed, Fault::Stop),
+    row("restart-empty", "Redis kill -9, back without data", ALONE, Sign::Noticed, Fault::Restart),
+    row("restart-aof", "Redis kill -9, back with its AOF", AOF, Sign::Noticed, Fault::Restart),
+    row("overflow", "Redis output buffer overflows", ALONE, Sign::Noticed, Fault::Overflow),
+    row("flushall", "FLUSHALL", ALONE, Sign::Noticed, Fault::Flush),
+    row("clock", "the gateway's clock jumps by ±1 h", ALONE, Sign::Nothing, Fault::Clock),
+    row("proxy-delay", "answers of Redis come late", Setup::Proxied, Sign::Nothing, Fault::Delay),
+    row("proxy-cut", "connections cut in a frame", Setup::Proxied, Sign::Noticed, Fault::Cut),
+    row(
+        "proxy-blackhole",
+        "connections stay open, nothing passes, 6 s",
+        Setup::Proxied,
+        Sign::Noticed,
+        Fault::Blackhole,
+    ),
+    row("gateway-kill", "gateway SIGKILL", ALONE, Sign::Closed, Fault::GatewayKill),
+    row("gateway-term", "gateway SIGTERM", ALONE, Sign::Closed, Fault::GatewayTerm),
+    row(
+        "sentinel-planned",
+        "SENTINEL FAILOVER",
+        Setup::Sentinel,
+        Sign::Noticed,
+        Fault::SentinelPlanned,
+    ),
+    row(
+        "sentinel-kill",
+        "Sentinel: master kill -9",
+        Setup::Sentinel,
+        Sign::Noticed,
+        Fault::SentinelKill,
+    ),
+    row(
+        "cluster-kill",
+        "Cluster: master kill -9",
+        Setup::Cluster,
+        Sign::Noticed,
+        Fault::ClusterKill,
+    ),
+    row(
+        "cluster-failover",
+        "CLUSTER FAILOVER",
+        Setup::Cluster,
+        Sign::Noticed,
+        Fault::ClusterFailover,
+    ),
+    row("cluster-slots", "slots migrate", Setup::Cluster, Sign::Noticed, Fault::SlotMigration),
+];
+
+/// Brings the fault about and, where it is one that ends, ends it.
+pub async fn inject(fault: Fault, round: &mut Round) {
+    round.injected = Some((Instant::now(), round.clock.now()));
+    match fault {
+        Fault::None => {}
+        Fault::GatewayKill | Fault::GatewayTerm => {
+            round.replicas.lock()[0].open = false;
+            let signal = if fault == Fault::GatewayKill { "-KILL" } else { "-TERM" };
+            round.gateways[0].signal(signal);
+        }
+        Fault::Clock => {
+            for shift in ["+3600s", "-3600s", "+0s"] {
+                std::fs::write(round.clock_file.path(), shift).unwrap();
+                sleep(Duration::from_secs(1)).await;
+            }
+        }
+        Fault::Overflow => overflow(round).await,
+        _ => match &mut round.backend {
+            Backend::Alone(server) => alone(fault, server).await,
+            Backend::Proxied(_, proxy) => match fault {
+                Fault::Delay => {
+                    proxy.set(Mode::Delay(Duration::from_millis(150)));
+                    sleep(Duration::from_secs(3)).await;
+                    proxy.set(Mode::Pass);
+                }
+                Fault::Cut => {
+                    for cut in 0..4 {
+                        proxy.set(Mode::Cut(cut));
+                        sleep(Duration::from_millis(700)).await;
+                    }
+                }
+                _ => {
+                    proxy.set(Mode::Blackhole);
+                    sleep(Duration::from_secs(6)).await;
+                    proxy.set(Mode::Pass);
+                }
+            },
+            Backend::Watched(watched) => sentinel(fault, watched).await,
+            Backend::Cluster(cluster) => in_cluster(fault, cluster).await,
+        },
+    }
+}
+
+async fn alone(fault: Fault, server: &mut Server) {
+    match fault {
+        Fault::KillPubsub => drop(server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await),
+        Fault::KillNormal => drop(server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await),
+        Fault::Flush => drop(server.command(&["FLUSHALL"]).await),
+        Fault::Stop => {
+            server.signal("-STOP");
+            sleep(Duration::from_secs(6)).await;
+            server.signal("-CONT");
+        }
+        _ => {
+            server.kill();
+            sleep(Duration::from_millis(400)).await;
+            server.restart().await;
+        }
+    }
+}
+
+async fn overflow(round: &Round) {
+    let Backend::Alone(server) = &round.backend else { return };
+    let limit = ["CONFIG", "SET", "client-output-buffer-limit", "pubsub 64kb 32kb 1"];
+    server.command(&limit).await;
+    for _ in 0..2 {
+        round.dial.pad.store(16_000, Ordering::Relaxed);
+        round.dial.batch.store(12, Ordering::Relaxed);
+        sleep(Duration::from_millis(120)).await;
+        round.dial.pad.store(120, Ordering::Relaxed);
+        round.dial.batch.store(1, Ordering::Relaxed);
+        sleep(Duration::from_millis(800)).await;
+    }
+}
+
+async fn sentinel(fault: Fault, watched: &mut Watched) {
+    if fault == Fault::SentinelKill {
+        watched.servers[0].kill();
+        sleep(Duration::from_secs(6)).await;
+        // It comes back believing that it is the master, until a Sentinel sees it.
+        watched.servers[0].restart().await;
+        sleep(Duration::from_secs(2)).await;
+        return;
+    }
+    watched.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]).await;
+    // The old master stays one for about 11 seconds.
+    sleep(Duration::from_secs(13)).await;
+}
+
+async fn in_cluster(fault: Fault, cluster: &mut Cluster) {
+    let owner = cluster.owner(&format!("{PREFIX}durable:1")).await;
+    match fault {
+        Fault::ClusterKill => {
+            cluster.servers[owner].kill();
+            sleep(Duration::from_secs(7)).await;
+        }
+        Fault::ClusterFailover => {
+            let port = format!("master_port:{}\r", cluster.servers[owner].port);
+            for server in &cluster.servers {
+                if server.text(&["INFO", "replication"]).await.contains(&port) {
+                    server.command(&["CLUSTER", "FAILOVER"]).await;
+                    sleep(Duration::from_secs(3)).await;
+                    return;
+                }
+            }
+            panic!("the master has no replica");
+        }
+        _ => {
+            for channel in ["durable:1", "plain:1", "mixed:1"] {
+                migrate(cluster, &format!("{PREFIX}{channel}")).await;
+                sleep(Duration::from_millis(500)).await;
+            }
+        }
+    }
+}
+
+/// Moves a key's slot to another master while it is published to.
+async fn migrate(cluster: &Cluster, key: &str) {
+    let slot = slot_of(key).to_string();
+    let from = cluster.owner(key).await;
+    let mut to = from;
+    while to == from {
+        to = cluster.owner(&fastrand::u32(..).to_string()).await;
+    }
+    let (source, target) = (&cluster.servers[from], &cluster.servers[to]);
+    let source_id = source.text(&["CLUSTER", "MYID"]).await;
+    let target_id = target.text(&["CLUSTER", "MYID"]).await;
+    target.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]).await;
+    source.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]).await;
+    sleep(Duration::from_millis(300)).await;
+    let port = target.port.to_string();
+    for _ in 0..100 {
+        let keys = source.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]).await;
+        let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
+        if keys.is_empty() {
+            break;
+        }
+        let mut connection = connect(&source.address()).await.unwrap();
+        let mut migrate = redis::cmd("MIGRATE");
+        migrate.arg("127.0.0.1").arg(&port).arg("").arg(0).arg(2000).arg("REPLACE").arg("KEYS");
+        migrate.arg(&keys).exec_async(&mut connection).await.unwrap();
+        sleep(Duration::from_millis(30)).await;
+    }
+    target.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]).await;
+    source.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]).await;
+}

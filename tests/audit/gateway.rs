@@ -1,0 +1,161 @@
+//! A gateway process under audit, its log with times, and the tokens that its clients bring.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::{sleep, timeout};
+
+const SECRET: &str = "audit-secret-0123456789-abcdefghijkl";
+const START: Duration = Duration::from_secs(30);
+
+/// The rules and limits of every round; the broker's URL comes on top.
+const CONFIG: &str = r#"
+[server]
+listen = "127.0.0.1:0"
+[admin]
+listen = "127.0.0.1:0"
+[drain]
+settle = "300ms"
+window = "1s"
+[[auth.keys]]
+secret = "audit-secret-0123456789-abcdefghijkl"
+[[channels]]
+pattern = "user:{user}"
+allow = "owner"
+auto_subscribe = true
+history = { size = 500, ttl = "5m" }
+[[channels]]
+pattern = "durable:{id}"
+allow = "authenticated"
+history = { size = 500, ttl = "5m" }
+[[channels]]
+pattern = "mixed:{id}"
+allow = "authenticated"
+history = { size = 500, ttl = "5m" }
+[[channels]]
+pattern = "plain:{id}"
+allow = "authenticated"
+[limits]
+queue_bytes = 33554432
+[broker]
+kind = "redis"
+linger = "300ms"
+[redis]
+"#;
+
+pub struct Gateway {
+    child: Child,
+    pub public: String,
+    admin: String,
+    log: Arc<Mutex<Vec<(Instant, String)>>>,
+    _config: tempfile::NamedTempFile,
+}
+
+impl Gateway {
+    /// Starts one on a Redis URL and waits until it is ready. `environment`: for its process.
+    pub async fn start(url: &str, environment: &[(String, String)]) -> Self {
+        let mut config = tempfile::NamedTempFile::new().unwrap();
+        writeln!(config, "{CONFIG}url = \"{url}\"").unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+            .args(["serve", "--config"])
+            .arg(config.path())
+            .envs(environment.iter().cloned())
+            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Mutex::new(Vec::new()));
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let sink = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                sink.lock().push((Instant::now(), line));
+            }
+        });
+        let (public, admin) = (String::new(), String::new());
+        let mut gateway = Self { child, public, admin, log, _config: config };
+        let began = Instant::now();
+        while gateway.public.is_empty() || !gateway.is_ready().await {
+            if let Some(line) = gateway.find("tollgate runs") {
+                let field = |name: &str| {
+                    let rest = line.split(name).nth(1).and_then(|r| r.split_whitespace().next());
+                    rest.unwrap().to_owned()
+                };
+                (gateway.public, gateway.admin) = (field("public="), field("admin="));
+            }
+            let ended = gateway.child.try_wait().unwrap();
+            let fine = ended.is_none() && began.elapsed() < START;
+            assert!(fine, "the gateway does not start:\n{}", gateway.log_text());
+            sleep(Duration::from_millis(20)).await;
+        }
+        gateway
+    }
+
+    async fn is_ready(&self) -> bool {
+        !self.admin.is_empty() && status(&self.admin, "/readyz").await == Some(200)
+    }
+
+    /// Whether this version serves event streams.
+    pub async fn has_sse(&self) -> bool {
+        let path = format!("/sse?channels=plain:1&token={}", token("u1"));
+        status(&self.public, &path).await == Some(200)
+    }
+
+    fn find(&self, text: &str) -> Option<String> {
+        self.log.lock().iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
+    }
+
+    pub fn log_text(&self) -> String {
+        let log = self.log.lock();
+        log.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n")
+    }
+
+    /// When the log first spoke of trouble with Redis after a moment.
+    pub fn noticed(&self, after: Instant) -> Option<Duration> {
+        const SIGNS: [&str; 5] =
+            [" WARN ", " ERROR ", "Redis masters", "connected to Redis", "master no more"];
+        let log = self.log.lock();
+        let mut later = log.iter().filter(|(at, _)| *at >= after);
+        let (at, _) = later.find(|(_, l)| SIGNS.iter().any(|sign| l.contains(sign)))?;
+        Some(at.duration_since(after))
+    }
+
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The status of the answer to a GET.
+async fn status(address: &str, path: &str) -> Option<u16> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.map(|_| head)
+    };
+    let head = timeout(Duration::from_secs(2), ask).await.ok()?.ok()?;
+    std::str::from_utf8(&head[9..]).ok()?.parse().ok()
+}
+
+/// A good token, for two days: a round may move the clock.
+pub fn token(user: &str) -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
+    let claims = json!({"sub": user, "exp": now + 2 * 86_400});
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+}

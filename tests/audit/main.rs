@@ -1,0 +1,159 @@
+//! The auditor: real gateways, real Redis, many clients, one fault at a time, and a check from outside
+//! that nothing was lost in silence, doubled or put out of order.
+//!
+//! `make audit`, or `cargo test --test audit -- --short --only stop`. It ends with a table and with
+//! status 1 if anything was wrong. `check` holds the verdict, `faults` the catalogue, `self_test` the
+//! proof that the verdict can be a bad one.
+
+#![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test")]
+#![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
+
+mod check;
+mod client;
+mod faults;
+mod gateway;
+mod proxy;
+mod publisher;
+mod record;
+mod report;
+mod round;
+mod self_test;
+mod servers;
+mod sse;
+mod websocket;
+
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tokio::task::JoinHandle;
+
+use self::faults::{Fault, ROWS, Row, Setup};
+use self::round::{Backend, Pace, Round};
+
+#[derive(Parser)]
+#[command(
+    name = "audit",
+    about = "Tries to catch the gateway losing, doubling or reordering events"
+)]
+struct Options {
+    /// Each fault once, with a few seconds of load
+    #[arg(long)]
+    short: bool,
+    /// Only the rows with this in their name; may be given several times
+    #[arg(long)]
+    only: Vec<String>,
+    /// Makes the clients' wandering repeatable, as far as time allows
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Lists the rows
+    #[arg(long)]
+    list: bool,
+    /// Tries the checker on made-up logs
+    #[arg(long)]
+    self_test: bool,
+    /// Hides every declaration from the checker: rounds that lose something must fail then
+    #[arg(long)]
+    blind: bool,
+    /// Writes every client's log below this folder
+    #[arg(long)]
+    dump: Option<std::path::PathBuf>,
+    /// Writes the table to this file too
+    #[arg(long)]
+    markdown: Option<std::path::PathBuf>,
+}
+
+const SHORT: Pace = Pace {
+    before: Duration::from_millis(1000),
+    after: Duration::from_millis(2000),
+    pause: Duration::from_millis(40),
+    clients: 1,
+    blind: false,
+};
+const LONG: Pace = Pace {
+    before: Duration::from_secs(5),
+    after: Duration::from_secs(12),
+    pause: Duration::from_millis(30),
+    clients: 2,
+    blind: false,
+};
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    if options.list {
+        ROWS.iter().for_each(|row| println!("{:18} {}", row.name, row.what));
+        return ExitCode::SUCCESS;
+    }
+    self_test::run();
+    if options.self_test {
+        println!("the checker tells good logs from bad ones");
+        return ExitCode::SUCCESS;
+    }
+    if let Some(seed) = options.seed {
+        fastrand::seed(seed);
+    }
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
+    let failed = runtime.block_on(async {
+        let mut terminated =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
+        tokio::select! {
+            failed = audit(&options) => failed,
+            _ = tokio::signal::ctrl_c() => true,
+            _ = terminated.recv() => true,
+        }
+    });
+    // What still runs is dropped, and its processes killed.
+    drop(runtime);
+    if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+async fn audit(options: &Options) -> bool {
+    let wanted = |row: &&Row| {
+        options.only.is_empty() || options.only.iter().any(|name| row.name.contains(&**name))
+    };
+    let rows: Vec<Row> = ROWS.iter().filter(wanted).copied().collect();
+    if rows.is_empty() {
+        eprintln!("no such row; --list shows them");
+        return true;
+    }
+    let pace = Pace { blind: options.blind, ..if options.short { SHORT } else { LONG } };
+    // Sentinels need a while to find each other: they do while other rounds run.
+    let slow = |row: &Row| matches!(row.setup, Setup::Sentinel | Setup::Cluster);
+    let early = |row: &Row| slow(row).then(|| tokio::spawn(Backend::start(row.setup)));
+    let mut backends: Vec<Option<JoinHandle<Backend>>> = rows.iter().map(early).collect();
+    let mut results = Vec::new();
+    for (row, backend) in rows.into_iter().zip(&mut backends) {
+        if row.fault == Fault::Clock && round::faketime("").is_none() {
+            eprintln!("{}: LEFT OUT, libfaketime is not installed (apt: faketime)", row.name);
+            continue;
+        }
+        let began = Instant::now();
+        eprintln!("{}: {}", row.name, row.what);
+        let backend = backend.take().unwrap_or_else(|| tokio::spawn(Backend::start(row.setup)));
+        let round = tokio::spawn(async move {
+            let backend = backend.await.map_err(|e| e.to_string())?;
+            Ok::<_, String>(Round::new(&row, backend).await.run(row, pace).await)
+        });
+        let result = match round.await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(why)) => Err((row.name, why)),
+            Err(error) => Err((row.name, error.to_string())),
+        };
+        if let Ok(outcome) = &result {
+            eprint!("{}", report::offences(outcome));
+            if let Some(folder) = &options.dump {
+                report::dump(&folder.join(row.name), outcome);
+            }
+        }
+        let verdict = if report::failed(&result) { "FAILED" } else { "ok" };
+        eprintln!("{}: {verdict} in {:.1}s", row.name, began.elapsed().as_secs_f64());
+        results.push(result);
+    }
+    let table = report::table(&results);
+    println!("{table}");
+    if let Some(file) = &options.markdown {
+        std::fs::write(file, table).unwrap();
+    }
+    results.iter().any(report::failed)
+}
