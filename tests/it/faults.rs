@@ -319,3 +319,113 @@ async fn w22_the_clock_jumps() {
     );
     assert_eq!((code, &*reason), (4401, "expired"));
 }
+
+/// R5: a master that is made a replica keeps its clients, and what is published there reaches nobody
+/// else: it is noticed, health says so, and what comes after is declared.
+#[tokio::test]
+async fn r5_a_master_that_is_made_a_replica_is_noticed() {
+    let (redis, other) = (Redis::start(), Redis::start());
+    let gateway = Gateway::with(&on(&redis.url())).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    client.subscribe(json!("plain:1")).await;
+    let follow = |host: &str, port: &str| {
+        redis::cmd("REPLICAOF").arg(host).arg(port).exec(&mut redis.connection()).unwrap();
+    };
+    follow("127.0.0.1", &other.port.to_string());
+    eventually("health says so", || async {
+        let (status, body) = gateway.get_admin("/readyz").await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        (status == 200
+            && body["degraded"] == true
+            && !body["checks"]["broker_publisher"]["ok"].as_bool().unwrap())
+        .then_some(())
+    })
+    .await;
+    follow("NO", "ONE");
+    loop {
+        if client.next().await["data"]["channel"] == "plain:1" {
+            break;
+        }
+    }
+    redis.publish("tollgate:plain:1", "1");
+    while client.next().await != json!(1) {}
+}
+
+/// R3: publishers reach another server than the one that we hear (a name that was given another
+/// address): no connection is broken, and only the canary can tell.
+#[tokio::test]
+async fn r3_a_deaf_connection_is_found_by_its_canary() {
+    let (old, new) = (Redis::start(), Redis::start());
+    let proxy = Proxy::start(old.port).await;
+    let gateway = Gateway::with(&on(&format!("redis://127.0.0.1:{}", proxy.port))).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    client.subscribe(json!("plain:1")).await;
+    assert_eq!(gateway.metric("canary_missed_total").await, 0.0);
+    proxy.lead_to(new.port);
+    redis::cmd("CLIENT")
+        .arg("KILL")
+        .arg("TYPE")
+        .arg("normal")
+        .arg("SKIPME")
+        .arg("yes")
+        .exec(&mut old.connection())
+        .unwrap();
+    gateway.metric_reaches("canary_missed_total", 1.0).await;
+    loop {
+        if client.next().await["data"]["channel"] == "plain:1" {
+            break;
+        }
+    }
+    assert_eq!(new.publish("tollgate:plain:1", "1"), 1);
+    while client.next().await != json!(1) {}
+    assert!(gateway.metric("canary_seconds_count").await >= 1.0);
+}
+
+/// R12: there and back again: a master that was a replica in between may not have what it gave out
+/// before, so it begins anew.
+#[tokio::test]
+async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
+    let (a, b) = (Redis::start(), Redis::start());
+    let gateway = Gateway::with(&on(&a.url())).await;
+    gateway.ready().await;
+    let follow = |of: &Redis, server: &Redis| {
+        let port = of.port.to_string();
+        let mut replicaof = redis::cmd("REPLICAOF");
+        replicaof.arg("127.0.0.1").arg(port).exec(&mut server.connection()).unwrap();
+    };
+    let alone = |server: &Redis| {
+        redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut server.connection()).unwrap();
+    };
+    let publish = |data: &str| -> (u64, String) {
+        let mut call = redis::cmd("FCALL");
+        call.arg("tollgate_publish").arg(1).arg("tollgate:post:1").arg(data);
+        call.query(&mut a.connection()).unwrap()
+    };
+    // The first replica begins a reign of its own.
+    follow(&a, &b);
+    eventually("the replica is there", || {
+        let info: String =
+            redis::cmd("INFO").arg("replication").query(&mut b.connection()).unwrap();
+        std::future::ready(info.contains("master_link_status:up").then_some(()))
+    })
+    .await;
+    let first = publish("1");
+    let has = |server: &Redis, offset: u64| {
+        let key = "tollgate:post:1:{tollgate:post:1}";
+        let known: Option<u64> =
+            redis::cmd("HGET").arg(key).arg("o").query(&mut server.connection()).unwrap();
+        std::future::ready((known == Some(offset)).then_some(()))
+    };
+    eventually("the replica has it", || has(&b, 1)).await;
+    alone(&b);
+    let lost = publish("2");
+    assert_eq!(lost, (2, first.1.clone()));
+    follow(&b, &a);
+    eventually("it has forgotten", || has(&a, 1)).await;
+    alone(&a);
+    let next = publish("3");
+    assert_eq!(next.0, 1);
+    assert_ne!(next.1, first.1, "a new epoch");
+}

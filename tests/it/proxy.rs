@@ -1,7 +1,7 @@
 //! A TCP proxy that misbehaves on demand.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +26,7 @@ const MODES: [Mode; 5] = [Mode::Pass, Mode::Blackhole, Mode::Cut, Mode::Garbage,
 pub struct Proxy {
     pub port: u16,
     mode: Arc<AtomicU8>,
+    to: Arc<AtomicU16>,
     task: AbortHandle,
 }
 
@@ -34,15 +35,22 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let mode = Arc::new(AtomicU8::new(0));
-        let shared = Arc::clone(&mode);
+        let to = Arc::new(AtomicU16::new(to));
+        let (shared, target) = (Arc::clone(&mode), Arc::clone(&to));
         let task = tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
+                let to = target.load(Ordering::Acquire);
                 let server = TcpStream::connect(("127.0.0.1", to)).await.unwrap();
                 tokio::spawn(carry(client, server, Arc::clone(&shared)));
             }
         });
-        Self { port, mode, task: task.abort_handle() }
+        Self { port, mode, to, task: task.abort_handle() }
+    }
+
+    /// Where connections go from now on, as when a name is given another address.
+    pub fn lead_to(&self, port: u16) {
+        self.to.store(port, Ordering::Release);
     }
 
     pub fn set(&self, mode: Mode) {

@@ -21,6 +21,7 @@ type Turn = tokio::sync::MutexGuard<'static, ()>;
 pub struct Sentinels {
     pub master: Redis,
     pub replica: Redis,
+    others: Vec<Redis>,
     sentinels: Vec<(Child, u16)>,
     _folder: tempfile::TempDir,
     _turn: Turn,
@@ -28,11 +29,16 @@ pub struct Sentinels {
 
 impl Sentinels {
     pub async fn start() -> Self {
+        Self::with_replicas(1).await
+    }
+
+    pub async fn with_replicas(replicas: usize) -> Self {
         let turn = ONE_GROUP.lock().await;
         let master = Redis::start();
         let of = master.port.to_string();
-        let replica =
-            Redis::with(&["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"]);
+        let follow = ["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"];
+        let replica = Redis::with(&follow);
+        let others: Vec<_> = (1..replicas).map(|_| Redis::with(&follow)).collect();
         let folder = tempfile::tempdir().unwrap();
         let mut sentinels = Vec::new();
         for n in 0..3 {
@@ -52,7 +58,7 @@ impl Sentinels {
                 .unwrap();
             sentinels.push((child, port));
         }
-        let group = Self { master, replica, sentinels, _folder: folder, _turn: turn };
+        let group = Self { master, replica, others, sentinels, _folder: folder, _turn: turn };
         eventually_within(Duration::from_secs(60), "the Sentinels know each other", || {
             std::future::ready(group.know_each_other().then_some(()))
         })
@@ -75,8 +81,13 @@ impl Sentinels {
     fn know_each_other(&self) -> bool {
         (0..3).all(|n| {
             self.field(n, "num-other-sentinels").as_deref() == Some("2")
-                && self.field(n, "num-slaves").as_deref() == Some("1")
+                && self.field(n, "num-slaves") == Some((1 + self.others.len()).to_string())
         })
+    }
+
+    /// The URL of only the first Sentinel, which leads every planned failover here.
+    pub fn url_of_the_leader(&self) -> String {
+        format!("redis+sentinel://127.0.0.1:{}/mymaster", self.sentinels[0].1)
     }
 
     pub fn url(&self) -> String {
@@ -89,8 +100,13 @@ impl Sentinels {
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
+    /// Asked again where the Sentinel finds no good replica at the moment.
     pub fn fail_over(&self) {
-        self.ask(0, &["FAILOVER", "mymaster"]).expect("the Sentinel agrees");
+        let began = Instant::now();
+        while self.ask(0, &["FAILOVER", "mymaster"]).is_none() {
+            assert!(began.elapsed() < Duration::from_secs(60), "the Sentinel does not agree");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 }
 
@@ -165,6 +181,36 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
     gateway.logged("a master no more").await;
     let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 3})).await;
     assert!(answer["result"]["offset"].is_u64(), "{answer}");
+}
+
+/// R4: while a failover with several replicas is under way, its leader names the old master with the new
+/// epoch: that used to pin gateways to the old one for good.
+#[tokio::test]
+async fn r4_the_leader_of_a_failover_alone_is_enough() {
+    let group = Sentinels::with_replicas(3).await;
+    let gateway = Gateway::with(&config(&group.url_of_the_leader(), "")).await;
+    gateway.ready().await;
+    for _ in 0..2 {
+        let before = group.field(0, "port").unwrap();
+        group.fail_over();
+        let new = eventually_within(Duration::from_secs(90), "a new master", || {
+            let port = group.field(0, "port").filter(|port| *port != before);
+            std::future::ready(port)
+        })
+        .await;
+        eventually_within(Duration::from_secs(30), "the gateway is there", || async {
+            let there = gateway.log().contains(&format!("port: {new} }}"));
+            let up = gateway.metric("redis_connected{role=\"subscriber\"}").await == 1.0;
+            (there && up).then_some(())
+        })
+        .await;
+        // The next one is refused while the old master is not a replica yet.
+        eventually_within(Duration::from_secs(90), "the group has settled", || {
+            std::future::ready(group.know_each_other().then_some(()))
+        })
+        .await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a master.
