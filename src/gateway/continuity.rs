@@ -96,6 +96,11 @@ impl Flow {
         self.last.as_ref()
     }
 
+    /// What the next publication follows, or says that it does not.
+    pub(super) fn position(&self) -> Option<&Position> {
+        self.last.as_ref().filter(|_| !self.declared)
+    }
+
     /// True if who has everything up to `since` and gets what follows has everything: no plain
     /// publication was seen, nothing was declared missing since, and what follows `last` is known.
     pub(super) fn is_complete_since(&self, since: &Position) -> bool {

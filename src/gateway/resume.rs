@@ -98,14 +98,16 @@ impl Gateway {
     }
 
     fn not_recovered(&self, channel: &ChannelName) -> Resumed {
-        let position = self.interest.with_flow(channel, |flow, _| flow.last().cloned()).flatten();
+        let position =
+            self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten();
         let after = position.clone();
         Resumed { position, recovered: Some(false), publications: Vec::new(), after }
     }
 
     fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
         let look = self.interest.with_flow(channel, |flow, reading| {
-            let last = flow.last().cloned();
+            // Where it is not known what follows, no position is given: the next event has one.
+            let last = flow.position().cloned();
             let (Some(since), Some(last)) = (since, last.clone()) else {
                 return found(last, since.map(|_| false));
             };

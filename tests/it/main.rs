@@ -29,6 +29,7 @@ mod redis;
 mod redis_faults;
 mod reload;
 mod revocation;
+mod simulation;
 mod sse;
 mod tokens;
 mod topologies;

@@ -1,0 +1,387 @@
+//! A simulation with a seed: hub, interest, pump and resume in one thread under paused time, with a
+//! broker that loses, delays and fails as a network does. Whatever the order of events, every client
+//! gets each publication once and in order, or is told.
+//!
+//! A failure names its seed: `SEED=17 cargo test --test it simulation` runs that one alone, and
+//! `SEEDS=1000` more of them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use fastrand::Rng;
+use parking_lot::Mutex;
+use serde_json::Value;
+use tokio::time::{Instant, sleep};
+use tollgate::broker::memory::MemoryBroker;
+use tollgate::broker::{
+    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health,
+    History, Store, Subscribed, Track,
+};
+use tollgate::channel::{ChannelName, GapReason, Position, Retention};
+use tollgate::gateway::{Gateway, NodeInfo};
+use tollgate::hub::{self, Connection, Hub};
+use tollgate::protocol::Wire;
+use tollgate::protocol::plain::{self, ChannelRef, Start};
+
+const CHANNELS: usize = 3;
+const CLIENTS: usize = 6;
+const ROUNDS: usize = 400;
+const SEEDS: u64 = 60;
+
+fn channel(n: usize) -> ChannelName {
+    format!("c:{n}").parse().unwrap()
+}
+
+/// A memory broker behind a bad network: what it says comes late, is lost with a word, or does not fit.
+struct Flaky {
+    inner: MemoryBroker,
+    inner_events: Arc<Events>,
+    events: Arc<Events>,
+    rng: Mutex<Rng>,
+    calm: AtomicBool,
+}
+
+impl Flaky {
+    fn chance(&self, percent: u8) -> bool {
+        !self.calm.load(Ordering::Relaxed) && self.rng.lock().u8(0..100) < percent
+    }
+
+    fn below(&self, n: u64) -> Duration {
+        Duration::from_millis(self.rng.lock().u64(0..n))
+    }
+
+    async fn top(&self, channel: &ChannelName) -> Option<Position> {
+        let bounds = Bounds { messages: 1, bytes: 1000 };
+        self.inner.history(channel, bounds).await.ok()?.map(|history| history.top)
+    }
+
+    /// Carries events, in order; now and then the connection breaks with what is on its way.
+    async fn carry(self: Arc<Self>) {
+        let mut live = std::collections::BTreeSet::new();
+        loop {
+            let batch = self.inner_events.take().await;
+            sleep(self.below(5)).await;
+            if self.chance(15) {
+                // Confirmations are made again on the next connection; publications are gone.
+                let mut lost = live.clone();
+                for event in batch.events {
+                    if let Event::Subscribed(channel, subscribed) = event {
+                        lost.remove(&channel);
+                        live.insert(channel.clone());
+                        let position = self.top(&channel).await;
+                        let fresh = Subscribed { position, fresh: true, ..subscribed };
+                        self.events.push(Event::Interrupted(
+                            channel.clone(),
+                            GapReason::BrokerReconnected,
+                            fresh.position.clone(),
+                        ));
+                        self.events
+                            .push(Event::Subscribed(channel, Subscribed { fresh: false, ..fresh }));
+                    }
+                }
+                for channel in lost {
+                    let position = if self.chance(20) { None } else { self.top(&channel).await };
+                    let reason = GapReason::BrokerReconnected;
+                    self.events.push(Event::Interrupted(channel, reason, position));
+                }
+                continue;
+            }
+            for event in batch.events {
+                if let Event::Subscribed(channel, _) = &event {
+                    live.insert(channel.clone());
+                }
+                self.events.push(event);
+            }
+        }
+    }
+}
+
+impl Broker for Flaky {
+    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
+        self.inner.subscribe(channel, track, confirmation);
+    }
+    fn unsubscribe(&self, channel: &ChannelName) {
+        self.inner.unsubscribe(channel);
+    }
+    fn publish(
+        &self,
+        channel: &ChannelName,
+        payload: Bytes,
+        durable: Option<Durable>,
+    ) -> BrokerFuture<'_, Option<Position>> {
+        self.inner.publish(channel, payload, durable)
+    }
+    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+        let channel = channel.clone();
+        Box::pin(async move {
+            sleep(self.below(40)).await;
+            if self.chance(10) {
+                return Err(BrokerError::Refused);
+            }
+            self.inner.history(&channel, bounds).await
+        })
+    }
+    fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
+        self.inner.control(message)
+    }
+    fn is_up(&self, _: &ChannelName) -> bool {
+        !self.chance(10)
+    }
+    fn health(&self) -> Health {
+        self.inner.health()
+    }
+}
+
+impl Store for Flaky {
+    fn remember(&self, entry: Bytes, until: u64) -> BrokerFuture<'_> {
+        self.inner.remember(entry, until)
+    }
+    fn recall(&self, now: u64) -> BrokerFuture<'_, Vec<Bytes>> {
+        self.inner.recall(now)
+    }
+    fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>> {
+        self.inner.read(key)
+    }
+}
+
+/// What a client knows of one channel.
+#[derive(Clone, Default)]
+struct Seen {
+    last: Option<(String, u64)>,
+    told: bool,
+}
+
+struct Client {
+    connection: Arc<Connection>,
+    subscribed: Vec<ChannelName>,
+    seen: BTreeMap<String, Seen>,
+    text: String,
+}
+
+impl Client {
+    /// Reads what has come, and holds it to the promise.
+    fn read(&mut self, seed: u64) {
+        while let Some(chunk) = self.connection.take_queued() {
+            self.text.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        while let Some((block, rest)) = self.text.split_once("\n\n") {
+            let (block, rest) = (block.to_owned(), rest.to_owned());
+            self.text = rest;
+            let Some(data) = block.lines().find_map(|l| l.strip_prefix("data: ")) else { continue };
+            self.take(&serde_json::from_str(data).unwrap(), seed);
+        }
+    }
+
+    fn take(&mut self, message: &Value, seed: u64) {
+        let data = &message["data"];
+        match message["type"].as_str().unwrap() {
+            "event" => {
+                let name = message["channel"].as_str().unwrap().to_owned();
+                let seen = self.seen.entry(name.clone()).or_default();
+                let (epoch, offset) = position(message).expect("a durable event");
+                if let Some((last_epoch, last)) = &seen.last {
+                    let next = *last_epoch == epoch && offset == last + 1;
+                    let later = *last_epoch != epoch || offset > *last;
+                    assert!(
+                        later,
+                        "seed {seed}: {name} {offset} after {last}: twice or out of order"
+                    );
+                    assert!(
+                        next || seen.told,
+                        "seed {seed}: {name} {offset} after {last} in silence"
+                    );
+                }
+                *seen = Seen { last: Some((epoch, offset)), told: false };
+            }
+            "gap" => {
+                let name = data["channel"].as_str().unwrap().to_owned();
+                self.seen.entry(name).or_default().told = true;
+            }
+            "subscribed" => {
+                let seen =
+                    self.seen.entry(data["channelKey"].as_str().unwrap().to_owned()).or_default();
+                seen.told |= data["recovered"] == false;
+                if data["recovered"] != true {
+                    // Without a position nothing is claimed of what the next event follows.
+                    seen.last = position(data);
+                }
+            }
+            other => panic!("seed {seed}: {other}"),
+        }
+    }
+}
+
+fn position(message: &Value) -> Option<(String, u64)> {
+    Some((message["epoch"].as_str()?.to_owned(), message["offset"].as_u64()?))
+}
+
+struct World {
+    gateway: Arc<Gateway>,
+    broker: Arc<Flaky>,
+    hub: Arc<Hub>,
+    rng: Rng,
+    seed: u64,
+    published: [u64; CHANNELS],
+    kept: u32,
+}
+
+impl World {
+    fn start(seed: u64) -> Self {
+        let bounds = hub::Bounds {
+            queue_messages: AtomicUsize::new(1 << 20),
+            queue_bytes: AtomicUsize::new(1 << 30),
+            queue_bytes_total: AtomicUsize::new(1 << 40),
+            channels_per_connection: AtomicUsize::new(100),
+            queued: AtomicUsize::new(0),
+        };
+        let hub = Hub::new(2, bounds);
+        hub.start();
+        let mut rng = Rng::with_seed(seed);
+        let inner_events = Arc::new(Events::new(10_000, 1 << 20));
+        let events = Arc::new(Events::new(rng.usize(4..200), 1 << 20));
+        let broker = Arc::new(Flaky {
+            inner: MemoryBroker::new(Arc::clone(&inner_events), 1 << 30),
+            inner_events,
+            events: Arc::clone(&events),
+            rng: Mutex::new(rng.fork()),
+            calm: AtomicBool::new(false),
+        });
+        let linger = Duration::from_millis(rng.u64(0..100));
+        let gateway =
+            Gateway::new(Arc::clone(&hub), Arc::clone(&broker), linger, NodeInfo::default());
+        let gateway = Arc::new(gateway.confirm_within(Duration::from_secs(3)));
+        tokio::spawn(Arc::clone(&gateway).pump(events));
+        tokio::spawn(Arc::clone(&gateway).housekeeping());
+        tokio::spawn(Arc::clone(&broker).carry());
+        let kept = rng.u32(3..40);
+        Self { gateway, broker, hub, rng, seed, published: [0; CHANNELS], kept }
+    }
+
+    fn client(&self) -> Client {
+        let connection = self.hub.register(None, Wire::SseEnvelope);
+        Client { connection, subscribed: Vec::new(), seen: BTreeMap::new(), text: String::new() }
+    }
+
+    async fn publish(&mut self) {
+        let n = self.rng.usize(0..CHANNELS);
+        self.published[n] += 1;
+        let retention = Retention { size: self.kept, ttl: Duration::from_secs(3600) };
+        let durable = Durable { retention, idempotency_key: None };
+        let payload = Bytes::from(self.published[n].to_string());
+        self.gateway.publish(&channel(n), payload, Some(durable)).await.unwrap();
+    }
+
+    /// Subscribes as a session does, resuming where the client has been.
+    async fn subscribe(&self, client: &mut Client, name: ChannelName) {
+        let gateway = &self.gateway;
+        let connection = Arc::clone(&client.connection);
+        let Ok(waiting) = gateway.subscribe(&connection, &name, Track::Open) else { return };
+        if gateway.confirmed(&connection, &name, waiting).await.is_err() {
+            return;
+        }
+        let since = client.seen.get(name.as_str()).and_then(|seen| seen.last.clone());
+        let since = since.and_then(|(epoch, offset)| Position::new(&epoch, offset));
+        let resumed = gateway.resume(&name, since.as_ref(), std::time::Instant::now()).await;
+        let start = Start { position: resumed.position.as_ref(), recovered: resumed.recovered };
+        let reply = plain::subscribed(None, &ChannelRef::from_name(name.clone()), None, start);
+        gateway.activate(&connection, &name, &[reply], &resumed);
+        client.subscribed.push(name);
+    }
+
+    async fn step(&mut self, clients: &mut [Client]) {
+        let who = self.rng.usize(0..CLIENTS);
+        let client = &mut clients[who];
+        match self.rng.u32(0..100) {
+            0..55 => {
+                for _ in 0..self.rng.u32(1..6) {
+                    self.publish().await;
+                }
+            }
+            55..75 => {
+                let name = channel(self.rng.usize(0..CHANNELS));
+                self.subscribe(client, name).await;
+            }
+            75..85 => {
+                client.read(self.seed);
+                if let Some(name) = client.subscribed.pop() {
+                    self.gateway.unsubscribe(&client.connection, &name);
+                    self.gateway.passed(&client.connection).await;
+                    client.read(self.seed);
+                }
+            }
+            85..90 => {
+                // It goes, and comes back on another connection with what it has.
+                client.read(self.seed);
+                self.gateway.remove(&client.connection);
+                client.connection = self.hub.register(None, Wire::SseEnvelope);
+                client.text.clear();
+                for name in std::mem::take(&mut client.subscribed) {
+                    self.subscribe(client, name).await;
+                }
+            }
+            _ => sleep(Duration::from_millis(self.rng.u64(0..60))).await,
+        }
+        clients.iter_mut().for_each(|client| client.read(self.seed));
+    }
+}
+
+async fn run(seed: u64) {
+    let mut world = World::start(seed);
+    let mut clients: Vec<_> = (0..CLIENTS).map(|_| world.client()).collect();
+    for _ in 0..ROUNDS {
+        world.step(&mut clients).await;
+    }
+    // The network is well again: one more publication on each channel shows everything before it.
+    world.broker.calm.store(true, Ordering::Relaxed);
+    sleep(Duration::from_secs(20)).await;
+    for n in 0..CHANNELS * 20 {
+        world.published[n % CHANNELS] += 1;
+        let retention = Retention { size: 100, ttl: Duration::from_secs(3600) };
+        let durable = Durable { retention, idempotency_key: None };
+        let payload = Bytes::from_static(b"0");
+        world.gateway.publish(&channel(n % CHANNELS), payload, Some(durable)).await.unwrap();
+        sleep(Duration::from_millis(50)).await;
+    }
+    let began = Instant::now();
+    loop {
+        clients.iter_mut().for_each(|client| client.read(seed));
+        let behind = clients.iter().any(|client| {
+            client.subscribed.iter().any(|name| {
+                let n: usize = name.as_str()[2..].parse().unwrap();
+                let last = client.seen.get(name.as_str()).and_then(|seen| seen.last.clone());
+                last.is_none_or(|(_, offset)| offset != world.published[n])
+            })
+        });
+        if !behind {
+            break;
+        }
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "seed {seed}: a client is behind for good"
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+    for client in &clients {
+        world.gateway.remove(&client.connection);
+    }
+    let counts = world.hub.counts();
+    let left = (counts.connections, counts.subscriptions, counts.channels);
+    assert_eq!(left, (0, 0, 0), "seed {seed}: something is left behind");
+}
+
+#[test]
+fn nothing_is_lost_in_silence_whatever_the_order() {
+    let only = std::env::var("SEED").ok().and_then(|seed| seed.parse().ok());
+    let seeds = std::env::var("SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(SEEDS);
+    for seed in only.map_or(0..seeds, |seed| seed..seed + 1) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .unwrap();
+        runtime.block_on(run(seed));
+    }
+}
