@@ -28,7 +28,7 @@ use tollgate::protocol::plain::{self, ChannelRef, Start};
 
 const CHANNELS: usize = 3;
 const CLIENTS: usize = 6;
-const ROUNDS: usize = 400;
+const ROUNDS: usize = 300;
 const SEEDS: u64 = 60;
 
 fn channel(n: usize) -> ChannelName {
@@ -222,14 +222,23 @@ struct World {
     gateway: Arc<Gateway>,
     broker: Arc<Flaky>,
     hub: Arc<Hub>,
-    rng: Rng,
     seed: u64,
-    published: [u64; CHANNELS],
+    published: Mutex<[u64; CHANNELS]>,
     kept: u32,
 }
 
+/// Lets other tasks go on for a random while: a few turns, or a few milliseconds and a few turns.
+async fn jitter(rng: &mut Rng) {
+    if rng.bool() {
+        sleep(Duration::from_millis(rng.u64(0..4))).await;
+    }
+    for _ in 0..rng.u32(0..4) {
+        tokio::task::yield_now().await;
+    }
+}
+
 impl World {
-    fn start(seed: u64) -> Self {
+    fn start(seed: u64, rng: &mut Rng) -> Self {
         let bounds = hub::Bounds {
             queue_messages: AtomicUsize::new(1 << 20),
             queue_bytes: AtomicUsize::new(1 << 30),
@@ -239,7 +248,6 @@ impl World {
         };
         let hub = Hub::new(2, bounds);
         hub.start();
-        let mut rng = Rng::with_seed(seed);
         let inner_events = Arc::new(Events::new(10_000, 1 << 20));
         let events = Arc::new(Events::new(rng.usize(4..200), 1 << 20));
         let broker = Arc::new(Flaky {
@@ -257,7 +265,8 @@ impl World {
         tokio::spawn(Arc::clone(&gateway).housekeeping());
         tokio::spawn(Arc::clone(&broker).carry());
         let kept = rng.u32(3..40);
-        Self { gateway, broker, hub, rng, seed, published: [0; CHANNELS], kept }
+        let published = Mutex::new([0; CHANNELS]);
+        Self { gateway, broker, hub, seed, published, kept }
     }
 
     fn client(&self) -> Client {
@@ -265,13 +274,25 @@ impl World {
         Client { connection, subscribed: Vec::new(), seen: BTreeMap::new(), text: String::new() }
     }
 
-    async fn publish(&mut self) {
-        let n = self.rng.usize(0..CHANNELS);
-        self.published[n] += 1;
-        let retention = Retention { size: self.kept, ttl: Duration::from_secs(3600) };
+    async fn publish(&self, n: usize, kept: u32) {
+        let offset = {
+            let mut published = self.published.lock();
+            published[n] += 1;
+            published[n]
+        };
+        let retention = Retention { size: kept, ttl: Duration::from_secs(3600) };
         let durable = Durable { retention, idempotency_key: None };
-        let payload = Bytes::from(self.published[n].to_string());
+        let payload = Bytes::from(offset.to_string());
         self.gateway.publish(&channel(n), payload, Some(durable)).await.unwrap();
+    }
+
+    async fn publisher(self: Arc<Self>, mut rng: Rng) {
+        for _ in 0..ROUNDS {
+            for _ in 0..rng.u32(1..5) {
+                self.publish(rng.usize(0..CHANNELS), self.kept).await;
+            }
+            jitter(&mut rng).await;
+        }
     }
 
     /// Subscribes as a session does, resuming where the client has been.
@@ -291,58 +312,55 @@ impl World {
         client.subscribed.push(name);
     }
 
-    async fn step(&mut self, clients: &mut [Client]) {
-        let who = self.rng.usize(0..CLIENTS);
-        let client = &mut clients[who];
-        match self.rng.u32(0..100) {
-            0..55 => {
-                for _ in 0..self.rng.u32(1..6) {
-                    self.publish().await;
+    /// One client's life.
+    async fn client_goes_on(self: Arc<Self>, mut rng: Rng) -> Client {
+        let mut client = self.client();
+        for _ in 0..ROUNDS {
+            jitter(&mut rng).await;
+            match rng.u32(0..100) {
+                0..30 => {
+                    let name = channel(rng.usize(0..CHANNELS));
+                    self.subscribe(&mut client, name).await;
                 }
-            }
-            55..75 => {
-                let name = channel(self.rng.usize(0..CHANNELS));
-                self.subscribe(client, name).await;
-            }
-            75..85 => {
-                client.read(self.seed);
-                if let Some(name) = client.subscribed.pop() {
-                    self.gateway.unsubscribe(&client.connection, &name);
-                    self.gateway.passed(&client.connection).await;
+                30..45 => {
                     client.read(self.seed);
+                    if let Some(name) = client.subscribed.pop() {
+                        self.gateway.unsubscribe(&client.connection, &name);
+                        self.gateway.passed(&client.connection).await;
+                    }
                 }
-            }
-            85..90 => {
-                // It goes, and comes back on another connection with what it has.
-                client.read(self.seed);
-                self.gateway.remove(&client.connection);
-                client.connection = self.hub.register(None, Wire::SseEnvelope);
-                client.text.clear();
-                for name in std::mem::take(&mut client.subscribed) {
-                    self.subscribe(client, name).await;
+                45..50 => {
+                    // It goes, and comes back on another connection with what it has.
+                    client.read(self.seed);
+                    self.gateway.remove(&client.connection);
+                    client.connection = self.hub.register(None, Wire::SseEnvelope);
+                    client.text.clear();
+                    for name in std::mem::take(&mut client.subscribed) {
+                        self.subscribe(&mut client, name).await;
+                    }
                 }
+                _ => {}
             }
-            _ => sleep(Duration::from_millis(self.rng.u64(0..60))).await,
+            client.read(self.seed);
         }
-        clients.iter_mut().for_each(|client| client.read(self.seed));
+        client
     }
 }
 
 async fn run(seed: u64) {
-    let mut world = World::start(seed);
-    let mut clients: Vec<_> = (0..CLIENTS).map(|_| world.client()).collect();
-    for _ in 0..ROUNDS {
-        world.step(&mut clients).await;
-    }
+    let mut rng = Rng::with_seed(seed);
+    let world = Arc::new(World::start(seed, &mut rng));
+    let publisher = tokio::spawn(Arc::clone(&world).publisher(rng.fork()));
+    let clients: Vec<_> =
+        (0..CLIENTS).map(|_| tokio::spawn(Arc::clone(&world).client_goes_on(rng.fork()))).collect();
+    publisher.await.unwrap();
+    let clients = futures_util::future::join_all(clients).await;
+    let mut clients: Vec<Client> = clients.into_iter().map(Result::unwrap).collect();
     // The network is well again: one more publication on each channel shows everything before it.
     world.broker.calm.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
     for n in 0..CHANNELS * 20 {
-        world.published[n % CHANNELS] += 1;
-        let retention = Retention { size: 100, ttl: Duration::from_secs(3600) };
-        let durable = Durable { retention, idempotency_key: None };
-        let payload = Bytes::from_static(b"0");
-        world.gateway.publish(&channel(n % CHANNELS), payload, Some(durable)).await.unwrap();
+        world.publish(n % CHANNELS, 100).await;
         sleep(Duration::from_millis(50)).await;
     }
     let began = Instant::now();
@@ -351,8 +369,9 @@ async fn run(seed: u64) {
         let behind = clients.iter().any(|client| {
             client.subscribed.iter().any(|name| {
                 let n: usize = name.as_str()[2..].parse().unwrap();
+                let published = world.published.lock()[n];
                 let last = client.seen.get(name.as_str()).and_then(|seen| seen.last.clone());
-                last.is_none_or(|(_, offset)| offset != world.published[n])
+                last.is_none_or(|(_, offset)| offset != published)
             })
         });
         if !behind {
