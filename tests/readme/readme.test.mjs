@@ -1,6 +1,6 @@
 // Does what the README says, with its own words: every block that follows a `<!-- run: NAME -->` or
 // `<!-- file: NAME -->` comment is taken out of it and executed; only ports are
-// replaced by free ones.
+// replaced by free ones. The same for the EventSource of docs/protocol.md.
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
 import { createHmac } from "node:crypto";
@@ -10,6 +10,7 @@ import { homedir, tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { after, before, test } from "node:test";
 import { promisify } from "node:util";
+import { EventSource } from "eventsource";
 import WebSocket from "ws";
 
 const run = promisify(execFile);
@@ -21,10 +22,10 @@ const ports = {};
 let folder;
 let env;
 
-const blocks = new Map();
-for (const [, , name, body] of readme.matchAll(/<!-- (run|file): (\S+) -->\n```\w+\n([^]*?)```/g)) {
-  blocks.set(name, body);
-}
+const blocksOf = (text) =>
+  new Map([...text.matchAll(/<!-- (?:run|file): (\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => [name, body]));
+const blocks = blocksOf(readme);
+const protocol = blocksOf(readFileSync(join(root, "docs/protocol.md"), "utf8"));
 
 const free = () =>
   new Promise((done) => {
@@ -34,9 +35,9 @@ const free = () =>
     });
   });
 
-function block(name) {
-  assert.ok(blocks.has(name), `the README has a block ${name}`);
-  const text = Object.entries(ports).reduce((t, [from, to]) => t.replaceAll(from, to), blocks.get(name));
+function block(name, from = blocks) {
+  assert.ok(from.has(name), `the document has a block ${name}`);
+  const text = Object.entries(ports).reduce((t, [from, to]) => t.replaceAll(from, to), from.get(name));
   return text.replaceAll("redis-cli ", `redis-cli -p ${ports["6379"]} `);
 }
 
@@ -174,6 +175,78 @@ test("browser client", async () => {
   await eventually("unlock", async () => unlocked.length === 1);
   assert.deepEqual(unlocked, ["p1"]);
   ws.close();
+});
+
+/** Runs a snippet with an `EventSource` and the functions that it takes from its page. */
+async function page(code, names) {
+  const sources = [];
+  class Source extends EventSource {
+    constructor(...args) {
+      super(...args);
+      sources.push(this);
+      this.addEventListener("subscribed", () => (this.isSubscribed = true));
+      this.addEventListener("close", ({ data }) => (this.lastWord = JSON.parse(data).data));
+    }
+  }
+  const globals = { EventSource: Source, ...names };
+  await new Function(...Object.keys(globals), `return (async () => { ${code} })()`)(...Object.values(globals));
+  return sources;
+}
+
+const asked = (token) => async (path) => ({ json: async () => (assert.equal(path, "/api/realtime-token"), { token: await token() }) });
+const comment = { type: "comment_added", commentId: "c1" };
+const disconnect = (user) =>
+  fetch(`http://127.0.0.1:${ports["8000"]}/api/disconnect`, {
+    method: "POST",
+    headers: { "X-API-Key": env.API_KEY },
+    body: JSON.stringify({ user }),
+  });
+
+test("EventSource, and a durable publication", async () => {
+  const shown = [];
+  const names = { fetch: asked(() => mint("u2")), show: (event) => shown.push(event), reload: assert.fail };
+  const [source] = await page(block("stream.js"), names);
+  await eventually("subscribed", async () => source.isSubscribed);
+  assert.match((await shell("durable")).stdout, /^1\n\d+\n$/);
+  await eventually("the event", async () => shown.length === 1);
+  assert.deepEqual(shown, [comment]);
+  assert.equal((await disconnect("u2")).status, 200);
+  await eventually("the end", async () => source.readyState === EventSource.CLOSED);
+  assert.deepEqual(source.lastWord, { code: 4409, reason: source.lastWord.reason, reconnect: false });
+});
+
+test("the EventSource of docs/protocol.md goes on with a new token", async () => {
+  const shown = [];
+  // The first token ends while the stream is open: a notice at once, and another stream.
+  let seconds = "62s";
+  const token = async () => {
+    const command = block("mint").replace("u1", "u3").replace("1h", seconds);
+    seconds = "1h";
+    return (await run("bash", ["-c", command], { cwd: folder, env })).stdout.trim();
+  };
+  const gaps = [];
+  const names = { fetch: asked(token), show: (event) => shown.push(event), reload: (channel) => gaps.push(channel) };
+  const sources = await page(block("stream.js", protocol), names);
+  await eventually("subscribed", async () => sources[0].isSubscribed);
+  await shell("durable");
+  await eventually("the event", async () => shown.length === 1);
+  await eventually("the next stream", async () => sources[1]?.isSubscribed);
+  assert.equal(sources[0].readyState, EventSource.CLOSED);
+  assert.match(sources[1].url, /since=user%253Au3%3D%26post%253A42%3D/);
+  await shell("durable");
+  await eventually("the next event", async () => shown.length === 2);
+  assert.deepEqual(shown, [comment, comment]);
+  assert.deepEqual(gaps, ["user:u3"], "it has no history, so nobody knows");
+  sources[1].close();
+});
+
+test("curl follows a stream", async () => {
+  const options = { cwd: folder, env: { ...env, TOKEN: await mint() } };
+  const curl = background("bash", ["-euo", "pipefail", "-c", block("stream")], options);
+  await eventually("subscribed", async () => /^id: .*post%3A42=\d+-\d+\nevent: subscribed$/m.test(curl.log));
+  await shell("durable");
+  await eventually("the event", async () => curl.log.includes(`data: ${JSON.stringify(comment)}\n`));
+  process.kill(-curl.pid);
 });
 
 test("make run", async () => {
