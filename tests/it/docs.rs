@@ -1,4 +1,5 @@
-//! Generated documentation is what the code generates, and configuration in documents works.
+//! Generated documentation is what the code generates, configuration in documents works, and the fault
+//! catalogue names its tests.
 
 use std::fs;
 use std::path::Path;
@@ -60,4 +61,70 @@ fn configuration_in_documents_is_valid() {
         }
     }
     assert!(seen > 0);
+}
+
+/// The names of a file's functions.
+fn functions(text: &str) -> impl Iterator<Item = &str> {
+    let end = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    text.split("fn ").skip(1).filter_map(move |rest| rest.split(end).next())
+}
+
+/// The rows that a test has in its name: R3 and R10 in `r3_r10_a_path_that_lies`.
+fn rows_of(name: &str) -> Vec<String> {
+    let is_row = |part: &&str| {
+        let number = part.strip_prefix(['r', 'w', 'a']).unwrap_or_default();
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
+    };
+    name.split('_').take_while(is_row).map(str::to_uppercase).collect()
+}
+
+/// What `docs/faults.md` has wrong: a row without a test, a test that is not there, a test with a
+/// row's number that is not named in that row.
+#[test]
+fn every_row_of_the_fault_catalogue_has_a_test() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = fs::read_to_string(root.join("docs/faults.md")).unwrap();
+    let line_of = |row: &str| document.lines().find(|l| l.starts_with(&format!("| {row} |")));
+    let mut wrong = Vec::new();
+    for row in (1..=13).map(|n| format!("R{n}")).chain((1..=23).map(|n| format!("W{n}"))) {
+        if !line_of(&row).is_some_and(|line| line.contains("::")) {
+            wrong.push(format!("{row} has no row, or no test in it"));
+        }
+    }
+    // `module::name` is in tests/it; other files are named by their path.
+    for named in document.split('`').skip(1).step_by(2) {
+        let Some((place, name)) = named.rsplit_once("::") else { continue };
+        let file = match place.strip_suffix(".rs") {
+            Some(_) => root.join(place),
+            None => root.join(format!("tests/it/{place}.rs")),
+        };
+        let text = fs::read_to_string(file).unwrap_or_default();
+        if !functions(&text).any(|function| function == name) {
+            wrong.push(format!("{named} does not exist"));
+        }
+    }
+    let mut seen = 0;
+    let mut folders = vec![root.join("src"), root.join("tests")];
+    while let Some(folder) = folders.pop() {
+        for path in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()) {
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            let text = fs::read_to_string(path).unwrap();
+            for (name, row) in
+                functions(&text).flat_map(|f| rows_of(f).into_iter().map(move |r| (f, r)))
+            {
+                seen += 1;
+                if !line_of(&row).is_some_and(|line| line.contains(&format!("::{name}`"))) {
+                    wrong.push(format!("{name} is not named in {row}"));
+                }
+            }
+        }
+    }
+    assert!(seen > 0, "no test has a row's number");
+    assert!(wrong.is_empty(), "docs/faults.md:\n{}", wrong.join("\n"));
 }
