@@ -221,3 +221,25 @@ async fn a_burst_of_256_connects() {
     assert_eq!(gateway.metric("connections_opened_total").await, 256.0);
     drop(clients);
 }
+
+/// W12: what waits for all clients together is bounded by a configured figure, though no single queue is
+/// over its own.
+#[tokio::test]
+async fn w12_all_queues_together_are_bounded() {
+    let limits = "[limits]\nqueue_bytes = 4000000\nqueue_bytes_total = 5000000\nping_interval = \"1h\"\n\
+                  request_body_bytes = 2000000\n";
+    let gateway = Gateway::with(limits).await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut client = Client::connect(&gateway, "u1").await;
+        client.subscribe(json!("post:1")).await;
+        slow.push(client);
+    }
+    let large = "x".repeat(200_000);
+    let mut most = 0.0_f64;
+    while gateway.metric("slow_consumers_total").await == 0.0 {
+        gateway.publish("post:1", &json!(large)).await;
+        most = most.max(gateway.metric("outbound_queue_bytes").await);
+    }
+    assert!(most < 6_000_000.0, "{most} bytes waited");
+}

@@ -157,3 +157,42 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     redis.publish("tollgate:user:u999", "1");
     assert_eq!(moved[999].0.next().await, json!(1));
 }
+
+/// Measures how long 100,000 channels take to be live again after a restart of Redis:
+/// `TOLLGATE_BIN=target/release/tollgate cargo test --test it measured -- --ignored --nocapture`.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a measurement of a release build"]
+async fn a_hundred_thousand_channels_come_back_measured() {
+    for pattern in ["plain", "post"] {
+        let mut redis = Redis::start();
+        let limits = "[limits]\nconnections_per_user = 2000\ncommand_burst = 1000\n\
+                      ping_interval = \"1h\"\n[log]\nlevel = \"warn,tollgate::cli=info\"\n";
+        let config = format!("{limits}{}", super::history::rules(100, &redis.config()));
+        let gateway = Gateway::with(&config).await;
+        gateway.ready().await;
+        let mut clients = Vec::new();
+        for n in 0..800 {
+            let mut client = Client::connect(&gateway, "u1").await;
+            let subscribe: Vec<_> = (0..125)
+                .map(|m| json!({"type": "subscribe", "channel": format!("{pattern}:{n}-{m}")}))
+                .collect();
+            client.send_together(&subscribe).await;
+            for _ in 0..125 {
+                assert_eq!(client.next().await["type"], "subscribed");
+            }
+            clients.push(client);
+        }
+        let channels = gateway.metric("channels").await;
+        let before = gateway.metric("gaps_declared_total").await;
+        redis.kill();
+        redis.restart();
+        let began = std::time::Instant::now();
+        gateway.metric_reaches("redis_connected{role=\"subscriber\"}", 1.0).await;
+        let connected = began.elapsed();
+        gateway.metric_reaches("gaps_declared_total", before + channels).await;
+        let all = began.elapsed();
+        println!(
+            "{pattern}: {channels} channels; connected {connected:.2?}, all live and declared {all:.2?}"
+        );
+    }
+}
