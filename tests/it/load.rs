@@ -186,7 +186,7 @@ async fn a_hundred_thousand_channels_come_back_measured() {
         let before = gateway.metric("gaps_declared_total").await;
         redis.kill();
         redis.restart();
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         gateway.metric_reaches("redis_connected{role=\"subscriber\"}", 1.0).await;
         let connected = began.elapsed();
         gateway.metric_reaches("gaps_declared_total", before + channels).await;
