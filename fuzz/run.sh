@@ -7,7 +7,7 @@ seconds=${FUZZ_SECONDS:-60}
 target=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
--Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions -Copt-level=1 -Ccodegen-units=16"
+-Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions"
 cargo build --target "$target" --target-dir ../target/fuzz --bins
 for name in frames commands tokens keys; do
   mkdir -p "corpus/$name" artifacts
