@@ -123,11 +123,17 @@ impl Subscriber {
         self.changed.notify_one();
     }
 
-    /// Says of everything live that it may have missed something.
-    pub(super) fn interrupt_all(&self, reason: GapReason) {
-        let wanted = self.wanted.lock();
-        for (channel, _) in wanted.channels.iter().filter(|(_, want)| want.live) {
-            self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+    /// Says of those channels that they may have missed something that no history has: at once, or where it
+    /// is not live now, when it is again.
+    pub(super) fn declare_lost(&self, concerns: &dyn Fn(&ChannelName) -> bool) {
+        let mut wanted = self.wanted.lock();
+        for (channel, want) in wanted.channels.iter_mut().filter(|(c, _)| concerns(c)) {
+            if want.live {
+                let reason = GapReason::HistoryLost;
+                self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+            } else {
+                want.lost |= want.gap_due;
+            }
         }
     }
 

@@ -11,6 +11,7 @@
 mod canary;
 mod cluster;
 mod connect;
+mod demotion;
 mod durable;
 mod link;
 mod masters;

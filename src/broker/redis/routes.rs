@@ -9,9 +9,9 @@ use std::sync::Arc;
 use super::link::{self, Subscriber};
 use super::masters::Map;
 use super::node::{self, Node};
-use super::{Shared, wanted::Want};
+use super::{Shared, demotion, wanted::Want};
 use crate::broker::{BrokerError, Confirmation, Track};
-use crate::channel::{ChannelName, GapReason};
+use crate::channel::ChannelName;
 use crate::lifecycle;
 use crate::redis_url::Server;
 
@@ -61,7 +61,13 @@ impl Routes {
     fn adopt(&mut self, shared: &Arc<Shared>, map: Arc<Map>) {
         let mut old: Vec<_> = std::mem::take(&mut self.links);
         let mut old_nodes: Vec<_> = std::mem::take(&mut self.nodes);
-        self.map = map;
+        let before = std::mem::replace(&mut self.map, map);
+        for (index, server) in before.masters.iter().enumerate() {
+            if !self.map.masters.contains(server) {
+                let watch = demotion::watch(Arc::clone(shared), Arc::clone(&before), index);
+                lifecycle::spawn("redis_old_master", watch);
+            }
+        }
         let mut started = Vec::new();
         for server in &self.map.masters {
             for index in 0..self.connections {
@@ -160,9 +166,9 @@ impl Shared {
         self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
     }
 
-    /// Says of everything that is live that it may have missed something.
-    pub(super) fn interrupt_all(&self, reason: GapReason) {
-        self.routes.read().links.iter().for_each(|link| link.interrupt_all(reason));
+    /// Says of those channels that they may have missed something that no history has.
+    pub(super) fn declare_lost(&self, concerns: &dyn Fn(&ChannelName) -> bool) {
+        self.routes.read().links.iter().for_each(|link| link.declare_lost(concerns));
     }
 
     /// The command connection for a key.

@@ -2,8 +2,7 @@
 //! answer with the highest configuration epoch counts, so one that is behind misleads nobody.
 //!
 //! A subscriber of the old master stays connected for about ten seconds after a planned failover
-//! and hears nothing, so nobody waits for an end of that connection. And whoever still publishes to
-//! the old master until it is demoted loses that: when it is, everything is declared once more.
+//! and hears nothing, so nobody waits for an end of that connection.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,20 +11,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{PushInfo, PushKind, RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::connect::{self, Backoff};
 use super::masters::Map;
 use super::{Role, Shared};
-use crate::channel::GapReason;
 use crate::lifecycle;
 use crate::metrics;
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long an old master is watched for its demotion.
-const DEMOTED_WITHIN: Duration = Duration::from_secs(60);
 
 /// What one Sentinel said, and when.
 struct Answer {
@@ -53,8 +48,8 @@ struct Known {
 }
 
 impl Known {
-    /// Takes one answer in; the old master where another one counts from now on.
-    fn take(&mut self, from: &Server, answer: Answer, sentinels: usize) -> Option<Change> {
+    /// Takes one answer in; the master that counts from now on, where that is another.
+    fn take(&mut self, from: &Server, answer: Answer, sentinels: usize) -> Option<Server> {
         let (epoch, master, now) = (answer.epoch, answer.master.clone(), answer.at);
         self.answers.insert(from.clone(), answer);
         let newer = match &self.master {
@@ -77,8 +72,8 @@ impl Known {
             }
             return None;
         }
-        let old = self.master.replace(master.clone());
-        Some(Change { old: old.filter(|old| *old != master), master })
+        self.master = Some(master.clone());
+        Some(master)
     }
 
     /// How many named that master lately.
@@ -91,11 +86,6 @@ impl Known {
     fn reached(&self) -> usize {
         self.answers.values().filter(|a| a.at.elapsed() < FRESH).count()
     }
-}
-
-struct Change {
-    master: Server,
-    old: Option<Server>,
 }
 
 /// Starts a watcher for each Sentinel.
@@ -195,33 +185,10 @@ impl Watcher {
         let change = known.take(&self.sentinel, answer, self.count);
         metrics::sentinels_reached(known.reached());
         drop(known);
-        let Some(Change { master, old }) = change else { return };
-        self.shared.directory.set(Map::one(master));
-        if let Some(old) = old {
-            let shared = Arc::clone(&self.shared);
-            lifecycle::spawn("redis_old_master", declare_when_demoted(shared, old));
+        if let Some(master) = change {
+            self.shared.directory.set(Map::one(master));
         }
     }
-}
-
-/// Waits until the old master takes no more publications, and declares those that it took since. One
-/// that we cannot reach may still take some: that is declared at once, and again at the end.
-async fn declare_when_demoted(shared: Arc<Shared>, old: Server) {
-    let (began, mut unreached) = (Instant::now(), false);
-    while began.elapsed() < DEMOTED_WITHIN {
-        match shared.connector.master(&old, None).await {
-            Ok(_) => {}
-            Err(e) if e.kind() == redis::ErrorKind::Client => break,
-            Err(_) if !unreached => {
-                unreached = true;
-                shared.interrupt_all(GapReason::HistoryLost);
-            }
-            Err(_) => {}
-        }
-        sleep(ASK_EVERY / 4).await;
-    }
-    tracing::info!(server = %old, "the old master is a master no more");
-    shared.interrupt_all(GapReason::HistoryLost);
 }
 
 #[cfg(test)]
@@ -238,13 +205,13 @@ mod tests {
         let mut known = Known::default();
         let mut said = |from: u16, epoch: u64, master: u16| {
             let answer = Answer { epoch, master: server(master), at: Instant::now() };
-            known.take(&server(from), answer, 3).map(|c| (c.master.port, c.old.map(|o| o.port)))
+            known.take(&server(from), answer, 3).map(|master| master.port)
         };
-        assert_eq!(said(1, 0, 10), Some((10, None)));
+        assert_eq!(said(1, 0, 10), Some(10));
         assert_eq!(said(2, 0, 10), None);
-        assert_eq!(said(1, 1, 10), Some((10, None)), "the old address with the new epoch");
+        assert_eq!(said(1, 1, 10), Some(10), "the old address with the new epoch");
         assert_eq!(said(2, 0, 10), None, "behind");
-        assert_eq!(said(2, 1, 11), Some((11, Some(10))));
+        assert_eq!(said(2, 1, 11), Some(11));
         assert_eq!(said(3, 0, 10), None, "behind");
         assert_eq!(said(1, 1, 11), None);
         // All are made anew: their epochs begin at 0 again.
@@ -253,7 +220,7 @@ mod tests {
         for _ in 0..4 {
             tokio::time::advance(Duration::from_secs(4)).await;
             if let Some(change) = said(1, 0, 12).or_else(|| said(2, 0, 12)) {
-                assert_eq!(change, (12, Some(11)));
+                assert_eq!(change, 12);
                 return;
             }
         }

@@ -18,6 +18,8 @@ pub(super) struct Want {
     pub(super) live: bool,
     /// It was live before the connection was lost.
     pub(super) gap_due: bool,
+    /// And whatever its history says, something else may be missing.
+    pub(super) lost: bool,
     pub(super) track: Track,
     /// Where its history stood before the subscription that is on its way.
     pub(super) position: Option<Position>,
@@ -134,7 +136,8 @@ impl Wanted {
         want.live = true;
         let position = want.position.take();
         let interrupted = std::mem::take(&mut want.gap_due).then(|| {
-            let reason = GapReason::BrokerReconnected;
+            let lost = std::mem::take(&mut want.lost);
+            let reason = if lost { GapReason::HistoryLost } else { GapReason::BrokerReconnected };
             Event::Interrupted(channel.clone(), reason, position.clone())
         });
         let confirmations = std::mem::take(&mut want.confirmations);
