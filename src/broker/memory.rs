@@ -94,8 +94,19 @@ impl State {
     /// Forgets what is too old, then, until everything fits, histories that are empty, others, and
     /// idempotency keys; of each kind what ends first.
     fn sweep(&mut self, now: Instant, max_bytes: usize) {
-        while self.ends.first().is_some_and(|(end, ..)| *end <= now) {
-            self.forget_stream();
+        while let Some((end, channel)) = self.ends.first()
+            && *end <= now
+        {
+            let (end, channel) = (*end, channel.clone());
+            // One that is followed and has had no publication yet is kept.
+            match self.streams.get_mut(&channel) {
+                Some(stream) if self.subscribed.contains_key(&channel) => {
+                    stream.ends = now + EMPTY_TTL;
+                    self.ends.remove(&(end, channel.clone()));
+                    self.ends.insert((now + EMPTY_TTL, channel));
+                }
+                _ => drop(self.forget_stream()),
+            }
         }
         while self.key_ends.front().is_some_and(|(end, _)| *end <= now) {
             self.forget_key();

@@ -221,6 +221,8 @@ impl Flow {
         }
         match (&self.last, position) {
             (Some(last), Some(position)) if *last == position => {
+                // Nothing follows it, whatever was declared.
+                self.declared = false;
                 if declare {
                     self.declare(reason, out);
                 }
@@ -274,7 +276,7 @@ impl Flow {
         if hole.declare || !filled {
             self.declare(hole.reason, out);
         }
-        hole.declare = false;
+        let declared = std::mem::take(&mut hole.declare);
         if let Some(history) = &history {
             hole.keep_from(&history.top.epoch);
         }
@@ -303,6 +305,10 @@ impl Flow {
                 self.declared = true;
                 self.tail = None;
             }
+        }
+        if declared {
+            // Other kinds may be missing among what was filled.
+            self.told.clone_from(&self.last);
         }
         if hole.again && hole.rounds < MAX_ROUNDS {
             hole.ticket = next_ticket();

@@ -145,6 +145,9 @@ impl Gateway {
             let history = {
                 let turn = self.readings.acquire().await;
                 let _turn = turn.map_err(|_| BrokerError::Unavailable)?;
+                if began.elapsed() > READ_WITHIN {
+                    return Err(BrokerError::Unavailable);
+                }
                 self.broker.history(channel, self.history_bounds()).await
             };
             match history {

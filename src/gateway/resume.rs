@@ -22,6 +22,9 @@ use crate::metrics;
 const AHEAD: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
+/// How long all of a client's channels together may wait for readings.
+const WITHIN: Duration = Duration::from_secs(12);
+
 /// Readings that one socket waits for, before it is told that it may have missed something.
 const MAX_TRIES: u32 = 2;
 
@@ -66,7 +69,8 @@ impl Gateway {
     ) -> Resumed {
         let mut tries = 0;
         let resumed = loop {
-            match self.look(channel, since, tries < MAX_TRIES) {
+            let may_read = tries < MAX_TRIES && began.elapsed() < WITHIN;
+            match self.look(channel, since, may_read) {
                 Look::Done(resumed) => break resumed,
                 Look::Ahead if began.elapsed() < AHEAD => sleep(LOOK_EVERY).await,
                 Look::Ahead => break self.not_recovered(channel),
@@ -168,7 +172,7 @@ impl Gateway {
                 }
                 _ => false,
             };
-            if !whole {
+            if !whole || tails_are_full() {
                 flow.tail = None;
             }
         });

@@ -32,8 +32,8 @@ const MAX_SLICES: usize = 32;
 /// Bytes from which a chunk of an HTTP response is large enough.
 const TOGETHER: usize = 16 * 1024;
 
-/// How long a client that is being caught up may take for what it has: this often, this long.
-const ROOM_LOOKS: u32 = 500;
+/// How long a client may take to be caught up on all of its channels, and how often that is looked at.
+const CATCH_UP: Duration = Duration::from_secs(30);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 
 /// No wheel entry counts.
@@ -205,13 +205,16 @@ impl Connection {
         self.wake(CLOSE);
     }
 
-    /// Waits, but not for ever, until a client that is being caught up has taken most of what it has.
-    pub async fn has_room(&self) {
-        let enough = self.bounds.queue_bytes.load(Ordering::Relaxed) / 4;
-        for _ in 0..ROOM_LOOKS {
+    /// Waits until a client that is being caught up since `began` has taken most of what it has, but not
+    /// for longer than it may take for all of it.
+    pub async fn has_room(&self, began: Instant) {
+        let bytes = self.bounds.queue_bytes.load(Ordering::Relaxed) / 4;
+        let messages = self.bounds.queue_messages.load(Ordering::Relaxed) / 4;
+        while began.elapsed() < CATCH_UP {
             let has_room = {
                 let out = self.out.lock();
-                out.closed || out.queue.bytes() <= enough
+                let room = out.queue.bytes() <= bytes && out.queue.messages() <= messages;
+                room || out.closed || out.close.is_some()
             };
             if has_room {
                 return;

@@ -77,7 +77,7 @@ impl Session {
     async fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
         if self.give_up(&channel.name) {
             // Nothing of it follows the answer, and a new subscription begins behind it.
-            self.context.gateway.passed(&self.connection).await;
+            self.left_behind().await;
             self.connection.say(&plain::unsubscribed(id, channel));
         } else {
             let message = "this channel is not subscribed";

@@ -75,6 +75,8 @@ pub struct Session {
     /// Where the client is in channels that it has been subscribed to before, until they are
     /// subscribed again.
     since: Since,
+    /// A channel was taken away, and what the fan-out had for it may still be on its way.
+    left: bool,
     /// What only a stream has.
     stream: Option<Box<stream::Stream>>,
     /// The subscription tokens that count, at most one per subscribed channel.
@@ -105,6 +107,7 @@ impl Session {
             state: State::AwaitToken,
             timers,
             since: Vec::new(),
+            left: false,
             stream: None,
             grants: Vec::new(),
             allowance,
@@ -183,6 +186,7 @@ impl Session {
             self.timers.token_until(identity.expires_at, &policy);
         }
         self.identity = identity;
+        let began = Instant::now();
         let channels = self.subscribe_automatic(&policy).await?;
         let user = self.identity.as_ref().map(|i| &*i.user);
         let expires_at = self.identity.as_ref().and_then(|i| i.expires_at);
@@ -196,7 +200,7 @@ impl Session {
             } else {
                 Vec::new()
             };
-            self.connection.has_room().await;
+            self.connection.has_room(began).await;
             self.context.gateway.activate(&self.connection, channel, &replies, resumed);
         }
         self.state = State::Open;
@@ -245,7 +249,7 @@ impl Session {
     ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
         let gateway = Arc::clone(&self.context.gateway);
         let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
-        self.begin_stream(&wanted);
+        self.begin_stream(&wanted)?;
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
         for channel in wanted {
             let track = self.track(&channel, policy);

@@ -9,6 +9,10 @@ use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::plain::{self, ChannelRef, Subscribe};
 use crate::protocol::{Message, sse};
 
+/// An id that does not come back would end the stream for good.
+const TOO_LONG: &str = "these channels' names are too long for one stream, whose position has to fit \
+                        into a header: take fewer, or a WebSocket";
+
 /// What only a stream has.
 pub(super) struct Stream {
     channels: Vec<ChannelName>,
@@ -34,9 +38,7 @@ impl Session {
     pub async fn permit_stream(&mut self, admission: &Admission) -> Result<(), Refusal> {
         let Some(stream) = &self.stream else { return Ok(()) };
         if !sse::fits(&stream.channels) {
-            let why = "these channels' names are too long for one stream, whose position has to fit \
-                       into a header: take fewer, or a WebSocket";
-            return Err(Refusal(ErrorCode::BadRequest, why.to_owned()));
+            return Err(Refusal(ErrorCode::BadRequest, TOO_LONG.to_owned()));
         }
         let wanted: Vec<Wanted> = stream.channels.iter().map(wanted).collect();
         if let Admission::Identity(identity) = admission {
@@ -54,10 +56,18 @@ impl Session {
 
     /// Its ids begin with where the client is, so that one that is cut off while it catches up comes
     /// back to that.
-    pub(super) fn begin_stream(&mut self, automatic: &[ChannelName]) {
-        let Some(stream) = &self.stream else { return };
+    ///
+    /// # Errors
+    /// When they could become too long to come back.
+    pub(super) fn begin_stream(&mut self, automatic: &[ChannelName]) -> Result<(), Close> {
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let others = automatic.iter().filter(|name| !stream.channels.contains(name));
+        if !sse::fits(stream.channels.iter().chain(others)) {
+            return Err(Close::new(CloseCode::TooMany, TOO_LONG));
+        }
         self.since.retain(|(c, _)| stream.channels.contains(c) || automatic.contains(c));
         self.context.gateway.hub().stands(&self.connection, &self.since);
+        Ok(())
     }
 
     /// Subscribes it to its channels.

@@ -56,6 +56,7 @@ impl Session {
         if wanted.is_empty() {
             return;
         }
+        self.left_behind().await;
         let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
         let permissions = permissions.await;
         let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
@@ -191,7 +192,7 @@ impl Session {
             match gateway.confirmed(&self.connection, &channel.name, waiting).await {
                 Ok(()) => {
                     let resumed = self.resume(&channel.name, since, began).await;
-                    self.connection.has_room().await;
+                    self.connection.has_room(began).await;
                     let data = permission.data.as_deref().map(RawValue::get);
                     let replies = if self.stream.is_some() {
                         self.stream_replies(&channel, data, &resumed)
@@ -224,7 +225,16 @@ impl Session {
     /// Gives a channel up; true if it was subscribed.
     pub(super) fn give_up(&mut self, channel: &ChannelName) -> bool {
         self.grants.retain(|(c, _)| c != channel);
-        self.context.gateway.unsubscribe(&self.connection, channel)
+        let had = self.context.gateway.unsubscribe(&self.connection, channel);
+        self.left |= had;
+        had
+    }
+
+    /// Waits until nothing of the channels that were given up is on its way any more.
+    pub(super) async fn left_behind(&mut self) {
+        if std::mem::take(&mut self.left) {
+            self.context.gateway.passed(&self.connection).await;
+        }
     }
 
     /// Takes back the subscriptions whose token has ended or was revoked.

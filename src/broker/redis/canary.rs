@@ -55,6 +55,11 @@ impl Canary {
         self.mute.load(Ordering::Acquire)
     }
 
+    /// No name falls to the server: it has hardly a slot.
+    pub(super) fn is_none(&self) -> bool {
+        self.channel.is_empty()
+    }
+
     pub(super) fn channel(&self) -> &str {
         &self.channel
     }
@@ -74,7 +79,7 @@ impl Canary {
 pub(super) async fn watch(subscriber: &Subscriber) -> String {
     let (canary, shared) = (&subscriber.canary, &subscriber.shared);
     canary.state.lock().waiting = None;
-    if canary.channel.is_empty() {
+    if canary.is_none() {
         return std::future::pending().await;
     }
     let mut failures = 0;

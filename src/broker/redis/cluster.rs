@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::{RedisResult, Value};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::connect;
 use super::masters::{Map, SLOTS, UNSERVED};
@@ -13,12 +13,15 @@ use super::{Role, Shared};
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How long only older configurations have to be heard of before one of them is believed.
+const MADE_ANEW: Duration = Duration::from_secs(15);
 /// Between two questions, however many doubts there are.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Keeps the map, for ever.
 pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
     let (mut turn, mut newest) = (0, 0);
+    let mut accepted = Instant::now();
     loop {
         let current = shared.directory.current();
         let mut servers = current.masters.clone();
@@ -28,13 +31,19 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
         turn += 1;
         match ask(&shared, server).await {
             // One that is cut off from the others has an old map, and says an old epoch.
-            Ok(Some((epoch, map))) if epoch >= newest => {
+            // Where that is all there is for long, the cluster was made anew.
+            Ok(Some((epoch, map))) if epoch >= newest || accepted.elapsed() > MADE_ANEW => {
                 newest = epoch;
+                accepted = Instant::now();
                 shared.directory.set(map);
                 // Asked again at once when in doubt, else after a while.
                 let _ = timeout(ASK_EVERY, shared.directory.doubted()).await;
             }
-            Ok(Some(_)) => {}
+            Ok(Some((epoch, _))) => {
+                let what = "a server of the cluster has an old configuration";
+                shared.note(Role::Subscriber, what, &format!("epoch {epoch}, known {newest}"));
+                sleep(ASK_EVERY / 5).await;
+            }
             Ok(None) => {
                 let what = "the cluster is down, or this server cut off from it";
                 shared.note(Role::Subscriber, what, &server.to_string());

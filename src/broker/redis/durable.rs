@@ -146,7 +146,9 @@ pub(super) async fn position(
     read.arg(meta_key(key)).arg("e").arg("o").arg("r");
     let meta: Meta = read.query_async(&mut connection).await?;
     let found = trusted(meta, &link.run);
-    if found.is_some() || track < Track::Open || link.run.is_empty() {
+    // An empty one that is found is kept for another hour.
+    let begun = found.as_ref().is_some_and(|position| position.offset > 0);
+    if begun || track < Track::Open || link.run.is_empty() {
         return Ok(found);
     }
     open(shared, link, key).await.map(Some)

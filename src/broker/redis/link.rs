@@ -224,7 +224,9 @@ impl Subscriber {
     /// Serves one connection to its end; says why it ended.
     async fn serve(&self, link: &connect::Link) -> String {
         let name = [self.canary.channel().to_owned()];
-        if let Err(e) = self.command(link, true, &name).await {
+        if !self.canary.is_none()
+            && let Err(e) = self.command(link, true, &name).await
+        {
             return format!("cannot subscribe to the canary: {}", connect::describe(&e));
         }
         self.wanted.lock().begin();

@@ -75,6 +75,9 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                 let reigns = connect::watch_reign(link.clone());
                 // A late word about the connection before.
                 let _ = node.lost.notified().now_or_never();
+                if node.stopped.load(Ordering::Acquire) {
+                    return;
+                }
                 let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
                 let looked = look_at_library(&shared, link.clone());
                 node.link.send_replace(Some(link));

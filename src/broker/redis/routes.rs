@@ -118,7 +118,7 @@ impl Routes {
 
 fn canary_stays(map: &Map, server: &Server, link: &Subscriber) -> bool {
     let at = map.master_of(link.canary.channel().as_bytes());
-    at.is_some_and(|at| map.masters[at] == *server)
+    link.canary.is_none() || at.is_some_and(|at| map.masters[at] == *server)
 }
 
 fn new_link(

@@ -42,6 +42,8 @@ struct Known {
     /// The configuration that counts.
     epoch: u64,
     master: Option<Server>,
+    /// Who named it.
+    by: Option<Server>,
     answers: HashMap<Server, Answer>,
     /// Since when most of them agree on an older one.
     older_since: Option<Instant>,
@@ -54,7 +56,11 @@ impl Known {
         self.answers.insert(from.clone(), answer);
         let newer = match &self.master {
             None => true,
-            Some(known) => epoch > self.epoch || (epoch == self.epoch && *known != master),
+            // At an equal epoch: from who named the other one, or where most do.
+            Some(known) if epoch == self.epoch && *known != master => {
+                self.by.as_ref() == Some(from) || self.agree(&master, now) * 2 > sentinels
+            }
+            Some(_) => epoch > self.epoch,
         };
         if newer {
             self.older_since = None;
@@ -72,6 +78,7 @@ impl Known {
             }
             return None;
         }
+        self.by = Some(from.clone());
         self.master = Some(master.clone());
         Some(master)
     }
@@ -211,7 +218,8 @@ mod tests {
         assert_eq!(said(2, 0, 10), None);
         assert_eq!(said(1, 1, 10), Some(10), "the old address with the new epoch");
         assert_eq!(said(2, 0, 10), None, "behind");
-        assert_eq!(said(2, 1, 11), Some(11));
+        assert_eq!(said(2, 1, 11), None, "one of three, at an equal epoch");
+        assert_eq!(said(1, 1, 11), Some(11), "who named the old one names the new one");
         assert_eq!(said(3, 0, 10), None, "behind");
         assert_eq!(said(1, 1, 11), None);
         // All are made anew: their epochs begin at 0 again.
