@@ -15,8 +15,7 @@ use bytes::Bytes;
 /// Longest channel name in bytes.
 pub const MAX_CHANNEL_BYTES: usize = 255;
 
-/// Names that the Redis contract uses for itself below the same prefix.
-/// (`canary:...` too).
+/// First parts of names that the Redis contract uses for itself below the same prefix.
 const RESERVED: [&str; 2] = ["control", "canary"];
 
 /// A valid channel name, for example `post:42`: segments joined by `:`.

@@ -11,13 +11,11 @@ use tokio::sync::Notify;
 use super::Event;
 use crate::channel::ChannelName;
 
-/// Most channels that are remembered one by one as overflowed; there can be no more than there are
-/// subscriptions, and each name is shared with the table of subscriptions.
 #[derive(Default)]
 struct State {
     events: Vec<Event>,
     bytes: usize,
-    /// With true where a plain publication was among what was dropped: no history has that.
+    /// No more than there are subscriptions, and each name is shared with the table of those. With true where a plain publication was among what was dropped: no history has that.
     overflowed: HashMap<ChannelName, bool, ahash::RandomState>,
 }
 
@@ -43,9 +41,9 @@ impl Events {
         Self { state: Mutex::default(), filled: Notify::new(), max_events, max_bytes }
     }
 
-    /// Adds an event, or notes its channel as overflowed. A gap or a confirmation is always taken:
-    /// there can be one per channel. Control messages have room of their own as large as the publications', since
-    /// they are few and losing one cannot be declared.
+    /// Adds an event, or notes its channel as overflowed. An interruption or a confirmation is always
+    /// taken: there can be one of each per channel. Control messages have room of their own as large as
+    /// the publications', since they are few and losing one cannot be declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();
         let was_empty = state.events.is_empty() && state.overflowed.is_empty();
