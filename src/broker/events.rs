@@ -15,7 +15,8 @@ use crate::channel::ChannelName;
 struct State {
     events: Vec<Event>,
     bytes: usize,
-    /// No more than there are subscriptions, and each name is shared with the table of those. With true where a plain publication was among what was dropped: no history has that.
+    /// No more than there are subscriptions, and each name is shared with the table of those. With
+    /// true where a plain publication was among what was dropped: no history has that.
     overflowed: HashMap<ChannelName, bool, ahash::RandomState>,
 }
 

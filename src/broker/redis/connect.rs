@@ -223,3 +223,42 @@ pub(super) fn is_moved(error: &RedisError) -> bool {
         )
     )
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn fields_of_info() {
+        let info = "# Server\r\nrun_id:abc\r\nrole:slave\r\nrun_id_x:1\r\n";
+        assert_eq!(field(info, "run_id"), Some("abc"));
+        assert_eq!(field(info, "role"), Some("slave"));
+        assert_eq!(field(info, "nothing"), None);
+    }
+
+    /// Waits stay between the least and the most, and are not the same for everyone.
+    #[tokio::test(start_paused = true)]
+    async fn attempts_are_spread() {
+        let (min, max) = (Duration::from_millis(50), Duration::from_secs(1));
+        let mut firsts = std::collections::BTreeSet::new();
+        for _ in 0..20 {
+            let mut backoff = Backoff { min, max, bound: min };
+            let mut waits = Vec::new();
+            for _ in 0..12 {
+                let began = Instant::now();
+                backoff.wait().await;
+                waits.push(began.elapsed());
+            }
+            let slack = Duration::from_millis(2);
+            assert!(waits.iter().all(|w| *w >= min && *w <= max + slack), "{waits:?}");
+            assert!(
+                waits[0] <= min + slack && waits[6..].iter().any(|w| *w > 4 * min),
+                "{waits:?}"
+            );
+            firsts.insert(waits[8]);
+        }
+        assert!(firsts.len() > 10, "they do not come back together: {firsts:?}");
+    }
+}

@@ -158,3 +158,106 @@ impl Wanted {
         !due.is_empty()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::sync::watch;
+
+    use super::*;
+
+    fn name(n: usize) -> ChannelName {
+        format!("c:{n}").parse().unwrap()
+    }
+
+    fn want(
+        wanted: &mut Wanted,
+        n: usize,
+    ) -> watch::Receiver<Option<Result<(), crate::broker::BrokerError>>> {
+        let (confirmation, answer) = watch::channel(None);
+        wanted.channels.entry(name(n)).or_default().confirmations.push(confirmation);
+        wanted.ask(&name(n));
+        answer
+    }
+
+    /// What the gateway is told, as words.
+    fn words(events: [Option<Event>; 2]) -> Vec<String> {
+        let word = |event| match event {
+            Event::Interrupted(_, reason, _) => format!("interrupted {}", reason.label()),
+            Event::Subscribed(_, s) => {
+                format!(
+                    "subscribed {} for {}",
+                    if s.fresh { "anew" } else { "again" },
+                    s.confirmations.len()
+                )
+            }
+            Event::Publication(_) | Event::Control(_) => "?".to_owned(),
+        };
+        events.into_iter().flatten().map(word).collect()
+    }
+
+    #[test]
+    fn everything_wanted_is_asked_for_on_each_connection_control_first() {
+        let mut wanted = Wanted::default();
+        for n in 0..20 {
+            want(&mut wanted, n);
+        }
+        wanted.channels.entry(ChannelName::control()).or_default();
+        assert!(wanted.ops.is_empty(), "there is no connection");
+        wanted.begin();
+        assert!(matches!(&wanted.ops[0], Op::Subscribe(c) if *c == ChannelName::control()));
+        assert_eq!(wanted.ops.len(), 21);
+        assert_eq!(words(wanted.confirmed("c:7")), ["subscribed anew for 1"]);
+        // Lost and made again: said before anything that follows, with a word for who has waited since.
+        wanted.end();
+        want(&mut wanted, 7);
+        want(&mut wanted, 7);
+        wanted.begin();
+        let told = ["interrupted broker_reconnected", "subscribed again for 2"];
+        assert_eq!(words(wanted.confirmed("c:7")), told);
+        assert_eq!(words(wanted.confirmed("c:8")), ["subscribed anew for 1"]);
+        assert!(words(wanted.confirmed("nobody")).is_empty());
+    }
+
+    #[test]
+    fn only_the_last_answer_of_a_channel_given_up_and_wanted_again_counts() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        want(&mut wanted, 1);
+        wanted.give_up(&name(1));
+        want(&mut wanted, 1);
+        assert!(words(wanted.confirmed("c:1")).is_empty());
+        assert!(!wanted.ended_unasked("c:1"), "that was asked for");
+        assert_eq!(words(wanted.confirmed("c:1")), ["subscribed anew for 1"]);
+        assert!(wanted.ended_unasked("c:1"), "and that was not");
+    }
+
+    #[test]
+    fn what_was_lost_beside_the_connection_is_said_with_it() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        want(&mut wanted, 1);
+        words(wanted.confirmed("c:1"));
+        wanted.end();
+        wanted.channels.get_mut("c:1").unwrap().lost = true;
+        wanted.begin();
+        assert_eq!(words(wanted.confirmed("c:1")), ["interrupted history_lost"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_refused_is_asked_for_again_when_it_is_time() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        want(&mut wanted, 1);
+        want(&mut wanted, 2);
+        wanted.ops.clear();
+        let later = Instant::now() + Duration::from_secs(5);
+        wanted.refused = vec![(later, name(1)), (later, name(9))];
+        assert!(!wanted.retry(Instant::now()));
+        tokio::time::advance(Duration::from_secs(5)).await;
+        assert!(wanted.retry(Instant::now()));
+        assert_eq!(wanted.ops.len(), 1, "the other one is not wanted any more");
+        assert!(!wanted.retry(Instant::now()));
+    }
+}
