@@ -40,11 +40,30 @@ impl Jws<'_> {
 
 /// Looks for the key or the edit of one that verifies the signature.
 pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
+    if let Some(finding) = cut_signature(jws) {
+        return Some(finding);
+    }
     if jws.alg.is_some_and(|a| a.family() == Family::Hmac) {
         own_key(subject, jws).or_else(|| shared_secret(subject, jws))
     } else {
         own_key(subject, jws).or_else(|| public_key(subject, jws))
     }
+}
+
+/// A token may be cut off where what is left of its signature still is base64url.
+fn cut_signature(jws: &Jws<'_>) -> Option<Finding> {
+    let whole = match jws.alg {
+        Some(Algorithm::Hs256) => 32,
+        Some(Algorithm::Hs384) => 48,
+        Some(Algorithm::Hs512) => 64,
+        _ => return None,
+    };
+    let came = jws.signature.len();
+    let advice = format!(
+        "the token ends in the middle: its signature has {came} bytes of {whole}. {}",
+        Cause::TokenTruncated.fix()
+    );
+    (came < whole).then(|| Finding::new(Cause::TokenTruncated, Side::Issuer, advice))
 }
 
 /// One of the configured keys verifies it as it is: then kid, algs or time stand in the way.
