@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::broker::{BrokerError, History};
+use crate::broker::{Bounds, BrokerError, History};
 use crate::channel::{GapReason, Position, Publication};
 use crate::metrics;
 
@@ -76,13 +76,6 @@ fn next_ticket() -> u64 {
     TICKETS.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Bounds of a tail.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TailBounds {
-    pub(super) messages: usize,
-    pub(super) bytes: usize,
-}
-
 impl Flow {
     pub(super) fn new(durable: bool) -> Self {
         Self { durable, ..Self::default() }
@@ -125,19 +118,14 @@ impl Flow {
     }
 
     /// Keeps a publication for those who resume. A tail has no holes: beyond one it is over.
-    fn keep(&mut self, publication: &Publication, bounds: TailBounds) {
+    fn keep(&mut self, publication: &Publication, bounds: Bounds) {
         if self.tail.as_mut().is_some_and(|tail| !tail.push(publication, bounds)) {
             self.tail = None;
         }
     }
 
     /// A publication came from the broker.
-    pub(super) fn take(
-        &mut self,
-        publication: Publication,
-        bounds: TailBounds,
-        out: &mut Vec<Step>,
-    ) {
+    pub(super) fn take(&mut self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
         self.plain_seen |= publication.position.is_none();
         if let Some(hole) = &mut self.hole {
             return hole.hold(publication);
@@ -263,7 +251,7 @@ impl Flow {
         &mut self,
         ticket: u64,
         history: Result<Option<History>, BrokerError>,
-        bounds: TailBounds,
+        bounds: Bounds,
         out: &mut Vec<Step>,
     ) {
         let Some(mut hole) = self.hole.take_if(|hole| hole.ticket == ticket) else { return };
@@ -338,8 +326,8 @@ impl Hole {
     /// The history is in this epoch now: what waits from before it is over, as the declaration says.
     /// Where nothing waits from it, whatever else waits is from before or after: that is read.
     fn keep_from(&mut self, epoch: &Arc<str>) {
-        let epoch_of = |p: &Publication| p.position.as_ref().map(|p| Arc::clone(&p.epoch));
-        let first = self.waiting.iter().position(|p| epoch_of(p).as_ref() == Some(epoch));
+        let is_in = |p: &Publication| p.position.as_ref().is_some_and(|p| p.epoch == *epoch);
+        let first = self.waiting.iter().position(is_in);
         let last = self.waiting.iter().rposition(|p| p.position.is_some());
         let over = first.or(last.map(|last| last + 1)).unwrap_or(0);
         self.again |= first.is_none() && over > 0;
@@ -352,10 +340,9 @@ impl Hole {
 
     fn hold(&mut self, publication: Publication) {
         self.bytes += publication.payload.len();
-        let plain = publication.position.is_none();
         self.waiting.push(publication);
         if self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES {
-            self.declare |= plain || self.waiting.iter().any(|p| p.position.is_none());
+            self.declare |= self.waiting.iter().any(|p| p.position.is_none());
             self.waiting = Vec::new();
             self.bytes = 0;
             self.again = true;
@@ -388,7 +375,7 @@ impl Tail {
     }
 
     /// False, and nothing added, where it is not the next one.
-    fn push(&mut self, publication: &Publication, bounds: TailBounds) -> bool {
+    fn push(&mut self, publication: &Publication, bounds: Bounds) -> bool {
         let next = self.from + self.publications.len() as u64 + 1;
         if publication.position.as_ref().is_none_or(|p| p.offset != next) {
             return false;
@@ -409,7 +396,7 @@ impl Tail {
         TAILS.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    fn cut(&mut self, bounds: TailBounds) {
+    fn cut(&mut self, bounds: Bounds) {
         while self.publications.len() > bounds.messages || self.bytes > bounds.bytes {
             let Some(old) = self.publications.pop_front() else { return };
             self.shrink(old.payload.len());
@@ -418,7 +405,7 @@ impl Tail {
     }
 
     /// Puts what was read before what has passed since. False if the two do not meet.
-    pub(super) fn complete(&mut self, history: History, bounds: TailBounds) -> bool {
+    pub(super) fn complete(&mut self, history: History, bounds: Bounds) -> bool {
         if history.top.offset < self.from {
             return false;
         }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 
 use super::*;
 
-const BOUNDS: TailBounds = TailBounds { messages: 100, bytes: 1 << 20 };
+const BOUNDS: Bounds = Bounds { messages: 100, bytes: 1 << 20 };
 
 fn at(epoch: &str, offset: u64) -> Position {
     Position::new(epoch, offset).unwrap()
@@ -167,7 +167,7 @@ fn a_tail_is_what_was_read_and_what_has_passed_since() {
     assert_eq!(offsets(tail.since(5)), Some(vec![6]));
     assert_eq!(offsets(tail.since(6)), Some(vec![]));
     assert_eq!(offsets(tail.since(1)), None);
-    let small = TailBounds { messages: 2, bytes: 1 << 20 };
+    let small = Bounds { messages: 2, bytes: 1 << 20 };
     tail.cut(small);
     assert_eq!((offsets(tail.since(3)), offsets(tail.since(4))), (None, Some(vec![5, 6])));
     let mut short = Tail::begin(9);

@@ -13,8 +13,8 @@ use dashmap::mapref::entry::Entry as MapEntry;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::continuity::{Flow, Step, TailBounds, tails_are_full};
-use crate::broker::{Broker, BrokerError, Track};
+use super::continuity::{Flow, Step, tails_are_full};
+use crate::broker::{Bounds, Broker, BrokerError, Track};
 use crate::channel::{ChannelName, Publication};
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
@@ -126,7 +126,7 @@ impl Interest {
     }
 
     /// A publication came: what is to be done with it.
-    pub(super) fn take(&self, publication: Publication, bounds: TailBounds, out: &mut Vec<Step>) {
+    pub(super) fn take(&self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
         if let Some(mut entry) = self.entries.get_mut(&publication.channel) {
             let entry = &mut *entry;
             if publication.position.is_some() && entry.followed.is_none() {
@@ -216,7 +216,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::broker::{Bounds, BrokerFuture, Confirmation, Durable, Health, History};
+    use crate::broker::{BrokerFuture, Confirmation, Durable, Health, History};
     use crate::channel::Position;
 
     /// Records the calls, and confirms only when told to.

@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
 use super::Gateway;
-use super::continuity::Step;
+use super::continuity::{Flow, Step};
 use crate::broker::{BrokerError, Event, Events, History, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::lifecycle;
@@ -53,7 +53,7 @@ impl Gateway {
             let batch = match next(&events, &mut reads).await {
                 Next::Batch(batch) => batch,
                 Next::Read(Read { channel, ticket, history }) => {
-                    let bounds = self.tail_bounds();
+                    let bounds = self.history_bounds();
                     self.interest.with_flow(&channel, |flow, _| {
                         flow.read(ticket, history, bounds, &mut steps);
                     });
@@ -61,7 +61,7 @@ impl Gateway {
                     continue;
                 }
             };
-            let bounds = self.tail_bounds();
+            let bounds = self.history_bounds();
             for event in batch.events {
                 match event {
                     Event::Publication(publication) => {
@@ -78,24 +78,19 @@ impl Gateway {
                         self.recall_due.store(true, Ordering::Release);
                     }
                     Event::Interrupted(channel, reason, position) => {
-                        let followed = self.interest.with_flow(&channel, |flow, _| {
-                            flow.interrupted(reason, position, &mut steps);
-                        });
-                        if followed.is_none() {
-                            steps.push(Step::Declare(reason));
-                        }
-                        self.carry_out_steps(&channel, &mut steps).await;
+                        self.lost(&channel, reason, &mut steps, |flow, steps| {
+                            flow.interrupted(reason, position, steps);
+                        })
+                        .await;
                     }
                     Event::Control(message) => self.apply(&message),
                 }
             }
             for (channel, plain) in batch.overflowed {
-                let followed =
-                    self.interest.with_flow(&channel, |flow, _| flow.overflowed(plain, &mut steps));
-                if followed.is_none() {
-                    steps.push(Step::Declare(GapReason::Overflow));
-                }
-                self.carry_out_steps(&channel, &mut steps).await;
+                self.lost(&channel, GapReason::Overflow, &mut steps, |flow, steps| {
+                    flow.overflowed(plain, steps);
+                })
+                .await;
             }
         }
     }
@@ -114,6 +109,20 @@ impl Gateway {
             }
         };
         self.hub.mark(channel, confirm).await;
+    }
+
+    /// Something may be missing: the channel's flow knows what to do, and without one it is declared.
+    async fn lost(
+        self: &Arc<Self>,
+        channel: &ChannelName,
+        reason: GapReason,
+        steps: &mut Vec<Step>,
+        work: impl FnOnce(&mut Flow, &mut Vec<Step>),
+    ) {
+        if self.interest.with_flow(channel, |flow, _| work(flow, steps)).is_none() {
+            steps.push(Step::Declare(reason));
+        }
+        self.carry_out_steps(channel, steps).await;
     }
 
     async fn carry_out_steps(self: &Arc<Self>, channel: &ChannelName, steps: &mut Vec<Step>) {

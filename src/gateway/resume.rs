@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::Gateway;
-use super::continuity::{Tail, TailBounds, tails_are_full};
+use super::continuity::{Tail, tails_are_full};
 use super::interest::Reading;
 use crate::broker::Bounds;
 use crate::channel::{ChannelName, Position, Publication};
@@ -53,9 +53,16 @@ enum Look {
     Read(watch::Sender<bool>),
 }
 
+impl Resumed {
+    /// Nothing was missed that is sent; events continue from the position.
+    fn at(position: Option<Position>, recovered: Option<bool>) -> Self {
+        let after = position.clone();
+        Self { position, recovered, publications: Vec::new(), after }
+    }
+}
+
 fn found(position: Option<Position>, recovered: Option<bool>) -> Look {
-    let after = position.clone();
-    Look::Done(Resumed { position, recovered, publications: Vec::new(), after })
+    Look::Done(Resumed::at(position, recovered))
 }
 
 impl Gateway {
@@ -70,29 +77,25 @@ impl Gateway {
         let mut tries = 0;
         let resumed = loop {
             let may_read = tries < MAX_TRIES && began.elapsed() < WITHIN;
-            match self.look(channel, since, may_read) {
+            let reading = match self.look(channel, since, may_read) {
                 Look::Done(resumed) => break resumed,
-                Look::Ahead if began.elapsed() < AHEAD => sleep(LOOK_EVERY).await,
-                Look::Ahead => break self.not_recovered(channel),
-                Look::Enough => break self.not_recovered(channel),
+                Look::Ahead if began.elapsed() < AHEAD => {
+                    sleep(LOOK_EVERY).await;
+                    continue;
+                }
+                Look::Ahead | Look::Enough => break self.not_recovered(channel),
+                Look::Wait(reading) => reading,
                 Look::Read(done) => {
-                    tries += 1;
-                    let mut answer = done.subscribe();
+                    let reading = done.subscribe();
                     let (gateway, name) = (Arc::clone(self), channel.clone());
-                    lifecycle::spawn(
-                        "history",
-                        async move { gateway.read_tail(&name, done).await },
-                    );
-                    if !told(&mut answer).await {
-                        break self.not_recovered(channel);
-                    }
+                    let read = async move { gateway.read_tail(&name, done).await };
+                    lifecycle::spawn("history", read);
+                    reading
                 }
-                Look::Wait(mut answer) => {
-                    tries += 1;
-                    if !told(&mut answer).await {
-                        break self.not_recovered(channel);
-                    }
-                }
+            };
+            tries += 1;
+            if !is_over(reading).await {
+                break self.not_recovered(channel);
             }
         };
         if let Some(recovered) = resumed.recovered {
@@ -104,8 +107,7 @@ impl Gateway {
     fn not_recovered(&self, channel: &ChannelName) -> Resumed {
         let position =
             self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten();
-        let after = position.clone();
-        Resumed { position, recovered: Some(false), publications: Vec::new(), after }
+        Resumed::at(position, Some(false))
     }
 
     fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
@@ -155,11 +157,6 @@ impl Gateway {
         look.unwrap_or_else(|| found(None, since.map(|_| false)))
     }
 
-    pub(super) fn tail_bounds(&self) -> TailBounds {
-        let bounds = self.history_bounds();
-        TailBounds { messages: bounds.messages, bytes: bounds.bytes }
-    }
-
     /// Reads a history for all who wait. The reading is fair: they come in the order of asking.
     async fn read_tail(&self, channel: &ChannelName, done: watch::Sender<bool>) {
         let history = self.read_history(channel).await;
@@ -168,7 +165,7 @@ impl Gateway {
             let epoch = flow.last().map(|last| Arc::clone(&last.epoch));
             let whole = match (history.ok().flatten(), &mut flow.tail) {
                 (Some(history), Some(tail)) if epoch.as_ref() == Some(&history.top.epoch) => {
-                    tail.complete(history, self.tail_bounds())
+                    tail.complete(history, self.history_bounds())
                 }
                 _ => false,
             };
@@ -185,6 +182,6 @@ impl Gateway {
 }
 
 /// Waits for the reading to end; false when its task died.
-async fn told(answer: &mut watch::Receiver<bool>) -> bool {
-    answer.wait_for(|done| *done).await.is_ok()
+async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
+    reading.wait_for(|done| *done).await.is_ok()
 }

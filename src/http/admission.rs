@@ -180,9 +180,16 @@ pub(super) fn credential<'r>(
     if let Some((name, value)) = cookies.session.and_then(|s| s.find(&pairs)) {
         return Some(Credential::Session(name, value));
     }
-    let query = uri.query()?;
-    let token = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "token")?.1;
-    Some(Token("query", token))
+    Some(Token("query", parameters(uri, "token").next()?))
+}
+
+/// The values of a query parameter.
+pub(super) fn parameters<'r>(
+    uri: &'r Uri,
+    name: &'static str,
+) -> impl Iterator<Item = std::borrow::Cow<'r, str>> {
+    let query = uri.query().unwrap_or_default();
+    form_urlencoded::parse(query.as_bytes()).filter(move |(n, _)| n == name).map(|(_, value)| value)
 }
 
 /// The offered subprotocols.

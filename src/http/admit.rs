@@ -63,9 +63,7 @@ fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
 
 /// `?format=`.
 pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
-    let query = request.uri.query().unwrap_or_default();
-    let format = form_urlencoded::parse(query.as_bytes()).find(|(name, _)| name == "format");
-    match format.as_ref().map(|(_, value)| &**value) {
+    match admission::parameters(&request.uri, "format").next().as_deref() {
         None | Some("plain") => Ok(false),
         Some("envelope") => Ok(true),
         Some(_) => {

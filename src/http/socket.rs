@@ -15,7 +15,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use crate::hub::Connection;
+use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::plain::{self, Command, Request};
@@ -235,17 +235,23 @@ async fn drive(
             biased;
             done = &mut work => return done.map_err(End::Ours),
             wake = connection.wait(false) => {
-                if wake.close && let Some(close) = connection.take_close() {
-                    return Err(End::Ours(close));
-                }
+                attend(connection, wake)?;
                 if wake.writable {
                     connection.flush();
                 }
-                if wake.timer {
-                    connection.missed_timer();
-                }
             }
         }
+    }
+}
+
+/// What cannot wait for the session's work: a close ends it, a timer is kept for after it.
+pub(super) fn attend(connection: &Connection, wake: Wake) -> Result<(), End> {
+    if wake.timer {
+        connection.missed_timer();
+    }
+    match wake.close.then(|| connection.take_close()).flatten() {
+        Some(close) => Err(End::Ours(close)),
+        None => Ok(()),
     }
 }
 

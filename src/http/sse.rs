@@ -21,10 +21,11 @@ use tokio::time::timeout;
 use super::accept::{Streaming, Tenure};
 use super::admission::{self, Place};
 use super::admit::{admit, unauthorized, unavailable, wants_envelope};
-use super::socket::End;
+use super::socket::{End, attend};
 use super::{App, refuse, refuse_with};
 use crate::auth::Reason;
 use crate::channel::ChannelName;
+use crate::config::Policy;
 use crate::hub::Connection;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
@@ -64,7 +65,7 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     }
     let mut response = match request.method {
         Method::OPTIONS => preflight(),
-        _ => match begin(&app, &request, began).await {
+        _ => match begin(&app, &policy, &request, began).await {
             Ok(events) => body(events),
             Err(response) => response,
         },
@@ -92,6 +93,7 @@ fn preflight() -> Response<Body> {
 
 async fn begin(
     app: &App,
+    policy: &Policy,
     request: &Parts,
     began: Instant,
 ) -> Result<mpsc::Receiver<Bytes>, Response<Body>> {
@@ -103,7 +105,6 @@ async fn begin(
         metrics::rejected(Rejected::Draining);
         return Err(later("draining: connect again, another replica answers\n"));
     }
-    let policy = app.context.policy.load_full();
     let wire = if wants_envelope(request)? { Wire::SseEnvelope } else { Wire::Sse };
     let bad = |message: String| {
         metrics::rejected(Rejected::BadRequest);
@@ -111,7 +112,7 @@ async fn begin(
     };
     let max = policy.limits.channels_per_connection;
     let channels = channels(request, max).map_err(bad)?;
-    let (admission, place) = match admit(app, &policy, request, false).await {
+    let (admission, place) = match admit(app, policy, request, false).await {
         Ok((Admission::AwaitToken, _)) => {
             metrics::auth_failure(Reason::Missing);
             return Err(unauthorized(Reason::Missing));
@@ -144,10 +145,8 @@ async fn begin(
 
 /// `?channels=a,b`, also more than once.
 fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
-    let query = request.uri.query().unwrap_or_default();
     let mut found: Vec<ChannelName> = Vec::new();
-    for (_, list) in form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "channels")
-    {
+    for list in admission::parameters(&request.uri, "channels") {
         for name in list.split(',').filter(|name| !name.is_empty()) {
             let channel = name.parse().map_err(|e| format!("channels: {e}\n"))?;
             if !found.contains(&channel) {
@@ -172,9 +171,8 @@ fn since(request: &Parts, max: usize) -> Result<Since, String> {
             id.to_str().map_err(|_| "it is not ASCII").and_then(sse::parse_id).and_then(bounded);
         return parsed.map_err(|why| format!("Last-Event-ID: {why}\n"));
     }
-    let query = request.uri.query().unwrap_or_default();
-    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "since");
-    let Some((_, value)) = values.next() else { return Ok(Vec::new()) };
+    let value = admission::parameters(&request.uri, "since").next();
+    let Some(value) = value else { return Ok(Vec::new()) };
     sse::parse_id(&value).and_then(bounded).map_err(|why| format!("since: {why}\n"))
 }
 
@@ -281,14 +279,7 @@ async fn drive(
         tokio::select! {
             biased;
             done = &mut work => return done.map_err(End::Ours),
-            wake = connection.wait(false) => {
-                if wake.close && let Some(close) = connection.take_close() {
-                    return Err(End::Ours(close));
-                }
-                if wake.timer {
-                    connection.missed_timer();
-                }
-            }
+            wake = connection.wait(false) => attend(connection, wake)?,
             room = events.reserve(), if connection.has_queued() => hand_over(connection, room)?,
             () = events.closed() => return Err(End::Gone),
         }

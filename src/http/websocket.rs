@@ -124,9 +124,8 @@ fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
 
 /// Where the client is in channels that it is to be subscribed to.
 fn since(request: &Parts, wire: Wire) -> Result<Since, Response<Body>> {
-    let query = request.uri.query().unwrap_or_default();
-    let mut values = form_urlencoded::parse(query.as_bytes()).filter(|(name, _)| name == "since");
-    let Some((_, value)) = values.next() else { return Ok(Vec::new()) };
+    let value = admission::parameters(&request.uri, "since").next();
+    let Some(value) = value else { return Ok(Vec::new()) };
     let why = match sse::parse_id(&value) {
         Ok(since) if wire.has_positions() => return Ok(since),
         Ok(_) => "since needs format=envelope: without it no event says where it is",

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::{Bytes, BytesMut};
+use tokio::sync::oneshot;
 
 use super::inbox::Item;
 use super::table::Slot;
@@ -105,7 +106,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
     let mut batch = Batch::default();
     let mut items = Vec::new();
     let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
-    let mut passed: Vec<usize> = Vec::new();
+    let mut passed: Vec<oneshot::Sender<()>> = Vec::new();
     let mut next = 0;
     loop {
         if next == items.len() {
@@ -124,7 +125,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
                         table.mark(channel);
                         mark.passed();
                     }
-                    Item::Pass(_) => passed.push(next),
+                    Item::Pass(done) => passed.extend(done.take()),
                 }
                 next += 1;
             }
@@ -148,11 +149,9 @@ pub(super) async fn run(shard: Arc<Shard>) {
                 tokio::task::yield_now().await;
             }
         }
-        for at in passed.drain(..) {
-            if let Item::Pass(done) = std::mem::replace(&mut items[at], Item::empty()) {
-                // Whoever asked may be gone.
-                let _ = done.send(());
-            }
+        for done in passed.drain(..) {
+            // Whoever asked may be gone.
+            let _ = done.send(());
         }
         for (counter, n) in metrics.deliveries.iter().zip(&mut batch.deliveries) {
             if *n > 0 {

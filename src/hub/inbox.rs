@@ -19,7 +19,7 @@ pub(super) enum Item {
     Push(Push),
     Mark(ChannelName, Arc<Mark>),
     /// Answered when everything before has been sent.
-    Pass(oneshot::Sender<()>),
+    Pass(Option<oneshot::Sender<()>>),
 }
 
 /// Passes every shard of a channel behind all that was dispatched before it; the last one it passes
@@ -40,13 +40,6 @@ impl Mark {
         {
             done();
         }
-    }
-}
-
-impl Item {
-    /// Stands where one was taken out.
-    pub(super) fn empty() -> Self {
-        Self::Pass(oneshot::channel().0)
     }
 }
 

@@ -285,7 +285,7 @@ impl Hub {
     /// Waits until what was dispatched to the connection's shard before has been sent.
     pub async fn passed(&self, connection: &Connection) {
         let (passed, done) = oneshot::channel();
-        self.shard(connection).inbox.push(Item::Pass(passed)).await;
+        self.shard(connection).inbox.push(Item::Pass(Some(passed))).await;
         // The shard's task lives as long as the hub.
         let _ = done.await;
     }

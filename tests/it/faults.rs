@@ -19,13 +19,6 @@ fn on(url: &str) -> String {
     rules(1000, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n"))
 }
 
-fn fcall(redis: &Redis, channel: &str, data: &str) {
-    let key = format!("tollgate:{channel}");
-    let mut call = redis::cmd("FCALL");
-    call.arg("tollgate_publish").arg(1).arg(key).arg(data).arg(600).arg(1000);
-    call.exec(&mut redis.connection()).unwrap();
-}
-
 /// Resident memory in MiB.
 fn memory(gateway: &Gateway) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.pid())).unwrap();
@@ -67,7 +60,7 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
         let before = gateway.metric("redis_reconnects_total").await;
         proxy.set(mode);
         n += 1;
-        fcall(&redis, "post:1", &n.to_string());
+        redis.fcall("post:1", &n.to_string()).unwrap();
         redis.publish("tollgate:plain:1", &n.to_string());
         gateway.metric_reaches("redis_reconnects_total", before + 1.0).await;
         assert!(memory(&gateway) < 200, "{mode:?}");
@@ -77,7 +70,7 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
             (gateway.metric("redis_connected{role=\"subscriber\"}").await == 1.0).then_some(())
         })
         .await;
-        fcall(&redis, "post:1", &n.to_string());
+        redis.fcall("post:1", &n.to_string()).unwrap();
         let (seen, gaps) = numbers_until(&mut durable, n).await;
         assert_eq!(seen, [n - 1, n], "{mode:?}");
         assert!(!gaps.contains("post:1"), "{mode:?}: {gaps:?}");
@@ -133,7 +126,7 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     gateway.signal("-STOP");
     let large = format!("\"{}\"", "x".repeat(1 << 20));
     for n in 1..=20 {
-        fcall(&redis, "post:1", &n.to_string());
+        redis.fcall("post:1", &n.to_string()).unwrap();
         redis.publish("tollgate:plain:1", &large);
     }
     gateway.signal("-CONT");
@@ -189,12 +182,12 @@ async fn r3_redis_hangs_under_load() {
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
-    fcall(&redis, "post:1", "1");
+    redis.fcall("post:1", "1").unwrap();
     redis.signal("-STOP");
     gateway.metric_reaches("redis_reconnects_total", 1.0).await;
     redis.signal("-CONT");
     for n in 2..=50 {
-        fcall(&redis, "post:1", &n.to_string());
+        redis.fcall("post:1", &n.to_string()).unwrap();
     }
     let (seen, gaps) = numbers_until(&mut client, 50).await;
     assert!(seen.iter().copied().eq(1..=50), "{seen:?}");
@@ -249,7 +242,7 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
     }
     one.signal("-KILL");
     for n in 1..=10 {
-        fcall(&redis, "post:1", &n.to_string());
+        redis.fcall("post:1", &n.to_string()).unwrap();
     }
     drop(clients);
     let since = json!({"epoch": start["epoch"], "offset": start["offset"]});
@@ -398,11 +391,7 @@ async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
     let alone = |server: &Redis| {
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut server.connection()).unwrap();
     };
-    let publish = |data: &str| -> (u64, String) {
-        let mut call = redis::cmd("FCALL");
-        call.arg("tollgate_publish").arg(1).arg("tollgate:post:1").arg(data);
-        call.query(&mut a.connection()).unwrap()
-    };
+    let publish = |data: &str| a.fcall("post:1", data).unwrap();
     // The first replica begins a reign of its own.
     follow(&a, &b);
     eventually("the replica is there", || {

@@ -83,6 +83,14 @@ impl Redis {
         redis::cmd("PUBLISH").arg(channel).arg(payload).query(&mut self.connection()).unwrap()
     }
 
+    /// Publishes durably as a backend would; offset and epoch.
+    pub fn fcall(&self, channel: &str, data: &str) -> redis::RedisResult<(u64, String)> {
+        let key = format!("tollgate:{channel}");
+        let mut call = redis::cmd("FCALL");
+        call.arg("tollgate_publish").arg(1).arg(key).arg(data).arg(600).arg(1000);
+        call.query(&mut self.connection())
+    }
+
     fn answers(&mut self) -> bool {
         let began = Instant::now();
         while began.elapsed() < DEADLINE {

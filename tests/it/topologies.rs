@@ -123,12 +123,6 @@ fn config(url: &str, extra: &str) -> String {
     rules(100, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{extra}"))
 }
 
-fn fcall(redis: &Redis, channel: &str, data: &str) -> redis::RedisResult<(u64, String)> {
-    let mut call = redis::cmd("FCALL");
-    call.arg("tollgate_publish").arg(1).arg(format!("tollgate:{channel}")).arg(data);
-    call.query(&mut redis.connection())
-}
-
 /// Reads until a gap of that channel has come; the events before it.
 async fn until_gap(client: &mut Client, channel: &str) -> Vec<Value> {
     let mut before = Vec::new();
@@ -221,20 +215,20 @@ async fn r5_an_unplanned_sentinel_failover_is_followed() {
     gateway.ready().await;
     let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     client.subscribe(json!("post:1")).await;
-    fcall(&group.master, "post:1", "1").unwrap();
+    group.master.fcall("post:1", "1").unwrap();
     assert_eq!(client.next().await["offset"], 1);
     group.master.kill();
     // The epoch ends with the process that wrote last: its last writes may be lost.
     until_gap(&mut client, "post:1").await;
     let (offset, _) = eventually("published on the new master", || {
-        std::future::ready(fcall(&group.replica, "post:1", "2").ok())
+        std::future::ready(group.replica.fcall("post:1", "2").ok())
     })
     .await;
     assert_eq!(offset, 1, "a new epoch");
     assert_eq!(next_event(&mut client).await["data"], 2);
     // The old one comes back as it was, a master by its own account, until the Sentinels see it.
     group.master.restart();
-    fcall(&group.replica, "post:1", "3").unwrap();
+    group.replica.fcall("post:1", "3").unwrap();
     assert_eq!(next_event(&mut client).await["data"], 3);
 }
 

@@ -24,13 +24,19 @@ pub(super) struct Jws<'t> {
 
 impl Jws<'_> {
     fn is_hmac_of(&self, bytes: &[u8]) -> bool {
-        let algorithm = match self.alg {
-            Some(Algorithm::Hs256) => hmac::HMAC_SHA256,
-            Some(Algorithm::Hs384) => hmac::HMAC_SHA384,
-            Some(Algorithm::Hs512) => hmac::HMAC_SHA512,
-            _ => return false,
-        };
-        hmac::verify(&hmac::Key::new(algorithm, bytes), self.signed, &self.signature).is_ok()
+        self.hmac().is_some_and(|algorithm| {
+            let key = hmac::Key::new(algorithm, bytes);
+            hmac::verify(&key, self.signed, &self.signature).is_ok()
+        })
+    }
+
+    fn hmac(&self) -> Option<hmac::Algorithm> {
+        match self.alg {
+            Some(Algorithm::Hs256) => Some(hmac::HMAC_SHA256),
+            Some(Algorithm::Hs384) => Some(hmac::HMAC_SHA384),
+            Some(Algorithm::Hs512) => Some(hmac::HMAC_SHA512),
+            _ => None,
+        }
     }
 
     fn kid(&self) -> Option<&str> {
@@ -52,12 +58,7 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
 
 /// A token may be cut off where what is left of its signature still is base64url.
 fn cut_signature(jws: &Jws<'_>) -> Option<Finding> {
-    let whole = match jws.alg {
-        Some(Algorithm::Hs256) => 32,
-        Some(Algorithm::Hs384) => 48,
-        Some(Algorithm::Hs512) => 64,
-        _ => return None,
-    };
+    let whole = jws.hmac()?.digest_algorithm().output_len();
     let came = jws.signature.len();
     let advice = format!(
         "the token ends in the middle: its signature has {came} bytes of {whole}. {}",

@@ -3,6 +3,8 @@
 //! The library's own text (`tollgate.lua`) is the contract with publishers. Where the server has no
 //! functions, or does not allow them, the same text runs as a script.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, RedisResult, Value};
@@ -41,9 +43,23 @@ fn library() -> String {
     )
 }
 
-fn script(entry: &str) -> String {
-    format!("{LUA}\nreturn {entry}(KEYS, ARGV)\n")
+/// An entry of the library; its text as a script, and that text's name on the server, are made once.
+struct Entry {
+    function: &'static str,
+    script: String,
+    sha: String,
 }
+
+impl Entry {
+    fn new(function: &'static str, name: &str) -> Self {
+        let script = format!("{LUA}\nreturn {name}(KEYS, ARGV)\n");
+        let sha = format!("{:x}", Sha1::digest(&script));
+        Self { function, script, sha }
+    }
+}
+
+static OPEN: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_open", "open"));
+static PUBLISH: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_publish", "publish"));
 
 /// The payload and, where the message is a durable publication's, its position.
 pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<Position>) {
@@ -95,7 +111,7 @@ fn is_missing(error: &RedisError) -> bool {
 async fn call(
     connection: &mut MultiplexedConnection,
     calls: Calls,
-    entry: &str,
+    entry: &Entry,
     key: &str,
     arguments: &[&[u8]],
 ) -> RedisResult<Position> {
@@ -108,7 +124,7 @@ async fn call(
     };
     let answer: (u64, String) = match calls {
         Calls::Functions => {
-            let function = with(redis::cmd("FCALL").arg(format!("tollgate_{entry}")));
+            let function = with(redis::cmd("FCALL").arg(entry.function));
             match function.query_async(connection).await {
                 Err(e) if is_missing(&e) => {
                     ensure(connection).await?;
@@ -118,11 +134,9 @@ async fn call(
             }
         }
         Calls::Scripts => {
-            let script = script(entry);
-            let sha: String = Sha1::digest(&script).iter().map(|b| format!("{b:02x}")).collect();
-            match with(redis::cmd("EVALSHA").arg(sha)).query_async(connection).await {
+            match with(redis::cmd("EVALSHA").arg(&entry.sha)).query_async(connection).await {
                 Err(e) if e.code() == Some("NOSCRIPT") => {
-                    with(redis::cmd("EVAL").arg(script)).query_async(connection).await?
+                    with(redis::cmd("EVAL").arg(&entry.script)).query_async(connection).await?
                 }
                 answer => answer?,
             }
@@ -156,7 +170,7 @@ pub(super) async fn position(
 
 /// Begins a history, or keeps one that is empty.
 pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
-    call(&mut link.connection.clone(), shared.calls(), "open", key, &[]).await
+    call(&mut link.connection.clone(), shared.calls(), &OPEN, key, &[]).await
 }
 
 type Meta = (Option<String>, Option<u64>, Option<String>);
@@ -185,7 +199,7 @@ impl RedisBroker {
         let calls = self.shared.calls();
         let (key, arguments) = (key.as_str(), &arguments);
         let publish = |mut link: Link| async move {
-            call(&mut link.connection, calls, "publish", key, arguments).await
+            call(&mut link.connection, calls, &PUBLISH, key, arguments).await
         };
         self.shared.on_master(key, |link| Box::pin(publish(link))).await
     }
@@ -201,7 +215,8 @@ impl RedisBroker {
     }
 }
 
-type Entry = (String, Vec<(Bytes, Bytes)>);
+/// An entry of a stream: its id and fields.
+type Kept = (String, Vec<(Bytes, Bytes)>);
 
 async fn read(
     link: Link,
@@ -223,7 +238,7 @@ async fn read(
             _ => ("-".to_owned(), "+".to_owned()),
         };
         // Together, so that position and entries belong to one moment.
-        let (meta, entries): (Meta, Vec<Entry>) = redis::pipe()
+        let (meta, entries): (Meta, Vec<Kept>) = redis::pipe()
             .atomic()
             .cmd("HMGET")
             .arg(meta_key(key))

@@ -81,10 +81,7 @@ impl Subscriber {
         confirmation: Option<Confirmation>,
     ) {
         let mut wanted = self.wanted.lock();
-        // A channel that is wanted already keeps what is known of it: a gap may be due.
-        let want = wanted.channels.entry(channel.clone()).or_default();
-        want.track = want.track.max(track);
-        want.confirmations.extend(confirmation);
+        wanted.channels.entry(channel.clone()).or_default().add(track, confirmation);
         wanted.ask(channel);
         drop(wanted);
         self.changed.notify_one();
@@ -138,31 +135,24 @@ impl Subscriber {
     }
 
     /// The reader's callback; runs for every message and must not wait.
-    #[expect(clippy::wildcard_enum_match_arm, reason = "the library's open set")]
     fn on_push(&self, generation: u64, info: PushInfo) {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
         }
-        match info.kind {
-            PushKind::Message | PushKind::SMessage => self.on_message(info.data),
-            PushKind::Subscribe | PushKind::SSubscribe => {
-                if let Some(Value::BulkString(name)) = info.data.first() {
-                    self.on_subscribed(generation, name);
-                }
+        let name = match info.data.first() {
+            Some(Value::BulkString(name)) => self.shared.strip(name),
+            _ => None,
+        };
+        match (info.kind, name) {
+            (PushKind::Message | PushKind::SMessage, _) => self.on_message(info.data),
+            (PushKind::Subscribe | PushKind::SSubscribe, Some(name)) => {
+                self.on_subscribed(generation, name);
             }
-            PushKind::Unsubscribe => {
-                let name = info.data.first().and_then(|name| match name {
-                    Value::BulkString(name) => self.shared.strip(name),
-                    _ => None,
-                });
-                name.map(|name| self.wanted.lock().ended_unasked(name));
+            (PushKind::Unsubscribe, Some(name)) => {
+                self.wanted.lock().ended_unasked(name);
             }
-            PushKind::SUnsubscribe => {
-                if let Some(Value::BulkString(name)) = info.data.first() {
-                    self.on_unsubscribed(name);
-                }
-            }
-            PushKind::Disconnection => self.disconnected.notify_one(),
+            (PushKind::SUnsubscribe, Some(name)) => self.on_unsubscribed(name),
+            (PushKind::Disconnection, _) => self.disconnected.notify_one(),
             _ => {}
         }
     }
@@ -197,8 +187,7 @@ impl Subscriber {
         self.shared.events.push(event);
     }
 
-    fn on_subscribed(&self, generation: u64, name: &[u8]) {
-        let Some(name) = self.shared.strip(name) else { return };
+    fn on_subscribed(&self, generation: u64, name: &str) {
         let mut wanted = self.wanted.lock();
         // Asked again under the lock: what an abandoned connection confirmed is not live.
         if self.generation.load(Ordering::Acquire) == generation {
@@ -208,8 +197,7 @@ impl Subscriber {
 
     /// The slot has gone to another server: Redis pushes this of itself then. The library takes it for
     /// the answer to whatever command is on its way, so the connection is of no more use.
-    fn on_unsubscribed(&self, name: &[u8]) {
-        let Some(name) = self.shared.strip(name) else { return };
+    fn on_unsubscribed(&self, name: &str) {
         if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
             self.shared.directory.doubt();
             self.disconnected.notify_one();

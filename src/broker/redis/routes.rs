@@ -148,9 +148,7 @@ impl Shared {
         if let Some(link) = routes.link(self, channel) {
             return link.subscribe(channel, track, confirmation);
         }
-        let want = routes.orphans.entry(channel.clone()).or_default();
-        want.track = want.track.max(track);
-        want.confirmations.extend(confirmation);
+        routes.orphans.entry(channel.clone()).or_default().add(track, confirmation);
     }
 
     pub(super) fn unsubscribe(&self, channel: &ChannelName) {

@@ -26,6 +26,12 @@ pub(super) struct Want {
 }
 
 impl Want {
+    /// Somebody asks for it. What is known of it stays: a gap may be due.
+    pub(super) fn add(&mut self, track: Track, confirmation: Option<Confirmation>) {
+        self.track = self.track.max(track);
+        self.confirmations.extend(confirmation);
+    }
+
     /// No longer live, for a reason that is not the gateway's wish.
     pub(super) fn interrupt(&mut self) {
         self.gap_due |= std::mem::take(&mut self.live);
