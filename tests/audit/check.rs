@@ -236,6 +236,8 @@ impl<'a> Follower<'a> {
             (Some((epoch, offset)), Some((e, o))) if epoch == e => o > offset,
             _ => p.started >= time,
         };
+        // Who begins anew loads its state anew, and so learns of what it had lost; late, not in silence.
+        self.declared(time);
         let published = &self.log.published;
         self.claim = Some(published.iter().position(follows).unwrap_or(published.len()));
         self.told = None;

@@ -162,6 +162,10 @@ fn resumed_sockets() {
     what.push(What::Opened(1));
     what.extend(events(5..10));
     expect("events before subscribed", &durable(&what), &[(Offence::Disorder, 5)]);
+    let mut what = events([0, 1, 2, 4]);
+    what.extend([What::Left, What::Opened(1), live(false, None)]);
+    what.extend(events(5..10));
+    expect("lost, and begun anew", &verdict(Kind::Plain, &[], &what), &[(Offence::Late, 1)]);
     // What had no position makes no claim for the time away: 7 is the first that came after it.
     let mut what = events(0..5);
     what.extend([What::Left, What::Opened(1), event(6)]);

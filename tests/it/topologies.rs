@@ -177,6 +177,49 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
     assert!(answer["result"]["offset"].is_u64(), "{answer}");
 }
 
+/// R4: what an old master still took is declared when it ends, to who is connected. Who was there, left
+/// before, and comes back to another replica resumed as if it had everything.
+#[tokio::test]
+async fn r4_who_was_away_when_the_old_master_ended_is_told() {
+    let group = Sentinels::start().await;
+    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    gateway.ready().await;
+    let publish = |n: u32| {
+        let gateway = &gateway;
+        async move {
+            let answer = gateway.api("publish", &json!({"channel": "post:1", "data": n})).await;
+            answer["result"].clone()
+        }
+    };
+    let first = publish(1).await;
+    group.fail_over();
+    // In the epoch of the new master, while the old one takes publications.
+    let position = eventually("the new master has a history", || async {
+        let position = publish(2).await;
+        (position["epoch"].is_string() && position["epoch"] != first["epoch"]).then_some(position)
+    })
+    .await;
+    assert!(!gateway.log().contains("a master no more"), "too late for this test");
+    gateway.logged("a master no more").await;
+    let late = Gateway::with(&config(&group.url(), "")).await;
+    late.ready().await;
+    for gateway in [&late, &gateway] {
+        let mut client = Client::connect_with(gateway, "/ws?format=envelope", &token("u1")).await;
+        let resume = async |client: &mut Client, since: &Value| {
+            let since = json!({"epoch": since["epoch"], "offset": since["offset"]});
+            client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;
+            client.next().await
+        };
+        let answer = resume(&mut client, &position).await;
+        assert_eq!(answer["data"]["recovered"], false, "{answer}");
+        assert_ne!(answer["data"]["epoch"], position["epoch"], "{answer}");
+        // Positions from now on are good.
+        let mut again = Client::connect_with(gateway, "/ws?format=envelope", &token("u2")).await;
+        let answer = resume(&mut again, &answer["data"]).await;
+        assert_eq!(answer["data"]["recovered"], true, "{answer}");
+    }
+}
+
 /// R4: while a failover with several replicas is under way, its leader names the old master with the new
 /// epoch: that used to pin gateways to the old one for good.
 #[tokio::test]

@@ -18,7 +18,7 @@ use crate::channel::{ChannelName, Position, Publication};
 const LUA: &str = include_str!("tollgate.lua");
 
 /// A newer gateway's library serves this one too, so it is never replaced by an older.
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 
 /// What a durable publication's message begins with.
 const MARK: u8 = 1;
@@ -159,7 +159,11 @@ pub(super) async fn position(
     let mut read = redis::cmd("HMGET");
     read.arg(meta_key(key)).arg("e").arg("o").arg("r");
     let meta: Meta = read.query_async(&mut connection).await?;
-    let found = trusted(meta, &link.run);
+    let found = match trusted(meta, link, shared.fence(link)) {
+        Found::Position(position) => Some(position),
+        Found::Nothing => None,
+        Found::BehindFence => return open(shared, link, key).await.map(Some),
+    };
     // An empty one that is found is kept for another hour.
     let begun = found.as_ref().is_some_and(|position| position.offset > 0);
     if begun || track < Track::Open || link.run.is_empty() {
@@ -168,16 +172,31 @@ pub(super) async fn position(
     open(shared, link, key).await.map(Some)
 }
 
-/// Begins a history, or keeps one that is empty.
+/// Begins a history, or keeps one that is empty; begins it anew where its epoch is behind the fence.
 pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
-    call(&mut link.connection.clone(), shared.calls(), &OPEN, key, &[]).await
+    let fence = shared.fence(link).to_string();
+    call(&mut link.connection.clone(), shared.calls(), &OPEN, key, &[fence.as_bytes()]).await
 }
 
 type Meta = (Option<String>, Option<u64>, Option<String>);
 
-fn trusted((epoch, offset, run): Meta, ours: &str) -> Option<Position> {
-    let same = run.is_some_and(|run| run == ours && !run.is_empty());
-    same.then(|| Position::new(&epoch?, offset?)).flatten()
+/// What is kept of a history.
+enum Found {
+    Position(Position),
+    /// Nothing, or another reign's.
+    Nothing,
+    /// An epoch that began before the fence.
+    BehindFence,
+}
+
+fn trusted((epoch, offset, run): Meta, link: &Link, fence: u64) -> Found {
+    let same = run.is_some_and(|run| *run == *link.run && !run.is_empty());
+    let position = || Position::new(&epoch?, offset?);
+    match position().filter(|_| same) {
+        Some(p) if p.epoch.parse::<u64>().is_ok_and(|epoch| epoch < fence) => Found::BehindFence,
+        Some(position) => Found::Position(position),
+        None => Found::Nothing,
+    }
 }
 
 fn meta_key(key: &str) -> String {
@@ -211,7 +230,8 @@ impl RedisBroker {
         bounds: Bounds,
     ) -> Result<Option<History>, BrokerError> {
         let key = self.shared.key(channel);
-        self.shared.on_master(&key, |link| Box::pin(read(link, channel, &key, bounds))).await
+        let shared = &self.shared;
+        shared.on_master(&key, |link| Box::pin(read(shared, link, channel, &key, bounds))).await
     }
 }
 
@@ -219,6 +239,7 @@ impl RedisBroker {
 type Kept = (String, Vec<(Bytes, Bytes)>);
 
 async fn read(
+    shared: &Shared,
     link: Link,
     channel: &ChannelName,
     key: &str,
@@ -253,7 +274,11 @@ async fn read(
             .arg(left)
             .query_async(&mut connection)
             .await?;
-        let Some(position) = trusted(meta, &link.run) else { return Ok(None) };
+        let position = match trusted(meta, &link, shared.fence(&link)) {
+            Found::Position(position) => position,
+            Found::Nothing => return Ok(None),
+            Found::BehindFence => return open(shared, &link, key).await.map(|_| None),
+        };
         let top = top.get_or_insert(position.clone());
         if position.epoch != top.epoch {
             return Ok(None);

@@ -24,6 +24,9 @@ use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics;
 use crate::redis_url::Server;
 
+/// Which channels something is said of, by how they are followed.
+pub(super) type Concerns<'a> = &'a dyn Fn(&ChannelName, Track) -> bool;
+
 pub(super) struct Subscriber {
     pub(super) shared: Arc<Shared>,
     pub(super) server: Server,
@@ -31,6 +34,8 @@ pub(super) struct Subscriber {
     pub(super) index: usize,
     wanted: Mutex<Wanted>,
     changed: Notify,
+    /// Positions are to be read again.
+    renew: Notify,
     disconnected: Notify,
     stopped: AtomicBool,
     stop: Notify,
@@ -49,6 +54,7 @@ impl Subscriber {
             index,
             wanted: Mutex::default(),
             changed: Notify::new(),
+            renew: Notify::new(),
             disconnected: Notify::new(),
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
@@ -122,9 +128,9 @@ impl Subscriber {
 
     /// Says of those channels that they may have missed something that no history has: at once, or where it
     /// is not live now, when it is again.
-    pub(super) fn declare_lost(&self, concerns: &dyn Fn(&ChannelName) -> bool) {
+    pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
         let mut wanted = self.wanted.lock();
-        for (channel, want) in wanted.channels.iter_mut().filter(|(c, _)| concerns(c)) {
+        for (channel, want) in wanted.channels.iter_mut().filter(|(c, w)| concerns(c, w.track)) {
             if want.live {
                 let reason = GapReason::HistoryLost;
                 self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
@@ -132,6 +138,11 @@ impl Subscriber {
                 want.lost |= want.gap_due;
             }
         }
+    }
+
+    /// Reads where the tracked histories stand, which begins another epoch for those of old ones.
+    pub(super) fn renew(&self) {
+        self.renew.notify_one();
     }
 
     /// The reader's callback; runs for every message and must not wait.
@@ -225,7 +236,7 @@ impl Subscriber {
             () = self.disconnected.notified() => "connection closed".to_owned(),
             error = canary::watch(self) => error,
             error = connect::watch_reign(link.clone()) => error,
-            error = self.keep_open(link) => error,
+            error = self.keep_histories(link) => error,
             () = self.stop.notified() => "stopped".to_owned(),
             never = self.ask_again() => match never {},
         };
@@ -247,7 +258,7 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
             Box::new(move |info| subscriber.on_push(generation, info))
         };
         let began = Instant::now();
-        match shared.connector.master(&subscriber.server, Some(on_push)).await {
+        match shared.master(&subscriber.server, Some(on_push)).await {
             Ok(link) => {
                 // A late word of a connection before, or of an attempt that failed.
                 let _ = subscriber.disconnected.notified().now_or_never();

@@ -13,6 +13,7 @@ mod cluster;
 mod connect;
 mod demotion;
 mod durable;
+mod fence;
 mod link;
 mod masters;
 mod node;
@@ -32,6 +33,7 @@ use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, FromRedisValue, RedisResult};
 
 use self::connect::{Connector, Link};
+use self::fence::Fence;
 use self::masters::{Directory, Map};
 use self::routes::Routes;
 use super::{
@@ -84,6 +86,7 @@ struct Shared {
     uid: String,
     /// The server runs scripts for want of functions.
     scripts: AtomicBool,
+    fence: Mutex<Fence>,
     ready: AtomicBool,
     last_error: Mutex<Option<String>>,
     reporting: Mutex<()>,
@@ -218,6 +221,7 @@ impl RedisBroker {
             events,
             uid: format!("{:016x}", fastrand::u64(..)),
             scripts: AtomicBool::new(false),
+            fence: Mutex::default(),
             ready: AtomicBool::new(false),
             last_error: Mutex::new(None),
             reporting: Mutex::new(()),

@@ -10,7 +10,7 @@ use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::connect::{self, Backoff, Link};
 use super::durable::{self, Calls};
-use super::{Role, Shared};
+use super::{Role, Shared, fence};
 use crate::broker::BrokerError;
 use crate::metrics;
 use crate::redis_url::Server;
@@ -110,7 +110,7 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
 }
 
 async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
-    let mut link = shared.connector.master(server, None).await?;
+    let mut link = shared.master(server, None).await?;
     look(shared, &mut link).await?;
     Ok(link)
 }
@@ -140,7 +140,7 @@ async fn look(shared: &Shared, link: &mut Link) -> RedisResult<()> {
 async fn look_at_library(shared: &Shared, mut link: Link) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;
-        if let Err(e) = look(shared, &mut link).await {
+        if let Err(e) = look(shared, &mut link).await.and(fence::learn(shared, &mut link).await) {
             return connect::describe(&e);
         }
     }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::link::{self, Subscriber};
+use super::link::{self, Concerns, Subscriber};
 use super::masters::Map;
 use super::node::{self, Node};
 use super::{Shared, demotion, wanted::Want};
@@ -165,8 +165,13 @@ impl Shared {
     }
 
     /// Says of those channels that they may have missed something that no history has.
-    pub(super) fn declare_lost(&self, concerns: &dyn Fn(&ChannelName) -> bool) {
+    pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
         self.routes.read().links.iter().for_each(|link| link.declare_lost(concerns));
+    }
+
+    /// Reads where the tracked histories stand; those of epochs that are too old begin another.
+    pub(super) fn renew(&self) {
+        self.routes.read().links.iter().for_each(|link| link.renew());
     }
 
     /// The command connection for a key.

@@ -1,4 +1,4 @@
--- Durable publishing for Tollgate, version 1. The gateway loads this as the Redis function library
+-- Durable publishing for Tollgate, version 2. The gateway loads this as the Redis function library
 -- "tollgate"; where functions are missing each entry runs as a script.
 --
 -- KEYS[1] is the Redis channel, <prefix><channel>. What is kept has keys of its own, in the same
@@ -8,7 +8,8 @@
 --   <key>:{<key>}:id:<id>  the answer to an idempotency key, kept for 5 minutes
 -- An epoch is a time in microseconds and never comes again. A new one begins when there is no
 -- position, or when another server holds the data than the one that wrote last, or the same one
--- after it was a replica: then the last writes may be lost (restart, failover), and their offsets must not be given out twice.
+-- after it was a replica: then the last writes may be lost (restart, failover), and their offsets must
+-- not be given out twice.
 
 local META_MS = 604800000
 -- A history without a publication; whoever follows it opens it again before that.
@@ -19,15 +20,15 @@ local function meta_key(key)
   return key .. ':{' .. key .. '}'
 end
 
--- epoch, offset, and what INFO says of this server
-local function current(key)
+-- epoch, offset, and what INFO says of this server; an epoch that began before `fence` is over
+local function current(key, fence)
   local info = redis.call('INFO', 'server')
   local process = string.match(info, 'run_id:(%w+)') or ''
   -- Changes at every promotion: a server that was a replica in between may have missed something.
   local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
   local run = string.sub(process, 1, 12) .. ':' .. string.sub(reign, 1, 12)
   local meta = redis.call('HMGET', meta_key(key), 'e', 'o', 'r')
-  if meta[1] and meta[3] == run then
+  if meta[1] and meta[3] == run and tonumber(meta[1]) >= fence then
     if meta[2] == '0' then
       redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
     end
@@ -56,9 +57,10 @@ local function whole(value, default, least, most)
   return number
 end
 
--- FCALL tollgate_open 1 <prefix><channel>: the position, [offset, epoch]; begins a history.
+-- FCALL tollgate_open 1 <prefix><channel> [fence]: the position, [offset, epoch]; begins a history.
+-- The fence is a time in microseconds: an older master took publications until then (Sentinel).
 local function open(keys, args)
-  local epoch, offset = current(keys[1])
+  local epoch, offset = current(keys[1], tonumber(args[1]) or 0)
   return {offset, epoch}
 end
 
@@ -90,7 +92,7 @@ local function publish(keys, args)
       return {tonumber(offset), epoch}
     end
   end
-  local epoch, offset, info = current(key)
+  local epoch, offset, info = current(key, 0)
   offset = offset + 1
   local last = string.format('%.0f', offset)
   local stream = meta_key(key) .. ':stream'

@@ -132,26 +132,56 @@ impl Subscriber {
     }
 
     /// Returns only what ended it.
-    pub(super) async fn keep_open(&self, link: &connect::Link) -> String {
+    pub(super) async fn keep_histories(&self, link: &connect::Link) -> String {
         loop {
-            tokio::time::sleep(KEEP_OPEN).await;
-            let open: Vec<ChannelName> = {
-                let wanted = self.wanted.lock();
-                let open = wanted.channels.iter().filter(|(_, want)| want.track == Track::Open);
-                open.map(|(channel, _)| channel.clone()).collect()
+            let kept = tokio::select! {
+                () = tokio::time::sleep(KEEP_OPEN) => self.keep_open(link).await,
+                () = self.renew.notified() => self.read_again(link).await,
             };
-            for chunk in open.chunks(PER_COMMAND) {
-                let opened = chunk.iter().map(|channel| async move {
-                    durable::open(&self.shared, link, &self.shared.key(channel)).await
-                });
-                for result in join_all(opened).await {
-                    match result {
-                        Err(e) if !self.is_about_channels(&e) => return connect::describe(&e),
-                        Ok(_) | Err(_) => {}
-                    }
+            if let Err(e) = kept {
+                return connect::describe(&e);
+            }
+        }
+    }
+
+    async fn keep_open(&self, link: &connect::Link) -> Result<(), RedisError> {
+        for chunk in self.followed(Track::Open).chunks(PER_COMMAND) {
+            let opened = chunk.iter().map(|(channel, _)| async move {
+                durable::open(&self.shared, link, &self.shared.key(channel)).await
+            });
+            for result in join_all(opened).await {
+                match result {
+                    Err(e) if !self.is_about_channels(&e) => return Err(e),
+                    Ok(_) | Err(_) => {}
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Where the tracked histories stand now. Another epoch says by itself what that means.
+    async fn read_again(&self, link: &connect::Link) -> Result<(), RedisError> {
+        for chunk in self.followed(Track::Read).chunks(PER_COMMAND) {
+            self.read_positions(link, chunk).await?;
+            let wanted = self.wanted.lock();
+            for (channel, want) in
+                chunk.iter().filter_map(|(c, _)| wanted.channels.get_key_value(c))
+            {
+                if want.live {
+                    let reason = GapReason::BrokerReconnected;
+                    let position = want.position.clone();
+                    self.shared.events.push(Event::Interrupted(channel.clone(), reason, position));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The channels that are followed that closely, or more.
+    fn followed(&self, track: Track) -> Vec<(ChannelName, Track)> {
+        let wanted = self.wanted.lock();
+        let closely = wanted.channels.iter().filter(|(_, want)| want.track >= track);
+        closely.map(|(channel, want)| (channel.clone(), want.track)).collect()
     }
 
     /// Redis refuses a whole command for the sake of one channel (ACL, slot): which one was it?

@@ -1,0 +1,90 @@
+//! The fence: a time of the master's clock. Epochs that began before it began while an older master
+//! still took publications, so who holds a position in one may lack what that master took.
+//!
+//! A position alone does not tell whether its holder was there when the loss was declared. So the first
+//! replica that sees the old master's end puts down when that was, under a key of the new master's reign;
+//! whatever reads a position finds the epoch too old and begins another.
+
+use std::sync::Arc;
+
+use redis::RedisResult;
+
+use super::Shared;
+use super::connect::{Link, OnPush};
+use crate::broker::BrokerError;
+use crate::redis_url::{Server, Topology};
+
+/// Seconds that a fence is kept: no history is older.
+const KEPT: u64 = 31_536_000;
+
+/// Of the reign that was heard of last; epochs of any other are not trusted anyway.
+#[derive(Debug, Default)]
+pub(super) struct Fence {
+    reign: Arc<str>,
+    at: u64,
+}
+
+impl Fence {
+    /// The earliest epoch of a reign that is trusted.
+    fn of(&self, reign: &str) -> u64 {
+        if *self.reign == *reign { self.at } else { 0 }
+    }
+}
+
+fn key(shared: &Shared, reign: &str) -> String {
+    format!("{}fence:{reign}", shared.settings.prefix)
+}
+
+/// The masters of a cluster share no keys, and what a master took that was cut off is declared there to
+/// those who are connected only.
+fn is_used(shared: &Shared, link: &Link) -> bool {
+    matches!(shared.connector.target.topology, Topology::Sentinel(..)) && !link.run.is_empty()
+}
+
+/// Puts the fence where the first replica did; that is now if it is this one. False where there is none.
+pub(super) async fn raise(shared: &Shared) -> Result<bool, BrokerError> {
+    let set = |mut link: Link| async move {
+        if !is_used(shared, &link) {
+            return Ok(false);
+        }
+        let connection = &mut link.connection;
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+        let mut set = redis::cmd("SET");
+        set.arg(key(shared, &link.run)).arg(seconds * 1_000_000 + micros);
+        set.arg("NX").arg("EX").arg(KEPT).exec_async(connection).await?;
+        learn(shared, &mut link).await.map(|()| true)
+    };
+    shared.on_master(&shared.settings.prefix, |link| Box::pin(set(link))).await
+}
+
+/// Reads what another replica put down.
+pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
+    if !is_used(shared, link) {
+        return Ok(());
+    }
+    let mut get = redis::cmd("GET");
+    get.arg(key(shared, &link.run));
+    let at: Option<u64> = get.query_async(&mut link.connection).await?;
+    if let Some(at) = at {
+        *shared.fence.lock() = Fence { reign: Arc::clone(&link.run), at };
+    }
+    Ok(())
+}
+
+impl Shared {
+    /// A connection to a master, and the fence there is on it.
+    pub(super) async fn master(
+        &self,
+        server: &Server,
+        on_push: Option<OnPush>,
+    ) -> RedisResult<Link> {
+        let mut link = self.connector.master(server, on_push).await?;
+        learn(self, &mut link).await?;
+        Ok(link)
+    }
+
+    /// The earliest epoch on this connection's server that is trusted.
+    pub(super) fn fence(&self, link: &Link) -> u64 {
+        self.fence.lock().of(&link.run)
+    }
+}
