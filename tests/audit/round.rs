@@ -105,7 +105,14 @@ impl Outcome {
     /// While there are two masters, what the old one takes after the gateway has moved can be declared
     /// only when it is a master no more.
     pub fn is_wrong(&self, offence: Offence) -> bool {
-        offence != Offence::Late || self.row.fault != Fault::SentinelPlanned
+        offence != Offence::Late || !self.had_two_masters()
+    }
+
+    /// Also when two Sentinels led a failover each, and so left a new master for another.
+    fn had_two_masters(&self) -> bool {
+        let moves = |log: &String| log.matches("Redis masters masters").count() > 2;
+        self.row.fault == Fault::SentinelPlanned
+            || (self.row.fault == Fault::SentinelKill && self.gateway_logs.iter().any(moves))
     }
 
     pub fn failed(&self) -> bool {
