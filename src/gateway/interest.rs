@@ -57,6 +57,11 @@ pub struct Waiting {
 }
 
 impl Waiting {
+    /// The broker had not confirmed when it was asked for.
+    pub(super) fn is_first(&self) -> bool {
+        self.answer.is_some()
+    }
+
     pub(super) async fn answer(self) -> Result<(), BrokerError> {
         let Some(mut answer) = self.answer else {
             return Ok(());
@@ -117,6 +122,15 @@ impl Interest {
         }
         let deadline = tokio::time::Instant::now() + self.confirm_within;
         Waiting { answer: entry.answer.clone(), deadline }
+    }
+
+    /// The broker has confirmed: there is nothing to wait for any more.
+    pub(super) fn settled(&self, channel: &ChannelName) {
+        if let Some(mut entry) = self.entries.get_mut(channel)
+            && entry.answer.as_ref().is_some_and(|answer| *answer.borrow() == Some(Ok(())))
+        {
+            entry.answer = None;
+        }
     }
 
     fn ask(&self, channel: &ChannelName, track: Track) -> Answer {

@@ -170,8 +170,12 @@ impl Gateway {
         channel: &ChannelName,
         waiting: Waiting,
     ) -> Result<(), BrokerError> {
+        let first = waiting.is_first();
         let result = waiting.answer().await;
         if result.is_ok() {
+            if first {
+                self.interest.settled(channel);
+            }
             self.hub.confirmed(connection, channel);
         } else {
             self.unsubscribe(connection, channel);

@@ -2,11 +2,14 @@
 //!
 //! Invariants: a read goes into the worker thread's one buffer, so an idle socket owns none; while
 //! the session waits for the broker, closes and writes still go on; however it ends, the session
-//! is taken out of everything before the last bytes are awaited.
+//! is taken out of everything before the last bytes are awaited. An idle socket's task is small: what
+//! only the beginning, a command or the end needs is in a box of its own, made at the call, because
+//! whatever a future is given by value stays in it for ever.
 
 use std::cell::RefCell;
 use std::future::Future;
 use std::io::ErrorKind;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,6 +18,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::admission::Place;
 use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
@@ -64,95 +68,117 @@ pub async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
 }
 
 /// What the handshake found.
-pub struct Beginning {
-    pub admission: Admission,
+pub(super) struct Beginning {
+    pub(super) admission: Admission,
     /// When the request came.
-    pub began: Instant,
+    pub(super) began: Instant,
     /// What was read behind it.
-    pub early: Vec<u8>,
-    pub since: Since,
+    pub(super) early: Vec<u8>,
+    pub(super) since: Since,
+    pub(super) place: Place,
+}
+
+/// A socket whose session has begun.
+pub(super) struct Socket {
+    session: Session,
+    connection: Arc<Connection>,
+    decoder: Decoder,
+    /// Its place among the sockets.
+    _place: Place,
+}
+
+/// Begins a socket's session. `None` if that has ended already, and the socket with it.
+pub(super) async fn begin(
+    context: Arc<Context>,
+    connection: Arc<Connection>,
+    beginning: Beginning,
+) -> Option<Box<Socket>> {
+    metrics::connections(connection.wire()).increment(1.0);
+    let Beginning { admission, began, mut early, since, place } = beginning;
+    let session = Session::new(context, Arc::clone(&connection), began).resuming(since);
+    let decoder = Decoder::default();
+    let mut socket = Box::new(Socket { session, connection, decoder, _place: place });
+    let Socket { session, connection, .. } = &mut *socket;
+    let mut begun = drive(connection, Box::pin(session.begin(admission))).await;
+    if begun.is_ok() && !early.is_empty() {
+        let input = take(&mut socket, &mut early);
+        begun = apply(&mut socket, input).await;
+    }
+    match begun {
+        Ok(()) => Some(socket),
+        Err(end) => {
+            socket.end(end).await;
+            None
+        }
+    }
 }
 
 /// Runs a socket to its end.
-pub async fn run(context: Arc<Context>, connection: Arc<Connection>, beginning: Beginning) {
-    let gauge = metrics::connections(connection.wire());
-    gauge.increment(1.0);
-    let Beginning { admission, began, early, since } = beginning;
-    let mut session = Session::new(context, Arc::clone(&connection), began).resuming(since);
-    let end = live(&mut session, &connection, admission, early).await;
-    session.end();
-    drop(session);
-    gauge.decrement(1.0);
-    end.count();
-    let frame = match end {
-        End::Ours(close) => close_frame(close.code.code(), &close.reason),
-        // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
-        End::Theirs(1005) => {
-            let mut out = BytesMut::new();
-            encode(&mut out, Opcode::Close, b"");
-            out.freeze()
-        }
-        End::Theirs(code) => close_frame(code, ""),
-        End::Gone => return,
-    };
-    // Boxed: the few bytes of it that an idle socket's task would otherwise reserve are many sockets.
-    Box::pin(goodbye(connection, frame)).await;
+pub(super) async fn run(mut socket: Box<Socket>) {
+    let end = live(&mut socket).await;
+    Box::pin(socket.end(end)).await;
 }
 
-async fn live(
-    session: &mut Session,
-    connection: &Arc<Connection>,
-    admission: Admission,
-    mut early: Vec<u8>,
-) -> End {
-    if let Err(end) = drive(connection, session.begin(admission)).await {
-        return end;
-    }
-    let mut decoder = Decoder::default();
-    if !early.is_empty() {
-        let input = take(session, connection, &mut decoder, &mut early);
-        drop(early);
-        if let Err(end) = apply(session, connection, input).await {
-            return end;
-        }
-    } else {
-        drop(early);
-    }
+async fn live(socket: &mut Socket) -> End {
     loop {
-        let wake = connection.wait(true).await;
+        let wake = socket.connection.wait(true).await;
         if wake.close
-            && let Some(close) = connection.take_close()
+            && let Some(close) = socket.connection.take_close()
         {
             return End::Ours(close);
         }
         if wake.timer
-            && let Err(close) = session.on_timer()
+            && let Err(close) = socket.session.on_timer()
         {
             return End::Ours(close);
         }
         if wake.writable {
-            connection.flush();
+            socket.connection.flush();
         }
         if !wake.readable {
             continue;
         }
-        let input = READ.with_borrow_mut(|buffer| match connection.try_read(buffer) {
-            Ok(0) => Err(End::Gone),
-            Ok(n) => Ok(Some(take(session, connection, &mut decoder, &mut buffer[..n]))),
-            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
-                Ok(None)
-            }
-            Err(_) => Err(End::Gone),
-        });
-        match input {
+        match read(socket) {
             Ok(None) => {}
             Ok(Some(input)) => {
-                if let Err(end) = apply(session, connection, input).await {
+                if let Err(end) = Box::pin(apply(socket, input)).await {
                     return end;
                 }
             }
             Err(end) => return end,
         }
+    }
+}
+
+/// What has arrived, if anything.
+fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
+    READ.with_borrow_mut(|buffer| match socket.connection.try_read(buffer) {
+        Ok(0) => Err(End::Gone),
+        Ok(n) => Ok(Some(take(socket, &mut buffer[..n]))),
+        Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+        Err(_) => Err(End::Gone),
+    })
+}
+
+impl Socket {
+    /// Takes the session out of everything and says goodbye.
+    async fn end(self: Box<Self>, end: End) {
+        self.session.end();
+        let connection = Arc::clone(&self.connection);
+        metrics::connections(connection.wire()).decrement(1.0);
+        end.count();
+        let frame = match end {
+            End::Ours(close) => close_frame(close.code.code(), &close.reason),
+            // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
+            End::Theirs(1005) => {
+                let mut out = BytesMut::new();
+                encode(&mut out, Opcode::Close, b"");
+                out.freeze()
+            }
+            End::Theirs(code) => close_frame(code, ""),
+            End::Gone => return,
+        };
+        goodbye(connection, frame).await;
     }
 }
 
@@ -164,12 +190,8 @@ struct Input {
 }
 
 /// Decodes bytes. Pings are answered here, at once.
-fn take(
-    session: &mut Session,
-    connection: &Connection,
-    decoder: &mut Decoder,
-    bytes: &mut [u8],
-) -> Input {
+fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
+    let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
     let mut completed = false;
     let max = session.max_message();
@@ -212,24 +234,19 @@ fn take(
     input
 }
 
-async fn apply(
-    session: &mut Session,
-    connection: &Arc<Connection>,
-    input: Input,
-) -> Result<(), End> {
+async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {
     if !input.requests.is_empty() {
-        drive(connection, session.handle(input.requests)).await?;
+        let Socket { session, connection, .. } = socket;
+        drive(connection, Box::pin(session.handle(input.requests))).await?;
     }
     input.end.map_or(Ok(()), Err)
 }
 
-/// Runs the session's work while closes are heard and the queue still drains. The work is boxed,
-/// so that an idle socket's task does not hold room for it.
+/// Runs the session's work while closes are heard and the queue still drains.
 async fn drive(
     connection: &Connection,
-    work: impl Future<Output = Result<(), Close>>,
+    mut work: Pin<Box<impl Future<Output = Result<(), Close>>>>,
 ) -> Result<(), End> {
-    let mut work = Box::pin(work);
     loop {
         tokio::select! {
             biased;

@@ -59,18 +59,22 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     };
     let response = switching(&key, &request.headers);
     let lifecycle = app.lifecycle.clone();
+    // Boxed here: a task keeps the room of all that it was given.
+    let beginning = Box::pin(async move {
+        let (stream, early) = socket::handed_over(upgrade).await?;
+        let connection = app.context.gateway.hub().register(Some(stream), wire);
+        // The drain's last look may have been before this.
+        let admission = match app.lifecycle.phase() {
+            Phase::Running | Phase::Settling => admission,
+            Phase::Draining => Admission::Refused(Close::new(CloseCode::Restart, "draining")),
+        };
+        let beginning = socket::Beginning { admission, began, early, since, place };
+        socket::begin(app.context, connection, beginning).await
+    });
     lifecycle.spawn_connection(async move {
-        if let Some((stream, early)) = socket::handed_over(upgrade).await {
-            let connection = app.context.gateway.hub().register(Some(stream), wire);
-            // The drain's last look may have been before this.
-            let admission = match app.lifecycle.phase() {
-                Phase::Running | Phase::Settling => admission,
-                Phase::Draining => Admission::Refused(Close::new(CloseCode::Restart, "draining")),
-            };
-            let beginning = socket::Beginning { admission, began, early, since };
-            socket::run(app.context, connection, beginning).await;
+        if let Some(socket) = beginning.await {
+            socket::run(socket).await;
         }
-        drop(place);
     });
     response
 }
