@@ -16,7 +16,9 @@ use bytes::Bytes;
 pub const MAX_CHANNEL_BYTES: usize = 255;
 
 /// First parts of names that the Redis contract uses for itself below the same prefix.
-const RESERVED: [&str; 2] = ["control", "canary"];
+const RESERVED: [&str; 2] = [CONTROL, "canary"];
+
+const CONTROL: &str = "control";
 
 /// A valid channel name, for example `post:42`: segments joined by `:`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -51,7 +53,12 @@ impl ChannelName {
     /// gateway can name it.
     #[must_use]
     pub fn control() -> Self {
-        Self(Arc::from("control"))
+        Self(Arc::from(CONTROL))
+    }
+
+    #[must_use]
+    pub fn is_control(&self) -> bool {
+        *self.0 == *CONTROL
     }
 
     #[must_use]

@@ -48,7 +48,6 @@ impl Gateway {
         let received = ["plain", "durable"].map(|k| metrics::publications(kind, k));
         let Some(mut reads) = self.reads.lock().take() else { return };
         let mut steps = Vec::new();
-        let control = ChannelName::control();
         loop {
             let batch = match next(&events, &mut reads).await {
                 Next::Batch(batch) => batch,
@@ -74,7 +73,7 @@ impl Gateway {
                         self.subscribed(&channel, subscribed, &mut steps).await;
                     }
                     // A revocation may have been missed: the store has it.
-                    Event::Interrupted(channel, ..) if channel == control => {
+                    Event::Interrupted(channel, ..) if channel.is_control() => {
                         self.recall_due.store(true, Ordering::Release);
                     }
                     Event::Interrupted(channel, reason, position) => {

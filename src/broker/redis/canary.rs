@@ -64,10 +64,10 @@ impl Canary {
         &self.channel
     }
 
-    pub(super) fn arrived(&self, payload: &Bytes) {
+    pub(super) fn arrived(&self, payload: &[u8]) {
         let mut state = self.state.lock();
         if let Some((number, at)) = state.waiting
-            && **payload == *number.to_string().as_bytes()
+            && *payload == *number.to_string().as_bytes()
         {
             metrics::canary(at.elapsed());
             state.waiting = None;

@@ -7,17 +7,18 @@ use redis::aio::MultiplexedConnection;
 use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
     AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind,
-    IntoConnectionInfo as _, PushInfo, RedisConnectionInfo, RedisError, RedisResult,
-    TlsCertificates,
+    IntoConnectionInfo as _, PushInfo, PushKind, RedisConnectionInfo, RedisError, RedisResult,
+    TlsCertificates, Value,
 };
+use socket2::SockRef;
+use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::super::BrokerError;
 use super::Settings;
+use super::tap::{OnPush, Push, Tap};
+use crate::lifecycle;
 use crate::redis_url::{Server, Target};
-
-/// Called by the connection's reader for every push message; it must not wait.
-pub(super) type OnPush = Box<dyn Fn(PushInfo) + Send + Sync>;
 
 /// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
 /// TCP_USER_TIMEOUT), and how often it looks at a silent one.
@@ -46,6 +47,44 @@ impl Connector {
         Self { settings, target }
     }
 
+    /// A connection that has answered HELLO and PING.
+    pub(super) async fn open(
+        &self,
+        server: &Server,
+        redis: &RedisConnectionInfo,
+        on_push: Option<OnPush>,
+    ) -> RedisResult<MultiplexedConnection> {
+        let mut config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(self.settings.connect_timeout))
+            .set_response_timeout(Some(self.settings.command_timeout));
+        let tapped = on_push.clone().filter(|_| !self.target.tls);
+        if let Some(on_push) = on_push {
+            let tapped = tapped.is_some();
+            config = config.set_push_sender(move |info| {
+                tell(&*on_push, &info, tapped);
+                Ok::<(), std::convert::Infallible>(())
+            });
+        }
+        let mut connection = match tapped {
+            Some(on_push) => {
+                let within = self.settings.connect_timeout;
+                let connecting = async {
+                    let stream = Tap::new(dial(server).await?, on_push);
+                    MultiplexedConnection::new_with_config(redis, stream, config).await
+                };
+                let (connection, driver) = timeout(within, connecting).await.map_err(late)??;
+                lifecycle::spawn("redis_connection", driver);
+                connection
+            }
+            None => {
+                let client = self.client(server, redis)?;
+                client.get_multiplexed_async_connection_with_config(&config).await?
+            }
+        };
+        redis::cmd("PING").query_async::<()>(&mut connection).await?;
+        Ok(connection)
+    }
+
     fn client(&self, server: &Server, redis: &RedisConnectionInfo) -> RedisResult<Client> {
         let (host, port) = (server.host.clone(), server.port);
         let address = if self.target.tls {
@@ -53,10 +92,9 @@ impl Connector {
         } else {
             ConnectionAddr::Tcp(host, port)
         };
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE);
         let tcp = TcpSettings::default()
             .set_nodelay(true)
-            .set_keepalive(keepalive)
+            .set_keepalive(keepalive())
             .set_user_timeout(UNACKNOWLEDGED);
         let info: ConnectionInfo =
             address.into_connection_info()?.set_redis_settings(redis.clone()).set_tcp_settings(tcp);
@@ -68,28 +106,6 @@ impl Connector {
             root_cert: self.settings.tls.authorities.clone(),
         };
         Client::build_with_tls(info, certificates)
-    }
-
-    /// A connection that has answered HELLO and PING.
-    pub(super) async fn open(
-        &self,
-        server: &Server,
-        redis: &RedisConnectionInfo,
-        on_push: Option<OnPush>,
-    ) -> RedisResult<MultiplexedConnection> {
-        let mut config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(self.settings.connect_timeout))
-            .set_response_timeout(Some(self.settings.command_timeout));
-        if let Some(on_push) = on_push {
-            config = config.set_push_sender(move |info| {
-                on_push(info);
-                Ok::<(), std::convert::Infallible>(())
-            });
-        }
-        let client = self.client(server, redis)?;
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        redis::cmd("PING").query_async::<()>(&mut connection).await?;
-        Ok(connection)
     }
 
     /// A connection to a master; a replica is refused, because what is published on the master
@@ -105,6 +121,48 @@ impl Connector {
             Arc::from("")
         });
         Ok(Link { connection, run })
+    }
+}
+
+fn keepalive() -> TcpKeepalive {
+    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
+}
+
+async fn dial(server: &Server) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
+    stream.set_nodelay(true)?;
+    let socket = SockRef::from(&stream);
+    socket.set_tcp_keepalive(&keepalive())?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(stream)
+}
+
+fn late(_: tokio::time::error::Elapsed) -> RedisError {
+    std::io::Error::from(std::io::ErrorKind::TimedOut).into()
+}
+
+/// What the library's parser found. From a tapped stream it sees less, and nothing that is news.
+fn tell(on_push: &(dyn Fn(Push<'_>) + Send + Sync), info: &PushInfo, tapped: bool) {
+    let kind: &[u8] = match info.kind {
+        PushKind::Disconnection => return on_push(Push::Disconnected),
+        PushKind::Message | PushKind::SMessage => b"message",
+        PushKind::Subscribe | PushKind::SSubscribe => b"subscribe",
+        PushKind::Unsubscribe => b"unsubscribe",
+        PushKind::SUnsubscribe => b"sunsubscribe",
+        // Nothing of these is asked for.
+        PushKind::Invalidate
+        | PushKind::PMessage
+        | PushKind::PSubscribe
+        | PushKind::PUnsubscribe
+        | PushKind::Other(_)
+        | _ => return,
+    };
+    let string = |n: usize| match info.data.get(n) {
+        Some(Value::BulkString(string)) => &string[..],
+        _ => b"",
+    };
+    if !tapped && let Some(push) = Push::new(kind, string(0), string(1)) {
+        on_push(push);
     }
 }
 

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use redis::RedisResult;
 
 use super::Shared;
-use super::connect::{Link, OnPush};
+use super::connect::Link;
+use super::tap::OnPush;
 use crate::broker::BrokerError;
 use crate::redis_url::{Server, Topology};
 

@@ -12,11 +12,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use bytes::Bytes;
 use futures_util::future::FutureExt as _;
 use parking_lot::Mutex;
-use redis::{PushInfo, PushKind, Value};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::connect::{self, Backoff, OnPush};
+use super::connect::{self, Backoff};
+use super::tap::{OnPush, Push};
 use super::wanted::{Want, Wanted};
 use super::{Role, Shared, canary, durable};
 use crate::broker::{Confirmation, Event, Track};
@@ -146,51 +146,48 @@ impl Subscriber {
     }
 
     /// The reader's callback; runs for every message and must not wait.
-    fn on_push(&self, generation: u64, info: PushInfo) {
+    fn on_push(&self, generation: u64, push: Push<'_>) {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
         }
-        let name = match info.data.first() {
-            Some(Value::BulkString(name)) => self.shared.strip(name),
-            _ => None,
-        };
-        match (info.kind, name) {
-            (PushKind::Message | PushKind::SMessage, _) => self.on_message(info.data),
-            (PushKind::Subscribe | PushKind::SSubscribe, Some(name)) => {
-                self.on_subscribed(generation, name);
+        match push {
+            Push::Message { channel, payload } => self.on_message(channel, payload),
+            Push::Subscribed(name) => {
+                if let Some(name) = self.shared.strip(name) {
+                    self.on_subscribed(generation, name);
+                }
             }
-            (PushKind::Unsubscribe, Some(name)) => {
-                self.wanted.lock().ended_unasked(name);
+            Push::Unsubscribed(name) => {
+                if let Some(name) = self.shared.strip(name) {
+                    self.wanted.lock().ended_unasked(name);
+                }
             }
-            (PushKind::SUnsubscribe, Some(name)) => self.on_unsubscribed(name),
-            (PushKind::Disconnection, _) => self.disconnected.notify_one(),
-            _ => {}
+            Push::ShardUnsubscribed(name) => {
+                if let Some(name) = self.shared.strip(name) {
+                    self.on_unsubscribed(name);
+                }
+            }
+            Push::Disconnected => self.disconnected.notify_one(),
         }
     }
 
-    fn on_message(&self, data: Vec<Value>) {
-        let mut data = data.into_iter();
-        let (Some(Value::BulkString(name)), Some(Value::BulkString(payload))) =
-            (data.next(), data.next())
-        else {
-            return;
-        };
-        let payload = Bytes::from(payload);
-        let Some(name) = self.shared.strip(&name) else { return };
+    fn on_message(&self, name: &[u8], payload: &[u8]) {
+        let Some(name) = self.shared.strip(name) else { return };
         if self.canary.is(name) {
-            return self.canary.arrived(&payload);
+            return self.canary.arrived(payload);
         }
-        let (payload, position) = durable::take_apart(payload);
         let mut wanted = self.wanted.lock();
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
+        // A copy: what is kept of it must not keep the rest of what was read with it.
+        let (payload, position) = durable::take_apart(Bytes::copy_from_slice(payload));
         if position.is_some()
             && let Some(want) = wanted.channels.get_mut(name)
         {
             want.track = want.track.max(Track::Read);
         }
         drop(wanted);
-        let event = if channel == ChannelName::control() {
+        let event = if channel.is_control() {
             Event::Control(payload)
         } else {
             Event::Publication(Publication { channel, payload, position })
@@ -255,7 +252,7 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
         let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
         let on_push: OnPush = {
             let subscriber = Arc::clone(&subscriber);
-            Box::new(move |info| subscriber.on_push(generation, info))
+            Arc::new(move |push| subscriber.on_push(generation, push))
         };
         let began = Instant::now();
         match shared.master(&subscriber.server, Some(on_push)).await {

@@ -20,6 +20,7 @@ mod node;
 mod routes;
 mod sentinel;
 mod store;
+mod tap;
 mod wanted;
 
 use std::future::Future;

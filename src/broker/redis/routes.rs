@@ -34,7 +34,7 @@ impl Routes {
     fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
         let at = self.map.master_of(shared.key(channel).as_bytes())?;
         // Control has one place, whatever else is spread.
-        let spread = self.connections > 1 && *channel != ChannelName::control();
+        let spread = self.connections > 1 && !channel.is_control();
         let index =
             if spread { self.hasher.hash_one(channel) as usize % self.connections } else { 0 };
         self.links.get(at * self.connections + index)

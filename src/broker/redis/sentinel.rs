@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::{PushInfo, PushKind, RedisConnectionInfo, RedisResult};
+use redis::{RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::connect::{self, Backoff};
 use super::masters::Map;
+use super::tap::Push;
 use super::{Role, Shared};
 use crate::lifecycle;
 use crate::metrics;
@@ -160,14 +161,14 @@ impl Watcher {
         }
         let switched = Arc::new(Notify::new());
         let bell = Arc::clone(&switched);
-        let on_push = move |info: PushInfo| {
-            if matches!(info.kind, PushKind::Message | PushKind::Disconnection) {
+        let on_push = move |push: Push<'_>| {
+            if matches!(push, Push::Message { .. } | Push::Disconnected) {
                 bell.notify_one();
             }
         };
         let connector = &self.shared.connector;
         let mut connection =
-            connector.open(&self.sentinel, &redis, Some(Box::new(on_push))).await?;
+            connector.open(&self.sentinel, &redis, Some(Arc::new(on_push))).await?;
         connection.subscribe("+switch-master").await?;
         loop {
             // The address first: while a failover is under way its leader names the old one with the new

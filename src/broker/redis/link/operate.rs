@@ -223,7 +223,7 @@ impl Subscriber {
         for confirmation in want.confirmations.drain(..) {
             confirmation.send_replace(Some(Err(BrokerError::Refused)));
         }
-        if !want.gap_due && channel != ChannelName::control() {
+        if !want.gap_due && !channel.is_control() {
             wanted.channels.remove(name);
             return;
         }
