@@ -188,8 +188,19 @@ pub(super) fn parameters<'r>(
     uri: &'r Uri,
     name: &'static str,
 ) -> impl Iterator<Item = std::borrow::Cow<'r, str>> {
-    let query = uri.query().unwrap_or_default();
-    form_urlencoded::parse(query.as_bytes()).filter(move |(n, _)| n == name).map(|(_, value)| value)
+    // Compared before it is decoded: the value of another may be a long token.
+    let pairs = uri.query().unwrap_or_default().split('&');
+    pairs.filter_map(move |pair| {
+        let (found, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if found == name && !value.contains(['%', '+']) {
+            return Some(value.into());
+        }
+        if found != name && !found.contains('%') {
+            return None;
+        }
+        let (found, value) = form_urlencoded::parse(pair.as_bytes()).next()?;
+        (found == name).then_some(value)
+    })
 }
 
 /// The offered subprotocols.

@@ -12,6 +12,7 @@ mod demo;
 pub mod socket;
 mod sse;
 mod websocket;
+mod wire;
 
 use std::sync::Arc;
 

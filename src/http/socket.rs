@@ -9,7 +9,7 @@
 use std::cell::RefCell;
 use std::future::Future;
 use std::io::ErrorKind;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::admission::Place;
+use super::wire::Wire;
 use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
@@ -31,6 +32,9 @@ const READ_BYTES: usize = 64 * 1024;
 
 /// How long a closed socket may take to say goodbye.
 const LINGER: Duration = Duration::from_secs(2);
+
+/// How long the handshake's answer waits for the session's first words: a round trip to the broker.
+const HELD_BACK: Duration = Duration::from_millis(20);
 
 thread_local! {
     static READ: RefCell<Box<[u8]>> = RefCell::new(vec![0; READ_BYTES].into());
@@ -60,11 +64,21 @@ impl End {
     }
 }
 
-/// The raw stream and what was read beyond the request.
-pub async fn handed_over(upgrade: OnUpgrade) -> Option<(TcpStream, Vec<u8>)> {
+/// A stream that hyper has let go of.
+pub struct HandedOver {
+    pub stream: TcpStream,
+    /// What was read beyond the request.
+    pub early: Vec<u8>,
+    /// What was held back of the answer.
+    pub held: Vec<u8>,
+}
+
+/// Waits for the raw stream.
+pub async fn handed_over(upgrade: OnUpgrade) -> Option<HandedOver> {
     let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
-    Some((parts.io.into_inner(), parts.read_buf.to_vec()))
+    let parts = upgraded.downcast::<TokioIo<Wire>>().ok()?;
+    let (stream, held) = parts.io.into_inner().into_parts();
+    Some(HandedOver { stream, early: parts.read_buf.to_vec(), held })
 }
 
 /// What the handshake found.
@@ -74,6 +88,8 @@ pub(super) struct Beginning {
     pub(super) began: Instant,
     /// What was read behind it.
     pub(super) early: Vec<u8>,
+    /// The answer to it, as far as it was held back.
+    pub(super) held: Vec<u8>,
     pub(super) since: Since,
     pub(super) place: Place,
 }
@@ -94,12 +110,25 @@ pub(super) async fn begin(
     beginning: Beginning,
 ) -> Option<Box<Socket>> {
     metrics::connections(connection.wire()).increment(1.0);
-    let Beginning { admission, began, mut early, since, place } = beginning;
+    let Beginning { admission, began, mut early, held, since, place } = beginning;
+    connection.cork(held.into());
     let session = Session::new(context, Arc::clone(&connection), began).resuming(since);
     let decoder = Decoder::default();
     let mut socket = Box::new(Socket { session, connection, decoder, _place: place });
     let Socket { session, connection, .. } = &mut *socket;
-    let mut begun = drive(connection, Box::pin(session.begin(admission))).await;
+    let mut begun = {
+        let mut beginning = pin!(drive(connection, Box::pin(session.begin(admission))));
+        tokio::select! {
+            biased;
+            begun = &mut beginning => begun,
+            () = tokio::time::sleep(HELD_BACK) => {
+                connection.flush();
+                beginning.await
+            }
+        }
+    };
+    // Not every session begins with words.
+    connection.flush();
     if begun.is_ok() && !early.is_empty() {
         let input = take(&mut socket, &mut early);
         begun = apply(&mut socket, input).await;

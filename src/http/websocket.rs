@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode, Version, 
 use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
 
+use super::accept::Tenure;
 use super::admission::{self, SUBPROTOCOL};
 use super::admit::{admit, unavailable, wants_envelope};
 use super::{App, refuse, refuse_with, socket};
@@ -57,18 +58,21 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
         Ok(admitted) => admitted,
         Err(response) => return response,
     };
+    if let Some(tenure) = request.extensions.get::<Tenure>() {
+        tenure.hold();
+    }
     let response = switching(&key, &request.headers);
     let lifecycle = app.lifecycle.clone();
     // Boxed here: a task keeps the room of all that it was given.
     let beginning = Box::pin(async move {
-        let (stream, early) = socket::handed_over(upgrade).await?;
+        let socket::HandedOver { stream, early, held } = socket::handed_over(upgrade).await?;
         let connection = app.context.gateway.hub().register(Some(stream), wire);
         // The drain's last look may have been before this.
         let admission = match app.lifecycle.phase() {
             Phase::Running | Phase::Settling => admission,
             Phase::Draining => Admission::Refused(Close::new(CloseCode::Restart, "draining")),
         };
-        let beginning = socket::Beginning { admission, began, early, since, place };
+        let beginning = socket::Beginning { admission, began, early, held, since, place };
         socket::begin(app.context, connection, beginning).await
     });
     lifecycle.spawn_connection(async move {

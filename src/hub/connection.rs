@@ -50,9 +50,17 @@ struct Outbound {
     close: Option<Close>,
     /// Nothing is accepted any more.
     closed: bool,
+    /// What is queued waits for more.
+    corked: bool,
     user: Option<Arc<str>>,
     /// What its token can be revoked by.
     token: TokenId,
+}
+
+impl Outbound {
+    fn has_work(&self) -> bool {
+        !self.queue.is_empty() && !self.corked
+    }
 }
 
 /// A registered connection.
@@ -205,6 +213,14 @@ impl Connection {
         self.wake(CLOSE);
     }
 
+    /// Queues the first bytes, which wait for whatever is sent next, or for [`Connection::flush`].
+    pub fn cork(&self, bytes: Bytes) {
+        let mut out = self.out.lock();
+        out.corked = true;
+        self.bounds.queued(bytes.len());
+        out.queue.push(bytes, 0, false);
+    }
+
     /// Waits until a client that is being caught up since `began` has taken most of what it has, but not
     /// for longer than it may take for all of it.
     pub async fn has_room(&self, began: Instant) {
@@ -288,6 +304,7 @@ impl Connection {
     /// Writes as much of the queue as the socket takes.
     pub fn flush(&self) {
         let mut out = self.out.lock();
+        out.corked = false;
         while !out.queue.is_empty() {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let n = out.queue.slices(&mut slices);
@@ -344,7 +361,7 @@ impl Connection {
             let flags = self.flags.swap(0, Ordering::AcqRel);
             let mut wake =
                 Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
-            if !self.out.lock().queue.is_empty() {
+            if self.out.lock().has_work() {
                 // An HTTP response is told once that there is something to take.
                 wake.writable = match &self.stream {
                     Some(stream) => stream.poll_write_ready(cx).is_ready(),

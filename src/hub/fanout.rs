@@ -111,6 +111,9 @@ pub(super) async fn run(shard: Arc<Shard>) {
     loop {
         if next == items.len() {
             items.shrink_to(KEPT);
+            // Whoever reads from the broker had no turn during the last writes: what has come
+            // meanwhile belongs into the next batch. A hub that was quiet has nothing to wait for.
+            tokio::task::yield_now().await;
             items = shard.inbox.take(items).await;
             next = 0;
         }

@@ -213,7 +213,7 @@ pub fn gap(channel: &ChannelName, reason: GapReason) -> Message {
 }
 
 fn json_string(s: &str) -> String {
-    serde_json::Value::from(s).to_string()
+    serde_json::to_string(s).unwrap_or_default()
 }
 
 fn reply(kind: &'static str, id: Option<&str>, data: &str) -> Message {
@@ -245,24 +245,33 @@ pub fn connected(
     expires_at: Option<u64>,
     channels: &[(ChannelName, Start<'_>)],
 ) -> Message {
-    let user = user.map_or_else(|| "null".to_owned(), json_string);
-    let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
-    let names: Vec<_> = channels.iter().map(|(c, _)| format!("\"{c}\"")).collect();
-    let names = names.join(",");
-    let starts = channels.iter().filter_map(|(channel, start)| {
-        let fields = start.fields();
-        (!fields.is_empty()).then(|| format!("\"{channel}\":{{{}}}", &fields[1..]))
-    });
-    let starts = starts.collect::<Vec<_>>().join(",");
-    let starts = if starts.is_empty() { starts } else { format!(",\"positions\":{{{starts}}}") };
-    reply(
-        "connected",
-        None,
-        &format!(
-            "\"userId\":{user},\"connectionId\":\"{connection_id}\",\"expiresAt\":{expires},\
-             \"channels\":[{names}]{starts}"
-        ),
-    )
+    let mut text = String::with_capacity(256);
+    text.push_str("{\"type\":\"connected\",\"data\":{\"userId\":");
+    text.push_str(user.map(json_string).as_deref().unwrap_or("null"));
+    text.push_str(",\"connectionId\":\"");
+    text.push_str(connection_id);
+    text.push_str("\",\"expiresAt\":");
+    text.push_str(expires_at.map(|t| t.to_string()).as_deref().unwrap_or("null"));
+    text.push_str(",\"channels\":[");
+    list(&mut text, channels.iter().map(|(c, _)| ["\"", c.as_str(), "\""]));
+    text.push(']');
+    let starts: Vec<_> = channels.iter().map(|(c, start)| (c, start.fields())).collect();
+    if starts.iter().any(|(_, fields)| !fields.is_empty()) {
+        text.push_str(",\"positions\":{");
+        let known = starts.iter().filter(|(_, fields)| !fields.is_empty());
+        list(&mut text, known.map(|(c, fields)| ["\"", c.as_str(), "\":{", &fields[1..], "}"]));
+        text.push('}');
+    }
+    text.push_str("}}");
+    Message { kind: "connected", text }
+}
+
+/// The entries of a JSON array or object, each of several pieces.
+fn list<'p, const N: usize>(text: &mut String, entries: impl Iterator<Item = [&'p str; N]>) {
+    for (n, entry) in entries.enumerate() {
+        text.push_str(if n > 0 { "," } else { "" });
+        text.extend(entry);
+    }
 }
 
 /// `data`: JSON that came with the permission.

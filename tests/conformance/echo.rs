@@ -51,7 +51,7 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     };
     let hub = Arc::clone(hub);
     lifecycle::spawn("echo", async move {
-        if let Some((stream, early)) = socket::handed_over(upgrade).await {
+        if let Some(socket::HandedOver { stream, early, .. }) = socket::handed_over(upgrade).await {
             let connection = hub.register(Some(stream), Wire::Plain);
             let frame = echo(&connection, early).await;
             hub.remove(&connection);

@@ -1,0 +1,80 @@
+//! An HTTP connection's stream. Where it becomes a socket, the answer that says so is held back, to leave
+//! in one packet with the socket's first words: one write and one wake-up of the client fewer.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::accept::Tenure;
+
+pub(super) struct Wire {
+    stream: TcpStream,
+    tenure: Tenure,
+    /// One answer of ours, of a few hundred bytes, and what may wait before it.
+    held: Vec<u8>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: TcpStream, tenure: Tenure) -> Self {
+        Self { stream, tenure, held: Vec::new() }
+    }
+
+    /// The stream, and what was held back.
+    pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
+        (self.stream, self.held)
+    }
+}
+
+impl AsyncRead for Wire {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(cx, out)
+    }
+}
+
+impl AsyncWrite for Wire {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let wire = self.get_mut();
+        if !wire.tenure.holds() {
+            return Pin::new(&mut wire.stream).poll_write(cx, bytes);
+        }
+        wire.held.extend_from_slice(bytes);
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let wire = self.get_mut();
+        if !wire.tenure.holds() {
+            return Pin::new(&mut wire.stream).poll_write_vectored(cx, slices);
+        }
+        let before = wire.held.len();
+        slices.iter().for_each(|slice| wire.held.extend_from_slice(slice));
+        Poll::Ready(Ok(wire.held.len() - before))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
