@@ -44,7 +44,7 @@ fn main() -> ExitCode {
         Scenario::Floor(args) => floor::floor(&args),
         Scenario::RedisFloor(args) => scenario::redis_floor::redis_floor(&args),
         Scenario::Plot(args) => draw(&args),
-        Scenario::Suite(_) => Ok(true),
+        Scenario::Suite(args) => suite::suite(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,
