@@ -153,16 +153,17 @@ impl Publisher {
                 continue;
             }
             batch.clear();
-            for number in sent..due.min(sent + BATCH) {
+            let full = due.min(sent + BATCH);
+            while sent < full {
                 let intended = match self.schedule.pace {
-                    Pace::Rate(rate) => begin + (number as f64 / rate * 1e9) as u64,
+                    Pace::Rate(rate) => begin + (sent as f64 / rate * 1e9) as u64,
                     Pace::Window(_) => clock::now(),
                 };
                 let measured = intended >= measured_from;
                 if measured && self.enough() {
                     break;
                 }
-                batch.push(self.next(number, intended, measured));
+                batch.push(self.next(sent, intended, measured));
                 self.published.latest = self.published.latest.max(now.saturating_sub(intended));
                 sent += 1;
             }

@@ -20,23 +20,8 @@ pub fn mixed(args: &Mixed) -> Result<bool> {
     ensure!(!clients.raw, "the floor gives each connection one channel: no mixed load for it");
     let mut report = Report::new("mixed", clients.output.label.as_deref());
     let sink = args.publish.sink()?;
-    let churn = (args.churn > 0.0)
-        .then(|| ((1.0 / args.churn).round() as usize, clock::nanos(args.churn_every)));
-    let shape = Shape {
-        topology: Topology {
-            shared: Some((args.channel.clone(), args.channels.max(1))),
-            own: Some(args.user_channel.clone()),
-            auto: clients.auto,
-            bystanders: None,
-            clients: clients.connections,
-        },
-        payload: args.publish.payload,
-        closed_loop: false,
-        // Who comes and goes has no reason to wait long.
-        retry: Some(Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) }),
-        churn,
-    };
-    let Some(session) = Session::new(clients, shape)?.connect_all(clients, &mut report)? else {
+    let Some(session) = Session::new(clients, shape(args))?.connect_all(clients, &mut report)?
+    else {
         return report.finish(clients.output.json.as_deref(), clients.output.plot.as_deref());
     };
     let (plan, shared) = (Arc::clone(&session.fleet.plan), Arc::clone(&session.fleet.shared));
@@ -90,4 +75,23 @@ pub fn mixed(args: &Mixed) -> Result<bool> {
         report.problem("the server ended or refused connections");
     }
     report.finish(clients.output.json.as_deref(), clients.output.plot.as_deref())
+}
+
+fn shape(args: &Mixed) -> Shape {
+    let churn = (args.churn > 0.0)
+        .then(|| ((1.0 / args.churn).round() as usize, clock::nanos(args.churn_every)));
+    Shape {
+        topology: Topology {
+            shared: Some((args.channel.clone(), args.channels.max(1))),
+            own: Some(args.user_channel.clone()),
+            auto: args.clients.auto,
+            bystanders: None,
+            clients: args.clients.connections,
+        },
+        payload: args.publish.payload,
+        closed_loop: false,
+        // Who comes and goes has no reason to wait long.
+        retry: Some(Backoff { first: Duration::from_millis(500), max: Duration::from_secs(5) }),
+        churn,
+    }
 }
