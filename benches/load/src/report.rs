@@ -1,5 +1,6 @@
 //! What a run found: a table for people, JSON for machines, and whether anything was wrong.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -93,6 +94,8 @@ impl Report {
     }
 
     pub fn kinds(&mut self, name: &'static str, kinds: &Kinds) {
+        let advised: BTreeSet<&str> = kinds.keys().filter_map(|kind| advice(kind)).collect();
+        self.notes.extend(advised.into_iter().map(str::to_owned));
         self.kinds.push((name, kinds.clone()));
     }
 
@@ -145,6 +148,29 @@ impl Report {
         }
         Ok(self.problems.is_empty())
     }
+}
+
+/// What to do about a failure or a close.
+fn advice(kind: &str) -> Option<&'static str> {
+    const ADVICE: [(&str, &str); 10] = [
+        ("unauthorized", "no token: give --secret, --tokens or --token"),
+        ("4401 missing", "no token: give --secret, --tokens or --token"),
+        ("4401", "--secret has to be the gateway's key; `tollgate token check` says what is wrong"),
+        (
+            "http 401",
+            "--secret has to be the gateway's key; `tollgate token check` says what is wrong",
+        ),
+        ("4429", "a limit: limits.connections, connections_per_ip or connections_per_user"),
+        (
+            "http 503",
+            "a limit: limits.http_connections or connections_per_ip, or the gateway drains",
+        ),
+        ("4410", "the driver read too slowly: --threads, or a machine of its own"),
+        ("forbidden", "the gateway's [[channels]] have no rule for --channel"),
+        ("connection refused", "nothing listens at --url"),
+        ("invalid peer certificate", "--ca FILE names the authority to trust"),
+    ];
+    ADVICE.iter().find(|(start, _)| kind.starts_with(start)).map(|(_, advice)| *advice)
 }
 
 pub fn write(path: &Path, text: &str) -> Result<()> {

@@ -34,6 +34,12 @@ impl Processes {
         !self.pids.is_empty()
     }
 
+    /// Seconds of CPU between two samples, if the processes are known and were there all the time.
+    pub fn cpu(&self, before: &Sample, after: &Sample) -> Option<f64> {
+        let used = after.cpu - before.cpu;
+        (self.known() && used >= 0.0 && after.rss_kib > 0.0).then_some(used)
+    }
+
     pub fn sample(&self) -> Sample {
         Sample {
             at: clock::now(),

@@ -80,7 +80,7 @@ fn run(
     let end = shared.last_delivery.load(Acquire);
     let tally = session.fleet.stop(published.last.clone())?;
     let seconds = clock::seconds(end.saturating_sub(before.at));
-    let cpu = session.processes.known().then_some(after.cpu - before.cpu);
+    let cpu = session.processes.cpu(&before, &after);
     let driver = after.driver_cpu - before.driver_cpu;
     report.figure("connections", "connections", clients.connections as f64, "");
     delivery_figures(&mut report, &tally, &[&published], (seconds, cpu, driver));

@@ -57,7 +57,7 @@ pub fn mixed(args: &Mixed) -> Result<bool> {
     let last = fan.last.iter().zip(&users.last).map(|(a, b)| *a.max(b)).collect();
     let tally = session.fleet.stop(last)?;
     let seconds = clock::seconds(end.saturating_sub(before.at));
-    let cpu = session.processes.known().then_some(after.cpu - before.cpu);
+    let cpu = session.processes.cpu(&before, &after);
     let driver = after.driver_cpu - before.driver_cpu;
     report.figure("connections", "connections", clients.connections as f64, "");
     let reconnects = tally.attempts.saturating_sub(clients.connections as u64);
@@ -72,7 +72,8 @@ pub fn mixed(args: &Mixed) -> Result<bool> {
     report.kinds("failed", &tally.failures);
     report.kinds("closed", &tally.closes);
     if !tally.failures.is_empty() || !tally.closes.is_empty() {
-        report.problem("the server ended or refused connections");
+        report
+            .note("the server ended or refused connections; their clients came back, or tried to");
     }
     report.finish(clients.output.json.as_deref(), clients.output.plot.as_deref())
 }

@@ -174,7 +174,8 @@ pub fn delivery_figures(
 
 pub fn busy_note(report: &mut Report, driver: f64, seconds: f64, threads: usize) {
     let share = driver / seconds / threads as f64 * 100.0;
-    if share > 90.0 {
+    // In a moment's work the ticks say nothing.
+    if share > 90.0 && seconds > 0.5 {
         report.note(format!(
             "the driver used {} % of its {threads} thread(s): it may be what limits; --threads, or \
              more machines",

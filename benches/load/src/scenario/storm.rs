@@ -67,13 +67,13 @@ pub fn storm(args: &Storm) -> Result<bool> {
     session.progress.finish_and_clear();
     let last = published.as_ref().map_or(Vec::new(), |p| p.last.clone());
     let returned = shared.ready.load(Acquire);
-    let known = session.processes.known();
+    let cpu = session.processes.cpu(&before, &after);
     let tally = session.fleet.stop(last)?;
     let cut_off = (clients.connections - args.bystanders) as f64;
     report.figure("cut", "cut off", cut_off, "");
     report.figure("recover_s", "until all were subscribed again", clock::seconds(end - cut), "s");
-    if known {
-        let each = (after.cpu - before.cpu) / tally.handshake.len().max(1) as f64 * 1e6;
+    if let Some(cpu) = cpu {
+        let each = cpu / tally.handshake.len().max(1) as f64 * 1e6;
         report.figure("cpu_us_per_handshake", "server CPU per handshake", each, "us");
     }
     figures(&mut report, &tally, published.as_ref());
