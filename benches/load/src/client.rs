@@ -348,3 +348,97 @@ fn retry_after(head: &[u8]) -> Option<u64> {
         name.eq_ignore_ascii_case("retry-after").then_some(seconds * 1_000_000_000)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::Window;
+
+    fn plan() -> Plan {
+        let (shared, own) = (Some(("post:{n}".to_owned(), 1)), Some("user:{user}".to_owned()));
+        Plan {
+            target: Target::new("ws://127.0.0.1/ws", vec![], None).unwrap(),
+            tokens: Tokens::None,
+            topology: Topology { shared, own, auto: true, bystanders: None, clients: 1 },
+            events: Events::new(7, 150),
+            raw: false,
+            retry: None,
+            timeout: 0,
+            churn: None,
+        }
+    }
+
+    /// What a server sends: the handshake, both confirmations, three events, a gap, another event.
+    fn stream(plan: &Plan) -> Vec<u8> {
+        let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: ".to_vec();
+        bytes.extend_from_slice(ACCEPT);
+        bytes.extend_from_slice(b"\r\n\r\n");
+        let event =
+            |channel, sequence| plan.events.compose(Event { channel, sequence, intended: 5 });
+        for text in [
+            br#"{"type":"connected","data":{}}"#.to_vec(),
+            br#"{"type":"subscribed","data":{"channel":"post:0"}}"#.to_vec(),
+            event(0, 1),
+            event(1, 1),
+            event(0, 2),
+            br#"{"type":"gap","data":{"channel":"post:0","reason":"overflow"}}"#.to_vec(),
+            event(0, 5),
+        ] {
+            frame::write_unmasked(&mut bytes, frame::TEXT, &text);
+        }
+        bytes
+    }
+
+    #[test]
+    fn a_conversation_cut_at_every_byte_is_the_same() {
+        let plan = plan();
+        let bytes = stream(&plan);
+        for cut in 0..=bytes.len() {
+            let shared = Shared::new(Window::new(true, &plan.topology, 1));
+            let (mut tally, mut window) = (Tally::new(), shared.window.of_thread(0));
+            let phases = [1, u64::MAX, u64::MAX];
+            let (tally_ref, window) = (&mut tally, &mut window);
+            let mut context =
+                Context { plan: &plan, shared: &shared, phases, tally: tally_ref, window, now: 9 };
+            let mut client = Client::new(0);
+            client.state = State::Upgrading;
+            (client.shared, client.own) = (Sequence::from_the_start(), Sequence::from_the_start());
+            let used = client.take(&bytes[..cut], &mut context).unwrap();
+            client.take(&bytes[used..], &mut context).unwrap();
+            assert_eq!(client.state, State::Ready, "cut at {cut}");
+            client.finish(&plan, &[6, 1], &mut tally);
+            let counts = &tally.counts;
+            assert_eq!((counts.delivered, counts.declared, counts.missing), (4, 2, 1), "{cut}");
+            assert_eq!((tally.latency[0].len(), tally.gaps["overflow"]), (4, 1));
+        }
+    }
+
+    #[test]
+    fn another_users_event_is_stray() {
+        let plan = plan();
+        let shared = Shared::new(Window::new(false, &plan.topology, 1));
+        let (mut tally, mut window) = (Tally::new(), shared.window.of_thread(0));
+        let (phases, tally_ref, window) = ([u64::MAX; 3], &mut tally, &mut window);
+        let mut context =
+            Context { plan: &plan, shared: &shared, phases, tally: tally_ref, window, now: 9 };
+        let event = Event { channel: 2, sequence: 1, intended: 5 };
+        Client::new(0).event(event, &mut context);
+        assert_eq!((tally.counts.stray, tally.counts.delivered), (1, 0));
+    }
+
+    #[test]
+    fn what_may_be_tried_again_is_what_the_protocol_says() {
+        let head = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 2\r\n\r\n";
+        assert_eq!(retry_after(head), Some(2_000_000_000));
+        for (end, retry) in [
+            (End::Status(503, None), true),
+            (End::Status(401, None), false),
+            (End::Close(1012, String::new()), true),
+            (End::Close(4401, "expired".to_owned()), false),
+            (End::Close(4409, String::new()), false),
+            (End::Eof, true),
+        ] {
+            assert_eq!(end.may_retry(), retry, "{end:?}");
+        }
+    }
+}
