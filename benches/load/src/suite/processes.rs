@@ -137,9 +137,11 @@ fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     let end = Instant::now() + Duration::from_secs(20);
     // An open port is the public listener's: it accepts when the rest is up.
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
-        if server.child.try_wait()?.is_some() || Instant::now() > end {
+        let ended = server.child.try_wait()?;
+        if ended.is_some() || Instant::now() > end {
             let said = std::fs::read_to_string(log).unwrap_or_default();
-            bail!("did not start: {}", said.trim());
+            let how = ended.map_or("no answer for 20 s".to_owned(), |status| status.to_string());
+            bail!("did not start ({how}): {}", said.trim());
         }
         std::thread::sleep(Duration::from_millis(20));
     }
