@@ -15,7 +15,7 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
+.PHONY: help run build test lint bench bench-smoke microbench redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -92,15 +92,18 @@ deny:
 	cargo fetch --quiet --locked
 	cargo deny --log-level error --offline check licenses bans sources
 
-bench: deps build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
+bench: redis build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
 	cargo build --quiet --release $(LOAD)
 	target/load/release/tollgate-load suite --gateway target/release/tollgate $(BENCH_ARGS)
 
-bench-smoke: deps ## Whether that works: a debug gateway, few clients, results thrown away
+bench-smoke: redis ## Whether that works: a debug gateway, few clients, results thrown away
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	  target/load/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out"
+
+redis:
+	@command -v redis-server >/dev/null || $(MAKE) deps
 
 microbench: ## Benchmarks of single functions on the hot path
 	cargo bench
