@@ -91,6 +91,8 @@ deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
 	cargo fetch --quiet --locked
 	cargo deny --log-level error --offline check licenses bans sources
+	cargo fetch --quiet --locked --manifest-path benches/load/Cargo.toml
+	cargo deny --log-level error --offline --config deny.toml --manifest-path benches/load/Cargo.toml check licenses bans sources
 
 bench: redis build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
 	cargo build --quiet --release $(LOAD)
