@@ -118,6 +118,7 @@ pub const ROWS: &[Row] = &[
         name: "latency-10",
         work: Work::Latency { percent: 10 },
         cells: &[
+            cell("fan-out at 10 % of its capacity: deliveries", RATE, "/s", Target::None),
             cell("fan-out at 10 % of its capacity: p50", P50, "ms", Target::None),
             cell("fan-out at 10 % of its capacity: p99", P99, "ms", Target::None),
         ],
@@ -126,6 +127,7 @@ pub const ROWS: &[Row] = &[
         name: "latency-50",
         work: Work::Latency { percent: 50 },
         cells: &[
+            cell("fan-out at 50 % of its capacity: deliveries", RATE, "/s", Target::None),
             cell("fan-out at 50 % of its capacity: p50", P50, "ms", Target::None),
             cell("fan-out at 50 % of its capacity: p99", P99, "ms", Target::None),
         ],
@@ -134,6 +136,7 @@ pub const ROWS: &[Row] = &[
         name: "latency-80",
         work: Work::Latency { percent: 80 },
         cells: &[
+            cell("fan-out at 80 % of its capacity: deliveries", RATE, "/s", Target::None),
             cell("fan-out at 80 % of its capacity: p50", P50, "ms", Target::None),
             cell("fan-out at 80 % of its capacity: p99", P99, "ms", Target::None),
         ],
