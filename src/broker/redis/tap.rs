@@ -48,8 +48,8 @@ pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
 /// Bytes asked of the socket at a time.
 const READ: usize = 64 * 1024;
 
-/// Longest line that says a length or a count.
-const MAX_LINE: usize = 32;
+/// Most digits of a length or a count.
+const MAX_DIGITS: usize = 15;
 
 pub(super) struct Tap<S> {
     stream: S,
@@ -132,15 +132,24 @@ fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
     Some((&bytes[..end], end + 2))
 }
 
-/// A length or a count, and where what follows it begins.
+/// A length or a count, and where what follows it begins. Byte by byte: it is read three times for every
+/// message, and has a few digits.
 fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
-    let within = &bytes[..bytes.len().min(MAX_LINE)];
-    let Some((digits, next)) = line(within) else {
-        return if within.len() < MAX_LINE { Ok(None) } else { Err(()) };
-    };
-    let number = digits.get(1..).filter(|d| !d.is_empty() && d.iter().all(u8::is_ascii_digit));
-    let number = number.and_then(|d| std::str::from_utf8(d).ok()?.parse().ok()).ok_or(())?;
-    Ok(Some((number, next)))
+    let mut number = 0_usize;
+    for (at, byte) in bytes.iter().enumerate().skip(1) {
+        match byte {
+            b'0'..=b'9' if at <= MAX_DIGITS => number = number * 10 + usize::from(byte - b'0'),
+            b'\r' if at > 1 => {
+                return match bytes.get(at + 1) {
+                    Some(b'\n') => Ok(Some((number, at + 2))),
+                    Some(_) => Err(()),
+                    None => Ok(None),
+                };
+            }
+            _ => return Err(()),
+        }
+    }
+    Ok(None)
 }
 
 /// What stands at the front (RESP3, "Push event"): a push of two or three elements, of which the first two
