@@ -105,7 +105,13 @@ impl Server {
     fn accept(&mut self) {
         while let Ok((mut stream, _)) = self.listener.accept() {
             let slot = self.free.pop().unwrap_or(self.connections.len());
-            if self.poll.registry().register(&mut stream, Token(slot), Interest::READABLE).is_err()
+            // One send is one packet: else the kernel joins what is sent to who reads slowly.
+            if stream.set_nodelay(true).is_err()
+                || self
+                    .poll
+                    .registry()
+                    .register(&mut stream, Token(slot), Interest::READABLE)
+                    .is_err()
             {
                 continue;
             }
