@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use super::continuity::{Flow, Step, tails_are_full};
 use crate::broker::{Bounds, Broker, BrokerError, Track};
 use crate::channel::{ChannelName, Publication};
+use crate::hub::shrink_shared;
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
 
@@ -197,6 +198,15 @@ impl Interest {
         let now = Instant::now();
         entry.idle_since = Some(now);
         lingering.push_back((now, occupied.key().clone()));
+    }
+
+    /// Gives memory back that many channels have left.
+    pub(super) fn shrink(&self) {
+        shrink_shared(&self.entries);
+        let mut lingering = self.lingering.lock();
+        if lingering.is_empty() {
+            *lingering = VecDeque::new();
+        }
     }
 
     /// Gives up what has lingered long enough and was not wanted again.

@@ -56,6 +56,9 @@ pub struct Gateway {
 /// Seconds between two looks for tails that nobody resumes from any more.
 const SWEEP_TAILS_EVERY: u64 = 5;
 
+/// Seconds between two looks at the size of the tables.
+const SHRINK_EVERY: u64 = 10;
+
 /// Readings of histories at once.
 const READINGS: usize = 64;
 
@@ -261,6 +264,10 @@ impl Gateway {
             self.interest.sweep();
             if second % SWEEP_TAILS_EVERY == 0 || continuity::tails_are_full() {
                 self.interest.sweep_tails();
+            }
+            if second % SHRINK_EVERY == 0 {
+                self.interest.shrink();
+                self.hub.shrink();
             }
             self.recall(&mut recalled_at, second).await;
             if second % control::ANNOUNCE_EVERY == 0 {

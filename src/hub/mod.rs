@@ -12,6 +12,7 @@ mod connection;
 mod fanout;
 mod inbox;
 mod queue;
+mod sizes;
 mod table;
 mod wheel;
 
@@ -29,6 +30,7 @@ use crate::metrics;
 use crate::protocol::{Message, Push, Wire};
 pub use connection::{Connection, Wake};
 use inbox::{Inbox, Item, Mark};
+pub use sizes::shrink_shared;
 pub use table::SubscribeError;
 use table::Table;
 use wheel::Wheel;

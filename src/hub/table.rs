@@ -7,6 +7,7 @@ use bytes::BytesMut;
 use slab::Slab;
 
 use super::fanout::{Batch, NONE};
+use super::sizes::shrink;
 use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::protocol::{Message, Push, Wire, sse};
@@ -126,6 +127,9 @@ impl Table {
         let Some(gone) = self.slots.try_remove(slot as usize) else {
             return (Vec::new(), Vec::new());
         };
+        if self.slots.is_empty() {
+            self.slots = Slab::new();
+        }
         let mut emptied = Vec::new();
         for channel in &gone.channels {
             if self.remove_subscriber(slot, channel) {
@@ -199,6 +203,7 @@ impl Table {
             connection.enqueue(frame.freeze());
         }
         let Some(held) = self.held.remove(&(index, channel.clone())) else { return };
+        shrink(&mut self.held);
         let flag = if begin.after.is_some() { AHEAD } else { 0 };
         if let Some(subscribers) = self.channels.get_mut(channel)
             && let Some(s) = subscribers.iter_mut().find(|s| s.0 == index | HELD)
@@ -250,6 +255,7 @@ impl Table {
         }
         if subscribers.is_empty() {
             self.channels.remove(channel);
+            shrink(&mut self.channels);
             return true;
         }
         false

@@ -71,6 +71,9 @@ impl Wanted {
             return false;
         }
         self.unconfirmed.remove(name);
+        if self.unconfirmed.is_empty() {
+            self.unconfirmed = HashMap::default();
+        }
         true
     }
 
@@ -98,8 +101,23 @@ impl Wanted {
         *left -= 1;
         if *left == 0 {
             self.leaving.remove(name);
+            if self.leaving.is_empty() {
+                self.shrink();
+            }
         }
         false
+    }
+
+    /// Tables that a rush has made large are made small when few channels are left.
+    fn shrink(&mut self) {
+        self.leaving = HashMap::default();
+        if self.ops.is_empty() {
+            self.ops = VecDeque::new();
+        }
+        let few = self.channels.len() < self.channels.capacity() / 8;
+        if few && self.channels.capacity() > 1024 {
+            self.channels.shrink_to(self.channels.len() * 2);
+        }
     }
 
     /// A new connection: everything wanted is to be subscribed on it, control first: a subscription
