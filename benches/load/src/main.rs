@@ -2,6 +2,7 @@
 
 mod args;
 mod backoff;
+mod capacity;
 mod check;
 mod client;
 mod clock;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Scenario::Floor(args) => floor::floor(&args),
         Scenario::RedisFloor(args) => scenario::redis_floor::redis_floor(&args),
         Scenario::Plot(args) => draw(&args),
+        Scenario::Capacity(args) => capacity::capacity(&args),
         Scenario::Suite(args) => suite::suite(&args),
     };
     match result {

@@ -1,0 +1,151 @@
+//! Who is connected, which channels there are, and what is published on them: no costs, no machines.
+
+#[derive(Debug, Clone)]
+pub struct Load {
+    pub sockets: f64,
+    pub own_channels: f64,
+    /// Publications a second on sockets' own channels, all together.
+    pub own_events: f64,
+    pub shared: Option<Shared>,
+    pub payload: f64,
+    /// New connections a second.
+    pub connects: f64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Shared {
+    pub channels: f64,
+    /// Of one socket.
+    pub each: f64,
+    pub zipf: f64,
+    /// Publications a second.
+    pub events: f64,
+    /// With more sockets there are more channels, rather than more sockets on each.
+    pub grows: bool,
+}
+
+/// Channels that are alike.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Group {
+    pub channels: f64,
+    /// Subscribers of each.
+    pub sockets: f64,
+    /// Publications a second on each.
+    pub events: f64,
+}
+
+/// Ranks up to this are groups of their own.
+const SINGLE: f64 = 256.0;
+/// How much longer each further group is.
+const STEP: f64 = 1.05;
+
+impl Load {
+    /// The same habits of `factor` times as many.
+    pub fn times(&self, factor: f64) -> Self {
+        let mut load = self.clone();
+        load.sockets *= factor;
+        load.own_events *= factor;
+        load.connects *= factor;
+        if let Some(shared) = &mut load.shared {
+            shared.events *= factor;
+            if shared.grows {
+                shared.channels *= factor;
+            }
+        }
+        load
+    }
+
+    /// The shared channels by popularity, the most popular first.
+    pub fn groups(&self) -> Vec<Group> {
+        let Some(shared) = &self.shared else { return Vec::new() };
+        let group = |channels: f64, share: f64| Group {
+            channels,
+            sockets: self.sockets * (1.0 - (1.0 - share.min(1.0)).powf(shared.each)),
+            events: shared.events * share,
+        };
+        let Shared { channels, zipf, .. } = *shared;
+        if zipf == 0.0 {
+            return vec![group(channels, 1.0 / channels)];
+        }
+        let mut weights = Vec::new();
+        let mut rank = 1.0;
+        while rank <= channels {
+            let length = if rank <= SINGLE { 1.0 } else { (rank * (STEP - 1.0)).floor() };
+            let length = length.min(channels - rank + 1.0);
+            weights.push((length, weight(rank, length, zipf)));
+            rank += length;
+        }
+        let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
+        weights.iter().map(|(length, weight)| group(*length, weight / total / length)).collect()
+    }
+
+    /// Publications a second.
+    pub fn events(&self) -> f64 {
+        self.own_events + self.shared.as_ref().map_or(0.0, |shared| shared.events)
+    }
+
+    /// Channels of one socket.
+    pub fn subscriptions(&self) -> f64 {
+        self.own_channels + self.shared.as_ref().map_or(0.0, |shared| shared.each)
+    }
+}
+
+/// Of `length` ranks from `rank` on, together.
+fn weight(rank: f64, length: f64, zipf: f64) -> f64 {
+    if length == 1.0 {
+        return rank.powf(-zipf);
+    }
+    let (from, to) = (rank - 0.5, rank + length - 0.5);
+    if (zipf - 1.0).abs() < 1e-9 {
+        (to / from).ln()
+    } else {
+        (to.powf(1.0 - zipf) - from.powf(1.0 - zipf)) / (1.0 - zipf)
+    }
+}
+
+/// How many of `replicas` have at least one of `sockets` that are put anywhere.
+pub fn interested(replicas: f64, sockets: f64) -> f64 {
+    replicas * (1.0 - (1.0 - 1.0 / replicas.max(1.0)).powf(sockets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(channels: f64, zipf: f64) -> Load {
+        let shared = Shared { channels, each: 2.0, zipf, events: 100.0, grows: false };
+        Load {
+            sockets: 10_000.0,
+            own_channels: 1.0,
+            own_events: 0.0,
+            shared: Some(shared),
+            payload: 200.0,
+            connects: 0.0,
+        }
+    }
+
+    #[test]
+    fn groups_have_all_channels_and_all_events() {
+        for (channels, zipf) in [(1.0, 0.0), (300.0, 0.0), (1_000.0, 1.0), (250_000.0, 0.8)] {
+            let groups = load(channels, zipf).groups();
+            let sum = |of: fn(&Group) -> f64| groups.iter().map(of).sum::<f64>();
+            assert!((sum(|g| g.channels) - channels).abs() < 1e-6);
+            assert!((sum(|g| g.channels * g.events) - 100.0).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn groups_of_ranks_weigh_what_their_channels_do() {
+        let groups = load(5_000.0, 1.1).groups();
+        let exact: f64 = (1..=5_000).map(|rank| f64::from(rank).powf(-1.1)).sum();
+        assert!((groups[0].events - 100.0 / exact).abs() / groups[0].events < 0.001);
+    }
+
+    #[test]
+    fn interest_goes_from_one_replica_to_all() {
+        assert_eq!(interested(1.0, 5.0), 1.0);
+        assert!((interested(50.0, 1.0) - 1.0).abs() < 1e-9);
+        assert!(interested(50.0, 1_000.0) > 49.99);
+        assert!((interested(100.0, 100.0) - 63.4).abs() < 0.1);
+    }
+}
