@@ -48,6 +48,17 @@ pub struct Moves {
     pub storm_redis_s: f64,
 }
 
+/// Sockets in shares of one replica.
+struct Rollout {
+    rounds: f64,
+    /// The most at one replica.
+    peak: f64,
+    /// Of each socket, on average.
+    moves: f64,
+    /// Of all that go in one round.
+    leaving: f64,
+}
+
 fn of(name: &'static str, unit: &'static str, used: f64, limit: f64, share: f64) -> Use {
     Use { name, unit, used, limit, allowed: limit * share }
 }
@@ -57,21 +68,27 @@ impl Model {
     pub fn crowd(&self, replicas: f64) -> (f64, f64) {
         let left = (replicas - self.machine.spare as f64).max(1.0);
         let lost = if replicas > left { replicas / left } else { 1.0 };
-        (lost, lost.max(self.rollout(replicas).0))
+        (lost, lost.max(self.rollout(replicas).peak))
     }
 
-    /// The peak share and the moves of each socket. Each round sends the sockets of those that go
-    /// to all others, also to those that go next.
-    fn rollout(&self, replicas: f64) -> (f64, f64) {
+    /// Each round sends the sockets of those that go to all others, also to those that go next.
+    fn rollout(&self, replicas: f64) -> Rollout {
         let at_once = self.at_once(replicas);
         let rounds = (replicas / at_once).ceil();
-        match self.machine.balancer {
-            Balancer::Least => (1.0, 1.0),
-            Balancer::Random => {
-                let grows = 1.0 + at_once / replicas;
-                (grows.powf(rounds - 1.0), grows.powf(rounds) - 1.0)
-            }
-        }
+        let last = replicas - at_once * (rounds - 1.0);
+        let grows = match self.machine.balancer {
+            Balancer::Random => 1.0 + at_once / replicas,
+            // The new ones fill up to what the others have.
+            Balancer::Least => 1.0,
+        };
+        let peak = grows.powf(rounds - 1.0);
+        let before = at_once * grows.powf(rounds - 2.0);
+        let moves = match self.machine.balancer {
+            Balancer::Random => peak - 1.0 + peak * last / replicas,
+            Balancer::Least => 1.0,
+        };
+        let leaving = if rounds > 1.0 { before.max(last * peak) } else { last };
+        Rollout { rounds, peak, moves, leaving }
     }
 
     /// New connections a second at one replica, while those leave that have so many sockets each.
@@ -178,16 +195,13 @@ impl Model {
 
     /// New connections a second, all replicas together, at the worst of a rollout.
     fn rollout_connects(&self, load: &Load, replicas: f64) -> f64 {
-        let leaving = load.sockets / replicas * self.rollout(replicas).0 * self.at_once(replicas);
-        leaving / self.constants.window_s.max(0.1)
+        load.sockets / replicas * self.rollout(replicas).leaving / self.constants.window_s.max(0.1)
     }
 
     pub fn moves(&self, load: &Load, plan: Plan) -> Moves {
         let c = &self.constants;
         let replicas = plan.replicas;
-        let (peak, moves) = self.rollout(replicas);
-        let at_once = self.at_once(replicas);
-        let rounds = (replicas / at_once).ceil();
+        let Rollout { rounds, peak, moves, .. } = self.rollout(replicas);
         let busy = self.replica(load, replicas, 1.0).cpu;
         let free = (self.machine.cores_per_replica - busy).max(0.01);
         let connect = self.connect_us(load) / 1e6;
@@ -271,14 +285,16 @@ mod tests {
     fn a_rollout_one_by_one_crowds_the_last_with_e_shares() {
         let mut model = model();
         model.machine.rollout_at_once = 0.001;
-        let (peak, moves) = model.rollout(1_000.0);
+        let Rollout { peak, moves, .. } = model.rollout(1_000.0);
         assert!((peak - std::f64::consts::E).abs() < 0.01, "{peak}");
         assert!((moves - (std::f64::consts::E - 1.0)).abs() < 0.01, "{moves}");
         model.machine.rollout_at_once = 1.0;
-        assert_eq!(model.rollout(1_000.0), (1.0, 1.0));
+        assert_eq!(model.rollout(1_000.0).peak, 1.0);
+        assert_eq!(model.rollout(1_000.0).moves, 1.0);
         model.machine.rollout_at_once = 0.001;
         model.machine.balancer = Balancer::Least;
-        assert_eq!(model.rollout(1_000.0), (1.0, 1.0));
+        assert_eq!(model.rollout(1_000.0).peak, 1.0);
+        assert_eq!(model.rollout(1_000.0).moves, 1.0);
     }
 
     #[test]

@@ -297,3 +297,36 @@ impl Steady<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tests::{model, rooms};
+    use super::*;
+
+    fn rows(seed: u64) -> Vec<Compared> {
+        let plan = Plan { replicas: 10.0, shards: 2.0 };
+        simulate(&model(), &rooms(50_000.0), plan, (seed, 2.0)).unwrap().rows
+    }
+
+    #[test]
+    fn what_is_counted_is_what_is_computed_where_nothing_is_crowded() {
+        for row in rows(1).iter().take(8).filter(|row| row.formula > 1.0) {
+            assert!((row.mean / row.formula - 1.0).abs() < 0.1, "{} {}", row.name, row.mean);
+        }
+    }
+
+    #[test]
+    fn the_same_seed_plays_the_same() {
+        let peaks = |seed| rows(seed).iter().map(|row| row.peak).collect::<Vec<_>>();
+        assert_eq!(peaks(5), peaks(5));
+        assert_ne!(peaks(5), peaks(6));
+    }
+
+    #[test]
+    fn what_does_not_fit_waits() {
+        let mut meter = Meter { work: 0.05, ..Meter::default() };
+        assert!((meter.tick(2.0, 0.01) - 0.015).abs() < 1e-9);
+        assert!((meter.tick(2.0, 0.01) - 0.005).abs() < 1e-9);
+        assert_eq!(meter.tick(2.0, 0.01), 0.0);
+    }
+}

@@ -202,3 +202,47 @@ fn drain(model: &Model, load: &Load, world: &mut World, (leaving, seen): (&[usiz
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::model::tests::{model, rooms};
+    use super::*;
+
+    fn played() -> (Model, Load, World) {
+        let (model, load) = (model(), rooms(20_000.0));
+        let plan = Plan { replicas: 8.0, shards: 2.0 };
+        let world = World::new(&model, &load, plan, (3, 2)).unwrap();
+        (model, load, world)
+    }
+
+    #[test]
+    fn after_a_loss_everybody_is_on_the_others() {
+        let (model, load, mut world) = played();
+        let (back, _) = lose(&model, &load, &mut world, 0);
+        assert_eq!(world.places[0].sockets, 0);
+        assert_eq!(world.places.iter().map(|p| p.sockets).sum::<u32>(), 20_000);
+        assert!(back.peak <= 1.1, "{}", back.peak);
+    }
+
+    #[test]
+    fn a_storm_takes_as_long_as_its_work() {
+        let (mut model, load, mut world) = played();
+        model.constants.handshake_us = 4_000.0;
+        let (back, waits) = cut_all(&model, &load, &mut world);
+        // 2,500 each, of 4 ms, on two cores less what events need.
+        assert!((5.0..6.5).contains(&back.peak), "{}", back.peak);
+        assert!(waits.peak > 4.0, "{}", waits.peak);
+    }
+
+    #[test]
+    fn a_rollout_replaces_all_and_crowds_the_last() {
+        let (model, load, mut world) = played();
+        let plan = Plan { replicas: 8.0, shards: 2.0 };
+        let rows = rollout(&model, &load, plan, &mut world);
+        assert_eq!(world.places.iter().filter(|place| place.alive).count(), 8);
+        assert_eq!(world.places.iter().map(|p| p.sockets).sum::<u32>(), 20_000);
+        for row in rows.iter().filter(|row| row.name.contains("sockets")) {
+            assert!((row.peak / row.formula - 1.0).abs() < 0.1, "{} {}", row.peak, row.formula);
+        }
+    }
+}
