@@ -84,6 +84,12 @@ impl Load {
         self.own_events + self.shared.as_ref().map_or(0.0, |shared| shared.events)
     }
 
+    /// Different shared channels of such a share of the sockets.
+    pub fn channels_of(&self, share: f64) -> f64 {
+        let of = |g: &Group| g.channels * (1.0 - (1.0 - share.min(1.0)).powf(g.sockets));
+        self.groups().iter().map(of).sum()
+    }
+
     /// Channels of one socket.
     pub fn subscriptions(&self) -> f64 {
         self.own_channels + self.shared.as_ref().map_or(0.0, |shared| shared.each)

@@ -98,11 +98,15 @@ impl Model {
 
     /// What it costs Redis: its own channels are new there.
     pub fn redis_connect_us(&self, load: &Load) -> f64 {
-        let each = match self.machine.redis {
+        load.own_channels * self.redis_channel_us()
+    }
+
+    /// A replica's subscription to one channel.
+    pub fn redis_channel_us(&self) -> f64 {
+        match self.machine.redis {
             Topology::Standalone => self.constants.redis_subscribe_us,
             Topology::Cluster => self.constants.redis_ssubscribe_us,
-        };
-        load.own_channels * each
+        }
     }
 
     /// One of `shards` Redis servers, with `replicas` that subscribe.

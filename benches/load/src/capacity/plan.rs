@@ -131,7 +131,7 @@ impl Model {
         let shard: Shard = self.shard(load, plan.replicas, plan.shards);
         let bandwidth = self.machine.network * 1e9 / 8.0;
         let memory = self.machine.memory_per_shard;
-        let back = self.rollout_connects(load, plan.replicas) * self.redis_connect_us(load) / 1e6;
+        let back = self.rollout_redis(load, plan.replicas);
         vec![
             of("Redis CPU", "cores", shard.cpu.max(shard.hottest), 1.0, room),
             of("Redis in a rollout", "cores", shard.cpu + back / plan.shards, 1.0, 1.0),
@@ -198,6 +198,16 @@ impl Model {
         load.sockets / replicas * self.rollout(replicas).leaving / self.constants.window_s.max(0.1)
     }
 
+    /// Redis cores for subscriptions at the worst of a rollout: own channels, and what the first
+    /// second's sockets want of the replicas that are new.
+    pub fn rollout_redis(&self, load: &Load, replicas: f64) -> f64 {
+        let sockets = load.sockets / replicas * self.rollout(replicas).peak;
+        let share = self.comes_back(replicas, sockets) / load.sockets;
+        let shared = self.at_once(replicas) * load.channels_of(share) * self.redis_channel_us();
+        let own = self.rollout_connects(load, replicas) * self.redis_connect_us(load);
+        (own + shared) / 1e6
+    }
+
     pub fn moves(&self, load: &Load, plan: Plan) -> Moves {
         let c = &self.constants;
         let replicas = plan.replicas;
@@ -205,7 +215,8 @@ impl Model {
         let busy = self.replica(load, replicas, 1.0).cpu;
         let free = (self.machine.cores_per_replica - busy).max(0.01);
         let connect = self.connect_us(load) / 1e6;
-        let redis = self.redis_connect_us(load) / 1e6;
+        let shared = replicas * load.channels_of(1.0 / replicas) * self.redis_channel_us() / 1e6;
+        let redis = load.sockets * self.redis_connect_us(load) / 1e6 + shared;
         let free_redis = (1.0 - self.shard(load, replicas, plan.shards).cpu).max(0.01);
         let lost = load.sockets / replicas;
         let left = (replicas - 1.0).max(1.0);
@@ -216,7 +227,7 @@ impl Model {
             connects: self.rollout_connects(load, replicas),
             loss_s: c.backoff_s.max(lost * connect / (left * free)),
             storm_s: c.backoff_s.max(load.sockets * connect / (replicas * free)),
-            storm_redis_s: load.sockets * redis / (plan.shards * free_redis),
+            storm_redis_s: redis / (plan.shards * free_redis),
         }
     }
 

@@ -112,11 +112,7 @@ fn memory(model: &Model, load: &Load, plan: Plan, world: &World) -> Vec<Compared
         redis.add((server.own as f64) * load.own_channels + server.subscriptions as f64);
     }
     let replica = model.replica(load, plan.replicas, 1.0);
-    let on_shared: f64 = load
-        .groups()
-        .iter()
-        .map(|g| g.channels * super::load::interested(plan.replicas, g.sockets))
-        .sum();
+    let on_shared = plan.replicas * load.channels_of(1.0 / plan.replicas);
     let subscriptions = (load.sockets * load.own_channels + on_shared) / plan.shards;
     vec![
         sockets.row("sockets of a replica", replica.sockets),

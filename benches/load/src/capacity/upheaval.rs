@@ -155,7 +155,7 @@ fn rollout(model: &Model, load: &Load, plan: Plan, world: &mut World) -> Vec<Com
     let formula = model.replica(load, plan.replicas, moves.peak);
     let back = model.comes_back(plan.replicas, formula.sockets) * model.connect_us(load) / 1e6;
     let shard = model.shard(load, plan.replicas, plan.shards).cpu;
-    let redis = moves.connects * model.redis_connect_us(load) / plan.shards / 1e6;
+    let redis = model.rollout_redis(load, plan.replicas) / plan.shards;
     let whole = |name, formula, value| Compared { name, formula, mean: value, peak: value };
     vec![
         seen.sockets.row("sockets in a rollout", formula.sockets),
