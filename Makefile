@@ -85,7 +85,7 @@ lint: deny ## rustfmt, clippy, documentation, licences and sources of dependenci
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh .ci/run
+	bash -n tests/conformance/run.sh fuzz/run.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)

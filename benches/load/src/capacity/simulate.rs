@@ -227,8 +227,9 @@ impl Steady<'_> {
     /// To all replicas with a socket for it; answers how many.
     fn push(&mut self, server: usize, channel: u32) -> f64 {
         let mut on = 0.0;
-        for at in 0..self.replicas.len() {
-            if self.world.row(channel)[at] > 0 {
+        let row = self.world.row(channel).to_vec();
+        for (at, sockets) in row.into_iter().enumerate().take(self.replicas.len()) {
+            if sockets > 0 {
                 on += 1.0;
                 self.write(server, at, channel as usize);
             }

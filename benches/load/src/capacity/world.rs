@@ -62,6 +62,9 @@ pub struct World {
     /// Sockets of channel c at replica r: c * places + r.
     counts: Vec<u32>,
     balancer: Balancer,
+    /// Replicas that had the fewest sockets when they were last looked at, and how many that was.
+    emptiest: Vec<u32>,
+    least: u32,
     own: bool,
 }
 
@@ -103,6 +106,8 @@ impl World {
             each,
             counts: vec![0; table],
             balancer: model.machine.balancer,
+            emptiest: Vec::new(),
+            least: 0,
             own: load.own_channels > 0.0,
         };
         for channel in 0..channels {
@@ -136,11 +141,18 @@ impl World {
                     return at as u32;
                 }
             },
-            // Of all; the balancer is taken to know them.
-            Balancer::Least => {
-                let alive = self.places.iter().enumerate().filter(|(_, place)| place.alive);
-                alive.min_by_key(|(_, place)| place.sockets).map_or(0, |(at, _)| at as u32)
-            }
+            Balancer::Least => loop {
+                while let Some(at) = self.emptiest.pop() {
+                    let place = &self.places[at as usize];
+                    if place.alive && place.sockets == self.least {
+                        return at;
+                    }
+                }
+                let alive = || self.places.iter().enumerate().filter(|(_, place)| place.alive);
+                self.least = alive().map(|(_, place)| place.sockets).min().unwrap_or(0);
+                let emptiest = alive().filter(|(_, place)| place.sockets == self.least);
+                self.emptiest = emptiest.map(|(at, _)| at as u32).collect();
+            },
         }
     }
 
@@ -179,6 +191,9 @@ impl World {
             return;
         }
         self.places[place as usize].sockets -= 1;
+        if self.places[place as usize].alive {
+            self.emptiest.clear();
+        }
         if self.own {
             let server = self.server_of_own(socket);
             self.servers[server].own -= 1;
