@@ -9,13 +9,14 @@ ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
 AUDIT_ARGS ?=
 BENCH_ARGS ?=
+UPDATE ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
+.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -81,11 +82,11 @@ audit: deps ## Faults under load: is anything lost in silence, doubled, out of o
 
 lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
 	cargo fmt --check
-	cargo clippy --quiet --all-targets --features conformance -- -D warnings
+	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh .ci/run
+	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
@@ -109,6 +110,19 @@ redis:
 
 microbench: ## Benchmarks of single functions on the hot path
 	cargo bench
+
+instructions: valgrind ## Instructions of the hot path beside the committed baseline (UPDATE=1 writes it)
+	cargo build --quiet --locked --profile instructions --features instructions --bin tollgate-instructions
+	UPDATE=$(UPDATE) benches/instructions.sh target/instructions/tollgate-instructions
+
+valgrind:
+	@command -v valgrind >/dev/null || { \
+	  command -v apt-get >/dev/null || { echo "please install: valgrind"; exit 1; }; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  echo "installing valgrind"; \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends valgrind >/dev/null; \
+	}
 
 fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
