@@ -21,7 +21,7 @@ collected() {
   awk '/ Collected : / { print $NF; found = 1 } END { exit !found }' <<<"$said"
 }
 
-row() { printf '%-14s %10s %10s %10s\n' "$@"; }
+row() { printf '%-20s %10s %10s %10s\n' "$@"; }
 
 valgrind=$(command -v valgrind)
 # Libraries choose their code by what the processor can do.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use redis::RedisResult;
 
 use super::Shared;
-use super::connect::Link;
+use super::connect::{self, Link};
 use super::tap::OnPush;
 use crate::broker::BrokerError;
 use crate::redis_url::{Server, Topology};
@@ -65,9 +65,15 @@ pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
     }
     let mut get = redis::cmd("GET");
     get.arg(key(shared, &link.run));
-    let at: Option<u64> = get.query_async(&mut link.connection).await?;
-    if let Some(at) = at {
-        *shared.fence.lock() = Fence { reign: Arc::clone(&link.run), at };
+    match get.query_async::<Option<u64>>(&mut link.connection).await {
+        Ok(Some(at)) => *shared.fence.lock() = Fence { reign: Arc::clone(&link.run), at },
+        Ok(None) => {}
+        // An ACL that forbids it must not keep us from everything else.
+        Err(e) if connect::classify(&e) == BrokerError::Refused => {
+            let error = connect::describe(&e);
+            tracing::warn!(error, "cannot read <prefix>fence:*: allow GET on it");
+        }
+        Err(e) => return Err(e),
     }
     Ok(())
 }

@@ -152,22 +152,13 @@ impl Subscriber {
         }
         match push {
             Push::Message { channel, payload } => self.on_message(channel, payload),
-            Push::Subscribed(name) => {
-                if let Some(name) = self.shared.strip(name) {
-                    self.on_subscribed(generation, name);
-                }
-            }
-            Push::Unsubscribed(name) => {
-                if let Some(name) = self.shared.strip(name) {
-                    self.wanted.lock().ended_unasked(name);
-                }
-            }
-            Push::ShardUnsubscribed(name) => {
-                if let Some(name) = self.shared.strip(name) {
-                    self.on_unsubscribed(name);
-                }
-            }
             Push::Disconnected => self.disconnected.notify_one(),
+            Push::Subscribed(name) => self.on_subscribed(generation, name),
+            Push::Unsubscribed(name) => {
+                let name = self.shared.strip(name);
+                name.map(|name| self.wanted.lock().ended_unasked(name));
+            }
+            Push::ShardUnsubscribed(name) => self.on_unsubscribed(name),
         }
     }
 
@@ -195,7 +186,8 @@ impl Subscriber {
         self.shared.events.push(event);
     }
 
-    fn on_subscribed(&self, generation: u64, name: &str) {
+    fn on_subscribed(&self, generation: u64, name: &[u8]) {
+        let Some(name) = self.shared.strip(name) else { return };
         let mut wanted = self.wanted.lock();
         // Asked again under the lock: what an abandoned connection confirmed is not live.
         if self.generation.load(Ordering::Acquire) == generation {
@@ -205,7 +197,8 @@ impl Subscriber {
 
     /// The slot has gone to another server: Redis pushes this of itself then. The library takes it for
     /// the answer to whatever command is on its way, so the connection is of no more use.
-    fn on_unsubscribed(&self, name: &str) {
+    fn on_unsubscribed(&self, name: &[u8]) {
+        let Some(name) = self.shared.strip(name) else { return };
         if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
             self.shared.directory.doubt();
             self.disconnected.notify_one();
