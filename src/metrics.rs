@@ -200,6 +200,13 @@ fn deliveries(wire: Wire) -> Counter {
     metrics::counter!(DELIVERIES, "wire" => wire.label())
 }
 
+/// Sent outside of the fan-out: what a subscription begins with.
+pub fn delivered(wire: Wire, n: usize) {
+    if n > 0 {
+        deliveries(wire).increment(n as u64);
+    }
+}
+
 pub fn connections(wire: Wire) -> Gauge {
     metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => wire.transport())
 }

@@ -10,6 +10,7 @@ use super::fanout::{Batch, NONE};
 use super::sizes::shrink;
 use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
+use crate::metrics;
 use crate::protocol::{Message, Push, Wire, sse};
 
 /// Why a subscription was not added.
@@ -218,6 +219,7 @@ impl Table {
         let new = |push: &Push| begin.after.is_none_or(|after| !is_old(push, after));
         // Many events behind one another: a long id on each would be more than they are.
         let last = begin.publications.len().saturating_sub(1);
+        let mut sent = 0;
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
             let mut frame = BytesMut::new();
             if let Push::Publication(publication) = &push
@@ -228,7 +230,9 @@ impl Table {
             }
             push.encode(slot.wire, &mut frame);
             connection.enqueue(frame.freeze());
+            sent = n + 1;
         }
+        metrics::delivered(slot.wire, sent);
     }
 
     /// `None` if the slot did not have the channel; else whether nobody here has it any more.

@@ -364,3 +364,21 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
     };
     tokio::join!(publisher, follower);
 }
+
+/// What a subscription begins with was not counted, nor what came while it was being set up.
+#[tokio::test]
+async fn what_a_subscription_begins_with_counts_as_delivered() {
+    let gateway = Gateway::with(&rules(100, "")).await;
+    let first = publish(&gateway, "post:1", json!(1)).await;
+    publish(&gateway, "post:1", json!(2)).await;
+    publish(&gateway, "post:1", json!(3)).await;
+    let mut client = envelope(&gateway, "u1").await;
+    let since = json!({"epoch": first["epoch"], "offset": first["offset"]});
+    client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;
+    assert_eq!(client.next().await["data"]["recovered"], true);
+    assert_eq!(
+        (&client.next().await["data"], &client.next().await["data"]),
+        (&json!(2), &json!(3))
+    );
+    gateway.metric_reaches("deliveries_total{wire=\"envelope\"}", 2.0).await;
+}
