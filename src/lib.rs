@@ -14,6 +14,7 @@ pub mod lifecycle;
 pub mod metrics;
 pub mod protocol;
 pub mod redis_url;
+mod sizes;
 pub mod websocket;
 
 // 1 mechanism: none knows another

@@ -20,14 +20,15 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("protocol", &["channel", "websocket"]),
     ("metrics", &["auth", "channel", "protocol"]),
     ("redis_url", &[]),
+    ("sizes", &[]),
     ("config", &["access", "auth", "channel", "redis_url"]),
     ("lifecycle", &[]),
     // 1 mechanism
-    ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle"]),
-    ("broker", &["channel", "redis_url", "metrics", "lifecycle"]),
+    ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
+    ("broker", &["channel", "redis_url", "metrics", "lifecycle", "sizes"]),
     ("upstream", &["auth", "metrics", "lifecycle"]),
     // 2 mediation
-    ("gateway", &["hub", "broker", "auth", "channel", "protocol", "metrics", "lifecycle"]),
+    ("gateway", &["hub", "broker", "auth", "channel", "protocol", "metrics", "lifecycle", "sizes"]),
     // 3 session
     (
         "session",

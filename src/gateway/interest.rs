@@ -16,7 +16,7 @@ use tokio::sync::watch;
 use super::continuity::{Flow, Step, tails_are_full};
 use crate::broker::{Bounds, Broker, BrokerError, Track};
 use crate::channel::{ChannelName, Publication};
-use crate::hub::shrink_shared;
+use crate::sizes::shrink_shared;
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
 

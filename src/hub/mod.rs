@@ -12,7 +12,6 @@ mod connection;
 mod fanout;
 mod inbox;
 mod queue;
-mod sizes;
 mod table;
 mod wheel;
 
@@ -28,9 +27,9 @@ use tokio::sync::oneshot;
 use crate::channel::{ChannelName, Position, Publication};
 use crate::metrics;
 use crate::protocol::{Message, Push, Wire};
+use crate::sizes::shrink_shared;
 pub use connection::{Connection, Wake};
 use inbox::{Inbox, Item, Mark};
-pub use sizes::shrink_shared;
 pub use table::SubscribeError;
 use table::Table;
 use wheel::Wheel;
@@ -357,6 +356,13 @@ impl Hub {
         let now = self.now();
         let behind = |s: &Arc<Shard>| now.saturating_sub(s.ticked.load(Ordering::Relaxed));
         self.shards.iter().map(behind).max().unwrap_or(0)
+    }
+
+    /// Gives memory back that many connections have left.
+    pub fn shrink(&self) {
+        shrink_shared(&self.connections);
+        shrink_shared(&self.users);
+        shrink_shared(&self.routes);
     }
 
     /// Starts the shards' tasks.

@@ -7,11 +7,11 @@ use bytes::BytesMut;
 use slab::Slab;
 
 use super::fanout::{Batch, NONE};
-use super::sizes::shrink;
 use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
 use crate::protocol::{Message, Push, Wire, sse};
+use crate::sizes::shrink;
 
 /// Why a subscription was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

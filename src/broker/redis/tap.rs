@@ -152,8 +152,8 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
     Ok(None)
 }
 
-/// What stands at the front (RESP3, "Push event"): a push of two or three elements, of which the first two
-/// are strings.
+/// What stands at the front (RESP3, "Push event"): a push of three elements, of which the first two are
+/// strings.
 fn front(bytes: &[u8]) -> Front<'_> {
     if bytes[0] != b'>' {
         return Front::Other;

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::broker::{Confirmation, Event, Subscribed, Track};
 use crate::channel::{ChannelName, GapReason, Position};
+use crate::sizes::shrink;
 
 /// A channel that the gateway wants.
 #[derive(Default)]
@@ -71,9 +72,7 @@ impl Wanted {
             return false;
         }
         self.unconfirmed.remove(name);
-        if self.unconfirmed.is_empty() {
-            self.unconfirmed = HashMap::default();
-        }
+        shrink(&mut self.unconfirmed);
         true
     }
 
@@ -88,6 +87,7 @@ impl Wanted {
     /// Takes a channel out; the server is told.
     pub(super) fn give_up(&mut self, channel: &ChannelName) -> Option<Want> {
         let want = self.channels.remove(channel)?;
+        shrink(&mut self.channels);
         if self.connected {
             self.ops.push_back(Op::Unsubscribe(channel.clone()));
             *self.leaving.entry(channel.clone()).or_default() += 1;
@@ -101,23 +101,9 @@ impl Wanted {
         *left -= 1;
         if *left == 0 {
             self.leaving.remove(name);
-            if self.leaving.is_empty() {
-                self.shrink();
-            }
+            shrink(&mut self.leaving);
         }
         false
-    }
-
-    /// Tables that a rush has made large are made small when few channels are left.
-    fn shrink(&mut self) {
-        self.leaving = HashMap::default();
-        if self.ops.is_empty() {
-            self.ops = VecDeque::new();
-        }
-        let few = self.channels.len() < self.channels.capacity() / 8;
-        if few && self.channels.capacity() > 1024 {
-            self.channels.shrink_to(self.channels.len() * 2);
-        }
     }
 
     /// A new connection: everything wanted is to be subscribed on it, control first: a subscription

@@ -115,19 +115,27 @@ pub fn interested(replicas: f64, sockets: f64) -> f64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(channels: f64, zipf: f64) -> Load {
-        let shared = Shared { channels, each: 2.0, zipf, events: 100.0, grows: false };
+impl Load {
+    /// A quiet channel of its own for each socket, and shared ones.
+    pub fn sharing(sockets: f64, shared: Shared) -> Self {
         Load {
-            sockets: 10_000.0,
+            sockets,
             own_channels: 1.0,
             own_events: 0.0,
             shared: Some(shared),
             payload: 200.0,
             connects: 0.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(channels: f64, zipf: f64) -> Load {
+        let shared = Shared { channels, each: 2.0, zipf, events: 100.0, grows: false };
+        Load::sharing(10_000.0, shared)
     }
 
     #[test]

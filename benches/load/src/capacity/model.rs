@@ -194,14 +194,7 @@ pub mod tests {
         let channels = sockets / 1_000.0;
         let shared =
             Shared { channels, each: 1.0, zipf: 0.0, events: channels * 10.0, grows: true };
-        Load {
-            sockets,
-            own_channels: 1.0,
-            own_events: 0.0,
-            shared: Some(shared),
-            payload: 200.0,
-            connects: 0.0,
-        }
+        Load::sharing(sockets, shared)
     }
 
     #[test]

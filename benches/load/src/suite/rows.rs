@@ -58,6 +58,24 @@ const RATE: &str = "deliveries_per_s";
 const P50: &str = "latency_p50_ms";
 const P99: &str = "latency_p99_ms";
 
+/// Open loop, at that percentage of what the server did at its fastest.
+macro_rules! latency {
+    ($percent:literal) => {
+        Row {
+            name: concat!("latency-", $percent),
+            work: Work::Latency { percent: $percent },
+            cells: &[
+                cell(latency!($percent, "deliveries"), RATE, "/s", Target::None),
+                cell(latency!($percent, "p50"), P50, "ms", Target::None),
+                cell(latency!($percent, "p99"), P99, "ms", Target::None),
+            ],
+        }
+    };
+    ($percent:literal, $what:literal) => {
+        concat!("fan-out at ", $percent, " % of its capacity: ", $what)
+    };
+}
+
 pub const ROWS: &[Row] = &[
     Row {
         name: "fanout-w1",
@@ -114,33 +132,9 @@ pub const ROWS: &[Row] = &[
             cell("connect: handshake p99", "handshake_p99_ms", "ms", Target::None),
         ],
     },
-    Row {
-        name: "latency-10",
-        work: Work::Latency { percent: 10 },
-        cells: &[
-            cell("fan-out at 10 % of its capacity: deliveries", RATE, "/s", Target::None),
-            cell("fan-out at 10 % of its capacity: p50", P50, "ms", Target::None),
-            cell("fan-out at 10 % of its capacity: p99", P99, "ms", Target::None),
-        ],
-    },
-    Row {
-        name: "latency-50",
-        work: Work::Latency { percent: 50 },
-        cells: &[
-            cell("fan-out at 50 % of its capacity: deliveries", RATE, "/s", Target::None),
-            cell("fan-out at 50 % of its capacity: p50", P50, "ms", Target::None),
-            cell("fan-out at 50 % of its capacity: p99", P99, "ms", Target::None),
-        ],
-    },
-    Row {
-        name: "latency-80",
-        work: Work::Latency { percent: 80 },
-        cells: &[
-            cell("fan-out at 80 % of its capacity: deliveries", RATE, "/s", Target::None),
-            cell("fan-out at 80 % of its capacity: p50", P50, "ms", Target::None),
-            cell("fan-out at 80 % of its capacity: p99", P99, "ms", Target::None),
-        ],
-    },
+    latency!(10),
+    latency!(50),
+    latency!(80),
     Row {
         name: "storm",
         work: Work::Storm,

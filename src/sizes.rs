@@ -1,12 +1,13 @@
 //! Tables grow with a rush of connections and keep their size by themselves: they are made smaller when
 //! few are left.
+//!
+//! Not here: when to look. Invariant: a small table is left alone, so that quiet coming and going costs
+//! nothing.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 
 use dashmap::DashMap;
-
-use super::Hub;
 
 /// Below this a table is left alone.
 const SMALL: usize = 1024;
@@ -19,7 +20,7 @@ fn is_too_large(len: usize, capacity: usize) -> bool {
 }
 
 /// Looks at a table of which something was taken out; what that costs is spread over the removals.
-pub(super) fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
+pub fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to(table.len() * 2);
     }
@@ -29,14 +30,5 @@ pub(super) fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, 
 pub fn shrink_shared<K: Eq + Hash, V, S: BuildHasher + Clone>(table: &DashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to_fit();
-    }
-}
-
-impl Hub {
-    /// Gives memory back that many connections have left.
-    pub fn shrink(&self) {
-        shrink_shared(&self.connections);
-        shrink_shared(&self.users);
-        shrink_shared(&self.routes);
     }
 }
