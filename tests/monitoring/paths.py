@@ -1,0 +1,13 @@
+"""Where things are."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = ROOT / "charts/tollgate/files"
+ALERTS = FILES / "alerts.yaml"
+DASHBOARD = FILES / "dashboard.json"
+RULE_TESTS = ROOT / "tests/monitoring/rules"
+# As it stands in alerts and in the dashboard: a path in this tree, before which a chart can put an address.
+RUNBOOKS = "docs/runbooks/"
+GUIDE = ROOT / "docs/monitoring.md"
+PICTURE = ROOT / "docs/dashboard.png"
