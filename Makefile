@@ -12,11 +12,12 @@ BENCH_ARGS ?=
 UPDATE ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
+MONITORING_VENV ?= $(CURDIR)/target/monitoring-venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny
+.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -80,7 +81,38 @@ conformance: deps ## The Autobahn WebSocket cases
 audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
 	cargo test --quiet --test audit -- $(AUDIT_ARGS)
 
-lint: deny ## rustfmt, clippy, documentation, licences and sources of dependencies
+# Pinned, and installed once.
+$(MONITORING_VENV)/installed: tests/monitoring/requirements.txt | monitoring-deps
+	test -x $(MONITORING_VENV)/bin/python || python3 -m venv $(MONITORING_VENV)
+	$(MONITORING_VENV)/bin/pip install -q --disable-pip-version-check -r tests/monitoring/requirements.txt
+	touch $@
+
+monitoring: deps monitoring-deps $(MONITORING_VENV)/installed ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
+	cargo build --quiet
+	cargo build --quiet $(LOAD)
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/load/debug/tollgate-load UPDATE=$(UPDATE) \
+	  $(MONITORING_VENV)/bin/python tests/monitoring/live.py
+
+monitoring-lint: monitoring-deps $(MONITORING_VENV)/installed
+	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py
+	$(MONITORING_VENV)/bin/python tests/monitoring/lint_test.py -q
+
+monitoring-write: monitoring-deps $(MONITORING_VENV)/installed
+	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py --write
+
+monitoring-deps:
+	@missing=(); \
+	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
+	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  echo "installing $${missing[*]}"; \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
+
+lint: deny monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, alerts and dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
