@@ -46,7 +46,7 @@ class Clients:
             tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=3)
+            await asyncio.wait(tasks, timeout=5)
         asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
@@ -65,9 +65,9 @@ class Clients:
             await asyncio.sleep(random.uniform(*pause))
 
     async def session(self, gateway: Gateway, user: str, channels, format="plain", secret=SECRET, bearer=None):
-        url = f"ws://127.0.0.1:{gateway.public}/ws?format={format}" if format != "plain" else f"ws://127.0.0.1:{gateway.public}/ws"
+        url = f"ws://127.0.0.1:{gateway.public}/ws" + ("" if format == "plain" else f"?format={format}")
         headers = {"Authorization": f"Bearer {bearer or token(user, secret)}"}
-        async with websockets.connect(url, additional_headers=headers, compression=None, open_timeout=5) as ws:
+        async with websockets.connect(url, additional_headers=headers, compression=None, close_timeout=1, open_timeout=5) as ws:
             for channel in channels:
                 await ws.send(json.dumps({"type": "subscribe", "channel": channel}))
             async for message in ws:
@@ -110,7 +110,7 @@ class Clients:
             try:
                 url = f"ws://127.0.0.1:{gateway.public}/ws"
                 async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {token('hammer')}"},
-                                              compression=None) as ws:
+                                              compression=None, close_timeout=1) as ws:
                     await ws.recv()
             except (OSError, websockets.WebSocketException):
                 pass
@@ -118,7 +118,7 @@ class Clients:
 
     async def asks(self, every: float):
         """Subscribes to a channel that the application decides on, a new one each time."""
-        async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None,
+        async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None, close_timeout=1,
                                       additional_headers={"Authorization": f"Bearer {token('asker')}"}) as ws:
             for n in itertools.count():
                 await ws.send(json.dumps({"type": "subscribe", "channel": f"ask:{n}"}))
@@ -147,9 +147,9 @@ class Clients:
 
     # Publishers
 
-    async def publish(self, every: float, channel, size: int = 100, durable: bool = False):
+    async def publish(self, every: float, channel, size: int = 100, durable: bool = False, port: int | None = None):
         """`channel` makes a name of a number."""
-        async with redis.asyncio.Redis(port=self.redis_port, socket_timeout=2) as client:
+        async with redis.asyncio.Redis(port=port or self.redis_port, socket_timeout=2) as client:
             for n in itertools.count():
                 event = json.dumps({"type": "tick", "n": n, "x": "x" * size})
                 name = f"tollgate:{channel(n)}"

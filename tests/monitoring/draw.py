@@ -51,7 +51,9 @@ class Picture:
 
     def lines(self, axes, panel: Panel):
         found = [(legend(text, labels), line) for expr, text in panel.queries for labels, line in self.series(expr)]
-        found = sorted(found, key=lambda f: -np.nan_to_num(f[1]).max())[:10]
+        # The largest; more would not be legible.
+        found = sorted(found, key=lambda f: -np.nan_to_num(f[1]).max())[:8]
+        found = [one for one in found if np.nan_to_num(one[1]).max() > 0] or found[:1]
         if panel.kind == "stacked":
             axes.stackplot(self.dates, [np.nan_to_num(line) for _, line in found], labels=[n for n, _ in found],
                            colors=COLOURS, alpha=0.75, linewidth=0)
@@ -60,8 +62,8 @@ class Picture:
                 axes.plot(self.dates, line, label=name, color=colour, linewidth=1)
         axes.set_ylim(bottom=0, top=panel.top)
         axes.yaxis.set_major_formatter(SCALES[panel.unit])
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, fontsize=6, frameon=False, labelcolor=TEXT,
-                    handlelength=1, columnspacing=1)
+        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, fontsize=6.5, frameon=False,
+                    labelcolor=TEXT, handlelength=1, columnspacing=1)
 
     def heat(self, axes, panel: Panel):
         rows = sorted(self.series(panel.queries[0][0]), key=lambda row: float(row[0]["le"]))
@@ -69,7 +71,8 @@ class Picture:
         axes.imshow(counts, aspect="auto", origin="lower", cmap="inferno", norm=PowerNorm(0.4), interpolation="nearest",
                     extent=(mdates.date2num(self.dates[0]), mdates.date2num(self.dates[-1]), 0, len(rows)))
         axes.xaxis_date()
-        bounds = [EngFormatter("s", places=0)(float(labels["le"])) if labels["le"] != "+Inf" else "+Inf" for labels, _ in rows]
+        name = EngFormatter("s", places=0)
+        bounds = ["more" if labels["le"] == "+Inf" else name(float(labels["le"])) for labels, _ in rows]
         axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: bounds[int(y)] if 0 <= y < len(bounds) else ""))
 
     def states(self, axes, panel: Panel):
@@ -77,7 +80,8 @@ class Picture:
         for n, (labels, line) in enumerate(self.series(panel.queries[0][0])):
             names.append(legend(panel.queries[0][1], labels))
             for value, colour in ((1, "green"), (0, "red")):
-                axes.fill_between(self.dates, n + 0.1, n + 0.9, where=line == value, color=NAMED[colour], alpha=0.7, step="post")
+                axes.fill_between(self.dates, n + 0.1, n + 0.9, where=line == value, color=NAMED[colour], alpha=0.7,
+                                  step="post")
         axes.set_yticks([n + 0.5 for n in range(len(names))], names)
 
     def events(self, axes):
@@ -114,4 +118,4 @@ def draw(prometheus, begin: float, end: float, path):
     figure.savefig(path, dpi=88, facecolor=BACK)
     # Flat colours: a palette makes it a third as large.
     from PIL import Image
-    Image.open(path).convert("RGB").quantize(128).save(path, optimize=True)
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)

@@ -59,7 +59,7 @@ CONNECTIONS = "sum by (pod) (tollgate_connections{~})"
 
 ROWS: dict[str, list[Panel]] = {
     "Now": [
-        stat("Replicas up", "sum(up{~})", limits=(1, 2), low_is_bad=True, runbooks=["TollgateDown"]),
+        stat("Replicas up", "sum(up{~})", limits=(1, 2), low_is_bad=True, runbooks=["TollgateDown", "TollgateReplicaDown"]),
         stat("Clients", "sum(tollgate_connections{~})"),
         stat("Publications", rate("tollgate_publications_received_total"), unit="cps"),
         stat("Deliveries", rate("tollgate_deliveries_total"), unit="cps"),
@@ -167,8 +167,9 @@ ROWS: dict[str, list[Panel]] = {
         Panel("CPU", [(rate("process_cpu_seconds_total", "pod"), "{{pod}}")], says="Cores."),
         Panel("Resident memory", [("sum by (pod) (process_resident_memory_bytes{~})", "{{pod}}")], unit="bytes",
               runbooks=["TollgateMemory"]),
-        Panel("Memory for each connection", [(f"sum by (pod) (process_resident_memory_bytes{{~}}) / ({CONNECTIONS} > 0)", "{{pod}}")],
-              unit="bytes", says="What a process takes once is spread over its connections, so few look dear."),
+        Panel("Memory for each connection", [
+            (f"sum by (pod) (process_resident_memory_bytes{{~}}) / ({CONNECTIONS} > 0)", "{{pod}}")], unit="bytes",
+              says="What a process takes once is spread over its connections, so few look dear."),
         Panel("Connections of limits.connections",
               [(f"{CONNECTIONS} / max by (pod) (tollgate_connections_limit{{~}} > 0)", "{{pod}}")],
               unit="percentunit", width=6, top=1, limits=(0.7, 0.85), runbooks=["TollgateNearCapacity"]),

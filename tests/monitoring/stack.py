@@ -165,7 +165,8 @@ class Gateway(Process):
         self.namespace, self.pod = namespace, name
         self.public, self.admin = free_port(), free_port()
         self.file = stack.folder / f"{name}.toml"
-        self.settings = {"broker": "redis", "redis": stack.redis.port, "app": (stack.app if namespace == "live" else stack.other_app).server_port, "secret": SECRET,
+        app = stack.app if namespace == "live" else stack.other_app
+        self.settings = {"broker": "redis", "redis": stack.redis.port, "app": app.server_port, "secret": SECRET,
                          "connections": 5000, "window": "5s", "key": API_KEY, **settings}
         self.stack = stack
         self.configure()
