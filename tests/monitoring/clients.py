@@ -43,10 +43,14 @@ class Clients:
 
     def close(self):
         async def end():
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=5)
+            # What ends may begin something else: a few times, until nothing is left.
+            for _ in range(5):
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                if not tasks:
+                    return
+                for task in tasks:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=1)
         asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
 

@@ -10,13 +10,18 @@ import time
 import redis
 
 from clients import BAD, Clients
-from stack import Gateway, Redis, Stack
+from stack import Gateway, Redis, Stack, wait
 
 # Alerts that are not made to fire by the live test, and why. Their tests are in rules/.
 NOT_LIVE = {
     "TollgateMemory": "figures of Kubernetes",
     "TollgateSentinelsUnreachable": "needs Sentinels",
 }
+
+
+def connections(gateway: Gateway) -> float:
+    return sum(float(line.split()[-1]) for line in gateway.metrics().splitlines()
+               if line.startswith("tollgate_connections{"))
 
 
 class Way:
@@ -93,9 +98,7 @@ class Faults:
     def clients_and_limits(self):
         c = self.clients
         c.go("storm", *[c.hammer(self.storm) for _ in range(6)])  # TollgateReconnectStorm
-        text = self.b.metrics()
-        have = sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("tollgate_connections{"))
-        self.b.configure(connections=int(have * 0.9))  # TollgateNearCapacity, TollgateLimitReached
+        self.b.configure(connections=int(connections(self.b) * 0.9))  # TollgateNearCapacity, TollgateLimitReached
         c.go("more", *[c.attempts(0.5, self.b) for _ in range(3)])
 
     def replicas(self):
@@ -104,10 +107,12 @@ class Faults:
         self.clients.go("stuck", *[self.clients.socket(drains) for _ in range(3)])
         crashes = self.stack.gateway("crash-0", "crash", broker="memory")
         calm = self.stack.gateway("crash-1", "crash", broker="memory")
-        files = len(os.listdir(f"/proc/{calm.pid()}/fd"))
-        subprocess.run(["prlimit", "--pid", str(calm.pid()), f"--nofile={files + 2}"], check=True)  # TollgateFileDescriptors
-        time.sleep(2)
+        self.clients.go("calm", *[self.clients.socket(calm) for _ in range(40)])
+        wait("forty clients", lambda: connections(calm) == 40)
         drains.send(signal.SIGTERM)  # TollgateDrainStuck
+        files = len(os.listdir(f"/proc/{calm.pid()}/fd"))
+        limit = f"--nofile={int(files * 1.08)}"  # TollgateFileDescriptors
+        subprocess.run(["prlimit", "--pid", str(calm.pid()), limit], check=True)
         for _ in range(4):  # TollgateRestarting
             time.sleep(1.5)
             crashes.end()

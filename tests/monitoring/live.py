@@ -174,8 +174,8 @@ def main() -> int:
     try:
         test.run()
     finally:
-        test.clients.close()
         test.stack.end()
+        test.clients.close()
         if test.wrong or sys.exc_info()[0]:
             print(f"logs: {folder}")
         else:
