@@ -71,8 +71,8 @@ class Test:
         options = ["--secret", SECRET, "--redis", f"redis://127.0.0.1:{self.stack.redis.port}"]
         self.loads = [Process(self.stack.folder, f"load-{g.pod}", [
             LOAD, *what, "--url", f"ws://127.0.0.1:{g.public}/ws", *options])
-            for g, what in ((self.a, ["mixed", "-n", "60", "--duration", "25s", "--rate", "5", "--user-rate", "20"]),
-                            (self.b, ["fanout", "-n", "30", "--duration", "25s", "--rate", "5", "--durable",
+            for g, what in ((self.a, ["mixed", "-n", "30", "--duration", "25s", "--rate", "5", "--user-rate", "20"]),
+                            (self.b, ["fanout", "-n", "15", "--duration", "25s", "--rate", "5", "--durable",
                                       "--channel", "room:load"]))]
 
     def loaded(self):
