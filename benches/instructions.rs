@@ -200,7 +200,8 @@ fn hub() -> Arc<Hub> {
 async fn hub_fanout(rounds: u32) {
     tollgate::metrics::install();
     let (hub, push) = (hub(), push());
-    hub.start();
+    hub.start_fanout();
+    hub.start_timers();
     let channel = push.channel().clone();
     let mut frame = BytesMut::new();
     push.encode(Wire::Plain, &mut frame);
