@@ -18,7 +18,7 @@ use crate::channel::{ChannelName, Position, Publication};
 const LUA: &str = include_str!("tollgate.lua");
 
 /// A newer gateway's library serves this one too, so it is never replaced by an older.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// What a durable publication's message begins with.
 const MARK: u8 = 1;
@@ -157,7 +157,7 @@ pub(super) async fn position(
 ) -> RedisResult<Option<Position>> {
     let mut connection = link.connection.clone();
     let mut read = redis::cmd("HMGET");
-    read.arg(meta_key(key)).arg("e").arg("o").arg("r");
+    read.arg(meta_key(key)).arg(FIELDS);
     let meta: Meta = read.query_async(&mut connection).await?;
     let found = match trusted(meta, link, shared.fence(link)) {
         Found::Position(position) => Some(position),
@@ -178,7 +178,10 @@ pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult
     call(&mut link.connection.clone(), shared.calls(), &OPEN, key, &[fence.as_bytes()]).await
 }
 
-type Meta = (Option<String>, Option<u64>, Option<String>);
+/// Epoch, last offset, reign, and when the epoch began by the clock of that reign's server; histories of
+/// older versions have no such time, but the epoch is one.
+const FIELDS: &[&str] = &["e", "o", "r", "b"];
+type Meta = (Option<String>, Option<u64>, Option<String>, Option<u64>);
 
 /// What is kept of a history.
 enum Found {
@@ -189,11 +192,13 @@ enum Found {
     BehindFence,
 }
 
-fn trusted((epoch, offset, run): Meta, link: &Link, fence: u64) -> Found {
+fn trusted((epoch, offset, run, began): Meta, link: &Link, fence: u64) -> Found {
     let same = run.is_some_and(|run| *run == *link.run && !run.is_empty());
     let position = || Position::new(&epoch?, offset?);
     match position().filter(|_| same) {
-        Some(p) if p.epoch.parse::<u64>().is_ok_and(|epoch| epoch < fence) => Found::BehindFence,
+        Some(p) if began.or(p.epoch.parse().ok()).is_some_and(|at| at < fence) => {
+            Found::BehindFence
+        }
         Some(position) => Found::Position(position),
         None => Found::Nothing,
     }
@@ -263,9 +268,7 @@ async fn read(
             .atomic()
             .cmd("HMGET")
             .arg(meta_key(key))
-            .arg("e")
-            .arg("o")
-            .arg("r")
+            .arg(FIELDS)
             .cmd("XREVRANGE")
             .arg(format!("{}:stream", meta_key(key)))
             .arg(to)

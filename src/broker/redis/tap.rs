@@ -47,6 +47,8 @@ pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
 
 /// Bytes asked of the socket at a time.
 const READ: usize = 64 * 1024;
+/// Room that is kept between messages.
+const KEPT: usize = 4 * READ;
 
 /// Most digits of a length or a count.
 const MAX_DIGITS: usize = 15;
@@ -246,6 +248,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
                 out.put_slice(&tap.passed[..n]);
                 tap.passed.advance(n);
                 return Poll::Ready(Ok(()));
+            }
+            // One large message is no reason to keep so much for good.
+            if tap.unread.is_empty() && tap.unread.capacity() > KEPT {
+                tap.unread = BytesMut::new();
             }
             // Also room for the rest of a large push at once.
             tap.unread.reserve(READ.max(tap.wanted.saturating_sub(tap.unread.len())));
