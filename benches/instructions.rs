@@ -93,6 +93,7 @@ fn push() -> Push {
         channel: "post:42".parse().unwrap(),
         payload: Bytes::from(event(pad).to_string()),
         position: Position::new("5eb63bbbe01eeed0", 4711),
+        published: Some(1_795_828_520_000_001),
     })
 }
 

@@ -75,6 +75,7 @@ impl Running {
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
         let limits = &config.limits;
+        enough_files(limits.connections, dev);
         let listen = |address, connections| {
             Listener::bind(address, connections, limits.handshake_timeout.0)
                 .with_context(|| format!("cannot listen on {address}"))
@@ -127,6 +128,19 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+/// Each socket is a file, and there are others: listeners, Redis, HTTP connections.
+fn enough_files(connections: usize, dev: bool) {
+    let allowed = lifecycle::raise_open_files();
+    if allowed < connections as u64 + 1000 && !dev {
+        tracing::warn!(
+            allowed,
+            limits.connections = connections,
+            "this process may open fewer files than limits.connections needs: raise its hard limit \
+             (ulimit -Hn, LimitNOFILE=), or lower limits.connections"
+        );
     }
 }
 
@@ -269,6 +283,7 @@ fn apply_limits(app: &App, config: &Config) {
     bounds.queue_bytes.store(limits.queue_bytes, Ordering::Relaxed);
     bounds.queue_bytes_total.store(limits.queue_bytes_total, Ordering::Relaxed);
     bounds.channels_per_connection.store(limits.channels_per_connection, Ordering::Relaxed);
+    metrics::connections_limit(limits.connections);
     gateway.set_max_publication(limits.publication_bytes);
     // What a client missed has to fit into its queue, beside what comes meanwhile.
     gateway.set_history_bounds(broker::Bounds {

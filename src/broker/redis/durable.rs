@@ -61,13 +61,17 @@ impl Entry {
 static OPEN: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_open", "open"));
 static PUBLISH: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_publish", "publish"));
 
-/// The payload and, where the message is a durable publication's, its position.
-pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<Position>) {
+/// The payload and, where the message is a durable publication's, its position and time.
+pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<(Position, Option<u64>)>) {
     let position = || {
         let rest = message.strip_prefix(&[MARK])?;
         let end = rest.iter().take(64).position(|b| *b == b'\n')?;
-        let (epoch, offset) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
-        Some((end + 2, Position::new(epoch, offset.parse().ok()?)?))
+        let (epoch, rest) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
+        let (offset, time) = match rest.split_once(':') {
+            Some((offset, time)) => (offset, Some(time.parse().ok()?)),
+            None => (rest, None),
+        };
+        Some((end + 2, (Position::new(epoch, offset.parse().ok()?)?, time)))
     };
     match position() {
         Some((begin, position)) => (message.slice(begin..), Some(position)),
@@ -299,7 +303,12 @@ async fn read(
                 return Ok(Some(finish(top, newest_first)));
             }
             let channel = channel.clone();
-            newest_first.push(Publication { channel, payload, position: Some(due) });
+            newest_first.push(Publication {
+                channel,
+                payload,
+                position: Some(due),
+                published: None,
+            });
         }
         let whole = newest_first.len() as u64 == top.offset;
         if read < left || newest_first.len() >= bounds.messages || whole {
@@ -331,17 +340,22 @@ mod tests {
     #[test]
     fn durable_messages_are_told_from_plain_ones() {
         let apart = |text: &'static [u8]| take_apart(Bytes::from_static(text));
-        let (payload, position) = apart(b"\x011700000000000001:42\n{\"a\":1}");
-        assert_eq!(
-            (&*payload, position.unwrap().to_string()),
-            (&b"{\"a\":1}"[..], "1700000000000001-42".to_owned())
-        );
+        for (message, time) in [
+            (&b"\x011700000000000001:42:1795828520000001\n{\"a\":1}"[..], Some(1795828520000001)),
+            (b"\x011700000000000001:42\n{\"a\":1}", None),
+        ] {
+            let (payload, of) = apart(message);
+            let (position, at) = of.unwrap();
+            assert_eq!((&*payload, at), (&b"{\"a\":1}"[..], time));
+            assert_eq!(position.to_string(), "1700000000000001-42");
+        }
         for plain in [
             &b"{\"a\":1}"[..],
             b"",
             b"\x01",
             b"\x01\n",
             b"\x011:x\n1",
+            b"\x011:1:x\n1",
             b"\x01:1\n1",
             b"\x011:99999999999999999999999\n1",
             b"1:1\n1",

@@ -103,8 +103,10 @@ local function publish(keys, args)
   redis.call('PEXPIRE', stream, ttl * 1000)
   redis.call('HSET', meta_key(key), 'o', last)
   redis.call('PEXPIRE', meta_key(key), math.max(META_MS, ttl * 1000))
+  local time = redis.call('TIME')
   -- A byte that no JSON text begins with tells a durable publication from a plain one.
-  local message = '\1' .. epoch .. ':' .. last .. '\n' .. payload
+  local head = '\1' .. epoch .. ':' .. last .. ':' .. time[1] .. string.format('%06d', time[2])
+  local message = head .. '\n' .. payload
   if string.find(info, 'mode:cluster', 1, true) then
     redis.call('SPUBLISH', key, message)
   else
