@@ -48,14 +48,14 @@
 {{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ include "tollgate.toml.value" . }}{{ end -}}
 {{- end -}}
 
-{{/* JSON's strings and fractions are TOML too, except that TOML wants DEL escaped. */}}
+{{/* JSON's strings and fractions are TOML too. */}}
 {{- define "tollgate.toml.value" -}}
 {{- if kindIs "map" . -}}
 { {{- range $i, $name := keys . | sortAlpha }}{{ if $i }},{{ end }} {{ include "tollgate.toml.name" $name }} = {{ include "tollgate.toml.value" (get $ $name) }}{{ end }} }
 {{- else if kindIs "slice" . -}}
 [{{ range $i, $value := . }}{{ if $i }}, {{ end }}{{ include "tollgate.toml.value" $value }}{{ end }}]
 {{- else if kindIs "string" . -}}
-{{ . | toJson | replace "\x7f" "\\u007f" }}
+{{ toJson . }}
 {{- else if kindIs "bool" . -}}
 {{ . }}
 {{- else if and (kindIs "float64" .) (ne (floor .) .) -}}
@@ -70,12 +70,11 @@ What of `config` counts after a restart only; the rest the gateway reads again b
 The list is that of the gateway's manual (`tollgate config print --defaults`, at the top).
 */}}
 {{- define "tollgate.restartConfig" -}}
-{{- $config := deepCopy .Values.config -}}
-{{- $config = omit $config "channels" "callback" "history" "api" -}}
-{{- with $config.auth }}{{ $_ := set $config "auth" (pick . "jwks") }}{{ end -}}
-{{- with $config.limits }}{{ $_ := set $config "limits" (pick . "http_connections" "handshake_timeout") }}{{ end -}}
-{{- with $config.server }}{{ $_ := set $config "server" (omit . "allowed_origins" "trusted_proxies") }}{{ end -}}
-{{- toJson $config -}}
+{{- $config := omit .Values.config "channels" "callback" "history" "api" "auth" "limits" "server" -}}
+{{- $auth := pick (.Values.config.auth | default dict) "jwks" -}}
+{{- $limits := pick (.Values.config.limits | default dict) "http_connections" "handshake_timeout" -}}
+{{- $server := omit (.Values.config.server | default dict) "allowed_origins" "trusted_proxies" -}}
+{{- list $config $auth $limits $server | toJson -}}
 {{- end -}}
 
 {{- define "tollgate.publicPort" -}}

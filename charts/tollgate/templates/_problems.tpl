@@ -139,18 +139,32 @@
 {{- end }}
 {{- end -}}
 
-{{/* Paths under /run/secrets have to come from secretFiles or an own mount. */}}
-{{- define "tollgate.problems.files" -}}
+{{/* The files that `config` names, one a line. */}}
+{{- define "tollgate.configFiles" -}}
 {{- $paths := concat (list (dig "api" "key_file" "" .Values.config)) (dig "auth" "session_cookie" "secret_files" (list) .Values.config) -}}
 {{- range dig "auth" "keys" (list) .Values.config }}{{ $paths = concat $paths (list .secret_file .jwks_file .public_key_file) }}{{ end }}
 {{- with .Values.config.redis }}{{ $paths = concat $paths (list .ca_file .cert_file .key_file) }}{{ end }}
-{{- range $paths | compact }}
+{{- $paths = append $paths (dig "auth" "jwks" "ca_file" "" .Values.config) }}
+{{- $paths | compact | join "\n" }}
+{{- end -}}
+
+{{/* What is under /run/secrets comes from secretFiles or an own mount; and what is mounted is used, or a pod would wait for
+a Secret that nobody needs. */}}
+{{- define "tollgate.problems.files" -}}
+{{- $used := dict -}}
+{{- range include "tollgate.configFiles" . | splitList "\n" | compact }}
 {{- $path := . }}
 {{- $name := regexReplaceAll "^/run/secrets/([^/]*)/.*$" $path "$1" }}
+{{- $_ := set $used $name true }}
 {{- $isMounted := or (not (hasPrefix "/run/secrets/" $path)) (hasKey $.Values.secretFiles $name) }}
 {{- range $.Values.extraVolumeMounts }}{{ if hasPrefix .mountPath $path }}{{ $isMounted = true }}{{ end }}{{ end }}
 {{- if not $isMounted }}
 - config names the file {{ $path }}, which the pod does not have: write secretFiles.{{ $name }}: {secretName: NAME}
+{{- end }}
+{{- end }}
+{{- range $name, $_ := .Values.secretFiles }}
+{{- if not (hasKey $used $name) }}
+- secretFiles.{{ $name }} is used by nothing, and the pods would still wait for its Secret: name /run/secrets/{{ $name }}/KEY in config, or set secretFiles.{{ $name }} to null
 {{- end }}
 {{- end }}
 {{- end -}}
