@@ -94,7 +94,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate
 chart: $(CHART_VENV)/ok tests/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
 	cargo build --quiet
 	$(CHART_VENV)/bin/hadolint Dockerfile
-	$(PYTEST) -c tests/chart/pytest.ini -n auto tests/chart
+	$(PYTEST) -c tests/chart/pytest.ini -n auto --dist loadfile tests/chart
 
 packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
 	cargo build --quiet

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 
-import kubernetes_validate
+import kubernetes_validate.utils
 import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
@@ -15,6 +15,10 @@ from cloudcoil.models.prometheus_operator import v1 as prometheus
 from conftest import CASES, CHART, HELMS, ROOT, TOGGLES, one, rendered
 
 KUBERNETES = ("1.28", "1.34", "1.37")
+# It reads a schema of megabytes for each document otherwise, which is most of the time that these tests take.
+kubernetes_validate.utils.schema_contents = functools.cache(kubernetes_validate.utils.schema_contents)
+kubernetes_validate.utils.all_versions = functools.cache(kubernetes_validate.utils.all_versions)
+
 CRDS = {"ServiceMonitor": prometheus, "PrometheusRule": prometheus, "ScaledObject": keda}
 
 
