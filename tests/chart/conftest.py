@@ -134,18 +134,19 @@ CASES: dict[str, dict] = {
 @functools.cache
 def _template(helm: str, text: str, chart: str) -> subprocess.CompletedProcess:
     with tempfile.TemporaryDirectory() as scratch:
-        values = os.path.join(scratch, "values.json")
+        values = os.path.join(scratch, "values.yaml")
         pathlib.Path(values).write_text(text)
         env = {f"HELM_{name}_HOME": scratch for name in ("CACHE", "CONFIG", "DATA")}
         command = [f"{ROOT}/target/helm/{helm}", "template", "rel", chart, "-n", "ns", "-f", values]
         return subprocess.run(command, env={"PATH": "", **env}, capture_output=True, text=True)
 
 
-def template(helm: str, values: dict, chart=CHART) -> subprocess.CompletedProcess:
-    return _template(helm, json.dumps(values), str(chart))
+def template(helm: str, values: dict | str, chart=CHART) -> subprocess.CompletedProcess:
+    """Values as a tree, or as the YAML that somebody wrote."""
+    return _template(helm, values if isinstance(values, str) else json.dumps(values), str(chart))
 
 
-def rendered(helm: str, values: dict, chart=CHART) -> list[dict]:
+def rendered(helm: str, values: dict | str, chart=CHART) -> list[dict]:
     done = template(helm, values, chart)
     assert done.returncode == 0, done.stderr
     return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]

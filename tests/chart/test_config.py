@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-import shutil
+import re
 import signal
 import socket
 import subprocess
@@ -13,13 +13,13 @@ import urllib.request
 
 import pytest
 import yaml
-from conftest import CASES, CHART, HELMS, merged, nested, one, rendered
+from conftest import CASES, CHART, HELMS, ROOT, merged, nested, one, rendered
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
 KEY = "0123456789abcdef0123456789ABCDEF-unlike-any-placeholder"
 
 
-def toml(helm: str, values: dict) -> str:
+def toml(helm: str, values: dict | str) -> str:
     return one(rendered(helm, values), "ConfigMap", "-config")["data"]["tollgate.toml"]
 
 
@@ -30,9 +30,9 @@ def without_empty(tree: dict) -> dict:
 
 
 def gateway(tollgate: str, folder: pathlib.Path, text: str, env: dict, *command: str, run=subprocess.run):
-    """Runs the gateway with a rendered file; what pods find under /run/secrets and /etc/ca is in a folder."""
+    """Runs the gateway with a rendered file; what pods find under /run/secrets is in a folder."""
     secrets = folder / "secrets"
-    for name in ("jwt/secret", "api/keys", "session/secret"):
+    for name in re.findall('"/run/secrets/([^"]+)"', text):
         (secrets / name).parent.mkdir(parents=True, exist_ok=True)
         (secrets / name).write_text(KEY)
     file = folder / "tollgate.toml"
@@ -92,17 +92,20 @@ def test_every_setting_of_the_manual_goes_through(helm, tollgate, tmp_path):
 
 def test_a_moment_may_be_written_without_quotes(tollgate, tmp_path):
     """YAML takes it for a date; Helm does not."""
-    chart = tmp_path / "chart"
-    shutil.copytree(CHART, chart)
-    file = chart / "values.yaml"
-    key = "      - secret_file: /run/secrets/jwt/secret\n"
-    old = file.read_text()
-    assert old.count(key) == 1
-    file.write_text(old.replace(key, f"{key}        valid_until: 2099-12-01T00:00:00Z\n"))
+    values = "config: {auth: {keys: [{secret_file: /run/secrets/jwt/k, valid_until: 2099-12-01T00:00:00Z}]}}"
     for helm in HELMS:
-        text = one(rendered(helm, {}, chart), "ConfigMap", "-config")["data"]["tollgate.toml"]
+        text = toml(helm, values)
         assert 'valid_until = "2099-12-01T00:00:00Z"' in text
         assert not checked(tollgate, tmp_path, {}, text)
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_the_examples_of_the_documentation(helm, tollgate, tmp_path):
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
+    examples = [block for block in blocks if "config:" in block]
+    assert len(examples) == 2
+    for example in examples:
+        assert not checked(tollgate, tmp_path, yaml.safe_load(example), toml(helm, example))
 
 
 @pytest.mark.parametrize(

@@ -48,20 +48,14 @@
 {{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ include "tollgate.toml.value" . }}{{ end -}}
 {{- end -}}
 
-{{/* JSON's strings and fractions are TOML too. */}}
+{{/* JSON's texts, numbers and booleans are TOML too. */}}
 {{- define "tollgate.toml.value" -}}
 {{- if kindIs "map" . -}}
 { {{- range $i, $name := keys . | sortAlpha }}{{ if $i }},{{ end }} {{ include "tollgate.toml.name" $name }} = {{ include "tollgate.toml.value" (get $ $name) }}{{ end }} }
 {{- else if kindIs "slice" . -}}
 [{{ range $i, $value := . }}{{ if $i }}, {{ end }}{{ include "tollgate.toml.value" $value }}{{ end }}]
-{{- else if kindIs "string" . -}}
-{{ toJson . }}
-{{- else if kindIs "bool" . -}}
-{{ . }}
-{{- else if and (kindIs "float64" .) (ne (floor .) .) -}}
-{{ toJson . }}
 {{- else -}}
-{{ printf "%d" (int64 .) }}
+{{ toJson . }}
 {{- end -}}
 {{- end -}}
 
