@@ -13,7 +13,6 @@ UPDATE ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CHART_VENV ?= $(CURDIR)/target/chart-venv
-IMAGE ?= tollgate:$(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
@@ -100,8 +99,8 @@ packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## T
 	cargo build --quiet
 	$(PYTEST) -c tests/packaging/pytest.ini tests/packaging
 
-image: image-tools build ## The container image, built and run (IMAGE=name:tag)
-	tests/image/run.sh target/release/tollgate $(IMAGE)
+image: image-tools build ## The container image: built into target/image/oci, and run
+	tests/image/run.sh target/release/tollgate
 
 image-tools: deps
 	@missing=(); \

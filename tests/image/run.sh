@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Builds the image from a binary and runs it as Kubernetes would: own root, read-only, user 65532, no capabilities.
-#   run.sh BINARY IMAGE
-# The image stays in target/image. Where no registry can be reached, debootstrap makes the base that the Dockerfile names.
+#   run.sh BINARY
+# The image stays in target/image/oci. Where no registry can be reached, debootstrap makes the base that the Dockerfile names.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-binary=$1 image=$2 folder=$PWD/target/image
+binary=$1 image=tollgate folder=$PWD/target/image
 base=docker.io/library/debian:bookworm-slim
-export STORAGE_DRIVER=vfs BUILDAH_ISOLATION=chroot
-store=(--root "$folder/storage" --runroot "$folder/run")
+# Both work inside containers too.
+export BUILDAH_ISOLATION=chroot
+store=(--root "$folder/storage" --runroot "$folder/run" --storage-driver vfs)
 mkdir -p "$folder"
 
 if ! buildah "${store[@]}" inspect --type image "$base" >/dev/null 2>&1 &&
@@ -28,12 +29,12 @@ cp "$binary" "$context/target/release/tollgate"
 buildah "${store[@]}" bud --pull-never --build-arg BINARY=prebuilt -t "$image" "$context" >"$folder/build.log" 2>&1 ||
   { tail -20 "$folder/build.log"; exit 1; }
 rm -rf "$folder/oci" "$folder/bundle"
-buildah "${store[@]}" push -q "$image" "oci:$folder/oci:test"
-umoci unpack --image "$folder/oci:test" "$folder/bundle"
+buildah "${store[@]}" push -q "$image" "oci:$folder/oci:tollgate"
+umoci unpack --image "$folder/oci:tollgate" "$folder/bundle"
 root=$folder/bundle/rootfs
 
 # What it is made of.
-skopeo inspect --config "oci:$folder/oci:test" | python3 -c '
+skopeo inspect --config "oci:$folder/oci:tollgate" | python3 -c '
 import json, sys
 config = json.load(sys.stdin)["config"]
 assert config["User"] == "65532:65532", config

@@ -1,5 +1,5 @@
 {{/*
-`config` as TOML. Not toToml: Helm 3 reads every number as a float, and the gateway refuses `connections = 50000.0`.
+`config` as TOML. Not toToml: to it every number is a float, and the gateway refuses `connections = 50000.0`.
 */}}
 {{- define "tollgate.toml" -}}
 {{- range $name, $value := .Values.config }}
