@@ -169,7 +169,7 @@ def test_the_alerts_go_through_as_they_are():
     rule = one(rendered("helm-3", CASES["metrics.prometheusRule.enabled"]), "PrometheusRule")
     written = yaml.safe_load((CHART / "files/alerts.yaml").read_text())
     assert rule["spec"] == written
-    assert "{{ $labels." in json.dumps(rule)
+    assert "{{" in json.dumps(rule)
 
 
 def test_no_disruption_budget_for_one_replica():
