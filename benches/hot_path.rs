@@ -18,6 +18,7 @@ fn push() -> Push {
         channel: "post:42".parse().unwrap(),
         payload: Bytes::from(payload.to_string()),
         position: None,
+        published: None,
     })
 }
 

@@ -93,6 +93,7 @@ fn push() -> Push {
         channel: "post:42".parse().unwrap(),
         payload: Bytes::from(event(pad).to_string()),
         position: Position::new("5eb63bbbe01eeed0", 4711),
+        published: Some(1_795_828_520_000_001),
     })
 }
 
@@ -200,7 +201,8 @@ fn hub() -> Arc<Hub> {
 async fn hub_fanout(rounds: u32) {
     tollgate::metrics::install();
     let (hub, push) = (hub(), push());
-    hub.start();
+    hub.start_fanout();
+    hub.start_timers();
     let channel = push.channel().clone();
     let mut frame = BytesMut::new();
     push.encode(Wire::Plain, &mut frame);

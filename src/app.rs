@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::broker::memory::MemoryBroker;
@@ -61,11 +62,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Binds the listeners and starts broker and hub.
+    /// Binds the listeners and starts broker and hub. What brings events to sockets runs on `delivery`:
+    /// it must not wait behind a rush of new connections (ADR 7).
     ///
     /// # Errors
     /// An address that cannot be bound.
-    pub fn start(loaded: Loaded, dev: bool) -> anyhow::Result<Self> {
+    pub fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, .. } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
         let hangup = Hangup::install().context("cannot handle signals")?;
@@ -73,6 +75,7 @@ impl Running {
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
         let limits = &config.limits;
+        enough_files(limits.connections, dev);
         let listen = |address, connections| {
             Listener::bind(address, connections, limits.handshake_timeout.0)
                 .with_context(|| format!("cannot listen on {address}"))
@@ -83,7 +86,7 @@ impl Running {
         for warning in &policy.warnings {
             tracing::warn!("configuration: {warning}");
         }
-        let gateway = gateway(&config, &lifecycle)?;
+        let gateway = gateway(&config, &lifecycle, delivery)?;
         let app = App::new(Arc::new(context(&config, policy, gateway)?), lifecycle, metrics);
         apply_limits(&app, &config);
         Ok(Self { config, app, public, admin, sha, dev, termination, hangup })
@@ -125,6 +128,19 @@ impl Running {
             }
         }
         Ok(())
+    }
+}
+
+/// Each socket is a file, and there are others: listeners, Redis, HTTP connections.
+fn enough_files(connections: usize, dev: bool) {
+    let allowed = lifecycle::raise_open_files();
+    if allowed < connections as u64 + 1000 && !dev {
+        tracing::warn!(
+            allowed,
+            limits.connections = connections,
+            "this process may open fewer files than limits.connections needs: raise its hard limit \
+             (ulimit -Hn, LimitNOFILE=), or lower limits.connections"
+        );
     }
 }
 
@@ -186,9 +202,13 @@ fn with_revocations(policy: Policy, gateway: &Gateway) -> Policy {
     Policy { verifier: verifier.revoking(Arc::clone(gateway.revocations())), ..policy }
 }
 
-fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway>> {
+fn gateway(
+    config: &Config,
+    lifecycle: &Lifecycle,
+    delivery: &Handle,
+) -> anyhow::Result<Arc<Gateway>> {
     let limits = &config.limits;
-    let shards = tokio::runtime::Handle::current().metrics().num_workers();
+    let shards = Handle::current().metrics().num_workers();
     let bounds = Bounds {
         queue_messages: AtomicUsize::new(limits.queue_messages),
         queue_bytes: AtomicUsize::new(limits.queue_bytes),
@@ -197,7 +217,9 @@ fn gateway(config: &Config, lifecycle: &Lifecycle) -> anyhow::Result<Arc<Gateway
         channels_per_connection: AtomicUsize::new(limits.channels_per_connection),
     };
     let hub = Hub::new(shards, bounds);
-    hub.start();
+    hub.start_timers();
+    let _delivery = delivery.enter();
+    hub.start_fanout();
     let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
     let node = NodeInfo {
         uid: random_hex()?,
@@ -261,6 +283,7 @@ fn apply_limits(app: &App, config: &Config) {
     bounds.queue_bytes.store(limits.queue_bytes, Ordering::Relaxed);
     bounds.queue_bytes_total.store(limits.queue_bytes_total, Ordering::Relaxed);
     bounds.channels_per_connection.store(limits.channels_per_connection, Ordering::Relaxed);
+    metrics::connections_limit(limits.connections);
     gateway.set_max_publication(limits.publication_bytes);
     // What a client missed has to fit into its queue, beside what comes meanwhile.
     gateway.set_history_bounds(broker::Bounds {

@@ -167,6 +167,9 @@ pub struct Publication {
     pub payload: Bytes,
     /// Set for durable publications only; plain `PUBLISH` has no position.
     pub position: Option<Position>,
+    /// When it was published, in microseconds since 1970 by the publishing server's clock, where that is
+    /// known: durable publications through Redis, and all of the memory broker. Not of what is read again.
+    pub published: Option<u64>,
 }
 
 /// Why a channel's subscribers may have missed events.

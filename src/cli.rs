@@ -184,14 +184,13 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     }
     init_log(&loaded.config)?;
     let file = loaded.file.clone();
-    let mut runtime = tokio::runtime::Builder::new_multi_thread();
-    if loaded.config.server.workers > 0 {
-        runtime.worker_threads(loaded.config.server.workers);
-    }
-    let runtime = runtime.enable_all().build()?;
+    let workers = loaded.config.server.workers;
+    let runtime = runtime("tollgate", workers)?;
+    let delivery = self::runtime("delivery", workers)?;
     let dev = args.dev;
+    let handle = delivery.handle().clone();
     runtime.block_on(async move {
-        let running = Running::start(loaded, dev)?;
+        let running = Running::start(loaded, dev, &handle)?;
         let addresses = running.addresses()?;
         tracing::info!(
             public = %addresses.public, admin = %addresses.admin,
@@ -204,7 +203,17 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     })?;
     // Connections that did not close in time are not waited for.
     runtime.shutdown_background();
+    delivery.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+/// Threads under that name; 0: one per CPU.
+fn runtime(name: &str, workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if workers > 0 {
+        builder.worker_threads(workers);
+    }
+    builder.thread_name(name).enable_all().build()
 }
 
 fn init_log(config: &Config) -> anyhow::Result<()> {

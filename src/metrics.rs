@@ -38,6 +38,8 @@ macro_rules! table {
 table! {
     /// Open sockets by wire format and transport.
     Gauge CONNECTIONS "connections";
+    /// The most sockets that this replica takes (`limits.connections`).
+    Gauge CONNECTIONS_LIMIT "connections_limit";
     /// Sockets that were accepted with a valid token (or as anonymous).
     Counter CONNECTIONS_OPENED "connections_opened_total";
     /// Sockets that ended, by reason.
@@ -66,6 +68,9 @@ table! {
     Counter PUBLICATIONS_RECEIVED "publications_received_total";
     /// Events handed to sockets, by wire format.
     Counter DELIVERIES "deliveries_total";
+    /// From a publication, by the clock of Redis (durable publications) or of this process (memory broker), to
+    /// its write to the last of its sockets here, in seconds. Plain publications through Redis bring no time.
+    Histogram DELIVERY "delivery_seconds";
     /// From taking a batch of publications to the last socket write, in seconds.
     Histogram FANOUT "fanout_seconds";
     /// Gap declarations that went out per channel, by reason.
@@ -123,6 +128,7 @@ pub fn install() -> PrometheusHandle {
                 .expect("the only metrics recorder of the process");
             describe();
             zero();
+            metrics_process::Collector::default().describe();
             handle
         })
         .clone()
@@ -188,11 +194,16 @@ fn zero() {
 pub struct Fanout {
     pub deliveries: [Counter; Wire::COUNT],
     pub seconds: Histogram,
+    pub delivery: Histogram,
 }
 
 impl Default for Fanout {
     fn default() -> Self {
-        Self { deliveries: Wire::ALL.map(deliveries), seconds: metrics::histogram!(FANOUT) }
+        Self {
+            deliveries: Wire::ALL.map(deliveries),
+            seconds: metrics::histogram!(FANOUT),
+            delivery: metrics::histogram!(DELIVERY),
+        }
     }
 }
 
@@ -209,6 +220,10 @@ pub fn delivered(wire: Wire, n: usize) {
 
 pub fn connections(wire: Wire) -> Gauge {
     metrics::gauge!(CONNECTIONS, "wire" => wire.label(), "transport" => wire.transport())
+}
+
+pub fn connections_limit(n: usize) {
+    metrics::gauge!(CONNECTIONS_LIMIT).set(n as f64);
 }
 
 pub fn opened(handshake: Duration) {
@@ -346,8 +361,9 @@ pub fn config_reload(ok: bool) {
     metrics::counter!(CONFIG_RELOADS, "result" => result).increment(1);
 }
 
-/// The registry's sizes, set when metrics are read.
+/// The registry's sizes and what the process uses, set when metrics are read.
 pub fn sizes(subscriptions: usize, channels: usize) {
+    metrics_process::Collector::default().collect();
     metrics::gauge!(SUBSCRIPTIONS).set(subscriptions as f64);
     metrics::gauge!(CHANNELS).set(channels as f64);
 }

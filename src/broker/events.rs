@@ -112,6 +112,7 @@ mod tests {
             channel: channel.parse().unwrap(),
             payload: Bytes::from(vec![b'x'; size]),
             position: None,
+            published: None,
         })
     }
 

@@ -16,6 +16,7 @@ use super::{
     History, Store, Subscribed, Track,
 };
 use crate::channel::{ChannelName, Position, Publication, Retention};
+use crate::lifecycle;
 
 /// How long a channel's position outlives its publications.
 const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
@@ -218,7 +219,13 @@ impl Broker for MemoryBroker {
         let (position, repeated) = position.map_or((None, false), |(p, again)| (Some(p), again));
         if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
             let (channel, position) = (name.clone(), position.clone());
-            self.events.push(Event::Publication(Publication { channel, payload, position }));
+            let published = Some(lifecycle::unix_micros());
+            self.events.push(Event::Publication(Publication {
+                channel,
+                payload,
+                position,
+                published,
+            }));
         }
         state.sweep(Instant::now(), self.max_bytes);
         Box::pin(std::future::ready(Ok(position)))
@@ -241,6 +248,7 @@ impl Broker for MemoryBroker {
                     channel: channel.clone(),
                     payload: payload.clone(),
                     position: Some(Position { offset: top.offset - back, ..top.clone() }),
+                    published: None,
                 })
                 .collect();
             publications.reverse();

@@ -16,12 +16,13 @@ fn durable(epoch: &str, offset: u64) -> Publication {
         channel: "a".parse().unwrap(),
         payload: Bytes::from(format!("{epoch}{offset}")),
         position: Some(at(epoch, offset)),
+        published: None,
     }
 }
 
 fn plain(text: &str) -> Publication {
     let payload = Bytes::copy_from_slice(text.as_bytes());
-    Publication { channel: "a".parse().unwrap(), payload, position: None }
+    Publication { channel: "a".parse().unwrap(), payload, position: None, published: None }
 }
 
 fn history(epoch: &str, first: u64, top: u64) -> Result<Option<History>, BrokerError> {

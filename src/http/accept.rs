@@ -1,6 +1,7 @@
 //! Listening and serving HTTP/1.1 connections. An upgraded socket leaves here with its TCP stream.
 
 use std::future::Future;
+use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -148,6 +149,7 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
         let counted = Counted(Arc::clone(&open));
         if open.fetch_add(1, Ordering::Relaxed) >= bounds.connections {
             metrics::rejected(Rejected::HttpConnections);
+            put_off(&stream);
             continue;
         }
         let router = router.clone();
@@ -165,6 +167,17 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             connection((stream, peer), router, (bounds.head, tenure), ended).await;
         });
     }
+}
+
+/// Says that it may come again (RFC 9110 section 15.6.4), as far as that goes without waiting.
+fn put_off(stream: &TcpStream) {
+    let mut socket = &*SockRef::from(stream);
+    // Closing with unread bytes is a reset, which overtakes the answer. Failures leave it at that.
+    let _ = socket.read(&mut [0; MAX_HEAD]);
+    let _ = socket.write(
+        b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
+          content-length: 0\r\n\r\n",
+    );
 }
 
 /// Waits until the connection has had its time; a stream has no such end.

@@ -210,7 +210,8 @@ impl Connection {
         let mut out = self.out.lock();
         out.corked = true;
         self.bounds.queued(bytes.len());
-        out.queue.push(bytes, 0, false);
+        // As if begun: a cut must not take the answer that what follows it needs.
+        out.queue.push(bytes, 0, true);
     }
 
     /// Waits until a client that is being caught up since `began` has taken most of what it has, but not
@@ -349,5 +350,37 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         self.bounds.unqueued(self.out.get_mut().queue.bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    /// Whoever is closed at its first words has still to be told that it is a socket.
+    #[tokio::test]
+    async fn a_cut_spares_the_answer_that_is_held_back() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (server, _) = listener.accept().await.unwrap();
+        let bounds = Bounds {
+            queue_messages: 10.into(),
+            queue_bytes: 1000.into(),
+            // All queues together are full.
+            queue_bytes_total: 0.into(),
+            channels_per_connection: 10.into(),
+            queued: 0.into(),
+        };
+        let connection = Connection::new(ConnId(1), 0, Wire::Plain, Some(server), Arc::new(bounds));
+        connection.cork(Bytes::from_static(b"101;"));
+        connection.send(Bytes::from_static(b"connected;"));
+        assert_eq!(connection.take_close().unwrap().code, CloseCode::SlowConsumer);
+        connection.finish(Bytes::from_static(b"close;"));
+        connection.shutdown();
+        let mut read = String::new();
+        client.read_to_string(&mut read).await.unwrap();
+        assert_eq!(read, "101;close;");
     }
 }

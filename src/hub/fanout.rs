@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::inbox::Item;
 use super::table::Slot;
 use super::{Connection, Shard};
+use crate::lifecycle::unix_micros;
 use crate::metrics::Fanout;
 use crate::protocol::Wire;
 
@@ -55,6 +56,8 @@ pub(super) struct Batch {
     nodes: Vec<Node>,
     dirty: Vec<u32>,
     deliveries: [u64; Wire::COUNT],
+    /// When its publications were published, of those that say so.
+    published: Vec<u64>,
 }
 
 impl Batch {
@@ -100,8 +103,10 @@ impl Batch {
     fn reset(&mut self) {
         self.nodes.clear();
         self.dirty.clear();
+        self.published.clear();
         self.nodes.shrink_to(KEPT);
         self.dirty.shrink_to(KEPT);
+        self.published.shrink_to(KEPT);
     }
 }
 
@@ -125,7 +130,10 @@ pub(super) async fn run(shard: Arc<Shard>) {
             // What does not fit into the batch's bounds is the next batch.
             while next < items.len() && !batch.is_full() {
                 match &mut items[next] {
-                    Item::Push(push) => table.append(push, &mut batch),
+                    Item::Push(push) => {
+                        table.append(push, &mut batch);
+                        batch.published.extend(push.published());
+                    }
                     Item::Mark(channel, mark) => {
                         table.mark(channel);
                         mark.passed();
@@ -161,6 +169,13 @@ pub(super) async fn run(shard: Arc<Shard>) {
         for (counter, n) in metrics.deliveries.iter().zip(&mut batch.deliveries) {
             if *n > 0 {
                 counter.increment(std::mem::take(n));
+            }
+        }
+        if !batch.published.is_empty() {
+            let now = unix_micros();
+            for at in &batch.published {
+                // Another machine's clock may be ahead of ours.
+                metrics.delivery.record(Duration::from_micros(now.saturating_sub(*at)));
             }
         }
         took = began.elapsed();

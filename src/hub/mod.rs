@@ -365,10 +365,16 @@ impl Hub {
         shrink_shared(&self.routes);
     }
 
-    /// Starts the shards' tasks.
-    pub fn start(self: &Arc<Self>) {
+    /// Starts the shards' fan-out, on the current runtime.
+    pub fn start_fanout(&self) {
         for shard in &self.shards {
             crate::lifecycle::spawn("fanout", fanout::run(Arc::clone(shard)));
+        }
+    }
+
+    /// Starts the shards' timers, on the current runtime: the connections' one.
+    pub fn start_timers(self: &Arc<Self>) {
+        for shard in &self.shards {
             crate::lifecycle::spawn("wheel", wheel::run(Arc::clone(self), Arc::clone(shard)));
         }
     }

@@ -100,6 +100,15 @@ impl Push {
         }
     }
 
+    /// When it was published, in microseconds, where that is known.
+    #[must_use]
+    pub fn published(&self) -> Option<u64> {
+        match self {
+            Self::Publication(p) => p.published,
+            Self::Gap(..) => None,
+        }
+    }
+
     /// Appends the whole frame for one wire.
     pub fn encode(&self, wire: Wire, out: &mut BytesMut) {
         match (self, wire) {

@@ -31,7 +31,8 @@ async fn main() -> std::io::Result<()> {
         channels_per_connection: AtomicUsize::new(1),
     };
     let hub = Hub::new(1, bounds);
-    hub.start();
+    hub.start_fanout();
+    hub.start_timers();
     let listener = Listener::bind(([127, 0, 0, 1], 0).into(), 1000, Duration::from_secs(5))?;
     use std::io::Write as _;
     writeln!(std::io::stdout(), "{}", listener.address()?)?;

@@ -57,6 +57,8 @@ async fn metrics_count_what_happens() {
         ("publications_received_total{broker=\"memory\",kind=\"plain\"}", 1.0),
         ("handshake_seconds_count", 1.0),
         ("outbound_queue_bytes", 0.0),
+        ("delivery_seconds_count", 1.0),
+        ("connections_limit", 100_000.0),
         ("build_info", 1.0),
         ("config_info", 1.0),
     ] {
@@ -72,6 +74,10 @@ async fn metrics_count_what_happens() {
     })
     .await;
     let (_, text) = gateway.get_admin("/metrics").await;
+    for series in ["process_open_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"]
+    {
+        assert!(text.contains(&format!("# TYPE {series} ")), "{series}");
+    }
     for line in text.lines().filter(|l| l.starts_with("tollgate_")) {
         let name = line.split(['{', ' ']).next().unwrap();
         let base =

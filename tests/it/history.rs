@@ -188,6 +188,8 @@ async fn a_lost_connection_is_filled_from_the_history() {
     for expected in [json!(1), json!(2), json!("plain"), json!(3)] {
         assert_eq!(client.next().await, expected);
     }
+    // Durable ones bring the time of their publication.
+    gateway.metric_reaches("delivery_seconds_count", 2.0).await;
     for round in 0..3 {
         // Published while nobody listens.
         let mut kill = redis::pipe();

@@ -172,10 +172,28 @@ async fn w1_unread_answers_end_their_connection() {
     super::eventually_within(std::time::Duration::from_secs(120), "a place", || async {
         let answer =
             super::gateway::try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
-        answer.is_some().then_some(())
+        answer.is_some_and(|answer| !answer.contains(" 503 ")).then_some(())
     })
     .await;
     drop(stuck);
+}
+
+/// Who is one too many is told that it may come again, and was only cut off.
+#[tokio::test]
+async fn one_connection_too_many_is_put_off_with_503() {
+    let gateway = Gateway::with("[limits]\nhttp_connections = 2\n").await;
+    let idle = [
+        TcpStream::connect(&gateway.public).await.unwrap(),
+        TcpStream::connect(&gateway.public).await.unwrap(),
+    ];
+    let answer = super::eventually("an answer", || async {
+        super::gateway::try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await
+    })
+    .await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
+    gateway.metric_reaches("rejected_total{reason=\"limit_http_connections\"}", 1.0).await;
+    drop(idle);
 }
 
 /// W13: a client that answers no ping is found, also when pings come faster than their deadline; each

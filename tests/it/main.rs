@@ -22,6 +22,7 @@ mod isolation;
 mod keys;
 mod limits;
 mod load;
+mod old_masters;
 mod permissions;
 mod plain;
 mod proxy;

@@ -247,7 +247,8 @@ impl World {
             queued: AtomicUsize::new(0),
         };
         let hub = Hub::new(2, bounds);
-        hub.start();
+        hub.start_fanout();
+        hub.start_timers();
         let inner_events = Arc::new(Events::new(10_000, 1 << 20));
         let events = Arc::new(Events::new(rng.usize(4..200), 1 << 20));
         let broker = Arc::new(Flaky {

@@ -119,7 +119,7 @@ impl Drop for Sentinels {
     }
 }
 
-fn config(url: &str, extra: &str) -> String {
+pub fn config(url: &str, extra: &str) -> String {
     rules(100, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{extra}"))
 }
 

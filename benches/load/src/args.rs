@@ -48,6 +48,8 @@ pub enum Scenario {
     Plot(Plot),
     /// Start Redis, the floor and a gateway on this machine, and compare them
     Suite(Suite),
+    /// Whether costs stay as they are when connections, channels, threads and replicas grow
+    Scale(Suite),
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -69,9 +71,14 @@ pub struct Output {
 
 #[derive(Args)]
 pub struct Clients {
-    /// Where clients connect; {user} and {channel} stand for the client's own
-    #[arg(long, default_value = "ws://127.0.0.1:8000/ws")]
-    pub url: String,
+    /// Where clients connect, several in turn; {user} and {channel} stand for the client's own
+    #[arg(
+        long,
+        default_value = "ws://127.0.0.1:8000/ws",
+        value_delimiter = ',',
+        value_name = "URL,URL"
+    )]
+    pub url: Vec<String>,
     #[arg(long, short = 'n', default_value_t = 1000)]
     pub connections: usize,
     /// How many may be under way at once while all connect
@@ -132,6 +139,9 @@ pub struct Publish {
     pub redis: Option<String>,
     #[arg(long, default_value = "tollgate:")]
     pub redis_prefix: String,
+    /// Redis' process, if it runs on this machine: measures its CPU
+    #[arg(long, value_name = "PID")]
+    pub redis_pid: Option<u32>,
     /// With FCALL tollgate_publish instead of PUBLISH
     #[arg(long, requires = "redis")]
     pub durable: bool,
@@ -359,7 +369,7 @@ pub struct Suite {
     /// Few connections and messages: whether it works, not how fast it is
     #[arg(long)]
     pub quick: bool,
-    /// Only rows whose name contains this; may be given more than once
+    /// Only rows or series whose name contains this; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
     /// Rounds of each pair; the median counts

@@ -162,7 +162,8 @@ impl Client {
         let channel = channel.map(|c| topology.name(c, &plan.tokens)).unwrap_or_default();
         let token = plan.tokens.token(self.index);
         let user = plan.tokens.user(self.index);
-        link.send(plan.target.handshake(&user, &channel, token.as_deref()).as_bytes())?;
+        let peer = plan.target.peer(self.index);
+        link.send(peer.handshake(&user, &channel, token.as_deref()).as_bytes())?;
         self.state = State::Upgrading;
         Ok(())
     }
@@ -357,7 +358,7 @@ mod tests {
     fn plan() -> Plan {
         let (shared, own) = (Some(("post:{n}".to_owned(), 1)), Some("user:{user}".to_owned()));
         Plan {
-            target: Target::new("ws://127.0.0.1/ws", vec![], None).unwrap(),
+            target: Target::new(&["ws://127.0.0.1/ws".to_owned()], vec![], None).unwrap(),
             tokens: Tokens::None,
             topology: Topology { shared, own, auto: true, bystanders: None, clients: 1 },
             events: Events::new(7, 150),

@@ -27,13 +27,10 @@ impl Link {
         registry: &Registry,
         token: Token,
     ) -> io::Result<Self> {
-        let source = match target.sources.len() {
-            0 => None,
-            count => Some(target.sources[client % count]),
-        };
-        let mut stream = connect(target.address, source)?;
+        let peer = target.peer(client);
+        let mut stream = connect(peer.address, target.source(client))?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
-        let tls = match &target.tls {
+        let tls = match &peer.tls {
             None => None,
             Some((config, name)) => {
                 let tls = ClientConnection::new(Arc::clone(config), name.clone());

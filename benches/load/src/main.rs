@@ -14,6 +14,7 @@ mod link;
 mod plot;
 mod publisher;
 mod report;
+mod scale;
 mod scenario;
 mod server;
 mod shared;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         Scenario::Plot(args) => draw(&args),
         Scenario::Capacity(args) => capacity::capacity(&args),
         Scenario::Suite(args) => suite::suite(&args),
+        Scenario::Scale(args) => scale::scale(&args),
     };
     match result {
         Ok(true) => ExitCode::SUCCESS,

@@ -19,7 +19,7 @@ const WIDTH: f64 = 860.0;
 const HEIGHT: f64 = 460.0;
 const LEFT: f64 = 70.0;
 const TOP: f64 = 20.0;
-const COLOURS: [&str; 8] =
+pub const COLOURS: [&str; 8] =
     ["#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b00", "#00838f", "#6d4c41", "#546e7a"];
 
 impl Curve {
@@ -140,7 +140,7 @@ fn axes(out: &mut String, scale: &Scale) {
     }
 }
 
-fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

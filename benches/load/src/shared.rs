@@ -71,7 +71,7 @@ impl Window {
         let mut subscribers = vec![vec![0u32; count]; threads];
         for client in 0..if count > 0 { topology.clients } else { 0 } {
             if let Some(channel) = topology.shared_of(client) {
-                subscribers[client % threads][channel] += 1;
+                subscribers[topology.thread_of(client, threads)][channel] += 1;
             }
         }
         let channels = (0..count)

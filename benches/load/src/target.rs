@@ -13,18 +13,43 @@ use rustls::pki_types::{CertificateDer, ServerName};
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
+/// One server, or several replicas that clients are spread over in turn.
 pub struct Target {
+    peers: Vec<Peer>,
+    /// Connections leave from these in turn.
+    sources: Vec<IpAddr>,
+}
+
+pub struct Peer {
     pub address: SocketAddr,
     pub tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
-    /// Connections leave from these in turn.
-    pub sources: Vec<IpAddr>,
     host: String,
     /// With {user}, {n} and {channel}.
     path: String,
 }
 
 impl Target {
-    pub fn new(url: &str, sources: Vec<IpAddr>, authorities: Option<&Path>) -> Result<Self> {
+    pub fn new(urls: &[String], sources: Vec<IpAddr>, authorities: Option<&Path>) -> Result<Self> {
+        let peers =
+            urls.iter().map(|url| Peer::new(url, authorities)).collect::<Result<Vec<_>>>()?;
+        if peers.is_empty() {
+            bail!("--url takes at least one");
+        }
+        Ok(Target { peers, sources })
+    }
+
+    pub fn peer(&self, client: usize) -> &Peer {
+        &self.peers[client % self.peers.len()]
+    }
+
+    pub fn source(&self, client: usize) -> Option<IpAddr> {
+        let count = self.sources.len();
+        (count > 0).then(|| self.sources[client % count])
+    }
+}
+
+impl Peer {
+    fn new(url: &str, authorities: Option<&Path>) -> Result<Self> {
         let Some((scheme, rest)) = url.split_once("://") else {
             bail!("--url {url}: write it like ws://127.0.0.1:8000/ws");
         };
@@ -50,7 +75,7 @@ impl Target {
             .with_context(|| format!("--url {url}: {name} has no address"))?;
         let tls =
             if tls { Some((tls_config(authorities)?, ServerName::try_from(name)?)) } else { None };
-        Ok(Target { address, tls, sources, host: host.to_owned(), path: path.to_owned() })
+        Ok(Peer { address, tls, host: host.to_owned(), path: path.to_owned() })
     }
 
     /// The token goes into a header: the one carrier that no log holds.
@@ -92,8 +117,17 @@ fn tls_config(authorities: Option<&Path>) -> Result<Arc<rustls::ClientConfig>> {
 mod tests {
     use super::*;
 
-    fn target(url: &str) -> Result<Target> {
-        Target::new(url, vec![], None)
+    fn target(url: &str) -> Result<Peer> {
+        Peer::new(url, None)
+    }
+
+    #[test]
+    fn clients_go_to_several_replicas_in_turn() {
+        let urls = ["ws://127.0.0.1:1/ws".to_owned(), "ws://127.0.0.1:2/ws".to_owned()];
+        let target = Target::new(&urls, vec![], None).unwrap();
+        let ports: Vec<u16> = (0..4).map(|client| target.peer(client).address.port()).collect();
+        assert_eq!(ports, [1, 2, 1, 2]);
+        assert!(Target::new(&[], vec![], None).is_err());
     }
 
     #[test]

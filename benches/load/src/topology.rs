@@ -41,6 +41,16 @@ impl Topology {
         self.bystanders.is_some_and(|bystanders| client < bystanders)
     }
 
+    /// Which load thread has the client. Bystanders have the first one: what they wait for must not
+    /// be the driver, busy with those that come back.
+    pub fn thread_of(&self, client: usize, threads: usize) -> usize {
+        match self.bystanders {
+            Some(_) if threads > 1 && self.is_bystander(client) => 0,
+            Some(_) if threads > 1 => 1 + client % (threads - 1),
+            _ => client % threads,
+        }
+    }
+
     pub fn shared_of(&self, client: usize) -> Option<usize> {
         let (_, count) = self.shared.as_ref()?;
         (self.bystanders.is_none() || self.is_bystander(client)).then_some(client % count)

@@ -62,7 +62,8 @@ impl Worker {
         poll: Poll,
         commands: Receiver<Command>,
     ) -> Self {
-        let indices = (thread..plan.topology.clients).step_by(threads);
+        let here = |client: &usize| plan.topology.thread_of(*client, threads) == thread;
+        let indices = (0..plan.topology.clients).filter(here);
         Worker {
             plan: Arc::clone(plan),
             shared: Arc::clone(shared),

@@ -1,17 +1,24 @@
 //! Old masters: whoever still publishes to one, until it is a replica, loses that. Its channels are
 //! declared for as long as that may go on, and at its end.
+//!
+//! A replica of the gateway that starts later, or an old master that was down and comes back as one, had
+//! no switch to see: what Sentinel lists as a replica is looked at too.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use redis::RedisResult;
 use tokio::time::{Instant, sleep};
 
-use super::connect::Link;
+use super::connect::{Backoff, Link};
 use super::masters::Map;
 use super::{Shared, fence};
 use crate::broker::Track;
 use crate::channel::ChannelName;
+use crate::lifecycle;
+use crate::redis_url::Server;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
@@ -19,51 +26,147 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const DEMOTED_WITHIN: Duration = Duration::from_secs(300);
 const DECLARE_EVERY: Duration = Duration::from_secs(15);
 
-/// Waits until the old master takes no more publications, and declares those that it took since: now and
-/// then while it goes on, once where it cannot be reached by us and may go on, and at its end.
-pub(super) async fn watch(shared: Arc<Shared>, map: Arc<Map>, index: usize) {
-    let old = &map.masters[index];
-    let was_its = |c: &ChannelName| map.master_of(shared.key(c).as_bytes()) == Some(index);
-    let declare = || shared.declare_lost(&|channel, _| was_its(channel));
-    let over = || async {
-        match fence::raise(&shared).await {
-            // Another epoch declares what is followed by offset, also to who is away now.
-            Ok(true) => {
-                shared.declare_lost(&|channel, track| track == Track::No && was_its(channel));
-                shared.renew();
+/// For so long the fence is tried, where the new master refuses it.
+const FENCED_WITHIN: Duration = Duration::from_secs(300);
+
+/// The servers that are watched now, and whether since they were the master.
+pub(super) type Watched = Mutex<HashSet<(Server, bool)>>;
+
+/// Why a server is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// It was the master until now.
+    Switched,
+    /// Sentinel says that it calls itself a master.
+    Told,
+    /// Sentinel lists it as a replica, and it is new there or was down.
+    Listed,
+}
+
+/// A server that is not the master and may take itself for one.
+struct Old {
+    shared: Arc<Shared>,
+    server: Server,
+    /// In a cluster: the map in which it was a master, and its index there.
+    map: Option<(Arc<Map>, usize)>,
+    /// When it was a master for the last time, as far as is known.
+    seen: Option<Instant>,
+}
+
+/// Watches what was the master at that index of a map.
+pub(super) fn switched(shared: &Arc<Shared>, map: &Arc<Map>, index: usize) {
+    start(shared, map.masters[index].clone(), Some((Arc::clone(map), index)), Why::Switched);
+}
+
+/// Watches, or looks at, what Sentinel lists as a replica.
+pub(super) fn suspect(shared: &Arc<Shared>, server: Server, why: Why) {
+    start(shared, server, None, why);
+}
+
+fn start(shared: &Arc<Shared>, server: Server, map: Option<(Arc<Map>, usize)>, why: Why) {
+    let switched = why == Why::Switched;
+    let entry = (server, switched);
+    let mut watched = shared.watched.lock();
+    let known = !switched && watched.contains(&(entry.0.clone(), true));
+    if known || !watched.insert(entry.clone()) {
+        return;
+    }
+    let seen = switched.then(Instant::now);
+    let mut old = Old { shared: Arc::clone(shared), server: entry.0.clone(), map, seen };
+    lifecycle::spawn("redis_old_master", async move {
+        old.watch(why).await;
+        old.shared.watched.lock().remove(&entry);
+    });
+}
+
+impl Old {
+    /// Waits until it takes no more publications, and declares those that it took since: now and then
+    /// while it goes on, once where it cannot be reached by us and may go on, and at its end.
+    async fn watch(&mut self, why: Why) {
+        // Whether it is a master by more than what Sentinel says.
+        let mut sure = why == Why::Switched;
+        let (began, mut declared, mut unreached) = (Instant::now(), Instant::now(), false);
+        while began.elapsed() < DEMOTED_WITHIN {
+            if self.seen.is_some() {
+                sleep(LOOK_EVERY).await;
             }
-            Ok(false) => declare(),
-            Err(error) => {
-                tracing::warn!(%error, "who is away now will not be told of what the old master took");
-                declare();
+            if self.map.is_none() && self.shared.directory.current().masters.contains(&self.server)
+            {
+                // It is the master, again or after all: what another one took is watched there.
+                return;
+            }
+            match self.shared.connector.master(&self.server, None).await {
+                // It is one of the cluster, and sends away whoever asks for slots that it gave up.
+                Ok(link) if self.shared.is_cluster() && is_in_touch(&link).await => {
+                    return self.over().await;
+                }
+                Ok(_) => {
+                    (sure, self.seen) = (true, Some(Instant::now()));
+                    if declared.elapsed() > DECLARE_EVERY {
+                        declared = Instant::now();
+                        self.declare();
+                    }
+                }
+                // A replica, or nothing that listens.
+                Err(e) if e.kind() == redis::ErrorKind::Client => return self.over().await,
+                Err(e) if sure && e.is_connection_refusal() => return self.over().await,
+                // Sentinel will tell if it is one.
+                Err(_) if self.seen.is_none() && why == Why::Listed => return,
+                Err(_) if !unreached => {
+                    unreached = true;
+                    self.seen.get_or_insert_with(Instant::now);
+                    self.declare();
+                }
+                Err(_) => {}
             }
         }
-    };
-    let (began, mut declared, mut unreached) = (Instant::now(), Instant::now(), false);
-    while began.elapsed() < DEMOTED_WITHIN {
-        sleep(LOOK_EVERY).await;
-        match shared.connector.master(old, None).await {
-            // It is one of the cluster, and sends away whoever asks for slots that it gave up.
-            Ok(link) if shared.is_cluster() && is_in_touch(&link).await => return over().await,
-            Ok(_) if declared.elapsed() > DECLARE_EVERY => {
-                declared = Instant::now();
-                declare();
+        tracing::warn!(server = %self.server, "the old master has not become a replica; what it takes is lost");
+        self.over().await;
+    }
+
+    fn has(&self, channel: &ChannelName) -> bool {
+        self.map.as_ref().is_none_or(|(map, index)| {
+            map.master_of(self.shared.key(channel).as_bytes()) == Some(*index)
+        })
+    }
+
+    fn declare(&self) {
+        self.shared.declare_lost(&|channel, _| self.has(channel));
+    }
+
+    /// It is a master no more.
+    async fn over(&self) {
+        let Some(seen) = self.seen else { return };
+        tracing::info!(server = %self.server, "the old master is a master no more");
+        let (began, mut backoff) = (Instant::now(), Backoff::new(&self.shared.settings));
+        let mut told = false;
+        loop {
+            match fence::raise(&self.shared, seen).await {
+                Ok(true) => return,
+                Ok(false) => return self.declare(),
+                Err(error) => {
+                    if !told {
+                        told = true;
+                        tracing::warn!(%error, "cannot put down when the old master ended: trying again");
+                        self.declare();
+                    }
+                    if began.elapsed() > FENCED_WITHIN {
+                        tracing::warn!(%error, "who was away is not told of what the old master took");
+                        return;
+                    }
+                }
             }
-            Ok(_) => {}
-            // A replica, or nothing that listens.
-            Err(e) if e.kind() == redis::ErrorKind::Client || e.is_connection_refusal() => {
-                tracing::info!(server = %old, "the old master is a master no more");
-                return over().await;
-            }
-            Err(_) if !unreached => {
-                unreached = true;
-                declare();
-            }
-            Err(_) => {}
+            backoff.wait().await;
         }
     }
-    tracing::warn!(server = %old, "the old master has not become a replica; what it takes is lost");
-    over().await;
+}
+
+impl Shared {
+    /// The fence has moved: another epoch declares what is followed by offset, also to who is away now.
+    pub(super) fn fenced(&self) {
+        self.declare_lost(&|_, track| track == Track::No);
+        self.renew();
+    }
 }
 
 async fn is_in_touch(link: &Link) -> bool {

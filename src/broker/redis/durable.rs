@@ -18,7 +18,7 @@ use crate::channel::{ChannelName, Position, Publication};
 const LUA: &str = include_str!("tollgate.lua");
 
 /// A newer gateway's library serves this one too, so it is never replaced by an older.
-const VERSION: i64 = 2;
+const VERSION: i64 = 3;
 
 /// What a durable publication's message begins with.
 const MARK: u8 = 1;
@@ -61,13 +61,17 @@ impl Entry {
 static OPEN: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_open", "open"));
 static PUBLISH: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_publish", "publish"));
 
-/// The payload and, where the message is a durable publication's, its position.
-pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<Position>) {
+/// The payload and, where the message is a durable publication's, its position and time.
+pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<(Position, Option<u64>)>) {
     let position = || {
         let rest = message.strip_prefix(&[MARK])?;
         let end = rest.iter().take(64).position(|b| *b == b'\n')?;
-        let (epoch, offset) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
-        Some((end + 2, Position::new(epoch, offset.parse().ok()?)?))
+        let (epoch, rest) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
+        let (offset, time) = match rest.split_once(':') {
+            Some((offset, time)) => (offset, Some(time.parse().ok()?)),
+            None => (rest, None),
+        };
+        Some((end + 2, (Position::new(epoch, offset.parse().ok()?)?, time)))
     };
     match position() {
         Some((begin, position)) => (message.slice(begin..), Some(position)),
@@ -157,7 +161,7 @@ pub(super) async fn position(
 ) -> RedisResult<Option<Position>> {
     let mut connection = link.connection.clone();
     let mut read = redis::cmd("HMGET");
-    read.arg(meta_key(key)).arg("e").arg("o").arg("r");
+    read.arg(meta_key(key)).arg(FIELDS);
     let meta: Meta = read.query_async(&mut connection).await?;
     let found = match trusted(meta, link, shared.fence(link)) {
         Found::Position(position) => Some(position),
@@ -178,7 +182,10 @@ pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult
     call(&mut link.connection.clone(), shared.calls(), &OPEN, key, &[fence.as_bytes()]).await
 }
 
-type Meta = (Option<String>, Option<u64>, Option<String>);
+/// Epoch, last offset, reign, and when the epoch began by the clock of that reign's server; histories of
+/// older versions have no such time, but the epoch is one.
+const FIELDS: &[&str] = &["e", "o", "r", "b"];
+type Meta = (Option<String>, Option<u64>, Option<String>, Option<u64>);
 
 /// What is kept of a history.
 enum Found {
@@ -189,11 +196,13 @@ enum Found {
     BehindFence,
 }
 
-fn trusted((epoch, offset, run): Meta, link: &Link, fence: u64) -> Found {
+fn trusted((epoch, offset, run, began): Meta, link: &Link, fence: u64) -> Found {
     let same = run.is_some_and(|run| *run == *link.run && !run.is_empty());
     let position = || Position::new(&epoch?, offset?);
     match position().filter(|_| same) {
-        Some(p) if p.epoch.parse::<u64>().is_ok_and(|epoch| epoch < fence) => Found::BehindFence,
+        Some(p) if began.or(p.epoch.parse().ok()).is_some_and(|at| at < fence) => {
+            Found::BehindFence
+        }
         Some(position) => Found::Position(position),
         None => Found::Nothing,
     }
@@ -263,9 +272,7 @@ async fn read(
             .atomic()
             .cmd("HMGET")
             .arg(meta_key(key))
-            .arg("e")
-            .arg("o")
-            .arg("r")
+            .arg(FIELDS)
             .cmd("XREVRANGE")
             .arg(format!("{}:stream", meta_key(key)))
             .arg(to)
@@ -296,7 +303,12 @@ async fn read(
                 return Ok(Some(finish(top, newest_first)));
             }
             let channel = channel.clone();
-            newest_first.push(Publication { channel, payload, position: Some(due) });
+            newest_first.push(Publication {
+                channel,
+                payload,
+                position: Some(due),
+                published: None,
+            });
         }
         let whole = newest_first.len() as u64 == top.offset;
         if read < left || newest_first.len() >= bounds.messages || whole {
@@ -328,17 +340,22 @@ mod tests {
     #[test]
     fn durable_messages_are_told_from_plain_ones() {
         let apart = |text: &'static [u8]| take_apart(Bytes::from_static(text));
-        let (payload, position) = apart(b"\x011700000000000001:42\n{\"a\":1}");
-        assert_eq!(
-            (&*payload, position.unwrap().to_string()),
-            (&b"{\"a\":1}"[..], "1700000000000001-42".to_owned())
-        );
+        for (message, time) in [
+            (&b"\x011700000000000001:42:1795828520000001\n{\"a\":1}"[..], Some(1795828520000001)),
+            (b"\x011700000000000001:42\n{\"a\":1}", None),
+        ] {
+            let (payload, of) = apart(message);
+            let (position, at) = of.unwrap();
+            assert_eq!((&*payload, at), (&b"{\"a\":1}"[..], time));
+            assert_eq!(position.to_string(), "1700000000000001-42");
+        }
         for plain in [
             &b"{\"a\":1}"[..],
             b"",
             b"\x01",
             b"\x01\n",
             b"\x011:x\n1",
+            b"\x011:1:x\n1",
             b"\x01:1\n1",
             b"\x011:99999999999999999999999\n1",
             b"1:1\n1",

@@ -1,13 +1,14 @@
 //! The fence: a time of the master's clock. Epochs that began before it began while an older master
 //! still took publications, so who holds a position in one may lack what that master took.
 //!
-//! A position alone does not tell whether its holder was there when the loss was declared. So the first
-//! replica that sees the old master's end puts down when that was, under a key of the new master's reign;
+//! A position alone does not tell whether its holder was there when the loss was declared. So whoever
+//! sees the old master's end puts down when that was, under a key of the new master's reign;
 //! whatever reads a position finds the epoch too old and begins another.
 
 use std::sync::Arc;
 
 use redis::RedisResult;
+use tokio::time::Instant;
 
 use super::Shared;
 use super::connect::{self, Link};
@@ -19,7 +20,7 @@ use crate::redis_url::{Server, Topology};
 const KEPT: u64 = 31_536_000;
 
 /// Of the reign that was heard of last; epochs of any other are not trusted anyway.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Fence {
     reign: Arc<str>,
     at: u64,
@@ -42,23 +43,31 @@ fn is_used(shared: &Shared, link: &Link) -> bool {
     matches!(shared.connector.target.topology, Topology::Sentinel(..)) && !link.run.is_empty()
 }
 
-/// Puts the fence where the first replica did; that is now if it is this one. False where there is none.
-pub(super) async fn raise(shared: &Shared) -> Result<bool, BrokerError> {
+/// Puts the fence to now, unless it stands behind the last moment at which the old master was seen as one:
+/// then another replica put it there for the same end. False where there is none.
+pub(super) async fn raise(shared: &Shared, seen: Instant) -> Result<bool, BrokerError> {
     let set = |mut link: Link| async move {
         if !is_used(shared, &link) {
             return Ok(false);
         }
-        let connection = &mut link.connection;
+        let (connection, key) = (&mut link.connection, key(shared, &link.run));
         let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
-        let mut set = redis::cmd("SET");
-        set.arg(key(shared, &link.run)).arg(seconds * 1_000_000 + micros);
-        set.arg("NX").arg("EX").arg(KEPT).exec_async(connection).await?;
+        let now = seconds * 1_000_000 + micros;
+        let then = now.saturating_sub(u64::try_from(seen.elapsed().as_micros()).unwrap_or(now));
+        let at: Option<u64> = redis::cmd("GET").arg(&key).query_async(connection).await?;
+        if at.is_none_or(|at| at < then) {
+            let mut set = redis::cmd("SET");
+            set.arg(&key).arg(now).arg("EX").arg(KEPT);
+            // Several that see the same end put it to the same moment.
+            set.arg(if at.is_none() { "NX" } else { "XX" });
+            set.exec_async(connection).await?;
+        }
         learn(shared, &mut link).await.map(|()| true)
     };
     shared.on_master(&shared.settings.prefix, |link| Box::pin(set(link))).await
 }
 
-/// Reads what another replica put down.
+/// Reads what some replica put down. Where that is news, all channels are told.
 pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
     if !is_used(shared, link) {
         return Ok(());
@@ -66,7 +75,13 @@ pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
     let mut get = redis::cmd("GET");
     get.arg(key(shared, &link.run));
     match get.query_async::<Option<u64>>(&mut link.connection).await {
-        Ok(Some(at)) => *shared.fence.lock() = Fence { reign: Arc::clone(&link.run), at },
+        Ok(Some(at)) => {
+            let new = Fence { reign: Arc::clone(&link.run), at };
+            let old = std::mem::replace(&mut *shared.fence.lock(), new.clone());
+            if old != new {
+                shared.fenced();
+            }
+        }
         Ok(None) => {}
         // An ACL that forbids it must not keep us from everything else.
         Err(e) if connect::classify(&e) == BrokerError::Refused => {

@@ -171,8 +171,8 @@ impl Subscriber {
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
         // A copy: what is kept of it must not keep the rest of what was read with it.
-        let (payload, position) = durable::take_apart(Bytes::copy_from_slice(payload));
-        if position.is_some()
+        let (payload, of) = durable::take_apart(Bytes::copy_from_slice(payload));
+        if of.is_some()
             && let Some(want) = wanted.channels.get_mut(name)
         {
             want.track = want.track.max(Track::Read);
@@ -181,7 +181,8 @@ impl Subscriber {
         let event = if channel.is_control() {
             Event::Control(payload)
         } else {
-            Event::Publication(Publication { channel, payload, position })
+            let (position, published) = of.map_or((None, None), |(at, time)| (Some(at), time));
+            Event::Publication(Publication { channel, payload, position, published })
         };
         self.shared.events.push(event);
     }

@@ -88,6 +88,7 @@ struct Shared {
     /// The server runs scripts for want of functions.
     scripts: AtomicBool,
     fence: Mutex<Fence>,
+    watched: demotion::Watched,
     ready: AtomicBool,
     last_error: Mutex<Option<String>>,
     reporting: Mutex<()>,
@@ -223,6 +224,7 @@ impl RedisBroker {
             uid: format!("{:016x}", fastrand::u64(..)),
             scripts: AtomicBool::new(false),
             fence: Mutex::default(),
+            watched: demotion::Watched::default(),
             ready: AtomicBool::new(false),
             last_error: Mutex::new(None),
             reporting: Mutex::new(()),

@@ -64,8 +64,7 @@ impl Routes {
         let before = std::mem::replace(&mut self.map, map);
         for (index, server) in before.masters.iter().enumerate() {
             if !self.map.masters.contains(server) {
-                let watch = demotion::watch(Arc::clone(shared), Arc::clone(&before), index);
-                lifecycle::spawn("redis_old_master", watch);
+                demotion::switched(shared, &before, index);
             }
         }
         let mut started = Vec::new();

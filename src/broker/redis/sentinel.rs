@@ -4,19 +4,22 @@
 //! A subscriber of the old master stays connected for about ten seconds after a planned failover
 //! and hears nothing, so nobody waits for an end of that connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::aio::MultiplexedConnection;
 use redis::{RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::connect::{self, Backoff};
+use super::demotion::{self, Why};
 use super::masters::Map;
 use super::tap::Push;
 use super::{Role, Shared};
+use crate::broker::BrokerError;
 use crate::lifecycle;
 use crate::metrics;
 use crate::redis_url::Server;
@@ -112,6 +115,39 @@ pub(super) fn start(shared: &Arc<Shared>, sentinels: Vec<Server>, name: &str) {
     }
 }
 
+/// The replicas that a Sentinel lists and is in touch with.
+#[derive(Default)]
+struct Listed {
+    servers: HashSet<Server>,
+    /// We may not ask.
+    refused: bool,
+}
+
+impl Listed {
+    /// Those to look at: who is new here or was out of touch, and who calls itself a master.
+    fn suspects(&mut self, replicas: &[HashMap<String, String>]) -> Vec<(Server, Why)> {
+        let mut suspects = Vec::new();
+        let mut servers = HashSet::new();
+        for replica in replicas {
+            let field = |name: &str| replica.get(name).map_or("", String::as_str);
+            let Ok(port) = field("port").parse() else { continue };
+            let flags = field("flags");
+            if ["s_down", "o_down", "disconnected"].iter().any(|flag| flags.contains(flag)) {
+                continue;
+            }
+            let server = Server { host: field("ip").to_owned(), port };
+            if field("role-reported") == "master" {
+                suspects.push((server.clone(), Why::Told));
+            } else if !self.servers.contains(&server) {
+                suspects.push((server.clone(), Why::Listed));
+            }
+            servers.insert(server);
+        }
+        self.servers = servers;
+        suspects
+    }
+}
+
 struct Watcher {
     /// Sentinels in all.
     count: usize,
@@ -170,6 +206,7 @@ impl Watcher {
         let mut connection =
             connector.open(&self.sentinel, &redis, Some(Arc::new(on_push))).await?;
         connection.subscribe("+switch-master").await?;
+        let mut listed = Listed::default();
         loop {
             // The address first: while a failover is under way its leader names the old one with the new
             // epoch, and an address is taken over at an equal epoch, but never at an older one.
@@ -183,9 +220,38 @@ impl Watcher {
             if let Some(((host, port), epoch)) = address.zip(epoch) {
                 self.take(Answer { epoch, master: Server { host, port }, at: Instant::now() });
             }
+            self.look_at_replicas(&mut connection, &mut listed).await?;
             // Time passing is as good a reason to ask as a switch.
             let _ = timeout(ASK_EVERY, switched.notified()).await;
         }
+    }
+
+    /// What is listed as a replica may be an old master that publishers still reach.
+    async fn look_at_replicas(
+        &self,
+        connection: &mut MultiplexedConnection,
+        listed: &mut Listed,
+    ) -> RedisResult<()> {
+        if listed.refused {
+            return Ok(());
+        }
+        let mut ask = redis::cmd("SENTINEL");
+        ask.arg("REPLICAS").arg(&self.name);
+        let replicas: Vec<HashMap<String, String>> = match ask.query_async(connection).await {
+            Ok(replicas) => replicas,
+            Err(e) if connect::classify(&e) == BrokerError::Refused => {
+                listed.refused = true;
+                let error = connect::describe(&e);
+                let sentinel = &self.sentinel;
+                tracing::warn!(%sentinel, error, "allow SENTINEL REPLICAS: an old master may go unseen");
+                return Ok(());
+            }
+            Err(e) => return Err(e),
+        };
+        for (server, why) in listed.suspects(&replicas) {
+            demotion::suspect(&self.shared, server, why);
+        }
+        Ok(())
     }
 
     fn take(&self, answer: Answer) {
@@ -205,6 +271,30 @@ mod tests {
 
     fn server(port: u16) -> Server {
         Server { host: "h".to_owned(), port }
+    }
+
+    #[test]
+    fn who_may_be_an_old_master_is_looked_at() {
+        let replica = |port: u16, flags: &str, role: &str| {
+            let fields = [
+                ("ip", "h".to_owned()),
+                ("port", port.to_string()),
+                ("flags", flags.to_owned()),
+                ("role-reported", role.to_owned()),
+            ];
+            fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+        };
+        let mut listed = Listed::default();
+        let mut suspects = |replicas: &[HashMap<String, String>]| -> Vec<(u16, Why)> {
+            listed.suspects(replicas).into_iter().map(|(s, why)| (s.port, why)).collect()
+        };
+        let (up, down) = ("slave", "s_down,slave,disconnected");
+        assert_eq!(suspects(&[replica(1, up, "slave")]), [(1, Why::Listed)]);
+        assert_eq!(suspects(&[replica(1, up, "slave")]), [], "seen");
+        assert_eq!(suspects(&[replica(1, up, "slave"), replica(2, down, "master")]), []);
+        assert_eq!(suspects(&[replica(1, up, "master")]), [(1, Why::Told)]);
+        assert_eq!(suspects(&[replica(1, down, "slave")]), []);
+        assert_eq!(suspects(&[replica(1, up, "slave")]), [(1, Why::Listed)], "it was down");
     }
 
     /// What the leader of a failover says, what one that is behind says, and a new set-up.

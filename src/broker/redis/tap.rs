@@ -47,6 +47,8 @@ pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
 
 /// Bytes asked of the socket at a time.
 const READ: usize = 64 * 1024;
+/// Room that is kept between messages.
+const KEPT: usize = 4 * READ;
 
 /// Most digits of a length or a count.
 const MAX_DIGITS: usize = 15;
@@ -120,7 +122,10 @@ impl<S> Tap<S> {
                     self.wanted = wanted;
                     return;
                 }
-                Front::Other => self.passing.elements = 1,
+                Front::Other => {
+                    self.passing.elements = 1;
+                    self.wanted = 0;
+                }
             }
         }
     }
@@ -244,6 +249,10 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
                 tap.passed.advance(n);
                 return Poll::Ready(Ok(()));
             }
+            // One large message is no reason to keep so much for good.
+            if tap.unread.is_empty() && tap.unread.capacity() > KEPT {
+                tap.unread = BytesMut::new();
+            }
             // Also room for the rest of a large push at once.
             tap.unread.reserve(READ.max(tap.wanted.saturating_sub(tap.unread.len())));
             let read =
@@ -350,5 +359,23 @@ mod tests {
             tap.read_to_end(&mut passed).await.unwrap();
             assert!(nonsense.starts_with(&passed) && !passed.is_empty());
         }
+    }
+
+    /// A push that turns out to be the library's leaves nothing behind for what follows it.
+    #[tokio::test(start_paused = true)]
+    async fn what_follows_a_push_of_another_kind_does_not_wait() {
+        let on_push: OnPush = Arc::new(|_| {});
+        let (mut server, client) = tokio::io::duplex(1024);
+        let mut tap = Tap::new(client, on_push);
+        let (first, rest) = (b">3\r\n$11\r\nunsubscribe\r\n", b"_\r\n:0\r\n+PONG\r\n");
+        let mut passed = vec![0; first.len() + rest.len()];
+        let reading = tokio::spawn(async move {
+            let read = tap.read_exact(&mut passed);
+            tokio::time::timeout(std::time::Duration::from_secs(1), read).await.map(|_| ())
+        });
+        server.write_all(first).await.unwrap();
+        tokio::task::yield_now().await;
+        server.write_all(rest).await.unwrap();
+        reading.await.unwrap().expect("the answer behind it arrives");
     }
 }

@@ -1,9 +1,10 @@
--- Durable publishing for Tollgate, version 2. The gateway loads this as the Redis function library
+-- Durable publishing for Tollgate, version 3. The gateway loads this as the Redis function library
 -- "tollgate"; where functions are missing each entry runs as a script.
 --
 -- KEYS[1] is the Redis channel, <prefix><channel>. What is kept has keys of its own, in the same
 -- hash slot, and never that one, which may be somebody else's:
---   <key>:{<key>}          hash: e epoch, o last offset, r the server's reign that wrote last
+--   <key>:{<key>}          hash: e epoch, o last offset, r the server's reign that wrote last, b when the
+--                          epoch began by that server's clock (e may be ahead of it: an older server's was)
 --   <key>:{<key>}:stream   stream of the last publications: entry <epoch>-<offset>, field d
 --   <key>:{<key>}:id:<id>  the answer to an idempotency key, kept for 5 minutes
 -- An epoch is a time in microseconds and never comes again. A new one begins when there is no
@@ -27,21 +28,23 @@ local function current(key, fence)
   -- Changes at every promotion: a server that was a replica in between may have missed something.
   local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
   local run = string.sub(process, 1, 12) .. ':' .. string.sub(reign, 1, 12)
-  local meta = redis.call('HMGET', meta_key(key), 'e', 'o', 'r')
-  if meta[1] and meta[3] == run and tonumber(meta[1]) >= fence then
+  local meta = redis.call('HMGET', meta_key(key), 'e', 'o', 'r', 'b')
+  if meta[1] and meta[3] == run and tonumber(meta[4] or meta[1]) >= fence then
     if meta[2] == '0' then
       redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
     end
     return meta[1], tonumber(meta[2]), info
   end
   local time = redis.call('TIME')
-  local epoch = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  -- A clock that was put back must not make it too old at once.
+  local epoch = math.max(tonumber(time[1]) * 1000000 + tonumber(time[2]), fence)
+  local began = string.format('%.0f', epoch)
   if meta[1] and epoch <= tonumber(meta[1]) then
     epoch = tonumber(meta[1]) + 1
   end
   epoch = string.format('%.0f', epoch)
   redis.call('DEL', meta_key(key) .. ':stream')
-  redis.call('HSET', meta_key(key), 'e', epoch, 'o', 0, 'r', run)
+  redis.call('HSET', meta_key(key), 'e', epoch, 'o', 0, 'r', run, 'b', began)
   redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
   return epoch, 0, info
 end
@@ -100,8 +103,10 @@ local function publish(keys, args)
   redis.call('PEXPIRE', stream, ttl * 1000)
   redis.call('HSET', meta_key(key), 'o', last)
   redis.call('PEXPIRE', meta_key(key), math.max(META_MS, ttl * 1000))
+  local time = redis.call('TIME')
   -- A byte that no JSON text begins with tells a durable publication from a plain one.
-  local message = '\1' .. epoch .. ':' .. last .. '\n' .. payload
+  local head = '\1' .. epoch .. ':' .. last .. ':' .. time[1] .. string.format('%06d', time[2])
+  local message = head .. '\n' .. payload
   if string.find(info, 'mode:cluster', 1, true) then
     redis.call('SPUBLISH', key, message)
   else

@@ -10,8 +10,9 @@ use super::redis_floor::BareSubscriber;
 use super::{Session, Shape, busy_note, delivery_figures};
 use crate::args::{Clients, Fanout, Publish, Run, Unicast};
 use crate::clock;
-use crate::publisher::{Pace, Publisher, Schedule};
+use crate::publisher::{Pace, Published, Publisher, Publishing, Schedule};
 use crate::report::Report;
+use crate::server::Processes;
 
 /// So long after the last delivery the rest is missing.
 const QUIET: Duration = Duration::from_secs(5);
@@ -65,25 +66,23 @@ fn run(
     while clock::now() < measured_from && !publishing.is_finished() {
         std::thread::sleep(Duration::from_millis(1));
     }
-    let before = session.processes.sample();
-    while !publishing.is_finished() {
-        std::thread::sleep(Duration::from_millis(10));
-        let delivered = shared.measured.load(Acquire);
-        let rate =
-            delivered as f64 / clock::seconds(clock::now().saturating_sub(before.at)).max(0.1);
-        session.progress.set_message(format!("{delivered} delivered, {rate:.0}/s"));
-    }
-    let published = publishing.join()?;
+    let redis = Processes::new(publish.redis_pid.into_iter().collect())?;
+    let before = (session.processes.sample(), redis.sample());
+    let published = watch(&session, publishing, before.0.at)?;
     session.fleet.wait_delivered(published.deliveries, QUIET)?;
-    let after = session.processes.sample();
+    let after = (session.processes.sample(), redis.sample());
     session.progress.finish_and_clear();
     let end = shared.last_delivery.load(Acquire);
     let tally = session.fleet.stop(published.last.clone())?;
-    let seconds = clock::seconds(end.saturating_sub(before.at));
-    let cpu = session.processes.cpu(&before, &after);
-    let driver = after.driver_cpu - before.driver_cpu;
+    let seconds = clock::seconds(end.saturating_sub(before.0.at));
+    let cpu = session.processes.cpu(&before.0, &after.0);
+    let driver = after.0.driver_cpu - before.0.driver_cpu;
     report.figure("connections", "connections", clients.connections as f64, "");
     delivery_figures(&mut report, &tally, &[&published], (seconds, cpu, driver));
+    if let Some(cpu) = redis.cpu(&before.1, &after.1) {
+        let each = cpu / published.measured.max(1) as f64 * 1e6;
+        report.figure("redis_us_per_publication", "Redis CPU per publication", each, "us");
+    }
     report.percentiles("latency", "latency", &tally.latency[0]);
     report.curve("", &tally.latency[0]);
     if let Some(bare) = bare {
@@ -99,4 +98,16 @@ fn run(
         report.problem("connections ended during the run; what they missed is not counted");
     }
     report.finish(output.json.as_deref(), output.plot.as_deref())
+}
+
+/// Until all is published; says how far it is.
+fn watch(session: &Session, publishing: Publishing, from: u64) -> Result<Published> {
+    while !publishing.is_finished() {
+        std::thread::sleep(Duration::from_millis(10));
+        let delivered = session.fleet.shared.measured.load(Acquire);
+        let seconds = clock::seconds(clock::now().saturating_sub(from)).max(0.1);
+        let rate = delivered as f64 / seconds;
+        session.progress.set_message(format!("{delivered} delivered, {rate:.0}/s"));
+    }
+    publishing.join()
 }

@@ -70,7 +70,8 @@ pub struct Connected {
 
 impl Session {
     pub fn new(clients: &Clients, shape: Shape) -> Result<Self> {
-        let threads = clients.threads.clamp(1, 256);
+        let apart = shape.topology.bystanders.is_some_and(|bystanders| bystanders > 0);
+        let threads = clients.threads.clamp(if apart { 2 } else { 1 }, 256);
         if clients.connections == 0 {
             bail!("--connections takes 1 or more");
         }

@@ -99,7 +99,7 @@ pub fn redis_floor(args: &RedisFloor) -> Result<bool> {
     let window = Window::new(true, &topology, 1);
     let plan = Arc::new(Plan {
         // Nobody connects there.
-        target: Target::new("ws://127.0.0.1", Vec::new(), None)?,
+        target: Target::new(&["ws://127.0.0.1".to_owned()], Vec::new(), None)?,
         tokens: Tokens::None,
         topology,
         events: Events::new(fastrand::u32(1..), args.publish.payload),

@@ -1,17 +1,15 @@
 //! `suite`: the project's own comparison on one machine. Starts Redis, the floor and a gateway, runs
 //! the scenarios against both in turn, each in a process of its own, and prints one table.
 
-mod output;
-mod processes;
+pub mod output;
+pub mod processes;
 mod rows;
-
-use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::args::Suite;
-use processes::{Pins, Processes, Server};
+use processes::{Pins, Processes, Setting};
 use rows::{Row, Scale, Work};
 
 pub const SECRET: &str = "the suite's secret, on this machine only";
@@ -141,50 +139,16 @@ impl Bench {
         let capacity = self.median(rows::CAPACITY, side, "deliveries_per_s");
         let server = match side {
             Side::Floor => self.processes.floor()?,
-            Side::Tollgate => self.processes.gateway(&self.gateway)?,
+            Side::Tollgate => self.processes.gateway(&self.gateway, Setting::DEFAULT)?,
         };
-        let json = self.processes.folder.join("result.json");
         let arguments = rows::arguments(&row.work, &self.scale, capacity);
-        let output = self.drive(&arguments, &server, side, &json)?;
-        drop(server);
-        let report = match std::fs::read_to_string(&json) {
-            Ok(text) => serde_json::from_str(&text)?,
-            Err(_) => bail!("it could not be run: {output}"),
-        };
-        std::fs::remove_file(&json)?;
-        let measured = Measured { row: row.name, side, round, report };
-        if measured.report["problems"].as_array().is_some_and(|p| !p.is_empty()) {
+        let (report, wrong) = self.processes.drive(&arguments, side, &[&server])?;
+        if let Some(said) = wrong {
             self.wrong += 1;
-            eprintln!("{output}");
+            eprintln!("{said}");
         }
-        self.measured.push(measured);
+        self.measured.push(Measured { row: row.name, side, round, report });
         Ok(())
-    }
-
-    fn drive(&self, work: &[String], server: &Server, side: Side, json: &Path) -> Result<String> {
-        let mut arguments: Vec<String> = work.to_vec();
-        let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
-        add("--pid", server.pid().to_string());
-        add("--json", json.display().to_string());
-        match side {
-            Side::Floor => {
-                add("--url", format!("ws://127.0.0.1:{}/sub/{{channel}}", server.port));
-            }
-            Side::Tollgate => {
-                add("--url", format!("ws://127.0.0.1:{}/ws", server.port));
-                add("--secret", SECRET.to_owned());
-            }
-        }
-        if !matches!(work[0].as_str(), "connect" | "idle") {
-            add("--redis", format!("redis://127.0.0.1:{}", self.processes.redis_port()));
-            add("--redis-prefix", side.prefix().to_owned());
-        }
-        if side == Side::Floor {
-            arguments.push("--raw".to_owned());
-        } else if work[0] != "fanout" {
-            arguments.push("--auto".to_owned());
-        }
-        self.processes.driver(&arguments)
     }
 
     fn median(&self, row: &str, side: Side, key: &str) -> Option<f64> {

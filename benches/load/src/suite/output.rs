@@ -133,26 +133,24 @@ impl Table {
     }
 }
 
-pub fn write(folder: &Path, about: &About<'_>, table: &Table, measured: &[Measured]) -> Result<()> {
+/// What every result begins with: when, what and on what.
+pub struct Head {
+    /// Of the files.
+    pub name: String,
+    pub title: String,
+    pub markdown: String,
+    pub json: Value,
+}
+
+pub fn head(about: &About<'_>) -> Head {
     let commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or("unknown".to_owned());
     let version = said(&about.gateway.display().to_string(), &["--version"]).unwrap_or_default();
     let (date, machine) = (report::date(), report::machine());
     let day = date.split('T').next().unwrap_or_default();
-    let path = |extension: &str| folder.join(format!("{day}-{commit}.{extension}"));
-    let runs: Vec<Value> = measured
-        .iter()
-        .map(|m| json!({"row": m.row, "side": m.side.name(), "round": m.round, "result": m.report}))
-        .collect();
-    let all = json!({
-        "date": date, "commit": commit, "gateway": version, "machine": machine,
-        "pins": about.pins, "quick": about.quick, "rounds": about.rounds,
-        "table": table.json(), "runs": runs,
-    });
-    report::write(&path("json"), &format!("{all:#}\n"))?;
     let text = |value: &Value| value.to_string().trim_matches('"').to_owned();
     let quick = if about.quick { " A quick round: it says nothing about speed." } else { "" };
-    let head = format!(
-        "# {version}, commit {commit}\n\n{date}. {}, {} cores, Linux {}; {}. Medians of {} rounds, the \
+    let markdown = format!(
+        "# {version}, commit {commit}\n\n{date}. {}, {} cores, Linux {}; {}. Medians of {} rounds, a \
          ratio is the median of the pairs'.{quick}\n\n",
         text(&machine["cpu"]),
         text(&machine["cores"]),
@@ -160,8 +158,29 @@ pub fn write(folder: &Path, about: &About<'_>, table: &Table, measured: &[Measur
         about.pins,
         about.rounds,
     );
-    report::write(&path("md"), &format!("{head}{}", table.markdown()))?;
-    report::write(&path("html"), &plot::html(&format!("{version}, {commit}"), &curves(measured)))?;
+    Head {
+        name: format!("{day}-{commit}"),
+        title: format!("{version}, {commit}"),
+        markdown,
+        json: json!({
+            "date": date, "commit": commit, "gateway": version, "machine": machine,
+            "pins": about.pins, "quick": about.quick, "rounds": about.rounds,
+        }),
+    }
+}
+
+pub fn write(folder: &Path, about: &About<'_>, table: &Table, measured: &[Measured]) -> Result<()> {
+    let head = head(about);
+    let path = |extension: &str| folder.join(format!("{}.{extension}", head.name));
+    let mut all = head.json;
+    all["table"] = table.json();
+    all["runs"] = measured
+        .iter()
+        .map(|m| json!({"row": m.row, "side": m.side.name(), "round": m.round, "result": m.report}))
+        .collect();
+    report::write(&path("json"), &format!("{all:#}\n"))?;
+    report::write(&path("md"), &format!("{}{}", head.markdown, table.markdown()))?;
+    report::write(&path("html"), &plot::html(&head.title, &curves(measured)))?;
     println!("{}", path("{json,md,html}").display());
     Ok(())
 }

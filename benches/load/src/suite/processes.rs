@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{SECRET, Side};
@@ -52,6 +53,22 @@ impl Pins {
     }
 }
 
+/// What a gateway is set to where a series varies it.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    pub workers: usize,
+    /// Channels of its own that each user is subscribed to.
+    pub own: usize,
+    /// Handshakes that may be under way at once.
+    pub handshakes: usize,
+    /// Bound to the servers' core.
+    pub pinned: bool,
+}
+
+impl Setting {
+    pub const DEFAULT: Setting = Setting { workers: 1, own: 1, handshakes: 100_000, pinned: true };
+}
+
 /// A process that ends when this goes.
 pub struct Server {
     child: Child,
@@ -91,17 +108,17 @@ impl Processes {
         Ok(Processes { folder: folder.to_owned(), pins, redis })
     }
 
-    pub fn redis_port(&self) -> u16 {
-        self.redis.port
-    }
-
-    pub fn gateway(&self, program: &Path) -> Result<Server> {
+    pub fn gateway(&self, program: &Path, setting: Setting) -> Result<Server> {
         let port = free_port()?;
-        let config = self.folder.join("tollgate.toml");
-        std::fs::write(&config, configuration(port, free_port()?, self.redis.port))?;
-        let mut command = self.pins.command(program, true);
+        let config = self.folder.join(format!("tollgate-{port}.toml"));
+        std::fs::write(&config, configuration(port, free_port()?, self.redis.port, setting))?;
+        let mut command = match setting.pinned {
+            true => self.pins.command(program, true),
+            false => Command::new(program),
+        };
         command.args(["serve", "--config"]).arg(&config);
-        start(command, port, &self.folder.join("tollgate.log")).context("the gateway")
+        start(command, port, &self.folder.join(format!("tollgate-{port}.log")))
+            .context("the gateway")
     }
 
     pub fn floor(&self) -> Result<Server> {
@@ -113,8 +130,47 @@ impl Processes {
         start(command, port, &self.folder.join("floor.log")).context("the floor")
     }
 
-    /// Runs a scenario to its end; answers what it said.
-    pub fn driver(&self, arguments: &[String]) -> Result<String> {
+    /// Runs a scenario against servers of one side to its end. Answers its result, and what it said
+    /// if something was wrong with it.
+    pub fn drive(
+        &self,
+        work: &[String],
+        side: Side,
+        servers: &[&Server],
+    ) -> Result<(Value, Option<String>)> {
+        let json = tempfile::NamedTempFile::new_in(&self.folder)?;
+        let mut arguments: Vec<String> = work.to_vec();
+        let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
+        let path = if side == Side::Floor { "/sub/{channel}" } else { "/ws" };
+        let urls = servers.iter().map(|server| format!("ws://127.0.0.1:{}{path}", server.port));
+        add("--url", urls.collect::<Vec<_>>().join(","));
+        let pids = servers.iter().map(|server| server.pid().to_string());
+        add("--pid", pids.collect::<Vec<_>>().join(","));
+        add("--json", json.path().display().to_string());
+        if !matches!(work[0].as_str(), "connect" | "idle") {
+            add("--redis", format!("redis://127.0.0.1:{}", self.redis.port));
+            add("--redis-pid", self.redis.pid().to_string());
+            add("--redis-prefix", side.prefix().to_owned());
+        }
+        if side == Side::Floor {
+            arguments.push("--raw".to_owned());
+        } else {
+            arguments.extend(["--secret".to_owned(), SECRET.to_owned()]);
+            if work[0] != "fanout" {
+                arguments.push("--auto".to_owned());
+            }
+        }
+        let said = self.driver(&arguments)?;
+        let text = std::fs::read_to_string(json.path())?;
+        if text.is_empty() {
+            bail!("it could not be run: {said}");
+        }
+        let report: Value = serde_json::from_str(&text)?;
+        let wrong = report["problems"].as_array().is_some_and(|problems| !problems.is_empty());
+        Ok((report, wrong.then_some(said)))
+    }
+
+    fn driver(&self, arguments: &[String]) -> Result<String> {
         let mut command = self.pins.command(&std::env::current_exe()?, false);
         command.args(arguments).stdin(Stdio::null());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
@@ -148,11 +204,15 @@ fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     Ok(server)
 }
 
-fn configuration(port: u16, admin: u16, redis: u16) -> String {
+fn configuration(port: u16, admin: u16, redis: u16, setting: Setting) -> String {
+    let further = (1..setting.own).map(|n| {
+        format!("[[channels]]\npattern = \"own{n}:{{user}}\"\nallow = \"owner\"\nauto_subscribe = true\n")
+    });
+    let further: String = further.collect();
     format!(
         r#"[server]
 listen = "127.0.0.1:{port}"
-workers = 1
+workers = {workers}
 [admin]
 listen = "127.0.0.1:{admin}"
 [broker]
@@ -166,15 +226,17 @@ secret = "{SECRET}"
 pattern = "user:{{user}}"
 allow = "owner"
 auto_subscribe = true
-[[channels]]
+{further}[[channels]]
 pattern = "post:{{id}}"
 allow = "authenticated"
 [limits]
 connections_per_user = 100000
 connections_per_ip = 100000
-http_connections = 100000
+http_connections = {handshakes}
 "#,
-        prefix = Side::Tollgate.prefix()
+        prefix = Side::Tollgate.prefix(),
+        workers = setting.workers,
+        handshakes = setting.handshakes,
     )
 }
 

@@ -19,6 +19,9 @@ const PER_COMMAND: usize = 512;
 const KEEP_OPEN: Duration = Duration::from_secs(20 * 60);
 /// Channels whose operations go out together.
 const PER_ROUND: usize = 1024;
+/// Rounds that follow each other so soon wait so long for company: in a rush of new connections a
+/// command for each would cost more than all the rest of them. A lone subscription does not wait.
+const PACE: Duration = Duration::from_millis(1);
 /// Between two attempts at a channel that Redis refuses, and at one that was not where it was
 /// looked for.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -45,9 +48,14 @@ impl Subscriber {
 
     /// Carries out what was asked, in order, until an operation fails for the connection's sake.
     pub(super) async fn operate(&self, link: &connect::Link) -> String {
+        let mut last = Instant::now();
         loop {
             let Some((subscribe, names)) = self.next_ops() else {
                 self.changed.notified().await;
+                if last.elapsed() < PACE {
+                    tokio::time::sleep(PACE).await;
+                }
+                last = Instant::now();
                 continue;
             };
             if subscribe && let Err(e) = self.read_positions(link, &names).await {

@@ -1,0 +1,131 @@
+//! Old masters of a Sentinel group that somebody still publishes to, where no replica of the gateway
+//! saw the switch, or the old master's end was not the end.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::client::{Client, token};
+use super::eventually_within;
+use super::gateway::Gateway;
+use super::redis::Redis;
+use super::topologies::{Sentinels, config};
+
+/// Elections, and the ten seconds until Sentinel makes a replica of an old master.
+const A_WHILE: Duration = Duration::from_secs(60);
+
+fn role(redis: &Redis) -> Option<String> {
+    let mut connection = redis.try_connection()?;
+    let role: Vec<redis::Value> = redis::cmd("ROLE").query(&mut connection).ok()?;
+    redis::from_redis_value(role.into_iter().next()?).ok()
+}
+
+async fn master_is(group: &Sentinels, redis: &Redis) {
+    let port = redis.port.to_string();
+    eventually_within(A_WHILE, "all Sentinels name the new master", || {
+        let named = (0..3).all(|n| group.field(n, "port").as_deref() == Some(&port));
+        std::future::ready((named && role(redis).as_deref() == Some("master")).then_some(()))
+    })
+    .await;
+}
+
+/// Publishes to a server while it is a master; false when it is none any more.
+fn publish_to_old(old: &Redis) -> bool {
+    if role(old).as_deref() != Some("master") {
+        return false;
+    }
+    old.publish("tollgate:plain:1", "\"lost\"");
+    let _ = old.fcall("post:1", "\"lost\"");
+    true
+}
+
+/// Reads until both channels were declared.
+async fn both_declared(client: &mut Client) {
+    let mut missing = vec!["plain:1", "post:1"];
+    while !missing.is_empty() {
+        let message = client.next().await;
+        assert_ne!(message["data"], "lost");
+        if message["type"] == "gap" {
+            missing.retain(|channel| message["data"]["channel"] != *channel);
+        }
+    }
+}
+
+async fn envelopes(gateway: &Gateway) -> Client {
+    let mut client = Client::connect_with(gateway, "/ws?format=envelope", &token("u1")).await;
+    for channel in ["plain:1", "post:1"] {
+        client.subscribe(json!(channel)).await;
+    }
+    client
+}
+
+/// A replica that starts while the old master still takes publications had no switch to see: what the
+/// old one took was never declared there.
+#[tokio::test]
+async fn r4_who_starts_after_the_switch_declares_too() {
+    let group = Sentinels::start().await;
+    let first = Gateway::with(&config(&group.url(), "")).await;
+    first.ready().await;
+    group.fail_over();
+    master_is(&group, &group.replica).await;
+    let late = Gateway::with(&config(&group.url(), "")).await;
+    late.ready().await;
+    let mut client = envelopes(&late).await;
+    assert!(publish_to_old(&group.master), "too late for this test");
+    both_declared(&mut client).await;
+}
+
+/// An old master that was down comes back as one, for some ten seconds: its first end had been taken for
+/// the last.
+#[tokio::test]
+async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
+    let mut group = Sentinels::start().await;
+    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    gateway.ready().await;
+    let mut client = envelopes(&gateway).await;
+    group.master.kill();
+    master_is(&group, &group.replica).await;
+    gateway.logged("a master no more").await;
+    both_declared(&mut client).await;
+    group.master.restart();
+    assert!(publish_to_old(&group.master), "it is a master again");
+    both_declared(&mut client).await;
+    eventually_within(A_WHILE, "it ends a second time", || {
+        let ends = gateway.log().matches("a master no more").count();
+        std::future::ready((ends == 2).then_some(()))
+    })
+    .await;
+    assert_eq!(role(&group.master).as_deref(), Some("slave"));
+}
+
+/// Nobody was there to see the switch and the end both: the fence was never put down, and who held a
+/// position of the new master resumed as if it had everything.
+#[tokio::test]
+async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
+    let group = Sentinels::start().await;
+    let gateway = Gateway::with(&config(&group.url(), "")).await;
+    gateway.ready().await;
+    group.fail_over();
+    master_is(&group, &group.replica).await;
+    let position = eventually_within(A_WHILE, "the new master has a history", || async {
+        let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 1})).await;
+        let epoch = answer["result"]["epoch"].as_str()?.to_owned();
+        let kept = group.replica.fcall("post:1", "2").ok()?;
+        (kept.1 == epoch).then_some(kept)
+    })
+    .await;
+    drop(gateway);
+    assert!(publish_to_old(&group.master), "too late for this test");
+    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    gateway.ready().await;
+    gateway.logged("a master no more").await;
+    let since = json!({"offset": position.0, "epoch": position.1});
+    let answer: Value = eventually_within(A_WHILE, "it is told", || async {
+        let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
+        client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;
+        let answer = client.next().await;
+        (answer["data"]["recovered"] == false).then_some(answer)
+    })
+    .await;
+    assert_ne!(answer["data"]["epoch"], json!(position.1));
+}
