@@ -41,6 +41,10 @@ class Clients:
             for task in self.tasks.pop(name, []):
                 task.cancel()
 
+    def died(self) -> list[str]:
+        """None of them may end by itself."""
+        return [f"{name}: {task.exception()!r}" for name, tasks in self.tasks.items() for task in tasks if task.done()]
+
     def close(self):
         async def end():
             # What ends may begin something else: a few times, until nothing is left.
@@ -122,17 +126,27 @@ class Clients:
 
     async def asks(self, every: float):
         """Subscribes to a channel that the application decides on, a new one each time."""
-        async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None, close_timeout=1,
-                                      additional_headers={"Authorization": f"Bearer {token('asker')}"}) as ws:
-            for n in itertools.count():
-                await ws.send(json.dumps({"type": "subscribe", "channel": f"ask:{n}"}))
-                await ws.send(json.dumps({"type": "unsubscribe", "channel": f"ask:{n}"}))
-                await asyncio.sleep(every)
-                while True:
-                    try:
-                        await asyncio.wait_for(ws.recv(), 0.01)
-                    except asyncio.TimeoutError:
-                        break
+        while True:
+            try:
+                async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None, close_timeout=1,
+                                              additional_headers={"Authorization": f"Bearer {token('asker')}"}) as ws:
+                    reading = asyncio.create_task(self.ignore(ws))
+                    while not reading.done():
+                        channel = f"ask:{next(self.numbers)}"
+                        for what in ("subscribe", "unsubscribe"):
+                            await ws.send(json.dumps({"type": what, "channel": channel}))
+                        await asyncio.sleep(every)
+            except (OSError, websockets.WebSocketException):
+                pass
+            await asyncio.sleep(every)
+
+    @staticmethod
+    async def ignore(ws):
+        try:
+            async for _ in ws:
+                pass
+        except websockets.WebSocketException:
+            pass
 
     async def sluggard(self, gateway: Gateway, channel: str):
         """A stream that is not read, until it is closed; then again."""

@@ -134,6 +134,7 @@ class Test:
         self.say("broken: tokens, key set, callback, configuration, limits, slow clients, Redis connections, replicas")
         self.fires(names - last - set(faults.NOT_LIVE), 120, begin)
         self.doctor(begin)
+        self.complain(*self.clients.died())
         self.drawn_until = time.time()
         trouble.outage()
         self.say("Redis is stopped")

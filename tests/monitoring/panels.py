@@ -118,7 +118,8 @@ ROWS: dict[str, list[Panel]] = {
         Panel("From publication to socket", [(
             f"sum by (le) (increase(tollgate_delivery_seconds_bucket{{~}}[{RATE}]))", "{{le}}")],
               kind="heatmap", unit="s", width=12,
-              says="Durable events and those of the publishing API.", runbooks=["TollgateDeliverySlow"]),
+              says="To the last of its sockets on each replica, of events that bring a time: durable ones by Redis' clock.",
+              runbooks=["TollgateDeliverySlow"]),
         Panel("The same, quantiles", quantiles("tollgate_delivery_seconds"), unit="s", width=6,
               runbooks=["TollgateDeliverySlow"]),
         Panel("Writing a batch to all its sockets", quantiles("tollgate_fanout_seconds"), unit="s", width=6),

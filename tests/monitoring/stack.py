@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -22,9 +23,15 @@ LOAD = os.environ.get("TOLLGATE_LOAD_BIN", "")
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """One that no client gets as its own between now and its use: from below those which the kernel gives out."""
+    given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", random.randrange(10_000, given_out)))
+                return s.getsockname()[1]
+            except OSError:
+                pass
 
 
 def wait(what: str, condition, seconds: float = 20):
@@ -119,6 +126,9 @@ CONFIG = """
 kind = "{broker}"
 [redis]
 url = "redis://127.0.0.1:{redis}"
+ping_timeout = "{patience}"
+command_timeout = "{patience}"
+canary_deadline = "{patience}"
 [auth.jwks]
 refresh = "2s"
 min_interval = "1s"
@@ -167,7 +177,7 @@ class Gateway(Process):
         self.file = stack.folder / f"{name}.toml"
         app = stack.app if namespace == "live" else stack.other_app
         self.settings = {"broker": "redis", "redis": stack.redis.port, "app": app.server_port, "secret": SECRET,
-                         "connections": 5000, "window": "5s", "key": API_KEY, **settings}
+                         "patience": "3s", "connections": 5000, "window": "5s", "key": API_KEY, **settings}
         self.stack = stack
         self.configure()
         self.start()
