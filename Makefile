@@ -18,7 +18,8 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging image image-tools monitoring monitoring-lint monitoring-write monitoring-deps
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging image image-tools
+.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -173,7 +174,8 @@ bench-smoke: redis ## Whether that works: a debug gateway, few clients, results 
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	  target/load/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out"
+	  target/load/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out" && \
+	  target/load/debug/tollgate-load scale --quick --gateway target/debug/tollgate --out "$$out"
 
 redis:
 	@command -v redis-server >/dev/null || $(MAKE) deps
@@ -181,9 +183,11 @@ redis:
 microbench: ## Benchmarks of single functions on the hot path
 	cargo bench
 
-instructions: valgrind ## Instructions of the hot path beside the committed baseline (UPDATE=1 writes it)
-	cargo build --quiet --locked --profile instructions --features instructions --bin tollgate-instructions
+instructions: valgrind instructions-build ## Instructions of the hot path beside the committed baseline (UPDATE=1 writes it)
 	UPDATE=$(UPDATE) benches/instructions.sh target/instructions/tollgate-instructions
+
+instructions-build:
+	cargo build --quiet --locked --profile instructions --features instructions --bin tollgate-instructions
 
 valgrind:
 	@command -v valgrind >/dev/null || { \
@@ -193,6 +197,13 @@ valgrind:
 	  $$sudo apt-get update -qq; \
 	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends valgrind >/dev/null; \
 	}
+
+bench-scale: redis build ## Whether costs stay flat as connections, channels, threads and replicas grow (BENCH_ARGS="--only storm")
+	cargo build --quiet --release $(LOAD)
+	target/load/release/tollgate-load scale --gateway target/release/tollgate $(BENCH_ARGS)
+
+fuzz-build:
+	BUILD_ONLY=1 fuzz/run.sh
 
 fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh

@@ -9,6 +9,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions"
 cargo build --target "$target" --target-dir ../target/fuzz --bins
+[ -z "${BUILD_ONLY:-}" ] || exit 0
 for name in frames commands tokens keys; do
   mkdir -p "corpus/$name" artifacts
   echo "fuzz: $name for $seconds s"

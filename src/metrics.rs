@@ -5,6 +5,7 @@
 
 mod rejected;
 
+use std::fmt::Write as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -105,6 +106,17 @@ table! {
     Counter CONFIG_RELOADS "config_reloads_total";
     /// Always 1; the version that runs.
     Gauge BUILD_INFO "build_info";
+}
+
+/// The table of all metrics for `docs/metrics.md`.
+#[must_use]
+pub fn markdown() -> String {
+    let mut out = String::from("| metric | kind | what |\n| --- | --- | --- |\n");
+    for (name, kind, help) in ALL {
+        let kind = format!("{kind:?}").to_lowercase();
+        let _ = writeln!(out, "| `{name}` | {kind} | {} |", help.trim());
+    }
+    out
 }
 
 /// Bucket bounds of all `_seconds` histograms: from a lone event's fan-out to a stuck handshake.

@@ -24,11 +24,12 @@ fn generated(path: &str, name: &str, text: &str) {
 }
 
 #[test]
-fn protocol_md_has_the_tables_of_the_code() {
+fn documents_have_the_tables_of_the_code() {
     generated("docs/protocol.md", "codes", &codes::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "causes", &auth::diagnose::markdown());
+    generated("docs/metrics.md", "metrics", &tollgate::metrics::markdown());
 }
 
 /// Every TOML block of the documents is a configuration that loads.

@@ -158,7 +158,7 @@ class Clients:
                     await self.loop.sock_connect(s, ("127.0.0.1", gateway.public))
                     await self.loop.sock_sendall(s, f"GET /sse?channels={channel} HTTP/1.1\r\nHost: x\r\n"
                                                  f"Authorization: Bearer {token('sluggard')}\r\n\r\n".encode())
-                    await asyncio.sleep(4)
+                    await asyncio.sleep(random.uniform(2, 6))
                 except OSError:
                     pass
             await asyncio.sleep(0.1)

@@ -129,7 +129,7 @@ class Faults:
         late = Way(c.loop, other.port)
         slow = self.stack.gateway("slow-0", "slow", redis=late.port, patience="9s")
         c.go("slowed", *[c.socket(slow, ["room:1"]) for _ in range(20)], *[c.sluggard(slow, "fat:1") for _ in range(15)],
-             c.publish(0.15, lambda _: "fat:1", 150_000, port=other.port),
+             c.publish(0.05, lambda _: "fat:1", 50_000, port=other.port),
              c.publish(0.08, lambda _: "room:1", durable=True, port=other.port))
         late.delay = 1.2
         # TollgateCanaryMissed: publications go to another server than subscriptions.

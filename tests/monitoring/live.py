@@ -105,7 +105,7 @@ class Test:
         fired = self.prometheus.alerts("firing", None, self.began, now)
         self.complain(*[f"{name} fired while all was well" for name in fired])
         before = self.prometheus.alerts("pending", None, self.began, now)
-        self.say(f"nothing fired; pending for moments: {before or 'nothing'}")
+        self.say(f"fired: {fired or 'nothing'}; pending for so many seconds: {before or 'nothing'}")
         self.complain(*self.prometheus.unhealthy())
 
     def lint_metrics(self, gateway: Gateway):
@@ -170,6 +170,8 @@ def main() -> int:
     for name, binary in (("TOLLGATE_BIN", GATEWAY), ("TOLLGATE_LOAD_BIN", LOAD)):
         if not os.access(binary, os.X_OK):
             sys.exit(f"{name} does not name a binary")
+    # Who stops the test stops what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     folder = Path(tempfile.mkdtemp(prefix="tollgate-monitoring-"))
     test = Test(folder)
     try:

@@ -369,13 +369,14 @@ mod tests {
         let mut tap = Tap::new(client, on_push);
         let (first, rest) = (b">3\r\n$11\r\nunsubscribe\r\n", b"_\r\n:0\r\n+PONG\r\n");
         let mut passed = vec![0; first.len() + rest.len()];
-        let reading = tokio::spawn(async move {
-            let read = tap.read_exact(&mut passed);
-            tokio::time::timeout(std::time::Duration::from_secs(1), read).await.map(|_| ())
-        });
-        server.write_all(first).await.unwrap();
-        tokio::task::yield_now().await;
-        server.write_all(rest).await.unwrap();
-        reading.await.unwrap().expect("the answer behind it arrives");
+        let reading =
+            tokio::time::timeout(std::time::Duration::from_secs(1), tap.read_exact(&mut passed));
+        let writing = async {
+            server.write_all(first).await.unwrap();
+            tokio::task::yield_now().await;
+            server.write_all(rest).await.unwrap();
+        };
+        let (read, ()) = tokio::join!(reading, writing);
+        read.expect("the answer behind it arrives").unwrap();
     }
 }

@@ -54,10 +54,6 @@ const fn column(
     Column { key, text, unit, together }
 }
 
-/// Beyond half of the 28,000 ports that one address has to another, finding a free one takes the
-/// kernel longer than a handshake.
-const ADDRESSES: &str = " --source-ips 127.0.0.1,127.0.0.2,127.0.0.3";
-
 const CPU: &str = "cpu_us_per_delivery";
 
 const IDLE: &[Column] = &[
@@ -131,10 +127,10 @@ pub fn all(quick: bool) -> Vec<Series> {
 fn connections(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
     let settle = if small(100) < 100 { "200ms" } else { "4s" };
     let points = [1000, 2000, 5000, 10_000, 15_000, 19_000].map(small).map(|n| {
-        let lone = format!("fanout -n {n} --window 1 {time}{ADDRESSES}");
+        let lone = format!("fanout -n {n} --window 1 {time}");
         let floor = Step { side: Side::Floor, ..step(lone.clone(), FLOOR) };
-        let busy = step(format!("fanout -n {n} --window 8 {time}{ADDRESSES}"), BUSY);
-        let idle = step(format!("idle -n {n} --settle {settle}{ADDRESSES}"), IDLE);
+        let busy = step(format!("fanout -n {n} --window 8 {time}"), BUSY);
+        let idle = step(format!("idle -n {n} --settle {settle}"), IDLE);
         point(n, vec![idle, floor, step(lone, LONE), busy])
     });
     Series {
@@ -208,9 +204,8 @@ fn fleet(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
     let settle = if small(100) < 100 { "200ms" } else { "10s" };
     let rate =
         if small(100) < 100 { time.to_owned() } else { "--duration 20s --warmup 2s".to_owned() };
-    let idle =
-        Step { each: true, ..step(format!("idle -n {each} --settle {settle}{ADDRESSES}"), IDLE) };
-    let all = format!("fanout -n {each} --channel post:{{i}} --rate 0.4 {rate}{ADDRESSES}");
+    let idle = Step { each: true, ..step(format!("idle -n {each} --settle {settle}"), IDLE) };
+    let all = format!("fanout -n {each} --channel post:{{i}} --rate 0.4 {rate}");
     let all = Step { each: true, ..step(all, FLEET) };
     Series {
         name: "fleet",
@@ -225,7 +220,7 @@ fn storm(small: &dyn Fn(usize) -> usize) -> Series {
     let n = small(19_000);
     let points = [100_000, 1024, 256].map(|handshakes| {
         let before = if n < 1000 { "300ms" } else { "5s" };
-        let work = format!("storm -n {n} --bystanders {} --before {before}{ADDRESSES}", n / 19);
+        let work = format!("storm -n {n} --bystanders {} --before {before}", n / 19);
         let setting = Setting { handshakes, ..Setting::DEFAULT };
         let label = if handshakes > n { "no limit".to_owned() } else { handshakes.to_string() };
         Point { label, setting, ..point(handshakes, vec![step(work, STORM)]) }

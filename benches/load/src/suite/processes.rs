@@ -124,7 +124,7 @@ impl Processes {
     pub fn floor(&self) -> Result<Server> {
         let port = free_port()?;
         let mut command = self.pins.command(&std::env::current_exe()?, true);
-        command.args(["floor", "--listen", &format!("127.0.0.1:{port}")]);
+        command.args(["floor", "--listen", &format!("0.0.0.0:{port}")]);
         command.args(["--redis", &format!("127.0.0.1:{}", self.redis.port)]);
         command.args(["--redis-prefix", Side::Floor.prefix()]);
         start(command, port, &self.folder.join("floor.log")).context("the floor")
@@ -142,8 +142,12 @@ impl Processes {
         let mut arguments: Vec<String> = work.to_vec();
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         let path = if side == Side::Floor { "/sub/{channel}" } else { "/ws" };
-        let urls = servers.iter().map(|server| format!("ws://127.0.0.1:{}{path}", server.port));
-        add("--url", urls.collect::<Vec<_>>().join(","));
+        // Beyond half of the 28,000 ports that one address has to another, finding a free one takes the
+        // kernel longer than a handshake.
+        let addresses = servers.iter().flat_map(|server| {
+            [1, 2, 3].map(|host| format!("ws://127.0.0.{host}:{}{path}", server.port))
+        });
+        add("--url", addresses.collect::<Vec<_>>().join(","));
         let pids = servers.iter().map(|server| server.pid().to_string());
         add("--pid", pids.collect::<Vec<_>>().join(","));
         add("--json", json.path().display().to_string());
@@ -211,7 +215,7 @@ fn configuration(port: u16, admin: u16, redis: u16, setting: Setting) -> String 
     let further: String = further.collect();
     format!(
         r#"[server]
-listen = "127.0.0.1:{port}"
+listen = "0.0.0.0:{port}"
 workers = {workers}
 [admin]
 listen = "127.0.0.1:{admin}"
@@ -241,7 +245,7 @@ http_connections = {handshakes}
 }
 
 fn free_port() -> Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
 }
 
 fn remember(pid: u32) {

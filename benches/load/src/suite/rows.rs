@@ -57,6 +57,10 @@ const CPU: &str = "cpu_us_per_delivery";
 const RATE: &str = "deliveries_per_s";
 const P50: &str = "latency_p50_ms";
 const P99: &str = "latency_p99_ms";
+const P99_9: &str = "latency_p99_9_ms";
+const REDIS_P50: &str = "redis_latency_p50_ms";
+const REDIS_P99: &str = "redis_latency_p99_ms";
+const REDIS_P99_9: &str = "redis_latency_p99_9_ms";
 
 /// Open loop, at that percentage of what the server did at its fastest.
 macro_rules! latency {
@@ -68,6 +72,10 @@ macro_rules! latency {
                 cell(latency!($percent, "deliveries"), RATE, "/s", Target::None),
                 cell(latency!($percent, "p50"), P50, "ms", Target::None),
                 cell(latency!($percent, "p99"), P99, "ms", Target::None),
+                cell(latency!($percent, "p99.9"), P99_9, "ms", Target::None),
+                cell(latency!($percent, "bare Redis p50"), REDIS_P50, "ms", Target::None),
+                cell(latency!($percent, "bare Redis p99"), REDIS_P99, "ms", Target::None),
+                cell(latency!($percent, "bare Redis p99.9"), REDIS_P99_9, "ms", Target::None),
             ],
         }
     };
@@ -200,7 +208,8 @@ pub fn arguments(work: &Work, scale: &Scale, capacity: Option<f64>) -> Vec<Strin
             let most = capacity.unwrap_or(100_000.0) / *subscribers as f64;
             let rate = (most * f64::from(*percent) / 100.0).max(1.0);
             format!(
-                "fanout -n {subscribers} --rate {rate:.1} --duration {duration} --warmup {warmup}"
+                "fanout -n {subscribers} --rate {rate:.1} --duration {duration} --warmup {warmup} \
+                 --redis-subscriber"
             )
         }
         Work::Storm => {
