@@ -46,7 +46,8 @@ def test_sockets_and_streams_pass_and_nothing_else(start, proxy):
     sockets = {}
     for _ in range(4):
         ws = site.socket()
-        sockets[greeted(ws)] = subscribed(ws)
+        ident = greeted(ws)
+        sockets[ident] = subscribed(ws)
     first, second = site.replicas
     assert [len(first.sockets()), len(second.sockets())] == [2, 2]
     for ident in [socket["id"] for socket in first.sockets()]:
@@ -54,7 +55,8 @@ def test_sockets_and_streams_pass_and_nothing_else(start, proxy):
     eventually("they are gone", lambda: not first.sockets())
     for _ in range(2):
         ws = site.socket()
-        sockets[greeted(ws)] = subscribed(ws)
+        ident = greeted(ws)
+        sockets[ident] = subscribed(ws)
     # In turn it would be one and three.
     assert [len(first.sockets()), len(second.sockets())] == [2, 2], "to where the fewest are"
     streams = [site.stream(option) for option in OVER.values()]
