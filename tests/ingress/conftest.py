@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import re
 import signal
 import socket
@@ -14,6 +15,8 @@ import urllib.error
 import urllib.request
 
 import pytest
+from h2.connection import H2Connection
+from h2.events import DataReceived, StreamReset
 from websockets.sync.client import ClientConnection, connect
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -29,9 +32,12 @@ def binary() -> str:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """Below the ports that the system gives to outgoing connections, which would take it before its owner does."""
+    while True:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            port = random.randrange(22_000, 32_000)
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def eventually(what: str, check):
@@ -240,3 +246,35 @@ def start(tmp_path, redis, certificate):
             return stack.enter_context(Site(proxy, tmp_path, replicas, redis, quiet).started())
 
         yield started
+
+
+class Tunnel:
+    """A WebSocket as browsers open it over HTTP/2: a stream of the connection (RFC 8441)."""
+
+    def __init__(self, site: Site, token: str):
+        context = ssl.create_default_context(cafile=site.folder / "tls.crt")
+        context.set_alpn_protocols(["h2"])
+        peer = socket.create_connection(("127.0.0.1", site.port), DEADLINE)
+        self.tls = site.closing.enter_context(context.wrap_socket(peer, server_hostname=HOST))
+        self.h2 = H2Connection()
+        self.h2.initiate_connection()
+        self.came = b""
+        self.until(lambda: self.h2.remote_settings.enable_connect_protocol)
+        target = {":method": "CONNECT", ":protocol": "websocket", ":scheme": "https", ":path": "/ws", ":authority": f"{HOST}:{site.port}"}
+        headers = {"sec-websocket-version": "13", "origin": f"https://{HOST}:{site.port}", "authorization": f"Bearer {token}"}
+        self.h2.send_headers(1, [*(target | headers).items()])
+
+    def send(self, text: str):
+        # A mask of zeros leaves the text as it is.
+        self.h2.send_data(1, b"\x81" + bytes([0x80 | len(text)]) + bytes(4) + text.encode())
+
+    def until(self, check):
+        while not check():
+            self.tls.sendall(self.h2.data_to_send())
+            read = self.tls.recv(65536)
+            assert read, "the connection ended"
+            for event in self.h2.receive_data(read):
+                assert not isinstance(event, StreamReset), event
+                if isinstance(event, DataReceived):
+                    self.came += event.data
+                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)

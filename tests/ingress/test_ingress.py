@@ -6,7 +6,7 @@ import re
 import signal
 
 import pytest
-from conftest import DEADLINE, HOST, eventually, here
+from conftest import DEADLINE, HOST, Tunnel, eventually, here
 from websockets.exceptions import ConnectionClosed
 
 PROXIES = ("nginx", "haproxy")
@@ -75,6 +75,16 @@ def test_sockets_and_streams_pass_and_nothing_else(start, proxy):
     greeted(site.socket(headers={"Origin": f"https://{HOST}:{site.port}"}))
     with pytest.raises(Exception, match="403"):
         site.socket(headers={"Origin": "https://other.example.com"})
+
+
+def test_haproxy_takes_sockets_over_http2(start):
+    site = start("haproxy")
+    tunnel = Tunnel(site, site.token())
+    tunnel.until(lambda: b'"connected"' in tunnel.came)
+    tunnel.send('{"type":"subscribe","channel":"post:1"}')
+    tunnel.until(lambda: b'"subscribed"' in tunnel.came)
+    site.publish("post:1", {"n": 4})
+    tunnel.until(lambda: b'{"n": 4}' in tunnel.came)
 
 
 @pytest.mark.parametrize("proxy", PROXIES)
