@@ -1,5 +1,6 @@
 """Two gateways on a Redis, and a proxy with TLS before them whose configuration is a block of docs/ingress.md."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,7 +19,7 @@ import urllib.request
 import pytest
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamReset
-from websockets.sync.client import ClientConnection, connect
+from websockets.asyncio.client import connect
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECRET = "ingress-tests-secret-0123456789-abcdefghij"
@@ -64,6 +66,9 @@ def process(folder: pathlib.Path, name: str, *command):
         child.log = log
         try:
             yield child
+        except BaseException:
+            print(f"--- {name}:\n{log.read_text()[-3000:]}")
+            raise
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, signal.SIGKILL)
@@ -101,6 +106,40 @@ class Replica:
 
     def log(self) -> str:
         return self.child.log.read_text()
+
+
+class Background:
+    """An event loop in a thread: pings are answered while a test waits for something else.
+
+    The library's client with threads uses one TLS object in two of them, and about one handshake in a hundred hangs.
+    """
+
+    def __init__(self):
+        self.loop = asyncio.new_event_loop()
+        threading.Thread(target=self.loop.run_forever, daemon=True).start()
+
+    def run(self, work):
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE)
+
+    def close(self):
+        self.loop.call_soon_threadsafe(self.loop.stop)
+
+
+class Socket:
+    def __init__(self, background: Background, *args, **options):
+        async def opened():
+            return await connect(*args, **options)
+
+        self.run, self.ws = background.run, background.run(opened())
+
+    def recv(self) -> str:
+        return self.run(self.ws.recv())
+
+    def send(self, text: str):
+        self.run(self.ws.send(text))
+
+    def close(self):
+        self.run(self.ws.close())
 
 
 def blocks(text: str) -> dict[str, str]:
@@ -158,6 +197,7 @@ class Site:
     @contextlib.contextmanager
     def started(self):
         with process(self.folder, self.proxy, *self.command()) as self.child, contextlib.ExitStack() as self.closing:
+            self.background = self.closing.enter_context(contextlib.closing(Background()))
             eventually(f"{self.proxy} listens", self.listens)
             eventually(f"{self.proxy} sees the replicas", lambda: self.status("/sse")[0] == 401)
             yield self
@@ -173,18 +213,18 @@ class Site:
         command = [binary(), "token", "mint", "--config", self.replicas[0].config, "--user", user, "--expires-in", "1h"]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    def socket(self, source="127.0.0.1", token=None, headers=None, query="", direct=False) -> ClientConnection:
+    def socket(self, source="127.0.0.1", token=None, headers=None, query="", direct=False) -> Socket:
         """A WebSocket, through the proxy or straight to the first replica, from an address of loopback."""
         context = ssl.create_default_context(cafile=self.folder / "tls.crt")
         address = f"ws://127.0.0.1:{self.replicas[0].public}" if direct else f"wss://{HOST}:{self.port}"
         port = self.replicas[0].public if direct else self.port
-        peer = socket.create_connection(("127.0.0.1", port), DEADLINE, source_address=(source, 0))
         headers = {"Authorization": f"Bearer {token or self.token()}", **(headers or {})} if not query else headers
+        # Last: from here on the proxy's time-outs count.
+        peer = socket.create_connection(("127.0.0.1", port), DEADLINE, source_address=(source, 0))
+        peer.setblocking(False)
         tls = {} if direct else {"ssl": context}
-        ws = connect(
-            f"{address}/ws{query}", sock=peer, proxy=None, additional_headers=headers, ping_interval=None, compression=None, **tls
-        )
-        return self.closing.enter_context(ws)
+        options = {"proxy": None, "additional_headers": headers, "ping_interval": None, "compression": None} | tls
+        return self.closing.enter_context(contextlib.closing(Socket(self.background, f"{address}/ws{query}", sock=peer, **options)))
 
     def stream(self, *options: str, query: str = "channels=post:1", token: str | None = None) -> subprocess.Popen:
         """curl on a stream; `lines` of its output come as the proxy passes them on."""
