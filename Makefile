@@ -20,7 +20,7 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging ingress rollout image image-tools
+.PHONY: help run build test lint bench bench-smoke microbench instructions valgrind redis fuzz fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging ingress image image-tools
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -125,9 +125,6 @@ image-tools: deps
 
 audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
 	cargo test --quiet --test audit -- $(AUDIT_ARGS)
-
-rollout: deps ## Two replicas behind nginx replaced under 2,000 clients (UPDATE=1 writes the drawings in docs)
-	ulimit -n "$$(ulimit -Hn)"; cargo test --quiet --test audit -- --rollout $(if $(UPDATE),--drawings docs)
 
 lint: deny chart ## rustfmt, clippy, documentation, licences and sources of dependencies, the Helm chart
 	cargo fmt --check

@@ -116,8 +116,7 @@ fn sockets(client: &ClientLog, may_close: MayClose<'_>, verdict: &mut Verdict) {
                     verdict.cases.push(Case { offence: Offence::Closed, text });
                 }
             }
-            What::Event { .. } | What::Foreign(_) | What::Live { .. } => {}
-            What::Hint(_) | What::Note(_) => {}
+            What::Event { .. } | What::Foreign(_) | What::Note(_) | What::Live { .. } => {}
         }
     }
     if !open {
