@@ -3,6 +3,8 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
+# nginx and haproxy are there, and that is not in every user's PATH.
+export PATH := $(PATH):/usr/sbin
 
 LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
@@ -14,11 +16,12 @@ VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 MONITORING_VENV ?= $(CURDIR)/target/monitoring-venv
 CHART_VENV ?= $(CURDIR)/target/chart-venv
+INGRESS_VENV ?= $(CURDIR)/target/ingress-venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging image image-tools
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging ingress image image-tools
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
@@ -30,7 +33,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser readme issuers publishers conformance packaging ## Everything: units, real Redis, browser, README, Autobahn
+test: deps unit browser readme issuers publishers conformance packaging ingress ## Everything: units, real Redis, browser, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -100,6 +103,12 @@ chart: $(CHART_VENV)/ok tests/chart/node_modules/.package-lock.json ## The Helm 
 packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
 	cargo build --quiet
 	$(PYTEST) -c tests/packaging/pytest.ini tests/packaging
+
+ingress: deps ## nginx and HAProxy as docs/ingress.md has them, with TLS, before two gateways
+	cargo build --quiet
+	test -x $(INGRESS_VENV)/bin/python || python3 -m venv $(INGRESS_VENV)
+	$(INGRESS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/ingress/requirements.txt
+	PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(INGRESS_VENV)/bin/pytest -c tests/ingress/pytest.ini tests/ingress
 
 image: image-tools build ## The container image: built into target/image/oci, and run
 	tests/image/run.sh target/release/tollgate
@@ -224,7 +233,7 @@ deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
-	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
+	need curl curl; need nginx nginx; need haproxy haproxy; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
