@@ -182,6 +182,7 @@ deps:
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
 	need curl curl; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
+	command -v nginx >/dev/null || test -x /usr/sbin/nginx || missing+=(nginx); \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
