@@ -47,7 +47,7 @@ pub(super) struct Doctor {
     /// PEM file with the authorities to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Connect as a page of this origin does: https://app.example.com
+    /// Connect as a page of this origin does: `https://app.example.com`
     #[arg(long)]
     origin: Option<String>,
     /// Subscribe to this channel
