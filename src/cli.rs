@@ -1,5 +1,6 @@
-//! The command line: `serve`, `config check`, `config print`, and `token` (in a room of its own).
+//! The command line: `serve`, `config check`, `config print`, and `token` and `doctor` (in rooms of their own).
 
+pub mod doctor;
 mod token;
 
 use std::io::{IsTerminal as _, Write as _};
@@ -38,6 +39,11 @@ enum Command {
         #[command(subcommand)]
         command: token::Command,
     },
+    /// Look at a deployment from outside, as a client meets it.
+    ///
+    /// Says what is wrong on the way to the gateway, and the fix: name, TLS, proxies, token, events, time-outs.
+    /// Exit status: 0 nothing wrong, 1 something is, 2 it could not be tried.
+    Doctor(doctor::Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -87,6 +93,7 @@ pub fn main() -> ExitCode {
         }
         Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
         Command::Token { command } => token::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match result {
         Ok(code) => code,

@@ -76,7 +76,7 @@ fn dev_stays_on_loopback() {
 #[test]
 fn help_names_every_command() {
     for (args, expected) in [
-        (vec!["--help"], vec!["serve", "config", "token"]),
+        (vec!["--help"], vec!["serve", "config", "token", "doctor"]),
         (vec!["serve", "--help"], vec!["--config", "--dev", "--listen"]),
         (vec!["token", "mint", "--help"], vec!["--user", "--expires-in", "--claim"]),
     ] {

@@ -28,6 +28,7 @@ fn documents_have_the_tables_of_the_code() {
     generated("docs/protocol.md", "codes", &codes::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "reasons", &auth::markdown());
+    generated("docs/operations.md", "doctor", &tollgate::cli::doctor::markdown());
     generated("docs/tokens.md", "causes", &auth::diagnose::markdown());
     generated("docs/metrics.md", "metrics", &tollgate::metrics::markdown());
 }

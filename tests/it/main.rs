@@ -13,6 +13,7 @@ mod cli;
 mod client;
 mod conformance;
 mod docs;
+mod doctor_url;
 mod drain;
 mod faults;
 mod gateway;

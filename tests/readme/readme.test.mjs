@@ -258,6 +258,7 @@ test("make run", async () => {
 test("doctor", async () => {
   writeFileSync(join(folder, "token.txt"), await mint());
   assert.match((await shell("doctor")).stdout, /^ACCEPTED, user u1$/m);
+  assert.match((await shell("outside")).stdout, /^ok +token +accepted as user u1[^]*^nothing wrong was found$/m);
   // As the API of the README's story signed.
   const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
   const signed = `${part({ alg: "HS256" })}.${part({ sub: "u1", exp: Math.floor(Date.now() / 1000) + 60 })}`;
@@ -265,5 +266,8 @@ test("doctor", async () => {
   writeFileSync(join(folder, "token.txt"), `${signed}.${signature}`);
   const refused = await shell("doctor").catch((e) => e);
   assert.equal(refused.code, 1);
+  const outside = await shell("outside").catch((e) => e);
+  assert.equal(outside.code, 1);
+  assert.match(outside.stdout, /^WRONG +token +closed with 4401 bad_signature/m);
   assert.match(refused.stdout, /REFUSED: bad_signature[^]*cause +secret_default\s+change +issuer[^]*did not load its secret/);
 });

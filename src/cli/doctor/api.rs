@@ -1,0 +1,83 @@
+//! Publishing by the server API, and waiting for the event on the socket.
+
+use std::time::{Duration, Instant};
+
+use reqwest::Url;
+use serde_json::{Value, json};
+
+use super::causes::Cause;
+use super::report::{Checked, Trouble};
+use super::session::Socket;
+use super::target::{Target, millis};
+use crate::upstream::{self, UpstreamError};
+
+/// Where to publish, and with what.
+pub(super) struct Api {
+    url: String,
+    key: String,
+    client: reqwest::Client,
+}
+
+impl Api {
+    /// `url` may stop at the host, at `/api` or at `/api/publish`; without one it is beside the sockets.
+    pub(super) fn new(
+        url: Option<&str>,
+        target: &Target,
+        key: String,
+        patience: Duration,
+        ca: Option<&[u8]>,
+    ) -> Result<Self, String> {
+        let url = match url {
+            None => target.beside("api/publish").http(),
+            Some(text) => {
+                let mut url = Url::parse(text).map_err(|e| format!("--api: {e}"))?;
+                if !matches!(url.scheme(), "http" | "https") {
+                    return Err("--api begins with https:// or http://".to_owned());
+                }
+                let path = url.path().trim_end_matches('/').to_owned();
+                if path.is_empty() {
+                    url.set_path("/api/publish");
+                } else if !path.ends_with("/publish") {
+                    url.set_path(&format!("{path}/publish"));
+                }
+                url.into()
+            }
+        };
+        let client = upstream::client(patience, ca).map_err(|e| format!("--api: {e}"))?;
+        Ok(Self { url, key, client })
+    }
+
+    /// Publishes a marked event on a channel of the socket, which has to receive it.
+    pub(super) async fn round_trip(&self, socket: &mut Socket, patience: Duration) -> Checked<()> {
+        let channel = socket.channels.first().cloned().unwrap_or_default();
+        let mark = format!("{:016x}", fastrand::u64(..));
+        let event = json!({"type": "tollgate_doctor", "mark": mark});
+        let body = json!({"channel": channel, "data": event}).to_string();
+        let began = Instant::now();
+        self.publish(body).await?;
+        let published = began.elapsed();
+        if !socket.receives(&mark, patience).await {
+            let found = format!("published on {channel}, not received within {}", millis(patience));
+            return Err(Trouble::new(Cause::EventLost, found));
+        }
+        let (published, all) = (millis(published), millis(began.elapsed()));
+        Ok(((), format!("{channel}: published in {published}, received after {all}")))
+    }
+
+    async fn publish(&self, body: String) -> Result<(), Trouble> {
+        let away = |e: reqwest::Error| {
+            Trouble::new(Cause::ApiAway, format!("{}: {}", self.url, UpstreamError::from(e)))
+        };
+        let request = self.client.post(&self.url).header("X-API-Key", &self.key).body(body);
+        let answer = request.send().await.map_err(away)?;
+        let status = answer.status().as_u16();
+        let text = answer.text().await.map_err(away)?;
+        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        if status == 200 && value["result"].is_object() {
+            return Ok(());
+        }
+        let ours = text.contains("api.keys");
+        let cause = if ours { Cause::ApiKeyRefused } else { Cause::ApiAnswer };
+        Err(Trouble::new(cause, format!("{} answers {status}: {text}", self.url)))
+    }
+}

@@ -1,0 +1,140 @@
+//! Handshakes that are made to see one thing each, without the real token: what is tried in a URL stands in the
+//! logs of every proxy, so a made-up token takes its place.
+
+use std::time::Duration;
+
+use reqwest::Url;
+use tokio::time::Instant;
+
+use super::causes::Cause;
+use super::clock::Clocks;
+use super::report::{Checked, Trouble};
+use super::session::{Heard, Refused, Socket, TOKEN_REFUSED, closed};
+use super::target::{Line, millis};
+use super::upgrade::FORMAT;
+use super::wire::{Answer, Asked};
+use crate::auth::Reason;
+use crate::protocol::codes::CloseCode;
+
+/// No token has this form: whoever sees it refuses it as `malformed`.
+const MADE_UP: &str = "tollgate-doctor";
+
+/// A subprotocol that the gateway selects where it is offered.
+const SUBPROTOCOL: &str = "tollgate";
+
+/// The handshake as a client makes it, without a token; and what its answer says of the time.
+pub(super) async fn upgrade(line: &Line) -> (Checked<Socket>, Option<Clocks>) {
+    let clocks = |answer: &Answer| Clocks::read(answer.header("date"), answer.by());
+    match Socket::open(line, &Asked::default()).await {
+        Ok((socket, answer)) => {
+            let said = format!("101 in {} ({})", millis(answer.took), answer.by());
+            (Ok((socket, said)), clocks(&answer))
+        }
+        Err(Refused(trouble, answer)) => (Err(trouble), clocks(&answer)),
+    }
+}
+
+/// The gateway refuses a format that it does not know: if it does not, it has not seen the query.
+pub(super) async fn query(line: &Line) -> Checked<()> {
+    let asked = Asked { query: &[("format", MADE_UP)], ..Asked::default() };
+    match Socket::open(line, &asked).await {
+        Ok((socket, answer)) => {
+            socket.close().await;
+            let found = format!("?format={MADE_UP} went unnoticed ({})", answer.by());
+            return Err(Trouble::new(Cause::QueryDropped, found));
+        }
+        Err(Refused(_, answer)) if answer.body().contains(FORMAT) => {}
+        Err(Refused(trouble, _)) => return Err(trouble),
+    }
+    let asked = Asked { query: &[("token", MADE_UP)], ..Asked::default() };
+    match is_seen(line, &asked).await? {
+        (true, _) => Ok(((), "it passes, and a made-up token in it is seen".to_owned())),
+        (false, _) => {
+            let found = "it passes, but not `token` in it: ?token= went unnoticed";
+            Err(Trouble::new(Cause::QueryDropped, found))
+        }
+    }
+}
+
+/// Whether a made-up token reaches the gateway, which then refuses it; and whether the subprotocol was selected.
+async fn is_seen(line: &Line, asked: &Asked<'_>) -> Result<(bool, bool), Trouble> {
+    let (mut socket, answer) = match Socket::open(line, asked).await {
+        Ok(opened) => opened,
+        // `auth.reject = "http"`.
+        Err(Refused(trouble, answer)) if trouble.cause == Cause::TokenRefused => {
+            return Ok((answer.body().trim() != Reason::Missing.slug(), true));
+        }
+        Err(Refused(trouble, _)) => return Err(trouble),
+    };
+    let selected = answer.has("sec-websocket-protocol", SUBPROTOCOL);
+    match socket.hear(Instant::now() + line.patience).await {
+        Heard::Closed(TOKEN_REFUSED, reason) => Ok((reason != Reason::Missing.slug(), selected)),
+        // No token came in time.
+        Heard::Closed(code, _) if code == CloseCode::Deadline.code() => Ok((false, selected)),
+        Heard::Closed(code, reason) => Err(closed(code, &reason)),
+        // `auth.anonymous`, or nothing.
+        Heard::Message(_) | Heard::Nothing | Heard::Cut(_) => Ok((false, selected)),
+    }
+}
+
+/// A token in `Authorization`, and one as a subprotocol.
+pub(super) async fn carriers(line: &Line) -> Checked<()> {
+    let bearer = format!("Bearer {MADE_UP}");
+    let offered = format!("{SUBPROTOCOL}, bearer.{MADE_UP}");
+    let by_header = [("Authorization", bearer.as_str())];
+    let by_subprotocol = [("Sec-WebSocket-Protocol", offered.as_str())];
+    let asked = [&by_header, &by_subprotocol].map(|headers| Asked { headers, ..Asked::default() });
+    let (header, subprotocol) = tokio::join!(is_seen(line, &asked[0]), is_seen(line, &asked[1]));
+    let ((header, _), (subprotocol, selected)) = (header?, subprotocol?);
+    let passes = |passes: bool| if passes { "passes" } else { "does NOT pass" };
+    let found = format!(
+        "Authorization {}, a token as subprotocol {}, the selected subprotocol {}",
+        passes(header),
+        passes(subprotocol),
+        passes(selected)
+    );
+    match (header, subprotocol && selected) {
+        (true, true) => Ok(((), found)),
+        (false, _) => Err(Trouble::new(Cause::AuthorizationDropped, found)),
+        (true, false) => Err(Trouble::new(Cause::SubprotocolDropped, found)),
+    }
+}
+
+/// As a page of this origin connects.
+pub(super) async fn origin(line: &Line, origin: &str) -> Checked<()> {
+    let asked = Asked { headers: &[("Origin", origin)], ..Asked::default() };
+    match Socket::open(line, &asked).await {
+        Ok((socket, _)) => {
+            socket.close().await;
+            Ok(((), format!("{origin} is accepted")))
+        }
+        Err(Refused(mut trouble, _)) => {
+            let host = Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned));
+            let is_own = host.is_some_and(|host| host == line.target.host);
+            if trouble.cause == Cause::OriginRefused && is_own {
+                trouble.cause = Cause::HostChanged;
+            }
+            Err(trouble)
+        }
+    }
+}
+
+/// The real token.
+pub(super) async fn token(line: &Line, token: &str, by_subprotocol: bool) -> Checked<Socket> {
+    let bearer = format!("Bearer {token}");
+    let offered = format!("{SUBPROTOCOL}, bearer.{token}");
+    let header = if by_subprotocol {
+        ("Sec-WebSocket-Protocol", offered.as_str())
+    } else {
+        ("Authorization", bearer.as_str())
+    };
+    let asked = Asked { headers: &[header], ..Asked::default() };
+    let opened = Socket::open(line, &asked).await.map_err(|Refused(trouble, _)| trouble);
+    let (mut socket, _) = opened?;
+    let (data, said) = socket.greeted(line.patience).await?;
+    let ends = data["expiresAt"].as_u64().map(|at| {
+        let left = at.saturating_sub(crate::session::unix_now());
+        format!(", ends in {}", humantime::format_duration(Duration::from_secs(left)))
+    });
+    Ok((socket, said + &ends.unwrap_or_default()))
+}
