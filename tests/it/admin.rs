@@ -49,6 +49,7 @@ async fn metrics_count_what_happens() {
     gateway.publish("user:u1", &json!(1)).await;
     client.next().await;
     gateway.metric_reaches("deliveries_total{wire=\"plain\"}", 1.0).await;
+    gateway.metric_reaches("delivery_seconds_count", 1.0).await;
     for (series, value) in [
         ("connections{wire=\"plain\",transport=\"websocket\"}", 1.0),
         ("connections_opened_total", 1.0),

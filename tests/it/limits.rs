@@ -218,6 +218,8 @@ async fn a_burst_of_256_connects() {
         async move { Client::connect(gateway, &format!("u{i}")).await }
     });
     let clients = futures_util::future::join_all(clients).await;
+    // Counted after the client has heard of it.
+    gateway.metric_reaches("connections_opened_total", 256.0).await;
     assert_eq!(gateway.metric("connections_opened_total").await, 256.0);
     drop(clients);
 }
