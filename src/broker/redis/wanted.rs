@@ -33,6 +33,10 @@ impl Want {
         self.confirmations.extend(confirmation);
     }
 
+    fn reason(&self) -> GapReason {
+        if self.lost { GapReason::HistoryLost } else { GapReason::BrokerReconnected }
+    }
+
     /// No longer live, for a reason that is not the gateway's wish.
     pub(super) fn interrupt(&mut self) {
         self.gap_due |= std::mem::take(&mut self.live);
@@ -133,7 +137,13 @@ impl Wanted {
     /// The channel's subscription is confirmed: what the gateway is to be told, in this order.
     pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
         if !self.answered(name) {
-            return [None, None];
+            // Another answer is on the way, but publications come from this one on. What is due stays due:
+            // the subscription may be ended in between.
+            let due = self.channels.get_key_value(name).filter(|(_, want)| want.gap_due);
+            let due = due.map(|(channel, want)| {
+                Event::Interrupted(channel.clone(), want.reason(), want.position.clone())
+            });
+            return [due, None];
         }
         let Some((channel, _)) = self.channels.get_key_value(name) else {
             return [None, None];
@@ -146,8 +156,8 @@ impl Wanted {
         want.live = true;
         let position = want.position.take();
         let interrupted = std::mem::take(&mut want.gap_due).then(|| {
-            let lost = std::mem::take(&mut want.lost);
-            let reason = if lost { GapReason::HistoryLost } else { GapReason::BrokerReconnected };
+            let reason = want.reason();
+            want.lost = false;
             Event::Interrupted(channel.clone(), reason, position.clone())
         });
         let confirmations = std::mem::take(&mut want.confirmations);
@@ -228,6 +238,14 @@ mod tests {
         assert_eq!(words(wanted.confirmed("c:7")), told);
         assert_eq!(words(wanted.confirmed("c:8")), ["subscribed anew for 1"]);
         assert!(words(wanted.confirmed("nobody")).is_empty());
+        // Somebody comes while that is under way: publications flow from the first answer on, and the
+        // interruption used to wait for the second.
+        wanted.end();
+        wanted.begin();
+        want(&mut wanted, 7);
+        assert_eq!(words(wanted.confirmed("c:7")), ["interrupted broker_reconnected"]);
+        let told = ["interrupted broker_reconnected", "subscribed again for 1"];
+        assert_eq!(words(wanted.confirmed("c:7")), told);
     }
 
     #[test]
