@@ -117,13 +117,7 @@ image-tools: deps
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
 	need buildah buildah; need skopeo skopeo; need umoci umoci; need runc runc; need debootstrap debootstrap; \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
-	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  echo "installing $${missing[*]}"; \
-	  $$sudo apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
-	fi
+	tests/apt.sh "$${missing[@]}"
 
 audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
 	cargo test --quiet --test audit -- $(AUDIT_ARGS)
@@ -151,13 +145,7 @@ monitoring-deps:
 	@missing=(); \
 	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
-	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  echo "installing $${missing[*]}"; \
-	  $$sudo apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
-	fi
+	tests/apt.sh "$${missing[@]}"
 
 lint: deny chart monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
@@ -165,7 +153,7 @@ lint: deny chart monitoring-lint ## rustfmt, clippy, documentation, licences and
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh tests/image/run.sh
+	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh tests/image/run.sh tests/apt.sh
 	sh -n packaging/image-root.sh
 
 deny:
@@ -199,13 +187,7 @@ instructions-build:
 	cargo build --quiet --locked --profile instructions --features instructions --bin tollgate-instructions
 
 valgrind:
-	@command -v valgrind >/dev/null || { \
-	  command -v apt-get >/dev/null || { echo "please install: valgrind"; exit 1; }; \
-	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  echo "installing valgrind"; \
-	  $$sudo apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends valgrind >/dev/null; \
-	}
+	@command -v valgrind >/dev/null || tests/apt.sh valgrind
 
 bench-scale: redis build ## Whether costs stay flat as connections, channels, threads and replicas grow (BENCH_ARGS="--only storm")
 	cargo build --quiet --release $(LOAD)
@@ -239,10 +221,4 @@ deps:
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
 	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
 	ruby -e 'require "redis"' 2>/dev/null || missing+=(ruby-redis); \
-	if [ $${#missing[@]} -gt 0 ]; then \
-	  command -v apt-get >/dev/null || { echo "please install: $${missing[*]}"; exit 1; }; \
-	  sudo=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-	  echo "installing $${missing[*]}"; \
-	  $$sudo apt-get update -qq; \
-	  DEBIAN_FRONTEND=noninteractive $$sudo apt-get install -qq -y --no-install-recommends "$${missing[@]}" >/dev/null; \
-	fi
+	tests/apt.sh "$${missing[@]}"

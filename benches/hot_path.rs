@@ -1,26 +1,18 @@
 //! What every message and every handshake costs in our own code, without sockets.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+mod parts;
+
 use std::hint::black_box;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use serde_json::json;
+use parts::push;
 use tollgate::access::{self, Allow, Identity, Rule, TokenId};
-use tollgate::channel::{ChannelName, Publication};
+use tollgate::channel::ChannelName;
+use tollgate::protocol::Wire;
 use tollgate::protocol::plain;
-use tollgate::protocol::{Push, Wire};
 use tollgate::websocket::Decoder;
-
-fn push() -> Push {
-    let payload = json!({"type": "post_purchased", "postId": "p1", "pad": "x".repeat(150)});
-    Push::Publication(Publication {
-        channel: "post:42".parse().unwrap(),
-        payload: Bytes::from(payload.to_string()),
-        position: None,
-        published: None,
-    })
-}
 
 fn codec(c: &mut Criterion) {
     let push = push();

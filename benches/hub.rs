@@ -1,29 +1,20 @@
 //! The hub with sockets whose writes cost what a socket's do: loopback TCP, read outside of what is timed.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
+mod parts;
+
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use serde_json::json;
+use parts::push;
 use tokio::runtime::{Builder, Runtime};
-use tollgate::channel::Publication;
 use tollgate::hub::{Begin, Bounds, Connection, Hub};
-use tollgate::protocol::{Push, Wire};
-
-fn push() -> Push {
-    let payload = json!({"type": "post_purchased", "postId": "p1", "pad": "x".repeat(150)});
-    Push::Publication(Publication {
-        channel: "post:42".parse().unwrap(),
-        payload: Bytes::from(payload.to_string()),
-        position: None,
-        published: None,
-    })
-}
+use tollgate::protocol::Wire;
 
 fn hub() -> Arc<Hub> {
     tollgate::metrics::install();

@@ -39,12 +39,17 @@ impl Curve {
 }
 
 pub fn html(title: &str, curves: &[Curve]) -> String {
+    let about =
+        "Latency by percentile, from the time at which a publication was due to its delivery.";
+    page(title, &format!("<p>{about}</p>\n{}\n", svg(curves)))
+}
+
+/// A page of drawings that needs nothing else.
+pub fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\n\
-         <body style=\"font:14px system-ui,sans-serif;margin:2rem\">\n<h1>{title}</h1>\n\
-         <p>Latency by percentile, from the time at which a publication was due to its delivery.</p>\n\
-         {}\n</body></html>\n",
-        svg(curves),
+         <body style=\"font:14px system-ui,sans-serif;margin:2rem\">\n<h1>{title}</h1>\n{body}\
+         </body></html>\n",
         title = escape(title),
     )
 }

@@ -17,15 +17,6 @@ const LEFT: f64 = 70.0;
 const TOP: f64 = 16.0;
 const BOTTOM: f64 = HEIGHT - 36.0;
 
-pub fn html(title: &str, sections: &str) -> String {
-    format!(
-        "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>{title}</title>\n\
-         <body style=\"font:14px system-ui,sans-serif;margin:2rem\">\n<h1>{title}</h1>\n{sections}\
-         </body></html>\n",
-        title = escape(title),
-    )
-}
-
 struct Frame {
     low: f64,
     high: f64,

@@ -9,9 +9,9 @@ use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
 use crate::args::Suite;
-use crate::suite::Side;
 use crate::suite::output::median;
 use crate::suite::processes::{Pins, Processes, Server};
+use crate::suite::{self, Side};
 use series::{Column, Point, Series, Step, Together};
 
 /// The medians of one point, in the order of its columns.
@@ -21,16 +21,10 @@ pub struct Measured {
 }
 
 pub fn scale(args: &Suite) -> Result<bool> {
-    let gateway = args.gateway.canonicalize().with_context(|| {
-        format!("--gateway {}: not there; `make bench-scale` builds it", args.gateway.display())
-    })?;
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("--out {}: cannot make it", args.out.display()))?;
+    let gateway = suite::prepare(args)?;
     let all = series::all(args.quick);
     let names: Vec<&str> = all.iter().map(|series| series.name).collect();
-    let wanted = |name: &str| {
-        args.only.is_empty() || args.only.iter().any(|only| name.contains(only.as_str()))
-    };
+    let wanted = |name: &str| suite::wanted(name, &args.only);
     if !names.iter().any(|name| wanted(name)) {
         bail!("--only {}: there is {}", args.only.join(", "), names.join(", "));
     }
@@ -46,7 +40,7 @@ pub fn scale(args: &Suite) -> Result<bool> {
         measured.push(done);
     }
     let Climb { processes, gateway, wrong } = climb;
-    let about = crate::suite::output::About {
+    let about = suite::output::About {
         gateway: &gateway,
         pins: processes.pins.describe(),
         quick: args.quick,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::series::Column;
 use super::{Measured, chart};
+use crate::plot;
 use crate::report::{self, number};
 use crate::suite::output::{About, head};
 
@@ -65,7 +66,6 @@ impl Measured {
         }
         let columns = self.columns();
         let mut units: Vec<&str> = columns.iter().map(|column| column.unit).collect();
-        units.dedup();
         units.sort_unstable();
         units.dedup();
         let of = |unit: &str| -> Vec<chart::Line> {
@@ -115,7 +115,7 @@ pub fn write(folder: &Path, about: &About<'_>, measured: &[Measured]) -> Result<
         .iter()
         .map(|m| format!("<h2>{}</h2>\n<p>{}</p>\n{}\n", m.series.name, m.series.about, m.charts()))
         .collect();
-    report::write(&path("html"), &chart::html(&head.title, &sections))?;
+    report::write(&path("html"), &plot::page(&head.title, &sections))?;
     println!("{}", path("{json,md,html}").display());
     Ok(())
 }

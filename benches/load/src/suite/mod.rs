@@ -5,6 +5,8 @@ pub mod output;
 pub mod processes;
 mod rows;
 
+use std::path::PathBuf;
+
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
@@ -52,16 +54,13 @@ impl Measured {
 }
 
 pub fn suite(args: &Suite) -> Result<bool> {
-    let gateway = args.gateway.canonicalize().with_context(|| {
-        format!("--gateway {}: not there; `make bench` builds it", args.gateway.display())
-    })?;
-    std::fs::create_dir_all(&args.out)
-        .with_context(|| format!("--out {}: cannot make it", args.out.display()))?;
+    let gateway = prepare(args)?;
     let scale = if args.quick { Scale::quick() } else { Scale::full() };
     let most = scale.many.max(scale.users);
     crate::scenario::enough_files(most, 1)?;
     let rounds = if args.quick { 1 } else { args.rounds.max(1) };
-    let selected: Vec<&Row> = rows::ROWS.iter().filter(|row| wanted(row, &args.only)).collect();
+    let selected: Vec<&Row> =
+        rows::ROWS.iter().filter(|row| wanted(row.name, &args.only)).collect();
     if selected.is_empty() {
         let names: Vec<&str> = rows::ROWS.iter().map(|row| row.name).collect();
         bail!("--only {}: there is {}", args.only.join(", "), names.join(", "));
@@ -88,13 +87,24 @@ pub fn suite(args: &Suite) -> Result<bool> {
     Ok(wrong == 0)
 }
 
-fn wanted(row: &Row, only: &[String]) -> bool {
-    only.is_empty() || only.iter().any(|name| row.name.contains(name.as_str()))
+/// Where the gateway is; the folder for the results is there then.
+pub fn prepare(args: &Suite) -> Result<PathBuf> {
+    let gateway = args.gateway.canonicalize().with_context(|| {
+        format!("--gateway {}: not there; `make build` builds it", args.gateway.display())
+    })?;
+    std::fs::create_dir_all(&args.out)
+        .with_context(|| format!("--out {}: cannot make it", args.out.display()))?;
+    Ok(gateway)
+}
+
+/// Whether --only asks for the row or series of that name.
+pub fn wanted(name: &str, only: &[String]) -> bool {
+    only.is_empty() || only.iter().any(|part| name.contains(part.as_str()))
 }
 
 struct Bench {
     processes: Processes,
-    gateway: std::path::PathBuf,
+    gateway: PathBuf,
     scale: Scale,
     rounds: usize,
     measured: Vec<Measured>,
