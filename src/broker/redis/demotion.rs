@@ -47,7 +47,7 @@ pub(super) enum Why {
 struct Old {
     shared: Arc<Shared>,
     server: Server,
-    /// In a cluster: the map in which it was a master, and its index there.
+    /// Where it was the master until now: the map of that time, and its index there.
     map: Option<(Arc<Map>, usize)>,
     /// When it was a master for the last time, as far as is known.
     seen: Option<Instant>,
@@ -90,8 +90,8 @@ impl Old {
             if self.seen.is_some() {
                 sleep(LOOK_EVERY).await;
             }
-            if self.map.is_none() && self.shared.directory.current().masters.contains(&self.server)
-            {
+            let master = || self.shared.directory.current().masters.contains(&self.server);
+            if !self.shared.is_cluster() && master() {
                 // It is the master, again or after all: what another one took is watched there.
                 return;
             }
