@@ -49,6 +49,8 @@ struct Outbound {
     queue: Queue,
     /// Asked for and not yet taken by the connection's task.
     close: Option<Close>,
+    /// A close was asked for, whether the task has taken it or not.
+    closing: bool,
     /// Nothing is accepted any more.
     closed: bool,
     /// What is queued waits for more.
@@ -198,9 +200,10 @@ impl Connection {
     }
 
     fn ask(&self, out: &mut Outbound, close: Close) {
-        if out.closed || out.close.is_some() {
+        if out.closing {
             return;
         }
+        out.closing = true;
         out.close = Some(close);
         self.wake(CLOSE);
     }
@@ -223,7 +226,7 @@ impl Connection {
             let has_room = {
                 let out = self.out.lock();
                 let room = out.queue.bytes() <= bytes && out.queue.messages() <= messages;
-                room || out.closed || out.close.is_some()
+                room || out.closing
             };
             if has_room {
                 return;
@@ -235,8 +238,7 @@ impl Connection {
     /// True once a close was asked for.
     #[must_use]
     pub fn is_closing(&self) -> bool {
-        let out = self.out.lock();
-        out.closed || out.close.is_some()
+        self.out.lock().closing
     }
 
     /// Takes the request to close, after which the connection accepts nothing more.
@@ -247,7 +249,7 @@ impl Connection {
     /// Accepts nothing more, and ends what waits with `frame`.
     pub fn finish(&self, frame: Bytes) {
         let mut out = self.out.lock();
-        out.closed = true;
+        (out.closing, out.closed) = (true, true);
         self.bounds.queued(frame.len());
         out.queue.push(frame, 0, false);
         drop(out);
@@ -324,7 +326,7 @@ impl Connection {
 
     /// The socket is dead: reading will say so too; until then nothing is kept for it.
     fn broken(&self, out: &mut Outbound) {
-        out.closed = true;
+        (out.closing, out.closed) = (true, true);
         self.bounds.unqueued(out.queue.bytes());
         out.queue = Queue::default();
     }
@@ -359,21 +361,38 @@ mod tests {
 
     use super::*;
 
+    fn connection(queue_bytes_total: usize, stream: Option<TcpStream>) -> Connection {
+        let bounds = Bounds {
+            queue_messages: 10.into(),
+            queue_bytes: 1000.into(),
+            queue_bytes_total: queue_bytes_total.into(),
+            channels_per_connection: 10.into(),
+            queued: 0.into(),
+        };
+        Connection::new(ConnId(1), 0, Wire::Plain, stream, Arc::new(bounds))
+    }
+
+    /// The drain goes over the connections twice; who was sent away is not sent away again.
+    #[test]
+    fn a_connection_whose_close_is_taken_is_closing() {
+        let connection = connection(1000, None);
+        assert!(!connection.is_closing());
+        connection.close(Close::new(CloseCode::Restart, "draining"));
+        assert!(connection.is_closing());
+        assert_eq!(connection.take_close().unwrap().code, CloseCode::Restart);
+        assert!(connection.is_closing());
+        connection.close(Close::new(CloseCode::SlowConsumer, "slow consumer"));
+        assert!(connection.take_close().is_none(), "the first request counts");
+    }
+
     /// Whoever is closed at its first words has still to be told that it is a socket.
     #[tokio::test]
     async fn a_cut_spares_the_answer_that_is_held_back() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
-        let bounds = Bounds {
-            queue_messages: 10.into(),
-            queue_bytes: 1000.into(),
-            // All queues together are full.
-            queue_bytes_total: 0.into(),
-            channels_per_connection: 10.into(),
-            queued: 0.into(),
-        };
-        let connection = Connection::new(ConnId(1), 0, Wire::Plain, Some(server), Arc::new(bounds));
+        // All queues together are full.
+        let connection = connection(0, Some(server));
         connection.cork(Bytes::from_static(b"101;"));
         connection.send(Bytes::from_static(b"connected;"));
         assert_eq!(connection.take_close().unwrap().code, CloseCode::SlowConsumer);
