@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit deny chart packaging ingress image image-tools
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit rollout deny chart packaging ingress image image-tools
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
@@ -121,6 +121,10 @@ image-tools: deps
 
 audit: deps ## Faults under load: is anything lost in silence, doubled, out of order? (AUDIT_ARGS="--short")
 	cargo test --quiet --test audit -- $(AUDIT_ARGS)
+
+rollout: deps ## Both replicas behind nginx replaced under 2,000 clients: is anybody away for long? (drawn in target/rollout)
+	mkdir -p target/rollout
+	cargo test --quiet --test audit -- --rollout --drawings target/rollout $(ROLLOUT_ARGS)
 
 # Pinned, and installed once.
 $(MONITORING_VENV)/installed: tests/monitoring/requirements.txt | monitoring-deps

@@ -116,7 +116,8 @@ fn sockets(client: &ClientLog, may_close: MayClose<'_>, verdict: &mut Verdict) {
                     verdict.cases.push(Case { offence: Offence::Closed, text });
                 }
             }
-            What::Event { .. } | What::Foreign(_) | What::Note(_) | What::Live { .. } => {}
+            What::Event { .. } | What::Foreign(_) | What::Live { .. } => {}
+            What::Hint(_) | What::Note(_) => {}
         }
     }
     if !open {

@@ -35,6 +35,8 @@ pub struct Client {
     pub positions: BTreeMap<String, Position>,
     /// An SSE client's `Last-Event-ID`.
     pub last_id: Option<String>,
+    /// What `reconnect` said, until it is heeded.
+    pub hint: Option<Duration>,
     /// `Drop` when the load has ended (wander no more), `End` when all is over.
     pub phase: watch::Receiver<Phase>,
 }
@@ -57,6 +59,8 @@ pub enum Ended {
 }
 
 const AGAIN: Duration = Duration::from_millis(100);
+/// The most that a patient client waits at first; it doubles five times.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Client {
     pub fn name(wire: Wire, manner: Manner, number: usize) -> String {
@@ -75,7 +79,7 @@ impl Client {
     /// Connects again and again until all is over.
     pub async fn run(mut self) {
         self.bearer = token(&self.user);
-        let mut next = self.home;
+        let (mut next, mut refusals) = (self.home, 0);
         while self.phase() < Phase::End {
             let Some((replica, address)) = self.choose(next) else {
                 sleep(AGAIN).await;
@@ -90,21 +94,36 @@ impl Client {
             match ended {
                 Ended::Over => return,
                 Ended::Left => self.note(What::Left),
-                Ended::Closed(code, reason) => self.note(What::Closed { code, reason }),
+                Ended::Closed(code, reason) => {
+                    refusals = 0;
+                    self.note(What::Closed { code, reason });
+                }
                 Ended::Refused(why) => {
                     let last = self.log.lock().lines.last().map(|l| l.what.clone());
                     let note = What::Note(format!("refused by replica {replica}: {why}"));
                     if last.as_ref() != Some(&note) {
                         self.note(note);
                     }
-                    sleep(AGAIN).await;
+                    refusals += 1;
+                    if self.manner != Manner::Patient {
+                        sleep(AGAIN).await;
+                    }
                 }
+            }
+            if self.manner == Manner::Patient {
+                sleep(self.pause(refusals)).await;
             }
             if self.manner == Manner::Wanders {
                 next = fastrand::usize(..8);
                 sleep(Duration::from_millis(fastrand::u64(0..400))).await;
             }
         }
+    }
+
+    /// As long as it was told, else a random time, longer after each refusal.
+    fn pause(&mut self, refusals: u32) -> Duration {
+        let most = FIRST_PAUSE * 2u32.pow(refusals.min(5));
+        self.hint.take().unwrap_or_else(|| most.mul_f64(fastrand::f64()))
     }
 
     fn choose(&self, from: usize) -> Option<(usize, String)> {
@@ -147,12 +166,17 @@ impl Client {
     }
 
     /// `gap`, or something else that the gateway says of itself.
-    pub fn said(&self, kind: &str, data: &Value) {
+    pub fn said(&mut self, kind: &str, data: &Value) {
         match kind {
             "gap" => self.note(What::Gap {
                 channel: data["channel"].as_str().unwrap_or_default().to_owned(),
                 reason: data["reason"].as_str().unwrap_or_default().to_owned(),
             }),
+            "reconnect" => {
+                let after = Duration::from_millis(data["afterMs"].as_u64().unwrap_or_default());
+                self.hint = Some(after);
+                self.note(What::Hint(after));
+            }
             _ => self.note(What::Note(format!("{kind} {data}"))),
         }
     }

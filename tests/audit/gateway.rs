@@ -1,7 +1,7 @@
 //! A gateway process under audit, its log with times, and the tokens that its clients bring.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -52,7 +52,7 @@ linger = "300ms"
 pub struct Gateway {
     child: Child,
     pub public: String,
-    admin: String,
+    pub admin: String,
     log: Arc<Mutex<Vec<(Instant, String)>>>,
     _config: tempfile::NamedTempFile,
 }
@@ -126,6 +126,11 @@ impl Gateway {
         Some(at.duration_since(after))
     }
 
+    /// The process's end, if it has come.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     pub fn signal(&self, signal: &str) {
         let pid = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
@@ -150,6 +155,23 @@ async fn status(address: &str, path: &str) -> Option<u16> {
     };
     let head = timeout(Duration::from_secs(2), ask).await.ok()?.ok()?;
     std::str::from_utf8(&head[9..]).ok()?.parse().ok()
+}
+
+/// How many sockets and streams the gateway with this admin listener has; 0 where there is none.
+pub async fn connections(admin: &str) -> f64 {
+    let ask = async {
+        let mut stream = TcpStream::connect(admin).await?;
+        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await.map(|_| text)
+    };
+    let answer = timeout(Duration::from_secs(2), ask).await;
+    let text = answer.ok().and_then(Result::ok).unwrap_or_default();
+    let lines = text.lines().filter(|line| line.starts_with("tollgate_connections{"));
+    lines
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+        .fold(0.0, |all, n| all + n)
 }
 
 /// A good token, for two days: a round may move the clock.

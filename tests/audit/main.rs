@@ -8,14 +8,18 @@
 #![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test")]
 #![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
 
+mod absence;
 mod check;
 mod client;
+mod drawing;
 mod faults;
 mod gateway;
+mod nginx;
 mod proxy;
 mod publisher;
 mod record;
 mod report;
+mod rollout;
 mod round;
 mod self_test;
 mod servers;
@@ -55,6 +59,15 @@ struct Options {
     /// Hides every declaration from the checker: rounds that lose something must fail then
     #[arg(long)]
     blind: bool,
+    /// Instead of the faults: both replicas behind nginx are replaced
+    #[arg(long, conflicts_with_all = ["only", "short", "blind", "dump"])]
+    rollout: bool,
+    /// How many clients a rollout has
+    #[arg(long, default_value_t = 2000, requires = "rollout")]
+    clients: usize,
+    /// Writes drawings of the rollouts to this folder
+    #[arg(long, requires = "rollout")]
+    drawings: Option<std::path::PathBuf>,
     /// Writes every client's log below this folder
     #[arg(long)]
     dump: Option<std::path::PathBuf>,
@@ -85,6 +98,7 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     self_test::run();
+    absence::self_test();
     if options.self_test {
         println!("the checker tells good logs from bad ones");
         return ExitCode::SUCCESS;
@@ -98,7 +112,9 @@ fn main() -> ExitCode {
         let mut terminated =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         tokio::select! {
-            failed = audit(&options) => failed,
+            failed = audit(&options), if !options.rollout => failed,
+            failed = rollout::run(options.clients, options.drawings.as_deref()),
+                if options.rollout => failed,
             _ = tokio::signal::ctrl_c() => true,
             _ = terminated.recv() => true,
         }

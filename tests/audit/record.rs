@@ -91,6 +91,8 @@ pub enum What {
         code: u16,
         reason: String,
     },
+    /// The gateway is about to end the socket: come back after so long.
+    Hint(Duration),
     Note(String),
 }
 
@@ -111,6 +113,8 @@ pub enum Wire {
 pub enum Manner {
     /// Stays as long as it may.
     Steady,
+    /// The same, and when it comes back it waits as it was told, or longer each time, as a good client.
+    Patient,
     /// Goes away and comes back with what it has.
     Wanders,
     /// Reads slowly and stalls.

@@ -222,6 +222,7 @@ impl Round {
                     channels,
                     positions: BTreeMap::new(),
                     last_id: None,
+                    hint: None,
                     phase: self.phase.subscribe(),
                 };
                 self.tasks.spawn(client.run());
@@ -328,7 +329,7 @@ impl Round {
     }
 }
 
-fn all_live(log: &ClientLog) -> bool {
+pub fn all_live(log: &ClientLog) -> bool {
     let live = |channel: &String| {
         let is = |w: &What| matches!(w, What::Live { channel: c, .. } if c == channel);
         log.lines.iter().any(|l| is(&l.what))

@@ -22,7 +22,7 @@ pub struct Server {
 
 /// A port below those that the system gives to outgoing connections, so that a restarted server finds
 /// its own free; the one for a cluster's bus, 10000 above, too.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(11_000..22_000);
         let free = |p: u16| TcpListener::bind(("127.0.0.1", p)).is_ok();

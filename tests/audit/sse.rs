@@ -135,13 +135,23 @@ impl Stream {
 
     async fn event(&mut self) -> Result<Event, String> {
         loop {
-            while self.unwrap()? {}
+            let ended = loop {
+                match self.unwrap() {
+                    Ok(true) => {}
+                    Ok(false) => break None,
+                    Err(why) => break Some(why),
+                }
+            };
             while let Some(end) = self.text.windows(2).position(|w| w == b"\n\n") {
                 let text: Vec<u8> = self.text.drain(..end + 2).collect();
                 let event = parse(&String::from_utf8_lossy(&text));
                 if !event.data.is_empty() {
                     return Ok(event);
                 }
+            }
+            // What came before the end is read first.
+            if let Some(why) = ended {
+                return Err(why);
             }
             self.fill().await?;
         }
