@@ -218,6 +218,20 @@ def test_a_replica_that_does_not_listen_is_passed_over(start, proxy):
     assert len(staying.sockets()) == 6
 
 
+def test_nginx_gives_a_replica_that_comes_back_its_share(start):
+    """With its default `max_fails` it would give it one socket in each `fail_timeout`, as long as sockets do not end."""
+    site = start("nginx")
+    leaving, staying = site.replicas
+    os.killpg(leaving.child.pid, signal.SIGKILL)
+    leaving.child.wait()
+    for _ in range(6):
+        greeted(site.socket())
+    with leaving.started():
+        for _ in range(6):
+            greeted(site.socket())
+        assert [len(leaving.sockets()), len(staying.sockets())] == [6, 6]
+
+
 def test_a_configuration_that_lost_a_line_is_noticed():
     assert here("listen 443;", {"443": "1"}) == "listen 1;"
     for text in ("listen 8443;\nlisten 443;", "listen 80;"):
