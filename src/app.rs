@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::broker::memory::MemoryBroker;
-use crate::broker::redis::{ClientTlsConfig, RedisBroker, Settings, Tls};
+use crate::broker::redis::{ClientTlsConfig, Login, RedisBroker, Settings, Tls};
 use crate::broker::{self, Events};
 use crate::config::{self, BrokerKind, Config, Loaded, Policy};
 use crate::gateway::{Gateway, NodeInfo};
@@ -151,13 +151,14 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
+    let callback = ArcSwapOption::from(callback_of(&config.callback, &policy)?);
     let mut policy = with_revocations(policy, &gateway);
     jwks.adopt(policy.verifier.keys_mut());
     Ok(Context {
         gateway,
         policy: ArcSwap::from_pointee(policy),
         jwks,
-        callback: ArcSwapOption::from(callback_of(&config.callback)?),
+        callback,
         doctor: Doctor::new(doctor),
     })
 }
@@ -180,13 +181,16 @@ pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
     Ok(Jwks::new(client, settings, unix_now))
 }
 
-fn callback_of(section: &config::Callback) -> anyhow::Result<Option<Arc<Callback>>> {
+fn callback_of(
+    section: &config::Callback,
+    policy: &Policy,
+) -> anyhow::Result<Option<Arc<Callback>>> {
     if section.url.is_empty() {
         return Ok(None);
     }
     let settings = callback::Settings {
         url: section.url.clone(),
-        secret: section.secret.0.clone(),
+        secret: policy.callback_secret.clone(),
         timeout: section.timeout.0,
         concurrency: section.concurrency,
         cache_ttl: section.cache_ttl.0,
@@ -256,13 +260,17 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     let certificate = read("cert_file", &redis.cert_file)?.zip(read("key_file", &redis.key_file)?);
     let client =
         certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
-    let password = &redis.sentinel_password.0;
+    let file = |path: &String| (!path.is_empty()).then(|| path.into());
     Ok(Settings {
         url: redis.url.0.clone(),
+        password_file: file(&redis.password_file),
         prefix: redis.prefix.clone(),
         tls: Tls { authorities: read("ca_file", &redis.ca_file)?, client },
-        sentinel: (!password.is_empty())
-            .then(|| (redis.sentinel_username.clone(), password.clone())),
+        sentinel: Login {
+            user: redis.sentinel_username.clone(),
+            password: redis.sentinel_password.0.clone(),
+            password_file: file(&redis.sentinel_password_file),
+        },
         subscribers: redis.subscriber_connections,
         connect_timeout: redis.connect_timeout.0,
         command_timeout: redis.command_timeout.0,

@@ -124,7 +124,7 @@ fn taken(app: &App, loaded: Loaded, sha: &mut String) -> Watched {
 fn put_in_force(app: &App, policy: Policy, config: &Config) {
     let mut policy = with_revocations(policy, &app.context.gateway);
     app.context.jwks.adopt(policy.verifier.keys_mut());
-    match callback_of(&config.callback) {
+    match callback_of(&config.callback, &policy) {
         Ok(callback) => app.context.callback.store(callback),
         Err(e) => tracing::error!(error = %e, "the callback stays as it was"),
     }

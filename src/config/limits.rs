@@ -131,14 +131,30 @@ impl Judge {
             return;
         }
         let redis = &config.redis;
+        let mut in_url = false;
         match Target::parse(&redis.url.0) {
             Ok(target) => {
+                in_url = target.redis.password().is_some();
                 let files = [&redis.ca_file, &redis.cert_file, &redis.key_file];
                 if !target.tls && files.iter().any(|f| !f.is_empty()) {
                     self.problem("redis.url", "has no TLS: rediss:// uses the certificate files");
                 }
             }
             Err(e) => self.problem("redis.url", e.to_string()),
+        }
+        let in_text = !redis.sentinel_password.0.is_empty();
+        for (path, file, other) in [
+            ("redis.password_file", &redis.password_file, ("redis.url", in_url)),
+            (
+                "redis.sentinel_password_file",
+                &redis.sentinel_password_file,
+                ("redis.sentinel_password", in_text),
+            ),
+        ] {
+            if !file.is_empty() {
+                // Read again for each connection.
+                self.in_file(path, file, other);
+            }
         }
         if redis.cert_file.is_empty() != redis.key_file.is_empty() {
             self.problem("redis.cert_file", "and key_file belong together");

@@ -151,6 +151,32 @@ history = { size = 0, ttl = "10ms" }
 }
 
 #[test]
+fn secrets_in_files_are_judged() {
+    let file = r#"
+[broker]
+kind = "redis"
+[redis]
+url = "redis://:hunter2@a"
+password_file = "/nowhere/password"
+sentinel_password_file = "/dev/null"
+[callback]
+secret = "hunter2"
+secret_file = "/nowhere/secret"
+"#;
+    let problems = run(Some(file), &[]).unwrap_err().join("\n");
+    for expected in [
+        "redis.password_file: gives what redis.url holds too: give one of them",
+        "redis.password_file: /nowhere/password cannot be read: ",
+        "redis.sentinel_password_file: /dev/null is empty",
+        "callback.secret_file: gives what callback.secret holds too: give one of them",
+        "callback.secret_file: /nowhere/secret cannot be read: ",
+    ] {
+        assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
+    }
+    assert!(!problems.contains("hunter2"), "{problems}");
+}
+
+#[test]
 fn secrets_are_never_printed() {
     let env = [
         ("TOLLGATE_AUTH__KEYS", KEY),
@@ -196,6 +222,7 @@ fn no_secret_is_in_a_message() {
         ("[api]\nkeys = \"hunter2-hunter2\"\n", None),
         ("[api]\nkeys = [1234567]\n", None),
         ("[[auth.keys]]\nsecret = 1234567\n", None),
+        ("[redis]\nsentinel_password = 1234567\n", None),
         ("[[auth.keys]]\nsecret = \"hunter2\nencoding = \"utf8\"\n", None),
         ("[redis]\nurl = [\"hunter2\"]\n", None),
         ("", Some(("TOLLGATE_API__KEYS", "hunter2-hunter2"))),

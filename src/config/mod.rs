@@ -124,12 +124,14 @@ pub struct History {
 #[derive(Debug, Clone, Deserialize)]
 pub struct Redis {
     pub url: Redacted,
+    pub password_file: String,
     pub prefix: String,
     pub ca_file: String,
     pub cert_file: String,
     pub key_file: String,
     pub sentinel_username: String,
     pub sentinel_password: Redacted,
+    pub sentinel_password_file: String,
     pub subscriber_connections: usize,
     pub connect_timeout: Span,
     pub command_timeout: Span,
@@ -182,6 +184,7 @@ pub struct SessionCookie {
 pub struct Callback {
     pub url: String,
     pub secret: Redacted,
+    pub secret_file: String,
     pub timeout: Span,
     pub concurrency: usize,
     pub cache_ttl: Span,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::keys::{Found, Reading};
-use super::{AllowKind, Api, Auth, Channel, Config, Limits, Problem, Reject};
+use super::{AllowKind, Api, Auth, Callback, Channel, Config, Limits, Problem, Reject};
 use crate::access::{Allow, Pattern, Rule};
 use crate::auth::{Encoding, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier};
 
@@ -27,6 +27,7 @@ pub struct Policy {
     pub expiring_notice: Duration,
     pub leeway: Duration,
     pub api_keys: Vec<Arc<[u8]>>,
+    pub callback_secret: String,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,
     /// Files beside the configuration's own whose change calls for reading all again.
@@ -46,6 +47,21 @@ impl Judge {
     pub(super) fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { path: path.into(), origin: None, message: message.into() });
     }
+
+    /// A secret that stands in a file, and not in another setting too.
+    pub(super) fn in_file(&mut self, path: &str, file: &str, other: (&str, bool)) -> String {
+        if let (other, true) = other {
+            self.problem(path, format!("gives what {other} holds too: give one of them"));
+        }
+        let text = std::fs::read_to_string(file);
+        let secret = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
+        match &secret {
+            Err(e) => self.problem(path, format!("{file} cannot be read: {e}")),
+            Ok(secret) if secret.is_empty() => self.problem(path, format!("{file} is empty")),
+            Ok(_) => {}
+        }
+        secret.unwrap_or_default()
+    }
 }
 
 impl Policy {
@@ -64,7 +80,7 @@ impl Policy {
         judge.origins(&config.server.allowed_origins);
         let rules = judge.rules(&config.channels);
         let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
-        judge.callback(config);
+        let callback_secret = judge.callback(config);
         let reading = Reading { dev, env, max_age: config.auth.jwks.max_age.0 };
         let mut found = Found::read(&config.auth.keys, &reading);
         judge.problems.append(&mut found.problems);
@@ -104,6 +120,7 @@ impl Policy {
             expiring_notice: auth.expiring_notice.0,
             leeway: auth.leeway.0,
             api_keys,
+            callback_secret,
         })
     }
 }
@@ -196,7 +213,8 @@ impl Judge {
         rules
     }
 
-    fn callback(&mut self, config: &Config) {
+    /// The secret that the gateway shows, or nothing.
+    fn callback(&mut self, config: &Config) -> String {
         let used = config.channels.iter().any(|c| c.allow == AllowKind::Callback);
         let url = &config.callback.url;
         if used && url.is_empty() {
@@ -210,6 +228,12 @@ impl Judge {
         if config.callback.concurrency == 0 || config.callback.timeout.0.is_zero() {
             self.problem("callback", "concurrency and timeout must not be 0");
         }
+        let Callback { secret, secret_file, .. } = &config.callback;
+        if secret_file.is_empty() {
+            return secret.0.clone();
+        }
+        self.files.push(PathBuf::from(secret_file));
+        self.in_file("callback.secret_file", secret_file, ("callback.secret", !secret.0.is_empty()))
     }
 
     fn session_cookie(

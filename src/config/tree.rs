@@ -86,7 +86,14 @@ pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
 
 /// True for what may hold a secret: its value must not be in a message about it.
 pub(super) fn is_secret(path: &str) -> bool {
-    let secrets = ["api.keys", "auth.keys", "auth.session_cookie", "callback.secret", "redis.url"];
+    let secrets = [
+        "api.keys",
+        "auth.keys",
+        "auth.session_cookie",
+        "callback.secret",
+        "redis.url",
+        "redis.sentinel_password",
+    ];
     secrets.iter().any(|p| path.starts_with(p))
 }
 

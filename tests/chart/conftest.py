@@ -63,6 +63,17 @@ CASES: dict[str, dict] = {
     "all off": merged(*(nested(toggle, False) for toggle in TOGGLES)),
     **presets(),
     "memory": {"replicaCount": 1, "config": {"broker": {"kind": "memory"}, "redis": {"url": None}}},
+    "passwords in files": {
+        "secretFiles": {"redis": {"secretName": "redis"}, "app": {"secretName": "app"}},
+        "config": {
+            "redis": {
+                "url": "redis+sentinel://gateway@a,b:26379/mymaster",
+                "password_file": "/run/secrets/redis/password",
+                "sentinel_password_file": "/run/secrets/redis/sentinel",
+            },
+            "callback": {"secret_file": "/run/secrets/app/secret"},
+        },
+    },
     "everything else": {
         "nameOverride": "gate",
         "fullnameOverride": "a-name-that-is-longer-than-kubernetes-would-take-for-a-service",

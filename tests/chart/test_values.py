@@ -58,20 +58,20 @@ WRONG = {
     ),
     "password of Redis": (
         config("redis.url", f"redis://user:{SECRET}@redis:6379"),
-        "write secretEnv.TOLLGATE_REDIS__URL: {secretName: NAME, key: KEY}",
+        "set config.redis.password_file to /run/secrets/NAME/KEY",
     ),
     "password in a Sentinel URL": (
         config("redis.url", f"rediss+sentinel://:{SECRET}@a:1,b:2/m"),
-        "write secretEnv.TOLLGATE_REDIS__URL: {secretName: NAME, key: KEY}",
+        "set config.redis.password_file to /run/secrets/NAME/KEY",
     ),
     "password of the Sentinels": (
         config("redis.sentinel_password", SECRET),
-        "write secretEnv.TOLLGATE_REDIS__SENTINEL_PASSWORD",
+        "set config.redis.sentinel_password_file to /run/secrets/NAME/KEY",
     ),
-    "secret of the callback": (config("callback.secret", SECRET), "write secretEnv.TOLLGATE_CALLBACK__SECRET"),
+    "secret of the callback": (config("callback.secret", SECRET), "set config.callback.secret_file to /run/secrets/NAME/KEY"),
     "callback with credentials": (config("callback.url", f"https://u:{SECRET}@app/"), "take them out"),
     "no keys": ({**config("auth.keys", []), "secretFiles": {"jwt": None}}, "no token could ever be accepted"),
-    "no Redis": (config("redis.url", None), "set config.redis.url, or, with a password, secretEnv"),
+    "no Redis": (config("redis.url", None), "its password comes from config.redis.password_file"),
     "setting as variable": (
         {"extraEnv": [{"name": "TOLLGATE_REDIS__PREFIX", "value": "ws:"}]},
         "write it under config, or, if it is a secret, under secretEnv",
@@ -87,6 +87,8 @@ WRONG = {
     "variable that is not there": (key(secret_env="NEXTAUTH_SECRET"), "write secretEnv.NEXTAUTH_SECRET"),
     "file that is not there": (key(secret_file="/run/secrets/other/k"), "write secretFiles.other: {secretName: NAME}"),
     "key file that is not there": (config("api.key_file", "/run/secrets/api/k"), "write secretFiles.api"),
+    "password file that is not there": (config("redis.password_file", "/run/secrets/redis/k"), "write secretFiles.redis"),
+    "callback's file that is not there": (config("callback.secret_file", "/run/secrets/cb/k"), "write secretFiles.cb"),
     "authority that is not there": (config("redis.ca_file", "/run/secrets/ca/k"), "write secretFiles.ca"),
     "Secret for nothing": (config("auth.keys", [{"jwks_url": "https://i/keys"}]), "or set secretFiles.jwt to null"),
     "policy without Prometheus": (

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tollgate::broker::memory::MemoryBroker;
-use tollgate::broker::redis::{RedisBroker, Settings, Tls};
+use tollgate::broker::redis::{Login, RedisBroker, Settings, Tls};
 use tollgate::broker::{Bounds, Broker, BrokerError, Durable, Event, Events, Track};
 use tollgate::channel::{ChannelName, Position, Retention};
 
@@ -33,7 +33,8 @@ impl Subject {
             url: redis.url(),
             prefix: "t:".to_owned(),
             tls: Tls::default(),
-            sentinel: None,
+            password_file: None,
+            sentinel: Login::default(),
             subscribers: 1,
             connect_timeout: Duration::from_secs(3),
             command_timeout: Duration::from_secs(3),

@@ -24,6 +24,7 @@ mod keys;
 mod limits;
 mod load;
 mod old_masters;
+mod passwords;
 mod permissions;
 mod plain;
 mod proxy;

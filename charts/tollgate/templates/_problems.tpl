@@ -89,17 +89,17 @@
 {{- if dig "auth" "session_cookie" "secrets" (list) $config }}
 - config.auth.session_cookie.secrets are secrets, and config becomes a ConfigMap: put them into a Secret, name that in secretFiles, and list /run/secrets/NAME/KEY in config.auth.session_cookie.secret_files
 {{- end }}
-{{- if regexMatch "://[^/]*@" (dig "redis" "url" "" $config | toString) }}
-- config.redis.url holds credentials, and config becomes a ConfigMap: put the whole URL into a Secret, write secretEnv.TOLLGATE_REDIS__URL: {secretName: NAME, key: KEY}, and set config.redis.url to null
+{{- if regexMatch "://[^/]*:[^/]*@" (dig "redis" "url" "" $config | toString) }}
+- config.redis.url holds a password, and config becomes a ConfigMap: put the password into a Secret, name that in secretFiles, set config.redis.password_file to /run/secrets/NAME/KEY, and leave only the user before the @
 {{- end }}
 {{- if dig "redis" "sentinel_password" "" $config }}
-- config.redis.sentinel_password is a secret, and config becomes a ConfigMap: put it into a Secret and write secretEnv.TOLLGATE_REDIS__SENTINEL_PASSWORD: {secretName: NAME, key: KEY}
+- config.redis.sentinel_password is a secret, and config becomes a ConfigMap: put it into a Secret, name that in secretFiles, and set config.redis.sentinel_password_file to /run/secrets/NAME/KEY
 {{- end }}
 {{- if dig "callback" "secret" "" $config }}
-- config.callback.secret is a secret, and config becomes a ConfigMap: put it into a Secret and write secretEnv.TOLLGATE_CALLBACK__SECRET: {secretName: NAME, key: KEY}
+- config.callback.secret is a secret, and config becomes a ConfigMap: put it into a Secret, name that in secretFiles, and set config.callback.secret_file to /run/secrets/NAME/KEY
 {{- end }}
 {{- if regexMatch "://[^/]*@" (dig "callback" "url" "" $config | toString) }}
-- config.callback.url holds credentials, and config becomes a ConfigMap: take them out; what the application checks is callback.secret, from secretEnv.TOLLGATE_CALLBACK__SECRET
+- config.callback.url holds credentials, and config becomes a ConfigMap: take them out; what the application checks is the secret in callback.secret_file
 {{- end }}
 {{- end -}}
 
@@ -111,7 +111,7 @@
 {{- end }}
 {{- $isRedis := eq (dig "broker" "kind" "memory" $config) "redis" -}}
 {{- if and $isRedis (not (dig "redis" "url" "" $config)) (not (hasKey .Values.secretEnv "TOLLGATE_REDIS__URL")) }}
-- config.broker.kind is redis, and there is no URL: set config.redis.url, or, with a password, secretEnv.TOLLGATE_REDIS__URL: {secretName: NAME, key: KEY}
+- config.broker.kind is redis, and there is no URL: set config.redis.url; its password comes from config.redis.password_file
 {{- end }}
 {{- end -}}
 
@@ -143,8 +143,8 @@
 {{- define "tollgate.configFiles" -}}
 {{- $paths := concat (list (dig "api" "key_file" "" .Values.config)) (dig "auth" "session_cookie" "secret_files" (list) .Values.config) -}}
 {{- range dig "auth" "keys" (list) .Values.config }}{{ $paths = concat $paths (list .secret_file .jwks_file .public_key_file) }}{{ end }}
-{{- with .Values.config.redis }}{{ $paths = concat $paths (list .ca_file .cert_file .key_file) }}{{ end }}
-{{- $paths = append $paths (dig "auth" "jwks" "ca_file" "" .Values.config) }}
+{{- with .Values.config.redis }}{{ $paths = concat $paths (list .ca_file .cert_file .key_file .password_file .sentinel_password_file) }}{{ end }}
+{{- $paths = concat $paths (list (dig "auth" "jwks" "ca_file" "" .Values.config) (dig "callback" "secret_file" "" .Values.config)) }}
 {{- $paths | compact | join "\n" }}
 {{- end -}}
 

@@ -1,5 +1,6 @@
 //! Making a connection, knowing what is at its other end, and knowing when it is lost.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,24 +37,46 @@ pub(super) struct Link {
     pub(super) run: Arc<str>,
 }
 
+/// Who connects.
+#[derive(Clone)]
+pub(super) struct Credentials {
+    pub(super) redis: RedisConnectionInfo,
+    /// Read for each connection, so that a password may change meanwhile.
+    pub(super) password_file: Option<PathBuf>,
+}
+
+impl Credentials {
+    async fn read(&self) -> RedisResult<RedisConnectionInfo> {
+        let redis = self.redis.clone();
+        let Some(path) = &self.password_file else { return Ok(redis) };
+        let text = tokio::fs::read_to_string(path).await.map_err(|e| {
+            std::io::Error::new(e.kind(), format!("password file {}: {e}", path.display()))
+        })?;
+        Ok(redis.set_password(text.trim_end_matches(['\r', '\n'])))
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) settings: Settings,
     pub(super) target: Target,
+    pub(super) credentials: Credentials,
 }
 
 impl Connector {
     pub(super) fn new(settings: Settings, target: Target) -> Self {
-        Self { settings, target }
+        let (redis, password_file) = (target.redis.clone(), settings.password_file.clone());
+        Self { settings, target, credentials: Credentials { redis, password_file } }
     }
 
     /// A connection that has answered HELLO and PING.
     pub(super) async fn open(
         &self,
         server: &Server,
-        redis: &RedisConnectionInfo,
+        credentials: &Credentials,
         on_push: Option<OnPush>,
     ) -> RedisResult<MultiplexedConnection> {
+        let redis = &credentials.read().await?;
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
@@ -115,7 +138,7 @@ impl Connector {
         server: &Server,
         on_push: Option<OnPush>,
     ) -> RedisResult<Link> {
-        let mut connection = self.open(server, &self.target.redis, on_push).await?;
+        let mut connection = self.open(server, &self.credentials, on_push).await?;
         let run = reign(&mut connection).await?.unwrap_or_else(|| {
             tracing::error!("Redis does not allow INFO: no history can be read; add +info");
             Arc::from("")

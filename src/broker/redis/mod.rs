@@ -24,6 +24,7 @@ mod tap;
 mod wanted;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,12 +51,13 @@ pub use redis::ClientTlsConfig;
 /// What the broker needs to know; taken from the `[redis]` section.
 #[derive(Clone)]
 pub struct Settings {
-    /// Holds a password: never log it.
+    /// May hold a password: never log it.
     pub url: String,
+    /// Holds the password where the URL does not; read for each connection.
+    pub password_file: Option<PathBuf>,
     pub prefix: String,
     pub tls: Tls,
-    /// User (or nothing) and password of the Sentinels.
-    pub sentinel: Option<(String, String)>,
+    pub sentinel: Login,
     /// Subscribing connections to each master.
     pub subscribers: usize,
     pub connect_timeout: Duration,
@@ -66,6 +68,15 @@ pub struct Settings {
     pub canary_deadline: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
+}
+
+/// At the Sentinels; what is empty is not given.
+#[derive(Clone, Default)]
+pub struct Login {
+    pub user: String,
+    pub password: String,
+    /// Holds the password instead; read for each connection.
+    pub password_file: Option<PathBuf>,
 }
 
 /// Certificates, in PEM.

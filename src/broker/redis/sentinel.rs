@@ -14,7 +14,7 @@ use redis::{RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::connect::{self, Backoff};
+use super::connect::{self, Backoff, Credentials};
 use super::demotion::{self, Why};
 use super::masters::Map;
 use super::tap::Push;
@@ -187,14 +187,15 @@ impl Watcher {
 
     /// Follows one connection to its end.
     async fn follow(&self) -> RedisResult<()> {
-        let credentials = &self.shared.settings.sentinel;
+        let login = &self.shared.settings.sentinel;
         let mut redis = RedisConnectionInfo::default().set_protocol(redis::ProtocolVersion::RESP3);
-        if let Some((user, password)) = credentials {
-            redis = redis.set_password(password);
-            if !user.is_empty() {
-                redis = redis.set_username(user);
-            }
+        if !login.user.is_empty() {
+            redis = redis.set_username(&login.user);
         }
+        if !login.password.is_empty() {
+            redis = redis.set_password(&login.password);
+        }
+        let credentials = Credentials { redis, password_file: login.password_file.clone() };
         let switched = Arc::new(Notify::new());
         let bell = Arc::clone(&switched);
         let on_push = move |push: Push<'_>| {
@@ -204,7 +205,7 @@ impl Watcher {
         };
         let connector = &self.shared.connector;
         let mut connection =
-            connector.open(&self.sentinel, &redis, Some(Arc::new(on_push))).await?;
+            connector.open(&self.sentinel, &credentials, Some(Arc::new(on_push))).await?;
         connection.subscribe("+switch-master").await?;
         let mut listed = Listed::default();
         loop {
