@@ -105,6 +105,22 @@ impl Revocations {
         }
     }
 
+    /// At most `limit` entries that are not in the other table, or not for as long.
+    #[must_use]
+    pub fn beyond(&self, other: &Self, limit: usize) -> Vec<Revocation> {
+        let tables = self.tables.read();
+        let tokens = tables
+            .tokens
+            .iter()
+            .map(|(jti, until)| Revocation::Token { jti: jti.to_string(), until: *until });
+        let users = tables.users.iter().map(|(user, (issued_before, until))| Revocation::User {
+            user: user.to_string(),
+            issued_before: *issued_before,
+            until: *until,
+        });
+        tokens.chain(users).filter(|entry| !other.has(entry)).take(limit).collect()
+    }
+
     /// Is this identity's token revoked?
     #[must_use]
     pub fn covers(&self, identity: &Identity, now: u64) -> bool {
@@ -187,6 +203,13 @@ mod tests {
         }
         table.sweep(99);
         assert_eq!(table.len(), 2);
+        let other = Revocations::default();
+        assert!(other.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 90 }));
+        assert_eq!(table.beyond(&other, 9).len(), 2, "not for as long");
+        assert!(other.add(&Revocation::User { user: "u".into(), issued_before: 51, until: 101 }));
+        let token = Revocation::Token { jti: "a".into(), until: 100 };
+        assert_eq!(table.beyond(&other, 9), [token]);
+        assert!(table.beyond(&table, 9).is_empty() && table.beyond(&other, 0).is_empty());
         table.sweep(100);
         assert!(table.is_empty());
     }

@@ -3,8 +3,10 @@
 
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
+
 use super::{Control, ControlError, Gateway};
-use crate::auth::Revocation;
+use crate::auth::{Revocation, Revocations};
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
 use crate::hub::Connection;
@@ -14,6 +16,8 @@ use crate::protocol::codes::{Close, CloseCode};
 
 /// Seconds between two looks into the store while all is well.
 const RECALL_EVERY: u64 = 30;
+/// Most entries that one look puts back.
+const RESTORED: usize = 1000;
 
 /// Why a revocation may not hold everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -36,9 +40,7 @@ impl Gateway {
         if !self.revocations.add(&revocation) {
             return Err(RevokeError::Full);
         }
-        let until = revocation.until();
-        let entry = serde_json::to_vec(&revocation).unwrap_or_default();
-        let stored = self.store.remember(entry.into(), until).await;
+        let stored = self.keep(&revocation).await;
         let sent = self.control(&Control::Revoke { revocation }).await;
         stored.map_err(RevokeError::Store)?;
         Ok(sent?)
@@ -83,24 +85,53 @@ impl Gateway {
         }
         let now = unix_now();
         self.revocations.sweep(now);
-        match self.store.recall(now).await {
+        let done = match self.store.recall(now).await {
             Ok(entries) => {
-                for entry in entries {
-                    match serde_json::from_slice::<Revocation>(&entry) {
-                        Ok(revocation) if self.revocations.has(&revocation) => {}
-                        Ok(revocation) => self.take_revocation(&revocation),
-                        Err(_) => {
-                            tracing::warn!("a stored revocation that this version does not know")
-                        }
-                    }
-                }
+                let stored = self.take_stored(&entries);
                 metrics::revocations(self.revocations.len());
-                *recalled_at = Some(second);
+                self.restore(&stored).await
             }
-            Err(e) => {
-                *recalled_at = None;
-                tracing::warn!(error = %e, "revocations cannot be read from the store");
+            Err(e) => Err(e),
+        };
+        *recalled_at = done.is_ok().then_some(second);
+        if let Err(e) = done {
+            tracing::warn!(error = %e, "revocations cannot be read from the store, or put back");
+        }
+    }
+
+    /// Takes in what the store has, and gives it back as a table.
+    fn take_stored(&self, entries: &[Bytes]) -> Revocations {
+        let stored = Revocations::default();
+        for entry in entries {
+            let Ok(revocation) = serde_json::from_slice::<Revocation>(entry) else {
+                tracing::warn!("a stored revocation that this version does not know");
+                continue;
+            };
+            stored.add(&revocation);
+            if !self.revocations.has(&revocation) {
+                self.take_revocation(&revocation);
             }
         }
+        stored
+    }
+
+    /// Puts back what a store has lost: a Redis that began anew, or a write that a failover took with it.
+    async fn restore(&self, stored: &Revocations) -> Result<(), BrokerError> {
+        let lost = self.revocations.beyond(stored, RESTORED);
+        if lost.is_empty() {
+            return Ok(());
+        }
+        tracing::info!(revocations = lost.len(), "the store lacks revocations: put back");
+        // There may be more.
+        self.recall_due.store(lost.len() == RESTORED, Ordering::Release);
+        for revocation in lost {
+            self.keep(&revocation).await?;
+        }
+        Ok(())
+    }
+
+    async fn keep(&self, revocation: &Revocation) -> Result<(), BrokerError> {
+        let entry = serde_json::to_vec(revocation).unwrap_or_default();
+        self.store.remember(entry.into(), revocation.until()).await
     }
 }

@@ -120,7 +120,10 @@ impl Redis {
         self.child.wait().unwrap();
     }
 
+    /// The same server anew, without its data, whether it was killed before or not.
     pub fn restart(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
         self.child = spawn(&self.binary, self.port, self.folder.path(), &self.extra);
         assert!(self.answers(), "Redis comes back on its port");
     }

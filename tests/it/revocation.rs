@@ -74,6 +74,31 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
     drop(token("u1"));
 }
 
+/// A Redis that lost its data gets the revocations back from the replicas: they outlive both.
+#[tokio::test]
+async fn redis_gets_revocations_back_that_it_lost() {
+    let mut redis = Redis::start();
+    let gateway = Gateway::on_redis(&redis).await;
+    let token = with_jti("u1", "t1", now());
+    for (method, body) in [
+        ("revoke_token", json!({"jti": "t1", "expire_at": now() + 600})),
+        ("invalidate_user_tokens", json!({"user": "u2"})),
+    ] {
+        assert_eq!(gateway.api(method, &body).await, json!({"result": {}}));
+    }
+    redis.restart();
+    let kept = || async {
+        let mut connection = redis.try_connection()?;
+        let kept: u64 = redis::cmd("ZCARD").arg("tollgate:revoked").query(&mut connection).ok()?;
+        (kept == 2).then_some(())
+    };
+    super::eventually("they are back", kept).await;
+    drop(gateway);
+    let again = Gateway::on_redis(&redis).await;
+    again.metric_reaches("revocations", 2.0).await;
+    assert_eq!(Client::refused(&again, &token).await, (4401, "revoked".to_owned()));
+}
+
 /// What a replica missed while it could not hear, it finds in the store.
 #[tokio::test]
 async fn a_revocation_during_an_outage_is_found_afterwards() {
