@@ -28,7 +28,7 @@ fn documents_have_the_tables_of_the_code() {
     generated("docs/protocol.md", "codes", &codes::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "reasons", &auth::markdown());
-    generated("docs/operations.md", "doctor", &tollgate::cli::doctor::markdown());
+    generated("docs/doctor.md", "doctor", &tollgate::cli::doctor::markdown());
     generated("docs/tokens.md", "causes", &auth::diagnose::markdown());
     generated("docs/metrics.md", "metrics", &tollgate::metrics::markdown());
 }
@@ -38,13 +38,13 @@ fn documents_have_the_tables_of_the_code() {
 fn configuration_in_documents_is_valid() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut seen = 0;
-    for name in ["README.md", "docs/operations.md", "docs/tokens.md"] {
+    for name in ["README.md", "docs/operations.md", "docs/redis.md", "docs/tokens.md"] {
         let text = fs::read_to_string(root.join(name)).unwrap();
         for block in text.split("```toml\n").skip(1) {
             let block = block.split("```").next().unwrap();
             let folder = tempfile::tempdir().unwrap();
             let secret = "a secret of the documents' own, 32 bytes";
-            for name in ["jwt-new", "jwt-old"] {
+            for name in ["jwt-new", "jwt-old", "redis-password", "sentinel-password"] {
                 fs::write(folder.path().join(name), secret).unwrap();
             }
             let block = block.replace("/run/secrets", folder.path().to_str().unwrap());

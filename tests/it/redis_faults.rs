@@ -376,10 +376,10 @@ async fn thousands_of_channels_come_back() {
     }
 }
 
-/// Makes the user of that name as docs/operations.md says.
+/// Makes the user of that name as docs/redis.md says.
 fn documented_user(redis: &Redis, name: &str) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = std::fs::read_to_string(root.join("docs/operations.md")).unwrap();
+    let text = std::fs::read_to_string(root.join("docs/redis.md")).unwrap();
     let command = format!("`ACL SETUSER {name} ");
     let line = text.split(&command).nth(1).unwrap().split('`').next().unwrap();
     let mut setuser = redis::cmd("ACL");
@@ -390,7 +390,7 @@ fn documented_user(redis: &Redis, name: &str) {
     setuser.exec(&mut redis.connection()).unwrap();
 }
 
-/// The minimal ACLs of docs/operations.md are enough, and Redis takes them.
+/// The minimal ACLs of docs/redis.md are enough, and Redis takes them.
 #[tokio::test]
 async fn the_documented_acl_is_enough() {
     let redis = Redis::start();

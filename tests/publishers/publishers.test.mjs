@@ -1,5 +1,5 @@
 // docs/publishing.md, executed: every snippet that follows a `<!-- run: publish.NAME -->` comment, each
-// against a Redis and a gateway of its own, as the ACL user of docs/operations.md; and what it says of
+// against a Redis and a gateway of its own, as the ACL user of docs/redis.md; and what it says of
 // errors, the function and a restart.
 import assert from "node:assert/strict";
 import { execFile, spawn } from "node:child_process";
@@ -153,7 +153,7 @@ test("the document has all the snippets", () => {
 for (const { name, body } of snippets) {
   test(`${name}: each event comes once, and a repeated key delivers nothing`, () =>
     world(async ({ next, redis, publish, env }) => {
-      const [, user] = /`ACL (SETUSER publisher .*?)`/.exec(readFileSync(join(docs, "operations.md"), "utf8"));
+      const [, user] = /`ACL (SETUSER publisher .*?)`/.exec(readFileSync(join(docs, "redis.md"), "utf8"));
       await redis.call("ACL", ...user.split(" "));
       // Beside node_modules, where Node looks for them.
       const file = join(here, `.${process.pid}-${name}`);

@@ -1,4 +1,4 @@
-//! The steps, and the one table of what can be found wrong. `docs/operations.md` is generated from it, and a
+//! The steps, and the one table of what can be found wrong. `docs/doctor.md` is generated from it, and a
 //! test compares the two.
 
 use std::fmt::Write as _;
@@ -217,7 +217,7 @@ impl Cause {
     }
 }
 
-/// The table as Markdown, for `docs/operations.md`.
+/// The table as Markdown, for `docs/doctor.md`.
 #[must_use]
 pub fn markdown() -> String {
     let mut out = String::from("| cause | meaning | what to do |\n| --- | --- | --- |\n");
