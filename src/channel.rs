@@ -167,8 +167,8 @@ pub struct Publication {
     pub payload: Bytes,
     /// Set for durable publications only; plain `PUBLISH` has no position.
     pub position: Option<Position>,
-    /// When it was published, in microseconds since 1970 by the publishing server's clock, where that is
-    /// known: durable publications through Redis, and all of the memory broker. Not of what is read again.
+    /// When it was published, in microseconds since 1970, where that is known: durable publications (by Redis'
+    /// clock), those by the server API (by the replica's). Not of what others `PUBLISH` or what is read again.
     pub published: Option<u64>,
 }
 

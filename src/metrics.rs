@@ -69,9 +69,9 @@ table! {
     Counter PUBLICATIONS_RECEIVED "publications_received_total";
     /// Events handed to sockets, by wire format.
     Counter DELIVERIES "deliveries_total";
-    /// From a publication, by the clock of Redis (durable publications) or of this process (memory broker), to
-    /// its write to the last of its sockets, in seconds, once for each worker thread with subscribers of it. Plain
-    /// publications through Redis bring no time.
+    /// From a publication, by the clock of Redis (durable publications) or of the replica that took it (server API),
+    /// to its write to the last of its sockets, in seconds, once for each worker thread with subscribers of it. What
+    /// others publish with `PUBLISH` brings no time.
     Histogram DELIVERY "delivery_seconds";
     /// From taking a batch of publications to the last socket write, in seconds.
     Histogram FANOUT "fanout_seconds";

@@ -122,8 +122,10 @@ impl Gateway {
             return Ok(());
         }
         tracing::info!(revocations = lost.len(), "the store lacks revocations: put back");
-        // There may be more.
-        self.recall_due.store(lost.len() == RESTORED, Ordering::Release);
+        if lost.len() == RESTORED {
+            // There may be more.
+            self.recall_due.store(true, Ordering::Release);
+        }
         for revocation in lost {
             self.keep(&revocation).await?;
         }

@@ -188,8 +188,11 @@ async fn a_lost_connection_is_filled_from_the_history() {
     for expected in [json!(1), json!(2), json!("plain"), json!(3)] {
         assert_eq!(client.next().await, expected);
     }
-    // Durable ones bring the time of their publication.
+    // Durable ones bring the time of their publication, and those by the server API.
     gateway.metric_reaches("delivery_seconds_count", 2.0).await;
+    gateway.publish("plain:3", &json!(4)).await;
+    assert_eq!(client.next().await, json!(4));
+    gateway.metric_reaches("delivery_seconds_count", 3.0).await;
     for round in 0..3 {
         // Published while nobody listens.
         let mut kill = redis::pipe();

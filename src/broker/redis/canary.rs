@@ -4,7 +4,6 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
@@ -90,8 +89,8 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
             state.waiting = Some((state.sent, Instant::now()));
             state.sent
         };
-        let payload = Bytes::from(number.to_string());
-        let sent = shared.publish_plain(canary.channel(), payload).await;
+        let payload = number.to_string();
+        let sent = shared.publish_plain(canary.channel(), payload.as_bytes()).await;
         match sent {
             // The server that publishers write to has no such subscriber.
             Ok(0) => return missed(subscriber, "the canary found no subscriber on the master"),

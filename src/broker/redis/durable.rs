@@ -14,13 +14,14 @@ use super::connect::{self, Link};
 use super::{RedisBroker, Shared};
 use crate::broker::{Bounds, BrokerError, Durable, History, Track};
 use crate::channel::{ChannelName, Position, Publication};
+use crate::lifecycle;
 
 const LUA: &str = include_str!("tollgate.lua");
 
 /// A newer gateway's library serves this one too, so it is never replaced by an older.
 const VERSION: i64 = 3;
 
-/// What a durable publication's message begins with.
+/// What a message begins with that has a head; no JSON text does.
 const MARK: u8 = 1;
 
 /// Entries of a stream in one read.
@@ -61,22 +62,45 @@ impl Entry {
 static OPEN: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_open", "open"));
 static PUBLISH: LazyLock<Entry> = LazyLock::new(|| Entry::new("tollgate_publish", "publish"));
 
-/// The payload and, where the message is a durable publication's, its position and time.
-pub(super) fn take_apart(message: Bytes) -> (Bytes, Option<(Position, Option<u64>)>) {
-    let position = || {
-        let rest = message.strip_prefix(&[MARK])?;
-        let end = rest.iter().take(64).position(|b| *b == b'\n')?;
-        let (epoch, rest) = std::str::from_utf8(&rest[..end]).ok()?.split_once(':')?;
-        let (offset, time) = match rest.split_once(':') {
+/// What stands before a payload: of a durable publication its position and mostly the time in microseconds,
+/// of one by the server API the time alone, of what others `PUBLISH` nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Head {
+    pub(super) position: Option<Position>,
+    pub(super) published: Option<u64>,
+}
+
+impl Head {
+    fn parse(text: &str) -> Option<Self> {
+        let Some((epoch, rest)) = text.split_once(':') else {
+            return Some(Self { position: None, published: Some(text.parse().ok()?) });
+        };
+        let (offset, published) = match rest.split_once(':') {
             Some((offset, time)) => (offset, Some(time.parse().ok()?)),
             None => (rest, None),
         };
-        Some((end + 2, (Position::new(epoch, offset.parse().ok()?)?, time)))
-    };
-    match position() {
-        Some((begin, position)) => (message.slice(begin..), Some(position)),
-        None => (message, None),
+        let position = Position::new(epoch, offset.parse().ok()?)?;
+        Some(Self { position: Some(position), published })
     }
+}
+
+/// A message's payload and head.
+pub(super) fn take_apart(message: Bytes) -> (Bytes, Head) {
+    let head = || {
+        let rest = message.strip_prefix(&[MARK])?;
+        let end = rest.iter().take(64).position(|b| *b == b'\n')?;
+        Some((end + 2, Head::parse(std::str::from_utf8(&rest[..end]).ok()?)?))
+    };
+    match head() {
+        Some((begin, head)) => (message.slice(begin..), head),
+        None => (message, Head::default()),
+    }
+}
+
+/// The message of a publication without a position.
+pub(super) fn stamped(payload: &[u8]) -> Vec<u8> {
+    let head = format!("{}{}\n", char::from(MARK), lifecycle::unix_micros());
+    [head.as_bytes(), payload].concat()
 }
 
 /// Sees to it that the server has the library, in this version or a later one.
@@ -345,10 +369,12 @@ mod tests {
             (b"\x011700000000000001:42\n{\"a\":1}", None),
         ] {
             let (payload, of) = apart(message);
-            let (position, at) = of.unwrap();
-            assert_eq!((&*payload, at), (&b"{\"a\":1}"[..], time));
-            assert_eq!(position.to_string(), "1700000000000001-42");
+            assert_eq!((&*payload, of.published), (&b"{\"a\":1}"[..], time));
+            assert_eq!(of.position.unwrap().to_string(), "1700000000000001-42");
         }
+        let (payload, of) = take_apart(stamped(b"{\"a\":1}").into());
+        assert_eq!((&*payload, &of.position), (&b"{\"a\":1}"[..], &None));
+        assert!(of.published.unwrap().abs_diff(lifecycle::unix_micros()) < 60_000_000);
         for plain in [
             &b"{\"a\":1}"[..],
             b"",
@@ -360,9 +386,11 @@ mod tests {
             b"\x011:99999999999999999999999\n1",
             b"1:1\n1",
             b"\x01-:1\n1",
+            b"\x01x\n1",
+            b"\x0142",
         ] {
-            let (payload, position) = take_apart(Bytes::from_static(plain));
-            assert_eq!((&*payload, position), (plain, None));
+            let (payload, head) = take_apart(Bytes::from_static(plain));
+            assert_eq!((&*payload, head), (plain, Head::default()));
         }
     }
 }

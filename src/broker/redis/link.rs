@@ -172,7 +172,7 @@ impl Subscriber {
         let channel = channel.clone();
         // A copy: what is kept of it must not keep the rest of what was read with it.
         let (payload, of) = durable::take_apart(Bytes::copy_from_slice(payload));
-        if of.is_some()
+        if of.position.is_some()
             && let Some(want) = wanted.channels.get_mut(name)
         {
             want.track = want.track.max(Track::Read);
@@ -181,7 +181,7 @@ impl Subscriber {
         let event = if channel.is_control() {
             Event::Control(payload)
         } else {
-            let (position, published) = of.map_or((None, None), |(at, time)| (Some(at), time));
+            let durable::Head { position, published } = of;
             Event::Publication(Publication { channel, payload, position, published })
         };
         self.shared.events.push(event);

@@ -172,9 +172,9 @@ impl Shared {
     }
 
     /// Publishes; the answer is how many subscribers the server handed it to.
-    async fn publish_plain(&self, key: &str, payload: Bytes) -> Result<usize, BrokerError> {
+    async fn publish_plain(&self, key: &str, message: &[u8]) -> Result<usize, BrokerError> {
         let mut command = redis::cmd(if self.is_cluster() { "SPUBLISH" } else { "PUBLISH" });
-        command.arg(key).arg(&*payload);
+        command.arg(key).arg(message);
         self.on_master(key, |link| Box::pin(query(link, &command))).await
     }
 }
@@ -276,7 +276,8 @@ impl Broker for RedisBroker {
                 Some(durable) => self.publish_durable(&channel, &payload, &durable).await.map(Some),
                 None => {
                     let key = self.shared.key(&channel);
-                    self.shared.publish_plain(&key, payload).await.map(|_| None)
+                    let message = durable::stamped(&payload);
+                    self.shared.publish_plain(&key, &message).await.map(|_| None)
                 }
             }
         })
@@ -289,7 +290,7 @@ impl Broker for RedisBroker {
 
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
         let key = self.shared.key(&ChannelName::control());
-        Box::pin(async move { self.shared.publish_plain(&key, message).await })
+        Box::pin(async move { self.shared.publish_plain(&key, &message).await })
     }
 
     fn is_up(&self, channel: &ChannelName) -> bool {
