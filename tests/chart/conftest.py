@@ -130,6 +130,7 @@ CASES: dict[str, dict] = {
                 "relabelings": [{"action": "labeldrop", "regex": "pod_template_hash"}],
                 "metricRelabelings": [{"action": "drop", "sourceLabels": ["__name__"], "regex": "x"}],
             },
+            "runbookUrl": "https://git.example.com/runbooks",
             "prometheusRule": {"enabled": True, "labels": {"release": "prometheus"}},
             "dashboards": {"enabled": True, "annotations": {"folder": "Tollgate"}},
         },

@@ -172,6 +172,17 @@ def test_the_alerts_go_through_as_they_are():
     assert "{{" in json.dumps(rule)
 
 
+def test_links_to_runbooks_lead_to_where_they_are_read():
+    documents = rendered("helm-4", CASES["everything else"])
+    rules = one(documents, "PrometheusRule")["spec"]["groups"]
+    links = [rule["annotations"]["runbook_url"] for group in rules for rule in group["rules"] if "alert" in rule]
+    assert links and all(link.startswith("https://git.example.com/runbooks/Tollgate") for link in links)
+    dashboards = [text for d in documents for name, text in d.get("data", {}).items() if name.endswith(".json")]
+    assert dashboards
+    for text in dashboards:
+        assert '"https://git.example.com/runbooks/README.md"' in text and "docs/runbooks" not in text
+
+
 def test_no_disruption_budget_for_one_replica():
     def kinds(values):
         return {d["kind"] for d in rendered("helm-4", values)}

@@ -103,6 +103,7 @@ WRONG = {
 MISSHAPEN = {
     "unknown value": ({"ingress": {"enable": True}}, "enable"),
     "unknown section": ({"replicas": 3}, "replicas"),
+    "runbooks nowhere": ({"metrics": {"runbookUrl": "docs"}}, "runbookUrl"),
     "no replicas": ({"replicaCount": 0}, "replicaCount"),
     "text for a number": ({"replicaCount": "two"}, "replicaCount"),
     "unknown policy": ({"image": {"pullPolicy": "Sometimes"}}, "pullPolicy"),
