@@ -225,8 +225,8 @@ impl<'a> Follower<'a> {
 
     fn begin(&mut self, time: Duration, resumes: bool, position: Option<&super::record::Position>) {
         self.live = true;
-        if !self.durable() {
-            // No position: another replica may have been a little behind.
+        if !self.durable() || !resumes {
+            // Without a position another replica may be a little behind, and says again what it has not had.
             self.seen.clear();
             self.last = None;
         }

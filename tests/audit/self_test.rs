@@ -155,6 +155,7 @@ fn resumed_sockets() {
     expect("resumed without a word", &durable(&back(true, None, 7..10)), &lost);
     let doubled = [(Offence::Doubled, 2)];
     expect("resumed twice", &durable(&back(true, Some(true), 3..10)), &doubled);
+    expect("anew on a replica that is behind", &durable(&back(false, None, 3..10)), &[]);
     // Told at 45 ms: 5 and 6 came later.
     expect("not recovered, too soon", &durable(&back(true, Some(false), 7..10)), &lost);
     let mut what = events(0..5);
