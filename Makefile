@@ -28,7 +28,8 @@ help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change the addresses)
-	cargo run --quiet -- serve --dev --listen $(LISTEN) --admin-listen $(ADMIN)
+	cargo build --bin tollgate
+	@cargo run --quiet -- serve --dev --listen $(LISTEN) --admin-listen $(ADMIN)
 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
