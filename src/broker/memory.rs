@@ -164,12 +164,12 @@ fn drop_all(publications: &mut VecDeque<Bytes>) -> usize {
 
 /// One process: what it remembers is in its tables already, and nobody else writes.
 impl Store for MemoryBroker {
-    fn remember(&self, _: Bytes, _: u64) -> BrokerFuture<'_> {
+    fn remember(&self, _: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    fn recall(&self, _: u64) -> BrokerFuture<'_, Vec<Bytes>> {
-        Box::pin(std::future::ready(Ok(Vec::new())))
+    fn recall(&self, _: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
+        Box::pin(std::future::ready(Ok(None)))
     }
 
     fn read(&self, _: &str) -> BrokerFuture<'_, Option<String>> {

@@ -76,11 +76,11 @@ pub type BrokerFuture<'a, T = ()> =
 
 /// What replicas share beside publications, and find again after a restart. Small, and read rarely.
 pub trait Store: Send + Sync + 'static {
-    /// Keeps an entry until a Unix second.
-    fn remember(&self, entry: Bytes, until: u64) -> BrokerFuture<'_>;
+    /// Keeps entries, each until its Unix second.
+    fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_>;
 
-    /// The entries whose time is not over at `now`.
-    fn recall(&self, now: u64) -> BrokerFuture<'_, Vec<Bytes>>;
+    /// The entries whose time is not over at `now`; `None` where nothing outlives the process.
+    fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>>;
 
     /// A value that others write: `<prefix><key>`.
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>>;

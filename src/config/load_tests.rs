@@ -161,7 +161,7 @@ password_file = "/nowhere/password"
 sentinel_password_file = "/dev/null"
 [callback]
 secret = "hunter2"
-secret_file = "/nowhere/secret"
+secret_file = "/etc/passwd"
 "#;
     let problems = run(Some(file), &[]).unwrap_err().join("\n");
     for expected in [
@@ -169,7 +169,7 @@ secret_file = "/nowhere/secret"
         "redis.password_file: /nowhere/password cannot be read: ",
         "redis.sentinel_password_file: /dev/null is empty",
         "callback.secret_file: gives what callback.secret holds too: give one of them",
-        "callback.secret_file: /nowhere/secret cannot be read: ",
+        "callback.secret_file: /etc/passwd holds more than one line",
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
     }

@@ -40,7 +40,7 @@ const MIN_API_KEY: usize = 16;
 #[derive(Default)]
 pub(super) struct Judge {
     problems: Vec<Problem>,
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
 }
 
 impl Judge {
@@ -58,6 +58,9 @@ impl Judge {
         match &secret {
             Err(e) => self.problem(path, format!("{file} cannot be read: {e}")),
             Ok(secret) if secret.is_empty() => self.problem(path, format!("{file} is empty")),
+            Ok(secret) if secret.contains(char::is_control) => {
+                self.problem(path, format!("{file} holds more than one line"));
+            }
             Ok(_) => {}
         }
         secret.unwrap_or_default()

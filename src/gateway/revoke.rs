@@ -17,7 +17,7 @@ use crate::protocol::codes::{Close, CloseCode};
 /// Seconds between two looks into the store while all is well.
 const RECALL_EVERY: u64 = 30;
 /// Most entries that one look puts back.
-const RESTORED: usize = 1000;
+const RESTORED: usize = 10_000;
 
 /// Why a revocation may not hold everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -40,7 +40,7 @@ impl Gateway {
         if !self.revocations.add(&revocation) {
             return Err(RevokeError::Full);
         }
-        let stored = self.keep(&revocation).await;
+        let stored = self.keep(std::slice::from_ref(&revocation)).await;
         let sent = self.control(&Control::Revoke { revocation }).await;
         stored.map_err(RevokeError::Store)?;
         Ok(sent?)
@@ -85,18 +85,19 @@ impl Gateway {
         }
         let now = unix_now();
         self.revocations.sweep(now);
-        let done = match self.store.recall(now).await {
-            Ok(entries) => {
+        match self.store.recall(now).await {
+            Ok(Some(entries)) => {
                 let stored = self.take_stored(&entries);
-                metrics::revocations(self.revocations.len());
-                self.restore(&stored).await
+                self.restore(&stored).await;
             }
-            Err(e) => Err(e),
-        };
-        *recalled_at = done.is_ok().then_some(second);
-        if let Err(e) = done {
-            tracing::warn!(error = %e, "revocations cannot be read from the store, or put back");
+            Ok(None) => {}
+            Err(e) => {
+                *recalled_at = None;
+                return tracing::warn!(error = %e, "revocations cannot be read from the store");
+            }
         }
+        metrics::revocations(self.revocations.len());
+        *recalled_at = Some(second);
     }
 
     /// Takes in what the store has, and gives it back as a table.
@@ -116,24 +117,22 @@ impl Gateway {
     }
 
     /// Puts back what a store has lost: a Redis that began anew, or a write that a failover took with it.
-    async fn restore(&self, stored: &Revocations) -> Result<(), BrokerError> {
+    /// In one command, and what is too much for that at the next look: other housekeeping waits.
+    async fn restore(&self, stored: &Revocations) {
         let lost = self.revocations.beyond(stored, RESTORED);
         if lost.is_empty() {
-            return Ok(());
+            return;
         }
-        tracing::info!(revocations = lost.len(), "the store lacks revocations: put back");
-        if lost.len() == RESTORED {
-            // There may be more.
-            self.recall_due.store(true, Ordering::Release);
+        match self.keep(&lost).await {
+            Ok(()) => {
+                tracing::info!(revocations = lost.len(), "the store lacked revocations: put back");
+            }
+            Err(e) => tracing::warn!(error = %e, "the store lacks revocations, and takes none"),
         }
-        for revocation in lost {
-            self.keep(&revocation).await?;
-        }
-        Ok(())
     }
 
-    async fn keep(&self, revocation: &Revocation) -> Result<(), BrokerError> {
-        let entry = serde_json::to_vec(revocation).unwrap_or_default();
-        self.store.remember(entry.into(), revocation.until()).await
+    async fn keep(&self, revocations: &[Revocation]) -> Result<(), BrokerError> {
+        let entry = |r: &Revocation| (r.until(), serde_json::to_vec(r).unwrap_or_default().into());
+        self.store.remember(revocations.iter().map(entry).collect()).await
     }
 }

@@ -101,6 +101,8 @@ pub struct Hub {
     next_id: AtomicU64,
     subscriptions: AtomicUsize,
     started: Instant,
+    /// When the deliveries' runtime last had a turn.
+    beat: AtomicU32,
 }
 
 impl Hub {
@@ -125,6 +127,7 @@ impl Hub {
             next_id: AtomicU64::new(1),
             subscriptions: AtomicUsize::new(0),
             started: Instant::now(),
+            beat: AtomicU32::new(0),
         })
     }
 
@@ -350,12 +353,12 @@ impl Hub {
         self.shard(connection).table.lock().channels_of(connection.slot())
     }
 
-    /// How many ticks the slowest shard is behind: liveness.
+    /// How many ticks the slowest shard's timers or the deliveries' runtime are behind: liveness.
     #[must_use]
     pub fn lag(&self) -> u32 {
         let now = self.now();
-        let behind = |s: &Arc<Shard>| now.saturating_sub(s.ticked.load(Ordering::Relaxed));
-        self.shards.iter().map(behind).max().unwrap_or(0)
+        let turns = self.shards.iter().map(|shard| &shard.ticked).chain([&self.beat]);
+        turns.map(|at| now.saturating_sub(at.load(Ordering::Relaxed))).max().unwrap_or(0)
     }
 
     /// Gives memory back that many connections have left.
@@ -366,10 +369,11 @@ impl Hub {
     }
 
     /// Starts the shards' fan-out, on the current runtime.
-    pub fn start_fanout(&self) {
+    pub fn start_fanout(self: &Arc<Self>) {
         for shard in &self.shards {
             crate::lifecycle::spawn("fanout", fanout::run(Arc::clone(shard)));
         }
+        crate::lifecycle::spawn("beat", wheel::beat(Arc::clone(self)));
     }
 
     /// Starts the shards' timers, on the current runtime: the connections' one.

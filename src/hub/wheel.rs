@@ -74,6 +74,16 @@ pub(super) async fn run(hub: Arc<Hub>, shard: Arc<Shard>) {
     }
 }
 
+/// The sign of life of the runtime that this runs on, which is not the timers'.
+pub(super) async fn beat(hub: Arc<Hub>) {
+    let mut beats = interval(TICK);
+    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        beats.tick().await;
+        hub.beat.store(hub.now(), Ordering::Relaxed);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -96,6 +96,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
     drop(gateway);
     let again = Gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 2.0).await;
+    assert!(!again.log().contains("put back"), "there is nothing to put back");
     assert_eq!(Client::refused(&again, &token).await, (4401, "revoked".to_owned()));
 }
 

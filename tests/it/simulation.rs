@@ -136,10 +136,10 @@ impl Broker for Flaky {
 }
 
 impl Store for Flaky {
-    fn remember(&self, entry: Bytes, until: u64) -> BrokerFuture<'_> {
-        self.inner.remember(entry, until)
+    fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
+        self.inner.remember(entries)
     }
-    fn recall(&self, now: u64) -> BrokerFuture<'_, Vec<Bytes>> {
+    fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
         self.inner.recall(now)
     }
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>> {

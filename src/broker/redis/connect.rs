@@ -52,7 +52,12 @@ impl Credentials {
         let text = tokio::fs::read_to_string(path).await.map_err(|e| {
             std::io::Error::new(e.kind(), format!("password file {}: {e}", path.display()))
         })?;
-        Ok(redis.set_password(text.trim_end_matches(['\r', '\n'])))
+        let password = text.trim_end_matches(['\r', '\n']);
+        if password.is_empty() {
+            let why = format!("password file {} is empty", path.display());
+            return Err(std::io::Error::other(why).into());
+        }
+        Ok(redis.set_password(password))
     }
 }
 

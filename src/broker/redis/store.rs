@@ -24,14 +24,17 @@ impl RedisBroker {
 }
 
 impl Store for RedisBroker {
-    fn remember(&self, entry: Bytes, until: u64) -> BrokerFuture<'_> {
+    fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
         let key = self.revoked();
         let mut add = redis::cmd("ZADD");
-        add.arg(&key).arg(until).arg(&entry[..]);
+        add.arg(&key);
+        for (until, entry) in &entries {
+            add.arg(until).arg(&entry[..]);
+        }
         Box::pin(async move { self.query::<i64>(&key, &add).await.map(|_| ()) })
     }
 
-    fn recall(&self, now: u64) -> BrokerFuture<'_, Vec<Bytes>> {
+    fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
         let key = self.revoked();
         Box::pin(async move {
             let mut old = redis::cmd("ZREMRANGEBYSCORE");
@@ -41,7 +44,7 @@ impl Store for RedisBroker {
             let mut rest = redis::cmd("ZRANGEBYSCORE");
             rest.arg(&key).arg(format!("({now}")).arg("+inf");
             let found: Vec<Vec<u8>> = self.query(&key, &rest).await?;
-            Ok(found.into_iter().map(Bytes::from).collect())
+            Ok(Some(found.into_iter().map(Bytes::from).collect()))
         })
     }
 

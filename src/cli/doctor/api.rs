@@ -34,6 +34,9 @@ impl Api {
                 if !matches!(url.scheme(), "http" | "https") {
                     return Err("--api begins with https:// or http://".to_owned());
                 }
+                if url.password().is_some() || !url.username().is_empty() {
+                    return Err("--api holds credentials: the key is all it takes".to_owned());
+                }
                 let path = url.path().trim_end_matches('/').to_owned();
                 if path.is_empty() {
                     url.set_path("/api/publish");

@@ -34,21 +34,30 @@ impl Trouble {
 /// A step's end: what it gave, and what is to be said; or what is wrong.
 pub(super) type Checked<T> = Result<(T, String), Trouble>;
 
-/// Texts that must not be shown: the beginnings of their parts.
+/// Texts that must not be shown: whole, and the beginnings of their parts.
 #[derive(Debug, Default)]
-pub(super) struct Secrets(Vec<String>);
+pub(super) struct Secrets {
+    whole: Vec<String>,
+    parts: Vec<String>,
+}
 
 impl Secrets {
     pub(super) fn add(&mut self, secret: &str) {
         let parts = secret.split('.').filter(|part| part.chars().count() >= TELLING);
-        self.0.extend(parts.map(|part| part.chars().take(TELLING).collect()));
+        let beginning = |part: &str| part.chars().take(TELLING).collect();
+        self.parts.extend(parts.map(beginning));
+        self.parts.push(beginning(secret));
+        self.whole.push(secret.to_owned());
     }
 
     /// Without secrets, and without what a terminal would take as a command. A secret's part goes from where
     /// it begins to the next character that no token has, so one that was cut short goes too.
     fn clean(&self, text: &str) -> String {
         let mut text = text.to_owned();
-        for needle in &self.0 {
+        for whole in &self.whole {
+            text = text.replace(whole.as_str(), HIDDEN);
+        }
+        for needle in &self.parts {
             let mut from = 0;
             while let Some(at) = text[from..].find(needle.as_str()).map(|at| from + at) {
                 let in_token = |c: char| c.is_alphanumeric() || "._-~+/=%".contains(c);
@@ -174,7 +183,18 @@ mod tests {
     fn a_secret_that_looks_like_its_replacement_ends() {
         let mut secrets = Secrets::default();
         secrets.add("[secret] of ours");
-        assert_eq!(secrets.clean("it is [secret] of ours"), "it is [secret] of ours");
+        assert_eq!(secrets.clean("it is [secret] of ours"), "it is [secret]");
+    }
+
+    #[test]
+    fn keys_of_any_characters_are_taken_out() {
+        for key in ["Sup3rS3cret!Key#2026", "a1b2c3d.e4f5g6h.i7j8k9l"] {
+            let mut secrets = Secrets::default();
+            secrets.add(key);
+            assert_eq!(secrets.clean(&format!("X-API-Key: {key}, no")), "X-API-Key: [secret], no");
+            let cut = secrets.clean(&format!("\"{}\"", &key[..12]));
+            assert!(!cut.contains(&key[..8]), "{cut}");
+        }
     }
 
     #[test]
