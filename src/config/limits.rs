@@ -153,7 +153,6 @@ impl Judge {
         ] {
             if !file.is_empty() {
                 // Read again for each connection; watched, so that a bad one is told before that.
-                self.files.push(file.into());
                 self.in_file(path, file, other);
             }
         }

@@ -40,7 +40,7 @@ const MIN_API_KEY: usize = 16;
 #[derive(Default)]
 pub(super) struct Judge {
     problems: Vec<Problem>,
-    pub(super) files: Vec<PathBuf>,
+    files: Vec<PathBuf>,
 }
 
 impl Judge {
@@ -48,8 +48,9 @@ impl Judge {
         self.problems.push(Problem { path: path.into(), origin: None, message: message.into() });
     }
 
-    /// A secret that stands in a file, and not in another setting too.
+    /// A secret that stands in a file, which is watched from now on, and not in another setting too.
     pub(super) fn in_file(&mut self, path: &str, file: &str, other: (&str, bool)) -> String {
+        self.files.push(PathBuf::from(file));
         if let (other, true) = other {
             self.problem(path, format!("gives what {other} holds too: give one of them"));
         }
@@ -235,7 +236,6 @@ impl Judge {
         if secret_file.is_empty() {
             return secret.0.clone();
         }
-        self.files.push(PathBuf::from(secret_file));
         self.in_file("callback.secret_file", secret_file, ("callback.secret", !secret.0.is_empty()))
     }
 
