@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Lines of code in one file, its tests not counted.
+/// Lines of code in one file; its tests, comments and blank lines are not counted.
 const MAX_CODE_LINES: usize = 400;
 
 /// The modules of `src` from the lowest layer to the highest, with what each may import. A module
@@ -73,6 +73,15 @@ fn code(text: &str) -> &str {
     text.split("#[cfg(test)]").next().unwrap_or(text)
 }
 
+/// How many lines of code a file has.
+fn code_lines(text: &str) -> usize {
+    let is_code = |line: &&str| {
+        let line = line.trim_start();
+        !line.is_empty() && !line.starts_with("//")
+    };
+    code(text).lines().filter(is_code).count()
+}
+
 /// Test modules that have a file of their own.
 fn is_test(path: &Path) -> bool {
     path.file_stem().is_some_and(|n| n.to_string_lossy().ends_with("tests"))
@@ -122,7 +131,7 @@ fn rooms_are_small() {
     let crowded: Vec<_> = sources("src")
         .into_iter()
         .chain(sources("benches/load/src"))
-        .map(|(path, text)| (path, code(&text).lines().count()))
+        .map(|(path, text)| (path, code_lines(&text)))
         .filter(|(_, lines)| *lines > MAX_CODE_LINES)
         .collect();
     assert!(crowded.is_empty(), "move walls: {crowded:?}");
