@@ -38,6 +38,7 @@ const ADMIN_CONNECTIONS: usize = 64;
 
 /// After the drain's window, what is still there gets this long.
 const LAST_WORDS: Duration = Duration::from_secs(3);
+const _: () = assert!(LAST_WORDS.as_millis() > http::socket::LINGER.as_millis());
 
 /// Reads the configuration again; `None` when there is nothing to read.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<config::Problem>> + Send>;

@@ -25,13 +25,16 @@ use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::plain::{self, Command, Request};
 use crate::session::{Admission, Context, Heard, Session, Since};
-use crate::websocket::{Decoder, Message, Opcode, ProtocolError, close_frame, encode};
+use crate::websocket::{Decoder, Message, Opcode, ProtocolError, Tail, close_frame, encode};
 
 /// The worker's read buffer.
 const READ_BYTES: usize = 64 * 1024;
 
-/// How long a closed socket may take to say goodbye.
-const LINGER: Duration = Duration::from_secs(2);
+/// How long a client may take to answer our Close frame, and to end. A drain waits for it.
+pub const LINGER: Duration = Duration::from_secs(2);
+
+/// How much it may send meanwhile, for instance the rest of a message that was too large.
+const LAST_BYTES: usize = 8 << 20;
 
 /// How long the handshake's answer waits for the session's first words: a round trip to the broker.
 const HELD_BACK: Duration = Duration::from_millis(20);
@@ -129,7 +132,9 @@ pub(super) async fn begin(
     };
     // Not every session begins with words.
     connection.flush();
-    if begun.is_ok() && !early.is_empty() {
+    if begun.is_err() {
+        socket.decoder.hold(&early);
+    } else if !early.is_empty() {
         let input = take(&mut socket, &mut early);
         begun = apply(&mut socket, input).await;
     }
@@ -190,24 +195,28 @@ fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
 }
 
 impl Socket {
-    /// Takes the session out of everything and says goodbye.
+    /// Takes the session out of everything and says goodbye. The place stays taken until that is over.
     async fn end(self: Box<Self>, end: End) {
-        self.session.end();
-        let connection = Arc::clone(&self.connection);
+        let Self { session, connection, decoder, _place } = *self;
+        session.end();
+        drop(session);
         metrics::connections(connection.wire()).decrement(1.0);
         end.count();
-        let frame = match end {
-            End::Ours(close) => close_frame(close.code.code(), &close.reason),
+
+        let (frame, tail) = match end {
+            End::Ours(close) => {
+                (close_frame(close.code.code(), &close.reason), Some(decoder.into_tail()))
+            }
             // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
             End::Theirs(1005) => {
                 let mut out = BytesMut::new();
                 encode(&mut out, Opcode::Close, b"");
-                out.freeze()
+                (out.freeze(), None)
             }
-            End::Theirs(code) => close_frame(code, ""),
+            End::Theirs(code) => (close_frame(code, ""), None),
             End::Gone => return,
         };
-        goodbye(connection, frame).await;
+        goodbye(connection, frame, tail).await;
     }
 }
 
@@ -301,32 +310,51 @@ pub(super) fn attend(connection: &Connection, wake: Wake) -> Result<(), End> {
     }
 }
 
-/// The closing handshake (RFC 6455 section 7.1.1): our frame, the end of our side, and then the
-/// client's end or the deadline. Without the wait a reset could overtake the frame.
-pub async fn goodbye(connection: Arc<Connection>, frame: Bytes) {
+/// The closing handshake (RFC 6455 section 7.1): our frame, the client's Close, the end of our side, and the
+/// client's end. `tail` is what it sends until then; `None` if our frame answers its own.
+///
+/// Clients that see the end of the connection at once behind our frame may take it for a broken one and never
+/// learn the code: browsers over HTTP/2, and Firefox. A client that answers nothing is ended by the deadline.
+pub async fn goodbye(connection: Arc<Connection>, frame: Bytes, mut tail: Option<Tail>) {
     connection.finish(frame);
-    let wait = async {
+    let exchange = async {
+        let mut left = LAST_BYTES;
         let mut ended = false;
-        loop {
-            if !ended && !connection.has_queued() {
+        while left > 0 {
+            let answered = tail.as_ref().is_none_or(Tail::is_over);
+            if answered && !ended && !connection.has_queued() {
                 connection.shutdown();
                 ended = true;
             }
+
             let wake = connection.wait(true).await;
             if wake.writable {
                 connection.flush();
             }
-            if wake.readable {
-                let read = READ.with_borrow_mut(|buffer| connection.try_read(buffer));
-                match read {
-                    Ok(0) => return,
-                    Ok(_) => {}
-                    Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                    Err(_) => return,
-                }
+            if !wake.readable {
+                continue;
+            }
+            match pass(&connection, tail.as_mut()) {
+                Ok(0) => return,
+                Ok(n) => left = left.saturating_sub(n),
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {}
+                Err(_) => return,
             }
         }
     };
+
     // The deadline passing is an end like any other.
-    let _ = tokio::time::timeout(LINGER, wait).await;
+    let _ = tokio::time::timeout(LINGER, exchange).await;
+    connection.shutdown();
+}
+
+/// Reads what has arrived and throws it away.
+fn pass(connection: &Connection, tail: Option<&mut Tail>) -> std::io::Result<usize> {
+    READ.with_borrow_mut(|buffer| {
+        let n = connection.try_read(buffer)?;
+        if let Some(tail) = tail {
+            tail.pass(&buffer[..n]);
+        }
+        Ok(n)
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use super::{Opcode, is_valid_close_code};
+use super::{Opcode, Tail, is_valid_close_code};
 
 /// Most fragments that one message may arrive in; endless tiny fragments are an attack, not a use.
 const MAX_FRAGMENTS: u32 = 4096;
@@ -93,38 +93,58 @@ impl Decoder {
         mut on_message: impl FnMut(Message<'_>) -> bool,
     ) -> Result<(), ProtocolError> {
         let Some(mut carry) = self.carry.take() else {
-            let used = self.parse(data, max_message, &mut on_message)?;
-            if used < data.len() {
-                self.carry = Some(Box::new(data[used..].to_vec()));
-            }
-            return Ok(());
+            let (used, parsed) = self.parse(data, max_message, &mut on_message);
+            self.hold(&data[used..]);
+            return parsed;
         };
         carry.extend_from_slice(data);
-        let used = self.parse(&mut carry, max_message, &mut on_message)?;
+        let (used, parsed) = self.parse(&mut carry, max_message, &mut on_message);
         if used < carry.len() {
             carry.drain(..used);
             self.carry = Some(carry);
         }
-        Ok(())
+        parsed
     }
 
-    /// Parses whole frames and returns how many bytes they took.
+    /// Keeps bytes that nobody has looked at, behind what is kept.
+    pub fn hold(&mut self, data: &[u8]) {
+        if !data.is_empty() {
+            self.carry.get_or_insert_default().extend_from_slice(data);
+        }
+    }
+
+    /// What the client sends from here on, of which only its end counts.
+    #[must_use]
+    pub fn into_tail(self) -> Tail {
+        let mut tail = Tail::default();
+        tail.pass(&self.carry.unwrap_or_default());
+        tail
+    }
+
+    /// Parses whole frames, and returns how many bytes they took and whether all was well: the frame
+    /// that a refused header begins is not among them.
     fn parse(
         &mut self,
         data: &mut [u8],
         max_message: usize,
         on_message: &mut impl FnMut(Message<'_>) -> bool,
-    ) -> Result<usize, ProtocolError> {
+    ) -> (usize, Result<(), ProtocolError>) {
         let mut at = 0;
-        while let Some(frame) = frame_at(data, at, max_message)? {
+        loop {
+            let frame = match frame_at(data, at, max_message) {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return (at, Ok(())),
+                Err(error) => return (at, Err(error)),
+            };
             let payload = &mut data[frame.start..frame.end];
             unmask(payload, frame.mask);
             at = frame.end;
-            if !self.accept(&frame, payload, max_message, on_message)? {
-                return Ok(data.len());
+            match self.accept(&frame, payload, max_message, on_message) {
+                Ok(true) => {}
+                Ok(false) => return (at, Ok(())),
+                Err(error) => return (at, Err(error)),
             }
         }
-        Ok(at)
     }
 
     fn accept(

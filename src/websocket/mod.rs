@@ -9,10 +9,12 @@
 mod decode;
 mod encode;
 mod handshake;
+mod tail;
 
 pub use decode::{Decoder, Message, ProtocolError};
 pub use encode::{MAX_HEADER, close_frame, encode, header};
 pub use handshake::accept_key;
+pub use tail::Tail;
 
 /// Frame opcodes (RFC 6455 section 5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

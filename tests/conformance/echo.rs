@@ -17,7 +17,7 @@ use tollgate::http::{Listener, serve, socket};
 use tollgate::hub::{Bounds, Connection, Hub};
 use tollgate::lifecycle::{self, Lifecycle, Phase};
 use tollgate::protocol::Wire;
-use tollgate::websocket::{Decoder, Message, Opcode, accept_key, close_frame, encode};
+use tollgate::websocket::{Decoder, Message, Opcode, Tail, accept_key, close_frame, encode};
 
 const MAX_MESSAGE: usize = 32 << 20;
 
@@ -54,10 +54,10 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     lifecycle::spawn("echo", async move {
         if let Some(socket::HandedOver { stream, early, .. }) = socket::handed_over(upgrade).await {
             let connection = hub.register(Some(stream), Wire::Plain);
-            let frame = echo(&connection, early).await;
+            let end = echo(&connection, early).await;
             hub.remove(&connection);
-            if let Some(frame) = frame {
-                socket::goodbye(connection, frame).await;
+            if let Some((frame, tail)) = end {
+                socket::goodbye(connection, frame, tail).await;
             }
         }
     });
@@ -69,12 +69,14 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-/// Echoes until the end; the close frame to say goodbye with.
-async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<Bytes> {
+/// Echoes until the end; the close frame to say goodbye with, and what follows if it is not an answer.
+async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<(Bytes, Option<Tail>)> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 64 * 1024];
-    if let Some(close) = feed(connection, &mut decoder, &mut early) {
-        return Some(close);
+    match feed(connection, &mut decoder, &mut early) {
+        Ok(None) => {}
+        Ok(Some(answer)) => return Some((answer, None)),
+        Err(close) => return Some((close, Some(decoder.into_tail()))),
     }
     loop {
         let wake = connection.wait(true).await;
@@ -86,18 +88,23 @@ async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<Bytes> {
         }
         match connection.try_read(&mut buffer) {
             Ok(0) => return None,
-            Ok(n) => {
-                if let Some(close) = feed(connection, &mut decoder, &mut buffer[..n]) {
-                    return Some(close);
-                }
-            }
+            Ok(n) => match feed(connection, &mut decoder, &mut buffer[..n]) {
+                Ok(None) => {}
+                Ok(Some(answer)) => return Some((answer, None)),
+                Err(close) => return Some((close, Some(decoder.into_tail()))),
+            },
             Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(_) => return None,
         }
     }
 }
 
-fn feed(connection: &Connection, decoder: &mut Decoder, bytes: &mut [u8]) -> Option<Bytes> {
+/// The answer to the client's Close, or our own.
+fn feed(
+    connection: &Connection,
+    decoder: &mut Decoder,
+    bytes: &mut [u8],
+) -> Result<Option<Bytes>, Bytes> {
     let mut close = None;
     let fed = decoder.feed(bytes, MAX_MESSAGE, |message| {
         let (opcode, payload) = match message {
@@ -122,7 +129,7 @@ fn feed(connection: &Connection, decoder: &mut Decoder, bytes: &mut [u8]) -> Opt
         true
     });
     match fed {
-        Ok(()) => close,
-        Err(e) => Some(close_frame(e.close_code(), &e.to_string())),
+        Ok(()) => Ok(close),
+        Err(e) => Err(close_frame(e.close_code(), &e.to_string())),
     }
 }

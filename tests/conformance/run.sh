@@ -24,7 +24,7 @@ import collections, json, sys
 cases = [c for agent in json.load(open(sys.argv[1])).values() for c in agent.values()]
 count = collections.Counter(c["behavior"] for c in cases)
 closes = collections.Counter(c["behaviorClose"] for c in cases)
-bad = {k: v for k, v in count.items() if k not in ("OK", "NON-STRICT", "INFORMATIONAL")}
+bad = {k: v for k, v in (count + closes).items() if k not in ("OK", "NON-STRICT", "INFORMATIONAL")}
 print("Autobahn:", len(cases), "cases:", ", ".join(f"{v} {k}" for k, v in sorted(count.items())),
       "| close:", ", ".join(f"{v} {k}" for k, v in sorted(closes.items())))
 sys.exit(1 if bad or len(cases) < 247 else 0)

@@ -11,6 +11,7 @@ mod admin;
 mod api;
 mod cli;
 mod client;
+mod closing;
 mod conformance;
 mod docs;
 mod doctor_url;
