@@ -24,6 +24,7 @@ use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
 use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
+use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
@@ -115,6 +116,7 @@ impl Running {
             "admin",
             http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),
         );
+        lifecycle::spawn("log", logging::sum_up());
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
         lifecycle::spawn("jwks", Arc::clone(&app.context.jwks).run());
         lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));

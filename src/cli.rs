@@ -3,16 +3,16 @@
 pub mod doctor;
 mod token;
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
 
 use crate::app::Running;
 use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
+use crate::logging::{self, Format};
 
 /// The configuration cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
@@ -111,8 +111,9 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Standard error may be a pipe that nobody reads: that does not hold up the end.
 fn complain(text: &str) {
-    let _ = std::io::stderr().write_all(text.as_bytes());
+    logging::write_within(std::io::stderr(), text.to_owned());
 }
 
 fn problems(problems: &[Problem]) -> ExitCode {
@@ -204,10 +205,12 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
             version = env!("CARGO_PKG_VERSION"), "tollgate runs"
         );
         if dev {
-            let _ = print(&format!("\n  Demo: http://{}/\n\n", addresses.public));
+            let text = format!("\n  Demo: http://{}/\n\n", addresses.public);
+            logging::write_within(std::io::stdout(), text);
         }
         running.run(Box::new(move || config::load(&sources)), file).await
     })?;
+    logging::end();
     // Connections that did not close in time are not waited for.
     runtime.shutdown_background();
     delivery.shutdown_background();
@@ -224,12 +227,10 @@ fn runtime(name: &str, workers: usize) -> std::io::Result<tokio::runtime::Runtim
 }
 
 fn init_log(config: &Config) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(&config.log.level);
-    let filter = filter.map_err(|e| anyhow::anyhow!("log.level: {e}"))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    match config.log.format {
-        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
+    logging::set_interval(config.log.summary_interval.0);
+    let format = match config.log.format {
+        LogFormat::Text => Format::Text,
+        LogFormat::Json => Format::Json,
+    };
+    logging::init(&config.log.level, format)
 }

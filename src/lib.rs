@@ -11,6 +11,7 @@ pub mod auth;
 pub mod channel;
 pub mod config;
 pub mod lifecycle;
+pub mod logging;
 pub mod metrics;
 pub mod protocol;
 pub mod redis_url;

@@ -101,6 +101,8 @@ table! {
     Counter REJECTED "rejected_total";
     /// 1 while this replica drains.
     Gauge DRAINING "draining";
+    /// Log lines that could not be written, or not fast enough.
+    Counter LOG_LINES_DROPPED "log_lines_dropped_total";
     /// Always 1; the label is a hash of the effective configuration, secrets left out.
     Gauge CONFIG_INFO "config_info";
     /// Configuration reloads by result.
@@ -191,6 +193,7 @@ fn zero() {
     metrics::counter!(REDIS_RECONNECTS).increment(0);
     metrics::counter!(CANARY_MISSED).increment(0);
     metrics::counter!(DUPLICATES).increment(0);
+    metrics::counter!(LOG_LINES_DROPPED).increment(0);
     for result in ["filled", "declared"] {
         metrics::counter!(RECOVERIES, "result" => result).increment(0);
     }
@@ -372,6 +375,11 @@ pub fn config_replaced(old: &str, new: &str) {
 pub fn config_reload(ok: bool) {
     let result = if ok { "ok" } else { "failed" };
     metrics::counter!(CONFIG_RELOADS, "result" => result).increment(1);
+}
+
+/// So many since the start.
+pub fn log_lines_dropped(n: u64) {
+    metrics::counter!(LOG_LINES_DROPPED).absolute(n);
 }
 
 /// The registry's sizes and what the process uses, set when metrics are read.

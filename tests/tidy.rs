@@ -14,9 +14,10 @@ const MAX_CODE_LINES: usize = 400;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     // 0 vocabulary
     ("channel", &[]),
+    ("logging", &[]),
     ("websocket", &[]),
     ("access", &["channel"]),
-    ("auth", &["access", "channel"]),
+    ("auth", &["access", "channel", "logging"]),
     ("protocol", &["channel", "websocket"]),
     ("metrics", &["auth", "channel", "protocol"]),
     ("redis_url", &[]),
@@ -25,10 +26,23 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("lifecycle", &[]),
     // 1 mechanism
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
-    ("broker", &["channel", "redis_url", "metrics", "lifecycle", "sizes"]),
-    ("upstream", &["auth", "metrics", "lifecycle"]),
+    ("broker", &["channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
+    ("upstream", &["auth", "metrics", "lifecycle", "logging"]),
     // 2 mediation
-    ("gateway", &["hub", "broker", "auth", "channel", "protocol", "metrics", "lifecycle", "sizes"]),
+    (
+        "gateway",
+        &[
+            "hub",
+            "broker",
+            "auth",
+            "channel",
+            "protocol",
+            "metrics",
+            "lifecycle",
+            "logging",
+            "sizes",
+        ],
+    ),
     // 3 session
     (
         "session",
@@ -44,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "config",
             "metrics",
             "lifecycle",
+            "logging",
         ],
     ),
 ];

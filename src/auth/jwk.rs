@@ -14,10 +14,14 @@ use super::secret::{Encoding, Secret};
 /// Most keys that are taken from one set.
 const MAX_KEYS: usize = 64;
 
+/// So many of the others are named.
+const MAX_SKIPPED: usize = 16;
+
 /// What a set yields: keys to use, and what was left out and why.
 #[derive(Debug, Default)]
 pub struct Set {
     pub keys: Vec<Key>,
+    /// The first of those that cannot be used, and how many more there are.
     pub skipped: Vec<String>,
 }
 
@@ -40,7 +44,7 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
             return Err("is not a JWK set".to_owned());
         }
     };
-    let mut set = Set::default();
+    let (mut set, mut beyond) = (Set::default(), 0);
     for (i, jwk) in list.iter().enumerate() {
         let kid = jwk.get("kid").and_then(Value::as_str).map_or_else(String::new, shown);
         let name = if kid.is_empty() { format!("keys[{i}]") } else { format!("kid {kid}") };
@@ -50,8 +54,14 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
         }
         match one(jwk, allowed, with_secrets) {
             Ok(key) => set.keys.push(key),
-            Err(why) => set.skipped.push(format!("{name}: {why}")),
+            Err(why) if set.skipped.len() < MAX_SKIPPED => {
+                set.skipped.push(format!("{name}: {why}"));
+            }
+            Err(_) => beyond += 1,
         }
+    }
+    if beyond > 0 {
+        set.skipped.push(format!("{beyond} more keys"));
     }
     Ok(set)
 }

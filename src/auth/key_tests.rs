@@ -338,3 +338,13 @@ fn urls_are_shown_without_what_may_be_secret() {
         assert_eq!(keys::shown_url(url), shown);
     }
 }
+
+/// What is wrong with the keys of a set is told without a line for each.
+#[test]
+fn field_f5_sixty_thousand_junk_keys_are_a_few_lines() {
+    let junk = vec![serde_json::json!({"kty": "junk", "kid": "k"}); 60_000];
+    let set = serde_json::json!({ "keys": junk }).to_string();
+    let set = jwk::read(set.as_bytes(), &[], false).unwrap();
+    assert!(set.keys.is_empty() && set.skipped.len() < 20, "{}", set.skipped.len());
+    assert_eq!(set.skipped.last().unwrap(), "59984 more keys");
+}

@@ -11,6 +11,7 @@ use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 
 use crate::access::Identity;
+use crate::logging;
 
 /// Most entries; beyond it a new one is not taken, and the caller told.
 const MAX_ENTRIES: usize = 1_000_000;
@@ -73,7 +74,9 @@ impl Revocations {
     pub fn add(&self, revocation: &Revocation) -> bool {
         let mut tables = self.tables.write();
         if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
-            tracing::error!("more than {MAX_ENTRIES} revocations: one was not taken");
+            logging::repeated(("revocations", "full"), "", |repeated| {
+                tracing::error!(repeated, "more than {MAX_ENTRIES} revocations: one was not taken");
+            });
             return false;
         }
         match revocation {

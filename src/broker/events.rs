@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 use super::Event;
 use crate::channel::ChannelName;
+use crate::logging;
 
 #[derive(Default)]
 struct State {
@@ -68,7 +69,10 @@ impl Events {
                 || state.bytes + message.len() > 2 * self.max_bytes
             {
                 drop(state);
-                tracing::error!("control messages flood the broker's queue: one was dropped");
+                logging::repeated(("control", "flood"), "", |repeated| {
+                    let what = "control messages flood the broker's queue: one was dropped";
+                    tracing::error!(repeated, "{what}");
+                });
                 return;
             }
             state.bytes += message.len();

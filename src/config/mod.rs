@@ -285,4 +285,5 @@ pub enum LogFormat {
 pub struct Log {
     pub level: String,
     pub format: LogFormat,
+    pub summary_interval: Span,
 }

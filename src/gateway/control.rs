@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::Gateway;
 use crate::auth::Revocation;
 use crate::hub::Counts;
+use crate::logging;
 use crate::protocol::codes::{Close, CloseCode};
 
 /// Seconds between two announcements of a node.
@@ -119,7 +120,10 @@ impl Gateway {
     pub(super) fn apply(&self, message: &[u8]) {
         match serde_json::from_slice(message) {
             Ok(control) => self.carry_out(control),
-            Err(_) => tracing::warn!("a control message that this version does not know"),
+            Err(error) => logging::repeated(("control", "unknown"), "", move |repeated| {
+                let why = format!("{:?}, column {}", error.classify(), error.column());
+                tracing::warn!(why, repeated, "a control message that this version does not know");
+            }),
         }
     }
 

@@ -12,6 +12,7 @@ use super::continuity::{Flow, Step};
 use crate::broker::{BrokerError, Event, Events, History, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::lifecycle;
+use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
 
@@ -39,6 +40,13 @@ async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>) -> Next {
         batch = events.take() => Next::Batch(batch),
         Some(read) = reads.recv() => Next::Read(read),
     }
+}
+
+/// Why a publication cannot be delivered.
+struct Unfit {
+    reason: GapReason,
+    /// What is wrong, and where.
+    why: String,
 }
 
 impl Gateway {
@@ -178,19 +186,26 @@ impl Gateway {
     }
 
     /// Can this be delivered?
-    fn judge(&self, payload: &[u8]) -> Result<(), GapReason> {
-        if payload.len() > self.max_publication.load(Ordering::Relaxed) {
-            return Err(GapReason::PayloadTooLarge);
+    fn judge(&self, payload: &[u8]) -> Result<(), Unfit> {
+        let most = self.max_publication.load(Ordering::Relaxed);
+        if payload.len() > most {
+            let why = format!("more than limits.publication_bytes, {most}");
+            return Err(Unfit { reason: GapReason::PayloadTooLarge, why });
         }
-        let valid = std::str::from_utf8(payload)
-            .is_ok_and(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-        if valid { Ok(()) } else { Err(GapReason::InvalidPayload) }
+        let invalid = |why: &dyn std::fmt::Display| Unfit {
+            reason: GapReason::InvalidPayload,
+            why: why.to_string(),
+        };
+        let text = std::str::from_utf8(payload).map_err(|e| invalid(&e))?;
+        // Its text names what was expected and the place, and nothing of the payload.
+        serde_json::from_str::<IgnoredAny>(text).map_err(|e| invalid(&e))?;
+        Ok(())
     }
 
     /// Anyone who may publish in Redis may write anything there: what is not JSON text of a
     /// permitted size cannot be delivered, and that is declared too.
     async fn deliver(&self, publication: Publication) {
-        let Err(reason) = self.judge(&publication.payload) else {
+        let Err(Unfit { reason, why }) = self.judge(&publication.payload) else {
             return self.hub.dispatch(Push::Publication(publication)).await;
         };
         let too_large = reason == GapReason::PayloadTooLarge;
@@ -200,7 +215,10 @@ impl Gateway {
             Rejected::PublicationInvalid
         });
         let (channel, bytes) = (publication.channel, publication.payload.len());
-        tracing::warn!(%channel, bytes, reason = reason.label(), "publication not delivered");
+        let (name, label) = (channel.clone(), reason.label());
+        logging::repeated(("publication", label), &channel, move |repeated| {
+            tracing::warn!(channel = %name, bytes, reason = label, why, repeated, "publication not delivered");
+        });
         // Nobody may resume over it as if it had been.
         self.interest.with_flow(&channel, |flow, _| flow.tail = None);
         self.declare_gap(channel, reason).await;

@@ -11,6 +11,7 @@ use crate::broker::BrokerError;
 use crate::channel::ChannelName;
 use crate::hub::Connection;
 use crate::lifecycle::unix_now;
+use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 
@@ -93,7 +94,9 @@ impl Gateway {
             Ok(None) => {}
             Err(e) => {
                 *recalled_at = None;
-                return tracing::warn!(error = %e, "revocations cannot be read from the store");
+                return logging::repeated(("revocations", "read"), "", move |repeated| {
+                    tracing::warn!(error = %e, repeated, "revocations cannot be read from the store");
+                });
             }
         }
         metrics::revocations(self.revocations.len());
@@ -105,7 +108,9 @@ impl Gateway {
         let stored = Revocations::default();
         for entry in entries {
             let Ok(revocation) = serde_json::from_slice::<Revocation>(entry) else {
-                tracing::warn!("a stored revocation that this version does not know");
+                logging::repeated(("revocations", "unknown"), "", |repeated| {
+                    tracing::warn!(repeated, "a stored revocation that this version does not know");
+                });
                 continue;
             };
             stored.add(&revocation);
@@ -125,9 +130,15 @@ impl Gateway {
         }
         match self.keep(&lost).await {
             Ok(()) => {
-                tracing::info!(revocations = lost.len(), "the store lacked revocations: put back");
+                let revocations = lost.len();
+                logging::repeated(("revocations", "put back"), "", move |repeated| {
+                    let what = "the store lacked revocations: put back";
+                    tracing::info!(revocations, repeated, "{what}");
+                });
             }
-            Err(e) => tracing::warn!(error = %e, "the store lacks revocations, and takes none"),
+            Err(e) => logging::repeated(("revocations", "write"), "", move |repeated| {
+                tracing::warn!(error = %e, repeated, "the store lacks revocations, and takes none");
+            }),
         }
     }
 

@@ -21,6 +21,7 @@ use tower_service::Service as _;
 use super::wire::Wire;
 use super::{MAX_HEAD, Peer};
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::logging;
 use crate::metrics::{self, Rejected};
 
 /// Connections that the kernel may hold for us: a burst must not lose SYNs, which would come again
@@ -140,7 +141,9 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             Ok(accepted) => accepted,
             Err(e) => {
                 // Out of file descriptors, mostly: shed, log, and do not spin.
-                tracing::warn!(error = %e, "cannot accept");
+                logging::repeated(("cannot accept", ""), &e.kind(), move |repeated| {
+                    tracing::warn!(error = %e, repeated, "cannot accept");
+                });
                 metrics::rejected(Rejected::Connections);
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;

@@ -10,6 +10,7 @@ use super::{App, json as json_response};
 use crate::auth::diagnose;
 use crate::hub::TICKS_PER_SECOND;
 use crate::lifecycle::Phase;
+use crate::logging;
 use crate::session::unix_now;
 
 /// Most connections that one answer lists.
@@ -21,6 +22,7 @@ const STUCK_TICKS: u32 = 20 * TICKS_PER_SECOND;
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let counts = app.context.gateway.hub().counts();
     crate::metrics::sizes(counts.subscriptions, counts.channels);
+    crate::metrics::log_lines_dropped(logging::dropped());
     let content_type = "text/plain; version=0.0.4; charset=utf-8";
     ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
 }

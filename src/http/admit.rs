@@ -4,16 +4,20 @@ use std::net::IpAddr;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::admission::{self, Cookies, Credential, Place};
 use super::{App, Peer, refuse};
 use crate::auth::Reason;
 use crate::config::Policy;
+use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::session::Admission;
 use crate::session::tokens::{Carried, close_of};
+
+/// So much of an origin is logged.
+const MAX_SHOWN: usize = 200;
 
 /// The token's fate, and the socket's or stream's place; or the answer that refuses it. `by_close`: a
 /// refusal is a socket that is closed with a reason.
@@ -29,6 +33,9 @@ pub(super) async fn admit(
         Ok(place) => place,
         Err(what) => {
             metrics::rejected(what);
+            logging::repeated(("limit", what.label()), "", move |repeated| {
+                tracing::warn!(limit = what.label(), %ip, repeated, "too many connections");
+            });
             let whose = if what == Rejected::PerIp { " of this address" } else { "" };
             let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
             if by_close && let Some(place) = app.admissions.courtesy() {
@@ -53,6 +60,15 @@ pub(super) async fn admit(
         Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
         Err(reason) => Err(unauthorized(reason)),
     }
+}
+
+/// Says which origin was refused, as it was sent: a browser tells its user nothing.
+pub(super) fn log_origin(headers: &HeaderMap) {
+    let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes).unwrap_or_default();
+    let origin = origin[..origin.len().min(MAX_SHOWN)].escape_ascii().to_string();
+    logging::repeated(("origin refused", ""), &origin.clone(), move |repeated| {
+        tracing::info!(origin, repeated, "origin refused: server.allowed_origins does not have it");
+    });
 }
 
 fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {

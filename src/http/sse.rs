@@ -20,7 +20,7 @@ use tokio::time::timeout;
 
 use super::accept::{Streaming, Tenure};
 use super::admission::{self, Place};
-use super::admit::{admit, unauthorized, unavailable, wants_envelope};
+use super::admit::{admit, log_origin, unauthorized, unavailable, wants_envelope};
 use super::socket::{End, attend};
 use super::{App, refuse, refuse_with};
 use crate::auth::Reason;
@@ -58,6 +58,7 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
         && request.headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if hidden || !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
         metrics::rejected(Rejected::Origin);
+        log_origin(&request.headers);
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a stream here: add it to server.allowed_origins\n",

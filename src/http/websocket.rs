@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::accept::Tenure;
 use super::admission::{self, SUBPROTOCOL};
-use super::admit::{admit, unavailable, wants_envelope};
+use super::admit::{admit, log_origin, unavailable, wants_envelope};
 use super::{App, refuse, refuse_with, socket};
 use crate::config::Reject;
 use crate::lifecycle::Phase;
@@ -45,6 +45,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     let policy = app.context.policy.load_full();
     if !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
         metrics::rejected(Rejected::Origin);
+        log_origin(&request.headers);
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a socket here: add it to server.allowed_origins\n",

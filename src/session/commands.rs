@@ -7,6 +7,7 @@ use super::tokens::{Carried, close_of};
 use super::{Session, State, unix_now};
 use crate::access::{self, Identity};
 use crate::auth::Reason;
+use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, ErrorCode};
 use crate::protocol::plain::{self, ChannelRef, Command, Request};
@@ -100,7 +101,10 @@ impl Session {
         let old_user = self.identity.as_ref().map(|i| &*i.user);
         if old_user != Some(&*identity.user) {
             metrics::auth_failure(Reason::ClaimInvalid);
-            tracing::info!(reason = "claim_invalid", carrier = "refresh", "token of another user");
+            logging::repeated(("token refused", "another user"), "", |repeated| {
+                let (reason, carrier) = ("claim_invalid", "refresh");
+                tracing::info!(reason, carrier, repeated, "token of another user");
+            });
             return refused(Reason::ClaimInvalid);
         }
         let before = self.connection.token();

@@ -3,7 +3,6 @@
 //! Invariants: offering a token costs the refusing side one atomic operation when the sample is full;
 //! at most `per_second` are examined; a cause is logged once per `log_interval`, with the advice.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,7 +12,8 @@ use tokio::sync::Notify;
 
 use super::{Context, unix_now};
 use crate::auth::Reason;
-use crate::auth::diagnose::{self, Cause};
+use crate::auth::diagnose;
+use crate::logging;
 use crate::metrics;
 
 /// Tokens that wait to be examined.
@@ -75,7 +75,6 @@ impl Doctor {
     /// Examines what was offered, for ever.
     pub async fn run(context: Arc<Context>) {
         let doctor = &context.doctor;
-        let mut logged: HashMap<Cause, Instant> = HashMap::new();
         loop {
             doctor.offered.notified().await;
             let tokens = std::mem::take(&mut *doctor.waiting.lock());
@@ -84,19 +83,18 @@ impl Doctor {
                 let report = diagnose::examine(&policy.verifier, &token, &[], unix_now());
                 let Some(finding) = report.finding() else { continue };
                 metrics::auth_diagnosis(finding.cause);
-                let quiet = doctor.settings.log_interval;
-                if logged.get(&finding.cause).is_some_and(|at| at.elapsed() < quiet) {
-                    continue;
-                }
-                logged.insert(finding.cause, Instant::now());
-                let reason = report.reason.unwrap_or_default();
-                tracing::warn!(
-                    reason,
-                    cause = finding.cause.slug(),
-                    side = finding.side.label(),
-                    "refused tokens, explained: {}",
-                    finding.advice
-                );
+                let (cause, side) = (finding.cause.slug(), finding.side.label());
+                let (reason, advice) = (report.reason.unwrap_or_default(), finding.advice.clone());
+                let each = doctor.settings.log_interval;
+                logging::repeated_each(each, ("doctor", cause), "", move |repeated| {
+                    tracing::warn!(
+                        reason,
+                        cause,
+                        side,
+                        repeated,
+                        "refused tokens, explained: {advice}"
+                    );
+                });
             }
         }
     }

@@ -12,6 +12,7 @@ use crate::access::{self, Decision, TokenId};
 use crate::channel::{ChannelName, Position};
 use crate::gateway::Waiting;
 use crate::hub::SubscribeError;
+use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::ErrorCode;
 use crate::protocol::plain::{self, ChannelRef, Start, Subscribe};
@@ -125,7 +126,9 @@ impl Session {
             )
         };
         let Some(callback) = self.context.callback.load_full() else {
-            tracing::error!("a rule asks the application, and callback.url is empty");
+            logging::repeated(("callback", "no url"), "", |repeated| {
+                tracing::error!(repeated, "a rule asks the application, and callback.url is empty");
+            });
             return Err(failed());
         };
         match callback.ask(question).await {
@@ -139,7 +142,13 @@ impl Session {
                 Err(Refusal(ErrorCode::Forbidden, why.to_owned()))
             }
             Err(e) => {
-                tracing::warn!(error = %e, "the callback failed: the subscription is refused");
+                let channel = question.channel.to_owned();
+                logging::repeated(("callback", "failed"), &e.to_string(), move |repeated| {
+                    tracing::warn!(
+                        error = %e, channel, repeated,
+                        "the callback failed: the subscription is refused"
+                    );
+                });
                 Err(failed())
             }
         }

@@ -12,6 +12,7 @@ use super::{Context, unix_now};
 use crate::access::Identity;
 use crate::auth::{Reason, Verifier};
 use crate::channel::ChannelName;
+use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::upstream::jwks::Look;
@@ -100,10 +101,11 @@ impl Context {
 
     fn refused(&self, reason: Reason, token: &str, carried: Carried) {
         metrics::auth_failure(reason);
-        match carried.ip {
-            Some(ip) => tracing::info!(%reason, carrier = carried.by, %ip, "token refused"),
-            None => tracing::info!(%reason, carrier = carried.by, "token refused"),
-        }
+        let Carried { by, ip } = carried;
+        logging::repeated(("token refused", reason.slug()), "", move |repeated| {
+            let ip = ip.map(tracing::field::display);
+            tracing::info!(%reason, carrier = by, ip, repeated, "token refused");
+        });
         // The doctor looks at connection tokens: another's channel or user is no riddle.
         if carried.by != "subscribe" || reason != Reason::ClaimInvalid {
             self.doctor.offer(reason, token);

@@ -18,6 +18,7 @@ use tokio::sync::Semaphore;
 use super::UpstreamError;
 use crate::auth::keys::Fetched;
 use crate::auth::{KeySet, Remote, jwk};
+use crate::logging;
 use crate::metrics;
 
 /// Unknown `kid`s that are remembered, so that they do not fetch again.
@@ -225,10 +226,10 @@ impl Jwks {
                 progress.successes += 1;
                 progress.failures = 0;
                 if progress.error.take().is_some() {
-                    tracing::info!(
-                        url = entry.remote.shown_url(),
-                        "the key set can be fetched again"
-                    );
+                    let url = entry.remote.shown_url().to_owned();
+                    logging::repeated(("key set", "back"), &url.clone(), move |repeated| {
+                        tracing::info!(url, repeated, "the key set can be fetched again");
+                    });
                 }
                 progress.next = Some(Instant::now() + self.settings.refresh);
             }
@@ -238,11 +239,11 @@ impl Jwks {
                 progress.next = Some(Instant::now() + wait.min(self.settings.refresh));
                 let said = e.to_string();
                 if progress.error.as_ref() != Some(&said) {
-                    tracing::warn!(
-                        url = entry.remote.shown_url(),
-                        error = said,
-                        "cannot fetch the key set; the old keys stay"
-                    );
+                    let (url, error) = (entry.remote.shown_url().to_owned(), said.clone());
+                    logging::repeated(("key set", "failed"), &url.clone(), move |repeated| {
+                        let what = "cannot fetch the key set; the old keys stay";
+                        tracing::warn!(url, error, repeated, "{what}");
+                    });
                 }
                 progress.error = Some(said);
             }
@@ -264,11 +265,19 @@ impl Jwks {
         let body = tokio::time::timeout(self.settings.timeout, work).await;
         let body = body.map_err(|_| UpstreamError::TimedOut)??;
         let set = jwk::read(&body, &remote.algs, false).map_err(UpstreamError::Unusable)?;
-        for skipped in &set.skipped {
-            tracing::warn!(url = remote.shown_url(), "left out of the key set: {skipped}");
+        let url = remote.shown_url();
+        // By what is wrong: a set of ten thousand such keys is a line or two.
+        for skipped in set.skipped {
+            let (url, why) = (url.to_owned(), skipped.clone());
+            logging::repeated(("key set", "left out"), &(&url.clone(), skipped), move |repeated| {
+                tracing::warn!(url, repeated, "left out of the key set: {why}");
+            });
         }
         if set.keys.is_empty() {
-            tracing::warn!(url = remote.shown_url(), "the key set has no key that can be used");
+            let url = url.to_owned();
+            logging::repeated(("key set", "empty"), &url.clone(), move |repeated| {
+                tracing::warn!(url, repeated, "the key set has no key that can be used");
+            });
         }
         Ok(set.keys)
     }

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
@@ -20,6 +21,8 @@ pub struct Gateway {
     pub public: String,
     pub admin: String,
     log: Arc<Mutex<String>>,
+    /// The test reads the log.
+    reads: Arc<AtomicBool>,
     pub config: tempfile::NamedTempFile,
 }
 
@@ -93,23 +96,54 @@ impl Gateway {
             .spawn()
             .unwrap();
         let log = Arc::new(Mutex::new(String::new()));
+        let reads = Arc::new(AtomicBool::new(true));
         let stderr = BufReader::new(child.stderr.take().unwrap());
-        let sink = Arc::clone(&log);
+        let (sink, reading) = (Arc::clone(&log), Arc::clone(&reads));
         std::thread::spawn(move || {
             for line in stderr.lines().map_while(Result::ok) {
+                while !reading.load(Ordering::Relaxed) {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
                 let mut log = sink.lock().unwrap();
                 log.push_str(&line);
                 log.push('\n');
             }
         });
-        let mut gateway =
-            Self { child, public: String::new(), admin: String::new(), log, config: config_file };
+        let (public, admin) = (String::new(), String::new());
+        let mut gateway = Self { child, public, admin, log, reads, config: config_file };
         let line = gateway.logged("tollgate runs").await;
         let field = |name: &str| {
             line.split(name).nth(1).unwrap().split_whitespace().next().unwrap().to_owned()
         };
         (gateway.public, gateway.admin) = (field("public="), field("admin="));
         gateway
+    }
+
+    /// One whose log goes elsewhere, or nowhere: a pipe loses its reader before it begins.
+    pub async fn without_log(extra: &str, stdout: Stdio, stderr: Stdio) -> Self {
+        let mut config_file = tempfile::NamedTempFile::new().unwrap();
+        let [public, admin] = [(); 2].map(|()| format!("127.0.0.1:{}", super::redis::free_port()));
+        config_file.write_all(config(extra).as_bytes()).unwrap();
+        let mut command = Command::new(BIN);
+        command.args(["serve", "--listen", &public, "--admin-listen", &admin, "--config"]);
+        let mut child =
+            command.arg(config_file.path()).stdout(stdout).stderr(stderr).spawn().unwrap();
+        drop((child.stdout.take(), child.stderr.take()));
+        let (log, reads) = (Arc::default(), Arc::default());
+        let mut gateway = Self { child, public, admin, log, reads, config: config_file };
+        eventually("the gateway lives", || {
+            let exited = gateway.child.try_wait().unwrap();
+            assert!(exited.is_none(), "{exited:?}");
+            let admin = gateway.admin.clone();
+            async move { TcpStream::connect(admin).await.ok() }
+        })
+        .await;
+        gateway
+    }
+
+    /// Reads the log, or does not any more.
+    pub fn read_log(&self, reads: bool) {
+        self.reads.store(reads, Ordering::Relaxed);
     }
 
     /// Puts another configuration in the file's place, whole, as editors and mounts do.

@@ -24,6 +24,7 @@ mod isolation;
 mod keys;
 mod limits;
 mod load;
+mod logging;
 mod old_masters;
 mod passwords;
 mod permissions;

@@ -109,7 +109,8 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 canary.state.lock().waiting = None;
                 failures += 1;
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
-                    shared.note(Role::Publisher, "the canary cannot be sent", &e.to_string());
+                    let what = "the canary cannot be sent";
+                    shared.note(Role::Publisher, &subscriber.server, what, &e.to_string());
                     shared.report();
                 }
             }

@@ -41,16 +41,17 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
             }
             Ok(Some((epoch, _))) => {
                 let what = "a server of the cluster has an old configuration";
-                shared.note(Role::Subscriber, what, &format!("epoch {epoch}, known {newest}"));
+                let error = format!("epoch {epoch}, known {newest}");
+                shared.note(Role::Subscriber, server, what, &error);
                 sleep(ASK_EVERY / 5).await;
             }
             Ok(None) => {
                 let what = "the cluster is down, or this server cut off from it";
-                shared.note(Role::Subscriber, what, &server.to_string());
+                shared.note(Role::Subscriber, server, what, "cluster_state is not ok");
             }
             Err(e) => {
                 let what = "cannot ask the cluster for its slots";
-                shared.note(Role::Subscriber, what, &connect::describe(&e));
+                shared.note(Role::Subscriber, server, what, &connect::describe(&e));
             }
         }
         sleep(PAUSE).await;

@@ -19,6 +19,7 @@ use super::super::BrokerError;
 use super::Settings;
 use super::tap::{OnPush, Push, Tap};
 use crate::lifecycle;
+use crate::logging;
 use crate::redis_url::{Server, Target};
 
 /// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
@@ -145,11 +146,23 @@ impl Connector {
     ) -> RedisResult<Link> {
         let mut connection = self.open(server, &self.credentials, on_push).await?;
         let run = reign(&mut connection).await?.unwrap_or_else(|| {
-            tracing::error!("Redis does not allow INFO: no history can be read; add +info");
+            let name = server.to_string();
+            logging::repeated(("redis", "info"), &name.clone(), move |repeated| {
+                let what = "Redis does not allow INFO: no history can be read; add +info";
+                tracing::error!(server = %name, repeated, "{what}");
+            });
             Arc::from("")
         });
         Ok(Link { connection, run })
     }
+}
+
+/// Told once for each connection, and a server that takes connections and drops them makes many.
+pub(super) fn log_connected(role: super::Role, server: &Server) {
+    let (name, role) = (server.to_string(), role.label());
+    logging::repeated(("connected to Redis", role), server, move |repeated| {
+        tracing::info!(server = %name, repeated, "{role} connected to Redis");
+    });
 }
 
 fn keepalive() -> TcpKeepalive {

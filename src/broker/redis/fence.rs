@@ -14,6 +14,7 @@ use super::Shared;
 use super::connect::{self, Link};
 use super::tap::OnPush;
 use crate::broker::BrokerError;
+use crate::logging;
 use crate::redis_url::{Server, Topology};
 
 /// Seconds that a fence is kept: no history is older.
@@ -86,7 +87,9 @@ pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
         // An ACL that forbids it must not keep us from everything else.
         Err(e) if connect::classify(&e) == BrokerError::Refused => {
             let error = connect::describe(&e);
-            tracing::warn!(error, "cannot read <prefix>fence:*: allow GET on it");
+            logging::repeated(("redis", "fence"), &error.clone(), move |repeated| {
+                tracing::warn!(error, repeated, "cannot read <prefix>fence:*: allow GET on it");
+            });
         }
         Err(e) => return Err(e),
     }

@@ -253,16 +253,19 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
             Ok(link) => {
                 // A late word of a connection before, or of an attempt that failed.
                 let _ = subscriber.disconnected.notified().now_or_never();
-                tracing::info!(server = %subscriber.server, "subscriber connected to Redis");
+                connect::log_connected(Role::Subscriber, &subscriber.server);
                 let error = subscriber.serve(&link).await;
                 if subscriber.stopped.load(Ordering::Acquire) {
                     return;
                 }
-                shared.note(Role::Subscriber, "connection to Redis lost", &error);
+                let server = &subscriber.server;
+                shared.note(Role::Subscriber, server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
             }
             Err(e) => {
-                shared.note(Role::Subscriber, "cannot connect to Redis", &connect::describe(&e))
+                let error = connect::describe(&e);
+                let server = &subscriber.server;
+                shared.note(Role::Subscriber, server, "cannot connect to Redis", &error);
             }
         }
         shared.directory.doubt();

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 
+use crate::logging;
 use crate::redis_url::Server;
 
 /// Slots of a cluster.
@@ -74,7 +75,10 @@ impl Directory {
         self.map.send_if_modified(|old| {
             let new = **old != map;
             if new {
-                tracing::info!(masters = ?map.masters, "Redis masters");
+                let masters = format!("{:?}", map.masters);
+                logging::repeated(("redis", "masters"), &masters.clone(), move |repeated| {
+                    tracing::info!(%masters, repeated, "Redis masters");
+                });
                 *old = Arc::new(map);
             }
             new

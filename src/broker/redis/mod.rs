@@ -44,8 +44,9 @@ use super::{
 };
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
+use crate::logging;
 use crate::metrics;
-use crate::redis_url::{Target, Topology, UrlError};
+use crate::redis_url::{Server, Target, Topology, UrlError};
 pub use redis::ClientTlsConfig;
 
 /// What the broker needs to know; taken from the `[redis]` section.
@@ -122,8 +123,11 @@ impl Shared {
     }
 
     /// Notes and logs an error. The library's text names hosts at most, never credentials.
-    fn note(&self, role: Role, what: &str, error: &str) {
-        tracing::warn!(role = role.label(), error, "{what}");
+    fn note(&self, role: Role, server: &Server, what: &'static str, error: &str) {
+        let (name, said) = (server.to_string(), error.to_owned());
+        logging::repeated((role.label(), what), &(server, error), move |repeated| {
+            tracing::warn!(role = role.label(), server = %name, error = said, repeated, "{what}");
+        });
         *self.last_error.lock() = Some(format!("{}: {what}: {error}", role.label()));
     }
 

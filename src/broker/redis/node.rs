@@ -12,6 +12,7 @@ use super::connect::{self, Backoff, Link};
 use super::durable::{self, Calls};
 use super::{Role, Shared, fence};
 use crate::broker::BrokerError;
+use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -79,10 +80,10 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                     return;
                 }
                 let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
-                let looked = look_at_library(&shared, link.clone());
+                let looked = look_at_library(&shared, &node.server, link.clone());
                 node.link.send_replace(Some(link));
                 shared.report();
-                tracing::info!(server = %node.server, "publisher connected to Redis");
+                connect::log_connected(Role::Publisher, &node.server);
                 let error = tokio::select! {
                     error = pinged => error,
                     error = looked => error,
@@ -94,14 +95,15 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                 if node.stopped.load(Ordering::Acquire) {
                     return;
                 }
-                shared.note(Role::Publisher, "connection to Redis lost", &error);
+                shared.note(Role::Publisher, &node.server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
                 if began.elapsed() > shared.settings.reconnect_max {
                     backoff = Backoff::new(&shared.settings);
                 }
             }
             Err(e) => {
-                shared.note(Role::Publisher, "cannot connect to Redis", &connect::describe(&e));
+                let error = connect::describe(&e);
+                shared.note(Role::Publisher, &node.server, "cannot connect to Redis", &error);
             }
         }
         shared.directory.doubt();
@@ -111,36 +113,43 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
 
 async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
     let mut link = shared.master(server, None).await?;
-    look(shared, &mut link).await?;
+    look(shared, server, &mut link).await?;
     Ok(link)
 }
 
 /// A server that refuses the library (out of memory, too few replicas) still publishes plainly.
-async fn look(shared: &Shared, link: &mut Link) -> RedisResult<()> {
+async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<()> {
     let calls = match durable::ensure(&mut link.connection).await {
         Ok(calls) => calls,
         Err(e) if connect::classify(&e) == BrokerError::Refused => {
             let error = connect::describe(&e);
-            shared.note(Role::Publisher, "Redis does not take the function library now", &error);
+            let what = "Redis does not take the function library now";
+            shared.note(Role::Publisher, server, what, &error);
             return Ok(());
         }
         Err(e) => return Err(e),
     };
     let scripts = calls == Calls::Scripts;
     if !shared.scripts.swap(scripts, Ordering::AcqRel) && scripts {
-        tracing::warn!(
-            "Redis has no functions, or does not let us load them (FUNCTION LOAD): scripts are \
-             used, and publishers cannot FCALL tollgate_publish"
-        );
+        let name = server.to_string();
+        logging::repeated(("redis", "scripts"), server, move |repeated| {
+            tracing::warn!(
+                server = %name,
+                repeated,
+                "Redis has no functions, or does not let us load them (FUNCTION LOAD): scripts are \
+                 used, and publishers cannot FCALL tollgate_publish"
+            );
+        });
     }
     Ok(())
 }
 
 /// Returns only what ended it.
-async fn look_at_library(shared: &Shared, mut link: Link) -> String {
+async fn look_at_library(shared: &Shared, server: &Server, mut link: Link) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;
-        if let Err(e) = look(shared, &mut link).await.and(fence::learn(shared, &mut link).await) {
+        let looked = look(shared, server, &mut link).await;
+        if let Err(e) = looked.and(fence::learn(shared, &mut link).await) {
             return connect::describe(&e);
         }
     }

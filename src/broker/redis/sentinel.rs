@@ -21,6 +21,7 @@ use super::tap::Push;
 use super::{Role, Shared};
 use crate::broker::BrokerError;
 use crate::lifecycle;
+use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -164,7 +165,10 @@ impl Watcher {
             let began = Instant::now();
             if let Err(e) = self.follow().await {
                 let error = connect::describe(&e);
-                tracing::warn!(sentinel = %self.sentinel, error, "Sentinel does not answer");
+                let (sentinel, said) = (self.sentinel.to_string(), error.clone());
+                logging::repeated(("sentinel", "away"), &self.sentinel, move |repeated| {
+                    tracing::warn!(%sentinel, error = said, repeated, "Sentinel does not answer");
+                });
                 let known = self.known.lock();
                 let (reached, none) = (known.reached(), known.master.is_none());
                 drop(known);
@@ -172,10 +176,11 @@ impl Watcher {
                 if reached * 2 <= self.count {
                     let error = format!("{reached} of {} answer", self.count);
                     let what = "most Sentinels are out of reach: a failover would go unseen";
-                    self.shared.note(Role::Subscriber, what, &error);
+                    self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
                 if none {
-                    self.shared.note(Role::Subscriber, "no master known from Sentinel", &error);
+                    let what = "no master known from Sentinel";
+                    self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
             }
             if began.elapsed() > ASK_EVERY {
@@ -244,7 +249,11 @@ impl Watcher {
                 listed.refused = true;
                 let error = connect::describe(&e);
                 let sentinel = &self.sentinel;
-                tracing::warn!(%sentinel, error, "allow SENTINEL REPLICAS: an old master may go unseen");
+                let name = sentinel.to_string();
+                logging::repeated(("sentinel", "replicas"), sentinel, move |repeated| {
+                    let what = "allow SENTINEL REPLICAS: an old master may go unseen";
+                    tracing::warn!(sentinel = %name, error, repeated, "{what}");
+                });
                 return Ok(());
             }
             Err(e) => return Err(e),

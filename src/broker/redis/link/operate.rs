@@ -12,6 +12,7 @@ use super::super::{Role, connect, durable};
 use super::Subscriber;
 use crate::broker::{BrokerError, Event, Track};
 use crate::channel::{ChannelName, GapReason};
+use crate::logging;
 
 /// Channels in one SUBSCRIBE.
 const PER_COMMAND: usize = 512;
@@ -127,7 +128,11 @@ impl Subscriber {
                 Ok(position) => position,
                 Err(e) if self.is_about_channels(&e) => {
                     let error = connect::describe(&e);
-                    tracing::warn!(%channel, error, "cannot read a channel's position");
+                    let name = channel.clone();
+                    logging::repeated(("position", "unread"), channel, move |repeated| {
+                        let what = "cannot read a channel's position";
+                        tracing::warn!(channel = %name, error, repeated, "{what}");
+                    });
                     None
                 }
                 Err(e) => return Err(e),
@@ -212,8 +217,9 @@ impl Subscriber {
         if moved {
             self.shared.directory.doubt();
         } else {
-            let error = connect::describe(error);
-            self.shared.note(Role::Subscriber, "Redis refused SUBSCRIBE", &error);
+            let error = format!("{}: {name}", connect::describe(error));
+            let what = "Redis refused SUBSCRIBE";
+            self.shared.note(Role::Subscriber, &self.server, what, &error);
         }
         let Some(name) = self.shared.strip(name.as_bytes()) else { return };
         let mut wanted = self.wanted.lock();
