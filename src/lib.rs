@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod protocol;
 pub mod redis_url;
 mod sizes;
+pub mod strict;
 pub mod websocket;
 
 // 1 mechanism: none knows another

@@ -17,8 +17,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("logging", &[]),
     ("websocket", &[]),
     ("access", &["channel"]),
-    ("auth", &["access", "channel", "logging"]),
-    ("protocol", &["channel", "websocket"]),
+    ("strict", &[]),
+    ("auth", &["access", "channel", "logging", "strict"]),
+    ("protocol", &["channel", "websocket", "strict"]),
     ("metrics", &["auth", "channel", "protocol"]),
     ("redis_url", &[]),
     ("sizes", &[]),
@@ -27,7 +28,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // 1 mechanism
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
     ("broker", &["channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
-    ("upstream", &["auth", "metrics", "lifecycle", "logging"]),
+    ("upstream", &["auth", "metrics", "lifecycle", "logging", "strict"]),
     // 2 mediation
     (
         "gateway",
@@ -41,6 +42,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "lifecycle",
             "logging",
             "sizes",
+            "strict",
         ],
     ),
     // 3 session
@@ -166,6 +168,25 @@ fn metrics_have_one_home() {
     for (path, text) in sources("src").into_iter().filter(|(p, _)| !p.ends_with("metrics.rs")) {
         for macro_name in ["metrics::counter!", "metrics::gauge!", "metrics::histogram!"] {
             assert!(!text.contains(macro_name), "{}: {macro_name}", path.display());
+        }
+    }
+}
+
+/// Serde reads a struct from a list too; `strict` does not. The configuration is the operator's own.
+#[test]
+fn foreign_json_becomes_a_struct_in_one_place() {
+    let harmless = ["Value", "IgnoredAny", "String", "Fields", "Unique", "Members"];
+    for (path, text) in sources("src") {
+        if ["strict", "config"].contains(&module(&path).as_str()) || is_test(&path) {
+            continue;
+        }
+        for line in code(&text).lines().filter(|l| !l.trim_start().starts_with("//")) {
+            for read in line.split("serde_json::from_").skip(1) {
+                let named = read.split_once("::<").map_or("", |(_, rest)| rest);
+                let name = named.split(['>', '<']).next().unwrap_or_default();
+                let (file, line) = (path.display(), line.trim());
+                assert!(harmless.contains(&name), "{file}: use strict::from_…: {line}");
+            }
         }
     }
 }

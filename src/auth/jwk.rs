@@ -1,6 +1,8 @@
 //! JSON Web Keys (RFC 7517), read one by one: a key that cannot be used is skipped with a reason
 //! and never takes the rest of its set along.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
@@ -14,15 +16,72 @@ use super::secret::{Encoding, Secret};
 /// Most keys that are taken from one set.
 const MAX_KEYS: usize = 64;
 
-/// So many of the others are named.
-const MAX_SKIPPED: usize = 16;
+/// Most entries of a set that are looked at: reading a key costs, and whoever writes the set is far away.
+const MAX_LOOKED_AT: usize = 1024;
+
+/// Most reasons that are told apart of what was left out.
+const MAX_REASONS: usize = 4;
 
 /// What a set yields: keys to use, and what was left out and why.
 #[derive(Debug, Default)]
 pub struct Set {
     pub keys: Vec<Key>,
-    /// The first of those that cannot be used, and how many more there are.
-    pub skipped: Vec<String>,
+    pub left_out: LeftOut,
+}
+
+/// What was left out of a set, summed up: however many keys there are, this is one line.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct LeftOut {
+    count: usize,
+    /// Each reason with one example, and how many there are.
+    reasons: Vec<(String, String, usize)>,
+}
+
+impl LeftOut {
+    fn add(&mut self, name: String, why: String) {
+        self.add_all(1, name, why);
+    }
+
+    fn add_all(&mut self, count: usize, name: String, why: String) {
+        self.count += count;
+        if let Some((_, _, n)) = self.reasons.iter_mut().find(|(known, _, _)| *known == why) {
+            *n += count;
+        } else if self.reasons.len() < MAX_REASONS {
+            self.reasons.push((why, name, count));
+        }
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// How many keys.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.count
+    }
+}
+
+impl fmt::Display for LeftOut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} left out", self.count)?;
+        let mut rest = self.count;
+
+        for (i, (why, name, n)) in self.reasons.iter().enumerate() {
+            let separator = if i == 0 { ": " } else { "; " };
+            match n {
+                1 => write!(f, "{separator}{name}: {why}")?,
+                n => write!(f, "{separator}{name} and {} more: {why}", n - 1)?,
+            }
+            rest -= n;
+        }
+
+        if rest > 0 {
+            write!(f, "; and {rest} for other reasons")?;
+        }
+        Ok(())
+    }
 }
 
 /// Reads a set (`{"keys":[…]}`), or one key by itself. `allowed` bounds the algorithms of keys that
@@ -31,7 +90,7 @@ pub struct Set {
 /// # Errors
 /// When it is neither.
 pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Set, String> {
-    let value: Value = serde_json::from_slice(text).map_err(|e| format!("is not JSON: {e}"))?;
+    let value = serde_json::from_slice::<Value>(text).map_err(|e| format!("is not JSON: {e}"))?;
     let list = match value {
         Value::Object(mut set) => match set.remove("keys") {
             Some(Value::Array(list)) => list,
@@ -44,24 +103,25 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
             return Err("is not a JWK set".to_owned());
         }
     };
-    let (mut set, mut beyond) = (Set::default(), 0);
+    let mut set = Set::default();
     for (i, jwk) in list.iter().enumerate() {
         let kid = jwk.get("kid").and_then(Value::as_str).map_or_else(String::new, shown);
         let name = if kid.is_empty() { format!("keys[{i}]") } else { format!("kid {kid}") };
-        if set.keys.len() >= MAX_KEYS {
-            set.skipped.push(format!("{name}: more than {MAX_KEYS} keys"));
+        let too_many = if set.keys.len() >= MAX_KEYS {
+            Some(format!("at most {MAX_KEYS} keys are taken from a set"))
+        } else {
+            let why = || format!("at most {MAX_LOOKED_AT} entries of a set are looked at");
+            (i >= MAX_LOOKED_AT).then(why)
+        };
+
+        if let Some(why) = too_many {
+            set.left_out.add_all(list.len() - i, name, why);
             break;
         }
         match one(jwk, allowed, with_secrets) {
             Ok(key) => set.keys.push(key),
-            Err(why) if set.skipped.len() < MAX_SKIPPED => {
-                set.skipped.push(format!("{name}: {why}"));
-            }
-            Err(_) => beyond += 1,
+            Err(why) => set.left_out.add(name, why),
         }
-    }
-    if beyond > 0 {
-        set.skipped.push(format!("{beyond} more keys"));
     }
     Ok(set)
 }

@@ -8,6 +8,7 @@ use std::fmt;
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rsa::{PublicEncryptingKey, PublicKeyComponents};
 use aws_lc_rs::signature::{self as sig, ParsedPublicKey, VerificationAlgorithm};
+use curve25519_dalek::edwards::CompressedEdwardsY;
 
 use super::algorithm::{Algorithm, Family};
 
@@ -21,6 +22,8 @@ pub enum PublicKeyError {
     Unreadable,
     #[error("is an RSA key of another size than 2048 to 8192 bits (RFC 7518 section 3.3)")]
     RsaSize,
+    #[error("is no safe Ed25519 point: of small order, off the curve, or not in its one encoding")]
+    Ed25519Point,
 }
 
 /// A key of one family, parsed once for each algorithm of it.
@@ -50,6 +53,16 @@ fn verification(alg: Algorithm) -> Option<&'static dyn VerificationAlgorithm> {
         Algorithm::Es512 => &sig::ECDSA_P521_SHA512_FIXED,
         Algorithm::EdDsa => &sig::ED25519,
     })
+}
+
+/// The library takes any 32 bytes. For a point of small order a signature that anybody can write down
+/// verifies every text, and a point in a second encoding is a second name of one key.
+fn is_safe_point(spki: &[u8]) -> bool {
+    let Some(bytes) = spki.last_chunk::<32>() else { return false };
+    let encoded = CompressedEdwardsY(*bytes);
+    let point = encoded.decompress();
+
+    point.is_some_and(|point| point.compress() == encoded && !point.is_small_order())
 }
 
 impl PublicKey {
@@ -87,6 +100,9 @@ impl PublicKey {
             if !RSA_BITS.contains(&bits) {
                 return Err(PublicKeyError::RsaSize);
             }
+        }
+        if family == Family::Ed25519 && !is_safe_point(&spki) {
+            return Err(PublicKeyError::Ed25519Point);
         }
         Ok(Self { family, spki, parsed })
     }

@@ -120,7 +120,7 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
         let (name, text) = claim
             .split_once('=')
             .ok_or_else(|| anyhow::anyhow!("--claim {claim}: write it as name=value"))?;
-        let value = serde_json::from_str(text).unwrap_or_else(|_| Value::from(text));
+        let value = serde_json::from_str::<Value>(text).unwrap_or_else(|_| Value::from(text));
         claims.insert(name.to_owned(), value);
     }
     let token = key.sign(&Value::Object(claims), alg)?;

@@ -218,11 +218,14 @@ impl Found {
         }
         let allowed = key.algs.clone().unwrap_or_else(|| Algorithm::ALL.to_vec());
         let set = jwk::read(text.as_bytes(), &allowed, true)?;
-        for skipped in set.skipped {
-            note(&mut self.warnings, path.to_owned(), format!("left out {skipped}"));
+        if set.keys.is_empty() && set.left_out.is_empty() {
+            return Err("holds no key".to_owned());
         }
         if set.keys.is_empty() {
-            return Err("holds no key that can be used".to_owned());
+            return Err(format!("holds no key that can be used: {}", set.left_out));
+        }
+        if !set.left_out.is_empty() {
+            note(&mut self.warnings, path.to_owned(), set.left_out.to_string());
         }
         self.keys.extend(set.keys.into_iter().map(|one| made(key, at, one)));
         Ok(())

@@ -15,6 +15,7 @@ use crate::auth::Revocation;
 use crate::hub::Counts;
 use crate::logging;
 use crate::protocol::codes::{Close, CloseCode};
+use crate::strict;
 
 /// Seconds between two announcements of a node.
 pub(super) const ANNOUNCE_EVERY: u64 = 3;
@@ -35,9 +36,15 @@ pub enum Control {
         client: Option<String>,
     },
     /// A token, or a user's tokens, are not accepted any more.
-    Revoke { revocation: Revocation },
+    Revoke {
+        #[serde(deserialize_with = "strict::object")]
+        revocation: Revocation,
+    },
     /// A replica says that it is there.
-    Node { info: NodeInfo },
+    Node {
+        #[serde(deserialize_with = "strict::object")]
+        info: NodeInfo,
+    },
 }
 
 impl Control {
@@ -118,7 +125,7 @@ impl Nodes {
 impl Gateway {
     /// Carries out a control message as it came; twice is the same as once.
     pub(super) fn apply(&self, message: &[u8]) {
-        match serde_json::from_slice(message) {
+        match strict::from_slice(message) {
             Ok(control) => self.carry_out(control),
             Err(error) => logging::repeated(("control", "unknown"), "", move |repeated| {
                 let why = format!("{:?}, column {}", error.classify(), error.column());
@@ -146,5 +153,30 @@ impl Gateway {
     #[must_use]
     pub fn connection_id(&self, connection: &crate::hub::Connection) -> String {
         format!("{}-{}", self.nodes.own_uid(), connection.id().0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_f6_a_list_is_no_control_message() {
+        let read = |text: &str| strict::from_slice::<Control>(text.as_bytes());
+        let revocation = r#"{"kind":"token","jti":"a","until":9}"#;
+        let good = format!(r#"{{"type":"revoke","revocation":{revocation}}}"#);
+        assert!(matches!(read(&good), Ok(Control::Revoke { .. })));
+        assert!(read(r#"{"type":"disconnect","user":"u"}"#).is_ok());
+        let node = Control::Node { info: NodeInfo::default() };
+        assert_eq!(strict::from_slice::<Control>(&node.encode()).ok(), Some(node));
+
+        for bad in [
+            r#"["disconnect",{"user":"u"}]"#.to_owned(),
+            format!(r#"["revoke",{{"revocation":{revocation}}}]"#),
+            r#"{"type":"revoke","revocation":["token",{"jti":"a","until":9}]}"#.to_owned(),
+            r#"{"type":"node","info":["a","b","c",1,1,1,1,1]}"#.to_owned(),
+        ] {
+            assert!(read(&bad).is_err(), "{bad}");
+        }
     }
 }

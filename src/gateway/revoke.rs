@@ -14,6 +14,7 @@ use crate::lifecycle::unix_now;
 use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
+use crate::strict;
 
 /// Seconds between two looks into the store while all is well.
 const RECALL_EVERY: u64 = 30;
@@ -107,7 +108,7 @@ impl Gateway {
     fn take_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
         for entry in entries {
-            let Ok(revocation) = serde_json::from_slice::<Revocation>(entry) else {
+            let Ok(revocation) = strict::from_slice::<Revocation>(entry) else {
                 logging::repeated(("revocations", "unknown"), "", |repeated| {
                     tracing::warn!(repeated, "a stored revocation that this version does not know");
                 });

@@ -27,6 +27,7 @@ use crate::channel::ChannelName;
 use crate::gateway::{Control, PublishError};
 use crate::metrics::{self, Rejected};
 use crate::session::unix_now;
+use crate::strict;
 
 /// Most channels in one broadcast.
 const MAX_BROADCAST: usize = 1000;
@@ -128,7 +129,7 @@ async fn dispatch(app: &App, method: &str, body: &Bytes) -> ApiResult {
 }
 
 fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, ApiError> {
-    serde_json::from_slice(body).map_err(|e| ApiError::bad_request(format!("bad request: {e}")))
+    strict::from_slice(body).map_err(|e| ApiError::bad_request(format!("bad request: {e}")))
 }
 
 /// Fields that were sent and that this version does not have.
@@ -256,6 +257,9 @@ async fn disconnect(app: &App, request: Disconnect) -> ApiResult {
 /// How long a revocation holds when the call does not say: longer than any honest token lives.
 const REVOKED_FOR: u64 = 30 * 86_400;
 
+/// The end of the year 9999; what is later counts milliseconds.
+const MAX_SECONDS: u64 = 253_402_300_799;
+
 #[derive(Deserialize)]
 struct RevokeToken {
     /// The token's `jti`; Centrifugo's name for it is `uid`.
@@ -280,7 +284,8 @@ async fn revoke_token(app: &App, request: RevokeToken) -> ApiResult {
 #[derive(Deserialize)]
 struct InvalidateUserTokens {
     user: String,
-    /// Unix seconds; tokens with an earlier `iat`, and those without one, are revoked.
+    /// Unix seconds; tokens with an earlier `iat`, and those without one, are revoked. Without it all that
+    /// were issued up to now, this second included.
     #[serde(default)]
     issued_before: Option<u64>,
     #[serde(default)]
@@ -294,15 +299,21 @@ async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> Api
     if request.user.is_empty() {
         return Err(ApiError::bad_request("user is empty"));
     }
+    if request.issued_before.is_some_and(|at| at > MAX_SECONDS) {
+        return Err(ApiError::bad_request("issued_before counts seconds, not milliseconds"));
+    }
     let (user, until) = (request.user, until(request.expire_at)?);
-    let issued_before = request.issued_before.unwrap_or_else(unix_now);
+    // `iat` has whole seconds: what was issued in this one may be older than the call. A token that is
+    // issued after it in the same second is refused too, which costs one new token; the other way round
+    // a stolen token would stay.
+    let issued_before = request.issued_before.unwrap_or_else(|| unix_now().saturating_add(1));
     revoke(app, Revocation::User { user, issued_before, until }).await
 }
 
 fn until(expire_at: Option<u64>) -> Result<u64, ApiError> {
     match expire_at {
         Some(at) if at <= unix_now() => Err(ApiError::bad_request("expire_at has passed")),
-        Some(at) if at > 100_000_000_000 => {
+        Some(at) if at > MAX_SECONDS => {
             Err(ApiError::bad_request("expire_at counts seconds, not milliseconds"))
         }
         Some(at) => Ok(at),

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::{App, json as json_response};
 use crate::channel::{ChannelName, GapReason};
 use crate::session::unix_now;
+use crate::strict::Object;
 
 const PAGE: &str = include_str!("demo.html");
 
@@ -49,7 +50,7 @@ pub(super) struct Purchase {
 /// What a purchase API does when the payment went through: one publication on the buyer's channel.
 pub(super) async fn purchase(
     State(app): State<App>,
-    axum::Json(Purchase { user, post }): axum::Json<Purchase>,
+    axum::Json(Object(Purchase { user, post })): axum::Json<Object<Purchase>>,
 ) -> Response {
     let Ok(channel) = format!("user:{user}").parse::<ChannelName>() else {
         return json_response(StatusCode::BAD_REQUEST, &json!({ "error": "bad user" }));
@@ -67,7 +68,7 @@ pub(super) async fn purchase(
 /// What the sockets see when Redis was away: a declared gap on the user's channel.
 pub(super) async fn gap(
     State(app): State<App>,
-    axum::Json(User { user }): axum::Json<User>,
+    axum::Json(Object(User { user })): axum::Json<Object<User>>,
 ) -> Response {
     if let Ok(channel) = format!("user:{user}").parse::<ChannelName>() {
         app.context.gateway.declare_gap(channel, GapReason::Requested).await;

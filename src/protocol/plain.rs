@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 use super::Message;
 use super::codes::{Close, ErrorCode, Reconnect};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
+use crate::strict;
 
 /// Longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
@@ -78,7 +79,7 @@ struct Raw<'a> {
 #[must_use]
 pub fn parse(text: &str) -> Request {
     let invalid = |m| Command::Invalid(ErrorCode::BadRequest, Cow::Borrowed(m));
-    let Ok(raw) = serde_json::from_str::<Raw<'_>>(text) else {
+    let Ok(raw) = strict::from_str::<Raw<'_>>(text) else {
         return Request {
             id: None,
             command: invalid("a message is a JSON object with type, and id, channel or token"),
@@ -130,7 +131,7 @@ fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     match raw.map(RawValue::get) {
         None | Some("null") => Some(None),
         Some(raw) => {
-            let Since { epoch, offset } = serde_json::from_str(raw).ok()?;
+            let Since { epoch, offset } = strict::from_str(raw).ok()?;
             Position::new(&epoch, offset).map(Some)
         }
     }
@@ -148,7 +149,7 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let name = if raw.starts_with('"') {
         serde_json::from_str::<String>(raw).map_err(|_| shape())?
     } else {
-        let fields: Fields = serde_json::from_str(raw).map_err(|_| shape())?;
+        let fields = serde_json::from_str::<Fields>(raw).map_err(|_| shape())?;
         let (kind, id) = fields.0.ok_or_else(shape)?;
         if kind.contains(':') || id.contains(':') {
             return Err(invalid("type and id of a channel cannot hold a colon".to_owned()));

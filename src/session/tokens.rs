@@ -116,6 +116,6 @@ impl Context {
 /// The header's `kid`. The header was parsed before; this is the rare path.
 fn kid_of(token: &str) -> Option<String> {
     let bytes = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
-    let header: serde_json::Value = serde_json::from_slice(&bytes).ok()?;
+    let header = serde_json::from_slice::<serde_json::Value>(&bytes).ok()?;
     Some(header.get("kid")?.as_str()?.to_owned())
 }

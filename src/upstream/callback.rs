@@ -14,6 +14,7 @@ use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 
 use super::UpstreamError;
+use crate::strict;
 
 /// Longest answer, `data` included.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -90,7 +91,7 @@ impl Callback {
             secret => request.bearer_auth(secret),
         };
         let body = super::body(request.body(question.to_vec()).send().await?, MAX_ANSWER).await?;
-        serde_json::from_slice(&body)
+        strict::from_slice(&body)
             .map_err(|_| UpstreamError::Unusable("is not {\"allow\":true|false}".to_owned()))
     }
 

@@ -16,8 +16,9 @@ use reqwest::Client;
 use tokio::sync::Semaphore;
 
 use super::UpstreamError;
+use crate::auth::jwk::{self, LeftOut, Set};
 use crate::auth::keys::Fetched;
-use crate::auth::{KeySet, Remote, jwk};
+use crate::auth::{KeySet, Remote};
 use crate::logging;
 use crate::metrics;
 
@@ -47,6 +48,8 @@ struct Progress {
     /// How many fetches have succeeded.
     successes: u64,
     error: Option<String>,
+    /// What the last good fetch left out; said again only when it is something else.
+    left_out: LeftOut,
     /// When each was last not found.
     unknown: HashMap<Box<str>, Instant>,
 }
@@ -141,9 +144,13 @@ impl Jwks {
         let mut problems = Vec::new();
         for entry in entries.iter() {
             self.fetch(entry, None).await;
-            if let Some(error) = entry.progress.lock().error.clone() {
-                let url = entry.remote.shown_url();
+            let url = entry.remote.shown_url();
+            let progress = entry.progress.lock();
+            if let Some(error) = &progress.error {
                 problems.push(format!("the key set at {url} cannot be fetched: {error}"));
+            }
+            if !progress.left_out.is_empty() {
+                problems.push(format!("keys at {url}: {}", progress.left_out));
             }
         }
         problems
@@ -220,8 +227,14 @@ impl Jwks {
         metrics::jwks_fetched(fetched.is_ok());
         let mut progress = entry.progress.lock();
         match fetched {
-            Ok(keys) => {
+            Ok(Set { keys, left_out }) => {
                 let fetched_at = Some((self.now)());
+                let is_news = left_out != progress.left_out || progress.successes == 0;
+                if is_news && (keys.is_empty() || !left_out.is_empty()) {
+                    let (url, usable) = (entry.remote.shown_url(), keys.len());
+                    tracing::warn!(url, usable, "not every key of the set is usable: {left_out}");
+                }
+                progress.left_out = left_out;
                 entry.remote.replace(Fetched { keys, fetched_at });
                 progress.successes += 1;
                 progress.failures = 0;
@@ -259,26 +272,11 @@ impl Jwks {
         }
     }
 
-    async fn get(&self, remote: &Remote) -> Result<Vec<crate::auth::Key>, UpstreamError> {
+    async fn get(&self, remote: &Remote) -> Result<Set, UpstreamError> {
         let request = self.client.get(&remote.url).header("accept", "application/json").send();
         let work = async { super::body(request.await?, self.settings.max_bytes).await };
         let body = tokio::time::timeout(self.settings.timeout, work).await;
         let body = body.map_err(|_| UpstreamError::TimedOut)??;
-        let set = jwk::read(&body, &remote.algs, false).map_err(UpstreamError::Unusable)?;
-        let url = remote.shown_url();
-        // By what is wrong: a set of ten thousand such keys is a line or two.
-        for skipped in set.skipped {
-            let (url, why) = (url.to_owned(), skipped.clone());
-            logging::repeated(("key set", "left out"), &(&url.clone(), skipped), move |repeated| {
-                tracing::warn!(url, repeated, "left out of the key set: {why}");
-            });
-        }
-        if set.keys.is_empty() {
-            let url = url.to_owned();
-            logging::repeated(("key set", "empty"), &url.clone(), move |repeated| {
-                tracing::warn!(url, repeated, "the key set has no key that can be used");
-            });
-        }
-        Ok(set.keys)
+        jwk::read(&body, &remote.algs, false).map_err(UpstreamError::Unusable)
     }
 }

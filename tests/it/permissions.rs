@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::client::{Client, now, sign};
-use super::gateway::{Gateway, SECRET};
+use super::gateway::{API_KEY, Gateway, SECRET};
 use super::upstream::Upstream;
 
 fn subscription(user: &str, channel: &str, exp: u64) -> String {
@@ -118,6 +118,48 @@ async fn the_callback_decides_and_fails_closed() {
     assert_eq!(client.subscribe(json!("post:3")).await["type"], "subscribed");
     assert_eq!(gateway.metric("callbacks_total{result=\"failed\"}").await, 6.0);
     assert!(!gateway.log().contains("between-us"), "no secret in the log");
+}
+
+/// Serde reads a struct from a list of its fields too: `[true]` allowed, and lists were commands.
+#[tokio::test]
+async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
+    let upstream = Upstream::start().await;
+    let config = format!(
+        "[callback]\nurl = \"{}/may\"\n\
+         [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\n\
+         [[channels]]\npattern = \"room:{{id}}\"\nallow = \"authenticated\"\n",
+        upstream.url
+    );
+    let gateway = Gateway::with(&config).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+
+    for text in [
+        r#"["subscribe",7,"room:1",null,null]"#,
+        r#"["ping"]"#,
+        r#"{"type":"subscribe","channel":["room","1"]}"#,
+        r#"{"type":"subscribe","channel":"room:1","since":["1a",7]}"#,
+    ] {
+        client.send_text(text).await;
+        assert_eq!(client.next().await["data"]["code"], "bad_request", "{text}");
+    }
+
+    for body in ["[true]", "[true,null]", "[{\"allow\":true}]"] {
+        upstream.answers_text(200, body);
+        let answer = client.subscribe(json!("post:1")).await;
+        assert_eq!(answer["data"]["code"], "callback_failed", "{body}: {answer}");
+    }
+
+    for (method, body) in [
+        ("publish", r#"["room:1",{"a":1},false,null]"#),
+        ("broadcast", r#"[["room:1"],{"a":1}]"#),
+        ("disconnect", r#"["u1",null]"#),
+        ("revoke_token", r#"["t1",null]"#),
+        ("invalidate_user_tokens", r#"["u1",null,null]"#),
+    ] {
+        let (_, answer) = gateway.api_raw(method, Some(API_KEY), body).await;
+        assert!(answer.contains("expected an object"), "{method}: {answer}");
+    }
+    client.nothing_came().await;
 }
 
 /// Renewal was answered with `subscribed` and the first token's end still counted; a subscription that

@@ -74,6 +74,35 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
     drop(token("u1"));
 }
 
+/// `iat` has whole seconds: a token of the second in which the user was locked out stayed good.
+#[tokio::test]
+async fn field_f8_tokens_of_the_second_of_the_invalidation_are_out() {
+    let gateway = Gateway::start().await;
+    let with_iat = |iat: Value| sign(&json!({"sub": "u1", "iat": iat, "exp": now() + 600}), SECRET);
+    let before = now();
+    let mut open = Client::connect_with(&gateway, "/ws", &with_iat(json!(before))).await;
+    let answer = gateway.api("invalidate_user_tokens", &json!({"user": "u1"})).await;
+    assert_eq!(answer, json!({"result": {}}));
+    let after = now();
+
+    assert_eq!(open.closed().await.1, "revoked");
+    for iat in [json!(before), json!(before as f64 + 0.9)] {
+        assert_eq!(Client::refused(&gateway, &with_iat(iat)).await.1, "revoked");
+    }
+    // A token of the next second is a new one.
+    drop(Client::connect_with(&gateway, "/ws", &with_iat(json!(after + 1))).await);
+
+    // Whoever names the moment gets exactly that.
+    let body = json!({"user": "u2", "issued_before": before});
+    assert_eq!(gateway.api("invalidate_user_tokens", &body).await, json!({"result": {}}));
+    let of_u2 = |iat: u64| sign(&json!({"sub": "u2", "iat": iat, "exp": now() + 600}), SECRET);
+    assert_eq!(Client::refused(&gateway, &of_u2(before - 1)).await.1, "revoked");
+    drop(Client::connect_with(&gateway, "/ws", &of_u2(before)).await);
+    // Milliseconds would lock the user out for ever.
+    let body = json!({"user": "u2", "issued_before": now() * 1000});
+    assert_eq!(gateway.api("invalidate_user_tokens", &body).await["error"]["code"], 107);
+}
+
 /// A Redis that lost its data gets the revocations back from the replicas: they outlive both.
 #[tokio::test]
 async fn redis_gets_revocations_back_that_it_lost() {

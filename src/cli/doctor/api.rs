@@ -75,7 +75,7 @@ impl Api {
         let answer = request.send().await.map_err(away)?;
         let status = answer.status().as_u16();
         let text = answer.text().await.map_err(away)?;
-        let value: Value = serde_json::from_str(&text).unwrap_or(Value::Null);
+        let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::Null);
         if status == 200 && value["result"].is_object() {
             return Ok(());
         }

@@ -41,7 +41,7 @@ impl Clocks {
 fn claims(token: &str) -> impl Fn(&str) -> Option<f64> {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let bytes = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
-    let claims: Value = serde_json::from_slice(&bytes).unwrap_or(Value::Null);
+    let claims = serde_json::from_slice::<Value>(&bytes).unwrap_or(Value::Null);
     move |name: &str| claims[name].as_f64()
 }
 

@@ -63,7 +63,7 @@ impl Socket {
             };
             match next {
                 Some(Ok(Message::Text(text))) => {
-                    let value = serde_json::from_str(&text).unwrap_or(Value::Null);
+                    let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::Null);
                     return Heard::Message(value);
                 }
                 Some(Ok(Message::Ping(_))) => {
