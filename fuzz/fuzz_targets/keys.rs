@@ -13,6 +13,10 @@ fuzz_target!(|text: &str| {
             assert!(!key.algs().is_empty());
             let _ = key.fingerprint().to_string();
         }
+        // However many keys are left out, one line says it.
+        if !set.left_out.is_empty() {
+            assert!(set.left_out.to_string().len() < 4096);
+        }
     }
     for encoding in Encoding::ALL {
         if let Ok(secret) = Secret::new(text, encoding) {

@@ -6,8 +6,15 @@ use super::{Reason, Settings};
 use crate::access::{Identity, TokenId};
 use crate::channel::is_forbidden;
 
-/// Later than any honest `exp` in seconds (the year 5138): such a number counts milliseconds.
-const MILLISECONDS: f64 = 1e11;
+/// The end of the year 9999: what ends later ends then, so that no arithmetic overflows.
+const LAST_MOMENT: f64 = 253_402_300_799.0;
+
+/// A time that is one of our days (2001 to 2100) only if it counts something smaller than seconds, and
+/// what. Any other far moment is a far moment.
+pub(super) fn finer_than_seconds(time: f64) -> Option<&'static str> {
+    let units = [("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)];
+    units.into_iter().find(|(_, of)| (1e9..4.2e9).contains(&(time / of))).map(|(name, _)| name)
+}
 
 /// Longest user id in bytes; it has to fit into a channel name.
 const MAX_USER_BYTES: usize = 200;
@@ -28,6 +35,38 @@ impl UserClaim {
         }
         Some(value)
     }
+
+    /// It may stand in this claim.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        self.0 == name || self.0.split('.').next() == Some(name)
+    }
+}
+
+/// Claims that pass these settings, as far as it is for them.
+pub(super) fn made(
+    settings: &Settings,
+    user: &str,
+    (now, expires_at): (u64, u64),
+) -> Map<String, Value> {
+    let mut claims = Map::new();
+    claims.insert("sub".to_owned(), user.into());
+    claims.insert("iat".to_owned(), now.into());
+    claims.insert("exp".to_owned(), expires_at.into());
+    for (name, accepted) in [("iss", &settings.issuer), ("aud", &settings.audience)] {
+        let first = accepted.first().map(|value| (name.to_owned(), value.as_str().into()));
+        claims.extend(first);
+    }
+
+    let is_found = settings.user_claim.iter().any(|claim| claim.find(&claims).is_some());
+    if !is_found && let Some(UserClaim(path)) = settings.user_claim.first() {
+        let mut names = path.rsplit('.');
+        let last = names.next().unwrap_or_default();
+        let value = names.fold((last, Value::from(user)), |(name, value), outer| {
+            (outer, Value::Object(Map::from_iter([(name.to_owned(), value)])))
+        });
+        claims.insert(value.0.to_owned(), value.1);
+    }
+    claims
 }
 
 /// The checks that follow the signature, in order.
@@ -41,7 +80,7 @@ pub(super) fn check(
         None => None,
         // "on or after" (RFC 7519 section 4.1.4): equal to now is expired.
         Some(exp) if now as f64 >= exp + settings.leeway as f64 => return Err(Reason::Expired),
-        Some(exp) => Some(exp as u64),
+        Some(exp) => Some(exp.min(LAST_MOMENT) as u64),
     };
     if let Some(nbf) = numeric_date(claims, "nbf")?
         && now as f64 + (settings.leeway as f64) < nbf
@@ -73,12 +112,13 @@ pub(super) fn is_user_id(user: &str) -> bool {
         && !user.chars().any(is_forbidden)
 }
 
-/// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2).
+/// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2), also before 1970 and far
+/// ahead. Milliseconds are refused: a token that should end would never end.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Reason> {
     match claims.get(name) {
         None => Ok(None),
         Some(Value::Number(n)) => match n.as_f64() {
-            Some(t) if (0.0..MILLISECONDS).contains(&t) => Ok(Some(t)),
+            Some(t) if finer_than_seconds(t).is_none() => Ok(Some(t)),
             _ => Err(Reason::ClaimInvalid),
         },
         Some(_) => Err(Reason::ClaimInvalid),

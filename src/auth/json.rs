@@ -1,92 +1,210 @@
-//! The JSON of a token, read strictly: one object, and no name twice in any object.
+//! The JSON of a token: one object. What others read is read; strict is only what protects.
 //!
-//! RFC 7519 section 4 lets a parser refuse duplicate names; two readers that each take another of them
-//! are an attack. The depth is bounded by the library.
+//! Two readers that each take another of two equal names are an attack (RFC 7519 section 4 lets a parser
+//! refuse them), so the members that somebody here reads are unique at any depth, and their texts are
+//! texts. What nobody reads only has to be JSON: numbers of any size, halves of surrogate pairs and
+//! names that come twice are the issuer's business, as with the other libraries.
 
 use std::fmt;
 
-use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Value};
+use base64::{DecodeError, Engine as _};
+use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde_json::error::Category;
+use serde_json::value::RawValue;
+use serde_json::{Map, Number, Value};
 
 use super::Reason;
 
-/// A base64url part that holds one JSON object. Strict: no padding, no other alphabet, no stray bits
-/// (RFC 7515 section 2).
-pub(super) fn object(part: &str) -> Result<Map<String, Value>, Reason> {
-    object_of(&URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed)?)
+/// Deepest nesting of a member that is read.
+const MAX_DEPTH: usize = 128;
+
+/// Why a part of a token is no object that can be used. Names come out of the token: hostile text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Defect {
+    /// Not base64url.
+    Base64,
+    /// Base64url whose last character has bits that mean nothing (RFC 4648 section 3.5).
+    StrayBits,
+    Empty,
+    NotUtf8,
+    /// The beginning of an object.
+    Ends,
+    NotJson,
+    /// JSON, but no object.
+    NotObject,
+    /// This member, or one in it, comes twice.
+    Duplicate(String),
+    TooDeep(String),
+    /// This member holds half of a surrogate pair, which is no text.
+    NotText(String),
 }
 
-/// One JSON object.
-pub(super) fn object_of(bytes: &[u8]) -> Result<Map<String, Value>, Reason> {
-    match serde_json::from_slice::<Unique>(bytes) {
-        Ok(Unique(Value::Object(map))) => Ok(map),
-        Ok(_) | Err(_) => Err(Reason::Malformed),
+impl From<Defect> for Reason {
+    fn from(_: Defect) -> Self {
+        Self::Malformed
     }
 }
 
-struct Unique(Value);
-
-impl<'de> Deserialize<'de> for Unique {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue).map(Self)
-    }
+/// Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
+pub(super) fn decode(part: &str) -> Result<Vec<u8>, Defect> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|e| match e {
+        DecodeError::InvalidLastSymbol(..) => Defect::StrayBits,
+        DecodeError::InvalidByte(..) | DecodeError::InvalidLength(_) => Defect::Base64,
+        DecodeError::InvalidPadding => Defect::Base64,
+    })
 }
 
-struct AnyValue;
+/// A base64url part that holds one JSON object; `is_read` says which members somebody reads.
+pub(super) fn object(
+    part: &str,
+    is_read: &dyn Fn(&str) -> bool,
+) -> Result<Map<String, Value>, Defect> {
+    object_of(&decode(part)?, is_read)
+}
 
-impl<'de> Visitor<'de> for AnyValue {
-    type Value = Value;
+/// A token's header.
+pub(super) fn header(part: &str) -> Result<Map<String, Value>, Defect> {
+    object(part, &|name| ["alg", "enc", "kid", "crit", "b64", "zip"].contains(&name))
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON")
+/// One JSON object, perhaps behind a byte order mark (RFC 8259 section 8.1).
+pub(super) fn object_of(
+    bytes: &[u8],
+    is_read: &dyn Fn(&str) -> bool,
+) -> Result<Map<String, Value>, Defect> {
+    let text = std::str::from_utf8(bytes).map_err(|e| match e.error_len() {
+        None => Defect::Ends,
+        Some(_) => Defect::NotUtf8,
+    })?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let is_blank = |c: char| matches!(c, ' ' | '\t' | '\n' | '\r');
+    let body = text.trim_start_matches(is_blank);
+    if body.is_empty() {
+        return Err(Defect::Empty);
+    }
+    if !body.starts_with('{') {
+        let is_json = serde_json::from_str::<IgnoredAny>(body).is_ok();
+        return Err(if is_json { Defect::NotObject } else { Defect::NotJson });
     }
 
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
+    let Members(members) = members(body)?;
+    let mut map = Map::new();
+    for (name, raw) in members {
+        let value = if is_read(&name) {
+            if map.contains_key(&name) {
+                return Err(Defect::Duplicate(name));
+            }
+            strict(raw.get(), 1).map_err(|flaw| flaw.of(&name))?
+        } else {
+            // Whatever it is: nobody looks.
+            serde_json::from_str::<Value>(raw.get()).unwrap_or(Value::Null)
+        };
+        map.insert(name, value);
     }
+    Ok(map)
+}
 
-    fn visit_bool<E: Error>(self, v: bool) -> Result<Value, E> {
-        Ok(v.into())
-    }
+fn members(text: &str) -> Result<Members<'_>, Defect> {
+    serde_json::from_str::<Members<'_>>(text).map_err(|e| match e.classify() {
+        Category::Eof => Defect::Ends,
+        Category::Io | Category::Syntax | Category::Data => Defect::NotJson,
+    })
+}
 
-    fn visit_i64<E: Error>(self, v: i64) -> Result<Value, E> {
-        Ok(v.into())
-    }
+/// What is wrong inside of a member that is read.
+enum Flaw {
+    Duplicate,
+    TooDeep,
+    NotText,
+}
 
-    fn visit_u64<E: Error>(self, v: u64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_f64<E: Error>(self, v: f64) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_str<E: Error>(self, v: &str) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_string<E: Error>(self, v: String) -> Result<Value, E> {
-        Ok(v.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(Unique(value)) = access.next_element()? {
-            list.push(value);
+impl Flaw {
+    fn of(self, name: &str) -> Defect {
+        match self {
+            Self::Duplicate => Defect::Duplicate(name.to_owned()),
+            Self::TooDeep => Defect::TooDeep(name.to_owned()),
+            Self::NotText => Defect::NotText(name.to_owned()),
         }
-        Ok(Value::Array(list))
     }
+}
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
-        let mut map = Map::new();
-        while let Some((name, Unique(value))) = access.next_entry::<String, Unique>()? {
-            if map.insert(name, value).is_some() {
-                return Err(A::Error::custom("duplicate name"));
+/// A value of which somebody reads something. The text is known to be JSON.
+fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
+    if depth > MAX_DEPTH {
+        return Err(Flaw::TooDeep);
+    }
+    match raw.as_bytes().first() {
+        Some(b'{') => {
+            let Members(members) = members(raw).map_err(|_| Flaw::NotText)?;
+            let mut map = Map::new();
+            for (name, raw) in members {
+                if map.insert(name, strict(raw.get(), depth + 1)?).is_some() {
+                    return Err(Flaw::Duplicate);
+                }
+            }
+            Ok(Value::Object(map))
+        }
+        Some(b'[') => {
+            let list = serde_json::from_str::<Vec<&RawValue>>(raw).map_err(|_| Flaw::NotText)?;
+            let list = list.into_iter().map(|raw| strict(raw.get(), depth + 1));
+            Ok(Value::Array(list.collect::<Result<_, _>>()?))
+        }
+        Some(b'-' | b'0'..=b'9') => Ok(number(raw)),
+        _ => serde_json::from_str::<Value>(raw).map_err(|_| Flaw::NotText),
+    }
+}
+
+/// A number, and where it is larger than any float the largest one: what others read as infinite.
+fn number(raw: &str) -> Value {
+    let largest = if raw.starts_with('-') { f64::MIN } else { f64::MAX };
+    let number = serde_json::from_str::<Value>(raw).ok();
+    number.or_else(|| Number::from_f64(largest).map(Value::Number)).unwrap_or_default()
+}
+
+/// An object's members as they stand, names that come twice included.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct MembersVisitor;
+        impl<'de> Visitor<'de> for MembersVisitor {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some((Name(name), raw)) = map.next_entry()? {
+                    members.push((name, raw));
+                }
+                Ok(Members(members))
             }
         }
-        Ok(Value::Object(map))
+        deserializer.deserialize_map(MembersVisitor)
+    }
+}
+
+/// A member's name. Read as bytes, because that is how the library takes halves of surrogate pairs.
+struct Name(String);
+
+impl<'de> Deserialize<'de> for Name {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NameVisitor;
+        impl Visitor<'_> for NameVisitor {
+            type Value = Name;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a name")
+            }
+
+            fn visit_bytes<E: Error>(self, name: &[u8]) -> Result<Name, E> {
+                Ok(Name(String::from_utf8_lossy(name).into_owned()))
+            }
+        }
+        deserializer.deserialize_bytes(NameVisitor)
     }
 }
 
@@ -94,23 +212,68 @@ impl<'de> Visitor<'de> for AnyValue {
 mod tests {
     use super::*;
 
+    fn read(text: &str) -> Result<Map<String, Value>, Defect> {
+        object_of(text.as_bytes(), &|name| ["sub", "exp", "user"].contains(&name))
+    }
+
     #[test]
-    fn values_are_kept_and_duplicates_refused_at_any_depth() {
-        let text = r#"{"a":[1,-2,3.5,true,null,"x\u00fc",{"b":{}}],"n":18446744073709551615}"#;
+    fn what_is_read_is_kept_as_it_is() {
+        let text = r#"{"user":[1,-2,3.5,true,null,"x\u00fc",{"b":{}}],"exp":18446744073709551615}"#;
         let plain: Value = serde_json::from_str(text).unwrap();
-        assert_eq!(Value::Object(object_of(text.as_bytes()).unwrap()), plain);
-        let deep = format!("{{\"a\":{}1{}}}", "[".repeat(5000), "]".repeat(5000));
-        for bad in [
+        assert_eq!(Value::Object(read(text).unwrap()), plain);
+        assert_eq!(read("\u{feff} {\"exp\": 1e400 }\n").unwrap()["exp"], f64::MAX);
+        assert_eq!(read("{\"exp\":-1e400}").unwrap()["exp"], f64::MIN);
+        assert_eq!(read(r#"{"s\u0075b":"a\u0000b"}"#).unwrap()["sub"], "a\0b");
+    }
+
+    #[test]
+    fn what_nobody_reads_only_has_to_be_json() {
+        let deep = format!("{}1{}", "[".repeat(5000), "]".repeat(5000));
+        for other in [
+            "1e400",
+            "-1e999999",
+            "123456789012345678901234567890",
+            r#""half of a pair: \ud83d""#,
+            r#"{"\udc00":1}"#,
             r#"{"a":1,"a":2}"#,
-            r#"{"user":{"id":"a","id":"b"}}"#,
-            r#"{"l":[{"x":1,"\u0078":2}]}"#,
-            "[]",
-            "1",
-            "",
-            "{} {}",
             &deep,
         ] {
-            assert_eq!(object_of(bad.as_bytes()), Err(Reason::Malformed), "{bad:.40}");
+            let map = read(&format!("{{\"x\":{other},\"sub\":\"u\",\"x\":{other}}}")).unwrap();
+            assert_eq!(map["sub"], "u", "{other:.40}");
+        }
+        assert!(read(r#"{"\ud83d":1,"sub":"u"}"#).is_ok());
+    }
+
+    #[test]
+    fn what_is_read_is_unique_text_and_shallow() {
+        let of = |name: &str| name.to_owned();
+        let deep = format!("{{\"user\":{}1{}}}", "[".repeat(500), "]".repeat(500));
+        for (text, defect) in [
+            (r#"{"sub":"a","sub":"b"}"#, Defect::Duplicate(of("sub"))),
+            (r#"{"sub":"a","s\u0075b":"b"}"#, Defect::Duplicate(of("sub"))),
+            (r#"{"user":{"id":"a","id":"b"}}"#, Defect::Duplicate(of("user"))),
+            (r#"{"user":[{"x":1,"\u0078":2}]}"#, Defect::Duplicate(of("user"))),
+            (r#"{"sub":"\ud800"}"#, Defect::NotText(of("sub"))),
+            (&deep, Defect::TooDeep(of("user"))),
+            ("[]", Defect::NotObject),
+            ("1", Defect::NotObject),
+            ("nonsense", Defect::NotJson),
+            ("", Defect::Empty),
+            (" \n", Defect::Empty),
+            ("{} {}", Defect::NotJson),
+            ("{\"a\":NaN}", Defect::NotJson),
+            ("{\"a\":\"\0\"}", Defect::NotJson),
+            ("{\"a\":1", Defect::Ends),
+            ("{\"a", Defect::Ends),
+        ] {
+            assert_eq!(read(text), Err(defect), "{text:.40}");
+        }
+        assert_eq!(object_of(b"{\"a\":\"\xff\"}", &|_| true), Err(Defect::NotUtf8));
+        assert_eq!(object_of(b"{\"a\":\"\xc3", &|_| true), Err(Defect::Ends));
+        for (part, defect) in
+            [("e30=", Defect::Base64), ("e", Defect::Base64), ("e31", Defect::StrayBits)]
+        {
+            assert_eq!(object(part, &|_| true), Err(defect), "{part}");
         }
     }
 }

@@ -90,6 +90,8 @@ impl fmt::Display for LeftOut {
 /// # Errors
 /// When it is neither.
 pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Set, String> {
+    // Some editors put a byte order mark in front (RFC 8259 section 8.1).
+    let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
     let value = serde_json::from_slice::<Value>(text).map_err(|e| format!("is not JSON: {e}"))?;
     let list = match value {
         Value::Object(mut set) => match set.remove("keys") {

@@ -59,10 +59,21 @@ impl fmt::Debug for Key {
 /// Why a key could not sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
-    #[error("this key is a public key, which only verifies")]
+    #[error(
+        "only a secret can sign here, and there are public keys only: let the issuer sign, or add \
+         [[auth.keys]] with a secret for tests"
+    )]
     PublicOnly,
-    #[error("this key is not bound to that algorithm")]
+    #[error(
+        "the key is not bound to that algorithm: add it to `algs` of the key, or leave --alg out"
+    )]
     Algorithm,
+    #[error("no key has that kid")]
+    NoSuchKey,
+    #[error("no key is configured: add [[auth.keys]] with a secret")]
+    NoKey,
+    #[error("its valid_until has passed: what it signs is refused")]
+    Retired,
 }
 
 impl Key {
@@ -290,9 +301,23 @@ impl KeySet {
         self.fixed.iter().find(|k| k.secret().is_some())
     }
 
-    #[must_use]
-    pub fn get(&self, kid: &str) -> Option<&Key> {
-        self.fixed.iter().find(|k| k.kid() == Some(kid))
+    /// The key that signs a token that is accepted now: the first secret, or the one of a `kid`.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub fn signing(&self, kid: Option<&str>, now: u64) -> Result<&Key, SignError> {
+        let named = || self.fixed.iter().filter(|k| kid.is_none() || k.kid() == kid);
+        let secrets = || named().filter(|k| k.secret().is_some());
+        if let Some(key) = secrets().find(|k| !k.is_retired(now)) {
+            return Ok(key);
+        }
+
+        Err(match kid {
+            _ if secrets().next().is_some() => SignError::Retired,
+            Some(_) if named().next().is_none() => SignError::NoSuchKey,
+            None if self.is_empty() => SignError::NoKey,
+            _ => SignError::PublicOnly,
+        })
     }
 
     /// Tries the keys that fit `kid` and `alg`. A key without a `kid` fits any token, and a token

@@ -8,7 +8,7 @@
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{AES_256, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
 use aws_lc_rs::iv::FixedLength;
-use aws_lc_rs::{constant_time, hkdf, hmac};
+use aws_lc_rs::{constant_time, digest, hkdf, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
@@ -25,6 +25,14 @@ pub const MAX_BYTES: usize = 64 * 1024;
 /// Most chunks that a cookie may come in.
 const MAX_CHUNKS: usize = 16;
 
+/// The names that the two libraries give their cookies.
+pub const NAMES: [&str; 4] = [
+    "authjs.session-token",
+    "__Secure-authjs.session-token",
+    "next-auth.session-token",
+    "__Secure-next-auth.session-token",
+];
+
 /// Which library made it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
@@ -40,6 +48,16 @@ impl Maker {
             Self::AuthJs5 => "Auth.js 5",
         }
     }
+
+    /// By what the libraries write into the header, and nothing beside it: Auth.js adds a `kid`.
+    pub(super) fn by_header(header: &Map<String, Value>) -> Option<Self> {
+        let text = |name: &str| header.get(name).and_then(Value::as_str);
+        match (text("alg")?, text("enc")?, text("kid"), header.len()) {
+            ("dir", "A256GCM", None, 2) => Some(Self::NextAuth4),
+            ("dir", "A256CBC-HS512", Some(_), 3) => Some(Self::AuthJs5),
+            _ => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +71,13 @@ impl Encryption {
         match self {
             Self::Gcm => 32,
             Self::CbcHs512 => 64,
+        }
+    }
+
+    fn tag_bytes(self) -> usize {
+        match self {
+            Self::Gcm => 16,
+            Self::CbcHs512 => 32,
         }
     }
 }
@@ -90,24 +115,22 @@ impl SessionCookie {
         })
     }
 
-    /// The claims of a cookie that one of the secrets decrypts.
+    /// What is in a cookie that one of the secrets decrypts.
     ///
     /// # Errors
     /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` when no secret fits.
-    pub fn open(&self, name: &str, token: &str) -> Result<Map<String, Value>, Reason> {
+    pub fn open(&self, name: &str, token: &str) -> Result<Vec<u8>, Reason> {
         let jwe = Jwe::split(token)?;
-        let opened = self.secrets.iter().find_map(|secret| jwe.open(secret, name));
-        let (_, claims) = opened.ok_or(Reason::BadSignature)?;
-        claims
+        let opened = self.secrets.iter().find_map(|secret| jwe.open(secret.as_bytes(), name));
+        let (_, plain) = opened.ok_or(Reason::BadSignature)?;
+        Ok(plain)
     }
 }
-
-/// Who made a cookie that was decrypted, and what was in it.
-pub(super) type Opened = (Maker, Result<Map<String, Value>, Reason>);
 
 /// The parts of a compact JWE whose header was accepted.
 pub(super) struct Jwe<'t> {
     header: &'t str,
+    kid: Option<String>,
     encryption: Encryption,
     iv: Vec<u8>,
     ciphertext: Vec<u8>,
@@ -123,7 +146,7 @@ impl<'t> Jwe<'t> {
         let [header, key, iv, ciphertext, tag] = parts[..] else {
             return Err(Reason::Malformed);
         };
-        let fields = json::object(header)?;
+        let fields = json::header(header)?;
         let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
         if ["crit", "zip", "b64"].iter().any(|n| fields.contains_key(*n)) {
             return Err(Reason::CritUnsupported);
@@ -140,10 +163,10 @@ impl<'t> Jwe<'t> {
         let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed);
         let (iv, ciphertext, tag) = (bytes(iv)?, bytes(ciphertext)?, bytes(tag)?);
         let lengths = match encryption {
-            Encryption::Gcm => iv.len() == NONCE_LEN && tag.len() == 16,
+            Encryption::Gcm => iv.len() == NONCE_LEN && tag.len() == encryption.tag_bytes(),
             Encryption::CbcHs512 => {
                 iv.len() == 16
-                    && tag.len() == 32
+                    && tag.len() == encryption.tag_bytes()
                     && ciphertext.len() % 16 == 0
                     && !ciphertext.is_empty()
             }
@@ -151,12 +174,43 @@ impl<'t> Jwe<'t> {
         if !lengths {
             return Err(Reason::Malformed);
         }
-        Ok(Self { header, encryption, iv, ciphertext, tag })
+        let kid = fields.get("kid").and_then(Value::as_str).map(str::to_owned);
+        Ok(Self { header, kid, encryption, iv, ciphertext, tag })
     }
 
-    /// Decrypts with a secret and a cookie name; `None` when they do not fit. What was decrypted and
-    /// is not a JSON object is `malformed`.
-    pub(super) fn open(&self, secret: &str, cookie: &str) -> Option<Opened> {
+    /// Its tag, which comes last, is not whole.
+    pub(super) fn is_cut_off(token: &str) -> bool {
+        let parts: Vec<&str> = token.split('.').collect();
+        let [header, _, _, _, tag] = parts[..] else { return false };
+        let enc = json::header(header).ok().and_then(|h| h.get("enc")?.as_str().map(str::to_owned));
+        let whole = match enc.as_deref() {
+            Some("A256GCM") => Encryption::Gcm.tag_bytes(),
+            Some("A256CBC-HS512") => Encryption::CbcHs512.tag_bytes(),
+            _ => return false,
+        };
+        tag.len() < (whole * 4).div_ceil(3)
+    }
+
+    /// Which library's way of making keys opens it with this secret, under any of these names. What
+    /// no library does by itself is not tried: this is for many secrets.
+    pub(super) fn opener(&self, secret: &[u8], names: &[&str]) -> Option<Maker> {
+        let bytes = self.encryption.key_bytes();
+        match self.encryption {
+            Encryption::Gcm => {
+                let key = derive(Maker::NextAuth4, secret, "", bytes)?;
+                self.open_gcm(&key).map(|_| Maker::NextAuth4)
+            }
+            Encryption::CbcHs512 => names.iter().find_map(|name| {
+                let key = derive(Maker::AuthJs5, secret, name, bytes)?;
+                // Auth.js names the key by its hash, which costs less to compare than opening.
+                let is_named = self.kid.as_ref().is_none_or(|kid| *kid == thumbprint(&key));
+                is_named.then(|| self.open_cbc(&key))?.map(|_| Maker::AuthJs5)
+            }),
+        }
+    }
+
+    /// Decrypts with a secret and a cookie name; `None` when they do not fit.
+    pub(super) fn open(&self, secret: &[u8], cookie: &str) -> Option<(Maker, Vec<u8>)> {
         let makers: &[Maker] = match self.encryption {
             Encryption::Gcm => &[Maker::NextAuth4, Maker::AuthJs5],
             Encryption::CbcHs512 => &[Maker::AuthJs5],
@@ -167,7 +221,7 @@ impl<'t> Jwe<'t> {
                 Encryption::Gcm => self.open_gcm(&key),
                 Encryption::CbcHs512 => self.open_cbc(&key),
             }?;
-            Some((*maker, json::object_of(&plain)))
+            Some((*maker, plain))
         })
     }
 
@@ -209,7 +263,7 @@ impl hkdf::KeyType for Length {
 }
 
 /// HKDF-SHA-256 with the salts and labels that the two libraries use.
-fn derive(maker: Maker, secret: &str, cookie: &str, length: usize) -> Option<Vec<u8>> {
+fn derive(maker: Maker, secret: &[u8], cookie: &str, length: usize) -> Option<Vec<u8>> {
     let (salt, info) = match maker {
         Maker::NextAuth4 => ("", "NextAuth.js Generated Encryption Key".to_owned()),
         Maker::AuthJs5 => (cookie, format!("Auth.js Generated Encryption Key ({cookie})")),
@@ -217,13 +271,19 @@ fn derive(maker: Maker, secret: &str, cookie: &str, length: usize) -> Option<Vec
     expand(secret, salt, &info, length)
 }
 
-/// The signing key of a next-auth 3 session, which was a JWS.
-pub(super) fn next_auth_3_key(secret: &str) -> Option<Vec<u8>> {
-    expand(secret, "", "NextAuth.js Generated Signing Key", 64)
+/// The `kid` that Auth.js writes: the hash of the key as a JWK (RFC 7638), with SHA-512.
+fn thumbprint(key: &[u8]) -> String {
+    let jwk = format!("{{\"k\":\"{}\",\"kty\":\"oct\"}}", URL_SAFE_NO_PAD.encode(key));
+    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA512, jwk.as_bytes()))
 }
 
-fn expand(secret: &str, salt: &str, info: &str, length: usize) -> Option<Vec<u8>> {
-    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, salt.as_bytes()).extract(secret.as_bytes());
+/// The signing key of a next-auth 3 session, which was a JWS.
+pub(super) fn next_auth_3_key(secret: &str) -> Option<Vec<u8>> {
+    expand(secret.as_bytes(), "", "NextAuth.js Generated Signing Key", 64)
+}
+
+fn expand(secret: &[u8], salt: &str, info: &str, length: usize) -> Option<Vec<u8>> {
+    let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, salt.as_bytes()).extract(secret);
     let mut key = vec![0; length];
     prk.expand(&[info.as_bytes()], Length(length)).ok()?.fill(&mut key).ok()?;
     Some(key)

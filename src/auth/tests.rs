@@ -129,8 +129,13 @@ fn claims_are_strict() {
         (with("exp", json!(NOW - 10)), Err(Reason::Expired)),
         (with("exp", json!("2000000000")), Err(Reason::ClaimInvalid)),
         (with("exp", json!(NOW * 1000)), Err(Reason::ClaimInvalid)),
-        (with("exp", json!(-1)), Err(Reason::ClaimInvalid)),
-        (with("exp", json!(1e99)), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(NOW as f64 * 1e6)), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(NOW as f64 * 1e9)), Err(Reason::ClaimInvalid)),
+        (with("exp", json!(-1)), Err(Reason::Expired)),
+        (with("exp", json!(0)), Err(Reason::Expired)),
+        // What .NET writes for a date that nobody set.
+        (with("nbf", json!(-62_135_596_800i64)), Ok("u1".to_owned())),
+        (with("iat", json!(-62_135_596_800i64)), Ok("u1".to_owned())),
         (without("exp"), Err(Reason::ExpMissing)),
         (with("nbf", json!(NOW + 11)), Err(Reason::NotYetValid)),
         (with("nbf", json!([])), Err(Reason::ClaimInvalid)),
@@ -150,6 +155,78 @@ fn claims_are_strict() {
         (with("channels", json!("a")), Err(Reason::ClaimInvalid)),
     ] {
         assert_eq!(outcome(&verifier(strict()), &token(&claims)), expected, "{claims}");
+    }
+}
+
+/// Whatever is later than the year 5138 was called milliseconds.
+#[test]
+fn field_d7_a_far_year_is_a_far_year() {
+    let v = verifier(settings());
+    let until = |exp: &str| {
+        let payload = format!("{{\"sub\":\"u1\",\"exp\":{exp}}}");
+        v.verify(&raw(r#"{"alg":"HS256"}"#, &payload, SECRET), NOW).map(|i| i.expires_at)
+    };
+    const END_OF_9999: u64 = 253_402_300_799;
+    assert_eq!(until("253402300799"), Ok(Some(END_OF_9999)));
+    assert_eq!(until("100000000000"), Ok(Some(100_000_000_000)));
+    assert_eq!(until("253402214400.5"), Ok(Some(253_402_214_400)));
+    for endless in ["9999999999999", "1e99", "1e400"] {
+        assert_eq!(until(endless), Ok(Some(END_OF_9999)), "{endless}");
+    }
+    for finer in ["1800000060000", "1800000060000000", "1800000060000000000", "1.8e12"] {
+        assert_eq!(until(finer), Err(Reason::ClaimInvalid), "{finer}");
+    }
+}
+
+/// What jsonwebtoken, jose and PyJWT accept (`tests/issuers` compares) was `malformed`.
+#[test]
+fn field_d8_json_that_other_libraries_read_is_read() {
+    let v = verifier(settings());
+    let hs = r#"{"alg":"HS256"}"#;
+    let with = |member: &str| {
+        let payload = format!("{{{member},\"sub\":\"u1\",\"exp\":{}}}", NOW + 1);
+        outcome(&v, &raw(hs, &payload, SECRET))
+    };
+    let deep = format!("\"x\":{}{}", "[".repeat(3000), "]".repeat(3000));
+    for member in [
+        r#""x":1e400"#,
+        r#""x":-1E+999999"#,
+        r#""x":123456789012345678901234567890123456789012345678901234567890"#,
+        r#""x":1e-999999"#,
+        r#""name":"cut emoji \ud83d""#,
+        r#""\udc00":true"#,
+        r#""x":"\u0000\u001f\/\b""#,
+        r#""\u0000":1"#,
+        r#""":"","__proto__":{"sub":"admin"}"#,
+        r#""x":{"a":1,"a":2}"#,
+        r#""x":1,"x":2"#,
+        r#""exp ":1"#,
+        &deep,
+    ] {
+        assert_eq!(with(member), Ok("u1".to_owned()), "{member:.60}");
+    }
+    let marked = format!("\u{feff}{{\"sub\":\"u1\",\"exp\":{}}}\n", NOW + 1);
+    assert_eq!(outcome(&v, &raw(hs, &marked, SECRET)), Ok("u1".to_owned()), "byte order mark");
+    let header = r#"{"alg":"HS256","x":1e400,"x":"\ud83d"}"#;
+    let good = json!({"sub": "u1", "exp": NOW + 1}).to_string();
+    assert_eq!(outcome(&v, &raw(header, &good, SECRET)), Ok("u1".to_owned()));
+
+    // Strict where it protects: what is read is one value, and a text.
+    for member in [
+        r#""sub":"admin""#,
+        r#""s\u0075b":"admin""#,
+        r#""exp":9999999999"#,
+        r#""user":{"id":"a","id":"b"}"#,
+        r#""user.id":"a","user.id":"b""#,
+        r#""userId":"a\ud800""#,
+        r#""isCreator":true,"isCreator":false"#,
+        r#""channels":["a"],"channels":["b"]"#,
+        r#""jti":"a","jti":"b""#,
+    ] {
+        assert_eq!(with(member), Err(Reason::Malformed), "{member}");
+    }
+    for header in [r#"{"alg":"HS256","alg":"none"}"#, r#"{"alg":"HS256","kid":"a","kid":"b"}"#] {
+        assert_eq!(outcome(&v, &raw(header, &good, SECRET)), Err(Reason::Malformed), "{header}");
     }
 }
 

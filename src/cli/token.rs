@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use super::{File, complain, print, problems, sources};
 use crate::app;
 use crate::auth::diagnose::{self, NamedSecret};
-use crate::auth::{Algorithm, Key, KeySet, fingerprint, secret};
+use crate::auth::keys::SignError;
+use crate::auth::{Algorithm, Encoding, Key, KeySet, Verifier, algorithm, fingerprint, secret};
 use crate::config::{self, Loaded, Problem, Sources};
 use crate::session::unix_now;
 
@@ -19,7 +20,7 @@ const MAX_INPUT: u64 = 1 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Sign a token with a configured key, for tests.
+    /// Sign a token with a configured key, for tests: one that this configuration accepts.
     Mint(Mint),
     /// Say whether the gateway would accept a token, and if not why, and who has to change what.
     ///
@@ -97,25 +98,19 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(found) => return Ok(problems(&found)),
     };
-    let keys = loaded.policy.verifier.keys();
-    let key = match &args.kid {
-        Some(kid) => keys.get(kid).ok_or_else(|| anyhow::anyhow!("no key has kid {kid:?}"))?,
-        None => keys
-            .first_secret()
-            .ok_or_else(|| anyhow::anyhow!("no secret is configured; a public key cannot sign"))?,
-    };
+    let verifier = &loaded.policy.verifier;
+    let now = unix_now();
+    let key = signing_key(verifier, args.kid.as_deref(), now)?;
     let alg = match &args.alg {
-        Some(name) => Some(
-            Algorithm::named(name).ok_or_else(|| anyhow::anyhow!("--alg {name}: no such one"))?,
-        ),
+        Some(name) => Some(Algorithm::named(name).ok_or_else(|| {
+            let all = algorithm::names(key.algs());
+            anyhow::anyhow!("--alg {name}: there is no such algorithm; the key has {all}")
+        })?),
         None => None,
     };
     let valid = humantime::parse_duration(&args.expires_in)
         .map_err(|e| anyhow::anyhow!("--expires-in: {e}"))?;
-    let mut claims = Map::new();
-    claims.insert("sub".to_owned(), args.user.clone().into());
-    claims.insert("iat".to_owned(), unix_now().into());
-    claims.insert("exp".to_owned(), (unix_now() + valid.as_secs()).into());
+    let mut claims = verifier.claims_for(&args.user, now, valid.as_secs());
     for claim in &args.claims {
         let (name, text) = claim
             .split_once('=')
@@ -123,8 +118,51 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
         let value = serde_json::from_str::<Value>(text).unwrap_or_else(|_| Value::from(text));
         claims.insert(name.to_owned(), value);
     }
-    let token = key.sign(&Value::Object(claims), alg)?;
+
+    let token = key.sign(&Value::Object(claims.clone()), alg)?;
+    if let Some(refused) = refusal(verifier, &token, (&args.user, &claims), now) {
+        complain(&format!("warning: the gateway refuses this token: {refused}\n"));
+    }
     print(&format!("{token}\n"))
+}
+
+fn signing_key<'v>(verifier: &'v Verifier, kid: Option<&str>, now: u64) -> anyhow::Result<&'v Key> {
+    let keys = verifier.keys();
+    keys.signing(kid, now).map_err(|e| {
+        let kids: Vec<_> = keys.fixed().iter().filter_map(Key::kid).map(diagnose::shown).collect();
+        match (e, kid) {
+            (SignError::NoKey, _) if verifier.session().is_some() => anyhow::anyhow!(
+                "this configuration accepts session cookies only, and those only the application makes: \
+                 sign in there, or add [[auth.keys]] with a secret"
+            ),
+            (SignError::NoSuchKey, Some(kid)) if kids.is_empty() => {
+                anyhow::anyhow!("--kid {kid}: {e}, none has a kid")
+            }
+            (SignError::NoSuchKey, Some(kid)) => {
+                anyhow::anyhow!("--kid {kid}: {e}; there are {}", kids.join(", "))
+            }
+            (e, Some(kid)) => anyhow::anyhow!("--kid {kid}: {e}"),
+            (e, None) => anyhow::anyhow!("{e}"),
+        }
+    })
+}
+
+/// Why the configuration that minted a token does not accept it: what was asked for is the reason.
+fn refusal(
+    verifier: &Verifier,
+    token: &str,
+    (user, claims): (&str, &Map<String, Value>),
+    now: u64,
+) -> Option<String> {
+    // A subscription token opens a channel, not a connection.
+    let channel = claims.get("channel").and_then(Value::as_str).and_then(|name| name.parse().ok());
+    if let Some(channel) = &channel {
+        let found = verifier.verify_subscription(token, channel, user, now);
+        return found.err().map(|reason| format!("{reason}. {}", reason.meaning()));
+    }
+    let report = diagnose::examine(verifier, token, &[], now);
+    let reason = report.reason?;
+    Some(report.advice.map_or_else(|| reason.to_owned(), |advice| format!("{reason}. {advice}")))
 }
 
 fn check(args: &Check) -> anyhow::Result<ExitCode> {
@@ -193,16 +231,31 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(code) => return Ok(code),
     };
+    let verifier = &loaded.policy.verifier;
     let mut out = String::new();
-    for key in loaded.policy.verifier.keys().fixed() {
+    for key in verifier.keys().fixed() {
         out.push_str(&line(key));
+    }
+    let cookies = verifier.session().map_or(&[][..], |session| &session.secrets);
+    for (i, text) in cookies.iter().enumerate() {
+        let (print, what) = (fingerprint::of_secret(text.as_bytes()), secret::describe(text));
+        out.push_str(&format!("{print}  auth.session_cookie, secret {}  {what}\n", i + 1));
+    }
+    for remote in verifier.keys().remotes() {
+        out.push_str(&format!("{}: its keys are the issuer's own\n", remote.shown_url()));
     }
     for warning in &loaded.policy.warnings {
         complain(&format!("warning: {warning}\n"));
     }
-    out.push_str("\nThe issuer prints its own with one of these, where its process runs:\n");
-    for (name, command) in fingerprint::RECIPES {
-        out.push_str(&format!("  {name}:\n    {command}\n"));
+
+    if verifier.keys().first_secret().is_some() || !cookies.is_empty() {
+        out.push_str(
+            "\nThe issuer prints its own with one of these, where its process runs, with the name of \
+             its variable in the place of NEXTAUTH_SECRET:\n",
+        );
+        for (name, command) in fingerprint::RECIPES {
+            out.push_str(&format!("  {name}:\n    {command}\n"));
+        }
     }
     print(&out)
 }
@@ -210,6 +263,13 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
 fn line(key: &Key) -> String {
     let kid = key.kid().map_or_else(String::new, |k| format!("  kid {}", diagnose::shown(k)));
     let what = match key.secret() {
+        // The recipes take the text: where it is decoded, another fingerprint is no sign of drift.
+        Some(secret) if secret.encoding() != Encoding::Utf8 => format!(
+            "secret of {}, decoded ({}); of its text {}",
+            secret::describe(secret.text()),
+            secret.encoding().name(),
+            fingerprint::of_secret(secret.text().as_bytes())
+        ),
         Some(secret) => format!("secret of {}", secret::describe(secret.text())),
         None => format!("{} public key", key.family().label()),
     };

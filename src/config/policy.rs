@@ -40,12 +40,17 @@ const MIN_API_KEY: usize = 16;
 #[derive(Default)]
 pub(super) struct Judge {
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
     files: Vec<PathBuf>,
 }
 
 impl Judge {
     pub(super) fn problem(&mut self, path: impl Into<String>, message: impl Into<String>) {
         self.problems.push(Problem { path: path.into(), origin: None, message: message.into() });
+    }
+
+    fn warning(&mut self, path: impl Into<String>, message: impl Into<String>) {
+        self.warnings.push(Problem { path: path.into(), origin: None, message: message.into() });
     }
 
     /// A secret that stands in a file, which is watched from now on, and not in another setting too.
@@ -89,6 +94,7 @@ impl Policy {
         let mut found = Found::read(&config.auth.keys, &reading);
         judge.problems.append(&mut found.problems);
         judge.files.append(&mut found.files);
+        judge.warnings.append(&mut found.warnings);
         let without_keys = config.auth.keys.is_empty() && session.is_none();
         if without_keys && !dev && !config.auth.anonymous {
             judge.problem(
@@ -111,7 +117,7 @@ impl Policy {
                 KeySet::new(found.keys, found.remotes),
             )
             .with_session(session),
-            warnings: found.warnings,
+            warnings: judge.warnings,
             files: judge.files,
             rules,
             limits: config.limits.clone(),
@@ -276,8 +282,11 @@ impl Judge {
             let weak = Secret::new(secret, Encoding::Utf8).map(|s| s.weakness());
             match weak {
                 Ok(None) => {}
-                Ok(Some(_)) if dev => {}
+                Ok(Some(why)) if dev => self.warning(at, why.to_string()),
                 Ok(Some(why)) | Err(why) => self.problem(at, why.to_string()),
+            }
+            for odd in Secret::new(secret, Encoding::Utf8).iter().flat_map(Secret::oddities) {
+                self.warning(at, format!("a secret {odd}"));
             }
         }
         Some(SessionCookie { names: section.cookies.clone(), secrets })

@@ -6,7 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{App, json as json_response};
 use crate::channel::{ChannelName, GapReason};
@@ -34,7 +34,7 @@ pub(super) struct User {
 /// What a login would give: a token of ten minutes, signed with the gateway's first key.
 pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
     let policy = app.context.policy.load();
-    let claims = json!({ "sub": user, "iat": unix_now(), "exp": unix_now() + 600 });
+    let claims = Value::Object(policy.verifier.claims_for(&user, unix_now(), 600));
     match policy.verifier.keys().first_secret().map(|key| key.sign(&claims, None)) {
         Some(Ok(token)) => json_response(StatusCode::OK, &json!({ "token": token })),
         _ => json_response(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": "no key" })),

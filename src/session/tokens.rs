@@ -5,12 +5,9 @@
 
 use std::net::IpAddr;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
 use super::{Context, unix_now};
 use crate::access::Identity;
-use crate::auth::{Reason, Verifier};
+use crate::auth::{Reason, Verifier, kid_of};
 use crate::channel::ChannelName;
 use crate::logging;
 use crate::metrics;
@@ -111,11 +108,4 @@ impl Context {
             self.doctor.offer(reason, token);
         }
     }
-}
-
-/// The header's `kid`. The header was parsed before; this is the rare path.
-fn kid_of(token: &str) -> Option<String> {
-    let bytes = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
-    let header = serde_json::from_slice::<serde_json::Value>(&bytes).ok()?;
-    Some(header.get("kid")?.as_str()?.to_owned())
 }

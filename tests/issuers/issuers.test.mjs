@@ -12,7 +12,7 @@ import { after, before, test } from "node:test";
 import { encode as encodeAuthJs } from "@auth/core/jwt";
 import dotenv from "dotenv";
 import { createSigner } from "fast-jwt";
-import { exportJWK, SignJWT } from "jose";
+import { exportJWK, jwtVerify, SignJWT } from "jose";
 import jsonwebtoken from "jsonwebtoken";
 import WebSocket from "ws";
 
@@ -189,6 +189,127 @@ test("an issuer that is set up wrongly is explained", async () => {
   assert.equal(check(file, v4).cause, "nextauth_v4_session");
   assert.equal(check(file, v5).cause, "authjs_v5_session");
   assert.equal(check(file, v4.slice(0, v4.lastIndexOf("."))).cause, "nextauth_cookie_chunk");
+});
+
+/** Signs exactly these texts, however odd. */
+function signed(header, payload, secret = SECRET) {
+  const part = (text) => Buffer.from(text).toString("base64url");
+  const text = `${part(header)}.${part(payload)}`;
+  return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
+}
+
+test("field_d8: tokens whose JSON other libraries accept are accepted", async () => {
+  const file = config("json", hmac(SECRET));
+  const hs = '{"alg":"HS256","typ":"JWT"}';
+  const rest = `"sub":"u1","exp":${CLAIMS.exp}`;
+  const deep = (n) => `{"x":${"[".repeat(n)}${"]".repeat(n)},${rest}}`;
+  const cases = [
+    ["a number beyond floats", hs, `{"x":1e400,${rest}}`],
+    ["a number of 60 digits", hs, `{"x":${"7".repeat(60)},${rest}}`],
+    ["an exponent of a million", hs, `{"x":-1E+999999,${rest}}`],
+    ["a tiny number", hs, `{"x":1e-999999,${rest}}`],
+    ["half of a surrogate pair", hs, `{"name":"Bob \\ud83d",${rest}}`],
+    ["half of a pair as a name", hs, `{"\\udc00":1,${rest}}`],
+    ["every escape", hs, `{"x":"\\u0000\\b\\f\\n\\r\\t\\/\\\\\\"\\u001f\\u2028",${rest}}`],
+    ["escapes in a name that is read", hs, `{"s\\u0075b":"u1","exp":${CLAIMS.exp}}`],
+    ["NUL in a name", hs, `{"\\u0000":1,${rest}}`],
+    ["names of JavaScript", hs, `{"":1,"__proto__":{"sub":"admin"},"constructor":1,${rest}}`],
+    ["a name twice that nobody reads", hs, `{"x":1,"x":2,${rest}}`],
+    ["a name twice inside of what nobody reads", hs, `{"x":{"a":1,"a":2},${rest}}`],
+    ["nested 100 deep", hs, deep(100)],
+    ["white space around", hs, ` \n\t{${rest}}\r\n`],
+    ["the year 9999", hs, '{"sub":"u1","exp":253402300799}'],
+    ["an end beyond all years", hs, '{"sub":"u1","exp":1e99}'],
+    ["a date before 1970", hs, `{"nbf":-62135596800,${rest}}`],
+    ["fractions of seconds", hs, `{"iat":1.5,"nbf":1.5e0,"sub":"u1","exp":${CLAIMS.exp}.25}`],
+    ["an odd header", '{"alg":"HS256","x":1e400,"y":"\\ud83d","typ":"at+jwt","cty":null}', `{${rest}}`],
+    ["white space in the header", ' {"alg" : "HS256"}\n', `{${rest}}`],
+  ];
+  const tokens = cases.map(([, header, payload]) => signed(header, payload));
+  const job = JSON.stringify({ secret: SECRET, tokens });
+  const pyJwt = execFileSync(python, [join(import.meta.dirname, "verify.py")], { input: job, encoding: "utf8" }).trim().split("\n");
+  const accepts = async (attempt) => {
+    try {
+      await attempt();
+      return true;
+    } catch {
+      return false;
+    }
+  };
+  for (const [i, [what]] of cases.entries()) {
+    const others = {
+      jsonwebtoken: await accepts(() => jsonwebtoken.verify(tokens[i], SECRET, { algorithms: ["HS256"] })),
+      jose: await accepts(() => jwtVerify(tokens[i], new TextEncoder().encode(SECRET), { algorithms: ["HS256"] })),
+      PyJWT: pyJwt[i] === "accept",
+    };
+    const count = Object.values(others).filter(Boolean).length;
+    assert.ok(count >= 2, `${what}: the others accept it: ${JSON.stringify(others)}`);
+    accepted(file, what, tokens[i]);
+  }
+});
+
+test("field_d9: what no library takes for a token is named for what it is", async () => {
+  const file = config("malformed", hmac(SECRET));
+  const good = `{"sub":"u1","exp":${CLAIMS.exp}}`;
+  const token = signed('{"alg":"HS256"}', good);
+  for (const [what, text, cause] of [
+    ["no alg", signed("{}", good), "alg_missing"],
+    ["alg a list", signed('{"alg":["HS256"]}', good), "alg_missing"],
+    ["a header of text", signed('"HS256"', good), "header_invalid"],
+    ["no payload", signed('{"alg":"HS256"}', ""), "payload_invalid"],
+    ["two payloads", signed('{"alg":"HS256"}', good + good), "payload_invalid"],
+    ["a session of express-session", "s:j9vK2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0Ra.Xk2", "not_a_jwt"],
+    ["a UUID", "0b8a4b52-7a4e-4c3f-9d2e-0d6c1f3b5a79", "not_a_jwt"],
+    ["four parts", `${token}.more`, "part_count"],
+    ["no signature", token.slice(0, token.lastIndexOf(".") + 1), "empty_signature"],
+  ]) {
+    assert.equal(await jwtVerify(text, new TextEncoder().encode(SECRET)).then(() => "good", () => "bad"), "bad", what);
+    const report = check(file, text);
+    assert.equal(report.cause, cause, `${what}: ${JSON.stringify(report)}`);
+  }
+});
+
+test("field_d10: cookies of the real libraries with a secret that differs are explained", async () => {
+  const session = (secret) => config("cookies", `[auth.session_cookie]\nenabled = true\nsecrets = [${toml(secret)}]\n`);
+  const v4 = (secret) => encodeNextAuth({ token: CLAIMS, secret });
+  const v5 = (secret, salt = "authjs.session-token") => encodeAuthJs({ token: CLAIMS, secret, salt });
+  for (const [library, make] of [["NextAuth 4", v4], ["Auth.js 5", v5]]) {
+    accepted(session(SECRET), library, await make(SECRET));
+    for (const [what, ours, theirs, cause, side] of [
+      ["ours is quoted", `"${SECRET}"`, SECRET, "secret_quoted", "gateway"],
+      ["theirs is quoted", SECRET, `"${SECRET}"`, "secret_quoted", "issuer"],
+      ["theirs ends in a newline", SECRET, `${SECRET}\n`, "secret_whitespace", "issuer"],
+      ["theirs is a placeholder", SECRET, "your-nextauth-secret", "secret_default", "issuer"],
+      ["another", SECRET, "something else that is long enough for it", "unknown_key", "issuer"],
+    ]) {
+      const report = check(session(ours), await make(theirs));
+      assert.deepEqual([report.cause, report.side], [cause, side], `${library}, ${what}: ${JSON.stringify(report)}`);
+      assert.ok(report.advice.includes(library), `${library}, ${what}: ${report.advice}`);
+    }
+    // In a token's place: named as whose it is, and the secret's spelling is found too.
+    const own = { "NextAuth 4": "nextauth_v4_session", "Auth.js 5": "authjs_v5_session" }[library];
+    for (const [theirs, part] of [[SECRET, "own application"], [`'${SECRET}'`, "single quotes"], ["something else that is long enough for it", "None of the gateway's secrets"]]) {
+      const report = check(config("tokens", hmac(SECRET)), await make(theirs));
+      assert.equal(report.cause, own, `${library}: ${JSON.stringify(report)}`);
+      assert.ok(report.advice.includes(part), report.advice);
+    }
+  }
+  const renamed = check(session(SECRET), await v5(SECRET, "__Host-app.session"));
+  assert.equal(renamed.cause, "unknown_key", "a name that nobody can know");
+  const one = config("one", `[auth.session_cookie]\nenabled = true\nsecrets = [${toml(SECRET)}]\ncookies = ["my.session"]\n`);
+  assert.equal(check(one, await v5(SECRET)).cause, "cookie_name");
+});
+
+test("field_d11: minted tokens pass their own configuration, and other libraries' checks", async () => {
+  const path = config(
+    "minting",
+    `[auth]\nissuer = ["https://app.example/", "other"]\naudience = ["rt", "ws"]\nuser_claim = ["user.id"]\n` +
+      `[[auth.keys]]\nkid = "k1"\nsecret = ${toml(SECRET)}\nalgs = ["HS384", "HS256"]\n`,
+  );
+  const token = execFileSync(bin, ["token", "mint", "--config", path, "--user", "u1"], { encoding: "utf8" }).trim();
+  accepted(path, "minted", token);
+  const options = { algorithms: ["HS384"], issuer: "https://app.example/", audience: "rt" };
+  assert.equal(jsonwebtoken.verify(token, SECRET, options).user.id, "u1");
 });
 
 test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {

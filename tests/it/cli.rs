@@ -1,7 +1,9 @@
 //! The command line as its user meets it.
 
 use std::io::Write as _;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::{Value, json};
 
 use super::client::Client;
 use super::gateway::{BIN, Gateway, SECRET, config};
@@ -64,6 +66,124 @@ async fn a_minted_token_is_accepted() {
         run(&["token", "mint", "-c", path, "--user", "u1", "--claim", "isCreator=true"], &[]);
     let token = String::from_utf8(output.stdout).unwrap();
     Client::connect_with(&gateway, "/ws", token.trim()).await;
+}
+
+/// The token had no `iss` and no `aud`, whatever the configuration asks.
+#[test]
+fn field_d11_minted_tokens_pass_their_own_configuration() {
+    let key = |more: &str| format!("[[auth.keys]]\nsecret = \"{SECRET}\"\n{more}");
+    let retired = format!(
+        "[[auth.keys]]\nsecret = \"{}\"\nvalid_until = \"2020-01-01T00:00:00Z\"\n{}",
+        "old-".repeat(12),
+        key("kid = \"new\"\n")
+    );
+    let oct = r#"[[auth.keys]]
+jwk = '{"kty":"oct","kid":"j","alg":"HS512","k":"kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVtAkX9vQ2mZr7Tn4Wb8Lc1Ys6"}'
+"#;
+    for (what, config, more) in [
+        ("nothing asked", key(""), vec![]),
+        (
+            "issuer, audience",
+            format!("[auth]\nissuer = [\"a\", \"b\"]\naudience = [\"x\"]\n{}", key("")),
+            vec![],
+        ),
+        ("a path", format!("[auth]\nuser_claim = [\"data.user.id\"]\n{}", key("")), vec![]),
+        (
+            "another claim",
+            format!("[auth]\nuser_claim = [\"uid\", \"email\"]\n{}", key("")),
+            vec![],
+        ),
+        ("no end needed", format!("[auth]\nrequire_exp = false\n{}", key("")), vec![]),
+        ("algorithms", key("algs = [\"HS512\"]\n"), vec![]),
+        ("a chosen one", key("algs = [\"HS512\", \"HS384\"]\n"), vec!["--alg", "HS384"]),
+        ("a kid", key("kid = \"k1\"\n"), vec!["--kid", "k1"]),
+        ("a retired key before it", retired, vec![]),
+        ("a JWK", oct.to_owned(), vec!["--kid", "j"]),
+    ] {
+        let file = file(&config);
+        let path = file.path().to_str().unwrap();
+        let args = [&["token", "mint", "-c", path, "--user", "u1"][..], &more].concat();
+        let minted = run(&args, &[]);
+        assert!(minted.status.success() && minted.stderr.is_empty(), "{what}: {}", stderr(&minted));
+        let report = checked(path, &minted.stdout);
+        assert_eq!(
+            (&report["verdict"], &report["user"]),
+            (&json!("accept"), &json!("u1")),
+            "{what}: {report}"
+        );
+    }
+}
+
+/// The doctor's report on a token.
+fn checked(config: &str, token: &[u8]) -> Value {
+    let mut child = Command::new(BIN)
+        .args(["token", "check", "--json", "-c", config])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(token).unwrap();
+    serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()
+}
+
+#[test]
+fn what_cannot_be_minted_is_said() {
+    let secret = |more: &str| format!("[[auth.keys]]\nsecret = \"{SECRET}\"\n{more}");
+    let cookies = format!("[auth.session_cookie]\nenabled = true\nsecrets = [\"{SECRET}\"]\n");
+    let public = "[[auth.keys]]\njwks_url = \"http://127.0.0.1:1/\"\n".to_owned();
+    let retired = secret("valid_until = \"2020-01-01T00:00:00Z\"\n");
+    for (config, more, part) in [
+        (cookies, vec![], "session cookies only"),
+        (public, vec![], "public keys only"),
+        (retired, vec![], "valid_until has passed"),
+        (secret("kid = \"k1\"\n"), vec!["--kid", "k2"], "there are k1"),
+        (secret(""), vec!["--kid", "k2"], "none has a kid"),
+        (secret(""), vec!["--alg", "HS111"], "the key has HS256"),
+        (secret(""), vec!["--alg", "RS256"], "not bound to that algorithm"),
+        (secret(""), vec!["--claim", "x"], "name=value"),
+        (secret(""), vec!["--expires-in", "soon"], "--expires-in"),
+    ] {
+        let file = file(&config);
+        let path = file.path().to_str().unwrap();
+        let args = [&["token", "mint", "-c", path, "--user", "u1"][..], &more].concat();
+        let output = run(&args, &[]);
+        assert!(!output.status.success() && output.stdout.is_empty(), "{part}");
+        assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
+    }
+    // What was asked for is minted, and what becomes of it is said.
+    let file = file(&secret(""));
+    let path = file.path().to_str().unwrap();
+    for (more, reason) in [
+        (["--claim", "exp=1"], "expired"),
+        (["--expires-in", "0s"], "expired"),
+        (["--claim", "iat=soon"], "claim_invalid"),
+    ] {
+        let args = [&["token", "mint", "-c", path, "--user", "u1"][..], &more].concat();
+        let output = run(&args, &[]);
+        assert!(output.status.success() && !output.stdout.is_empty());
+        let said = stderr(&output);
+        assert!(said.contains(&format!("refuses this token: {reason}")), "{said}");
+    }
+    let args = ["token", "mint", "-c", path, "--user", "u1", "--claim", "channel=room:1"];
+    assert!(stderr(&run(&args, &[])).is_empty(), "a subscription token is one");
+}
+
+#[test]
+fn fingerprints_are_shown_of_all_that_signs() {
+    let decoded = "kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVt+A=";
+    let config = format!(
+        "[auth.session_cookie]\nenabled = true\nsecrets = [\"{SECRET}\"]\n\
+         [[auth.keys]]\nsecret = \"{decoded}\"\nencoding = \"base64\"\n\
+         [[auth.keys]]\njwks_url = \"https://issuer.example/jwks?key=hidden\"\n"
+    );
+    let file = file(&config);
+    let output = run(&["token", "fingerprint", "-c", file.path().to_str().unwrap()], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    for part in ["auth.session_cookie, secret 1", "decoded (base64); of its text", "issuer.example"]
+    {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(![SECRET, decoded, "hidden"].iter().any(|secret| text.contains(secret)), "{text}");
 }
 
 #[test]

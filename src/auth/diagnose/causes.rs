@@ -64,8 +64,8 @@ causes! {
         "One side holds base64 of the secret: it was encoded twice."
         "In Kubernetes use `stringData`, or encode once, with `echo -n`.";
     SecretDefault "secret_default"
-        "The token was signed with a well-known placeholder: the issuer did not load its secret."
-        "Give the issuer its secret at run time (for Next.js: where `next start` runs, not only at build), and remove the fallback from its code.";
+        "One side's secret is a well-known placeholder: it did not load its own."
+        "Give that side its secret at run time (for Next.js: where `next start` runs, not only at build), and remove the fallback from its code.";
     SecretEmpty "secret_empty"
         "The token was signed with an empty secret: the issuer did not load its own."
         "Give the issuer its secret at run time, and let it refuse to start without.";
@@ -100,14 +100,17 @@ causes! {
         "It is the session cookie of a next-auth 3 application."
         "Mint a token for the gateway in a route of the application.";
     NextauthV4Session "nextauth_v4_session"
-        "It is an encrypted NextAuth 4 session cookie, not a signed token."
+        "It is a NextAuth 4 session cookie, which is encrypted, not a signed token."
         "Switch on `auth.session_cookie`, or mint a signed token in a route of the application.";
     AuthjsV5Session "authjs_v5_session"
-        "It is an encrypted Auth.js 5 session cookie, not a signed token."
+        "It is an Auth.js 5 session cookie, which is encrypted, not a signed token."
         "Switch on `auth.session_cookie`, or mint a signed token in a route of the application.";
     NextauthCookieChunk "nextauth_cookie_chunk"
-        "It is one chunk of a session cookie."
-        "Join the chunks `.0`, `.1`, … in order.";
+        "It is the beginning of an encrypted token: one chunk of a session cookie, or it was cut off."
+        "Join the chunks `.0`, `.1`, … in order; look for what cuts the cookie.";
+    CookieName "cookie_name"
+        "The session cookie was made under a name that is not configured; Auth.js 5 derives the key from it."
+        "Add the name to `auth.session_cookie.cookies`.";
     Auth0OpaqueToken "auth0_opaque_token"
         "It is an opaque Auth0 access token: no audience was asked for."
         "Ask Auth0 for a token with the API's `audience`.";
@@ -178,7 +181,7 @@ causes! {
         "The token is for another audience."
         "Add it to `auth.audience` if it is meant for this gateway.";
     ExpInMilliseconds "exp_in_milliseconds"
-        "`exp` counts milliseconds."
+        "A time claim counts milliseconds, or finer: in seconds it would be tens of thousands of years ahead."
         "Divide by 1000: `Math.floor(Date.now() / 1000) + 3600`.";
     ExpIsDuration "exp_is_duration"
         "`exp` holds a duration, not a moment."
@@ -246,6 +249,42 @@ causes! {
     NoToken "no_token"
         "No token came."
         "Send it by one of the carriers; check that the proxy keeps the query, and the browser the cookie.";
+    NotAJwt "not_a_jwt"
+        "It is no JWT: a session id, an API key, an opaque token."
+        "Send the JWT that your API signs: three parts with dots between, the first begins with `eyJ`.";
+    PartCount "part_count"
+        "It begins like a JWT, and has another number of parts than three (signed) or five (encrypted)."
+        "Send header, payload and signature with dots between, and nothing else.";
+    InvalidCharacter "invalid_character"
+        "There is a character in the token that base64url does not have."
+        "Send the token as it was made: letters, digits, `-`, `_` and two dots.";
+    HeaderInvalid "header_invalid"
+        "The first part is no JSON object in base64url, or a member of it has the wrong type."
+        "Make tokens with a JWT library, and send them unchanged.";
+    AlgMissing "alg_missing"
+        "The header has no `alg`, or it is no text."
+        "Make tokens with a JWT library: `alg` is one text such as `HS256`.";
+    PayloadInvalid "payload_invalid"
+        "The signature is right, and the payload is no JSON object in base64url (RFC 8259)."
+        "Sign one JSON object in UTF-8, with nothing behind it and no `NaN`.";
+    DuplicateKey "duplicate_key"
+        "A member that the gateway reads comes twice: two readers could take another one each."
+        "Write each member once.";
+    TooDeep "too_deep"
+        "A claim that the gateway reads is nested too deep."
+        "Leave out what the gateway does not need.";
+    Base64Noncanonical "base64_noncanonical"
+        "The last character of a part has bits that mean nothing: it was changed, or encoded wrongly."
+        "Encode with a base64url library; do not edit tokens.";
+    EmptySignature "empty_signature"
+        "The signature is empty: it was not signed, or somebody took it away."
+        "Send the token whole; whoever reads the first two parts alone does not need the gateway.";
+    SignatureLength "signature_length"
+        "The signature has another length than its algorithm makes."
+        "Compare the token with what the issuer made: cut off, extended, or signed in another way.";
+    TrailingCharacters "trailing_characters"
+        "Something stands behind the token; without it the token verifies."
+        "Send the token alone.";
     UnknownKey "unknown_key"
         "No known edit of the gateway's secrets signed it: another secret, or a tampered token."
         "Compare lengths and fingerprints on both sides (`tollgate token fingerprint`).";

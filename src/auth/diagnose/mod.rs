@@ -8,23 +8,21 @@
 
 mod causes;
 mod claims;
+mod cookies;
 mod damage;
 mod report;
 mod secrets;
+mod shape;
 mod signature;
 mod spellings;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub use causes::{Cause, Side, markdown};
 
 use super::algorithm::Algorithm;
-use super::secret::describe;
-use super::session_cookie::{Jwe, Maker};
-use super::{KeySet, Reason, Settings, Verifier, jwk};
+use super::{KeySet, Reason, Settings, Verifier, json, jwk};
 use crate::access::Identity;
 use signature::Jws;
 
@@ -85,7 +83,7 @@ struct Subject<'a> {
     settings: &'a Settings,
     extra: &'a [NamedSecret],
     now: u64,
-    payload: Option<Value>,
+    payload: Option<Map<String, Value>>,
 }
 
 impl Subject<'_> {
@@ -148,8 +146,7 @@ fn verified(verifier: &Verifier, token: &str, now: u64) -> Result<Identity, Reas
 }
 
 fn header_of(token: &str) -> Option<Map<String, Value>> {
-    let bytes = URL_SAFE_NO_PAD.decode(token.split('.').next()?).ok()?;
-    serde_json::from_slice(&bytes).ok()
+    json::header(token.split('.').next()?).ok()
 }
 
 fn find(
@@ -158,20 +155,24 @@ fn find(
     reason: Reason,
     (extra, now): (&[NamedSecret], u64),
 ) -> Option<Finding> {
-    let payload = token.split('.').nth(1).and_then(|p| URL_SAFE_NO_PAD.decode(p).ok());
-    let payload = payload.and_then(|p| serde_json::from_slice(&p).ok());
+    let payload = token.split('.').nth(1).and_then(|p| json::object(p, &|_| false).ok());
     let (keys, settings) = (verifier.keys(), verifier.settings());
     let subject = Subject { keys, settings, extra, now, payload };
-    if token.split('.').count() == 5 && verifier.session().is_some() {
-        return session(verifier, &subject, token, reason);
+    let has_five_parts = token.split('.').count() == 5;
+    if has_five_parts && (reason == Reason::Encrypted || verifier.session().is_some()) {
+        let is_odd = matches!(reason, Reason::Malformed | Reason::Encrypted);
+        if is_odd && !damage::repairs(token).is_empty() {
+            return damaged(verifier, &subject, token, extra);
+        }
+        return cookies::find(verifier, &subject, token, reason);
     }
     let fixed = |cause: Cause, side| {
         Some(Finding::new(cause, side, format!("{} {}", cause.meaning(), cause.fix())))
     };
     match reason {
         Reason::Missing => fixed(Cause::NoToken, Side::Issuer),
-        Reason::Malformed => damaged(verifier, token, extra, now),
-        Reason::Encrypted => encrypted(&subject, token),
+        Reason::Malformed => damaged(verifier, &subject, token, extra),
+        Reason::Encrypted => None,
         Reason::AlgNone => fixed(Cause::AlgNone, Side::Issuer),
         Reason::CritUnsupported if header_of(token)?.contains_key("b64") => {
             fixed(Cause::B64False, Side::Issuer)
@@ -197,13 +198,17 @@ fn find(
 }
 
 fn signed(subject: &Subject<'_>, token: &str, header: &Map<String, Value>) -> Option<Finding> {
+    // An encrypted token that was cut off after three parts looks signed.
+    if header.contains_key("enc") {
+        return shape::find(subject, token);
+    }
     let (text, signature) = token.rsplit_once('.')?;
     let (_, payload_part) = text.split_once('.')?;
-    let signature = URL_SAFE_NO_PAD.decode(signature).ok()?;
+    let signature = json::decode(signature).ok()?;
     let alg = header.get("alg").and_then(Value::as_str).and_then(Algorithm::named);
     let signed = text.as_bytes();
     let jws = Jws { header, payload_part, signed, signature, alg };
-    signature::find(subject, &jws)
+    signature::find(subject, &jws, token)
 }
 
 fn key_unknown(
@@ -223,107 +228,69 @@ fn key_unknown(
         let advice = format!("{} {}", cause.meaning(), cause.fix());
         return Some(Finding::new(cause, Side::Gateway, advice));
     }
+    // A set has up to 64 keys: the first ones show what they look like.
+    let more = match known.len().saturating_sub(8) {
+        0 => String::new(),
+        n => format!(" and {n} more"),
+    };
+    let known = known[..known.len().min(8)].join(", ");
     let age = remotes.iter().filter_map(|r| r.fetched_at).min();
     let age = age.map_or_else(String::new, |at| {
         format!("; the key set was fetched {} s ago", subject.now.saturating_sub(at))
     });
     let advice = format!(
-        "the token's kid is {kid:?}; the gateway knows {}{age}. {}",
-        known.join(", "),
+        "the token's kid is {kid:?}; the gateway knows {known}{more}{age}. {}",
         Cause::KidUnknown.fix()
     );
     Some(Finding::new(Cause::KidUnknown, Side::Gateway, advice))
 }
 
-/// Named only when the repaired token is one; what is wrong with that is said too.
-fn damaged(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64) -> Option<Finding> {
-    let damage = damage::find(token)?;
-    let mut finding = damage.finding;
-    if let Some(repaired) = damage.repaired {
-        match verifier.verify(&repaired, now) {
-            Ok(_) => finding.advice.push_str(" Apart from that the token is good."),
-            Err(Reason::Malformed) => {}
-            Err(next) => {
-                let then = find(verifier, &repaired, next, (extra, now));
-                let then = then
-                    .map_or_else(String::new, |f| format!(" ({}: {})", f.cause.slug(), f.advice));
-                finding.advice.push_str(&format!(" Mended, it would be refused as {next}{then}"));
-            }
+/// Not a token as it came: a repair makes it one, or its form says what is wrong.
+fn damaged(
+    verifier: &Verifier,
+    subject: &Subject<'_>,
+    token: &str,
+    extra: &[NamedSecret],
+) -> Option<Finding> {
+    let now = subject.now;
+    let trimmed = token.trim();
+    if let Some(finding) = damage::no_token(trimmed) {
+        return Some(finding);
+    }
+
+    let repairs = damage::repairs(token);
+    let verifies = |repaired: &str| {
+        verifier.authentic(repaired, now).is_ok() || verified(verifier, repaired, now).is_ok()
+    };
+    let right = repairs.iter().find(|(_, r)| verifies(r)).or(repairs.first());
+    let Some((cause, repaired)) = right else {
+        return shape::find(subject, trimmed);
+    };
+    let mut finding = damage::finding(*cause);
+    match verified(verifier, repaired, now) {
+        Ok(_) => finding.advice.push_str(" Apart from that the token is good."),
+        Err(next) => {
+            // Not mended again: a text may be wrapped in itself as often as it is long.
+            let then = if next == Reason::Malformed {
+                shape::find(subject, repaired)
+            } else if next == Reason::Encrypted {
+                cookies::find(verifier, subject, repaired, next)
+            } else {
+                find(verifier, repaired, next, (extra, now))
+            };
+            let then =
+                then.map_or_else(String::new, |f| format!(" ({}: {})", f.cause.slug(), f.advice));
+            finding.advice.push_str(&format!(" Mended, it would be refused as {next}{then}"));
         }
     }
     Some(finding)
 }
 
-/// A session cookie that was refused where those are accepted.
-fn session(
-    verifier: &Verifier,
-    subject: &Subject<'_>,
-    token: &str,
-    reason: Reason,
-) -> Option<Finding> {
-    let session = verifier.session()?;
-    let opened = session.names.iter().find_map(|name| session.open(name, token).ok());
-    if let Some(claims) = opened {
-        return claims::find(subject, reason, &claims);
-    }
-    if !matches!(reason, Reason::BadSignature) {
-        return encrypted(subject, token);
-    }
-    let ours: Vec<_> = session.secrets.iter().map(|s| describe(s)).collect();
-    let advice = format!(
-        "none of the {} configured secrets ({}) opens the cookie under any of the configured names: the \
-         application has another secret, or its cookie another name (Auth.js 5 derives the key from it)",
-        ours.len(),
-        ours.join("; ")
-    );
-    Some(Finding::new(Cause::UnknownKey, Side::Issuer, advice))
-}
-
-/// Five parts: whose is it?
-fn encrypted(subject: &Subject<'_>, token: &str) -> Option<Finding> {
-    let header = header_of(token)?;
-    let issuer = header.get("iss").and_then(Value::as_str).unwrap_or_default();
-    if issuer.contains("auth0.com") {
-        let cause = Cause::Auth0OpaqueToken;
-        return Some(Finding::new(
-            cause,
-            Side::Issuer,
-            format!("{} {}", cause.meaning(), cause.fix()),
-        ));
-    }
-    let names = [
-        "authjs.session-token",
-        "__Secure-authjs.session-token",
-        "next-auth.session-token",
-        "__Secure-next-auth.session-token",
-    ];
-    if let Ok(jwe) = Jwe::split(token) {
-        let secrets = subject.keys.fixed().iter().filter_map(|k| k.secret()).map(|s| s.text());
-        let mut secrets = secrets.chain(subject.extra.iter().map(|n| n.text.as_str()));
-        let opened = secrets.find_map(|s| names.iter().find_map(|name| jwe.open(s, name)));
-        let cause = match opened {
-            Some((Maker::NextAuth4, _)) => Some(Cause::NextauthV4Session),
-            Some((Maker::AuthJs5, _)) => Some(Cause::AuthjsV5Session),
-            None => None,
-        };
-        if let Some(cause) = cause {
-            let advice = format!(
-                "{} It is of your own application: the gateway's secret opens it. {}",
-                cause.meaning(),
-                cause.fix()
-            );
-            return Some(Finding::new(cause, Side::Gateway, advice));
-        }
-        let advice = "it looks like a NextAuth or Auth.js session cookie, which is encrypted, not signed, and \
-                      the gateway's secrets do not open it: the secret differs too, or the cookie has a name \
-                      of its own";
-        return Some(Finding::new(Cause::EncryptedToken, Side::Issuer, advice.to_owned()));
-    }
-    let cause = Cause::EncryptedToken;
-    Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
-}
-
+#[cfg(test)]
+mod cookie_tests;
 #[cfg(test)]
 mod secret_tests;
+#[cfg(test)]
+mod shape_tests;
 #[cfg(test)]
 mod tests;

@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 
 use super::causes::{Cause, Side};
 use super::secrets::{self, Candidate};
-use super::{Finding, NamedSecret, Subject, spellings};
+use super::{Finding, NamedSecret, Subject, cookies, shape, spellings};
 use crate::auth::algorithm::{Algorithm, Family, names};
+use crate::auth::json;
 use crate::auth::keys::{Key, Material};
-use crate::auth::secret::{Encoding, describe};
+use crate::auth::secret::{Encoding, SecretError, describe};
 
 /// A signed token, taken apart.
 pub(super) struct Jws<'t> {
@@ -45,26 +46,52 @@ impl Jws<'_> {
 }
 
 /// Looks for the key or the edit of one that verifies the signature.
-pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
-    if let Some(finding) = cut_signature(jws) {
-        return Some(finding);
+pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<Finding> {
+    if jws.signature.is_empty() {
+        return Some(shape::finding(
+            Cause::EmptySignature,
+            "its third part, the signature, is empty",
+        ));
     }
+    let length = || of_another_length(subject, jws.header, (&jws.signature, token));
     if jws.alg.is_some_and(|a| a.family() == Family::Hmac) {
-        own_key(subject, jws).or_else(|| shared_secret(subject, jws))
+        length().or_else(|| own_key(subject, jws)).or_else(|| shared_secret(subject, jws))
     } else {
-        own_key(subject, jws).or_else(|| public_key(subject, jws))
+        own_key(subject, jws).or_else(|| public_key(subject, jws)).or_else(length)
     }
 }
 
-/// A token may be cut off where what is left of its signature still is base64url.
-fn cut_signature(jws: &Jws<'_>) -> Option<Finding> {
-    let whole = jws.hmac()?.digest_algorithm().output_len();
-    let came = jws.signature.len();
-    let advice = format!(
-        "the token ends in the middle: its signature has {came} bytes of {whole}. {}",
-        Cause::TokenTruncated.fix()
-    );
-    (came < whole).then(|| Finding::new(Cause::TokenTruncated, Side::Issuer, advice))
+/// A signature that is not as long as its algorithm makes it. That the token was cut off, or that
+/// something stands behind it, is said only where one of our secrets shows it.
+pub(super) fn of_another_length(
+    subject: &Subject<'_>,
+    header: &Map<String, Value>,
+    (came, token): (&[u8], &str),
+) -> Option<Finding> {
+    let alg = header.get("alg").and_then(Value::as_str).and_then(Algorithm::named)?;
+    let whole = match (alg, alg.family()) {
+        (Algorithm::Hs256, _) => 32,
+        (Algorithm::Hs384, _) => 48,
+        (Algorithm::Hs512, _) => 64,
+        (_, Family::P256 | Family::Ed25519) => 64,
+        (_, Family::P384) => 96,
+        (_, Family::P521) => 132,
+        (_, Family::Hmac | Family::Rsa) => return None,
+    };
+    let (signed, part) = token.rsplit_once('.')?;
+    let secrets = subject.keys.fixed().iter().filter_map(Key::secret);
+    for tag in secrets.filter_map(|s| s.sign(alg, signed.as_bytes())) {
+        let right = URL_SAFE_NO_PAD.encode(tag.as_ref());
+        if part.len() < right.len() && right.starts_with(part) {
+            return Some(shape::truncated(token));
+        }
+        if part.len() > right.len() && part.starts_with(&right) {
+            let what = "without what stands behind its signature it verifies";
+            return Some(shape::finding(Cause::TrailingCharacters, what));
+        }
+    }
+    let what = format!("its signature has {} bytes, and {} makes {whole}", came.len(), alg.name());
+    (came.len() != whole).then(|| shape::finding(Cause::SignatureLength, &what))
 }
 
 /// One of the configured keys verifies it as it is: then kid, algs or time stand in the way.
@@ -108,10 +135,15 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
 fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let secrets: Vec<_> =
         subject.keys.fixed().iter().filter_map(|k| Some((k, k.secret()?))).collect();
-    for named in subject.extra {
-        if let Some(finding) = other_variable(subject, jws, named) {
-            return Some(finding);
-        }
+    let other = subject.extra.iter().find_map(|named| other_variable(subject, jws, named));
+    let weak = secrets.iter().find(|(_, s)| s.weakness() == Some(SecretError::Placeholder));
+    if let Some((key, _)) = weak {
+        let mut finding = cookies::own_placeholder(key.name());
+        finding.advice.push_str(&other.map_or_else(String::new, |o| format!("; {}", o.advice)));
+        return Some(finding);
+    }
+    if other.is_some() {
+        return other;
     }
     for (key, secret) in &secrets {
         let hit = |c: &Candidate| c.bytes != secret.bytes() && jws.is_hmac_of(&c.bytes);
@@ -269,9 +301,8 @@ fn fixed_from_der(der: &[u8], field: usize) -> Option<Vec<u8>> {
 /// nobody but Graph can verify them; nonce and audience show it.
 fn azure(jws: &Jws<'_>) -> Option<Finding> {
     jws.header.get("nonce")?;
-    let claims = URL_SAFE_NO_PAD.decode(jws.payload_part).ok()?;
-    let claims: Value = serde_json::from_slice(&claims).ok()?;
-    (claims["aud"] == "00000003-0000-0000-c000-000000000000").then_some(())?;
+    let claims = json::object(jws.payload_part, &|_| false).ok()?;
+    (claims.get("aud")? == "00000003-0000-0000-c000-000000000000").then_some(())?;
     let cause = Cause::AzureGraphToken;
     Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
 }
@@ -307,6 +338,10 @@ fn shown_key(key: &Key) -> String {
 
 /// A Unix second as text.
 pub(super) fn moment(unix: u64) -> String {
-    let time = std::time::UNIX_EPOCH.checked_add(std::time::Duration::from_secs(unix));
-    time.map_or_else(|| unix.to_string(), |t| humantime::format_rfc3339_seconds(t).to_string())
+    // Later years have no place in the format, and the library refuses to write them.
+    if unix > 253_402_300_799 {
+        return format!("Unix second {unix}, after the year 9999");
+    }
+    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix);
+    humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -1,10 +1,11 @@
-use base64::engine::general_purpose::STANDARD;
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
 
 use super::*;
 use crate::auth::{Encoding, Key, Secret, UserClaim, public_key::PublicKey};
 
-const NOW: u64 = 1_800_000_000;
+pub(super) const NOW: u64 = 1_800_000_000;
 pub(super) const BASE64: &str = "q8Xb0N7sJk2vV5tYwZr3uHc6mEoPaLdF9gTiRxKyQnA=";
 pub(super) const TEXT: &str = "correct-horse-battery-staple-and-more-of-it";
 
@@ -30,24 +31,30 @@ pub(super) fn verifier(keys: Vec<Key>) -> Verifier {
     Verifier::new(settings(), KeySet::new(keys, vec![]))
 }
 
-fn b64(bytes: &[u8]) -> String {
+pub(super) fn b64(bytes: &[u8]) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-fn token(header: &Value, claims: &Value, secret: &[u8]) -> String {
+pub(super) fn token(header: &Value, claims: &Value, secret: &[u8]) -> String {
+    signed(&header.to_string(), claims.to_string().as_bytes(), secret)
+}
+
+/// Signs exactly these texts.
+pub(super) fn signed(header: &str, payload: &[u8], secret: &[u8]) -> String {
     use aws_lc_rs::hmac;
-    let algorithm = match header["alg"].as_str() {
-        Some("HS384") => hmac::HMAC_SHA384,
-        Some("HS512") => hmac::HMAC_SHA512,
-        _ => hmac::HMAC_SHA256,
+    let algorithm = if header.contains("HS384") {
+        hmac::HMAC_SHA384
+    } else if header.contains("HS512") {
+        hmac::HMAC_SHA512
+    } else {
+        hmac::HMAC_SHA256
     };
-    let signed =
-        format!("{}.{}", b64(header.to_string().as_bytes()), b64(claims.to_string().as_bytes()));
+    let signed = format!("{}.{}", b64(header.as_bytes()), b64(payload));
     let tag = hmac::sign(&hmac::Key::new(algorithm, secret), signed.as_bytes());
     format!("{signed}.{}", b64(tag.as_ref()))
 }
 
-fn good() -> Value {
+pub(super) fn good() -> Value {
     json!({"sub": "u1", "exp": NOW + 60})
 }
 
@@ -266,9 +273,11 @@ fn damage_on_the_way_is_explained() {
         (good[..30].to_owned(), "token_truncated"),
         // What is left of the signature may be base64url all the same: one time in sixteen it was.
         (good[..good.len() - 3].to_owned(), "token_truncated"),
-        (format!("{}.AA", good.rsplit_once('.').unwrap().0), "token_truncated"),
+        // A short signature that is not the beginning of the right one says nothing of cutting.
+        (format!("{}.AA", good.rsplit_once('.').unwrap().0), "signature_length"),
+        (format!("{good}\n"), "token_whitespace"),
         (cookie.to_owned(), "nextauth_cookie_chunk"),
-        ("one two".into(), ""),
+        ("one two".into(), "not_a_jwt"),
     ] {
         assert_eq!(diagnosed(&v, &token).0, cause, "{token}");
     }
@@ -313,14 +322,14 @@ fn refused_session_cookies_are_explained() {
     );
     let report = examine(&v, &cookie, &[], NOW);
     assert_eq!((report.reason, report.cause), (Some("bad_signature"), Some("unknown_key")));
-    assert!(report.advice.unwrap().contains("opens the cookie"));
+    assert!(report.advice.unwrap().contains("session cookie of NextAuth 4"));
 }
 
 /// A token of nothing but prefixes kept a copy for each.
 #[test]
 fn many_prefixes_cost_little() {
     let v = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);
-    assert_eq!(diagnosed(&v, &"jwt ".repeat(4000)).0, "");
+    assert_eq!(diagnosed(&v, &"jwt ".repeat(4000)).0, "not_a_jwt");
 }
 
 #[test]

@@ -1,0 +1,209 @@
+//! Five parts: whose encrypted token is it, and if it is a session cookie, why did it not open? The
+//! header names the library; the secrets of the gateway, and what people do to them, are tried as for
+//! signed tokens.
+
+use super::causes::{Cause, Side};
+use super::secrets::{self, Candidate};
+use super::{Finding, Subject, claims, shape, spellings};
+use crate::auth::json::{self, Defect};
+use crate::auth::secret::{Encoding, Secret, describe};
+use crate::auth::session_cookie::{Jwe, Maker, NAMES};
+use crate::auth::{Reason, Verifier, is_placeholder};
+
+/// A secret that may have made the cookie, and where it stands.
+struct Own {
+    place: String,
+    secret: Secret,
+    /// One of those that are configured for cookies.
+    is_for_cookies: bool,
+}
+
+pub(super) fn find(
+    verifier: &Verifier,
+    subject: &Subject<'_>,
+    token: &str,
+    reason: Reason,
+) -> Option<Finding> {
+    let first = token.split('.').next().unwrap_or_default();
+    let header = match json::header(first) {
+        Ok(header) => header,
+        Err(defect @ Defect::Duplicate(_)) => {
+            return Some(shape::of_part("header", Cause::HeaderInvalid, defect));
+        }
+        Err(_) => return shape::find(subject, token),
+    };
+    let text =
+        |name: &str| header.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
+    if text("iss").contains("auth0.com") {
+        return Some(plain(Cause::Auth0OpaqueToken, Side::Issuer));
+    }
+    if text("enc").is_empty() {
+        return shape::find(subject, token);
+    }
+    let Ok(jwe) = Jwe::split(token) else {
+        return Some(if text("alg") == "dir" && Jwe::is_cut_off(token) {
+            let what = "its header is that of an encrypted token, and its end is missing";
+            shape::finding(Cause::NextauthCookieChunk, what)
+        } else {
+            plain(Cause::EncryptedToken, Side::Issuer)
+        });
+    };
+
+    let maker = Maker::by_header(&header);
+    let own = own_secrets(verifier, subject);
+    opened(verifier, subject, (&jwe, reason), &own)
+        .or_else(|| edited(verifier, &jwe, &own))
+        .or_else(|| Some(nothing_opens(verifier, maker, &own)))
+}
+
+fn plain(cause: Cause, side: Side) -> Finding {
+    Finding::new(cause, side, format!("{} {}", cause.meaning(), cause.fix()))
+}
+
+fn own_secrets(verifier: &Verifier, subject: &Subject<'_>) -> Vec<Own> {
+    let utf8 = |text: &str| Secret::new(text, Encoding::Utf8).ok();
+    let mut all = Vec::new();
+    for (i, text) in verifier.session().map_or(&[][..], |s| &s.secrets).iter().enumerate() {
+        let place = format!("auth.session_cookie, secret {}", i + 1);
+        all.extend(utf8(text).map(|secret| Own { place, secret, is_for_cookies: true }));
+    }
+    for key in subject.keys.fixed() {
+        let secret = key.secret().and_then(|s| utf8(s.text()));
+        let place = key.name().to_owned();
+        all.extend(secret.map(|secret| Own { place, secret, is_for_cookies: false }));
+    }
+    for named in subject.extra {
+        let (place, secret) = (named.name.clone(), utf8(&named.text));
+        all.extend(secret.map(|secret| Own { place, secret, is_for_cookies: false }));
+    }
+    all
+}
+
+/// The names under which a cookie is tried: the configured ones, and those of the libraries.
+fn names(verifier: &Verifier) -> Vec<&str> {
+    let configured = verifier.session().map_or(&[][..], |s| &s.names);
+    let mut all: Vec<&str> = configured.iter().map(String::as_str).collect();
+    all.extend(NAMES.iter().filter(|name| !configured.iter().any(|c| c == *name)));
+    all
+}
+
+/// One of our secrets opens it as it is.
+fn opened(
+    verifier: &Verifier,
+    subject: &Subject<'_>,
+    (jwe, reason): (&Jwe<'_>, Reason),
+    own: &[Own],
+) -> Option<Finding> {
+    let names = names(verifier);
+    let opens = |own: &Own| {
+        let bytes = own.secret.text().as_bytes();
+        names.iter().find_map(|name| Some((*name, jwe.open(bytes, name)?)))
+    };
+    let (own, (name, (maker, plain))) = own.iter().find_map(|own| Some((own, opens(own)?)))?;
+
+    let Some(session) = verifier.session() else {
+        let cause = cause_of(maker);
+        let advice = format!(
+            "{} It is of your own application: the secret of {} opens it. {}",
+            cause.meaning(),
+            own.place,
+            cause.fix()
+        );
+        return Some(Finding::new(cause, Side::Gateway, advice));
+    };
+    let label = maker.label();
+    if !own.is_for_cookies {
+        let advice = format!(
+            "it is a {label} session cookie, and the secret of {} opens it, which is none of \
+             auth.session_cookie: add it to secrets, secrets_env or secret_files there",
+            own.place
+        );
+        return Some(Finding::new(Cause::SecretOtherVariable, Side::Gateway, advice));
+    }
+    if maker == Maker::AuthJs5 && !session.names.iter().any(|n| n == name) {
+        let advice = format!(
+            "it is a {label} session cookie that was made under the name {name:?}: add that to \
+             auth.session_cookie.cookies"
+        );
+        return Some(Finding::new(Cause::CookieName, Side::Gateway, advice));
+    }
+    match json::object_of(&plain, &|name| subject.settings.reads(name)) {
+        Ok(found) => claims::find(subject, reason, &found),
+        Err(defect) => Some(shape::of_part("content", Cause::PayloadInvalid, defect)),
+    }
+}
+
+fn cause_of(maker: Maker) -> Cause {
+    match maker {
+        Maker::NextAuth4 => Cause::NextauthV4Session,
+        Maker::AuthJs5 => Cause::AuthjsV5Session,
+    }
+}
+
+/// What people do to a secret, and what stands where nobody loaded one.
+fn edited(verifier: &Verifier, jwe: &Jwe<'_>, own: &[Own]) -> Option<Finding> {
+    let is_session_mode = verifier.session().is_some();
+    if let Some(weak) = own.iter().find(|o| is_placeholder(o.secret.text())) {
+        return Some(own_placeholder(&weak.place));
+    }
+
+    let names = names(verifier);
+    let opens = |c: &Candidate| jwe.opener(&c.bytes, &names);
+    let of_own = own.iter().find_map(|own| {
+        let hit = secrets::edits(&own.secret).into_iter().find_map(|c| Some((opens(&c)?, c)));
+        hit.map(|(maker, candidate)| (maker, candidate, format!(" (of {})", own.place)))
+    });
+    let placeholder = || {
+        let hit = spellings::placeholders().into_iter().find_map(|c| Some((opens(&c)?, c)));
+        hit.map(|(maker, candidate)| (maker, candidate, String::new()))
+    };
+    let (maker, candidate, place) = of_own.or_else(placeholder)?;
+
+    let how = format!("{}{place}. {}", candidate.how, candidate.cause.fix());
+    if is_session_mode {
+        let advice = format!("it is a {} session cookie; {how}", maker.label());
+        return Some(Finding::new(candidate.cause, candidate.side, advice));
+    }
+    let cause = cause_of(maker);
+    let advice = format!("{} {} The secrets differ too: {how}", cause.meaning(), cause.fix());
+    Some(Finding::new(cause, Side::Gateway, advice))
+}
+
+/// Said before anything else: whatever the other side has, it cannot be this.
+pub(super) fn own_placeholder(place: &str) -> Finding {
+    let advice = format!(
+        "the gateway's own secret ({place}) is a well-known placeholder: it did not load its secret. Set \
+         the variable or file where the gateway runs, to what the issuer signs with"
+    );
+    Finding::new(Cause::SecretDefault, Side::Gateway, advice)
+}
+
+fn nothing_opens(verifier: &Verifier, maker: Option<Maker>, own: &[Own]) -> Finding {
+    let whose = maker.map_or_else(
+        || "it is an encrypted token".to_owned(),
+        |m| format!("by its header it is a session cookie of {}, encrypted, not signed", m.label()),
+    );
+    let ours: Vec<_> =
+        own.iter().map(|o| format!("{}: {}", o.place, describe(o.secret.text()))).collect();
+    let ours = if ours.is_empty() { "none".to_owned() } else { ours.join("; ") };
+    let differs = format!(
+        "{whose}. None of the gateway's secrets ({ours}), and no known edit of one, opens it under any \
+         usual or configured cookie name: the application has another secret, or its cookie a name of \
+         its own (Auth.js 5 derives the key from it)"
+    );
+
+    match (verifier.session(), maker) {
+        (Some(_), _) => {
+            let advice = format!("{differs}. {}", Cause::UnknownKey.fix());
+            Finding::new(Cause::UnknownKey, Side::Issuer, advice)
+        }
+        (None, Some(maker)) => {
+            let cause = cause_of(maker);
+            Finding::new(cause, Side::Gateway, format!("{differs}. {}", cause.fix()))
+        }
+        (None, None) => {
+            let advice = format!("{whose}. {}", Cause::EncryptedToken.fix());
+            Finding::new(Cause::EncryptedToken, Side::Issuer, advice)
+        }
+    }
+}

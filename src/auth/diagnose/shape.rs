@@ -1,0 +1,184 @@
+//! What is wrong with the form of a text that is no token and that no repair of `damage` makes one. The
+//! first thing that is wrong is named; what could be several things is named none of them.
+
+use base64::Engine as _;
+use base64::alphabet::URL_SAFE;
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
+use serde_json::{Map, Value};
+
+use super::causes::{Cause, Side};
+use super::{Finding, Subject, shown, signature};
+use crate::auth::json::{self, Defect};
+
+/// Lengths at which columns, cookies and headers cut.
+const COMMON_LIMITS: [usize; 10] = [120, 128, 255, 256, 512, 1024, 2048, 3933, 3936, 4096];
+
+pub(super) fn finding(cause: Cause, what: &str) -> Finding {
+    Finding::new(cause, Side::Issuer, format!("{what}. {}", cause.fix()))
+}
+
+/// The text without what stands around it.
+pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
+    if !text.is_ascii() {
+        let other = text.chars().find(|c| !c.is_ascii()).unwrap_or_default();
+        return Some(finding(
+            Cause::NonAscii,
+            &format!("it holds {:?}", shown(&other.to_string())),
+        ));
+    }
+    let parts: Vec<&str> = text.split('.').collect();
+    let header = json::header(parts[0]);
+    let is_encrypted = header.as_ref().is_ok_and(|h| h.contains_key("enc"));
+
+    if header.is_err() && !text.starts_with("eyJ") && parts.len() != 3 {
+        let what = match parts.len() {
+            1 => "it has no dots, and does not begin like a JWT".to_owned(),
+            n => format!("it has {n} parts, and does not begin like a JWT"),
+        };
+        return Some(finding(Cause::NotAJwt, &what));
+    }
+    if let Some(odd) = text.chars().find(|c| !is_of_a_token(*c)) {
+        let at = text.find(odd).unwrap_or_default();
+        let what = format!("it holds the character {odd:?} at position {at}");
+        return Some(finding(Cause::InvalidCharacter, &what));
+    }
+    if is_encrypted && parts.len() < 5 {
+        let what = format!(
+            "its header is that of an encrypted token, which has five parts, and {} came",
+            parts.len()
+        );
+        return Some(finding(Cause::NextauthCookieChunk, &what));
+    }
+
+    match parts[..] {
+        [only] => Some(alone(only, text)),
+        [_, payload] => Some(unsigned(header.is_ok(), payload, text)),
+        [_, payload, signature] => three(subject, header, (payload, signature), text),
+        _ => Some(too_many(header.is_ok(), parts.len())),
+    }
+}
+
+fn is_of_a_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+}
+
+/// One part that begins like a header.
+fn alone(part: &str, text: &str) -> Finding {
+    match json::header(part) {
+        Ok(_) => {
+            finding(Cause::PartCount, "it is a header alone: payload and signature are missing")
+        }
+        Err(_) if is_beginning(part) => truncated(text),
+        Err(_) => finding(Cause::NotAJwt, "it has no dots, and is no header either"),
+    }
+}
+
+fn unsigned(has_header: bool, payload: &str, text: &str) -> Finding {
+    if !has_header {
+        let what = "it has two parts, and the first is no header (a JSON object in base64url)";
+        return finding(Cause::NotAJwt, what);
+    }
+    if !payload.is_empty() && is_beginning(payload) {
+        return truncated(text);
+    }
+    finding(Cause::PartCount, "it has two parts, a token has three: the signature is missing")
+}
+
+fn too_many(has_header: bool, count: usize) -> Finding {
+    if has_header && count == 5 {
+        let what = "it has five parts, and its header names no enc, so it is not encrypted";
+        return finding(Cause::PartCount, what);
+    }
+    if has_header {
+        let what = format!("it has {count} parts, a token has three (or five, if it is encrypted)");
+        return finding(Cause::PartCount, &what);
+    }
+    let what =
+        format!("it has {count} parts, and the first is no header (a JSON object in base64url)");
+    finding(Cause::NotAJwt, &what)
+}
+
+/// What is left of the part is the beginning of a JSON object and no more.
+fn is_beginning(part: &str) -> bool {
+    // One character of a group of four is no byte yet.
+    let whole = &part[..part.len() - usize::from(part.len() % 4 == 1)];
+    let bytes = lenient(whole).unwrap_or_default();
+    bytes.starts_with(b"{") && json::object_of(&bytes, &|_| false) == Err(Defect::Ends)
+}
+
+/// Stray bits are passed over.
+fn lenient(part: &str) -> Option<Vec<u8>> {
+    let config = NO_PAD.with_decode_allow_trailing_bits(true);
+    GeneralPurpose::new(&URL_SAFE, config).decode(part).ok()
+}
+
+pub(super) fn truncated(text: &str) -> Finding {
+    let limit = if COMMON_LIMITS.contains(&text.len()) { ", which is a common limit" } else { "" };
+    let what = format!("it ends in the middle: {} characters came{limit}", text.len());
+    finding(Cause::TokenTruncated, &what)
+}
+
+fn three(
+    subject: &Subject<'_>,
+    header: Result<Map<String, Value>, Defect>,
+    (payload, signature): (&str, &str),
+    text: &str,
+) -> Option<Finding> {
+    let header = match header {
+        Ok(header) => header,
+        Err(defect) => return Some(of_part("header", Cause::HeaderInvalid, defect)),
+    };
+    if !header.get("alg").is_some_and(Value::is_string) {
+        let what = match header.get("alg") {
+            None => "its header has no alg",
+            Some(Value::Null) => "alg in its header is null",
+            Some(_) => "alg in its header is no text",
+        };
+        return Some(finding(Cause::AlgMissing, what));
+    }
+    if header.get("kid").is_some_and(|kid| !kid.is_string()) {
+        return Some(finding(Cause::HeaderInvalid, "kid in its header is no text"));
+    }
+    if let Err(defect) = json::decode(signature) {
+        let whole = &signature[..signature.len() - usize::from(signature.len() % 4 == 1)];
+        let bytes = lenient(whole)?;
+        let found = signature::of_another_length(subject, &header, (&bytes, text));
+        let odd = || of_part("signature", Cause::Base64Noncanonical, Defect::StrayBits);
+        return found.or_else(|| (defect == Defect::StrayBits).then(odd));
+    }
+    // The signature was right, or the payload would not have been looked at.
+    let defect = json::object(payload, &|name| subject.settings.reads(name)).err()?;
+    Some(of_part("payload", Cause::PayloadInvalid, defect))
+}
+
+/// What is wrong with a part; `general` is the cause that has no name of its own.
+pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
+    let (cause, what) = match defect {
+        Defect::Base64 => (general, format!("its {part} is not base64url")),
+        Defect::StrayBits => (
+            Cause::Base64Noncanonical,
+            format!("the last character of its {part} has bits that mean nothing"),
+        ),
+        Defect::Empty => (general, format!("its {part} is empty")),
+        Defect::NotUtf8 => (general, format!("its {part} is not UTF-8")),
+        Defect::Ends => (general, format!("its {part} is JSON that does not end")),
+        Defect::NotJson => (
+            general,
+            format!(
+                "its {part} is no JSON, or something stands behind it (NaN, a comma, a second value)"
+            ),
+        ),
+        Defect::NotObject => (general, format!("its {part} is JSON, but no object")),
+        Defect::Duplicate(name) => {
+            (Cause::DuplicateKey, format!("{:?} comes twice in its {part}", shown(&name)))
+        }
+        Defect::TooDeep(name) => (
+            Cause::TooDeep,
+            format!("{:?} in its {part} is nested more than 128 deep", shown(&name)),
+        ),
+        Defect::NotText(name) => {
+            (general, format!("{:?} in its {part} holds half of a surrogate pair", shown(&name)))
+        }
+    };
+    finding(cause, &what)
+}
