@@ -289,6 +289,7 @@ fn app() -> App {
     let context = Context {
         gateway,
         policy: ArcSwap::from_pointee(tollgate::config::Policy { verifier, ..policy }),
+        change: ArcSwap::default(),
         jwks: Jwks::new(client, jwks, || NOW),
         callback: ArcSwapOption::empty(),
         doctor: Doctor::new(doctor),

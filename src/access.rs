@@ -151,10 +151,16 @@ pub struct Rule {
     pub history: Option<Retention>,
 }
 
+/// The rule that decides on a channel.
+#[must_use]
+pub fn rule<'r>(channel: &ChannelName, rules: &'r [Rule]) -> Option<&'r Rule> {
+    rules.iter().find(|rule| rule.pattern.matches(channel).is_some())
+}
+
 /// How the history of a channel is kept, by the rule that decides on it.
 #[must_use]
 pub fn history(channel: &ChannelName, rules: &[Rule]) -> Option<Retention> {
-    rules.iter().find(|rule| rule.pattern.matches(channel).is_some())?.history
+    rule(channel, rules)?.history
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -6,7 +6,6 @@
 mod reload;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{ClientTlsConfig, Login, RedisBroker, Settings, Tls};
 use crate::broker::{self, Events};
-use crate::config::{self, BrokerKind, Config, Loaded, Policy};
+use crate::config::{self, BrokerKind, Config, Loaded, Policy, Values};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Listener};
 use crate::hub::{Bounds, Hub};
@@ -33,6 +32,7 @@ use crate::session::{Context, keys, unix_now};
 use crate::upstream;
 use crate::upstream::callback::{self, Callback};
 use crate::upstream::jwks::{self, Jwks};
+use reload::InForce;
 
 /// The admin listener serves scrapers and people, not clients.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -57,6 +57,7 @@ pub struct Running {
     app: App,
     public: Listener,
     admin: Listener,
+    values: Values,
     sha: String,
     dev: bool,
     termination: Termination,
@@ -70,7 +71,7 @@ impl Running {
     /// # Errors
     /// An address that cannot be bound.
     pub fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
-        let Loaded { config, policy, printed, .. } = loaded;
+        let Loaded { config, policy, printed, values } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
         let hangup = Hangup::install().context("cannot handle signals")?;
         let metrics = metrics::install();
@@ -91,7 +92,7 @@ impl Running {
         let gateway = gateway(&config, &lifecycle, delivery)?;
         let app = App::new(Arc::new(context(&config, policy, gateway)?), lifecycle, metrics);
         apply_limits(&app, &config);
-        Ok(Self { config, app, public, admin, sha, dev, termination, hangup })
+        Ok(Self { config, app, public, admin, values, sha, dev, termination, hangup })
     }
 
     /// # Errors
@@ -104,8 +105,8 @@ impl Running {
     ///
     /// # Errors
     /// When signals cannot be handled.
-    pub async fn run(self, reload: Reload, file: Option<PathBuf>) -> anyhow::Result<()> {
-        let Self { config, app, public, admin, sha, dev, mut termination, hangup } = self;
+    pub async fn run(self, reload: Reload) -> anyhow::Result<()> {
+        let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
@@ -122,7 +123,10 @@ impl Running {
         lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));
         let drift = (config.drift.issuers.clone(), config.drift.interval.0);
         lifecycle::spawn("keys", keys::watch(Arc::clone(&app.context), drift.0, drift.1));
-        lifecycle::spawn("reload", reload::watch(app.clone(), reload, (hangup, file), sha));
+        lifecycle::spawn(
+            "reload",
+            reload::watch(app.clone(), reload, hangup, InForce { values, sha }),
+        );
         termination.signalled().await;
         tokio::select! {
             () = drain(&app, &config) => {}
@@ -154,12 +158,13 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
-    let callback = ArcSwapOption::from(callback_of(&config.callback, &policy)?);
+    let callback = ArcSwapOption::from(callback_of(&config.callback, &policy, None)?);
     let mut policy = with_revocations(policy, &gateway);
     jwks.adopt(policy.verifier.keys_mut());
     Ok(Context {
         gateway,
         policy: ArcSwap::from_pointee(policy),
+        change: ArcSwap::default(),
         jwks,
         callback,
         doctor: Doctor::new(doctor),
@@ -187,6 +192,7 @@ pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
 fn callback_of(
     section: &config::Callback,
     policy: &Policy,
+    before: Option<&Arc<Callback>>,
 ) -> anyhow::Result<Option<Arc<Callback>>> {
     if section.url.is_empty() {
         return Ok(None);
@@ -199,9 +205,8 @@ fn callback_of(
         cache_ttl: section.cache_ttl.0,
         cache_entries: section.cache_entries,
     };
-    let client = upstream::client(section.timeout.0, None);
-    let client = client.map_err(|e| anyhow::anyhow!("callback: {e}"))?;
-    Ok(Some(Arc::new(Callback::new(client, settings))))
+    let callback = Callback::start(settings, before);
+    Ok(Some(callback.map_err(|e| anyhow::anyhow!("callback: {e}"))?))
 }
 
 fn with_revocations(policy: Policy, gateway: &Gateway) -> Policy {

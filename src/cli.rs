@@ -191,7 +191,6 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         }]));
     }
     init_log(&loaded.config)?;
-    let file = loaded.file.clone();
     let workers = loaded.config.server.workers;
     let runtime = runtime("tollgate", workers)?;
     let delivery = self::runtime("delivery", workers)?;
@@ -208,7 +207,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
             let text = format!("\n  Demo: http://{}/\n\n", addresses.public);
             logging::write_within(std::io::stdout(), text);
         }
-        running.run(Box::new(move || config::load(&sources)), file).await
+        running.run(Box::new(move || config::load(&sources))).await
     })?;
     logging::end();
     // Connections that did not close in time are not waited for.

@@ -16,7 +16,7 @@ use crate::auth::Reason;
 use crate::auth::diagnose::Cause;
 use crate::channel::GapReason;
 use crate::protocol::Wire;
-use crate::protocol::codes::CloseCode;
+use crate::protocol::codes::{CloseCode, ErrorCode};
 pub use rejected::Rejected;
 
 /// What kind of series a row makes.
@@ -63,6 +63,8 @@ table! {
     Gauge REVOCATIONS "revocations";
     /// Subscriptions of this replica's sockets.
     Gauge SUBSCRIPTIONS "subscriptions";
+    /// Subscriptions that the gateway ended because their permission had, by reason.
+    Counter SUBSCRIPTIONS_ENDED "subscriptions_ended_total";
     /// Channels with at least one subscription on this replica.
     Gauge CHANNELS "channels";
     /// Publications that came from the broker, by broker and kind.
@@ -105,7 +107,7 @@ table! {
     Counter LOG_LINES_DROPPED "log_lines_dropped_total";
     /// Always 1; the label is a hash of the effective configuration, secrets left out.
     Gauge CONFIG_INFO "config_info";
-    /// Configuration reloads by result.
+    /// Configuration reloads by result; `unchanged`: read again, and nothing was different.
     Counter CONFIG_RELOADS "config_reloads_total";
     /// Always 1; the version that runs.
     Gauge BUILD_INFO "build_info";
@@ -178,9 +180,14 @@ fn zero() {
         connections(wire).set(0.0);
         deliveries(wire).increment(0);
     }
-    for result in ["ok", "failed"] {
+    for result in ["ok", "failed", "unchanged"] {
         metrics::counter!(CONFIG_RELOADS, "result" => result).increment(0);
+    }
+    for result in ["ok", "failed"] {
         metrics::counter!(JWKS_FETCHES, "result" => result).increment(0);
+    }
+    for code in [ErrorCode::Forbidden, ErrorCode::TokenRefused, ErrorCode::CallbackFailed] {
+        metrics::counter!(SUBSCRIPTIONS_ENDED, "reason" => code.slug()).increment(0);
     }
     for result in ["allowed", "denied", "failed"] {
         metrics::counter!(CALLBACKS, "result" => result).increment(0);
@@ -286,6 +293,10 @@ pub fn callback(allowed: Option<bool>) {
     metrics::counter!(CALLBACKS, "result" => result).increment(1);
 }
 
+pub fn subscription_ended(code: ErrorCode) {
+    metrics::counter!(SUBSCRIPTIONS_ENDED, "reason" => code.slug()).increment(1);
+}
+
 pub fn revocations(n: usize) {
     metrics::gauge!(REVOCATIONS).set(n as f64);
 }
@@ -372,8 +383,8 @@ pub fn config_replaced(old: &str, new: &str) {
     config_info(new);
 }
 
-pub fn config_reload(ok: bool) {
-    let result = if ok { "ok" } else { "failed" };
+/// `result`: ok, failed or unchanged.
+pub fn config_reload(result: &'static str) {
     metrics::counter!(CONFIG_RELOADS, "result" => result).increment(1);
 }
 

@@ -1,89 +1,57 @@
 //! Reading the configuration again: on SIGHUP, and when the content of a watched file changes.
 //!
-//! Invariants: what is refused changes nothing; a content that was not looked at yet is looked at, so
-//! no change is lost whenever it comes; a refused configuration is tried again by itself, because what
-//! it lacks (a secret that is mounted later) may not be a watched file.
+//! Invariants: what is refused changes nothing, and what is the same does nothing; a file is compared
+//! with what was read of it, so no change is lost whenever it comes; a refused configuration is tried
+//! again by itself, because what it lacks (a secret that is mounted later) may not be a watched file.
 
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
 use super::{Reload, apply_limits, callback_of, short_hash, with_revocations};
-use crate::config::{Config, Loaded, Policy, Problem};
+use crate::config::{Config, Loaded, Policy, Problem, Values, is_reloaded};
 use crate::http::App;
 use crate::lifecycle::Hangup;
 use crate::metrics;
+use crate::session::Change;
 
 /// How often watched files are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
-type Content = Option<Vec<u8>>;
+/// Connections that look at new rules together, and the pause behind them: 100,000 take some seconds.
+const AT_ONCE: usize = 64;
+const PAUSE: Duration = Duration::from_millis(1);
 
-/// The watched files, each with what it held when it was last looked at; `None`: not looked at yet.
-struct Watched(Vec<(PathBuf, Content)>);
+/// How long they wait for the application to have room.
+const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
-impl Watched {
-    /// The configuration, and the secrets and keys that it points to.
-    fn of(file: Option<&PathBuf>, policy: &Policy) -> Self {
-        let files = file.into_iter().chain(&policy.files);
-        Self(files.map(|f| (f.clone(), None)).collect())
-    }
-
-    /// Looks; true when a content is new. Compared by content, because a Kubernetes mount swaps a
-    /// symlink and keeps the path. A file that is missing for a moment is not a new content.
-    fn look(&mut self) -> bool {
-        let mut changed = false;
-        for (path, kept) in &mut self.0 {
-            let now = std::fs::read(path).ok();
-            if now.is_some() && now != *kept {
-                *kept = now;
-                changed = true;
-            }
-        }
-        changed
-    }
-
-    /// Keeps what was looked at before of the files that stay.
-    fn keep(mut self, before: &Self) -> Self {
-        for (path, content) in &mut self.0 {
-            let same = before.0.iter().find(|(p, _)| p == path);
-            *content = same.and_then(|(_, c)| c.clone());
-        }
-        self
-    }
+/// The configuration that counts.
+pub(super) struct InForce {
+    pub(super) values: Values,
+    /// Of what is shown of it.
+    pub(super) sha: String,
 }
 
-/// Watches for ever. `sha` is the hash of the configuration that was started with.
-pub(super) async fn watch(
-    app: App,
-    reload: Reload,
-    (mut hangup, file): (Hangup, Option<PathBuf>),
-    mut sha: String,
-) {
-    let mut watched = Watched::of(file.as_ref(), &app.context.policy.load());
-    // What changed between the start's own reading and this look is taken in; that nothing did is no
-    // news.
-    watched.look();
-    match reload() {
-        Ok(Loaded { config, policy, printed, .. }) if short_hash(&printed) == sha => {
-            put_in_force(&app, policy, &config);
-        }
-        Ok(loaded) => watched = taken(&app, loaded, &mut sha).keep(&watched),
-        Err(problems) => refused(&app, &problems, true),
-    }
+/// Watches for ever.
+pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_force: InForce) {
+    let mut files = app.context.policy.load().files.clone();
     loop {
         let asked = tokio::select! {
             () = hangup.signalled() => true,
             () = sleep(WATCH_EVERY) => false,
         };
-        let changed = watched.look();
+        let changed = files.look();
         if !asked && !changed && app.lifecycle.reload_problem().is_none() {
             continue;
         }
         match reload() {
-            Ok(loaded) => watched = taken(&app, loaded, &mut sha).keep(&watched),
+            Ok(loaded) => {
+                files = loaded.policy.files.clone();
+                if taken(&app, loaded, &mut in_force) {
+                    judge_again(&app).await;
+                }
+            }
             Err(problems) => refused(&app, &problems, asked || changed),
         }
     }
@@ -94,40 +62,81 @@ fn refused(app: &App, problems: &[Problem], news: bool) {
     let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
     let all = all.join("; ");
     if news || app.lifecycle.reload_problem().as_ref() != Some(&all) {
-        metrics::config_reload(false);
+        metrics::config_reload("failed");
         tracing::error!(problems = all, "configuration not reloaded; the old one stays");
     }
     app.lifecycle.reloaded(Some(all));
 }
 
-/// Takes a configuration in, and says which files it hangs on.
-fn taken(app: &App, loaded: Loaded, sha: &mut String) -> Watched {
-    let Loaded { config, policy, printed, file } = loaded;
-    let new = short_hash(&printed);
-    if new != *sha {
-        metrics::config_replaced(sha, &new);
-        *sha = new;
+/// Takes a configuration in, if it is another one. True when what is allowed has changed.
+fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
+    app.lifecycle.reloaded(None);
+    let Loaded { config, policy, printed, values } = loaded;
+    let settings = values.differing(&in_force.values);
+    let files = policy.files.differing(&app.context.policy.load().files);
+    if settings.is_empty() && files.is_empty() {
+        metrics::config_reload("unchanged");
+        tracing::info!("configuration read again: nothing in it has changed, so nothing is done");
+        return false;
     }
+
+    let sha = short_hash(&printed);
+    if sha != in_force.sha {
+        metrics::config_replaced(&in_force.sha, &sha);
+    }
+    *in_force = InForce { values, sha };
     for warning in &policy.warnings {
         tracing::warn!("configuration: {warning}");
     }
-    let watched = Watched::of(file.as_ref(), &policy);
-    put_in_force(app, policy, &config);
-    app.lifecycle.reloaded(None);
-    metrics::config_reload(true);
-    tracing::info!(
-        "configuration reloaded: tokens, keys, rules, callback, limits, origins, API keys"
-    );
-    watched
+    let rules_changed = put_in_force(app, policy, &config);
+
+    metrics::config_reload("ok");
+    let (now, later): (Vec<_>, Vec<_>) = settings.into_iter().partition(|path| is_reloaded(path));
+    let changed = [now, files].concat().join(", ");
+    tracing::info!(changed, "configuration reloaded");
+    if !later.is_empty() {
+        let changed = later.join(", ");
+        tracing::warn!(changed, "these settings are taken over by a restart only");
+    }
+    rules_changed
 }
 
-fn put_in_force(app: &App, policy: Policy, config: &Config) {
+/// What the new configuration does not touch stays: key sets, the callback's answers and connections.
+/// True when the rules are others, or connections without a token are not let in any more.
+fn put_in_force(app: &App, policy: Policy, config: &Config) -> bool {
     let mut policy = with_revocations(policy, &app.context.gateway);
     app.context.jwks.adopt(policy.verifier.keys_mut());
-    match callback_of(&config.callback, &policy) {
+    let before = app.context.callback.load_full();
+    match callback_of(&config.callback, &policy, before.as_ref()) {
         Ok(callback) => app.context.callback.store(callback),
         Err(e) => tracing::error!(error = %e, "the callback stays as it was"),
     }
-    app.context.policy.store(Arc::new(policy));
+    let old = app.context.policy.swap(Arc::new(policy));
     apply_limits(app, config);
+
+    let now = app.context.policy.load();
+    if old.rules == now.rules && (now.anonymous || !old.anonymous) {
+        return false;
+    }
+    let number = app.context.change.load().number.wrapping_add(1);
+    app.context.change.store(Arc::new(Change { number, before: old.rules.clone() }));
+    true
+}
+
+/// Lets every session look at the new rules: a few at a time, so that nothing else waits for them, and
+/// only while the application has room for questions.
+async fn judge_again(app: &App) {
+    let hub = app.context.gateway.hub();
+    let ids = hub.ids();
+    for some in ids.chunks(AT_ONCE) {
+        let began = Instant::now();
+        while began.elapsed() < ROOM_WITHIN
+            && app.context.callback.load().as_ref().is_some_and(|callback| !callback.has_room())
+        {
+            sleep(PAUSE).await;
+        }
+        some.iter().filter_map(|id| hub.get(*id)).for_each(|connection| connection.look());
+        sleep(PAUSE).await;
+    }
+    tracing::info!(connections = ids.len(), "open connections are judged by the new rules");
 }

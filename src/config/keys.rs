@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+use super::content::Files;
 use super::{Problem, Redacted, Span};
 use crate::auth::algorithm::names;
 use crate::auth::{Algorithm, Encoding, Family, Key, Remote, Secret, jwk, pem};
@@ -78,7 +79,7 @@ pub(super) struct Found {
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
     /// Files whose change calls for reading all again.
-    pub(super) files: Vec<PathBuf>,
+    pub(super) files: Files,
 }
 
 /// What the reading depends on.
@@ -149,8 +150,9 @@ impl Found {
     fn text(&mut self, key: &AuthKey, reading: &Reading<'_>) -> Result<String, String> {
         let files = [&key.secret_file, &key.public_key_file, &key.jwks_file];
         if let Some(path) = files.into_iter().flatten().next() {
-            self.files.push(path.clone());
-            let text = std::fs::read_to_string(path)
+            let text = self
+                .files
+                .read(path)
                 .map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
             // The one newline that editors and `echo` put at the end is no part of a secret.
             let text = text.strip_suffix('\n').unwrap_or(&text);

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+use super::content::{Files, Values};
 use super::tree::{
     all_paths, json_value, line_of, lookup, nearest, put, quoted, redact, unknown_field,
     without_value,
@@ -56,7 +57,8 @@ pub struct Loaded {
     pub policy: Policy,
     /// The effective tree with secrets redacted, as TOML.
     pub printed: String,
-    pub file: Option<PathBuf>,
+    /// Which values it has, to be compared with those of another reading.
+    pub values: Values,
 }
 
 /// The lists of tables: their elements are checked one by one.
@@ -82,7 +84,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     for (path, value, flag) in &sources.flags {
         tree.set(path, value.clone(), format!("from {flag}"));
     }
-    let printed = tree.printed();
+    let (printed, values) = (tree.printed(), Values::of(&tree.values));
     let keys = tree.elements::<AuthKey>("auth.keys");
     let channels = tree.elements::<Channel>("channels");
     let config = tree.config().map(|mut config| {
@@ -96,7 +98,10 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     let judged =
         Policy::build(&config, sources.dev, &|name| sources.variable(name).map(str::to_owned));
     match judged {
-        Ok(policy) if tree.problems.is_empty() => Ok(Loaded { config, policy, printed, file }),
+        Ok(mut policy) if tree.problems.is_empty() => {
+            policy.files.append(&mut tree.files);
+            Ok(Loaded { config, policy, printed, values })
+        }
         Ok(_) => Err(tree.problems),
         Err(problems) => {
             for problem in problems {
@@ -113,12 +118,19 @@ struct Tree {
     /// Where a path's value came from, where not from the defaults.
     origins: BTreeMap<String, String>,
     problems: Vec<Problem>,
+    files: Files,
 }
 
 impl Default for Tree {
     fn default() -> Self {
         let defaults: Table = DEFAULT_TOML.parse().unwrap_or_default();
-        Self { values: defaults.clone(), defaults, origins: BTreeMap::new(), problems: Vec::new() }
+        Self {
+            values: defaults.clone(),
+            defaults,
+            origins: BTreeMap::new(),
+            problems: Vec::new(),
+            files: Files::default(),
+        }
     }
 }
 
@@ -141,7 +153,7 @@ impl Tree {
     fn merge_file(&mut self, path: &std::path::Path) {
         let shown = path.display().to_string();
         let broken = |message: String| Problem { path: shown.clone(), origin: None, message };
-        let text = match std::fs::read_to_string(path) {
+        let text = match self.files.read_settings(path) {
             Ok(text) => text,
             Err(e) => {
                 self.problems.push(broken(format!("cannot be read: {e}")));

@@ -3,6 +3,7 @@
 //! Not here: reading it (`load`), judging it (`policy`). Invariant: every field has its default in
 //! `default.toml` and nowhere else, so that file and these structs cannot disagree.
 
+mod content;
 mod keys;
 mod limits;
 mod load;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 
+pub use content::{Files, Values, is_reloaded};
 pub use keys::{AuthKey, Jwks, Moment};
 pub use load::{Loaded, Sources, load};
 pub use policy::Policy;

@@ -3,10 +3,11 @@
 //!
 //! Invariant: a `Policy` that exists is usable. It is swapped whole on reload.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::content::Files;
 use super::keys::{Found, Reading};
 use super::{AllowKind, Api, Auth, Callback, Channel, Config, Limits, Problem, Reject};
 use crate::access::{Allow, Pattern, Rule};
@@ -30,8 +31,8 @@ pub struct Policy {
     pub callback_secret: String,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,
-    /// Files beside the configuration's own whose change calls for reading all again.
-    pub files: Vec<PathBuf>,
+    /// The files whose change calls for reading all again, with what they held.
+    pub files: Files,
 }
 
 /// Fewest characters of an API key: 16 random letters and digits are 95 bits.
@@ -41,7 +42,7 @@ const MIN_API_KEY: usize = 16;
 pub(super) struct Judge {
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
-    files: Vec<PathBuf>,
+    files: Files,
 }
 
 impl Judge {
@@ -55,11 +56,10 @@ impl Judge {
 
     /// A secret that stands in a file, which is watched from now on, and not in another setting too.
     pub(super) fn in_file(&mut self, path: &str, file: &str, other: (&str, bool)) -> String {
-        self.files.push(PathBuf::from(file));
+        let text = self.files.read(Path::new(file));
         if let (other, true) = other {
             self.problem(path, format!("gives what {other} holds too: give one of them"));
         }
-        let text = std::fs::read_to_string(file);
         let secret = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
         match &secret {
             Err(e) => self.problem(path, format!("{file} cannot be read: {e}")),
@@ -266,8 +266,7 @@ impl Judge {
             }
         }
         for path in &section.secret_files {
-            self.files.push(path.clone());
-            match std::fs::read_to_string(path) {
+            match self.files.read(path) {
                 Ok(text) => secrets.push(text.trim_end_matches(['\r', '\n']).to_owned()),
                 Err(e) => self.problem(
                     format!("{at}.secret_files"),
@@ -298,8 +297,7 @@ impl Judge {
             keys.push((format!("api.keys[{i}]"), key.0.clone()));
         }
         if !api.key_file.is_empty() {
-            self.files.push(PathBuf::from(&api.key_file));
-            match std::fs::read_to_string(&api.key_file) {
+            match self.files.read(Path::new(&api.key_file)) {
                 Ok(text) => {
                     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
                     keys.extend(lines.map(|l| ("api.key_file".to_owned(), l.to_owned())));

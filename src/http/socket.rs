@@ -166,6 +166,11 @@ async fn live(socket: &mut Socket) -> End {
         {
             return End::Ours(close);
         }
+        if socket.session.has_questions()
+            && let Err(end) = Box::pin(ask(socket)).await
+        {
+            return end;
+        }
         if wake.writable {
             socket.connection.flush();
         }
@@ -270,6 +275,11 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     }
     session.on_bytes(Heard { completed, partial: decoder.is_partial() });
     input
+}
+
+async fn ask(socket: &mut Socket) -> Result<(), End> {
+    let Socket { session, connection, .. } = socket;
+    drive(connection, Box::pin(session.ask_questions())).await
 }
 
 async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {

@@ -309,6 +309,11 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
                 if wake.timer && let Err(close) = session.on_timer() {
                     return End::Ours(close);
                 }
+                if session.has_questions()
+                    && let Err(end) = drive(connection, events, session.ask_questions()).await
+                {
+                    return end;
+                }
             }
             room = events.reserve(), if connection.has_queued() => {
                 if let Err(end) = hand_over(connection, room) {

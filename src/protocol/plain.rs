@@ -293,6 +293,16 @@ pub fn unsubscribed(id: Option<&str>, ChannelRef { raw, name }: &ChannelRef) -> 
     reply("unsubscribed", id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
 }
 
+/// The permission for a channel has ended.
+#[must_use]
+pub fn ended(channel: &ChannelRef, code: ErrorCode, why: &str) -> Message {
+    let ChannelRef { raw, name } = channel;
+    let (code, why) = (code.slug(), json_string(why));
+    let data =
+        format!("\"channel\":{raw},\"channelKey\":\"{name}\",\"code\":\"{code}\",\"reason\":{why}");
+    reply("unsubscribed", None, &data)
+}
+
 #[must_use]
 pub fn refreshed(id: Option<&str>, expires_at: Option<u64>) -> Message {
     let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
@@ -406,6 +416,7 @@ mod tests {
         for message in [
             subscribed(Some("1"), &channel, Some("{}"), start),
             gap(&channel.name, GapReason::Overflow),
+            ended(&channel, ErrorCode::Forbidden, evil),
             connected(Some(evil), "c-1", Some(5), &[("a:b".parse().unwrap(), start)]),
             error(Some("7"), ErrorCode::BadRequest, evil, Some("\"x\"")),
             token_expiring(7),

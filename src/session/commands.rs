@@ -128,10 +128,8 @@ impl Session {
     /// A new token may allow less than the old one did.
     fn drop_what_is_denied(&mut self, identity: &Identity, rules: &[access::Rule]) {
         for channel in self.context.gateway.hub().channels_of(&self.connection) {
-            if access::decide(Some(identity), &channel, rules).is_err() {
-                self.give_up(&channel);
-                let channel = ChannelRef::from_name(channel);
-                self.connection.say(&plain::unsubscribed(None, &channel));
+            if let Err(why) = access::decide(Some(identity), &channel, rules) {
+                self.end_subscription(channel, ErrorCode::Forbidden, why.reason());
             }
         }
     }

@@ -7,6 +7,7 @@
 
 mod commands;
 pub mod doctor;
+mod judge;
 pub mod keys;
 mod stream;
 mod subscribe;
@@ -31,6 +32,8 @@ use crate::protocol::plain::{self, ChannelRef, Start};
 use crate::upstream::callback::Callback;
 use crate::upstream::jwks::Jwks;
 use doctor::Doctor;
+pub use judge::Change;
+use judge::Questions;
 pub use subscribe::Refusal;
 pub use timers::Heard;
 use timers::{Moment, Timers};
@@ -39,6 +42,8 @@ use timers::{Moment, Timers};
 pub struct Context {
     pub gateway: Arc<Gateway>,
     pub policy: ArcSwap<Policy>,
+    /// Stored after the policy that made it, so that who sees it sees that policy too.
+    pub change: ArcSwap<Change>,
     pub jwks: Arc<Jwks>,
     pub callback: ArcSwapOption<Callback>,
     pub doctor: Doctor,
@@ -81,6 +86,10 @@ pub struct Session {
     stream: Option<Box<stream::Stream>>,
     /// The subscription tokens that count, at most one per subscribed channel.
     grants: Vec<(ChannelName, subscribe::Grant)>,
+    /// What the application is to be asked since the rules have changed.
+    questions: Option<Box<Questions>>,
+    /// The change of the rules that was looked at last.
+    judged: u32,
     /// Token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
@@ -95,6 +104,8 @@ impl Session {
     /// A session whose handshake began at `began`.
     #[must_use]
     pub fn new(context: Arc<Context>, connection: Arc<Connection>, began: Instant) -> Self {
+        // Before the policy: at worst the same rules are looked at twice.
+        let judged = context.change.load().number;
         let policy = context.policy.load();
         let now = context.gateway.hub().now();
         let (allowance, timers) =
@@ -110,6 +121,8 @@ impl Session {
             left: false,
             stream: None,
             grants: Vec::new(),
+            questions: None,
+            judged,
             allowance,
             allowance_at: now,
             began,
@@ -186,6 +199,8 @@ impl Session {
             self.timers.token_until(identity.expires_at, &policy);
         }
         self.identity = identity;
+        // It was let in by what counted when its request came.
+        self.may_stay(policy.anonymous)?;
         let began = Instant::now();
         let channels = self.subscribe_automatic(&policy).await?;
         let user = self.identity.as_ref().map(|i| &*i.user);
@@ -287,6 +302,8 @@ impl Session {
         let policy = self.context.policy.load_full();
         let moment = Moment { now: self.now(), unix: unix_now() };
         self.end_subscriptions(moment.now, moment.unix);
+        self.judge()?;
+        self.questions_due().into_iter().for_each(|due| self.timers.wake_at(due));
         self.timers.check(moment, &policy, &self.connection).inspect_err(|close| {
             if close.reason == Reason::Expired.slug() {
                 metrics::auth_failure(Reason::Expired);

@@ -9,6 +9,7 @@ use serde_json::value::RawValue;
 
 use super::{Session, start_of, unix_now};
 use crate::access::{self, Decision, TokenId};
+use crate::auth::Reason;
 use crate::channel::{ChannelName, Position};
 use crate::gateway::Waiting;
 use crate::hub::SubscribeError;
@@ -248,23 +249,22 @@ impl Session {
 
     /// Takes back the subscriptions whose token has ended or was revoked.
     pub(super) fn end_subscriptions(&mut self, now: u32, unix: u64) {
+        self.timers.forget_ends();
         if self.grants.is_empty() {
             return;
         }
         let user = self.identity.as_ref().map(|i| Arc::clone(&i.user)).unwrap_or_default();
         let revocations = self.context.gateway.revocations();
-        let over = |(_, grant): &&(ChannelName, Grant)| {
-            grant.until.is_some_and(|until| until <= unix)
-                || revocations.covers_token(&user, &grant.token, unix)
-        };
-        let ended: Vec<_> = self.grants.iter().filter(over).map(|(c, _)| c.clone()).collect();
-        for channel in ended {
-            if self.give_up(&channel) {
-                let channel = ChannelRef::from_name(channel);
-                self.connection.say(&plain::unsubscribed(None, &channel));
+        let over = |grant: &Grant| {
+            if revocations.covers_token(&user, &grant.token, unix) {
+                return Some(Reason::Revoked);
             }
+            grant.until.is_some_and(|until| until <= unix).then_some(Reason::Expired)
+        };
+        let ended = self.grants.iter().filter_map(|(c, grant)| Some((c.clone(), over(grant)?)));
+        for (channel, why) in ended.collect::<Vec<_>>() {
+            self.end_subscription(channel, ErrorCode::TokenRefused, why.slug());
         }
-        self.timers.forget_ends();
         if let Some(until) = self.grants.iter().filter_map(|(_, grant)| grant.until).min() {
             self.timers.look_at(now, until, unix);
         }
@@ -279,20 +279,28 @@ impl Session {
         let decided = channels.into_iter().filter(|channel| {
             matches!(access::decide(identity, channel, &policy.rules), Ok(Decision::Callback(_)))
         });
-        let wanted: Vec<Wanted> = decided
+        for (channel, answer) in self.ask_about(decided.collect()).await {
+            if let Err(code @ ErrorCode::Forbidden) = answer {
+                let why = "the application does not allow this channel any more";
+                self.end_subscription(channel, code, why);
+            }
+        }
+    }
+
+    /// May it have these channels, which it has?
+    pub(super) async fn ask_about(
+        &self,
+        channels: Vec<ChannelName>,
+    ) -> Vec<(ChannelName, Result<(), ErrorCode>)> {
+        let wanted: Vec<Wanted> = channels
+            .into_iter()
             .map(|name| {
                 let channel = ChannelRef::from_name(name);
                 Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
             })
             .collect();
         let answers = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w))).await;
-        for (Wanted { what, .. }, answer) in wanted.iter().zip(answers) {
-            let channel = &what.channel;
-            if matches!(answer, Err(Refusal(ErrorCode::Forbidden, _)))
-                && self.give_up(&channel.name)
-            {
-                self.connection.say(&plain::unsubscribed(None, channel));
-            }
-        }
+        let answers = answers.into_iter().map(|a| a.map(|_| ()).map_err(|Refusal(code, _)| code));
+        wanted.into_iter().map(|w| w.what.channel.name).zip(answers).collect()
     }
 }

@@ -29,7 +29,7 @@ pub(super) struct Timers {
     rest_due: u32,
     /// Look at the token's end again.
     expiry: u32,
-    /// Look at the subscriptions' ends.
+    /// Look at the subscriptions.
     ends: u32,
     /// Unix seconds.
     expires_at: Option<u64>,
@@ -77,6 +77,11 @@ impl Timers {
     pub(super) fn look_at(&mut self, now: u32, until: u64, unix: u64) {
         let seconds = u32::try_from(until.saturating_sub(unix)).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.ends = self.ends.min(now + seconds * TICKS_PER_SECOND);
+    }
+
+    /// Something is to be looked at then.
+    pub(super) fn wake_at(&mut self, tick: u32) {
+        self.ends = self.ends.min(tick);
     }
 
     pub(super) fn forget_ends(&mut self) {

@@ -19,7 +19,7 @@ use crate::strict;
 /// Longest answer, `data` included.
 const MAX_ANSWER: usize = 64 * 1024;
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     pub url: String,
     /// Sent as `Authorization: Bearer`: never logged.
@@ -47,19 +47,43 @@ pub struct Answer {
     pub data: Option<Arc<RawValue>>,
 }
 
+/// By the whole question: other claims are another question.
+type Cache = DashMap<Box<[u8]>, (Answer, Instant), ahash::RandomState>;
+
 pub struct Callback {
     client: Client,
     settings: Settings,
-    under_way: Semaphore,
-    /// By the whole question: other claims are another question.
-    cache: DashMap<Box<[u8]>, (Answer, Instant), ahash::RandomState>,
+    under_way: Arc<Semaphore>,
+    cache: Arc<Cache>,
 }
 
 impl Callback {
+    /// Keeps of the one before what these settings do not touch: all of it where they are the same, the
+    /// answers where the same application gives them, the connections, the places.
+    ///
+    /// # Errors
+    /// When no client can be made.
+    pub fn start(settings: Settings, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
+        if let Some(same) = before.filter(|b| b.settings == settings) {
+            return Ok(Arc::clone(same));
+        }
+        let client = match before.filter(|b| b.settings.timeout == settings.timeout) {
+            Some(before) => before.client.clone(),
+            None => super::client(settings.timeout, None)?,
+        };
+        let under_way = match before.filter(|b| b.settings.concurrency == settings.concurrency) {
+            Some(before) => Arc::clone(&before.under_way),
+            None => Arc::new(Semaphore::new(settings.concurrency)),
+        };
+        let cache = before.filter(|b| b.settings.url == settings.url);
+        let cache = cache.map(|before| Arc::clone(&before.cache)).unwrap_or_default();
+        Ok(Arc::new(Self { client, settings, under_way, cache }))
+    }
+
+    /// A question that is asked now would not wait for its place.
     #[must_use]
-    pub fn new(client: Client, settings: Settings) -> Self {
-        let under_way = Semaphore::new(settings.concurrency);
-        Self { client, settings, under_way, cache: DashMap::default() }
+    pub fn has_room(&self) -> bool {
+        self.under_way.available_permits() > 0
     }
 
     /// Asks, or remembers.

@@ -1,0 +1,152 @@
+//! Judging again what a session has, after the rules have changed: only the channels whose own rule is
+//! another one, by what the session knows. What is not allowed any more is ended with a reason.
+//!
+//! Invariant: a change that comes while a session decides something by the old rules is looked at once
+//! that is done, so no subscription escapes it.
+
+use super::{Session, State};
+use crate::access::{self, Decision, Rule};
+use crate::auth::Reason;
+use crate::channel::ChannelName;
+use crate::hub::TICKS_PER_SECOND;
+use crate::metrics;
+use crate::protocol::codes::{Close, CloseCode, ErrorCode};
+use crate::protocol::plain::{self, ChannelRef};
+
+/// How often the application is asked about a channel that its new rule leaves to it, and the seconds
+/// between two attempts, so that a deploy of both does not cost the subscriptions.
+const ATTEMPTS: u8 = 4;
+const ASK_AGAIN: std::ops::RangeInclusive<u32> = 5..=10;
+
+/// What the rules were before they changed last.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// How often they have changed.
+    pub number: u32,
+    pub before: Vec<Rule>,
+}
+
+/// Channels that the application has to be asked about.
+pub(super) struct Questions {
+    channels: Vec<ChannelName>,
+    attempts: u8,
+    /// On the hub's clock.
+    due: u32,
+}
+
+impl Session {
+    /// Looks at the rules if they have changed since this session looked at them.
+    ///
+    /// # Errors
+    /// Why the connection has to be closed.
+    pub(super) fn judge(&mut self) -> Result<(), Close> {
+        let change = self.context.change.load_full();
+        if change.number == self.judged || self.state != State::Open {
+            return Ok(());
+        }
+        let one_change = change.number == self.judged.wrapping_add(1);
+        self.judged = change.number;
+        let policy = self.context.policy.load_full();
+        self.may_stay(policy.anonymous)?;
+
+        let mut questions = Vec::new();
+        for channel in self.context.gateway.hub().channels_of(&self.connection) {
+            let (now, before) =
+                (access::rule(&channel, &policy.rules), access::rule(&channel, &change.before));
+            if one_change && now == before {
+                continue;
+            }
+            match access::decide(self.identity.as_deref(), &channel, &policy.rules) {
+                // A subscription token that is not needed any more takes nothing away when it ends.
+                Ok(Decision::Allowed) => self.grants.retain(|(c, _)| *c != channel),
+                Ok(Decision::Token) if self.grants.iter().any(|(c, _)| *c == channel) => {}
+                Ok(Decision::Token) => {
+                    let why = "missing: this channel needs a subscription token now";
+                    self.end_subscription(channel, ErrorCode::TokenRefused, why);
+                }
+                Ok(Decision::Callback(_)) => questions.push(channel),
+                Err(why) => self.end_subscription(channel, ErrorCode::Forbidden, why.reason()),
+            }
+        }
+
+        if !questions.is_empty() {
+            let due = self.now();
+            self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));
+        }
+        self.has_something()
+    }
+
+    /// # Errors
+    /// When connections without a token are not let in any more, and this is one.
+    pub(super) fn may_stay(&self, anonymous: bool) -> Result<(), Close> {
+        if self.identity.is_some() || anonymous {
+            return Ok(());
+        }
+        metrics::auth_failure(Reason::Missing);
+        Err(Close::new(CloseCode::TokenRefused, Reason::Missing.slug()))
+    }
+
+    /// A stream cannot subscribe to anything else: without a channel it is over.
+    fn has_something(&self) -> Result<(), Close> {
+        let channels = || self.context.gateway.hub().channels_of(&self.connection);
+        if self.stream.is_some() && channels().is_empty() {
+            return Err(Close::new(CloseCode::Forbidden, "no channel of this stream is allowed"));
+        }
+        Ok(())
+    }
+
+    /// Ends a subscription whose permission has ended, and says why.
+    pub(super) fn end_subscription(&mut self, channel: ChannelName, code: ErrorCode, why: &str) {
+        if self.give_up(&channel) {
+            metrics::subscription_ended(code);
+            self.connection.say(&plain::ended(&ChannelRef::from_name(channel), code, why));
+        }
+    }
+
+    /// Is the application to be asked now?
+    #[must_use]
+    pub fn has_questions(&self) -> bool {
+        self.questions.as_ref().is_some_and(|questions| self.now() >= questions.due)
+    }
+
+    /// Asks the application about channels that were subscribed under another rule. A clear no ends
+    /// one; so does having no answer after several attempts.
+    ///
+    /// # Errors
+    /// Why the connection has to be closed.
+    pub async fn ask_questions(&mut self) -> Result<(), Close> {
+        let Some(questions) = self.questions.take() else { return Ok(()) };
+        let Questions { channels, attempts, .. } = *questions;
+        let mut unanswered = Vec::new();
+        for (channel, answer) in self.ask_about(channels).await {
+            match answer {
+                Ok(()) => {}
+                Err(ErrorCode::CallbackFailed) if attempts + 1 < ATTEMPTS => {
+                    unanswered.push(channel);
+                }
+                Err(code @ ErrorCode::CallbackFailed) => {
+                    let why = "the application could not be asked whether this is still allowed";
+                    self.end_subscription(channel, code, why);
+                }
+                Err(code) => {
+                    let why = "the application does not allow this channel any more";
+                    self.end_subscription(channel, code, why);
+                }
+            }
+        }
+
+        if !unanswered.is_empty() {
+            let due = self.now() + fastrand::u32(ASK_AGAIN) * TICKS_PER_SECOND;
+            let attempts = attempts + 1;
+            self.questions = Some(Box::new(Questions { channels: unanswered, attempts, due }));
+            self.timers.wake_at(due);
+            self.schedule();
+        }
+        self.has_something()
+    }
+
+    /// When the application is to be asked again.
+    pub(super) fn questions_due(&self) -> Option<u32> {
+        self.questions.as_ref().map(|questions| questions.due)
+    }
+}
