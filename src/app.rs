@@ -256,6 +256,7 @@ fn gateway(
     let gateway = Arc::new(gateway.confirm_within(config.redis.command_timeout.0));
     lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
     lifecycle::spawn("housekeeping", Arc::clone(&gateway).housekeeping());
+    lifecycle::spawn("revocations", Arc::clone(&gateway).recall_revocations());
     Ok(gateway)
 }
 

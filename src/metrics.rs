@@ -61,6 +61,10 @@ table! {
     Counter CALLBACKS "callbacks_total";
     /// Tokens and users that are revoked now.
     Gauge REVOCATIONS "revocations";
+    /// 1 while what is revoked could be read at the last look into Redis, 0 while it could not.
+    Gauge REVOCATIONS_READABLE "revocations_readable";
+    /// Stored revocations that this version cannot use.
+    Gauge REVOCATIONS_UNUSABLE "revocations_unusable";
     /// Subscriptions of this replica's sockets.
     Gauge SUBSCRIPTIONS "subscriptions";
     /// Subscriptions that the gateway ended because their permission had, by reason.
@@ -299,6 +303,14 @@ pub fn subscription_ended(code: ErrorCode) {
 
 pub fn revocations(n: usize) {
     metrics::gauge!(REVOCATIONS).set(n as f64);
+}
+
+pub fn revocations_readable(readable: bool) {
+    metrics::gauge!(REVOCATIONS_READABLE).set(f64::from(u8::from(readable)));
+}
+
+pub fn revocations_unusable(n: usize) {
+    metrics::gauge!(REVOCATIONS_UNUSABLE).set(n as f64);
 }
 
 pub fn rejected(what: Rejected) {

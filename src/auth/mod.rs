@@ -48,6 +48,7 @@ pub enum Reason {
     CritUnsupported,
     KidUnknown,
     KeysUnavailable,
+    RevocationsUnavailable,
     ConfigError,
     BadSignature,
     Expired,
@@ -61,7 +62,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Missing,
         Self::Oversize,
         Self::Malformed,
@@ -71,6 +72,7 @@ impl Reason {
         Self::CritUnsupported,
         Self::KidUnknown,
         Self::KeysUnavailable,
+        Self::RevocationsUnavailable,
         Self::ConfigError,
         Self::BadSignature,
         Self::Expired,
@@ -104,6 +106,10 @@ impl Reason {
             Self::KeysUnavailable => {
                 ("keys_unavailable", "Our keys could not be fetched; not the token's fault.")
             }
+            Self::RevocationsUnavailable => (
+                "revocations_unavailable",
+                "What was revoked could not be read yet; not the token's fault.",
+            ),
             Self::ConfigError => ("config_error", "Our key cannot be used; not the token's fault."),
             Self::BadSignature => (
                 "bad_signature",
@@ -139,7 +145,7 @@ impl Reason {
     /// The fault is the gateway's, not the token's: the client may come back with the same token.
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::KeysUnavailable | Self::ConfigError)
+        matches!(self, Self::KeysUnavailable | Self::RevocationsUnavailable | Self::ConfigError)
     }
 }
 
@@ -300,6 +306,10 @@ impl Verifier {
     }
 
     fn unrevoked(&self, identity: Identity, now: u64) -> Result<Identity, Reason> {
+        // Any token might be among what is not known yet.
+        if !self.revocations.are_known() {
+            return Err(Reason::RevocationsUnavailable);
+        }
         if self.revocations.covers(&identity, now) {
             return Err(Reason::Revoked);
         }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 
 use crate::access::Identity;
 use crate::logging;
@@ -63,13 +64,44 @@ struct Tables {
 }
 
 /// What is revoked now.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Revocations {
     tables: RwLock<Tables>,
     any: AtomicBool,
+    /// All that was revoked before is here. Until then nobody can say of a token that it is not.
+    known: watch::Sender<bool>,
+}
+
+impl Default for Revocations {
+    fn default() -> Self {
+        let known = watch::Sender::new(true);
+        Self { tables: RwLock::default(), any: AtomicBool::new(false), known }
+    }
 }
 
 impl Revocations {
+    /// Of a process that has to read what others revoked before it.
+    #[must_use]
+    pub fn unread() -> Self {
+        Self { known: watch::Sender::new(false), ..Self::default() }
+    }
+
+    #[must_use]
+    pub fn are_known(&self) -> bool {
+        *self.known.borrow()
+    }
+
+    /// All of them have been read.
+    pub fn read(&self) {
+        self.known.send_if_modified(|known| !std::mem::replace(known, true));
+    }
+
+    /// Waits until they are known.
+    pub async fn known(&self) {
+        // An error means that the sender is gone; we hold it.
+        let _ = self.known.subscribe().wait_for(|known| *known).await;
+    }
+
     /// Adds an entry; the stricter of two for the same thing counts. False when there is no room.
     pub fn add(&self, revocation: &Revocation) -> bool {
         let mut tables = self.tables.write();

@@ -168,6 +168,10 @@ impl Store for MemoryBroker {
         Box::pin(std::future::ready(Ok(())))
     }
 
+    fn outlives(&self) -> bool {
+        false
+    }
+
     fn recall(&self, _: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
         Box::pin(std::future::ready(Ok(None)))
     }

@@ -79,6 +79,9 @@ pub trait Store: Send + Sync + 'static {
     /// Keeps entries, each until its Unix second.
     fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_>;
 
+    /// Entries outlive the process, so that it has to read what there was before it.
+    fn outlives(&self) -> bool;
+
     /// The entries whose time is not over at `now`; `None` where nothing outlives the process.
     fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>>;
 

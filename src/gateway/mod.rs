@@ -13,7 +13,7 @@ mod resume;
 mod revoke;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,18 +32,18 @@ use interest::Interest;
 pub use interest::Waiting;
 use pump::Read;
 pub use resume::Resumed;
-pub use revoke::RevokeError;
+use revoke::Recall;
+pub use revoke::{RevocationsHealth, RevokeError};
 
 pub struct Gateway {
     hub: Arc<Hub>,
     broker: Arc<dyn Broker>,
     store: Arc<dyn Store>,
     revocations: Arc<Revocations>,
+    recall: Recall,
     interest: Interest,
     nodes: Nodes,
     max_publication: AtomicUsize,
-    /// Control messages may have been missed.
-    recall_due: AtomicBool,
     /// How much of a history is read at most.
     history_bounds: Mutex<Bounds>,
     /// Readings of histories at once, in the order of asking.
@@ -90,16 +90,18 @@ impl Gateway {
     ) -> Self {
         let store: Arc<dyn Store> = Arc::<B>::clone(&broker);
         let broker: Arc<dyn Broker> = broker;
+        let revocations =
+            if store.outlives() { Revocations::unread() } else { Revocations::default() };
         let (read, reads) = mpsc::channel(READINGS);
         Self {
             hub,
             store,
-            revocations: Arc::default(),
+            revocations: Arc::new(revocations),
+            recall: Recall::default(),
             interest: Interest::new(Arc::clone(&broker), linger),
             broker,
             nodes: Nodes::new(node),
             max_publication: AtomicUsize::new(usize::MAX),
-            recall_due: AtomicBool::new(false),
             history_bounds: Mutex::new(Bounds { messages: 1000, bytes: 512 << 10 }),
             readings: Semaphore::new(READINGS),
             read,
@@ -258,7 +260,6 @@ impl Gateway {
     /// this node to the others.
     pub async fn housekeeping(self: Arc<Self>) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        let mut recalled_at = None;
         for second in 0u64.. {
             seconds.tick().await;
             self.interest.sweep();
@@ -269,7 +270,6 @@ impl Gateway {
                 self.interest.shrink();
                 self.hub.shrink();
             }
-            self.recall(&mut recalled_at, second).await;
             if second % control::ANNOUNCE_EVERY == 0 {
                 let counts = self.hub.counts();
                 // Without the broker there is nobody to tell.

@@ -82,7 +82,7 @@ impl Gateway {
                     }
                     // A revocation may have been missed: the store has it.
                     Event::Interrupted(channel, ..) if channel.is_control() => {
-                        self.recall_due.store(true, Ordering::Release);
+                        self.recall.now();
                     }
                     Event::Interrupted(channel, reason, position) => {
                         self.lost(&channel, reason, &mut steps, |flow, steps| {

@@ -1,9 +1,15 @@
 //! Revocation across replicas: at once through a control message, and again from the store after a
 //! restart, a reconnect, and now and then, because a control message can be missed.
+//!
+//! Invariants: until the store has been read whole once, no token is accepted; an entry that cannot be
+//! used harms itself only.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::{Control, ControlError, Gateway};
 use crate::auth::{Revocation, Revocations};
@@ -16,10 +22,17 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::strict;
 
-/// Seconds between two looks into the store while all is well.
-const RECALL_EVERY: u64 = 30;
+/// Between two looks into the store while all is well, after one that failed, and before the first
+/// that did not: a replica that starts is of no use until then.
+const RECALL_EVERY: Duration = Duration::from_secs(30);
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+const FIRST_TRIES: Duration = Duration::from_millis(50);
 /// Most entries that one look puts back.
 const RESTORED: usize = 10_000;
+/// Sockets that are compared with new revocations before others have a turn.
+const COMPARED: usize = 512;
+/// Longest stored entry that is taken.
+const MAX_ENTRY: usize = 4096;
 
 /// Why a revocation may not hold everywhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -31,6 +44,52 @@ pub enum RevokeError {
     /// Stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
     Control(#[from] ControlError),
+}
+
+/// How reading the store goes.
+#[derive(Default)]
+pub(super) struct Recall {
+    state: Mutex<Reading>,
+    /// Control messages may have been missed.
+    due: Notify,
+}
+
+#[derive(Default)]
+struct Reading {
+    /// Of the last success, in Unix seconds.
+    read_at: Option<u64>,
+    /// Since it could not be read.
+    error: Option<BrokerError>,
+    /// Entries that could not be used, of the last reading.
+    unusable: usize,
+}
+
+impl Recall {
+    /// The store is to be read at once.
+    pub(super) fn now(&self) {
+        self.due.notify_one();
+    }
+}
+
+/// Whether what is revoked is known, for the readiness body.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RevocationsHealth {
+    /// It was read whole at least once.
+    pub known: bool,
+    pub count: usize,
+    pub unusable: usize,
+    /// Unix seconds.
+    pub read_at: Option<u64>,
+    /// Why the last reading failed.
+    pub error: Option<String>,
+}
+
+impl RevocationsHealth {
+    /// Every revocation that is stored counts here.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.known && self.error.is_none()
+    }
 }
 
 impl Gateway {
@@ -75,55 +134,137 @@ impl Gateway {
         }
     }
 
-    /// Reads the store again when that is due. `recalled_at` is the second of the last success.
-    pub(super) async fn recall(&self, recalled_at: &mut Option<u64>, second: u64) {
-        if !self.broker.is_up(&ChannelName::control()) {
-            *recalled_at = None;
-            return;
+    #[must_use]
+    pub fn revocations_health(&self) -> RevocationsHealth {
+        let state = self.recall.state.lock();
+        RevocationsHealth {
+            known: self.revocations.are_known(),
+            count: self.revocations.len(),
+            unusable: state.unusable,
+            read_at: state.read_at,
+            error: state.error.map(|e| e.to_string()),
         }
-        let due = self.recall_due.swap(false, Ordering::AcqRel);
-        if !due && recalled_at.is_some_and(|at| second < at + RECALL_EVERY) {
-            return;
+    }
+
+    /// Reads the store, at first and again when that is due, for ever. Nothing is read before control
+    /// messages arrive: what is revoked in between comes by one of the two ways.
+    pub async fn recall_revocations(self: Arc<Self>) {
+        metrics::revocations_readable(self.revocations.are_known());
+        loop {
+            let wait = if self.broker.is_up(&ChannelName::control()) {
+                match self.recall().await {
+                    Ok(()) => RECALL_EVERY,
+                    Err(_) if self.revocations.are_known() => TRY_AGAIN,
+                    Err(_) => FIRST_TRIES * 5,
+                }
+            } else {
+                FIRST_TRIES
+            };
+            // Either is a reason to read; the loop reads once for both.
+            let _ = tokio::time::timeout(wait, self.recall.due.notified()).await;
         }
-        let now = unix_now();
+    }
+
+    async fn recall(&self) -> Result<(), BrokerError> {
+        let (now, began) = (unix_now(), Instant::now());
         self.revocations.sweep(now);
-        match self.store.recall(now).await {
-            Ok(Some(entries)) => {
-                let stored = self.take_stored(&entries);
-                self.restore(&stored).await;
+        let found = match self.store.recall(now).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.not_read(error);
+                return Err(error);
             }
-            Ok(None) => {}
-            Err(e) => {
-                *recalled_at = None;
-                return logging::repeated(("revocations", "read"), "", move |repeated| {
-                    tracing::warn!(error = %e, repeated, "revocations cannot be read from the store");
-                });
-            }
+        };
+        if let Some(entries) = found {
+            let stored = self.take_stored(&entries).await;
+            self.restore(&stored).await;
         }
-        metrics::revocations(self.revocations.len());
-        *recalled_at = Some(second);
+
+        let first = !self.revocations.are_known();
+        self.revocations.read();
+        let failed = {
+            let mut state = self.recall.state.lock();
+            state.read_at = Some(now);
+            state.error.take().is_some()
+        };
+        let count = self.revocations.len();
+        metrics::revocations(count);
+        metrics::revocations_readable(true);
+        if failed || (first && count > 0) {
+            let took = began.elapsed();
+            tracing::info!(revocations = count, ?took, "revocations were read from the store");
+        }
+        Ok(())
+    }
+
+    /// Said once for each error, not with every attempt.
+    fn not_read(&self, error: BrokerError) {
+        metrics::revocations_readable(false);
+        let before = self.recall.state.lock().error.replace(error);
+        if before != Some(error) {
+            let until_then = if self.revocations.are_known() {
+                "what is known of them still counts; one that was missed does not"
+            } else {
+                "not ready, and no token is accepted before they are"
+            };
+            tracing::error!(
+                error = %error,
+                "revocations cannot be read from the store: {until_then}"
+            );
+        }
     }
 
     /// Takes in what the store has, and gives it back as a table.
-    fn take_stored(&self, entries: &[Bytes]) -> Revocations {
+    async fn take_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
+        let (mut news, mut unusable) = (false, 0);
         for entry in entries {
-            let Ok(revocation) = strict::from_slice::<Revocation>(entry) else {
-                logging::repeated(("revocations", "unknown"), "", |repeated| {
-                    tracing::warn!(repeated, "a stored revocation that this version does not know");
-                });
+            let parsed = (entry.len() <= MAX_ENTRY)
+                .then(|| strict::from_slice::<Revocation>(entry).ok())
+                .flatten();
+            let Some(revocation) = parsed else {
+                unusable += 1;
                 continue;
             };
             stored.add(&revocation);
             if !self.revocations.has(&revocation) {
-                self.take_revocation(&revocation);
+                news |= self.revocations.add(&revocation);
             }
+        }
+        let before = std::mem::replace(&mut self.recall.state.lock().unusable, unusable);
+        metrics::revocations_unusable(unusable);
+        if unusable > 0 && unusable != before {
+            tracing::error!(
+                entries = unusable,
+                "stored revocations that this version cannot use: the others count"
+            );
+        }
+        if news {
+            self.close_revoked().await;
         }
         stored
     }
 
+    /// Compares every socket with all that is revoked, once, however much of it is new.
+    async fn close_revoked(&self) {
+        let now = unix_now();
+        for some in self.hub.ids().chunks(COMPARED) {
+            for connection in some.iter().filter_map(|id| self.hub.get(*id)) {
+                // Without one it has no token yet, or needs none.
+                let Some(user) = connection.user() else { continue };
+                if self.revocations.covers_token(&user, &connection.token(), now) {
+                    connection.close(Close::new(CloseCode::Disconnected, "revoked"));
+                } else {
+                    // It may hold a subscription token that is revoked.
+                    connection.look();
+                }
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Puts back what a store has lost: a Redis that began anew, or a write that a failover took with it.
-    /// In one command, and what is too much for that at the next look: other housekeeping waits.
+    /// In one command, and what is too much for that at the next look.
     async fn restore(&self, stored: &Revocations) {
         let lost = self.revocations.beyond(stored, RESTORED);
         if lost.is_empty() {

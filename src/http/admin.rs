@@ -37,7 +37,8 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     json_response(status, &json!({ "alive": alive, "secondsBehind": seconds }))
 }
 
-/// Not ready before the first round trip to the broker, and while draining. A later outage of the
+/// Not ready before the first round trip to the broker, before what was revoked has been read, and
+/// while draining. A later outage of the
 /// broker keeps it ready, or every replica would leave the load balancer at once; it shows in the
 /// checks here, in the metrics and in the alerts.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
@@ -47,7 +48,8 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     let has_keys = app.context.jwks.is_started();
     let problem = app.lifecycle.reload_problem();
     let draining = app.lifecycle.phase() > Phase::Running;
-    let ready = started && has_keys && !draining;
+    let revocations = app.context.gateway.revocations_health();
+    let ready = started && has_keys && revocations.known && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "ready": ready,
@@ -55,6 +57,13 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
             "broker_started": { "ok": started },
             "broker_subscriber": { "ok": health.subscriber, "kind": health.kind },
             "broker_publisher": { "ok": health.publisher, "kind": health.kind },
+            "revocations": {
+                "ok": revocations.is_good(),
+                "count": revocations.count,
+                "unusable": revocations.unusable,
+                "readAt": revocations.read_at,
+                "error": revocations.error,
+            },
             "draining": { "ok": !draining },
             "keys": { "ok": keys.iter().all(|k| k.usable), "sets": keys.iter().map(|k| json!({
                 "url": k.url,
@@ -65,7 +74,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
             })).collect::<Vec<_>>() },
             "configuration": { "ok": problem.is_none(), "error": problem },
         },
-        "degraded": ready && !(health.subscriber && health.publisher),
+        "degraded": ready && !(health.subscriber && health.publisher && revocations.is_good()),
         "lastError": health.last_error,
     });
     json_response(status, &body)

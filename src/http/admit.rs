@@ -51,7 +51,7 @@ pub(super) async fn admit(
         None => return Ok((Admission::AwaitToken, place)),
         Some(Credential::Token(by, token)) => app.context.check_token(&token, carried(by)).await,
         Some(Credential::Session(name, token)) => {
-            app.context.check_session(name, &token, carried("session_cookie"))
+            app.context.check_session(name, &token, carried("session_cookie")).await
         }
     };
     match checked {

@@ -49,14 +49,15 @@ impl Context {
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
-    pub fn check_session(
+    pub async fn check_session(
         &self,
         name: &str,
         token: &str,
         carried: Carried,
     ) -> Result<Identity, Reason> {
-        let verifier = &self.policy.load().verifier;
-        let found = verifier.verify_session(name, token, unix_now());
+        self.revocations_known().await;
+        let policy = self.policy.load_full();
+        let found = policy.verifier.verify_session(name, token, unix_now());
         found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
 
@@ -80,6 +81,7 @@ impl Context {
         carried: Carried,
         check: impl Fn(&Verifier) -> Result<T, Reason>,
     ) -> Result<T, Reason> {
+        self.revocations_known().await;
         let policy = self.policy.load_full();
         let mut found = check(&policy.verifier);
         // A key may have been added since the set was fetched.
@@ -94,6 +96,17 @@ impl Context {
             }
         }
         found.inspect_err(|reason| self.refused(*reason, token, carried))
+    }
+
+    /// A replica that has just started reads what was revoked before any token is accepted. Who comes
+    /// in that time waits, for as long as a client may take for its token; after that the token is
+    /// refused for our fault.
+    async fn revocations_known(&self) {
+        let revocations = self.gateway.revocations();
+        if !revocations.are_known() {
+            let within = self.policy.load().auth_deadline;
+            let _ = tokio::time::timeout(within, revocations.known()).await;
+        }
     }
 
     fn refused(&self, reason: Reason, token: &str, carried: Carried) {

@@ -3,8 +3,10 @@
 use serde_json::{Value, json};
 
 use super::client::{Client, now, sign, token};
+use super::eventually;
 use super::gateway::{Gateway, SECRET};
 use super::redis::Redis;
+use super::sse::Stream;
 
 fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
     sign(&json!({"sub": user, "jti": jti, "iat": issued_at, "exp": now() + 600}), SECRET)
@@ -14,7 +16,7 @@ fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
 async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
     let redis = Redis::start();
     let (here, there) = (Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await);
-    super::eventually("both replicas", || async {
+    eventually("both replicas", || async {
         let nodes = here.api("info", &json!({})).await;
         (nodes["result"]["nodes"].as_array().unwrap().len() == 2).then_some(())
     })
@@ -121,7 +123,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
         let kept: u64 = redis::cmd("ZCARD").arg("tollgate:revoked").query(&mut connection).ok()?;
         (kept == 2).then_some(())
     };
-    super::eventually("they are back", kept).await;
+    eventually("they are back", kept).await;
     drop(gateway);
     let again = Gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 2.0).await;
@@ -151,4 +153,117 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
         .exec(&mut redis.connection())
         .unwrap();
     assert_eq!(client.closed().await.0, 4409);
+}
+
+/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked; and if
+/// it could not read that, for ever.
+#[tokio::test]
+async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
+    let redis = Redis::start();
+    let spoil = || {
+        redis::cmd("SET").arg("tollgate:revoked").arg("x").exec(&mut redis.connection()).unwrap();
+    };
+    let mend = || redis::cmd("DEL").arg("tollgate:revoked").exec(&mut redis.connection()).unwrap();
+    spoil();
+    let config = format!("{}[auth]\ndeadline = \"1s\"\n", redis.config());
+    let mut gateway = Gateway::with(&config).await;
+    gateway.logged("revocations cannot be read from the store: not ready").await;
+    let health = async |gateway: &Gateway| {
+        let (status, body) = gateway.get_admin("/readyz").await;
+        let body: Value = serde_json::from_str(&body).unwrap();
+        let check = &body["checks"]["revocations"];
+        (status, body["degraded"] == true, check["ok"] == true, check["error"].is_string())
+    };
+    assert_eq!(health(&gateway).await, (503, false, false, true));
+    let (first, second) = (with_jti("u1", "t1", now()), with_jti("u1", "t2", now()));
+    let ours = (1013, "revocations_unavailable".to_owned());
+    assert_eq!(Client::refused(&gateway, &first).await, ours);
+    assert_eq!(gateway.metric("revocations_readable").await, 0.0);
+    let stream = format!("channels=user:u1&token={first}");
+    assert_eq!(Stream::open(&gateway, &stream, &[]).await.err().map(|e| e.0), Some(503));
+
+    mend();
+    gateway.ready().await;
+    let mut revoked = Client::connect_with(&gateway, "/ws", &first).await;
+    gateway.metric_reaches("revocations_readable", 1.0).await;
+    assert_eq!(health(&gateway).await, (200, false, true, false));
+    let answer = gateway.api("revoke_token", &json!({"jti": "t1"})).await;
+    assert_eq!(answer, json!({"result": {}}));
+    assert_eq!(revoked.closed().await.0, 4409);
+
+    // Later it is degraded and goes on with what it knows.
+    spoil();
+    let cut = || {
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
+    };
+    cut();
+    gateway.logged("what is known of them still counts").await;
+    assert_eq!(gateway.metric("revocations_readable").await, 0.0);
+    eventually("degraded for that alone", || async {
+        (health(&gateway).await == (200, true, false, true)).then_some(())
+    })
+    .await;
+    assert_eq!(Client::refused(&gateway, &first).await, (4401, "revoked".to_owned()));
+    drop(Client::connect_with(&gateway, "/ws", &second).await);
+    mend();
+    eventually("it is over", || async {
+        (health(&gateway).await == (200, false, true, false)).then_some(())
+    })
+    .await;
+    gateway.logged("revocations were read from the store").await;
+}
+
+/// However many there are, and whatever else stands among them.
+#[tokio::test]
+async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
+    const MANY: usize = 20_000;
+    let redis = Redis::start();
+    let mut connection = redis.connection();
+    for chunk in (0..MANY).collect::<Vec<_>>().chunks(1000) {
+        let mut add = redis::cmd("ZADD");
+        add.arg("tollgate:revoked");
+        for n in chunk {
+            // Many end in the same second: more than one answer holds.
+            let until = now() + 600 + (*n as u64) / 7000;
+            let entry = json!({"kind": "token", "jti": format!("t{n}"), "until": until});
+            add.arg(until).arg(entry.to_string());
+        }
+        add.exec(&mut connection).unwrap();
+    }
+    let bad = [
+        "",
+        "garbage",
+        "{}",
+        "[]",
+        r#"{"kind":"other","until":9}"#,
+        "\u{1}\u{0}",
+        &"x".repeat(9000),
+    ];
+    for entry in bad {
+        let score = format!("{}.5", now() + 700);
+        redis::cmd("ZADD")
+            .arg("tollgate:revoked")
+            .arg(score)
+            .arg(entry)
+            .exec(&mut connection)
+            .unwrap();
+    }
+    let config = redis.config();
+    for _ in 0..3 {
+        // At once, before it is ready.
+        let gateway = Gateway::with(&config).await;
+        let tokens = (0..MANY).step_by(MANY / 16).map(|n| with_jti("u1", &format!("t{n}"), now()));
+        let tokens: Vec<_> = tokens.collect();
+        let refused = tokens.iter().map(|token| Client::refused(&gateway, token));
+        for refused in futures_util::future::join_all(refused).await {
+            assert_eq!(refused, (4401, "revoked".to_owned()));
+        }
+        gateway.ready().await;
+        assert_eq!(gateway.metric("revocations ").await, MANY as f64);
+        assert_eq!(gateway.metric("revocations_unusable").await, bad.len() as f64);
+        let said = gateway.log().matches("stored revocations that this version cannot use").count();
+        assert_eq!(said, 1, "once");
+        drop(Client::connect_with(&gateway, "/ws", &with_jti("u1", "other", now())).await);
+    }
 }

@@ -139,6 +139,10 @@ impl Store for Flaky {
     fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
         self.inner.remember(entries)
     }
+    fn outlives(&self) -> bool {
+        false
+    }
+
     fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
         self.inner.recall(now)
     }

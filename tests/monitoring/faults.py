@@ -136,6 +136,7 @@ class Faults:
         parted = Way(c.loop, self.stack.redis.port)
         self.stack.gateway("deaf-0", "deaf", redis=parted.port)
         parted.ports.append(other.port)
+        self.redis.set("tollgate:revoked", "no set")  # TollgateRevocationsUnreadable
         self.redis.client_kill_filter(_type="pubsub")
 
     def outage(self):

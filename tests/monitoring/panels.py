@@ -102,6 +102,11 @@ ROWS: dict[str, list[Panel]] = {
               kind="states", height=6, runbooks=["TollgateKeyDrift"]),
         Panel("Keys that count now", [("count by (fingerprint, alg, kid) (tollgate_key_info{~} == 1)", "")],
               kind="table", height=6, says="And how many replicas have each."),
+        Panel("Revocations", [
+            ("max(tollgate_revocations{~})", "revoked"),
+            ("count(tollgate_revocations_readable{~} == 0)", "replicas that cannot read them"),
+            ("max(tollgate_revocations_unusable{~})", "entries that cannot be used")],
+              height=6, runbooks=["TollgateRevocationsUnreadable"]),
         Panel("Key sets and callbacks", [
             (rate("tollgate_jwks_fetches_total", "result"), "key set {{result}}"),
             (rate("tollgate_callbacks_total", "result"), "callback {{result}}")],

@@ -52,6 +52,7 @@ pub(super) fn find(
         | Reason::CritUnsupported
         | Reason::KidUnknown
         | Reason::KeysUnavailable
+        | Reason::RevocationsUnavailable
         | Reason::ConfigError
         | Reason::BadSignature
         | Reason::Revoked => None,

@@ -184,7 +184,10 @@ fn find(
             found.or_else(|| key_unknown(&subject, reason, &header))
         }
         Reason::KeysUnavailable => fixed(Cause::JwksStale, Side::Gateway),
-        Reason::Oversize | Reason::ConfigError | Reason::Revoked => None,
+        Reason::Oversize
+        | Reason::ConfigError
+        | Reason::Revoked
+        | Reason::RevocationsUnavailable => None,
         Reason::Expired
         | Reason::NotYetValid
         | Reason::ExpMissing

@@ -21,7 +21,7 @@ const CHECKS: [(&str, &[Reason]); 13] = [
     ("nbf", &[Reason::NotYetValid]),
     ("iss and aud", &[Reason::IssuerMismatch, Reason::AudienceMismatch]),
     ("user", &[Reason::UserMissing, Reason::ClaimInvalid]),
-    ("not revoked", &[Reason::Revoked]),
+    ("not revoked", &[Reason::Revoked, Reason::RevocationsUnavailable]),
 ];
 
 impl Report {
