@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit rollout deny chart packaging ingress image image-tools
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
@@ -126,6 +126,19 @@ audit: deps ## Faults under load: is anything lost in silence, doubled, out of o
 rollout: deps ## Both replicas behind nginx replaced under 2,000 clients: is anybody away for long? (drawn in target/rollout)
 	mkdir -p target/rollout
 	cargo test --quiet --test audit -- --rollout --drawings target/rollout $(ROLLOUT_ARGS)
+
+# The earlier version, whose replicas run beside today's; built once.
+OLD_COMMIT := aaf0bece9f5ec4c4fb0cd60da3a35cce89ec95b4
+OLD_BIN := target/mixed/tollgate-$(OLD_COMMIT)
+$(OLD_BIN):
+	rm -rf target/mixed/source && mkdir -p target/mixed/source
+	git archive $(OLD_COMMIT) | tar -x -C target/mixed/source
+	cd target/mixed/source && cargo build --bin tollgate --target-dir ../build
+	install -m 755 target/mixed/build/debug/tollgate $@
+	rm -rf target/mixed/source target/mixed/build
+
+mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled forward and back under load
+	TOLLGATE_OLD_BIN=$(CURDIR)/$(OLD_BIN) cargo test --quiet --test audit -- --mixed
 
 # Pinned, and installed once.
 $(MONITORING_VENV)/installed: tests/monitoring/requirements.txt | monitoring-deps

@@ -1,12 +1,13 @@
 //! A gateway process under audit, its log with times, and the tokens that its clients bring.
 
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
@@ -60,9 +61,19 @@ pub struct Gateway {
 impl Gateway {
     /// Starts one on a Redis URL and waits until it is ready. `environment`: for its process.
     pub async fn start(url: &str, environment: &[(String, String)]) -> Self {
+        let program = Path::new(env!("CARGO_BIN_EXE_tollgate"));
+        Self::start_program(program, url, environment).await
+    }
+
+    /// The same with the program of another version.
+    pub async fn start_program(
+        program: &Path,
+        url: &str,
+        environment: &[(String, String)],
+    ) -> Self {
         let mut config = tempfile::NamedTempFile::new().unwrap();
         writeln!(config, "{CONFIG}url = \"{url}\"").unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_tollgate"))
+        let mut child = Command::new(program)
             .args(["serve", "--config"])
             .arg(config.path())
             .envs(environment.iter().cloned())
@@ -176,8 +187,14 @@ pub async fn connections(admin: &str) -> f64 {
 
 /// A good token, for two days: a round may move the clock.
 pub fn token(user: &str) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    sign(&json!({"sub": user, "exp": now() + 2 * 86_400}))
+}
+
+pub fn sign(claims: &Value) -> String {
     let key = jsonwebtoken::EncodingKey::from_secret(SECRET.as_bytes());
-    let claims = json!({"sub": user, "exp": now + 2 * 86_400});
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), &claims, &key).unwrap()
+    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
+}
+
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }

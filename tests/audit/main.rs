@@ -14,7 +14,9 @@ mod client;
 mod drawing;
 mod faults;
 mod gateway;
+mod mixed;
 mod nginx;
+mod probe;
 mod proxy;
 mod publisher;
 mod record;
@@ -62,6 +64,9 @@ struct Options {
     /// Instead of the faults: both replicas behind nginx are replaced
     #[arg(long, conflicts_with_all = ["only", "short", "blind", "dump"])]
     rollout: bool,
+    /// Instead of the faults: an earlier version (its program in TOLLGATE_OLD_BIN) beside today's
+    #[arg(long, conflicts_with_all = ["only", "short", "blind", "dump", "rollout"])]
+    mixed: bool,
     /// How many clients a rollout has
     #[arg(long, default_value_t = 2000, requires = "rollout")]
     clients: usize,
@@ -112,7 +117,8 @@ fn main() -> ExitCode {
         let mut terminated =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).unwrap();
         tokio::select! {
-            failed = audit(&options), if !options.rollout => failed,
+            failed = audit(&options), if !options.rollout && !options.mixed => failed,
+            failed = mixed::run(), if options.mixed => failed,
             failed = rollout::run(options.clients, options.drawings.as_deref()),
                 if options.rollout => failed,
             _ = tokio::signal::ctrl_c() => true,

@@ -41,7 +41,7 @@ impl Backend {
         }
     }
 
-    fn url(&self) -> String {
+    pub fn url(&self) -> String {
         match self {
             Self::Alone(server) => format!("redis://{}", server.address()),
             Self::Proxied(_, proxy) => format!("redis://{}", proxy.address),
@@ -50,7 +50,7 @@ impl Backend {
         }
     }
 
-    fn place(&self) -> Place {
+    pub fn place(&self) -> Place {
         match self {
             Self::Alone(server) | Self::Proxied(server, _) => Place::Fixed(server.address()),
             Self::Watched(watched) => Place::Sentinel(watched.addresses()),

@@ -1,0 +1,419 @@
+//! Replicas of an earlier version and of today side by side on one Redis, rolled forward and back under
+//! load. Nothing is lost in silence, and what one replica is told holds on the other: disconnecting,
+//! revoking, durable publishing.
+//!
+//! Not here: a channel with both kinds. Who resumes there at a replica that has just started is not told of
+//! plain events that were published before, whatever its version: docs/publishing.md says so.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::check::{Case, Verdict, check};
+use super::client::{Client, Phase, Replica};
+use super::faults::Setup;
+use super::gateway::{Gateway, now, sign};
+use super::probe::{API_KEY, Probe, call};
+use super::publisher::{Dial, Publisher};
+use super::record::{
+    ClientLog, Clock, Kind, Manner, Shared, Stream, StreamLog, What, Wire, shared,
+};
+use super::round::{Backend, all_live};
+
+/// The program of the earlier version.
+const OLD_BIN: &str = "TOLLGATE_OLD_BIN";
+
+const CLIENTS: usize = 36;
+const USERS: usize = 3;
+const PAUSE: Duration = Duration::from_millis(30);
+/// How long two replicas run beside each other before and after they are asked things.
+const BESIDE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(15);
+const EVENTS: u64 = 20;
+const SHOWN: usize = 12;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    Old,
+    Today,
+}
+
+/// Which of two places is replaced, and by what: forward, then back.
+const STEPS: [(&str, usize, Version); 4] = [
+    ("forward, one of two", 0, Version::Today),
+    ("forward, both", 1, Version::Today),
+    ("back, one of two", 0, Version::Old),
+    ("back, both", 1, Version::Old),
+];
+
+struct Mixed {
+    old: PathBuf,
+    clock: Clock,
+    backend: Backend,
+    /// The two that run, each with its place among the replicas.
+    running: [(usize, Version, Gateway); 2],
+    replicas: Shared<Vec<Replica>>,
+    clients: Vec<Shared<ClientLog>>,
+    streams: Vec<Shared<StreamLog>>,
+    tasks: JoinSet<()>,
+    publishers: JoinSet<()>,
+    phase: watch::Sender<Phase>,
+    /// Tokens that were taken back.
+    revoked: Vec<String>,
+    asked: usize,
+    wrong: Vec<String>,
+}
+
+/// Runs it; true when something was wrong.
+pub async fn run() -> bool {
+    let Some(old) = std::env::var_os(OLD_BIN).map(PathBuf::from) else {
+        eprintln!("{OLD_BIN} names no program: `make mixed` builds it");
+        return true;
+    };
+    let mut failed = false;
+    for (name, setup) in [("one Redis", Setup::Alone(&[])), ("a cluster", Setup::Cluster)] {
+        eprintln!("{name}:");
+        failed |= one(old.clone(), Backend::start(setup).await).await;
+    }
+    failed
+}
+
+async fn one(old: PathBuf, backend: Backend) -> bool {
+    let mut mixed = Mixed::start(old, backend).await;
+    mixed.connect().await;
+    let (stop, stopped) = watch::channel(false);
+    mixed.publish(&stopped);
+    sleep(BESIDE).await;
+
+    for (name, place, version) in STEPS {
+        let began = Instant::now();
+        let before = mixed.wrong.len();
+        mixed.replace(name, place, version).await;
+        mixed.still_revoked(name, place).await;
+        sleep(BESIDE).await;
+        mixed.ask_each_other(name).await;
+        sleep(BESIDE).await;
+        let found = mixed.wrong.len() - before;
+        eprintln!("{name}: {found} wrong, in {:.1} s", began.elapsed().as_secs_f64());
+    }
+
+    stop.send_replace(true);
+    mixed.phase.send_replace(Phase::Settle);
+    while mixed.publishers.join_next().await.is_some() {}
+    let verdict = mixed.settle().await;
+    mixed.phase.send_replace(Phase::End);
+    mixed.report(&verdict)
+}
+
+async fn launch(program: &Path, backend: &Backend) -> Gateway {
+    let environment = [("TOLLGATE_API__KEYS".to_owned(), json!([API_KEY]).to_string())];
+    Gateway::start_program(program, &backend.url(), &environment).await
+}
+
+impl Mixed {
+    async fn start(old: PathBuf, backend: Backend) -> Self {
+        let (a, b) = (launch(&old, &backend).await, launch(&old, &backend).await);
+        let open = |g: &Gateway| Replica { address: g.public.clone(), open: true };
+        let replicas = shared(vec![open(&a), open(&b)]);
+        Self {
+            old,
+            clock: Clock::start(),
+            backend,
+            running: [(0, Version::Old, a), (1, Version::Old, b)],
+            replicas,
+            clients: Vec::new(),
+            streams: Vec::new(),
+            tasks: JoinSet::new(),
+            publishers: JoinSet::new(),
+            phase: watch::Sender::new(Phase::Load),
+            revoked: Vec::new(),
+            asked: 0,
+            wrong: Vec::new(),
+        }
+    }
+
+    async fn connect(&mut self) {
+        for number in 0..CLIENTS {
+            let wire = [Wire::Envelope, Wire::Sse, Wire::Plain][number % 3];
+            let manner = [Manner::Steady, Manner::Patient, Manner::Wanders][number / 3 % 3];
+            let user = format!("u{}", number % USERS);
+            let names = ["durable:1", "durable:2", "plain:1", "plain:2"];
+            let mut channels = names.map(str::to_owned).to_vec();
+            channels.push(format!("user:{user}"));
+            let log = shared(ClientLog {
+                name: Client::name(wire, manner, number),
+                wire,
+                manner,
+                channels: channels.clone(),
+                lines: Vec::new(),
+            });
+            let client = Client {
+                clock: self.clock,
+                log: Arc::clone(&log),
+                wire,
+                manner,
+                home: number % 2,
+                replicas: Arc::clone(&self.replicas),
+                user,
+                bearer: String::new(),
+                channels,
+                positions: BTreeMap::new(),
+                last_id: None,
+                hint: None,
+                phase: self.phase.subscribe(),
+            };
+            self.tasks.spawn(client.run());
+            self.clients.push(log);
+        }
+        let began = Instant::now();
+        while !self.clients.iter().all(|log| all_live(&log.lock())) {
+            assert!(began.elapsed() < PATIENCE, "the clients do not get their channels");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    fn publish(&mut self, stopped: &watch::Receiver<bool>) {
+        let mut all = vec![
+            ("durable:1".to_owned(), Kind::Durable),
+            ("durable:2".to_owned(), Kind::Durable),
+            ("plain:1".to_owned(), Kind::Plain),
+            ("plain:2".to_owned(), Kind::Plain),
+        ];
+        all.extend((0..USERS).map(|n| (format!("user:u{n}"), Kind::Durable)));
+        let dial = Arc::new(Dial::new(PAUSE));
+        for (index, (channel, kind)) in all.into_iter().enumerate() {
+            let stream = Stream { channel, kind, publisher: "main", kept: 500 };
+            let log = shared(StreamLog { stream, published: Vec::new() });
+            self.streams.push(Arc::clone(&log));
+            let (clock, dial) = (self.clock, Arc::clone(&dial));
+            let place = self.backend.place();
+            let publisher = Publisher { clock, index, log, place, dial };
+            self.publishers.spawn(publisher.run(stopped.clone()));
+        }
+    }
+
+    /// One more is started, then the one in that place ends.
+    async fn replace(&mut self, step: &str, place: usize, version: Version) {
+        let program = match version {
+            Version::Old => self.old.clone(),
+            Version::Today => env!("CARGO_BIN_EXE_tollgate").into(),
+        };
+        let gateway = launch(&program, &self.backend).await;
+        let address = gateway.public.clone();
+        let index = {
+            let mut replicas = self.replicas.lock();
+            replicas.push(Replica { address, open: true });
+            replicas.len() - 1
+        };
+        let slot = &mut self.running[place];
+        let (before, _, mut leaving) = std::mem::replace(slot, (index, version, gateway));
+        self.replicas.lock()[before].open = false;
+        leaving.signal("-TERM");
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = leaving.ended() {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "{step}: it does not end on SIGTERM");
+            sleep(Duration::from_millis(20)).await;
+        };
+        if !status.success() {
+            self.wrong.push(format!("{step}: ended with {status}\n{}", leaving.log_text()));
+        }
+        while !self.clients.iter().all(|log| is_connected(&log.lock())) {
+            if began.elapsed() > PATIENCE {
+                self.wrong.push(format!("{step}: clients do not come back"));
+                return;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// A replica that has just started refuses what was revoked before, by whatever version.
+    async fn still_revoked(&mut self, step: &str, place: usize) {
+        let (_, version, gateway) = &self.running[place];
+        let (version, address) = (*version, gateway.public.clone());
+        for token in self.revoked.clone() {
+            let began = Instant::now();
+            // The earlier version lets one in until it has read the store.
+            let refused = loop {
+                let refused = Probe::open(&address, &token).await.err();
+                let late = version == Version::Today || began.elapsed() > PATIENCE;
+                if refused.is_some() || late {
+                    break refused;
+                }
+                sleep(Duration::from_millis(100)).await;
+            };
+            let expected = Some((4401, "revoked".to_owned()));
+            if refused != expected {
+                let line = format!("{step}: {version:?} and a revoked token: {refused:?}");
+                self.wrong.push(line);
+                return;
+            }
+        }
+    }
+
+    /// What one is told holds on the other.
+    async fn ask_each_other(&mut self, step: &str) {
+        let all = [0, 1].map(|n| (self.running[n].1, self.running[n].2.public.clone()));
+        self.both_are_known(step, &all).await;
+        for (by, from) in &all {
+            for (at, to) in &all {
+                self.asked += 1;
+                let user = format!("asked-{}", self.asked);
+                let found = [
+                    ("disconnect", disconnect(from, to, &user).await),
+                    ("revoke", self.revoke(from, to, &user).await),
+                    ("publish", publish(from, to, &user, self.asked).await),
+                ];
+                for (what, found) in found {
+                    if let Err(why) = found {
+                        let line = format!("{step}: {what}, asked of {by:?}, at {at:?}: {why}");
+                        self.wrong.push(line);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Each lists both, so that an answer can say who did not hear.
+    async fn both_are_known(&mut self, step: &str, all: &[(Version, String)]) {
+        for (version, address) in all {
+            let began = Instant::now();
+            let known = loop {
+                let info = call(address, "info", &json!({})).await.unwrap_or_default();
+                let known = info["result"]["nodes"].as_array().map_or(0, Vec::len);
+                if known == 2 || began.elapsed() > PATIENCE {
+                    break known;
+                }
+                sleep(Duration::from_millis(200)).await;
+            };
+            if known != 2 {
+                let line = format!("{step}: {version:?} knows of {known} replicas, not of two");
+                self.wrong.push(line);
+            }
+        }
+    }
+
+    async fn revoke(&mut self, from: &str, to: &str, user: &str) -> Result<(), String> {
+        let until = now() + 3600;
+        let token = sign(&json!({"sub": user, "jti": user, "iat": now(), "exp": until}));
+        let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
+        let body = json!({"jti": user, "expire_at": until});
+        let answer = call(from, "revoke_token", &body).await?;
+        if answer != json!({"result": {}}) {
+            return Err(answer.to_string());
+        }
+        let ended = probe.next().await.err().map_or(0, |(code, _)| code);
+        if ended != 4409 {
+            return Err(format!("the socket ended with {ended}"));
+        }
+        for address in [from, to] {
+            let refused = Probe::open(address, &token).await.err();
+            if refused != Some((4401, "revoked".to_owned())) {
+                return Err(format!("the token again: {refused:?}"));
+            }
+        }
+        self.revoked.push(token);
+        Ok(())
+    }
+
+    /// Waits until nothing is missing, or no longer.
+    async fn settle(&self) -> Verdict {
+        let began = Instant::now();
+        let stays = self.running.each_ref().map(|(index, ..)| *index);
+        loop {
+            let streams: Vec<StreamLog> = self.streams.iter().map(|s| s.lock().clone()).collect();
+            let clients: Vec<ClientLog> = self.clients.iter().map(|c| c.lock().clone()).collect();
+            let told = |client: &ClientLog, replica: usize, code: u16| {
+                let told = client.wire == Wire::Sse || matches!(code, 1001 | 1012);
+                told && !stays.contains(&replica)
+            };
+            let verdict = check(&streams, &clients, &told);
+            let waiting = verdict.cases.iter().any(Case::is_pending);
+            if !waiting || began.elapsed() > PATIENCE {
+                return verdict;
+            }
+            sleep(Duration::from_millis(400)).await;
+        }
+    }
+
+    /// Prints what happened; true when something was wrong.
+    fn report(&self, verdict: &Verdict) -> bool {
+        let v = verdict;
+        println!(
+            "{} clients, {} events accepted, {} refused, {} deliveries; resumed whole {}, not {}; \
+             gaps told {}, missing and told {}; asked {} times; {} revocations",
+            self.clients.len(),
+            v.accepted,
+            v.refused,
+            v.deliveries,
+            v.resumed,
+            v.not_resumed,
+            v.gaps,
+            v.declared,
+            self.asked,
+            self.revoked.len()
+        );
+        let cases = v.cases.iter().map(|c| format!("{:?}: {}", c.offence, c.text));
+        let wrong: Vec<String> = self.wrong.iter().cloned().chain(cases).collect();
+        for line in wrong.iter().take(SHOWN) {
+            println!("  WRONG {line}");
+        }
+        println!("  {} wrong", wrong.len());
+        if !wrong.is_empty() {
+            for (_, version, gateway) in &self.running {
+                println!("log of a replica, {version:?}:\n{}", gateway.log_text());
+            }
+        }
+        !wrong.is_empty()
+    }
+}
+
+fn is_connected(log: &ClientLog) -> bool {
+    let mut ends = log.lines.iter().rev();
+    let last =
+        ends.find(|line| matches!(line.what, What::Opened(_) | What::Closed { .. } | What::Left));
+    // Who wanders is away now and then.
+    log.manner == Manner::Wanders || last.is_some_and(|line| matches!(line.what, What::Opened(_)))
+}
+
+async fn disconnect(from: &str, to: &str, user: &str) -> Result<(), String> {
+    let token = sign(&json!({"sub": user, "exp": now() + 3600}));
+    let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
+    let answer = call(from, "disconnect", &json!({"user": user})).await?;
+    if answer != json!({"result": {}}) {
+        return Err(answer.to_string());
+    }
+    match probe.next().await {
+        Err((4409, _)) => Ok(()),
+        other => Err(format!("the socket: {other:?}")),
+    }
+}
+
+/// Durable events by the API of one arrive at a socket of the other, each once and in order.
+async fn publish(from: &str, to: &str, user: &str, number: usize) -> Result<(), String> {
+    let channel = format!("durable:asked-{number}");
+    let token = sign(&json!({"sub": user, "exp": now() + 3600}));
+    let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
+    probe.subscribe(&channel).await.map_err(|e| format!("{e:?}"))?;
+    for n in 1..=EVENTS {
+        let answer = call(from, "publish", &json!({"channel": channel, "data": n})).await?;
+        if answer["result"]["offset"] != n {
+            return Err(format!("event {n}: {answer}"));
+        }
+    }
+    for n in 1..=EVENTS {
+        let message = probe.next().await;
+        if message != Ok(json!(n)) {
+            return Err(format!("event {n}: {message:?}"));
+        }
+    }
+    Ok(())
+}
