@@ -10,7 +10,7 @@ export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-co
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions"
 cargo build --target "$target" --target-dir ../target/fuzz --bins
 [ -z "${BUILD_ONLY:-}" ] || exit 0
-for name in frames commands tokens keys; do
+for name in frames commands tokens keys headers; do
   mkdir -p "corpus/$name" artifacts
   echo "fuzz: $name for $seconds s"
   "../target/fuzz/$target/debug/$name" -max_total_time="$seconds" -max_len=8192 -timeout=10 \

@@ -163,6 +163,12 @@ pub fn history(channel: &ChannelName, rules: &[Rule]) -> Option<Retention> {
     rule(channel, rules)?.history
 }
 
+/// Whether anybody may ever have the channel.
+#[must_use]
+pub fn is_given(channel: &ChannelName, rules: &[Rule]) -> bool {
+    rules.iter().any(|rule| rule.pattern.matches(channel).is_some())
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     NoRule,

@@ -100,6 +100,7 @@ fn values_are_judged() {
     let file = r#"
 [server]
 allowed_origins = ["*", "https://ok.example", "https://x.example/path"]
+allowed_headers = ["x-tenant", "x-a, x-b"]
 [broker]
 kind = "redis"
 [redis]
@@ -132,6 +133,7 @@ history = { size = 0, ttl = "10ms" }
     for expected in [
         "server.allowed_origins[0]: ",
         "server.allowed_origins[2]: ",
+        "server.allowed_headers[1]: is not the name of a header",
         "redis.url: names a database; a cluster has only number 0",
         "redis.canary_deadline: must be at least 10ms",
         "redis.cert_file: and key_file belong together",

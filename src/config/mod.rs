@@ -91,6 +91,7 @@ pub struct Config {
 pub struct Server {
     pub listen: SocketAddr,
     pub allowed_origins: Vec<String>,
+    pub allowed_headers: Vec<String>,
     pub trusted_proxies: Vec<ipnet::IpNet>,
     pub workers: usize,
 }

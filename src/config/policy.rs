@@ -20,6 +20,7 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     pub limits: Limits,
     pub allowed_origins: Vec<String>,
+    pub allowed_headers: Vec<String>,
     pub trusted_proxies: Vec<ipnet::IpNet>,
     pub cookie: Option<String>,
     pub reject: Reject,
@@ -87,6 +88,7 @@ impl Policy {
         judge.limits(config);
         judge.redis(config);
         judge.origins(&config.server.allowed_origins);
+        judge.headers(&config.server.allowed_headers);
         let rules = judge.rules(&config.channels);
         let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
         let callback_secret = judge.callback(config);
@@ -122,6 +124,7 @@ impl Policy {
             rules,
             limits: config.limits.clone(),
             allowed_origins: config.server.allowed_origins.clone(),
+            allowed_headers: config.server.allowed_headers.clone(),
             trusted_proxies: config.server.trusted_proxies.clone(),
             cookie: (!auth.cookie.is_empty()).then(|| auth.cookie.clone()),
             reject: auth.reject,
@@ -164,6 +167,16 @@ impl Judge {
                     format!("server.allowed_origins[{i}]"),
                     "is not an exact origin such as https://app.example.com (no path, no wildcard)",
                 );
+            }
+        }
+    }
+
+    fn headers(&mut self, names: &[String]) {
+        let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b);
+        for (i, name) in names.iter().enumerate() {
+            if name.is_empty() || !name.bytes().all(is_token) {
+                let what = "is not the name of a header, such as x-tenant";
+                self.problem(format!("server.allowed_headers[{i}]"), what);
             }
         }
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Gateway;
 use super::continuity::{Tail, tails_are_full};
@@ -83,7 +83,7 @@ impl Gateway {
                     sleep(LOOK_EVERY).await;
                     continue;
                 }
-                Look::Ahead | Look::Enough => break self.not_recovered(channel),
+                Look::Ahead | Look::Enough => break self.not_recovered(channel, since).await,
                 Look::Wait(reading) => reading,
                 Look::Read(done) => {
                     let reading = done.subscribe();
@@ -95,7 +95,7 @@ impl Gateway {
             };
             tries += 1;
             if !is_over(reading).await {
-                break self.not_recovered(channel);
+                break self.not_recovered(channel, since).await;
             }
         };
         if let Some(recovered) = resumed.recovered {
@@ -104,10 +104,28 @@ impl Gateway {
         resumed
     }
 
-    fn not_recovered(&self, channel: &ChannelName) -> Resumed {
-        let position =
-            self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten();
-        Resumed::at(position, Some(false))
+    /// Where the channel's history stands for this replica, if it has one.
+    #[must_use]
+    pub fn position(&self, channel: &ChannelName) -> Option<Position> {
+        self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten()
+    }
+
+    /// The client may have missed something.
+    async fn not_recovered(&self, channel: &ChannelName, since: Option<&Position>) -> Resumed {
+        let here = self.position(channel);
+        let is_behind = |here: &Position| since.is_some_and(|s| !here.has_reached(s));
+        let top = match &here {
+            Some(here) if is_behind(here) => self.top(channel).await,
+            _ => None,
+        };
+        Resumed::at(begins(here, since, top.as_ref()), Some(false))
+    }
+
+    /// Where a channel's history stands for everybody.
+    async fn top(&self, channel: &ChannelName) -> Option<Position> {
+        let _turn = timeout(AHEAD, self.readings.acquire()).await.ok()?.ok()?;
+        let bounds = Bounds { messages: 1, ..self.history_bounds() };
+        Some(self.broker.history(channel, bounds).await.ok()??.top)
     }
 
     fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
@@ -181,7 +199,44 @@ impl Gateway {
     }
 }
 
+/// From where a client gets events that could not be resumed. What it has had already does not come again when
+/// this replica, which is behind it, hears of it: as far as the history confirms what it says.
+fn begins(
+    here: Option<Position>,
+    since: Option<&Position>,
+    top: Option<&Position>,
+) -> Option<Position> {
+    let ahead = since.filter(|since| here.as_ref().is_some_and(|here| since.has_reached(here)));
+    let confirmed = ahead.filter(|since| top.is_some_and(|top| top.has_reached(since)));
+    confirmed.cloned().or(here)
+}
+
 /// Waits for the reading to end; false when its task died.
 async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
     reading.wait_for(|done| *done).await.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who was ahead of its replica got again what it had had elsewhere.
+    #[test]
+    fn field_f12_who_is_ahead_gets_nothing_again() {
+        let at = |offset| Position::new("9", offset);
+        for (here, since, top, begin) in [
+            (at(5), at(7), at(8), at(7)),
+            (at(5), at(7), at(7), at(7)),
+            // What the history does not know is not believed, and hides nothing.
+            (at(5), at(1_000_000), at(8), at(5)),
+            (at(5), at(7), Position::new("8", 8), at(5)),
+            (at(5), at(7), None, at(5)),
+            (at(5), at(3), at(8), at(5)),
+            (at(5), Position::new("8", 7), at(8), at(5)),
+            (at(5), None, at(8), at(5)),
+            (None, at(7), at(8), None),
+        ] {
+            assert_eq!(begins(here, since.as_ref(), top.as_ref()), begin, "{since:?} of {top:?}");
+        }
+    }
 }

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -19,7 +21,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
 
 use super::wire::Wire;
-use super::{MAX_HEAD, Peer};
+use super::{MAX_HEAD, Peer, refuse};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
@@ -172,6 +174,20 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
     }
 }
 
+/// RFC 9112 section 3.2: exactly one Host, and a valid one. Who disagrees with a proxy about the host of a request
+/// can be made to answer in another's name. HTTP/1.0 needs none.
+fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
+    let mut hosts = headers.get_all(header::HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => version < Version::HTTP_11,
+        (Some(host), None) => {
+            let host = host.as_bytes();
+            host.is_empty() || (Authority::try_from(host).is_ok() && !host.contains(&b'@'))
+        }
+        (Some(_), Some(_)) => false,
+    }
+}
+
 /// Says that it may come again (RFC 9110 section 15.6.4), as far as that goes without waiting.
 fn put_off(stream: &TcpStream) {
     let mut socket = &*SockRef::from(stream);
@@ -204,7 +220,18 @@ async fn connection(
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(held.clone());
-        router.clone().call(request)
+        let named = names_its_host(request.version(), request.headers());
+        let answer = named.then(|| router.clone().call(request));
+        async move {
+            match answer {
+                Some(answer) => answer.await,
+                None => {
+                    metrics::rejected(Rejected::BadRequest);
+                    let why = "a request names its host, once (RFC 9112 section 3.2)\n";
+                    Ok(refuse(StatusCode::BAD_REQUEST, why))
+                }
+            }
+        }
     });
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -7,6 +7,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::admission::{self, Cookies, Credential, Place};
+use super::headers::{self, parameters};
 use super::{App, Peer, refuse};
 use crate::auth::Reason;
 use crate::config::Policy;
@@ -74,12 +75,12 @@ pub(super) fn log_origin(headers: &HeaderMap) {
 fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
     let peer = request.extensions.get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
-    admission::client_ip(peer, &request.headers, &policy.trusted_proxies)
+    headers::client_ip(peer, &request.headers, &policy.trusted_proxies)
 }
 
 /// `?format=`.
 pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
-    match admission::parameters(&request.uri, "format").next().as_deref() {
+    match parameters(&request.uri, "format").next().as_deref() {
         None | Some("plain") => Ok(false),
         Some("envelope") => Ok(true),
         Some(_) => {

@@ -184,7 +184,13 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
     if idempotency_key.as_ref().is_some_and(|key| key.len() > MAX_IDEMPOTENCY_KEY) {
         return Err(ApiError::bad_request("idempotency_key: at most 256 bytes"));
     }
-    let retention = access::history(channel, &app.context.policy.load().rules);
+    let policy = app.context.policy.load();
+    if !access::is_given(channel, &policy.rules) {
+        let why = "no rule of [[channels]] gives this channel: nobody can be subscribed to it";
+        return Err(ApiError(102, format!("unknown channel: {why}")));
+    }
+    let retention = access::history(channel, &policy.rules);
+    drop(policy);
     let durable = match retention.filter(|_| !keep.skip_history) {
         Some(retention) => Some(Durable { retention, idempotency_key }),
         None if idempotency_key.is_some() => {

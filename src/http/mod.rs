@@ -9,6 +9,7 @@ mod admission;
 mod admit;
 mod api;
 mod demo;
+pub mod headers;
 pub mod socket;
 mod sse;
 mod websocket;

@@ -236,10 +236,8 @@ struct Input {
 fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
-    let mut completed = false;
     let max = session.max_message();
     let fed = decoder.feed(bytes, max, |message| {
-        completed = true;
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
             input.end = Some(End::Ours(Close::new(CloseCode::TooMany, "too many messages")));
             return false;
@@ -273,7 +271,7 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
         let code = CloseCode::from_protocol_error(error);
         input.end = Some(End::Ours(Close::new(code, error.to_string())));
     }
-    session.on_bytes(Heard { completed, partial: decoder.is_partial() });
+    session.on_bytes(Heard { completed: decoder.has_completed(), partial: decoder.is_partial() });
     input
 }
 

@@ -21,6 +21,7 @@ use tokio::time::timeout;
 use super::accept::{Streaming, Tenure};
 use super::admission::{self, Place};
 use super::admit::{admit, log_origin, unauthorized, unavailable, wants_envelope};
+use super::headers::{accepts, parameters};
 use super::socket::{End, attend};
 use super::{App, refuse, refuse_with};
 use crate::auth::Reason;
@@ -30,8 +31,11 @@ use crate::hub::Connection;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::{Wire, plain, sse};
-use crate::session::{Admission, Context, Refusal, Session, Since};
+use crate::protocol::place::Place as Standing;
+use crate::protocol::{Wire, plain};
+use crate::session::{Admission, Context, Refusal, Session};
+
+const EVENTS: &str = "text/event-stream";
 
 /// What is still queued when a stream ends gets this long to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
@@ -43,7 +47,7 @@ struct Beginning {
     admission: Admission,
     began: Instant,
     channels: Vec<ChannelName>,
-    since: Since,
+    from: Standing,
     /// Held for as long as it lives.
     places: (Place, Option<Streaming>),
 }
@@ -65,7 +69,7 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
         );
     }
     let mut response = match request.method {
-        Method::OPTIONS => preflight(),
+        Method::OPTIONS => preflight(&policy.allowed_headers),
         _ => match begin(&app, &policy, &request, began).await {
             Ok(events) => body(events),
             Err(response) => response,
@@ -82,12 +86,17 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     response
 }
 
+/// Headers that a page may send: what the gateway reads, and what tracing and HTTP libraries add by themselves.
+const ALLOWED_HEADERS: &str = "accept, authorization, cache-control, content-type, last-event-id, \
+    pragma, x-requested-with, traceparent, tracestate, baggage, sentry-trace";
+
 /// Asked by a page that fetches with a header of its own.
-fn preflight() -> Response<Body> {
+fn preflight(more: &[String]) -> Response<Body> {
+    let allowed = [&[ALLOWED_HEADERS.to_owned()], more].concat().join(", ");
     let headers = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "authorization, last-event-id, cache-control"),
-        (header::ACCESS_CONTROL_MAX_AGE, "600"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET".to_owned()),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, allowed),
+        (header::ACCESS_CONTROL_MAX_AGE, "600".to_owned()),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
 }
@@ -125,9 +134,9 @@ async fn begin(
             return Err(if temporary { later("not now: connect again\n") } else { response });
         }
     };
-    let since = since(request, max).map_err(bad)?;
+    let from = from(request).map_err(bad)?;
     let streaming = request.extensions.get::<Tenure>().map(Tenure::stream);
-    let beginning = Beginning { admission, began, channels, since, places: (place, streaming) };
+    let beginning = Beginning { admission, began, channels, from, places: (place, streaming) };
     let (answer, answered) = oneshot::channel();
     let context = Arc::clone(&app.context);
     let connection = context.gateway.hub().register(None, wire);
@@ -147,7 +156,7 @@ async fn begin(
 /// `?channels=a,b`, also more than once.
 fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
     let mut found: Vec<ChannelName> = Vec::new();
-    for list in admission::parameters(&request.uri, "channels") {
+    for list in parameters(&request.uri, "channels") {
         for name in list.split(',').filter(|name| !name.is_empty()) {
             let channel = name.parse().map_err(|e| format!("channels: {e}\n"))?;
             if !found.contains(&channel) {
@@ -161,26 +170,34 @@ fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
     Ok(found)
 }
 
-/// Where the client is: `Last-Event-ID`, which an `EventSource` sends when it comes back, else
-/// `?since=`.
-fn since(request: &Parts, max: usize) -> Result<Since, String> {
-    let bounded = |since: Since| {
-        if since.len() > max { Err("it names too many channels") } else { Ok(since) }
-    };
-    if let Some(id) = request.headers.get("last-event-id").filter(|id| !id.is_empty()) {
-        let parsed =
-            id.to_str().map_err(|_| "it is not ASCII").and_then(sse::parse_id).and_then(bounded);
-        return parsed.map_err(|why| format!("Last-Event-ID: {why}\n"));
+/// Names of the query under which clients bring their last id, without case, `-` and `_`: some that stand in for
+/// `EventSource` cannot set the header, or spare themselves a preflight.
+const LAST_ID: [&str; 2] = ["lasteventid", "evslasteventid"];
+
+/// Where the client is: `Last-Event-ID`, which an `EventSource` sends when it comes back, the same in the query,
+/// and `?since=`. A page that opened its stream with one comes back with two: the later position counts.
+fn from(request: &Parts) -> Result<Standing, String> {
+    let mut place = Standing::default();
+    for id in request.headers.get_all("last-event-id") {
+        let id = std::str::from_utf8(id.as_bytes()).map_err(|_| "it is not UTF-8");
+        let read = id.and_then(Standing::read);
+        place.merge(read.map_err(|why| format!("Last-Event-ID: {why}\n"))?);
     }
-    let value = admission::parameters(&request.uri, "since").next();
-    let Some(value) = value else { return Ok(Vec::new()) };
-    sse::parse_id(&value).and_then(bounded).map_err(|why| format!("since: {why}\n"))
+    let query = request.uri.query().unwrap_or_default();
+    for (name, id) in form_urlencoded::parse(query.as_bytes()) {
+        let plain: String = name.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+        if name == "since" || LAST_ID.contains(&&*plain.to_ascii_lowercase()) {
+            place.merge(Standing::read(&id).map_err(|why| format!("{name}: {why}\n"))?);
+        }
+    }
+    Ok(place)
 }
 
 fn event_stream(body: Body) -> Response<Body> {
     let headers = [
-        (header::CONTENT_TYPE.as_str(), "text/event-stream"),
-        (header::CACHE_CONTROL.as_str(), "no-store"),
+        (header::CONTENT_TYPE.as_str(), EVENTS),
+        // Middleware that compresses would collect what should go on at once; it leaves this alone.
+        (header::CACHE_CONTROL.as_str(), "no-cache, no-transform"),
         // nginx would otherwise collect what should go on at once.
         ("x-accel-buffering", "no"),
         // It has given up its place among the connections that may ask again.
@@ -190,19 +207,17 @@ fn event_stream(body: Body) -> Response<Body> {
 }
 
 fn body(mut events: mpsc::Receiver<Bytes>) -> Response<Body> {
-    let mut preamble = Some(Bytes::from(sse::preamble()));
-    let stream = futures_util::stream::poll_fn(move |cx| match preamble.take() {
-        Some(preamble) => std::task::Poll::Ready(Some(Ok::<_, Infallible>(preamble))),
-        None => events.poll_recv(cx).map(|event| event.map(Ok)),
+    let stream = futures_util::stream::poll_fn(move |cx| {
+        events.poll_recv(cx).map(|event| event.map(Ok::<_, Infallible>))
     });
     event_stream(Body::from_stream(stream))
 }
 
 /// Not now. Who asks for an event stream gets one that ends; others a status.
 fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
-    let accepts = headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
-    if accepts.is_some_and(|a| a.contains("text/event-stream")) {
-        return event_stream(Body::from(format!("{}: {message}\n", sse::preamble())));
+    if accepts(headers, EVENTS) {
+        let close = Close::new(CloseCode::TryAgainLater, message.trim_end());
+        return event_stream(Body::from(Wire::Sse.frame(&plain::close(&close))));
     }
     unavailable(message)
 }
@@ -231,9 +246,9 @@ async fn run(
 ) {
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);
-    let Beginning { admission, began, channels, since, places } = beginning;
+    let Beginning { admission, began, channels, from, places } = beginning;
     let session = Session::new(context, Arc::clone(&connection), began);
-    let mut session = session.streaming(channels, since);
+    let mut session = session.streaming(channels, from);
     let end = match session.permit_stream(&admission).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);

@@ -12,12 +12,13 @@ use hyper::upgrade::OnUpgrade;
 use super::accept::Tenure;
 use super::admission::{self, SUBPROTOCOL};
 use super::admit::{admit, log_origin, unavailable, wants_envelope};
+use super::headers::{has_token, offered, parameters};
 use super::{App, refuse, refuse_with, socket};
 use crate::config::Reject;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::{Wire, sse};
+use crate::protocol::{Wire, place, sse};
 use crate::session::{Admission, Since};
 use crate::websocket::accept_key;
 
@@ -84,11 +85,6 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     response
 }
 
-fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
-    let values = headers.get_all(name).iter().filter_map(|v| v.to_str().ok());
-    values.flat_map(|v| v.split(',')).any(|t| t.trim().eq_ignore_ascii_case(token))
-}
-
 /// RFC 6455 section 4.2.1; returns the accept key.
 fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
     let headers = &request.headers;
@@ -133,9 +129,12 @@ fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
 
 /// Where the client is in channels that it is to be subscribed to.
 fn since(request: &Parts, wire: Wire) -> Result<Since, Response<Body>> {
-    let value = admission::parameters(&request.uri, "since").next();
+    let value = parameters(&request.uri, "since").next();
     let Some(value) = value else { return Ok(Vec::new()) };
     let why = match sse::parse_id(&value) {
+        Ok(_) if place::is_short(&value) => {
+            "it is the id of a stream, which only a stream can take"
+        }
         Ok(since) if wire.has_positions() => return Ok(since),
         Ok(_) => "since needs format=envelope: without it no event says where it is",
         Err(why) => why,
@@ -153,7 +152,7 @@ fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
     if let Ok(key) = HeaderValue::from_str(key) {
         out.insert(header::SEC_WEBSOCKET_ACCEPT, key);
     }
-    if admission::offered(headers).any(|p| p == SUBPROTOCOL) {
+    if offered(headers).any(|p| p == SUBPROTOCOL) {
         out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
     response

@@ -26,6 +26,7 @@ use tokio::sync::oneshot;
 
 use crate::channel::{ChannelName, Position, Publication};
 use crate::metrics;
+use crate::protocol::place::Place;
 use crate::protocol::{Message, Push, Wire};
 use crate::sizes::shrink_shared;
 pub use connection::{Connection, Wake};
@@ -294,9 +295,9 @@ impl Hub {
         let _ = done.await;
     }
 
-    /// Where a stream's client is in channels that it is about to be given.
-    pub fn stands(&self, connection: &Connection, since: &[(ChannelName, Option<Position>)]) {
-        self.shard(connection).table.lock().set_positions(connection.slot(), since);
+    /// Where a stream's client is; `None` once it has been told of all of its channels.
+    pub fn stands(&self, connection: &Connection, place: Option<&Place>) {
+        self.shard(connection).table.lock().stands(connection.slot(), place);
     }
 
     /// The shards that have subscribers of a channel, one bit each.

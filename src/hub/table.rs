@@ -10,7 +10,8 @@ use super::fanout::{Batch, NONE};
 use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
-use crate::protocol::{Message, Push, Wire, sse};
+use crate::protocol::place::{Place, Standing};
+use crate::protocol::{Message, Push, Wire};
 use crate::sizes::shrink;
 
 /// Why a subscription was not added.
@@ -22,8 +23,7 @@ pub enum SubscribeError {
     TooMany,
 }
 
-/// Channels of a stream up to which every event that it missed has an id; beyond it, each so many.
-const FEW: usize = 4;
+/// Of the events that a stream of many channels missed, each so many have an id.
 const EACH: usize = 50;
 
 /// Most pushes held back for one subscription while its reply is on the way.
@@ -37,22 +37,16 @@ pub(super) struct Slot {
     pub(super) tail: u32,
     channels: Vec<ChannelName>,
     /// Where the channels of a stream stand: its `id:`.
-    positions: Vec<(ChannelName, Option<Position>)>,
+    standing: Option<Box<Standing>>,
 }
 
 impl Slot {
-    /// A stream's id after this publication; `None` where it stays as it was.
-    fn passed(&mut self, publication: &Publication) -> Option<&[(ChannelName, Option<Position>)]> {
-        let position = publication.position.as_ref().filter(|_| self.wire.is_stream())?;
-        self.stands(&publication.channel, Some(position));
-        Some(&self.positions)
-    }
-
-    fn stands(&mut self, channel: &ChannelName, position: Option<&Position>) {
-        match self.positions.iter_mut().find(|(c, _)| c == channel) {
-            Some((_, known)) => *known = position.cloned(),
-            None => self.positions.push((channel.clone(), position.cloned())),
-        }
+    /// Where a stream stands after this publication; `None` where its id stays as it was.
+    fn passed(&mut self, publication: &Publication) -> Option<&Standing> {
+        let position = publication.position.as_ref()?;
+        let standing = self.standing.as_mut()?;
+        standing.moves(&publication.channel, Some(position));
+        Some(standing)
     }
 }
 
@@ -118,8 +112,9 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn insert(&mut self, connection: Arc<Connection>) -> u32 {
         let wire = connection.wire();
-        let (channels, positions) = (Vec::new(), Vec::new());
-        let slot = Slot { connection, wire, head: NONE, tail: NONE, channels, positions };
+        let standing = wire.is_stream().then(Box::default);
+        let channels = Vec::new();
+        let slot = Slot { connection, wire, head: NONE, tail: NONE, channels, standing };
         u32::try_from(self.slots.insert(slot)).unwrap_or(AHEAD - 1)
     }
 
@@ -190,15 +185,17 @@ impl Table {
     ) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
-        if slot.wire.is_stream() {
-            slot.stands(channel, begin.position);
+        if let Some(standing) = &mut slot.standing {
+            standing.moves(channel, begin.position);
         }
         for reply in replies {
             let mut frame = BytesMut::new();
             // Together with what it says of the channel: a gap and the position behind it, or
             // neither, is what a client has that comes back.
-            if slot.wire.is_stream() && reply.kind == "subscribed" {
-                sse::id(&mut frame, &slot.positions);
+            if reply.kind == "subscribed"
+                && let Some(standing) = &slot.standing
+            {
+                standing.encode(&mut frame);
             }
             frame.extend_from_slice(&slot.wire.frame(reply));
             connection.enqueue(frame.freeze());
@@ -223,10 +220,10 @@ impl Table {
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
             let mut frame = BytesMut::new();
             if let Push::Publication(publication) = &push
-                && let Some(positions) = slot.passed(publication)
-                && (positions.len() <= FEW || n % EACH == 0 || n >= last)
+                && let Some(standing) = slot.passed(publication)
+                && (standing.is_small() || n % EACH == 0 || n >= last)
             {
-                sse::id(&mut frame, positions);
+                standing.encode(&mut frame);
             }
             push.encode(slot.wire, &mut frame);
             connection.enqueue(frame.freeze());
@@ -240,7 +237,9 @@ impl Table {
         let entry = self.slots.get_mut(slot as usize)?;
         let at = entry.channels.iter().position(|c| c == channel)?;
         entry.channels.swap_remove(at);
-        entry.positions.retain(|(c, _)| c != channel);
+        if let Some(standing) = &mut entry.standing {
+            standing.leaves(channel);
+        }
         Some(self.remove_subscriber(slot, channel))
     }
 
@@ -269,10 +268,14 @@ impl Table {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
     }
 
-    /// Where a stream's client is.
-    pub(super) fn set_positions(&mut self, slot: u32, since: &[(ChannelName, Option<Position>)]) {
-        if let Some(slot) = self.slots.get_mut(slot as usize) {
-            slot.positions = since.to_vec();
+    /// Where a stream's client is; `None` once it has been told of all of its channels.
+    pub(super) fn stands(&mut self, slot: u32, place: Option<&Place>) {
+        let slot = self.slots.get_mut(slot as usize);
+        if let Some(standing) = slot.and_then(|slot| slot.standing.as_mut()) {
+            match place {
+                Some(place) => standing.begin(place),
+                None => standing.settle(),
+            }
         }
     }
 
@@ -318,9 +321,9 @@ impl Table {
             };
             if let Push::Publication(publication) = push
                 && let wire = slot.wire
-                && let Some(positions) = slot.passed(publication)
+                && let Some(standing) = slot.passed(publication)
             {
-                let range = batch.encode(wire, |out| sse::id(out, positions));
+                let range = batch.encode(wire, |out| standing.encode(out));
                 batch.append(index, slot, range, 0);
             }
             let wire = slot.wire;

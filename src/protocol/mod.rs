@@ -6,6 +6,7 @@
 //! them).
 
 pub mod codes;
+pub mod place;
 pub mod plain;
 pub mod sse;
 
@@ -68,6 +69,9 @@ impl Wire {
 
     fn append(self, Message { kind, text }: &Message, out: &mut BytesMut) {
         if self.is_stream() {
+            if matches!(*kind, "connected" | "close") {
+                sse::retry(out);
+            }
             sse::event(out, kind);
             sse::data(out, text.as_bytes());
         } else {

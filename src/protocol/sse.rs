@@ -1,8 +1,8 @@
-//! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and the `id:` that
-//! says where every channel of a stream stands.
+//! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as text,
+//! which also the `since` of a socket's URL is. What an `id:` says is in [`super::place`].
 //!
-//! An id is `<channel>=<epoch>-<offset>` for each channel, with nothing behind the `=` of one without a
-//! history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`.
+//! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by `fetch` take
+//! one without it for an empty message.
 
 use bytes::BytesMut;
 
@@ -10,9 +10,6 @@ use crate::channel::{ChannelName, Position};
 
 /// Longest id in bytes: with its header's name it fits into the 8 KiB that proxies give a header.
 pub const MAX_ID: usize = 8000;
-
-/// What a position takes in an id at most: `=`, epoch, `-`, offset, `&`.
-const MAX_POSITION: usize = 1 + 20 + 1 + 20 + 1;
 
 /// Between two attempts of a client whose stream ended, in milliseconds: random in this range, so that
 /// they do not all come back together.
@@ -43,7 +40,7 @@ pub fn event(out: &mut BytesMut, kind: &str) {
     out.extend_from_slice(b"\n");
 }
 
-/// The field that says where the stream stands.
+/// The field that says where the stream stands, with its channels named.
 pub fn id<'p>(
     out: &mut BytesMut,
     positions: impl IntoIterator<Item = &'p (ChannelName, Option<Position>)>,
@@ -58,17 +55,7 @@ pub fn id<'p>(
     out.extend_from_slice(b"\n");
 }
 
-/// False where the ids of a stream of these channels could become too long to come back.
-#[must_use]
-pub fn fits<'c>(channels: impl IntoIterator<Item = &'c ChannelName>) -> bool {
-    let size = |channel: &ChannelName| {
-        let name = form_urlencoded::byte_serialize(channel.as_str().as_bytes());
-        name.map(str::len).sum::<usize>() + MAX_POSITION
-    };
-    channels.into_iter().map(size).sum::<usize>() <= MAX_ID
-}
-
-/// Reads an id, from `Last-Event-ID` or `?since=`.
+/// Reads named positions, from an id or `?since=`.
 ///
 /// # Errors
 /// What is wrong with it.
@@ -94,14 +81,13 @@ pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'st
     Ok(found)
 }
 
-/// What a stream begins with.
-#[must_use]
-pub fn preamble() -> String {
-    format!("retry: {}\n\n", fastrand::u32(RETRY_MS))
+/// The field that says when to come back. It travels with the first words of a stream and with the last.
+pub fn retry(out: &mut BytesMut) {
+    out.extend_from_slice(format!("retry: {}\n", fastrand::u32(RETRY_MS)).as_bytes());
 }
 
-/// Keeps proxies from taking a quiet stream for a dead one.
-pub const HEARTBEAT: &[u8] = b":\n\n";
+/// Keeps proxies from taking a quiet stream for a dead one: a comment, which ends no block.
+pub const HEARTBEAT: &[u8] = b":\n";
 
 #[cfg(test)]
 mod tests {
@@ -135,15 +121,6 @@ mod tests {
         assert!(text.bytes().all(|b| b.is_ascii_graphic()), "{text}");
         assert_eq!(parse_id(text).unwrap(), positions);
         assert_eq!(parse_id("").unwrap(), []);
-    }
-
-    #[test]
-    fn only_streams_whose_ids_come_back_are_begun() {
-        let names = |n: usize, name: &str| -> Vec<ChannelName> {
-            (0..n).map(|i| format!("{name}{i}").parse().unwrap()).collect()
-        };
-        assert!(fits(&names(120, "post:")));
-        assert!(!fits(&names(60, &"é".repeat(60))));
     }
 
     #[test]

@@ -248,8 +248,7 @@ impl Session {
         let (was_there, since) = match (since, self.take_since(channel)) {
             (Some(since), _) => (true, Some(since)),
             (None, Some(since)) => (true, since),
-            // A stream that comes back has had all of its channels.
-            (None, None) => (self.stream.as_ref().is_some_and(|s| s.comes_back), None),
+            (None, None) => self.been(channel),
         };
         let mut resumed = self.context.gateway.resume(channel, since.as_ref(), began).await;
         if was_there && since.is_none() {

@@ -2,33 +2,44 @@
 //! or none, and it tells gaps and positions so that its client can come back by itself.
 
 use super::subscribe::{Begun, Permission, Refusal, Wanted};
-use super::{Admission, Session, Since, start_of};
-use crate::channel::{ChannelName, GapReason};
+use super::{Admission, Session, start_of};
+use crate::channel::{ChannelName, GapReason, Position};
 use crate::gateway::Resumed;
+use crate::protocol::Message;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
+use crate::protocol::place::{self, Place};
 use crate::protocol::plain::{self, ChannelRef, Subscribe};
-use crate::protocol::{Message, sse};
 
 /// An id that does not come back would end the stream for good.
-const TOO_LONG: &str = "these channels' names are too long for one stream, whose position has to fit \
-                        into a header: take fewer, or a WebSocket";
+const TOO_MANY: &str = "these are too many channels for one stream, whose position has to fit into a \
+                        header: take fewer, or a WebSocket";
 
 /// What only a stream has.
 pub(super) struct Stream {
     channels: Vec<ChannelName>,
     permissions: Vec<Permission>,
-    /// The client was here before.
-    pub(super) comes_back: bool,
+    /// Where the client has been.
+    place: Place,
 }
 
 impl Session {
     /// The session is a stream of these channels.
     #[must_use]
-    pub fn streaming(mut self, channels: Vec<ChannelName>, since: Since) -> Self {
-        let comes_back = !since.is_empty();
-        self.since = since;
-        self.stream = Some(Box::new(Stream { channels, permissions: Vec::new(), comes_back }));
+    pub fn streaming(mut self, channels: Vec<ChannelName>, place: Place) -> Self {
+        self.stream = Some(Box::new(Stream { channels, permissions: Vec::new(), place }));
         self
+    }
+
+    /// Whether a stream's client has had its channels before, which are then all that it asks for; and where it
+    /// is in this one, if it has been there in the history that is here.
+    pub(super) fn been(&self, channel: &ChannelName) -> (bool, Option<Position>) {
+        let Some(stream) = &self.stream else { return (false, None) };
+        let here = self.context.gateway.position(channel);
+        let there = here.and_then(|here| {
+            let offset = stream.place.offset(channel, &here.epoch)?;
+            Some(Position { offset, ..here })
+        });
+        (stream.place.is_somewhere(), there)
     }
 
     /// May it have all of its channels? Before anything is subscribed.
@@ -37,8 +48,8 @@ impl Session {
     /// Why it may not have one of them.
     pub async fn permit_stream(&mut self, admission: &Admission) -> Result<(), Refusal> {
         let Some(stream) = &self.stream else { return Ok(()) };
-        if !sse::fits(&stream.channels) {
-            return Err(Refusal(ErrorCode::BadRequest, TOO_LONG.to_owned()));
+        if !place::fits(stream.channels.len()) {
+            return Err(Refusal(ErrorCode::BadRequest, TOO_MANY.to_owned()));
         }
         let wanted: Vec<Wanted> = stream.channels.iter().map(wanted).collect();
         if let Admission::Identity(identity) = admission {
@@ -60,13 +71,14 @@ impl Session {
     /// # Errors
     /// When they could become too long to come back.
     pub(super) fn begin_stream(&mut self, automatic: &[ChannelName]) -> Result<(), Close> {
-        let Some(stream) = &self.stream else { return Ok(()) };
-        let others = automatic.iter().filter(|name| !stream.channels.contains(name));
-        if !sse::fits(stream.channels.iter().chain(others)) {
-            return Err(Close::new(CloseCode::TooMany, TOO_LONG));
+        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let Stream { channels, place, .. } = &mut **stream;
+        let others = automatic.iter().filter(|name| !channels.contains(name));
+        if !place::fits(channels.len() + others.count()) {
+            return Err(Close::new(CloseCode::TooMany, TOO_MANY));
         }
-        self.since.retain(|(c, _)| stream.channels.contains(c) || automatic.contains(c));
-        self.context.gateway.hub().stands(&self.connection, &self.since);
+        place.retain(|c| channels.contains(c) || automatic.contains(c));
+        self.context.gateway.hub().stands(&self.connection, Some(&stream.place));
         Ok(())
     }
 
@@ -88,7 +100,11 @@ impl Session {
         }
         let asked = begun.len();
         self.finish(&mut begun).await;
-        self.since = Vec::new();
+        hub.stands(&self.connection, None);
+        if let Some(stream) = &mut self.stream {
+            stream.place = Place::default();
+        }
+
         let have = hub.channels_of(&self.connection);
         if channels.iter().all(|name| have.contains(name)) {
             return Ok(());

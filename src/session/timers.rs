@@ -15,6 +15,10 @@ use crate::websocket::{Opcode, encode};
 /// Nothing is waited for.
 const NEVER: u32 = u32::MAX;
 
+/// A token's end is announced when this share of its life is left, if not later: a client that answers with a
+/// token of the same kind has done so for a while.
+const NOTICE_SHARE: u64 = 4;
+
 /// Seconds after which a token's end is compared with the wall clock again.
 const LOOK_AT_CLOCK: u32 = 30;
 
@@ -33,10 +37,12 @@ pub(super) struct Timers {
     ends: u32,
     /// Unix seconds.
     expires_at: Option<u64>,
-    notified: bool,
+    /// Unix seconds at which the client is told; `None` once it has been, or where no time is left for it.
+    notice: Option<u64>,
 }
 
-/// What a read held: the end of a message, the beginning of another.
+/// What a read held: the end of what was incomplete, the beginning of something else. A message's deadline is
+/// its own: control frames between its parts do not renew it.
 #[derive(Debug, Clone, Copy)]
 pub struct Heard {
     pub completed: bool,
@@ -69,7 +75,7 @@ impl Timers {
             expiry: NEVER,
             ends: NEVER,
             expires_at: None,
-            notified: false,
+            notice: None,
         }
     }
 
@@ -99,10 +105,12 @@ impl Timers {
     /// The token that counts now ends then.
     pub(super) fn token_until(&mut self, expires_at: Option<u64>, policy: &Policy) {
         self.expires_at = expires_at;
-        // A token that is within its notice already is not announced as expiring: the client has
-        // just sent it.
-        let left = expires_at.map_or(u64::MAX, |t| t.saturating_sub(unix_now()));
-        self.notified = left <= policy.expiring_notice.as_secs();
+        self.notice = expires_at.and_then(|end| {
+            // What is left of its life when it comes: the client may keep it in store for a while.
+            let left = end.saturating_sub(unix_now());
+            let before = policy.expiring_notice.as_secs().min(left.div_ceil(NOTICE_SHARE));
+            (before < left).then(|| end - before)
+        });
         // Looked at with the next timer, which also plans the one after.
         self.expiry = if expires_at.is_some() { 0 } else { NEVER };
     }
@@ -170,12 +178,11 @@ impl Timers {
         if unix >= end {
             return Err(Close::new(CloseCode::TokenRefused, Reason::Expired.slug()));
         }
-        let notice = expires_at.saturating_sub(policy.expiring_notice.as_secs());
-        if !self.notified && unix >= notice {
-            self.notified = true;
+        if self.notice.is_some_and(|notice| unix >= notice) {
+            self.notice = None;
             connection.say(&plain::token_expiring(expires_at));
         }
-        let next = if self.notified { end } else { notice };
+        let next = self.notice.unwrap_or(end);
         // The wall clock may be set, or the machine sleep: it is looked at now and then.
         let seconds = u32::try_from(next - unix).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.expiry = now.saturating_add(seconds.saturating_mul(TICKS_PER_SECOND)).min(NEVER - 1);
@@ -206,7 +213,7 @@ mod tests {
             expiry: NEVER,
             ends: NEVER,
             expires_at: None,
-            notified: false,
+            notice: None,
         };
         let within = Duration::from_secs(10);
         let partial = |completed| Heard { completed, partial: true };

@@ -55,7 +55,7 @@ struct Fragments {
     data: Vec<u8>,
 }
 
-/// Per-connection state: two words while nothing is incomplete.
+/// Per-connection state: three words while nothing is incomplete.
 #[derive(Debug, Default)]
 pub struct Decoder {
     /// The start of a frame whose rest has not arrived.
@@ -63,6 +63,8 @@ pub struct Decoder {
     carry: Option<Box<Vec<u8>>>,
     /// The fragments of a message whose last one has not arrived.
     fragments: Option<Box<Fragments>>,
+    /// What was incomplete before the last bytes is complete.
+    completed: bool,
 }
 
 struct Frame {
@@ -81,6 +83,13 @@ impl Decoder {
         self.carry.is_some() || self.fragments.is_some()
     }
 
+    /// True where what was incomplete before the last bytes came is complete now, so that what is incomplete
+    /// since has begun with them. Control frames within a message do not complete it.
+    #[must_use]
+    pub fn has_completed(&self) -> bool {
+        self.completed
+    }
+
     /// Takes bytes as they came from the socket and hands every complete message to `on_message`,
     /// which answers whether to go on. `data` is unmasked in place.
     ///
@@ -92,6 +101,7 @@ impl Decoder {
         max_message: usize,
         mut on_message: impl FnMut(Message<'_>) -> bool,
     ) -> Result<(), ProtocolError> {
+        self.completed = !self.is_partial();
         let Some(mut carry) = self.carry.take() else {
             let (used, parsed) = self.parse(data, max_message, &mut on_message);
             self.hold(&data[used..]);
@@ -139,7 +149,9 @@ impl Decoder {
             let payload = &mut data[frame.start..frame.end];
             unmask(payload, frame.mask);
             at = frame.end;
-            match self.accept(&frame, payload, max_message, on_message) {
+            let accepted = self.accept(&frame, payload, max_message, on_message);
+            self.completed |= self.fragments.is_none();
+            match accepted {
                 Ok(true) => {}
                 Ok(false) => return (at, Ok(())),
                 Err(error) => return (at, Err(error)),

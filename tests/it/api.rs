@@ -32,7 +32,7 @@ async fn errors_are_numbered_as_centrifugos() {
         ("publish", r#"{"channel":"a"}"#, 107),
         ("publish", r#"{"channel":"a:*","data":1}"#, 107),
         ("publish", r#"{"channel":"control","data":1}"#, 107),
-        ("publish", r#"{"channel":"a","data":1,"idempotency_key":"k"}"#, 108),
+        ("publish", r#"{"channel":"post:1","data":1,"idempotency_key":"k"}"#, 108),
         ("broadcast", r#"{"channels":[],"data":1}"#, 107),
         ("disconnect", r#"{"user":""}"#, 107),
         ("presence", "{}", 108),
@@ -44,7 +44,8 @@ async fn errors_are_numbered_as_centrifugos() {
         assert!(answer["error"]["message"].is_string());
     }
     // Fields that are sent empty, as client libraries do, ask for nothing.
-    let body = json!({"channel": "a", "data": 1, "skip_history": false, "idempotency_key": ""});
+    let body =
+        json!({"channel": "post:1", "data": 1, "skip_history": false, "idempotency_key": ""});
     assert_eq!(gateway.api("publish", &body).await, json!({"result": {}}));
 }
 
@@ -99,4 +100,19 @@ async fn info_lists_all_replicas() {
     for field in ["uid", "name", "version"] {
         assert!(nodes[0][field].is_string(), "{field}: {nodes:?}");
     }
+}
+
+/// Nobody can be subscribed to such a channel, and the answer was that of one that works.
+#[tokio::test]
+async fn field_f14_publishing_where_no_rule_gives_a_channel_is_an_error() {
+    let gateway = Gateway::start().await;
+    let publish = json!({"channel": "psot:1", "data": 1});
+    let error = gateway.api("publish", &publish).await["error"].clone();
+    assert_eq!(error["code"], 102);
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("no rule of [[channels]] gives this channel"), "{message}");
+
+    let broadcast = json!({"channels": ["psot:1", "post:1"], "data": 1});
+    let answer = gateway.api("broadcast", &broadcast).await["result"]["responses"].clone();
+    assert_eq!((&answer[0]["error"]["code"], &answer[1]["result"]), (&json!(102), &json!({})));
 }

@@ -210,3 +210,28 @@ async fn w13_no_answer_to_pings_that_overlap() {
     let code = 4408u16.to_be_bytes();
     assert!(answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code));
 }
+
+/// RFC 9112 section 3.2. On both listeners.
+#[tokio::test]
+async fn field_f10_a_request_names_its_host_once() {
+    let gateway = Gateway::start().await;
+    for (name, head, status) in [
+        ("none", "HTTP/1.1\r\n", "400"),
+        ("two", "HTTP/1.1\r\nHost: gw\r\nHost: gw\r\n", "400"),
+        ("two of 1.0", "HTTP/1.0\r\nHost: a\r\nHost: b\r\n", "400"),
+        ("a list", "HTTP/1.1\r\nHost: a, b\r\n", "400"),
+        ("with a user", "HTTP/1.1\r\nHost: u@gw\r\n", "400"),
+        ("with a path", "HTTP/1.1\r\nHost: gw/x\r\n", "400"),
+        ("odd", "HTTP/1.1\r\nHost: g\u{fc}\r\n", "400"),
+        ("one", "HTTP/1.1\r\nHost: gw:8000\r\n", "404"),
+        ("an address", "HTTP/1.1\r\nHost: [::1]:8000\r\n", "404"),
+        ("an empty one", "HTTP/1.1\r\nHost:\r\n", "404"),
+        ("none of 1.0", "HTTP/1.0\r\n", "404"),
+    ] {
+        for listener in [&gateway.public, &gateway.admin] {
+            let request = format!("GET /nothing {head}Connection: close\r\n\r\n");
+            let (answer, _) = http_raw(listener, request.as_bytes()).await;
+            assert_eq!(answer.split(' ').nth(1), Some(status), "{name}: {answer}");
+        }
+    }
+}

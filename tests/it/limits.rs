@@ -147,8 +147,9 @@ async fn w1_slow_requests_are_closed() {
     let mut dripping = TcpStream::connect(&gateway.public).await.unwrap();
     dripping.write_all(b"GET /ws HTTP/1.1\r\nHost: ").await.unwrap();
     let mut body = TcpStream::connect(&gateway.public).await.unwrap();
-    let head =
-        format!("POST /api/info HTTP/1.1\r\nX-API-Key: {API_KEY}\r\nContent-Length: 9\r\n\r\n");
+    let head = format!(
+        "POST /api/info HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nContent-Length: 9\r\n\r\n"
+    );
     body.write_all(head.as_bytes()).await.unwrap();
     let drip = tokio::spawn(async move {
         // Until the server closes; the read side tells.
@@ -190,6 +191,41 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
     read.expect("closed in time").unwrap();
     let close = [0x88, 36, (4408u16 >> 8) as u8, 4408u16 as u8];
     assert!(answer.windows(2).any(|w| w == [close[2], close[3]]), "{answer:?}");
+}
+
+/// A pong, or anything else that may stand between its parts, does not give a message more time.
+#[tokio::test]
+async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
+    const BEGUN: &[u8] = &[0x01, 0x81, 0, 0, 0, 0, b'{'];
+    // A pong, a ping, and a fragment more.
+    const BETWEEN: [&[u8]; 3] =
+        [&[0x8a, 0x80, 0, 0, 0, 0], &[0x89, 0x80, 0, 0, 0, 0], &[0x00, 0x81, 0, 0, 0, 0, b' ']];
+    let gateway = Gateway::with("[limits]\npong_timeout = \"2s\"\n").await;
+    let path = format!("/ws?token={}", token("u1"));
+    let stream = TcpStream::connect(&gateway.public).await.unwrap();
+    let (mut reader, mut writer) = stream.into_split();
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    );
+    writer.write_all(request.as_bytes()).await.unwrap();
+    writer.write_all(BEGUN).await.unwrap();
+    let writing = tokio::spawn(async move {
+        for bytes in BETWEEN.iter().cycle().take(200) {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            if writer.write_all(bytes).await.is_err() {
+                break;
+            }
+        }
+        writer
+    });
+    let mut answer = Vec::new();
+    let read = tokio::time::timeout(super::DEADLINE, reader.read_to_end(&mut answer)).await;
+    // A reset is an end too: the client goes on sending.
+    let _ = read.expect("closed in time");
+    let code = 4408u16.to_be_bytes();
+    assert!(answer.windows(2).any(|w| w == code), "{answer:?}");
+    writing.abort();
 }
 
 /// W13: a client that stopped answering is found by the ping deadline, one that answers is kept.

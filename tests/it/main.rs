@@ -36,6 +36,7 @@ mod reload;
 mod revocation;
 mod simulation;
 mod sse;
+mod streams;
 mod tokens;
 mod topologies;
 mod upstream;

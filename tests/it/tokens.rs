@@ -112,3 +112,28 @@ async fn a7_a_refused_refresh_leaves_the_old_end() {
     assert_eq!(client.next().await["data"]["message"], "malformed");
     assert_eq!(client.closed().await.1, "expired");
 }
+
+/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a second longer
+/// was at once, and so was the next.
+#[tokio::test]
+async fn field_c7_the_notice_is_a_share_of_the_tokens_life() {
+    let gateway = Gateway::start().await;
+    let short = || {
+        let exp = now() + 8;
+        (sign(&json!({"sub": "u1", "exp": exp}), SECRET), exp)
+    };
+    let (token, exp) = short();
+    let mut client = Client::connect_with(&gateway, "/ws", &token).await;
+    for end in [Some(exp), None] {
+        let notice = client.next().await;
+        assert_eq!(notice["type"], "token_expiring");
+        let end = end.unwrap_or_else(|| notice["data"]["expiresAt"].as_u64().unwrap());
+        assert_eq!(notice["data"]["expiresAt"], end);
+        assert!(now() + 8 / 4 >= end, "only when most of its life is over");
+
+        // The next one counts from its own life.
+        client.send(json!({"type": "refresh", "token": short().0})).await;
+        assert_eq!(client.next().await["type"], "refreshed");
+        client.nothing_came().await;
+    }
+}

@@ -99,7 +99,8 @@ impl Sse {
         loop {
             if let Some(at) = self.seen.windows(HEARTBEAT.len()).position(|w| w == HEARTBEAT) {
                 beats += 1;
-                self.seen.drain(..at + HEARTBEAT.len());
+                // The line's end is what the next one begins with.
+                self.seen.drain(..at + HEARTBEAT.len() - 1);
                 continue;
             }
             let read = timeout_at(began + idle, self.stream.read_buf(&mut self.seen)).await;
