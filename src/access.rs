@@ -2,13 +2,14 @@
 //! matches decides, and where none does the answer is no.
 //!
 //! Not here: tokens (`auth`), sockets, IO of any kind. Invariant: matching is exact, segment by
-//! segment; an id is compared whole, never as a prefix or a pattern.
+//! segment; an id is compared whole, never as a prefix or a pattern. A user's id stands in a name as
+//! [`encode_id`] writes it, and in no other way.
 
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::channel::{ChannelName, Retention, is_forbidden};
+use crate::channel::{ChannelName, ChannelNameError, Retention, encode_id, is_forbidden};
 
 /// What a token can be revoked by: its `jti`, its `iat` in Unix seconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,28 +96,25 @@ impl Pattern {
         self.0.iter().filter(|s| matches!(s, Segment::Placeholder(_))).count()
     }
 
-    /// The channel that the pattern names for a user; `None` when the user's id cannot stand in a
-    /// channel name.
-    fn for_user(&self, user: &str) -> Option<ChannelName> {
-        if user.contains(':') {
-            return None;
-        }
+    /// The channel that the pattern names for a user, whose id is encoded.
+    fn for_user(&self, user: &str) -> Result<ChannelName, ChannelNameError> {
+        let user = encode_id(user);
         let parts: Vec<&str> = self
             .0
             .iter()
             .map(|segment| match segment {
-                Segment::Literal(literal) => literal,
-                Segment::Placeholder(_) => user,
+                Segment::Literal(literal) => &**literal,
+                Segment::Placeholder(_) => &*user,
             })
             .collect();
-        parts.join(":").parse().ok()
+        parts.join(":").parse()
     }
 }
 
 /// What a rule asks of the subscriber.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Allow {
-    /// The placeholder equals the user.
+    /// The placeholder stands for the user.
     Owner,
     /// Any connection with a token.
     Authenticated,
@@ -211,7 +209,7 @@ pub fn decide<'r>(
     let identity = identity.ok_or(Denied::NeedsToken)?;
     match &rule.allow {
         Allow::Public | Allow::Authenticated => Ok(Decision::Allowed),
-        Allow::Owner if id == Some(&*identity.user) => Ok(Decision::Allowed),
+        Allow::Owner if id == Some(&*encode_id(&identity.user)) => Ok(Decision::Allowed),
         Allow::Owner => Err(Denied::NotOwner),
         Allow::Claim(name, expected) => match (identity.claim(name), expected) {
             (Some(value), Some(expected)) if value == expected => Ok(Decision::Allowed),
@@ -250,6 +248,13 @@ pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName
         }
     }
     channels
+}
+
+/// Why one of a user's automatic channels cannot be named: with the id in it the name is too long.
+#[must_use]
+pub fn unnameable(identity: &Identity, rules: &[Rule]) -> Option<ChannelNameError> {
+    let owned = rules.iter().filter(|r| r.auto_subscribe && r.allow == Allow::Owner);
+    owned.filter_map(|rule| rule.pattern.for_user(&identity.user).err()).next()
 }
 
 #[cfg(test)]
@@ -322,7 +327,37 @@ mod tests {
         };
         assert_eq!(names(Some(&identity("u1"))), ["user:u1", "post:7", "news", "lobby"]);
         assert_eq!(names(None), ["news"]);
-        assert!(!names(Some(&identity("a:b"))).iter().any(|c| c.starts_with("user:")));
+    }
+
+    #[test]
+    fn field_c10_any_id_has_its_own_channel_and_no_other() {
+        let rules = rules();
+        let named = |user: &str| automatic(Some(&identity(user)), &rules).swap_remove(0);
+        let user = identity("did:privy:1");
+        assert_eq!(named("did:privy:1").as_str(), "user:did%3Aprivy%3A1");
+        for (channel, allowed) in [
+            ("user:did%3Aprivy%3A1", Ok(Decision::Allowed)),
+            ("user:did%3aprivy%3a1", Err(Denied::NotOwner)),
+            ("user:did%253Aprivy%253A1", Err(Denied::NotOwner)),
+            ("user:%64id%3Aprivy%3A1", Err(Denied::NotOwner)),
+            ("user:did", Err(Denied::NotOwner)),
+            ("user:did:privy:1", Err(Denied::NoRule)),
+        ] {
+            assert_eq!(
+                decide(Some(&user), &channel.parse().unwrap(), &rules),
+                allowed,
+                "{channel}"
+            );
+        }
+        let spelled = identity("did%3Aprivy%3A1");
+        assert_eq!(named("did%3Aprivy%3A1").as_str(), "user:did%253Aprivy%253A1");
+        assert!(decide(Some(&spelled), &named("did:privy:1"), &rules).is_err());
+        // Three bytes for each colon: no room.
+        let long = identity(&":".repeat(100));
+        let names = automatic(Some(&long), &rules);
+        assert!(!names.iter().any(|c| c.as_str().starts_with("user:")), "{names:?}");
+        assert_eq!(unnameable(&long, &rules), Some(ChannelNameError::TooLong));
+        assert_eq!(unnameable(&user, &rules), None);
     }
 
     #[test]
@@ -333,6 +368,19 @@ mod tests {
     }
 
     proptest! {
+        /// The same for ids that hold what a channel's name cannot.
+        #[test]
+        fn field_c10_owner_means_exactly_the_user_whatever_the_id(
+            user in "[a%:*3A ]{1,5}", other in "[a%:*3A ]{1,5}", written in "[a%3A25]{1,7}",
+        ) {
+            let channel = automatic(Some(&identity(&other)), &rules()).swap_remove(0);
+            let allowed = decide(Some(&identity(&user)), &channel, &rules()).is_ok();
+            prop_assert_eq!(allowed, user == other);
+            let channel: ChannelName = format!("user:{written}").parse().unwrap();
+            let is_owner = |user: &str| decide(Some(&identity(user)), &channel, &rules()).is_ok();
+            prop_assert!(!(is_owner(&user) && is_owner(&other)) || user == other);
+        }
+
         /// R13: no user is ever allowed a channel of another, however alike the ids are.
         #[test]
         fn r13_owner_means_exactly_the_user(user in "[a-c1-3|@.-]{1,4}", other in "[a-c1-3|@.-]{1,4}") {

@@ -4,6 +4,8 @@
 //! Invariant: a `ChannelName` that exists is valid; two are the same channel exactly when their
 //! bytes are equal. There are no patterns and no case folding, so `user:1` never is `user:12`.
 
+mod id;
+
 use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
@@ -11,6 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+
+pub use id::{IdError, MAX_ID_BYTES, check_id, decode_id, encode_id};
 
 /// Longest channel name in bytes.
 pub const MAX_CHANNEL_BYTES: usize = 255;

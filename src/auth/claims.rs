@@ -1,10 +1,12 @@
 //! The checks of a token's claims (RFC 7519 section 4.1).
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use super::{Reason, Settings};
 use crate::access::{Identity, TokenId};
-use crate::channel::is_forbidden;
+use crate::channel::check_id;
 
 /// The end of the year 9999: what ends later ends then, so that no arithmetic overflows.
 const LAST_MOMENT: f64 = 253_402_300_799.0;
@@ -16,16 +18,13 @@ pub(super) fn finer_than_seconds(time: f64) -> Option<&'static str> {
     units.into_iter().find(|(_, of)| (1e9..4.2e9).contains(&(time / of))).map(|(name, _)| name)
 }
 
-/// Longest user id in bytes; it has to fit into a channel name.
-const MAX_USER_BYTES: usize = 200;
-
 /// Where the user's id stands: a claim's name, or a path into objects (`user.id`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserClaim(pub String);
 
 impl UserClaim {
     pub(super) fn find<'v>(&self, claims: &'v Map<String, Value>) -> Option<&'v Value> {
-        if let Some(value) = claims.get(&self.0) {
+        if let Some(value) = present(claims, &self.0) {
             return Some(value);
         }
         let mut path = self.0.split('.');
@@ -33,7 +32,7 @@ impl UserClaim {
         for name in path {
             value = value.get(name)?;
         }
-        Some(value)
+        Some(value).filter(|value| !value.is_null())
     }
 
     /// It may stand in this claim.
@@ -69,6 +68,11 @@ pub(super) fn made(
     claims
 }
 
+/// A claim that is there: many libraries write null for one that is not.
+fn present<'v>(claims: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
+    claims.get(name).filter(|value| !value.is_null())
+}
+
 /// The checks that follow the signature, in order.
 pub(super) fn check(
     claims: &Map<String, Value>,
@@ -90,14 +94,11 @@ pub(super) fn check(
     issuer(claims, &settings.issuer)?;
     audience(claims, &settings.audience)?;
     let user = settings.user_claim.iter().find_map(|c| c.find(claims));
-    let user = match user {
-        Some(Value::String(user)) if is_user_id(user) => user.as_str().into(),
-        None => return Err(Reason::UserMissing),
-        Some(_) => return Err(Reason::ClaimInvalid),
-    };
+    let user = user.ok_or(Reason::UserMissing)?;
+    let user = id_text(user).filter(|user| check_id(user).is_ok()).ok_or(Reason::ClaimInvalid)?;
     let kept = |name: &String| Some((name.as_str().into(), claims.get(name)?.clone()));
     Ok(Identity {
-        user,
+        user: user.as_ref().into(),
         expires_at,
         token: token_id(claims)?,
         granted: granted(claims, settings.max_granted)?,
@@ -105,17 +106,21 @@ pub(super) fn check(
     })
 }
 
-pub(super) fn is_user_id(user: &str) -> bool {
-    !user.is_empty()
-        && user.len() <= MAX_USER_BYTES
-        && !user.contains(':')
-        && !user.chars().any(is_forbidden)
+/// An id as issuers write it: a text, or a whole number, which is its decimal text. What JSON's reader
+/// holds as a float (a fraction, an exponent, more than 64 bits) may have been rounded: not an id.
+#[must_use]
+pub fn id_text(value: &Value) -> Option<Cow<'_, str>> {
+    match value {
+        Value::String(text) => Some(Cow::Borrowed(text)),
+        Value::Number(n) if !n.is_f64() => Some(Cow::Owned(n.to_string())),
+        _ => None,
+    }
 }
 
 /// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2), also before 1970 and far
 /// ahead. Milliseconds are refused: a token that should end would never end.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Reason> {
-    match claims.get(name) {
+    match present(claims, name) {
         None => Ok(None),
         Some(Value::Number(n)) => match n.as_f64() {
             Some(t) if finer_than_seconds(t).is_none() => Ok(Some(t)),
@@ -131,16 +136,16 @@ const MAX_JTI_BYTES: usize = 256;
 /// `jti` and `iat` (RFC 7519 sections 4.1.6 and 4.1.7). An `iat` in the future is no reason to
 /// refuse: that is what `nbf` is for.
 fn token_id(claims: &Map<String, Value>) -> Result<TokenId, Reason> {
-    let jti = match claims.get("jti") {
-        None | Some(Value::Null) => None,
-        Some(Value::String(jti)) if jti.len() <= MAX_JTI_BYTES => Some(jti.as_str().into()),
+    let jti = match present(claims, "jti").map(id_text) {
+        None => None,
+        Some(Some(jti)) if jti.len() <= MAX_JTI_BYTES => Some(jti.as_ref().into()),
         Some(_) => return Err(Reason::ClaimInvalid),
     };
     Ok(TokenId { jti, issued_at: numeric_date(claims, "iat")?.map(|t| t as u64) })
 }
 
 fn issuer(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reason> {
-    match claims.get("iss") {
+    match present(claims, "iss") {
         _ if accepted.is_empty() => Ok(()),
         Some(Value::String(iss)) if accepted.contains(iss) => Ok(()),
         None | Some(Value::String(_)) => Err(Reason::IssuerMismatch),
@@ -153,7 +158,7 @@ fn audience(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reas
     if accepted.is_empty() {
         return Ok(());
     }
-    let given: Vec<&str> = match claims.get("aud") {
+    let given: Vec<&str> = match present(claims, "aud") {
         None => return Err(Reason::AudienceMismatch),
         Some(Value::String(aud)) => vec![aud],
         Some(Value::Array(list)) => {

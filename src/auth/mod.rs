@@ -28,7 +28,7 @@ use serde_json::{Map, Value};
 use crate::access::Identity;
 use crate::channel::ChannelName;
 pub use algorithm::{Algorithm, Family};
-pub use claims::UserClaim;
+pub use claims::{UserClaim, id_text};
 use keys::Signed;
 pub use keys::{Key, KeySet, Material, Remote};
 pub use placeholders::is_placeholder;

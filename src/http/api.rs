@@ -12,7 +12,8 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Limited};
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 use sha2::{Digest as _, Sha256};
@@ -21,9 +22,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{App, json as json_response, refuse};
 use crate::access;
-use crate::auth::Revocation;
+use crate::auth::{Revocation, id_text};
 use crate::broker::Durable;
-use crate::channel::ChannelName;
+use crate::channel::{ChannelName, check_id};
 use crate::gateway::{Control, PublishError};
 use crate::metrics::{self, Rejected};
 use crate::session::unix_now;
@@ -239,8 +240,24 @@ async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
     Ok(json!({ "responses": responses }))
 }
 
+/// A text, or a whole number as its decimal text.
+fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let value = Value::deserialize(deserializer)?;
+    let text =
+        id_text(&value).ok_or_else(|| D::Error::custom("expected a text or a whole number"))?;
+    Ok(text.into_owned())
+}
+
+/// A user's id as the token has it, not as channels do.
+fn user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let user = text(deserializer)?;
+    check_id(&user).map_err(|e| D::Error::custom(format!("user: {e}")))?;
+    Ok(user)
+}
+
 #[derive(Deserialize)]
 struct Disconnect {
+    #[serde(deserialize_with = "user")]
     user: String,
     #[serde(default)]
     client: Option<String>,
@@ -250,9 +267,6 @@ struct Disconnect {
 
 async fn disconnect(app: &App, request: Disconnect) -> ApiResult {
     refuse_rest(&request.rest)?;
-    if request.user.is_empty() {
-        return Err(ApiError::bad_request("user is empty"));
-    }
     let client = request.client.filter(|c| !c.is_empty());
     let control = Control::Disconnect { user: request.user, client };
     let sent = app.context.gateway.control(&control).await;
@@ -269,7 +283,7 @@ const MAX_SECONDS: u64 = 253_402_300_799;
 #[derive(Deserialize)]
 struct RevokeToken {
     /// The token's `jti`; Centrifugo's name for it is `uid`.
-    #[serde(alias = "uid")]
+    #[serde(alias = "uid", deserialize_with = "text")]
     jti: String,
     /// Unix seconds: the token's own end, after which nobody need remember.
     #[serde(default)]
@@ -289,6 +303,7 @@ async fn revoke_token(app: &App, request: RevokeToken) -> ApiResult {
 
 #[derive(Deserialize)]
 struct InvalidateUserTokens {
+    #[serde(deserialize_with = "user")]
     user: String,
     /// Unix seconds; tokens with an earlier `iat`, and those without one, are revoked. Without it all that
     /// were issued up to now, this second included.
@@ -302,9 +317,6 @@ struct InvalidateUserTokens {
 
 async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> ApiResult {
     refuse_rest(&request.rest)?;
-    if request.user.is_empty() {
-        return Err(ApiError::bad_request("user is empty"));
-    }
     if request.issued_before.is_some_and(|at| at > MAX_SECONDS) {
         return Err(ApiError::bad_request("issued_before counts seconds, not milliseconds"));
     }

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{App, json as json_response};
-use crate::channel::{ChannelName, GapReason};
+use crate::channel::{ChannelName, GapReason, encode_id};
 use crate::session::unix_now;
 use crate::strict::Object;
 
@@ -52,7 +52,7 @@ pub(super) async fn purchase(
     State(app): State<App>,
     axum::Json(Object(Purchase { user, post })): axum::Json<Object<Purchase>>,
 ) -> Response {
-    let Ok(channel) = format!("user:{user}").parse::<ChannelName>() else {
+    let Ok(channel) = format!("user:{}", encode_id(&user)).parse::<ChannelName>() else {
         return json_response(StatusCode::BAD_REQUEST, &json!({ "error": "bad user" }));
     };
     let event = json!({ "type": "post_purchased", "postId": post, "at": unix_now() });
@@ -70,7 +70,7 @@ pub(super) async fn gap(
     State(app): State<App>,
     axum::Json(Object(User { user })): axum::Json<Object<User>>,
 ) -> Response {
-    if let Ok(channel) = format!("user:{user}").parse::<ChannelName>() {
+    if let Ok(channel) = format!("user:{}", encode_id(&user)).parse::<ChannelName>() {
         app.context.gateway.declare_gap(channel, GapReason::Requested).await;
     }
     StatusCode::NO_CONTENT.into_response()

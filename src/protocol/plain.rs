@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 
 use super::Message;
 use super::codes::{Close, ErrorCode, Reconnect};
-use crate::channel::{ChannelName, GapReason, Position, Publication};
+use crate::channel::{ChannelName, GapReason, Position, Publication, check_id, encode_id};
 use crate::strict;
 
 /// Longest `id` that is echoed, in bytes of JSON.
@@ -137,48 +137,69 @@ fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     }
 }
 
-/// `"post:42"`, or an object with `type` and exactly one other string field.
+/// `"post:42"`, or an object with `type` and exactly one other field, whose value is an id.
 fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let invalid = |m: String| Command::Invalid(ErrorCode::BadRequest, Cow::Owned(m));
     let shape = || {
-        invalid(
-            "channel is a string like \"post:42\", or an object with type and one id".to_owned(),
-        )
+        invalid("channel is a text like \"post:42\", or an object with type and one id".to_owned())
     };
     let raw = raw.ok_or_else(|| invalid("channel is missing".to_owned()))?.get();
     let name = if raw.starts_with('"') {
         serde_json::from_str::<String>(raw).map_err(|_| shape())?
     } else {
-        let fields = serde_json::from_str::<Fields>(raw).map_err(|_| shape())?;
-        let (kind, id) = fields.0.ok_or_else(shape)?;
-        if kind.contains(':') || id.contains(':') {
-            return Err(invalid("type and id of a channel cannot hold a colon".to_owned()));
+        let fields: Fields<'_> = serde_json::from_str(raw).map_err(|_| shape())?;
+        let (kind, (field, id)) = fields.0.ok_or_else(shape)?;
+        let kind: String = serde_json::from_str(kind)
+            .map_err(|_| invalid("the type of a channel is a text".to_owned()))?;
+        if kind.contains(':') {
+            return Err(invalid("the type of a channel cannot hold a colon".to_owned()));
         }
-        format!("{kind}:{id}")
+        let id = id_text(id).ok_or_else(|| {
+            let field = field.chars().filter(|c| !c.is_control()).take(40).collect::<String>();
+            invalid(format!("{field} of a channel is neither a text nor a whole number"))
+        })?;
+        check_id(&id).map_err(|e| invalid(format!("channel: {e}")))?;
+        format!("{kind}:{}", encode_id(&id))
     };
     let name: ChannelName = name.parse().map_err(|e| invalid(format!("channel: {e}")))?;
     Ok(ChannelRef { raw: raw.into(), name })
 }
 
-/// `type` and the one other field of a channel object; `None` for any other shape.
-struct Fields(Option<(String, String)>);
+/// The text of an id: of a JSON string, or the digits of a whole number, however many they are.
+fn id_text(raw: &RawValue) -> Option<String> {
+    let raw = raw.get();
+    if raw.starts_with('"') {
+        return serde_json::from_str(raw).ok();
+    }
+    let digits = raw.strip_prefix('-').unwrap_or(raw);
+    let is_whole = digits.bytes().all(|b| b.is_ascii_digit()) && raw != "-0";
+    is_whole.then(|| raw.to_owned())
+}
 
-impl<'de> Deserialize<'de> for Fields {
+/// `type`, and the one other field of a channel object with its name; `None` for any other shape. What
+/// is null counts as absent.
+struct Fields<'a>(Option<(&'a str, (Cow<'a, str>, &'a RawValue))>);
+
+impl<'de> Deserialize<'de> for Fields<'de> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
-            type Value = Fields;
+            type Value = Fields<'de>;
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of strings")
+                f.write_str("an object")
             }
             fn visit_map<A: serde::de::MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> Result<Fields, A::Error> {
+            ) -> Result<Fields<'de>, A::Error> {
                 let (mut kind, mut id, mut count) = (None, None, 0);
-                while let Some((key, value)) = map.next_entry::<Cow<'_, str>, String>()? {
+                while let Some((key, value)) = map.next_entry::<Cow<'_, str>, &'de RawValue>()? {
+                    match &*key {
+                        _ if value.get() == "null" => continue,
+                        "type" => kind = Some(value.get()),
+                        _ => id = Some((key, value)),
+                    }
                     count += 1;
-                    *if key == "type" { &mut kind } else { &mut id } = Some(value);
                 }
                 Ok(Fields(if count == 2 { kind.zip(id) } else { None }))
             }
@@ -366,12 +387,46 @@ mod tests {
             "{}",
             "{\"type\":\"post\"}",
             "{\"type\":\"post\",\"a\":\"1\",\"b\":\"2\"}",
-            "{\"type\":\"post\",\"a\":1}",
-            "{\"type\":\"user\",\"id\":\"1:2\"}",
-            "{\"type\":\"post\",\"id\":\"*\"}",
+            "{\"type\":\"post\",\"a\":\"\"}",
+            "{\"type\":\"post:x\",\"id\":\"1\"}",
+            "{\"type\":7,\"id\":\"1\"}",
+            "{\"type\":\"a\",\"type\":\"b\"}",
+            "{\"type\":\"control\",\"id\":\"1\"}",
             "\"post:\"",
+            "\"user:*\"",
         ] {
             assert!(subscribe(bad).unwrap_err().starts_with("bad_request"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn field_c9_c10_the_object_form_takes_any_id_as_it_is() {
+        for (raw, name) in [
+            (r#"{"type":"post","postId":42}"#, "post:42"),
+            (r#"{"type":"post","postId":9007199254740993}"#, "post:9007199254740993"),
+            (
+                r#"{"type":"post","postId":340282366920938463463374607431768211456}"#,
+                "post:340282366920938463463374607431768211456",
+            ),
+            (r#"{"type":"post","postId":-7}"#, "post:-7"),
+            (r#"{"type":"post","postId":"42","userId":null}"#, "post:42"),
+            (r#"{"type":"user","userId":"did:privy:1"}"#, "user:did%3Aprivy%3A1"),
+            (r#"{"type":"user","userId":"O'Brien 50%"}"#, "user:O%27Brien%2050%25"),
+            (r#""user:did%3Aprivy%3A1""#, "user:did%3Aprivy%3A1"),
+        ] {
+            assert_eq!(subscribe(raw).as_deref(), Ok(name), "{raw}");
+        }
+        for (raw, field) in [
+            ("1.0", "postId"),
+            ("1e3", "postId"),
+            ("-0", "postId"),
+            ("true", "postId"),
+            ("[1]", "postId"),
+            ("{}", "postId"),
+        ] {
+            let why = subscribe(&format!(r#"{{"type":"post","{field}":{raw}}}"#)).unwrap_err();
+            let expected = "bad_request: postId of a channel is neither a text nor a whole number";
+            assert_eq!(why, expected, "{raw}");
         }
     }
 

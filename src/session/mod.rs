@@ -263,6 +263,11 @@ impl Session {
     ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
         let gateway = Arc::clone(&self.context.gateway);
         let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
+        let identity = self.identity.as_deref();
+        if let Some(error) = identity.and_then(|id| access::unnameable(id, &policy.rules)) {
+            let bytes = identity.map(|id| id.user.len());
+            tracing::warn!(%error, bytes, "a user has no automatic channel: the id does not fit");
+        }
         self.begin_stream(&wanted)?;
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
         for channel in wanted {

@@ -20,6 +20,7 @@ mod faults;
 mod gateway;
 mod history;
 mod hostile;
+mod identity;
 mod isolation;
 mod keys;
 mod limits;

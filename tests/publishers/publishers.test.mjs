@@ -27,6 +27,7 @@ const stream = (channel) => `${channel}:{${channel}}:stream`;
 const PAID = { type: "order_paid", orderId: "4711" };
 const TYPING = { type: "typing", userId: "u1" };
 
+const ids = [...guide.matchAll(/<!-- run: (id\.\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => ({ name, body }));
 const snippets = [...guide.matchAll(/<!-- run: (publish\.\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => ({ name, body }));
 const interpreters = { ".sh": "bash", ".mjs": "node", ".py": python, ".php": "php", ".rb": "ruby" };
 let folder;
@@ -56,9 +57,9 @@ async function eventually(what, check, seconds = 30) {
   }
 }
 
-function token() {
+function token(user = "u1") {
   const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  const text = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: "u1", exp: Math.floor(Date.now() / 1000) + 600 })}`;
+  const text = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: user, exp: Math.floor(Date.now() / 1000) + 600 })}`;
   return `${text}.${createHmac("sha256", SECRET).update(text).digest("base64url")}`;
 }
 
@@ -110,6 +111,17 @@ async function world(use) {
     await use({
       next,
       redis,
+      /** The channel that the gateway gives a user. */
+      channelOf: (user) =>
+        new Promise((done, failed) => {
+          const own = new WebSocket(`ws://127.0.0.1:${ports.public}/ws`, ["tollgate", `bearer.${token(user)}`]);
+          own.on("error", failed);
+          own.on("close", (code, reason) => failed(new Error(`${user}: ${code} ${reason}`)));
+          own.on("message", (data) => {
+            done(JSON.parse(data).data.channels[0]);
+            own.terminate();
+          });
+        }),
       publish: (...args) => redis.fcall("tollgate_publish", 1, CHANNEL, ...args),
       api: async (body) => {
         const headers = { "X-API-Key": API_KEY };
@@ -179,6 +191,21 @@ for (const { name, body } of snippets) {
       }
     }));
 }
+
+test("every language names a user's channel as the gateway does", () =>
+  world(async ({ channelOf }) => {
+    assert.deepEqual(ids.map(({ name }) => name), ["id.mjs", "id.py", "id.php", "id.rb"]);
+    const users = ["u1", "a@b.example", "auth0|x", "did:privy:cm1", "system:serviceaccount:ns:name", "50%", "a%3Ab", "José",
+      "Seán O'Brien", `* ? [ ] { } \\ " ' < > \` %`, "用户:一", "a\u00a0\u3000\u2028b", "a\ufeff\u180e\u200bb", "😀:😀", "9007199254740993"];
+    for (const { name, body } of ids) {
+      const file = join(folder, name);
+      writeFileSync(file, body);
+      for (const user of users) {
+        const { stdout } = await run(interpreters[extname(name)], [file], { env: { ...process.env, USER_ID: user } });
+        assert.equal(stdout.trimEnd(), await channelOf(user), `${name} for ${user}`);
+      }
+    }
+  }));
 
 test("defaults, errors and payloads are as the document says", () =>
   world(async ({ next, redis, publish, api }) => {

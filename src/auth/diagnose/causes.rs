@@ -205,8 +205,8 @@ causes! {
         "The user's id is in another claim."
         "Set `auth.user_claim`.";
     UserClaimUnusable "user_claim_unusable"
-        "The user's id is not a usable text."
-        "Send it as a non-empty string without `:`, `*`, blanks or braces.";
+        "The user's id is neither a usable text nor a whole number."
+        "Send it as a text of 1 to 512 bytes without control characters, or as a whole number below 2^64.";
     WrongTokenKind "wrong_token_kind"
         "It is another kind of token of the right issuer."
         "Send the user's access token.";

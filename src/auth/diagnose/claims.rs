@@ -5,8 +5,9 @@ use serde_json::{Map, Value};
 use super::causes::{Cause, Side};
 use super::signature::moment;
 use super::{Finding, Subject, shown};
-use crate::auth::claims::{finer_than_seconds, is_user_id};
+use crate::auth::claims::{finer_than_seconds, id_text};
 use crate::auth::{Reason, UserClaim};
+use crate::channel::check_id;
 
 pub(super) fn find(
     subject: &Subject<'_>,
@@ -94,7 +95,7 @@ fn clock_skew(ahead: f64) -> Finding {
 fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding> {
     for name in ["exp", "nbf", "iat"] {
         match claims.get(name) {
-            None | Some(Value::Number(_)) => {}
+            None | Some(Value::Number(_) | Value::Null) => {}
             Some(other) => {
                 let advice = format!("{name} is {}. {}", kind(other), Cause::ExpNotNumber.fix());
                 return Some(Finding::new(Cause::ExpNotNumber, Side::Issuer, advice));
@@ -103,8 +104,12 @@ fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding
     }
     let named = |c: &UserClaim| Some((c.0.clone(), c.find(claims)?));
     let user = subject.settings.user_claim.iter().find_map(named);
-    if let Some((name, value)) = user.filter(|(_, v)| !v.as_str().is_some_and(is_user_id)) {
-        let advice = format!("{name} is {}. {}", kind(value), Cause::UserClaimUnusable.fix());
+    let why = |value: &Value| match id_text(value) {
+        Some(text) => check_id(&text).err().map(|e| format!(": {e}")),
+        None => Some(String::new()),
+    };
+    if let Some((name, value, why)) = user.and_then(|(n, v)| Some((n, v, why(v)?))) {
+        let advice = format!("{name} is {}{why}. {}", kind(value), Cause::UserClaimUnusable.fix());
         return Some(Finding::new(Cause::UserClaimUnusable, Side::Issuer, advice));
     }
     subscription_token(claims)
@@ -191,8 +196,8 @@ fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
         return Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned());
     }
     let usual = ["sub", "userId", "user_id", "uid", "id", "user.id", "email", "username"];
-    let is_text = |n: &&str| UserClaim((*n).to_owned()).find(claims).is_some_and(Value::is_string);
-    let advice = match usual.into_iter().find(is_text) {
+    let is_id = |n: &&str| UserClaim((*n).to_owned()).find(claims).and_then(id_text).is_some();
+    let advice = match usual.into_iter().find(is_id) {
         Some(name) => format!(
             "the token has none of {configured:?}, but it has {name}: set auth.user_claim = [{name:?}]"
         ),

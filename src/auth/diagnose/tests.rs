@@ -225,13 +225,14 @@ fn claims_are_explained() {
         (with("nbf", json!(NOW + 30)), "nbf_in_future"),
         (renamed, "user_claim_other"),
         (anon, "wrong_token_kind"),
-        (with("userId", json!(7)), "user_claim_unusable"),
-        (with("userId", json!("a:b")), "user_claim_unusable"),
+        (with("userId", json!(7.5)), "user_claim_unusable"),
+        (with("userId", json!("a\nb")), "user_claim_unusable"),
+        (with("userId", json!(["u1"])), "user_claim_unusable"),
         (early, "exp_in_milliseconds"),
         (before, "token_expired"),
         (with("channel", json!("room:1")), "wrong_token_kind"),
         // Something else is wrong: no cause is better than the wrong one.
-        (with("jti", json!(5)), ""),
+        (with("jti", json!([5])), ""),
         (with("aud", json!({"x": 1})), ""),
         (with("channels", json!(["a", "b", "c", "d", "e", "f"])), ""),
     ] {
