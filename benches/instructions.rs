@@ -268,6 +268,7 @@ fn app() -> App {
         env: vec![],
         flags: vec![],
         dev: false,
+        dev_secret: None,
     };
     let Loaded { config, policy, .. } = load(&sources).unwrap();
     let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
@@ -300,7 +301,7 @@ fn app() -> App {
 /// From a parsed request with a browser's headers and its token as a subprotocol to the answer: routes,
 /// checks, limits, token. The socket is never handed over, so its task ends at once.
 async fn handshake(rounds: u32) {
-    let mut router: Router = tollgate::http::public(app(), false);
+    let mut router: Router = tollgate::http::public(app(), None);
     let peer: SocketAddr = "192.0.2.7:50000".parse().unwrap();
     let request = Request::get("/ws")
         .header("host", "realtime.example.com")

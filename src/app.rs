@@ -108,11 +108,12 @@ impl Running {
     pub async fn run(self, reload: Reload) -> anyhow::Result<()> {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
+        let dev = dev.then_some(config.server.listen.ip());
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
         lifecycle::spawn("accept", accepting);
         // The admin listener's tasks are its own: a scraper must not hold up the end of a drain.
-        let admin_routes = http::admin(app.clone());
+        let admin_routes = http::admin(app.clone(), config.admin.listen.ip());
         lifecycle::spawn(
             "admin",
             http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),

@@ -63,7 +63,7 @@ struct Serve {
     /// Listen here for metrics and health [default: admin.listen]
     #[arg(long, value_name = "ADDR:PORT")]
     admin_listen: Option<SocketAddr>,
-    /// Demo page, random secret, weak secrets allowed, loopback only
+    /// Demo page with a random secret of its own, weak secrets allowed, loopback only
     #[arg(long)]
     dev: bool,
 }
@@ -151,12 +151,8 @@ impl Serve {
     fn sources(&self, dev_secret: &str) -> Sources<'static> {
         let mut sources = Sources { dev: self.dev, ..sources(&self.file) };
         if self.dev {
-            let mut key = toml::Table::new();
-            key.insert("secret".to_owned(), dev_secret.into());
-            sources.presets = vec![
-                ("server.listen", "127.0.0.1:8000".into()),
-                ("auth.keys", toml::Value::Array(vec![key.into()])),
-            ];
+            sources.dev_secret = Some(dev_secret.to_owned());
+            sources.presets = vec![("server.listen", "127.0.0.1:8000".into())];
         }
         let text = |a: SocketAddr| toml::Value::String(a.to_string());
         if let Some(address) = self.listen {

@@ -13,6 +13,7 @@ pub mod config;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
+pub mod origin;
 pub mod protocol;
 pub mod redis_url;
 mod sizes;

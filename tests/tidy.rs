@@ -22,8 +22,9 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("protocol", &["channel", "websocket", "strict"]),
     ("metrics", &["auth", "channel", "protocol"]),
     ("redis_url", &[]),
+    ("origin", &[]),
     ("sizes", &[]),
-    ("config", &["access", "auth", "channel", "redis_url"]),
+    ("config", &["access", "auth", "channel", "origin", "redis_url"]),
     ("lifecycle", &[]),
     // 1 mechanism
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),

@@ -11,7 +11,7 @@ use toml::{Table, Value};
 
 use super::content::{Files, Values};
 use super::tree::{
-    all_paths, json_value, line_of, lookup, nearest, put, quoted, redact, unknown_field,
+    json_value, line_of, lookup, nearest, nearest_path, put, quoted, redact, unknown_field,
     without_value,
 };
 use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
@@ -26,6 +26,8 @@ pub struct Sources<'a> {
     pub flags: Vec<(&'a str, Value, &'a str)>,
     /// `--dev`: weak secrets are allowed.
     pub dev: bool,
+    /// What the page of `--dev` signs with.
+    pub dev_secret: Option<String>,
 }
 
 impl Sources<'_> {
@@ -33,7 +35,7 @@ impl Sources<'_> {
     #[must_use]
     pub fn of_process(file: Option<PathBuf>) -> Self {
         let env = Self::process_env();
-        Self { presets: Vec::new(), file, env, flags: Vec::new(), dev: false }
+        Self { presets: Vec::new(), file, env, flags: Vec::new(), dev: false, dev_secret: None }
     }
 
     fn process_env() -> Vec<(String, String)> {
@@ -95,8 +97,9 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     let Some(config) = config else {
         return Err(tree.problems);
     };
-    let judged =
-        Policy::build(&config, sources.dev, &|name| sources.variable(name).map(str::to_owned));
+    let judged = Policy::build(&config, (sources.dev, sources.dev_secret.as_deref()), &|name| {
+        sources.variable(name).map(str::to_owned)
+    });
     match judged {
         Ok(mut policy) if tree.problems.is_empty() => {
             policy.files.append(&mut tree.files);
@@ -229,10 +232,7 @@ impl Tree {
     }
 
     fn unknown(&mut self, path: &str, origin: String) {
-        let mut known = Vec::new();
-        all_paths(&self.defaults, "", &mut known);
-        known.extend(LISTS.map(str::to_owned));
-        let near = nearest(path, known.iter().map(String::as_str));
+        let near = nearest_path(path, &self.defaults, &LISTS);
         let message = format!("there is no such setting{near}");
         self.problems.push(Problem { path: path.to_owned(), origin: Some(origin), message });
     }

@@ -16,6 +16,7 @@ fn run(file: Option<&str>, env: &[(&str, &str)]) -> Result<Loaded, Vec<String>> 
         env: env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
         flags: Vec::new(),
         dev: false,
+        dev_secret: None,
     };
     load(&sources).map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }
@@ -93,6 +94,37 @@ history = { size = 1, tll = "1m" }
     }
     assert!(problems.contains(":3)"), "the line of server.listen\n{problems}");
     assert!(!problems.contains("0123456789abcdef"), "a secret was shown\n{problems}");
+}
+
+#[test]
+fn field_f16_sections_are_compared_with_sections_and_names_with_names() {
+    for (file, meant) in [
+        ("[limitz]\nx = 1\n", "limitz: there is no such setting; did you mean limits?"),
+        ("[rediss]\nx = 1\n", "; did you mean redis?"),
+        ("[autth]\nx = 1\n", "; did you mean auth?"),
+        ("[chanels]\nx = 1\n", "; did you mean channels?"),
+        ("[[chanels]]\nx = 1\n", "; did you mean channels?"),
+        ("[auth.jwk]\nx = 1\n", "; did you mean auth.jwks?"),
+        ("[auth.session_cooky]\nx = 1\n", "; did you mean auth.session_cookie?"),
+        ("[auth]\njwks_refresh = \"5m\"\n", "; did you mean auth.jwks?"),
+        ("[limits]\nqueue_byte = 1\n", "; did you mean limits.queue_bytes?"),
+        ("[limits]\nexpiring_notice = \"1s\"\n", "; did you mean auth.expiring_notice?"),
+        ("[redis]\nprefiks = \"x\"\n", "; did you mean redis.prefix?"),
+        ("trusted_proxies = []\n", "; did you mean server.trusted_proxies?"),
+        ("[zzz]\nx = 1\n", "zzz: there is no such setting ("),
+    ] {
+        let problems = run(Some(file), &[("TOLLGATE_AUTH__KEYS", KEY)]).unwrap_err().join("\n");
+        assert!(problems.contains(meant), "{meant}\n--- in\n{problems}");
+    }
+    for (name, meant) in [
+        ("TOLLGATE_LIMITZ__QUEUE_BYTES", "; did you mean limits.queue_bytes?"),
+        ("TOLLGATE_LIMITZ__ZZZ", "; did you mean the section limits?"),
+        ("TOLLGATE_AUTH__JWK__REFRESH", "; did you mean auth.jwks.refresh?"),
+    ] {
+        let env = [("TOLLGATE_AUTH__KEYS", KEY), (name, "1")];
+        let problems = run(None, &env).unwrap_err().join("\n");
+        assert!(problems.contains(meant), "{meant}\n--- in\n{problems}");
+    }
 }
 
 #[test]
@@ -213,6 +245,7 @@ fn a_file_that_is_not_there_is_said_to_be() {
         env: vec![("TOLLGATE_AUTH__KEYS".into(), KEY.into())],
         flags: vec![],
         dev: false,
+        dev_secret: None,
     };
     assert!(load(&sources).unwrap_err()[0].to_string().contains("cannot be read"));
 }

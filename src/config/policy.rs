@@ -11,7 +11,10 @@ use super::content::Files;
 use super::keys::{Found, Reading};
 use super::{AllowKind, Api, Auth, Callback, Channel, Config, Limits, Problem, Reject};
 use crate::access::{Allow, Pattern, Rule};
-use crate::auth::{Encoding, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier};
+use crate::auth::{
+    Algorithm, Encoding, Key, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier,
+};
+use crate::origin::AllowedOrigins;
 
 /// Everything that may change while running.
 #[derive(Debug)]
@@ -19,7 +22,7 @@ pub struct Policy {
     pub verifier: Verifier,
     pub rules: Vec<Rule>,
     pub limits: Limits,
-    pub allowed_origins: Vec<String>,
+    pub allowed_origins: AllowedOrigins,
     pub allowed_headers: Vec<String>,
     pub trusted_proxies: Vec<ipnet::IpNet>,
     pub cookie: Option<String>,
@@ -30,6 +33,8 @@ pub struct Policy {
     pub leeway: Duration,
     pub api_keys: Vec<Arc<[u8]>>,
     pub callback_secret: String,
+    /// What `--dev` signs with; its tokens are accepted beside those of the configured keys.
+    pub dev_key: Option<Key>,
     /// What works but is probably not meant.
     pub warnings: Vec<Problem>,
     /// The files whose change calls for reading all again, with what they held.
@@ -81,13 +86,13 @@ impl Policy {
     /// All problems.
     pub fn build(
         config: &Config,
-        dev: bool,
+        (dev, dev_secret): (bool, Option<&str>),
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Vec<Problem>> {
         let mut judge = Judge::default();
         judge.limits(config);
         judge.redis(config);
-        judge.origins(&config.server.allowed_origins);
+        let allowed_origins = judge.origins(&config.server.allowed_origins, dev);
         judge.headers(&config.server.allowed_headers);
         let rules = judge.rules(&config.channels);
         let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
@@ -105,6 +110,9 @@ impl Policy {
                  with secret_env or secret_file, or set TOLLGATE_AUTH__KEYS",
             );
         }
+        // A key of its own: what the configured ones sign is accepted elsewhere too.
+        let dev_key = dev_secret.and_then(|text| judge.dev_key(text));
+        found.keys.extend(dev_secret.and_then(|text| judge.dev_key(text)));
         let api_keys = judge.api_keys(&config.api);
         if config.auth.user_claim.is_empty() {
             judge.problem("auth.user_claim", "name at least one claim");
@@ -123,7 +131,7 @@ impl Policy {
             files: judge.files,
             rules,
             limits: config.limits.clone(),
-            allowed_origins: config.server.allowed_origins.clone(),
+            allowed_origins,
             allowed_headers: config.server.allowed_headers.clone(),
             trusted_proxies: config.server.trusted_proxies.clone(),
             cookie: (!auth.cookie.is_empty()).then(|| auth.cookie.clone()),
@@ -134,6 +142,7 @@ impl Policy {
             leeway: auth.leeway.0,
             api_keys,
             callback_secret,
+            dev_key,
         })
     }
 }
@@ -159,14 +168,12 @@ fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
 }
 
 impl Judge {
-    fn origins(&mut self, origins: &[String]) {
-        for (i, origin) in origins.iter().enumerate() {
-            let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"));
-            if !host.is_some_and(|h| !h.is_empty() && !h.contains(['/', '*', '?', '#', '@', ' '])) {
-                self.problem(
-                    format!("server.allowed_origins[{i}]"),
-                    "is not an exact origin such as https://app.example.com (no path, no wildcard)",
-                );
+    fn dev_key(&mut self, secret: &str) -> Option<Key> {
+        match Secret::new(secret, Encoding::Utf8) {
+            Ok(secret) => Some(Key::new(None, vec![Algorithm::Hs256], secret).named("--dev")),
+            Err(e) => {
+                self.problem("--dev", e.to_string());
+                None
             }
         }
     }
@@ -179,6 +186,15 @@ impl Judge {
                 self.problem(format!("server.allowed_headers[{i}]"), what);
             }
         }
+    }
+
+    fn origins(&mut self, origins: &[String], dev: bool) -> AllowedOrigins {
+        AllowedOrigins::new(origins, dev).unwrap_or_else(|wrong| {
+            for (i, why) in wrong {
+                self.problem(format!("server.allowed_origins[{i}]"), why.to_string());
+            }
+            AllowedOrigins::default()
+        })
     }
 
     fn rules(&mut self, channels: &[Channel]) -> Vec<Rule> {

@@ -15,11 +15,49 @@ pub(super) fn quoted(message: &str) -> impl Iterator<Item = &str> {
 }
 
 pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> String {
-    let scored = known.map(|k| (strsim::jaro_winkler(name, k), k));
-    match scored.max_by(|a, b| a.0.total_cmp(&b.0)) {
-        Some((score, best)) if score > 0.75 => format!("; did you mean {best}?"),
-        _ => String::new(),
+    closest(name, known).map_or_else(String::new, |best| format!("; did you mean {best}?"))
+}
+
+/// A setting or section that may have been meant: among the sections for a section, within the section
+/// for what is in one, and only then by its own name anywhere.
+pub(super) fn nearest_path(path: &str, defaults: &Table, lists: &[&str]) -> String {
+    let mut keys = Vec::new();
+    all_paths(defaults, "", &mut keys);
+    keys.extend(lists.iter().map(|list| (*list).to_owned()));
+    let (section, name) = path.rsplit_once('.').unwrap_or(("", path));
+    let prefix =
+        |section: &str| if section.is_empty() { String::new() } else { format!("{section}.") };
+
+    // The section is right: what is in it, and its own sections.
+    let known = section.is_empty() || matches!(lookup(defaults, section), Some(Value::Table(_)));
+    if known {
+        let inside = prefix(section);
+        let mut names: Vec<&str> =
+            keys.iter().filter_map(|key| key.strip_prefix(&inside)?.split('.').next()).collect();
+        names.dedup();
+        if let Some(best) = closest(name, names.into_iter()) {
+            return format!("; did you mean {inside}{best}?");
+        }
+        // It may stand in the wrong section.
+        let same = |key: &&String| key.rsplit('.').next() == Some(name);
+        return keys.iter().find(same).map_or_else(String::new, |k| format!("; did you mean {k}?"));
     }
+
+    // The section is wrong: which one is meant, and does it have the name?
+    let sections = keys.iter().filter_map(|key| Some(key.rsplit_once('.')?.0));
+    let Some(meant) = closest(section, sections) else { return String::new() };
+    let inside = prefix(meant);
+    let names = keys.iter().filter_map(|key| key.strip_prefix(&inside));
+    match closest(name, names) {
+        Some(best) => format!("; did you mean {inside}{best}?"),
+        None => format!("; did you mean the section {meant}?"),
+    }
+}
+
+fn closest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> Option<&'k str> {
+    let scored = known.map(|k| (strsim::jaro_winkler(name, k), k));
+    let best = scored.max_by(|a, b| a.0.total_cmp(&b.0));
+    best.filter(|(score, _)| *score > 0.75).map(|(_, best)| best)
 }
 
 pub(super) fn lookup<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {

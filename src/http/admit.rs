@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::http::{HeaderValue, Response, StatusCode, header};
 
 use super::admission::{self, Cookies, Credential, Place};
 use super::headers::{self, parameters};
@@ -16,9 +16,6 @@ use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::session::Admission;
 use crate::session::tokens::{Carried, close_of};
-
-/// So much of an origin is logged.
-const MAX_SHOWN: usize = 200;
 
 /// The token's fate, and the socket's or stream's place; or the answer that refuses it. `by_close`: a
 /// refusal is a socket that is closed with a reason.
@@ -61,15 +58,6 @@ pub(super) async fn admit(
         Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
         Err(reason) => Err(unauthorized(reason)),
     }
-}
-
-/// Says which origin was refused, as it was sent: a browser tells its user nothing.
-pub(super) fn log_origin(headers: &HeaderMap) {
-    let origin = headers.get(header::ORIGIN).map(HeaderValue::as_bytes).unwrap_or_default();
-    let origin = origin[..origin.len().min(MAX_SHOWN)].escape_ascii().to_string();
-    logging::repeated(("origin refused", ""), &origin.clone(), move |repeated| {
-        tracing::info!(origin, repeated, "origin refused: server.allowed_origins does not have it");
-    });
 }
 
 fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {

@@ -10,17 +10,20 @@ mod admit;
 mod api;
 mod demo;
 pub mod headers;
+mod hosts;
+mod origins;
 pub mod socket;
 mod sse;
 mod websocket;
 mod wire;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get, post};
+use axum::{Router, middleware};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::lifecycle::Lifecycle;
@@ -51,32 +54,37 @@ impl App {
     }
 }
 
-/// The public listener's routes; the demo page only with `--dev`.
-pub fn public(app: App, dev: bool) -> Router {
+/// The public listener's routes; the demo page only with `--dev`, for the address that is listened on.
+pub fn public(app: App, dev: Option<IpAddr>) -> Router {
     let mut router = Router::new()
         .route("/ws", any(websocket::upgrade))
         .route("/api/{method}", post(api::call))
         .route("/sse", any(sse::stream))
         .route("/connection/{*rest}", any(not_yet))
         .route("/emulation", any(not_yet));
-    if dev {
-        router = router
+    if let Some(listen) = dev {
+        let demo = Router::new()
             .route("/", get(demo::page))
             .route("/dev/token", get(demo::token))
             .route("/dev/purchase", post(demo::purchase))
-            .route("/dev/gap", post(demo::gap));
+            .route("/dev/gap", post(demo::gap))
+            .route_layer(middleware::from_fn_with_state(listen, hosts::only_here));
+        router = router.merge(demo);
     }
     router.fallback(not_found).with_state(app)
 }
 
-/// The admin listener's routes.
-pub fn admin(app: App) -> Router {
+/// The admin listener's routes. Probes and scrapers come by any name or address; the rest not.
+pub fn admin(app: App, listen: IpAddr) -> Router {
+    let debug = Router::new()
+        .route("/debug/connections", get(admin::connections))
+        .route("/debug/token/check", post(admin::check_token))
+        .route_layer(middleware::from_fn_with_state(listen, hosts::only_here));
     Router::new()
+        .merge(debug)
         .route("/metrics", get(admin::metrics))
         .route("/livez", get(admin::livez))
         .route("/readyz", get(admin::readyz))
-        .route("/debug/connections", get(admin::connections))
-        .route("/debug/token/check", post(admin::check_token))
         .fallback(not_found)
         .with_state(app)
 }

@@ -19,11 +19,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use super::accept::{Streaming, Tenure};
-use super::admission::{self, Place};
-use super::admit::{admit, log_origin, unauthorized, unavailable, wants_envelope};
+use super::admission::Place;
+use super::admit::{admit, unauthorized, unavailable, wants_envelope};
 use super::headers::{accepts, parameters};
 use super::socket::{End, attend};
-use super::{App, refuse, refuse_with};
+use super::{App, origins, refuse, refuse_with};
 use crate::auth::Reason;
 use crate::channel::ChannelName;
 use crate::config::Policy;
@@ -60,9 +60,10 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     // A foreign page's <img> sends cookies and no origin; it could use up its visitor's connections.
     let hidden = !request.headers.contains_key(header::ORIGIN)
         && request.headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
-    if hidden || !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
+    if hidden {
         metrics::rejected(Rejected::Origin);
-        log_origin(&request.headers);
+    }
+    if hidden || !origins::allowed(&request, &policy) {
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a stream here: add it to server.allowed_origins\n",

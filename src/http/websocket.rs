@@ -10,10 +10,10 @@ use axum::response::IntoResponse as _;
 use hyper::upgrade::OnUpgrade;
 
 use super::accept::Tenure;
-use super::admission::{self, SUBPROTOCOL};
-use super::admit::{admit, log_origin, unavailable, wants_envelope};
+use super::admission::SUBPROTOCOL;
+use super::admit::{admit, unavailable, wants_envelope};
 use super::headers::{has_token, offered, parameters};
-use super::{App, refuse, refuse_with, socket};
+use super::{App, origins, refuse, refuse_with, socket};
 use crate::config::Reject;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
@@ -44,9 +44,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
         Err(response) => return response,
     };
     let policy = app.context.policy.load_full();
-    if !admission::origin_allowed(&request.headers, &policy.allowed_origins) {
-        metrics::rejected(Rejected::Origin);
-        log_origin(&request.headers);
+    if !origins::allowed(&request, &policy) {
         return refuse(
             StatusCode::FORBIDDEN,
             "this origin may not open a socket here: add it to server.allowed_origins\n",

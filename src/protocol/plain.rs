@@ -147,9 +147,9 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let name = if raw.starts_with('"') {
         serde_json::from_str::<String>(raw).map_err(|_| shape())?
     } else {
-        let fields: Fields<'_> = serde_json::from_str(raw).map_err(|_| shape())?;
+        let fields = serde_json::from_str::<Fields<'_>>(raw).map_err(|_| shape())?;
         let (kind, (field, id)) = fields.0.ok_or_else(shape)?;
-        let kind: String = serde_json::from_str(kind)
+        let kind = serde_json::from_str::<String>(kind)
             .map_err(|_| invalid("the type of a channel is a text".to_owned()))?;
         if kind.contains(':') {
             return Err(invalid("the type of a channel cannot hold a colon".to_owned()));
@@ -169,7 +169,7 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
 fn id_text(raw: &RawValue) -> Option<String> {
     let raw = raw.get();
     if raw.starts_with('"') {
-        return serde_json::from_str(raw).ok();
+        return serde_json::from_str::<String>(raw).ok();
     }
     let digits = raw.strip_prefix('-').unwrap_or(raw);
     let is_whole = digits.bytes().all(|b| b.is_ascii_digit()) && raw != "-0";

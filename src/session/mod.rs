@@ -26,6 +26,7 @@ use crate::config::Policy;
 use crate::gateway::{Gateway, Resumed, Track, Waiting};
 use crate::hub::Connection;
 pub use crate::lifecycle::unix_now;
+use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain::{self, ChannelRef, Start};
@@ -266,7 +267,10 @@ impl Session {
         let identity = self.identity.as_deref();
         if let Some(error) = identity.and_then(|id| access::unnameable(id, &policy.rules)) {
             let bytes = identity.map(|id| id.user.len());
-            tracing::warn!(%error, bytes, "a user has no automatic channel: the id does not fit");
+            logging::repeated(("automatic channel", ""), "", move |repeated| {
+                let what = "a user has no automatic channel: the id does not fit";
+                tracing::warn!(%error, bytes, repeated, "{what}");
+            });
         }
         self.begin_stream(&wanted)?;
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());

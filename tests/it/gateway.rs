@@ -81,8 +81,17 @@ impl Gateway {
         Self::with_env(extra, &[]).await
     }
 
+    /// The same with the demo page.
+    pub async fn dev(extra: &str) -> Self {
+        Self::started(extra, &[], &["--dev"]).await
+    }
+
     /// The same with further environment variables.
     pub async fn with_env(extra: &str, env: &[(&str, &str)]) -> Self {
+        Self::started(extra, env, &[]).await
+    }
+
+    async fn started(extra: &str, env: &[(&str, &str)], args: &[&str]) -> Self {
         let mut config_file = tempfile::NamedTempFile::new().unwrap();
         config_file.write_all(config(extra).as_bytes()).unwrap();
         // Measurements are made of another build.
@@ -90,6 +99,7 @@ impl Gateway {
         let mut child = Command::new(binary)
             .args(["serve", "--config"])
             .arg(config_file.path())
+            .args(args)
             .envs(env.iter().copied())
             .stderr(Stdio::piped())
             .stdout(Stdio::null())
@@ -181,8 +191,9 @@ impl Gateway {
     }
 
     pub async fn get_admin(&self, path: &str) -> (u16, String) {
-        http(&self.admin, &format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"))
-            .await
+        let host = &self.admin;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        http(host, &request).await
     }
 
     /// The sum of a metric's series whose line begins with `prefix`.

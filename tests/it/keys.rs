@@ -384,7 +384,7 @@ async fn refused_signatures_are_explained_in_metric_and_log() {
     assert!(!gateway.log().contains(&wrong[wrong.len() - 20..]), "no token in the log");
     let request = |token: &str| {
         format!(
-            "POST /debug/token/check HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{token}",
+            "POST /debug/token/check HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{token}",
             token.len()
         )
     };

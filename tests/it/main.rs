@@ -27,6 +27,7 @@ mod limits;
 mod load;
 mod logging;
 mod old_masters;
+mod origins;
 mod passwords;
 mod permissions;
 mod plain;
