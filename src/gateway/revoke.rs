@@ -180,8 +180,6 @@ impl Gateway {
             self.restore(&stored).await;
         }
 
-        let first = !self.revocations.are_known();
-        self.revocations.read();
         let failed = {
             let mut state = self.recall.state.lock();
             state.read_at = Some(now);
@@ -190,6 +188,9 @@ impl Gateway {
         let count = self.revocations.len();
         metrics::revocations(count);
         metrics::revocations_readable(true);
+        // Last: whoever sees that it is ready sees all of this.
+        let first = !self.revocations.are_known();
+        self.revocations.read();
         if failed || (first && count > 0) {
             let took = began.elapsed();
             tracing::info!(revocations = count, ?took, "revocations were read from the store");

@@ -50,7 +50,11 @@ impl Session {
         self.may_stay(policy.anonymous)?;
 
         let mut questions = Vec::new();
-        for channel in self.context.gateway.hub().channels_of(&self.connection) {
+        let channels = self.context.gateway.hub().channels_of(&self.connection);
+        if channels.is_empty() {
+            return Ok(());
+        }
+        for channel in channels {
             let (now, before) =
                 (access::rule(&channel, &policy.rules), access::rule(&channel, &change.before));
             if one_change && now == before {

@@ -3,12 +3,15 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use tokio::time::sleep;
 
+use super::gateway::{Gateway, now, sign};
+use super::probe::Probe;
 use super::proxy::Mode;
 use super::publisher::PREFIX;
 use super::round::{Backend, Round};
-use super::servers::{Cluster, MASTER, Server, Watched, connect, slot_of};
+use super::servers::{Cluster, MASTER, Server, Watched, connect, free_port, slot_of};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setup {
@@ -57,6 +60,7 @@ pub enum Fault {
     ClusterKill,
     ClusterFailover,
     SlotMigration,
+    Revocations,
 }
 
 const ALONE: Setup = Setup::Alone(&[]);
@@ -122,6 +126,13 @@ pub const ROWS: &[Row] = &[
         Fault::ClusterFailover,
     ),
     row("cluster-slots", "slots migrate", Setup::Cluster, Sign::Noticed, Fault::SlotMigration),
+    row(
+        "revocations",
+        "a replica starts with 20,000 revocations",
+        ALONE,
+        Sign::Nothing,
+        Fault::Revocations,
+    ),
 ];
 
 /// Brings the fault about and, where it is one that ends, ends it.
@@ -141,6 +152,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
             }
         }
         Fault::Overflow => overflow(round).await,
+        Fault::Revocations => revocations(round).await,
         _ => match &mut round.backend {
             Backend::Alone(server) => alone(fault, server).await,
             Backend::Proxied(_, proxy) => match fault {
@@ -183,6 +195,44 @@ async fn alone(fault: Fault, server: &mut Server) {
             server.restart().await;
         }
     }
+}
+
+/// One more replica comes, which has much to read first: no revoked token gets in, not even at the
+/// first moment; the clients of the others notice nothing.
+async fn revocations(round: &mut Round) {
+    const MANY: usize = 20_000;
+    let Backend::Alone(server) = &round.backend else { return };
+    let until = now() + 3600;
+    for chunk in (0..MANY).collect::<Vec<_>>().chunks(1000) {
+        let score = until.to_string();
+        let entry = |n| json!({"kind": "token", "jti": format!("t{n}"), "until": until});
+        let entries: Vec<String> = chunk.iter().map(|n| entry(*n).to_string()).collect();
+        let pairs = entries.iter().flat_map(|entry| [score.as_str(), entry]);
+        let words: Vec<&str> = ["ZADD", "tollgate:revoked"].into_iter().chain(pairs).collect();
+        server.command(&words).await;
+    }
+
+    let address = format!("127.0.0.1:{}", free_port());
+    let listen = [("TOLLGATE_SERVER__LISTEN".to_owned(), address.clone())];
+    let url = round.backend.url();
+    let start = Gateway::start(&url, &listen);
+    let knock = async {
+        let mut refused = 0;
+        for n in (0..MANY).cycle().step_by(997) {
+            let token = sign(&json!({"sub": "u1", "jti": format!("t{n}"), "exp": until}));
+            match Probe::open(&address, &token).await {
+                Ok(_) => panic!("a revoked token was let in"),
+                Err((4401, _)) => refused += 1,
+                // Not there yet, or too early for any token.
+                Err(_) => sleep(Duration::from_millis(5)).await,
+            }
+            if refused == 40 {
+                return;
+            }
+        }
+    };
+    let (gateway, ()) = tokio::join!(start, knock);
+    round.gateways.push(gateway);
 }
 
 async fn overflow(round: &Round) {

@@ -39,9 +39,9 @@ impl Subject {
             connect_timeout: Duration::from_secs(3),
             command_timeout: Duration::from_secs(3),
             ping_interval: Duration::from_secs(1),
-            ping_timeout: Duration::from_secs(2),
+            ping_timeout: Duration::from_secs(6),
             canary_interval: Duration::from_secs(1),
-            canary_deadline: Duration::from_secs(3),
+            canary_deadline: Duration::from_secs(6),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_millis(100),
         };

@@ -59,7 +59,7 @@ fn set(pairs: &[&Pair]) -> Value {
 
 fn jwks_config(url: &str) -> String {
     format!(
-        "[auth.jwks]\nrefresh = \"1s\"\nmin_interval = \"1s\"\ntimeout = \"1s\"\nmax_age = \"1h\"\n\
+        "[auth.jwks]\nrefresh = \"1s\"\nmin_interval = \"1s\"\ntimeout = \"10s\"\nmax_age = \"1h\"\n\
          [[auth.keys]]\njwks_url = \"{url}\"\n"
     )
 }

@@ -59,7 +59,7 @@ async fn a_subscription_ends_with_its_token() {
         &sign(&json!({"sub": "u1", "exp": now() + 600}), SECRET),
     )
     .await;
-    let exp = now() + 6;
+    let exp = now() + 9;
     for (channel, exp) in [("room:1", exp), ("room:2", now() + 600)] {
         let token = subscription("u1", channel, exp);
         client.send(json!({"type": "subscribe", "channel": channel, "token": token})).await;
@@ -80,7 +80,7 @@ async fn a_subscription_ends_with_its_token() {
 async fn the_callback_decides_and_fails_closed() {
     let upstream = Upstream::start().await;
     let config = format!(
-        "[callback]\nurl = \"{}/may\"\nsecret = \"between-us\"\ntimeout = \"1s\"\ncache_ttl = \"1h\"\n\
+        "[callback]\nurl = \"{}/may\"\nsecret = \"between-us\"\ntimeout = \"4s\"\ncache_ttl = \"1h\"\n\
          [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
         upstream.url
     );
@@ -169,7 +169,7 @@ async fn a_subscription_is_renewed_by_a_later_token() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
     let gateway = Gateway::with(rules).await;
     let mut client = Client::connect(&gateway, "u1").await;
-    let exp = now() + 5;
+    let exp = now() + 8;
     let subscribe = |channel: &str, exp: u64| json!({"type": "subscribe", "channel": channel, "token": subscription("u1", channel, exp)});
     for (channel, exp) in [("room:1", exp), ("room:2", exp), ("room:1", now() + 600)] {
         client.send(subscribe(channel, exp)).await;
@@ -210,7 +210,7 @@ async fn a_revoked_subscription_token_ends_its_subscription_only() {
 async fn a_refresh_asks_the_callback_again() {
     let upstream = Upstream::start().await;
     let config = format!(
-        "[callback]\nurl = \"{}\"\ntimeout = \"1s\"\ncache_ttl = \"0s\"\n\
+        "[callback]\nurl = \"{}\"\ntimeout = \"4s\"\ncache_ttl = \"0s\"\n\
          [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
         upstream.url
     );

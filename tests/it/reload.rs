@@ -71,7 +71,8 @@ async fn a_reload_keeps_what_its_changes_do_not_touch() {
     subscribed(&gateway, "post:1").await;
     assert_eq!((app.count(), issuer.count()), (1, 1), "asked and fetched once");
 
-    let changed = format!("{text}\n[limits]\nmessage_bytes = 1000\n[broker]\nlinger = \"7s\"\n")
+    let changed = format!("{text}\n[broker]\nlinger = \"7s\"\n")
+        .replace("[limits]\n", "[limits]\nmessage_bytes = 1000\n")
         .replace("secret = \"one\"", "secret = \"two\"");
     gateway.reconfigure(&changed);
     gateway.metric_reaches("config_reloads_total{result=\"ok\"}", 1.0).await;
