@@ -84,6 +84,7 @@ fn holds(cause: &str, text: &str) -> bool {
         "base64_padding" | "cookie_pair" => text.contains('='),
         "standard_base64" => text.contains(['+', '/']),
         "json_wrapped" => trimmed.starts_with('{'),
+        "text_around" => trimmed.contains("eyJ"),
         // What needs a key to be true is checked with it, in the gateway's own tests.
         _ => true,
     }

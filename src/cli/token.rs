@@ -83,11 +83,15 @@ fn load(file: &File) -> Result<Loaded, ExitCode> {
     let loaded = config::load(&Sources { dev: true, ..sources(file) });
     let loaded = loaded.map_err(|found| problems(&found))?;
     if loaded.policy.verifier.keys().is_empty() && loaded.policy.verifier.session().is_none() {
+        let message = if loaded.config.auth.anonymous {
+            "no key is configured, only anonymous clients are let in: a token is refused whatever it is"
+        } else {
+            "no key is configured: name the gateway's configuration with --config"
+        };
         return Err(problems(&[Problem {
             path: "auth.keys".to_owned(),
             origin: None,
-            message: "no key is configured: name the gateway's configuration with --config"
-                .to_owned(),
+            message: message.to_owned(),
         }]));
     }
     Ok(loaded)

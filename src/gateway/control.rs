@@ -171,9 +171,10 @@ mod tests {
         assert_eq!(strict::from_slice::<Control>(&node.encode()).ok(), Some(node));
 
         for bad in [
-            r#"["disconnect",{"user":"u"}]"#.to_owned(),
-            format!(r#"["revoke",{{"revocation":{revocation}}}]"#),
-            r#"{"type":"revoke","revocation":["token",{"jti":"a","until":9}]}"#.to_owned(),
+            r#"["disconnect","u",null]"#.to_owned(),
+            r#"["disconnect","u"]"#.to_owned(),
+            format!(r#"["revoke",{revocation}]"#),
+            r#"{"type":"revoke","revocation":["token","a",9]}"#.to_owned(),
             r#"{"type":"node","info":["a","b","c",1,1,1,1,1]}"#.to_owned(),
         ] {
             assert!(read(&bad).is_err(), "{bad}");

@@ -240,6 +240,9 @@ causes! {
     TokenTruncated "token_truncated"
         "The end of the token is missing."
         "Look for a column, cookie or header that is too short.";
+    TextAround "text_around"
+        "There is other text around the token: an address, a header line, a second token."
+        "Send the token alone.";
     TokenWhitespace "token_whitespace"
         "There are blanks or line breaks in the token."
         "Remove them.";

@@ -15,7 +15,7 @@ fn is_token(text: &str) -> bool {
     let is_object = |part: &str| json::object(part, &|_| false).is_ok();
     match parts[..] {
         [header, payload, _] => is_object(header) && is_object(payload),
-        [header, _, _, _, _] => is_object(header),
+        [header, _, _, _, _] => json::header(header).is_ok_and(|h| h.contains_key("enc")),
         _ => false,
     }
 }
@@ -45,8 +45,25 @@ pub(super) fn repairs(token: &str) -> Vec<(Cause, String)> {
     std::iter::once(around)
         .chain(wrapped(trimmed))
         .chain(alphabet(trimmed))
+        .chain(within(trimmed))
         .filter(|(_, repaired)| repaired != token && is_token(repaired))
         .collect()
+}
+
+/// Most places in a text at which a token may begin.
+const MAX_PLACES: usize = 16;
+
+/// A whole token somewhere in the text: what begins like one, up to a character that none has.
+fn within(text: &str) -> Vec<(Cause, String)> {
+    // An unseen character behind a token is no text around it.
+    if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
+        return Vec::new();
+    }
+    let is_of_a_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let places = text.match_indices("eyJ").take(MAX_PLACES);
+    let runs = places.map(|(at, _)| text[at..].split(|c| !is_of_a_token(c)).next());
+    let runs = runs.flatten().map(|run| run.trim_end_matches('.').to_owned());
+    runs.map(|run| (Cause::TextAround, run)).collect()
 }
 
 /// What stands around it.

@@ -265,7 +265,12 @@ fn damaged(
     let verifies = |repaired: &str| {
         verifier.authentic(repaired, now).is_ok() || verified(verifier, repaired, now).is_ok()
     };
-    let right = repairs.iter().find(|(_, r)| verifies(r)).or(repairs.first());
+    // What stands behind a token may as well be a character within it, unless a key says otherwise.
+    let is_plain = |(cause, r): &&(Cause, String)| {
+        *cause != Cause::TextAround || !trimmed.starts_with(r.as_str())
+    };
+    let right = repairs.iter().find(|(_, r)| verifies(r));
+    let right = right.or_else(|| repairs.iter().find(is_plain));
     let Some((cause, repaired)) = right else {
         return shape::find(subject, trimmed);
     };

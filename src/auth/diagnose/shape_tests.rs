@@ -63,10 +63,7 @@ fn field_d9_what_is_wrong_with_a_malformed_token_is_named() {
         ("an opaque token", "8f14e45fceea167a5a36dedd4bea2543".into(), "not_a_jwt"),
         ("a publishable key", "sb_publishable_0123456789".into(), "not_a_jwt"),
         ("a host", "www.example".into(), "not_a_jwt"),
-        ("an address", "10.0.0.1".into(), "not_a_jwt"),
-        ("NUL", format!("{}\0{}", &token[..20], &token[20..]), "invalid_character"),
-        ("NUL behind", format!("{token}\0"), "invalid_character"),
-        ("a comma", format!("{token},{token}"), "invalid_character"),
+        ("a comma within", format!("{},{}", &token[..20], &token[20..]), "invalid_character"),
         ("no signature", format!("{header}.{body}."), "empty_signature"),
         ("stray bits", format!("{header}.{body}.{}", stray(signature)), "base64_noncanonical"),
         ("short", format!("{header}.{body}.AAAA"), "signature_length"),
@@ -81,6 +78,27 @@ fn field_d9_what_is_wrong_with_a_malformed_token_is_named() {
             format!("{}..abc.def", b64(session.as_bytes())),
             "nextauth_cookie_chunk",
         ),
+    ] {
+        assert_eq!(self::cause(&token), cause, "{what}: {token:.80}");
+    }
+}
+
+/// Whole tokens within other text were refused for their characters, or as encrypted.
+#[test]
+fn other_text_around_a_token_is_told() {
+    let token = hs256(TEXT.as_bytes());
+    for (what, token, cause) in [
+        ("an address", "10.0.0.1".into(), "not_a_jwt"),
+        ("NUL", format!("{}\0{}", &token[..20], &token[20..]), "invalid_character"),
+        ("NUL behind", format!("{token}\0"), "invalid_character"),
+        ("an address", format!("wss://rt.example/ws?token={token}&format=envelope"), "text_around"),
+        ("a header", format!("Authorization: Bearer {token}"), "text_around"),
+        ("quotes around all", format!("\"Bearer {token}\""), "text_around"),
+        ("nested", format!("{{\"data\":{{\"token\":\"{token}\"}}}}"), "text_around"),
+        ("percent", format!("Bearer%20{token}"), "text_around"),
+        ("the subprotocol", format!("bearer.{token}"), "text_around"),
+        ("two", format!("{token},{token}"), "text_around"),
+        ("two lines", format!("{token}\n{token}"), "text_around"),
     ] {
         assert_eq!(self::cause(&token), cause, "{what}: {token:.80}");
     }
@@ -135,6 +153,10 @@ fn holds(cause: &str, token: &str) -> bool {
         "empty_signature" => token.ends_with('.'),
         "part_count" => parts.len() != 3,
         "alg_missing" => !header.is_ok_and(|h| h.get("alg").is_some_and(Value::is_string)),
+        "text_around" => {
+            token.chars().any(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(c))
+                || parts.len() != 3
+        }
         "header_invalid" => {
             header.map_or(true, |h| h.get("kid").is_some_and(|kid| !kid.is_string()))
         }
