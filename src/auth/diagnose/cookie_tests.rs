@@ -18,13 +18,17 @@ impl hkdf::KeyType for Bytes32 {
 
 /// As NextAuth 4 makes it.
 fn next_auth_4(secret: &str) -> String {
+    next_auth_4_with(secret, &good())
+}
+
+fn next_auth_4_with(secret: &str, claims: &Value) -> String {
     let mut key = [0; 32];
     let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.as_bytes());
     let info: &[&[u8]] = &[b"NextAuth.js Generated Encryption Key"];
     prk.expand(info, Bytes32).unwrap().fill(&mut key).unwrap();
     let header = b64(json!({"alg": "dir", "enc": "A256GCM"}).to_string().as_bytes());
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
-    let mut data = good().to_string().into_bytes();
+    let mut data = claims.to_string().into_bytes();
     let nonce = Nonce::assume_unique_for_key([7; 12]);
     let tag = key.seal_in_place_separate_tag(nonce, Aad::from(&header), &mut data).unwrap();
     format!("{header}..{}.{}.{}", b64(&[7; 12]), b64(&data), b64(tag.as_ref()))
@@ -63,6 +67,29 @@ fn field_d10_a_cookie_of_another_spelling_of_the_secret_is_explained() {
     let (found, _, advice) = said(&cookies(TEXT), &format!("\"{}\"", next_auth_4(TEXT)));
     assert_eq!(found, "token_quoted");
     assert!(advice.contains("Apart from that"), "{advice}");
+}
+
+/// Nothing was wrong with the secret, and it was said that none opens the cookie.
+#[test]
+fn a_cookie_that_opens_is_not_said_to_be_anothers() {
+    let claims = |name: &str, value: Value| {
+        let mut claims = good();
+        claims[name] = value;
+        next_auth_4_with(TEXT, &claims)
+    };
+    let v = cookies(TEXT);
+    for (cookie, reason, cause) in [
+        (claims("jti", json!({})), "claim_invalid", None),
+        (claims("exp", json!(NOW - 60)), "expired", Some("token_expired")),
+        (claims("exp", json!(NOW * 1000)), "claim_invalid", Some("exp_in_milliseconds")),
+    ] {
+        let report = examine(&v, &cookie, &[], NOW);
+        assert_eq!((report.reason, report.cause), (Some(reason), cause), "{report:?}");
+    }
+    let zipped = b64(br#"{"alg":"dir","enc":"A256GCM","zip":"DEF"}"#);
+    let cookie = next_auth_4(TEXT);
+    let zipped = cookie.replacen(cookie.split('.').next().unwrap(), &zipped, 1);
+    assert_eq!(said(&v, &zipped).0, "crit_unsupported");
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub(super) fn find(
     if text("enc").is_empty() {
         return shape::find(subject, token);
     }
+    if ["crit", "zip", "b64"].iter().any(|name| header.contains_key(*name)) {
+        return Some(plain(Cause::CritUnsupported, Side::Issuer));
+    }
     let Ok(jwe) = Jwe::split(token) else {
         return Some(if text("alg") == "dir" && Jwe::is_cut_off(token) {
             let what = "its header is that of an encrypted token, and its end is missing";
@@ -51,9 +54,10 @@ pub(super) fn find(
 
     let maker = Maker::by_header(&header);
     let own = own_secrets(verifier, subject);
-    opened(verifier, subject, (&jwe, reason), &own)
-        .or_else(|| edited(verifier, &jwe, &own))
-        .or_else(|| Some(nothing_opens(verifier, maker, &own)))
+    if let Some(found) = opened(verifier, subject, (&jwe, reason), &own) {
+        return found;
+    }
+    edited(verifier, &jwe, &own).or_else(|| Some(nothing_opens(verifier, maker, &own)))
 }
 
 fn plain(cause: Cause, side: Side) -> Finding {
@@ -87,13 +91,13 @@ fn names(verifier: &Verifier) -> Vec<&str> {
     all
 }
 
-/// One of our secrets opens it as it is.
+/// One of our secrets opens it as it is; then there may still be no cause that is known.
 fn opened(
     verifier: &Verifier,
     subject: &Subject<'_>,
     (jwe, reason): (&Jwe<'_>, Reason),
     own: &[Own],
-) -> Option<Finding> {
+) -> Option<Option<Finding>> {
     let names = names(verifier);
     let opens = |own: &Own| {
         let bytes = own.secret.text().as_bytes();
@@ -109,7 +113,7 @@ fn opened(
             own.place,
             cause.fix()
         );
-        return Some(Finding::new(cause, Side::Gateway, advice));
+        return Some(Some(Finding::new(cause, Side::Gateway, advice)));
     };
     let label = maker.label();
     if !own.is_for_cookies {
@@ -118,19 +122,19 @@ fn opened(
              auth.session_cookie: add it to secrets, secrets_env or secret_files there",
             own.place
         );
-        return Some(Finding::new(Cause::SecretOtherVariable, Side::Gateway, advice));
+        return Some(Some(Finding::new(Cause::SecretOtherVariable, Side::Gateway, advice)));
     }
     if maker == Maker::AuthJs5 && !session.names.iter().any(|n| n == name) {
         let advice = format!(
             "it is a {label} session cookie that was made under the name {name:?}: add that to \
              auth.session_cookie.cookies"
         );
-        return Some(Finding::new(Cause::CookieName, Side::Gateway, advice));
+        return Some(Some(Finding::new(Cause::CookieName, Side::Gateway, advice)));
     }
-    match json::object_of(&plain, &|name| subject.settings.reads(name)) {
+    Some(match json::object_of(&plain, &|name| subject.settings.reads(name)) {
         Ok(found) => claims::find(subject, reason, &found),
         Err(defect) => Some(shape::of_part("content", Cause::PayloadInvalid, defect)),
-    }
+    })
 }
 
 fn cause_of(maker: Maker) -> Cause {
