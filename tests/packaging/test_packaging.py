@@ -143,9 +143,9 @@ def test_systemd(machine):
             before = machine.get("/metrics")
             reload = service["ExecReload"].replace("$MAINPID", str(process.pid))
             subprocess.run(shlex.split(reload), env={}, check=True)
-            reloads = 'tollgate_config_reloads_total{result="ok"}'
+            reloads = 'tollgate_config_reloads_total{result="unchanged"}'
             assert f"{reloads} 0" in before
-            eventually("reloaded", lambda: f"{reloads} 1" in machine.get("/metrics"))
+            eventually("read again", lambda: f"{reloads} 1" in machine.get("/metrics"))
             process.send_signal(signal.SIGTERM)
             assert process.wait(timeout=int(service["TimeoutStopSec"])) == 0
         finally:
