@@ -29,7 +29,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 const FIRST_TRIES: Duration = Duration::from_millis(50);
 /// Most entries that one look puts back.
 const RESTORED: usize = 10_000;
-/// Sockets that are compared with new revocations before others have a turn.
+/// Entries that are read, or sockets that are compared with them, before others have a turn.
 const COMPARED: usize = 512;
 /// Longest stored entry that is taken.
 const MAX_ENTRY: usize = 4096;
@@ -219,7 +219,10 @@ impl Gateway {
     async fn take_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
         let (mut news, mut unusable) = (false, 0);
-        for entry in entries {
+        for (n, entry) in entries.iter().enumerate() {
+            if n % COMPARED == COMPARED - 1 {
+                tokio::task::yield_now().await;
+            }
             let parsed = (entry.len() <= MAX_ENTRY)
                 .then(|| strict::from_slice::<Revocation>(entry).ok())
                 .flatten();

@@ -127,9 +127,12 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     let mut leaving = Gateway::with(&(redis.config() + drain)).await;
     let staying = Arc::new(Gateway::on_redis(&redis).await);
     leaving.ready().await;
-    let mut movers = Vec::new();
+    let mut clients = Vec::new();
     for i in 0..1000 {
-        let mut client = Client::connect(&leaving, &format!("u{i}")).await;
+        clients.push(Client::connect(&leaving, &format!("u{i}")).await);
+    }
+    let mut movers = Vec::new();
+    for (i, mut client) in clients.into_iter().enumerate() {
         let staying = Arc::clone(&staying);
         movers.push(tokio::spawn(async move {
             let hint = client.next().await;
