@@ -20,7 +20,7 @@ use crate::broker::redis::{ClientTlsConfig, Login, RedisBroker, Settings, Tls};
 use crate::broker::{self, Events};
 use crate::config::{self, BrokerKind, Config, Loaded, Policy, Values};
 use crate::gateway::{Gateway, NodeInfo};
-use crate::http::{self, App, Listener};
+use crate::http::{self, App, Clients, Listener, Share};
 use crate::hub::{Bounds, Hub};
 use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::logging;
@@ -36,6 +36,13 @@ use reload::InForce;
 
 /// The admin listener serves scrapers and people, not clients.
 const ADMIN_CONNECTIONS: usize = 64;
+
+/// So many of one address.
+const ADMIN_SHARE: usize = ADMIN_CONNECTIONS / 2;
+
+/// Descriptors are set aside for connections to so many servers of Redis, and for whatever else we open.
+const REDIS_SERVERS: usize = 16;
+const OTHER_FILES: usize = 64;
 
 /// After the drain's window, what is still there gets this long.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -109,6 +116,11 @@ impl Running {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
         let dev = dev.then_some(config.server.listen.ip());
+        let public = public.limited(clients(&app, &config));
+        let admin = admin.limited(Clients {
+            reserve: 0,
+            share: Box::new(|_, _| Share { connections: ADMIN_SHARE, http: ADMIN_SHARE }),
+        });
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
         lifecycle::spawn("accept", accepting);
@@ -137,6 +149,34 @@ impl Running {
         }
         Ok(())
     }
+}
+
+/// What the clients of the public listener leave to others and to ourselves.
+fn clients(app: &App, config: &Config) -> Clients {
+    let context = Arc::clone(&app.context);
+    let share = move |ip, files: usize| {
+        let policy = context.policy.load();
+        if http::headers::is_trusted(ip, &policy.trusted_proxies) {
+            return Share::ALL;
+        }
+        let limits = &policy.limits;
+        let (one, all) = (limits.connections_per_ip, limits.connections);
+        // Where files are fewer than limits.connections, its share of those, and half of them at least.
+        let of_files = if one < all { (files / 2).max(files / all * one) } else { files };
+        Share { connections: one.min(of_files), http: limits.http_connections_per_ip }
+    };
+    Clients { reserve: reserved_files(config), share: Box::new(share) }
+}
+
+/// The files that are ours: the admin listener's connections, those to Redis and to the application, and a few
+/// for listeners, files that are read, and name servers.
+fn reserved_files(config: &Config) -> u64 {
+    let redis = match config.broker.kind {
+        BrokerKind::Redis => REDIS_SERVERS * (config.redis.subscriber_connections + 2),
+        BrokerKind::Memory => 0,
+    };
+    let upstream = if config.callback.url.is_empty() { 0 } else { config.callback.concurrency };
+    (ADMIN_CONNECTIONS + redis + upstream + OTHER_FILES) as u64
 }
 
 /// Each socket is a file, and there are others: listeners, Redis, HTTP connections.

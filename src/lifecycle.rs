@@ -127,6 +127,13 @@ pub fn raise_open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// How many files this process may have open, now: the limit can be changed from outside.
+#[must_use]
+pub fn open_files() -> u64 {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current.unwrap_or(u64::MAX)
+}
+
 /// The wall clock in Unix seconds, for `exp` and `nbf`.
 #[must_use]
 pub fn unix_now() -> u64 {

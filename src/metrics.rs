@@ -43,7 +43,7 @@ table! {
     Gauge CONNECTIONS_LIMIT "connections_limit";
     /// Sockets that were accepted with a valid token (or as anonymous).
     Counter CONNECTIONS_OPENED "connections_opened_total";
-    /// Sockets that ended, by reason.
+    /// Sockets that had been opened and ended, by reason.
     Counter CONNECTIONS_CLOSED "connections_closed_total";
     /// From the request to the first message of an accepted socket, in seconds.
     Histogram HANDSHAKE "handshake_seconds";

@@ -26,6 +26,7 @@ url = "redis://127.0.0.1:$port"
 [limits]
 connections_per_ip = 50000
 http_connections = 50000
+http_connections_per_ip = 50000
 [log]
 level = "warn"
 [[auth.keys]]

@@ -12,6 +12,7 @@ use crate::redis_url::Target;
 const MAX_BYTES: usize = 64 << 20;
 
 const MAX_SUBSCRIBERS: usize = 64;
+const MAX_REFUSAL_WAIT: Duration = Duration::from_secs(30);
 const SECOND: Duration = Duration::from_secs(1);
 const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
@@ -23,6 +24,7 @@ impl Judge {
             ("limits.connections_per_user", l.connections_per_user),
             ("limits.connections_per_ip", l.connections_per_ip),
             ("limits.http_connections", l.http_connections),
+            ("limits.http_connections_per_ip", l.http_connections_per_ip),
             ("limits.request_body_bytes", l.request_body_bytes),
             ("limits.message_bytes", l.message_bytes),
             ("limits.publication_bytes", l.publication_bytes),
@@ -60,6 +62,9 @@ impl Judge {
 
     fn times(&mut self, config: &Config) {
         let l = &config.limits;
+        if l.refusal_wait.0 > MAX_REFUSAL_WAIT {
+            self.problem("limits.refusal_wait", "must be at most 30s");
+        }
         let (r, second) = (&config.redis, Duration::from_secs(1));
         for (name, Span(value)) in [
             ("limits.handshake_timeout", l.handshake_timeout),

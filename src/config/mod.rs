@@ -250,6 +250,8 @@ pub struct Limits {
     pub connections_per_user: usize,
     pub connections_per_ip: usize,
     pub http_connections: usize,
+    pub http_connections_per_ip: usize,
+    pub refusal_wait: Span,
     pub handshake_timeout: Span,
     pub request_timeout: Span,
     pub request_body_bytes: usize,

@@ -1,8 +1,10 @@
 //! Listening and serving HTTP/1.1 connections. An upgraded socket leaves here with its TCP stream.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io::{Read as _, Write as _};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -10,19 +12,20 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::uri::Authority;
-use axum::http::{HeaderMap, StatusCode, Version, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Version, header};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
 
+use super::admit::log_limit;
+use super::places::{Places, Seat, Share};
 use super::wire::Wire;
 use super::{MAX_HEAD, Peer, refuse};
-use crate::lifecycle::{Lifecycle, Phase};
+use crate::lifecycle::{self, Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 
@@ -42,16 +45,33 @@ const LAST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Bounds for one listener's HTTP connections.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
-    pub connections: usize,
+struct Bounds {
+    connections: usize,
     /// For a request's head, from the first wait for it: no slowloris.
-    pub head: Duration,
+    head: Duration,
+}
+
+pub type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
+
+/// What those who connect leave to others.
+pub struct Clients {
+    /// File descriptors that are not theirs.
+    pub reserve: u64,
+    /// What an address may hold, as it is configured now, where there are so many descriptors.
+    pub share: Shares,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        Self { reserve: 0, share: Box::new(|_, _| Share::ALL) }
+    }
 }
 
 /// A bound socket.
 pub struct Listener {
     listener: TcpListener,
     bounds: Bounds,
+    clients: Clients,
 }
 
 impl Listener {
@@ -66,7 +86,15 @@ impl Listener {
         SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD))?;
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
-        Ok(Self { listener, bounds: Bounds { connections, head } })
+        let bounds = Bounds { connections, head };
+        Ok(Self { listener, bounds, clients: Clients::default() })
+    }
+
+    /// Holds whoever connects to this.
+    #[must_use]
+    pub fn limited(mut self, clients: Clients) -> Self {
+        self.clients = clients;
+        self
     }
 
     /// # Errors
@@ -76,22 +104,12 @@ impl Listener {
     }
 }
 
-/// Counts a connection while it lives.
-struct Counted(Arc<AtomicUsize>);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What an HTTP connection holds beside its socket; handlers find it among the request's extensions.
 #[derive(Clone)]
 pub(super) struct Tenure(Arc<State>);
 
 struct State {
-    /// Its place among the connections that are not sockets or streams.
-    place: Mutex<Option<Counted>>,
+    seat: Arc<Seat>,
     streams: AtomicUsize,
     /// What is written waits for the socket that the connection becomes.
     holds: AtomicBool,
@@ -103,9 +121,14 @@ pub(super) struct Streaming(Arc<State>);
 impl Tenure {
     /// The connection becomes a stream: limited as a socket is, and not by its age.
     pub(super) fn stream(&self) -> Streaming {
-        self.0.place.lock().take();
+        self.0.seat.leave_http();
         self.0.streams.fetch_add(1, Ordering::Relaxed);
         Streaming(Arc::clone(&self.0))
+    }
+
+    /// The connection's place, for the socket that it becomes.
+    pub(super) fn seat(&self) -> Arc<Seat> {
+        Arc::clone(&self.0.seat)
     }
 
     /// The answer under way goes out with the first words of the socket that the connection becomes.
@@ -130,8 +153,8 @@ impl Drop for Streaming {
 
 /// Accepts until the drain begins (`until` is reached), then closes the listening socket.
 pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, until: Phase) {
-    let Listener { listener, bounds } = listener;
-    let open = Arc::new(AtomicUsize::new(0));
+    let Listener { listener, bounds, clients } = listener;
+    let places = Arc::new(Places::default());
     let ended = lifecycle.reached(until);
     tokio::pin!(ended);
     loop {
@@ -151,20 +174,22 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
                 continue;
             }
         };
-        let counted = Counted(Arc::clone(&open));
-        if open.fetch_add(1, Ordering::Relaxed) >= bounds.connections {
-            metrics::rejected(Rejected::HttpConnections);
-            put_off(&stream);
-            continue;
-        }
+        let seat = match seat(&stream, peer.ip(), (&places, &clients, bounds)) {
+            Ok(seat) => Arc::new(seat),
+            Err(what) => {
+                metrics::rejected(what);
+                log_limit(what, peer.ip());
+                put_off(&stream);
+                continue;
+            }
+        };
         let router = router.clone();
         let ended = {
             let lifecycle = lifecycle.clone();
             async move { lifecycle.reached(until).await }
         };
-        let place = Mutex::new(Some(counted));
         let tenure = Tenure(Arc::new(State {
-            place,
+            seat,
             streams: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
         }));
@@ -186,6 +211,24 @@ fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
         }
         (Some(_), Some(_)) => false,
     }
+}
+
+/// A place for a connection that was accepted.
+fn seat(
+    stream: &TcpStream,
+    ip: IpAddr,
+    (places, clients, bounds): (&Arc<Places>, &Clients, Bounds),
+) -> Result<Seat, Rejected> {
+    // The kernel gives the lowest number that is free: below this one all are taken.
+    let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
+    let limit = lifecycle::open_files();
+    // Where there are few at all, a quarter has to do.
+    let room = limit - clients.reserve.min(limit / 4);
+    if clients.reserve > 0 && taken >= room {
+        return Err(Rejected::OpenFiles);
+    }
+    let share = (clients.share)(ip, usize::try_from(room).unwrap_or(usize::MAX));
+    places.take(ip, share, bounds.connections)
 }
 
 /// Says that it may come again (RFC 9110 section 15.6.4), as far as that goes without waiting.
@@ -222,15 +265,21 @@ async fn connection(
         request.extensions_mut().insert(held.clone());
         let named = names_its_host(request.version(), request.headers());
         let answer = named.then(|| router.clone().call(request));
+        let beyond = held.0.seat.is_beyond();
         async move {
-            match answer {
-                Some(answer) => answer.await,
+            let mut answer = match answer {
+                Some(answer) => answer.await?,
                 None => {
                     metrics::rejected(Rejected::BadRequest);
                     let why = "a request names its host, once (RFC 9112 section 3.2)\n";
-                    Ok(refuse(StatusCode::BAD_REQUEST, why))
+                    refuse(StatusCode::BAD_REQUEST, why)
                 }
+            };
+            // One too many of its address has one answer.
+            if beyond && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+            Ok::<_, Infallible>(answer)
         }
     });
     let serving = http1::Builder::new()

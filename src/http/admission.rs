@@ -3,17 +3,21 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use axum::http::{HeaderMap, Uri};
 use dashmap::DashMap;
 
 use super::headers::{self, bearer, offered, parameters};
+use super::places::Seat;
+use super::refusals::Refusals;
 use crate::auth::SessionCookie;
 use crate::metrics::Rejected;
 
 /// Sockets in all and per address.
 #[derive(Default)]
 pub(super) struct Admissions {
+    pub(super) refusals: Refusals,
     total: AtomicUsize,
     by_ip: DashMap<IpAddr, usize, ahash::RandomState>,
     courtesies: AtomicUsize,
@@ -27,6 +31,10 @@ pub(super) struct Place {
     admissions: Arc<Admissions>,
     /// `None`: a socket beyond a limit, on its way out.
     ip: Option<IpAddr>,
+    /// Its connection's place, which ends with the socket.
+    seat: Option<Arc<Seat>>,
+    /// Whoever has it was refused, and has waited for that.
+    refused: bool,
 }
 
 impl Admissions {
@@ -48,14 +56,36 @@ impl Admissions {
             return Err(Rejected::PerIp);
         }
         *count += 1;
-        Ok(Place { admissions: Arc::clone(self), ip: Some(ip) })
+        Ok(Place { admissions: Arc::clone(self), ip: Some(ip), seat: None, refused: false })
     }
 
     /// A place for a socket that is opened only to be closed with a reason.
     pub(super) fn courtesy(self: &Arc<Self>) -> Option<Place> {
-        let place = Place { admissions: Arc::clone(self), ip: None };
+        let place = Place { admissions: Arc::clone(self), ip: None, seat: None, refused: true };
         let before = self.courtesies.fetch_add(1, Ordering::Relaxed);
         (before < MAX_COURTESIES).then_some(place)
+    }
+}
+
+impl Place {
+    /// Keeps the connection's place as well.
+    pub(super) fn on(mut self, seat: Option<Arc<Seat>>) -> Self {
+        self.seat = seat;
+        self
+    }
+
+    /// For somebody whose token was refused in the handshake.
+    pub(super) fn of_refused(mut self) -> Self {
+        self.refused = true;
+        self
+    }
+
+    /// Its socket's token is refused: how long the answer waits.
+    pub(super) fn refuse(&mut self, longest: Duration) -> Duration {
+        match self.ip {
+            Some(ip) if !self.refused => self.admissions.refusals.wait(ip, longest),
+            _ => Duration::ZERO,
+        }
     }
 }
 
@@ -74,7 +104,7 @@ impl Drop for Place {
 }
 
 /// An IPv6 customer has a whole /64: it counts as one.
-fn network(ip: IpAddr) -> IpAddr {
+pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => IpAddr::V4(ip),
         IpAddr::V6(ip) => {

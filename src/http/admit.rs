@@ -4,13 +4,15 @@ use std::net::IpAddr;
 
 use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header};
 
+use super::accept::Tenure;
 use super::admission::{self, Cookies, Credential, Place};
 use super::headers::{self, parameters};
 use super::{App, Peer, refuse};
 use crate::auth::Reason;
 use crate::config::Policy;
+use crate::lifecycle::Phase;
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
@@ -25,19 +27,28 @@ pub(super) async fn admit(
     request: &Parts,
     by_close: bool,
 ) -> Result<(Admission, Place), Response<Body>> {
-    let ip = client_ip(request, policy);
+    let ip = client_ip(&request.extensions, &request.headers, policy);
+    let seat = request.extensions.get::<Tenure>().map(Tenure::seat);
     let limits = &policy.limits;
-    let place = match app.admissions.take(ip, limits.connections, limits.connections_per_ip) {
-        Ok(place) => place,
+    let take = || {
+        // The connection itself is one too many of its address.
+        if seat.as_ref().is_some_and(|seat| seat.is_beyond()) {
+            return Err(Rejected::PerIp);
+        }
+        app.admissions.take(ip, limits.connections, limits.connections_per_ip)
+    };
+    let place = match take() {
+        Ok(place) => place.on(seat.clone()),
         Err(what) => {
             metrics::rejected(what);
-            logging::repeated(("limit", what.label()), "", move |repeated| {
-                tracing::warn!(limit = what.label(), %ip, repeated, "too many connections");
-            });
+            log_limit(what, ip);
+            if what == Rejected::PerIp {
+                hold_back(app, ip, policy).await;
+            }
             let whose = if what == Rejected::PerIp { " of this address" } else { "" };
             let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
             if by_close && let Some(place) = app.admissions.courtesy() {
-                return Ok((Admission::Refused(close), place));
+                return Ok((Admission::Refused(close), place.on(seat)));
             }
             return Err(too_many());
         }
@@ -54,16 +65,45 @@ pub(super) async fn admit(
     };
     match checked {
         Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
-        Err(reason) if by_close => Ok((Admission::Refused(close_of(reason)), place)),
+        Err(reason) if by_close && reason.is_ours() => {
+            Ok((Admission::Refused(close_of(reason)), place))
+        }
         Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
-        Err(reason) => Err(unauthorized(reason)),
+        Err(reason) => {
+            // Whoever waits holds nothing but its own connection.
+            drop(place);
+            hold_back(app, ip, policy).await;
+            if !by_close {
+                return Err(unauthorized(reason));
+            }
+            let place = take().ok().or_else(|| app.admissions.courtesy()).ok_or_else(too_many)?;
+            Ok((Admission::Refused(close_of(reason)), place.on(seat).of_refused()))
+        }
     }
 }
 
-fn client_ip(request: &Parts, policy: &Policy) -> IpAddr {
-    let peer = request.extensions.get::<Peer>();
+/// An address that is refused again and again waits for its answer.
+pub(super) async fn hold_back(app: &App, ip: IpAddr, policy: &Policy) {
+    let wait = app.admissions.refusals.wait(ip, policy.limits.refusal_wait.0);
+    if wait.is_zero() {
+        return;
+    }
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = app.lifecycle.reached(Phase::Draining) => {}
+    }
+}
+
+pub(super) fn log_limit(what: Rejected, ip: IpAddr) {
+    logging::repeated(("limit", what.label()), "", move |repeated| {
+        tracing::warn!(limit = what.label(), %ip, repeated, "too many connections");
+    });
+}
+
+pub(super) fn client_ip(extensions: &Extensions, headers: &HeaderMap, policy: &Policy) -> IpAddr {
+    let peer = extensions.get::<Peer>();
     let peer = peer.map_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), |p| p.0.ip());
-    headers::client_ip(peer, &request.headers, &policy.trusted_proxies)
+    headers::client_ip(peer, headers, &policy.trusted_proxies)
 }
 
 /// `?format=`.

@@ -20,12 +20,14 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, timeout_at};
 
+use super::admit::{client_ip, hold_back};
 use super::{App, json as json_response, refuse};
 use crate::access;
 use crate::auth::{Revocation, id_text};
 use crate::broker::Durable;
 use crate::channel::{ChannelName, check_id};
 use crate::gateway::{Control, PublishError};
+use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::session::unix_now;
 use crate::strict;
@@ -66,6 +68,11 @@ pub(super) async fn call(
     let policy = app.context.policy.load_full();
     if !key_accepted(request.headers(), &policy.api_keys) {
         metrics::rejected(Rejected::ApiKey);
+        let ip = client_ip(request.extensions(), request.headers(), &policy);
+        logging::repeated(("api key refused", ""), "", move |repeated| {
+            tracing::warn!(%ip, repeated, "API key refused");
+        });
+        hold_back(&app, ip, &policy).await;
         return refuse(
             StatusCode::UNAUTHORIZED,
             "unauthorized: send a key of api.keys as X-API-Key\n",

@@ -54,11 +54,18 @@ pub fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     parts(headers, header::COOKIE, b';').flatten().filter_map(|pair| pair.split_once('='))
 }
 
+/// Is this one of the proxies whose word on the client's address is believed?
+#[must_use]
+pub fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
+    let ip = ip.to_canonical();
+    trusted.iter().any(|net| net.contains(&ip))
+}
+
 /// The client's address: the TCP peer's, or, where that is a trusted proxy, the last entry of
 /// `X-Forwarded-For` that is not one. What a client wrote itself stands before that and is ignored.
 #[must_use]
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let trusts = |ip: IpAddr| trusted.iter().any(|net| net.contains(&ip));
+    let trusts = |ip: IpAddr| is_trusted(ip, trusted);
     let mut ip = peer.to_canonical();
     if !trusts(ip) {
         return ip;

@@ -12,6 +12,8 @@ mod demo;
 pub mod headers;
 mod hosts;
 mod origins;
+mod places;
+mod refusals;
 pub mod socket;
 mod sse;
 mod websocket;
@@ -28,8 +30,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::lifecycle::Lifecycle;
 use crate::session::Context;
-pub use accept::{Listener, serve};
+pub use accept::{Clients, Listener, serve};
 use admission::Admissions;
+pub use places::Share;
 
 /// The longest request head; a token may be 16 KiB of it.
 const MAX_HEAD: usize = 64 * 1024;

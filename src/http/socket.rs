@@ -103,7 +103,7 @@ pub(super) struct Socket {
     connection: Arc<Connection>,
     decoder: Decoder,
     /// Its place among the sockets.
-    _place: Place,
+    place: Place,
 }
 
 /// Begins a socket's session. `None` if that has ended already, and the socket with it.
@@ -117,7 +117,7 @@ pub(super) async fn begin(
     connection.cork(held.into());
     let session = Session::new(context, Arc::clone(&connection), began).resuming(since);
     let decoder = Decoder::default();
-    let mut socket = Box::new(Socket { session, connection, decoder, _place: place });
+    let mut socket = Box::new(Socket { session, connection, decoder, place });
     let Socket { session, connection, .. } = &mut *socket;
     let mut begun = {
         let mut beginning = pin!(drive(connection, Box::pin(session.begin(admission))));
@@ -202,11 +202,18 @@ fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
 impl Socket {
     /// Takes the session out of everything and says goodbye. The place stays taken until that is over.
     async fn end(self: Box<Self>, end: End) {
-        let Self { session, connection, decoder, _place } = *self;
+        let Self { session, connection, decoder, mut place } = *self;
         session.end();
+        let (opened, longest) = (session.was_opened(), session.refusal_wait());
         drop(session);
         metrics::connections(connection.wire()).decrement(1.0);
-        end.count();
+        if opened {
+            end.count();
+        } else if let End::Ours(close) = &end
+            && close.code == CloseCode::TokenRefused
+        {
+            tokio::time::sleep(place.refuse(longest)).await;
+        }
 
         let (frame, tail) = match end {
             End::Ours(close) => {

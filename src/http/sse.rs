@@ -271,7 +271,9 @@ async fn run(
     };
     drop(places);
     gauge.decrement(1.0);
-    end.count();
+    if session.was_opened() {
+        end.count();
+    }
 }
 
 async fn open(

@@ -7,6 +7,7 @@ pub enum Rejected {
     PerUser,
     PerIp,
     HttpConnections,
+    OpenFiles,
     Rate,
     Channels,
     MessageSize,
@@ -20,11 +21,12 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    pub(super) const ALL: [Self; 14] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::Connections,
         Self::PerUser,
         Self::PerIp,
         Self::HttpConnections,
+        Self::OpenFiles,
         Self::Rate,
         Self::Channels,
         Self::MessageSize,
@@ -44,6 +46,7 @@ impl Rejected {
             Self::PerUser => "limit_per_user",
             Self::PerIp => "limit_per_ip",
             Self::HttpConnections => "limit_http_connections",
+            Self::OpenFiles => "limit_open_files",
             Self::Rate => "rate",
             Self::Channels => "limit_channels",
             Self::MessageSize => "message_size",

@@ -15,7 +15,7 @@ mod timers;
 pub mod tokens;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 
@@ -95,6 +95,8 @@ pub struct Session {
     allowance: f32,
     allowance_at: u32,
     began: Instant,
+    /// It was let in, and counted as opened.
+    opened: bool,
 }
 
 fn start_of(resumed: &Resumed) -> Start<'_> {
@@ -127,7 +129,20 @@ impl Session {
             allowance,
             allowance_at: now,
             began,
+            opened: false,
         }
+    }
+
+    /// Was it ever let in?
+    #[must_use]
+    pub fn was_opened(&self) -> bool {
+        self.opened
+    }
+
+    /// How long a refusal waits at most.
+    #[must_use]
+    pub fn refusal_wait(&self) -> Duration {
+        self.context.policy.load().limits.refusal_wait.0
     }
 
     /// Where the client says that it is in its channels.
@@ -221,6 +236,7 @@ impl Session {
         }
         self.state = State::Open;
         metrics::opened(self.began.elapsed());
+        self.opened = true;
         self.schedule();
         Ok(())
     }

@@ -35,6 +35,8 @@ pub fn config(extra: &str) -> String {
         ("[api]", "keys = [\"integration-api-key\"]"),
         // Many clients here answer pings only when they read, which on a busy machine is late.
         ("[limits]", "ping_interval = \"10m\""),
+        // Many tests have many tokens refused.
+        ("[limits]", "refusal_wait = \"0s\""),
         ("[drain]", "settle = \"50ms\"\nwindow = \"200ms\""),
     ];
     let mut text = extra.to_owned();

@@ -30,6 +30,7 @@ mod old_masters;
 mod origins;
 mod passwords;
 mod permissions;
+mod places;
 mod plain;
 mod proxy;
 mod redis;

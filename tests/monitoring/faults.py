@@ -110,6 +110,9 @@ class Faults:
         self.clients.go("calm", *[self.clients.socket(calm) for _ in range(40)])
         wait("forty clients", lambda: connections(calm) == 40)
         drains.send(signal.SIGTERM)  # TollgateDrainStuck
+        (self.stack.folder / "mute-0.log").symlink_to("/dev/full")  # TollgateLogLinesDropped
+        mute = self.stack.gateway("mute-0", "mute", broker="memory")
+        self.clients.go("unheard", self.clients.attempts(0.5, mute, secret=BAD))
         files = len(os.listdir(f"/proc/{calm.pid()}/fd"))
         limit = f"--nofile={int(files * 1.08)}"  # TollgateFileDescriptors
         subprocess.run(["prlimit", "--pid", str(calm.pid()), limit], check=True)

@@ -187,6 +187,8 @@ ROWS: dict[str, list[Panel]] = {
             'max by (pod) (kube_pod_container_resource_limits{k,resource="memory"} > 0)', "{{pod}}")],
               unit="percentunit", width=6, top=1, limits=(0.8, 0.9), says="Only in Kubernetes.", runbooks=["TollgateMemory"]),
         Panel("Threads", [("sum by (pod) (process_threads{~})", "{{pod}}")], width=6),
+        Panel("Log lines dropped", [(rate("tollgate_log_lines_dropped_total", "pod"), "{{pod}}")], width=6,
+              says="Nothing but the log suffers.", runbooks=["TollgateLogLinesDropped"]),
     ],
 }
 

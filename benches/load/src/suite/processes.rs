@@ -237,6 +237,7 @@ allow = "authenticated"
 connections_per_user = 100000
 connections_per_ip = 100000
 http_connections = {handshakes}
+http_connections_per_ip = {handshakes}
 "#,
         prefix = Side::Tollgate.prefix(),
         workers = setting.workers,

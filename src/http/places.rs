@@ -1,0 +1,184 @@
+//! Who holds connections: each counts for its address from accept to its end, whatever is asked on it and
+//! whatever it becomes.
+//!
+//! Not here: the limit on sockets and streams (`admission`), which behind a trusted proxy counts clients.
+//! Invariants: one address leaves places for the others; whoever has its share gets a few connections
+//! more, for one request each, so that it can be told; every map entry is a connection that is there.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use dashmap::DashMap;
+
+use super::admission::network;
+use crate::metrics::Rejected;
+
+/// Connections beyond its share that an address may have, to be answered and closed.
+const BEYOND_PER_ADDRESS: usize = 8;
+
+/// And all addresses together.
+const BEYOND: usize = 256;
+
+/// What one address may hold.
+#[derive(Debug, Clone, Copy)]
+pub struct Share {
+    /// Connections of any kind.
+    pub connections: usize,
+    /// Of these, such as are not sockets or streams.
+    pub http: usize,
+}
+
+impl Share {
+    /// For a proxy that carries everybody.
+    pub const ALL: Self = Self { connections: usize::MAX, http: usize::MAX };
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    connections: usize,
+    http: usize,
+    beyond: usize,
+}
+
+/// The connections of one listener.
+#[derive(Default)]
+pub(super) struct Places {
+    http: AtomicUsize,
+    beyond: AtomicUsize,
+    by_ip: DashMap<IpAddr, Held, ahash::RandomState>,
+}
+
+/// A connection's place; given back when it ends.
+pub(super) struct Seat {
+    places: Arc<Places>,
+    ip: IpAddr,
+    /// Its address has had its share already.
+    beyond: bool,
+    /// It is neither a socket nor a stream.
+    http: AtomicBool,
+}
+
+impl Places {
+    /// Takes a place for a connection from `ip`, of `http` that may be neither sockets nor streams.
+    pub(super) fn take(
+        self: &Arc<Self>,
+        ip: IpAddr,
+        share: Share,
+        http: usize,
+    ) -> Result<Seat, Rejected> {
+        let ip = network(ip);
+        if self.http.fetch_add(1, Ordering::Relaxed) >= http {
+            self.http.fetch_sub(1, Ordering::Relaxed);
+            return Err(Rejected::HttpConnections);
+        }
+        let mut held = self.by_ip.entry(ip).or_default();
+        let beyond = held.connections >= share.connections || held.http >= share.http;
+        if !beyond {
+            held.connections += 1;
+            held.http += 1;
+        } else if held.beyond < BEYOND_PER_ADDRESS
+            && self.beyond.fetch_add(1, Ordering::Relaxed) < BEYOND
+        {
+            held.beyond += 1;
+        } else {
+            if held.beyond < BEYOND_PER_ADDRESS {
+                self.beyond.fetch_sub(1, Ordering::Relaxed);
+            }
+            drop(held);
+            self.forget(ip, |_| {});
+            self.http.fetch_sub(1, Ordering::Relaxed);
+            return Err(Rejected::PerIp);
+        }
+        Ok(Seat { places: Arc::clone(self), ip, beyond, http: AtomicBool::new(true) })
+    }
+
+    /// Takes something off what an address holds, and its entry with the last.
+    fn forget(&self, ip: IpAddr, what: impl FnOnce(&mut Held)) {
+        self.by_ip.remove_if_mut(&ip, |_, held| {
+            what(held);
+            held.connections == 0 && held.beyond == 0
+        });
+    }
+}
+
+impl Seat {
+    /// Its address holds its share without it: it is told so and nothing else.
+    pub(super) fn is_beyond(&self) -> bool {
+        self.beyond
+    }
+
+    /// The connection has become a socket or a stream, or ended.
+    pub(super) fn leave_http(&self) {
+        if !self.http.swap(false, Ordering::Relaxed) {
+            return;
+        }
+        self.places.http.fetch_sub(1, Ordering::Relaxed);
+        if !self.beyond
+            && let Some(mut held) = self.places.by_ip.get_mut(&self.ip)
+        {
+            held.http -= 1;
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.leave_http();
+        if self.beyond {
+            self.places.beyond.fetch_sub(1, Ordering::Relaxed);
+        }
+        let beyond = self.beyond;
+        self.places.forget(self.ip, |held| {
+            let count = if beyond { &mut held.beyond } else { &mut held.connections };
+            *count -= 1;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_a8_places_are_counted_by_address_and_given_back() {
+        let places = Arc::new(Places::default());
+        let (a, b) = ("1.1.1.1".parse().unwrap(), "2.2.2.2".parse().unwrap());
+        let share = Share { connections: 5, http: 3 };
+        let mut seats: Vec<_> = (0..3).map(|_| places.take(a, share, 100).ok().unwrap()).collect();
+        assert!(seats.iter().all(|seat| !seat.is_beyond()));
+        assert!(places.take(a, share, 100).ok().unwrap().is_beyond(), "three are not sockets yet");
+
+        seats.iter().for_each(Seat::leave_http);
+        for n in 3..20 {
+            match places.take(a, share, 100) {
+                Ok(seat) => {
+                    assert_eq!(seat.is_beyond(), n >= 5, "{n}");
+                    seats.push(seat);
+                }
+                Err(why) => {
+                    assert_eq!((why, seats.len()), (Rejected::PerIp, 5 + BEYOND_PER_ADDRESS))
+                }
+            }
+        }
+        assert!(!places.take(b, share, 100).ok().unwrap().is_beyond(), "the others have room");
+        assert_eq!(places.take(b, share, 10).err(), Some(Rejected::HttpConnections));
+        assert!(!places.take(b, Share::ALL, 100).ok().unwrap().is_beyond());
+
+        drop(seats);
+        assert_eq!(places.http.load(Ordering::Relaxed) + places.beyond.load(Ordering::Relaxed), 0);
+        assert!(places.by_ip.is_empty());
+    }
+
+    #[test]
+    fn field_a8_what_is_beyond_is_bounded_over_all_addresses() {
+        let places = Arc::new(Places::default());
+        let share = Share { connections: 0, http: 0 };
+        let take = |n: u32| places.take(IpAddr::V4(n.into()), share, 10_000);
+        let seats: Vec<_> = (0..1000).filter_map(|n| take(n).ok()).collect();
+        assert_eq!((seats.len(), places.by_ip.len()), (BEYOND, BEYOND));
+        drop(seats);
+        assert_eq!(take(7).ok().map(|seat| seat.is_beyond()), Some(true));
+        assert!(places.by_ip.is_empty());
+    }
+}
