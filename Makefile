@@ -16,12 +16,13 @@ VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 MONITORING_VENV ?= $(CURDIR)/target/monitoring-venv
 CHART_VENV ?= $(CURDIR)/target/chart-venv
+CLIENTS_VENV ?= $(CURDIR)/target/clients-venv
 INGRESS_VENV ?= $(CURDIR)/target/ingress-venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
@@ -34,7 +35,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser readme issuers publishers conformance packaging ingress ## Everything: units, real Redis, browser, README, Autobahn
+test: deps unit browser clients readme issuers publishers conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -60,6 +61,13 @@ browser: deps ## Pages in Chromium and Firefox, straight and through nginx and H
 	cd tests/browser && npm ci --no-audit --no-fund --loglevel=error
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser)} \
 	  FIREFOX=$${FIREFOX:-$$(command -v firefox-esr || command -v firefox)} npm test --prefix tests/browser
+
+clients: deps ## Other people's WebSocket and event stream clients, killed and cut, on one gateway
+	cargo build --quiet
+	cd tests/clients && npm ci --no-audit --no-fund --loglevel=error
+	test -x $(CLIENTS_VENV)/bin/python || python3 -m venv $(CLIENTS_VENV)
+	$(CLIENTS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(CLIENTS_VENV)/bin/python npm test --prefix tests/clients
 
 readme: deps ## Every command and snippet of the README
 	cargo build --quiet

@@ -160,6 +160,9 @@ def here(text: str, changes: dict[str, str]) -> str:
 class Site:
     """What a client sees: the proxy's port."""
 
+    # What a test has otherwise than the page.
+    other: dict[str, str] = {}
+
     def __init__(self, proxy: str, folder: pathlib.Path, replicas: list[Replica], redis: int, quiet: int | None):
         self.proxy, self.folder, self.replicas, self.redis = proxy, folder, replicas, redis
         self.port, self.quiet = free_port(), quiet
@@ -179,7 +182,7 @@ class Site:
             if self.quiet:
                 for name in ("client", "server", "tunnel"):
                     changes[f"timeout {name} 60s"] = f"timeout {name} {self.quiet}s"
-        return here(blocks((ROOT / "docs/ingress.md").read_text())[self.proxy], changes)
+        return here(blocks((ROOT / "docs/ingress.md").read_text())[self.proxy], changes | self.other)
 
     def command(self) -> list[str]:
         file = self.folder / f"{self.proxy}.conf"
@@ -279,11 +282,13 @@ def start(tmp_path, redis, certificate):
     tmp_path.chmod(0o755)
     with contextlib.ExitStack() as stack:
 
-        def started(proxy: str, server='trusted_proxies = ["127.0.0.1/32"]', rest="", quiet: int | None = None) -> Site:
+        def started(proxy: str, server='trusted_proxies = ["127.0.0.1/32"]', rest="", quiet: int | None = None, other=None) -> Site:
             replicas = [Replica(tmp_path, name, redis, f"{server}\n{rest}") for name in ("a", "b")]
             for replica in replicas:
                 stack.enter_context(replica.started())
-            return stack.enter_context(Site(proxy, tmp_path, replicas, redis, quiet).started())
+            site = Site(proxy, tmp_path, replicas, redis, quiet)
+            site.other = other or {}
+            return stack.enter_context(site.started())
 
         yield started
 

@@ -98,6 +98,35 @@ def test_no_token_is_in_the_log(start, proxy):
     assert "token" not in site.access_log() and token[:20] not in site.access_log()
 
 
+@pytest.mark.parametrize("proxy,other", [("nginx", {}), ("nginx", {"error_log /dev/null emerg": "error_log stderr"}), ("haproxy", {})])
+def test_field_e3_no_token_is_in_a_log_of_errors(start, proxy, other):
+    """With nginx' own level it is there, so that the line of the page is what keeps it out."""
+    site = start(proxy, other=other)
+    token = site.token()
+    for replica in site.replicas:
+        os.killpg(replica.child.pid, signal.SIGKILL)
+        replica.child.wait()
+    for path in ("/sse", "/ws"):
+        assert site.status(f"{path}?token={token}")[0] in (502, 503)
+    eventually("the log", lambda: len(re.findall(r"/(?:sse|ws)\b.* 50[23] ", site.access_log())) == 2)
+    logs = "".join(file.read_text() for file in site.folder.glob("*.log") if file.stem not in "ab")
+    assert (token in logs) == bool(other)
+
+
+def test_haproxy_leaves_a_replica_that_hangs_alone(start):
+    """Stopped, it still takes connections: the kernel does."""
+    site = start("haproxy")
+    hung, alive = site.replicas
+    os.killpg(hung.child.pid, signal.SIGSTOP)
+    try:
+        eventually("HAProxy knows", lambda: re.search(r"tollgate/a is DOWN", site.access_log()))
+        for _ in range(6):
+            greeted(site.socket())
+        assert len(alive.sockets()) == 6
+    finally:
+        os.killpg(hung.child.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_quiet_connections_stay(start, proxy):
     site = start(proxy, rest='[limits]\nping_interval = "2s"', quiet=6)
