@@ -146,13 +146,19 @@ for (const browser of BROWSERS) {
         await closed(4429, /^too many messages$/, null);
         await gone();
 
-        await connect();
-        await until("slow", async () => {
-          const large = { channel: "user:u1", data: "x".repeat(1_000_000) };
-          await Promise.all(Array.from({ length: 10 }, () => site.api("publish", large)));
-          return (await site.metric("slow_consumers_total")) > 0;
-        });
-        await closed(4410, /^slow consumer$/, null);
+        // A page that is still too slow for what is on its way may miss the frame: not each time.
+        for (let tries = 1; ; tries++) {
+          await connect();
+          await until("slow", async () => {
+            const large = { channel: "user:u1", data: "x".repeat(1_000_000) };
+            await Promise.all(Array.from({ length: 10 }, () => site.api("publish", large)));
+            return (await site.metric("slow_consumers_total")) >= tries;
+          });
+          const end = await until("the end", async () => (await log()).find((entry) => entry.code));
+          if (end.code === 1006 && tries < 4) continue;
+          await closed(4410, /^slow consumer$/, null);
+          break;
+        }
         await gone();
 
         await connect();
