@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -112,7 +113,12 @@ async fn one(old: PathBuf, backend: Backend) -> bool {
 }
 
 async fn launch(program: &Path, backend: &Backend) -> Gateway {
-    let environment = [("TOLLGATE_API__KEYS".to_owned(), json!([API_KEY]).to_string())];
+    let mut environment = vec![("TOLLGATE_API__KEYS".to_owned(), json!([API_KEY]).to_string())];
+    // A version that has it needs it beside 0.1: what replicas tell each other goes elsewhere.
+    let manual = Command::new(program).args(["config", "print", "--defaults"]).output().unwrap();
+    if String::from_utf8_lossy(&manual.stdout).contains("beside_0_1 =") {
+        environment.push(("TOLLGATE_REDIS__BESIDE_0_1".to_owned(), "true".to_owned()));
+    }
     Gateway::start_program(program, &backend.url(), &environment).await
 }
 
