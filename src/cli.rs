@@ -12,6 +12,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::Running;
 use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
+use crate::lifecycle;
 use crate::logging::{self, Format};
 
 /// The configuration cannot be used (sysexits.h, EX_CONFIG).
@@ -172,6 +173,7 @@ fn random_secret() -> anyhow::Result<String> {
 }
 
 fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
+    lifecycle::leave_no_core();
     let sources = args.sources(&random_secret()?);
     let loaded = match config::load(&sources) {
         Ok(loaded) => loaded,

@@ -127,6 +127,14 @@ pub fn raise_open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// A core file would have secrets and tokens in it. The hard limit stays, for whoever wants one all the same.
+pub fn leave_no_core() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Core);
+    // A limit can always be lowered.
+    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
+}
+
 /// How many files this process may have open, now: the limit can be changed from outside.
 #[must_use]
 pub fn open_files() -> u64 {

@@ -85,7 +85,7 @@ table! {
     Counter GAPS_DECLARED "gaps_declared_total";
     /// Sockets closed because they read too slowly.
     Counter SLOW_CONSUMERS "slow_consumers_total";
-    /// Bytes that wait in the outbound queues of all sockets.
+    /// Bytes that the outbound queues of all sockets hold: what waits, and the memory that this takes besides.
     Gauge OUTBOUND_QUEUE_BYTES "outbound_queue_bytes";
     /// 1 while the connection to Redis is up, by role.
     Gauge REDIS_CONNECTED "redis_connected";

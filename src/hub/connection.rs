@@ -212,9 +212,8 @@ impl Connection {
     pub fn cork(&self, bytes: Bytes) {
         let mut out = self.out.lock();
         out.corked = true;
-        self.bounds.queued(bytes.len());
         // As if begun: a cut must not take the answer that what follows it needs.
-        out.queue.push(bytes, 0, true);
+        self.changed(&mut out, |queue| queue.push(bytes, 0, true));
     }
 
     /// Waits until a client that is being caught up since `began` has taken most of what it has, but not
@@ -250,8 +249,7 @@ impl Connection {
     pub fn finish(&self, frame: Bytes) {
         let mut out = self.out.lock();
         (out.closing, out.closed) = (true, true);
-        self.bounds.queued(frame.len());
-        out.queue.push(frame, 0, false);
+        self.changed(&mut out, |queue| queue.push(frame, 0, false));
         drop(out);
         self.flush();
     }
@@ -262,8 +260,7 @@ impl Connection {
         if out.closed {
             return;
         }
-        self.bounds.queued(frame.len());
-        out.queue.push(frame, 1, false);
+        self.changed(&mut out, |queue| queue.push(frame, 1, false));
         self.check(&mut out);
     }
 
@@ -275,19 +272,19 @@ impl Connection {
     /// The next of what is queued, for the task of an HTTP response: small chunks go together.
     pub fn take_queued(&self) -> Option<Bytes> {
         let mut out = self.out.lock();
-        let (first, mut messages) = out.queue.pop()?;
-        let mut taken = first;
-        // An id never leaves without its event.
-        while (taken.len() < TOGETHER || messages == 0)
-            && let Some((chunk, more)) = out.queue.pop()
-        {
-            messages = more;
-            let mut all = BytesMut::from(taken);
-            all.extend_from_slice(&chunk);
-            taken = all.freeze();
-        }
-        self.bounds.unqueued(taken.len());
-        Some(taken)
+        self.changed(&mut out, |queue| {
+            let (mut taken, mut messages) = queue.pop()?;
+            // An id never leaves without its event.
+            while (taken.len() < TOGETHER || messages == 0)
+                && let Some((chunk, more)) = queue.pop()
+            {
+                messages = more;
+                let mut all = BytesMut::from(taken);
+                all.extend_from_slice(&chunk);
+                taken = all.freeze();
+            }
+            Some(taken)
+        })
     }
 
     /// Sends one frame, at once if the socket takes it.
@@ -304,10 +301,7 @@ impl Connection {
             let mut slices = [IoSlice::new(&[]); MAX_SLICES];
             let n = out.queue.slices(&mut slices);
             match self.try_write(&slices[..n]) {
-                Ok(sent) => {
-                    self.bounds.unqueued(sent);
-                    out.queue.advance(sent);
-                }
+                Ok(sent) => self.changed(&mut out, |queue| queue.advance(sent)),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {
                     self.wake(BLOCKED);
                     return;
@@ -315,6 +309,19 @@ impl Connection {
                 Err(_) => return self.broken(&mut out),
             }
         }
+    }
+
+    /// Changes what is queued, and what all queues hold together with it.
+    fn changed<T>(&self, out: &mut Outbound, change: impl FnOnce(&mut Queue) -> T) -> T {
+        let before = out.queue.held();
+        let done = change(&mut out.queue);
+        let after = out.queue.held();
+        if after > before {
+            self.bounds.queued(after - before);
+        } else {
+            self.bounds.unqueued(before - after);
+        }
+        done
     }
 
     fn try_write(&self, slices: &[IoSlice<'_>]) -> std::io::Result<usize> {
@@ -327,8 +334,7 @@ impl Connection {
     /// The socket is dead: reading will say so too; until then nothing is kept for it.
     fn broken(&self, out: &mut Outbound) {
         (out.closing, out.closed) = (true, true);
-        self.bounds.unqueued(out.queue.bytes());
-        out.queue = Queue::default();
+        self.changed(out, |queue| *queue = Queue::default());
     }
 
     /// Closes the connection when its queue is over a bound.
@@ -344,14 +350,14 @@ impl Connection {
             }
             self.ask(out, Close::new(CloseCode::SlowConsumer, "slow consumer"));
             out.closed = true;
-            self.bounds.unqueued(out.queue.cut());
+            self.changed(out, Queue::cut);
         }
     }
 }
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        self.bounds.unqueued(self.out.get_mut().queue.bytes());
+        self.bounds.unqueued(self.out.get_mut().queue.held());
     }
 }
 
@@ -383,6 +389,39 @@ mod tests {
         assert!(connection.is_closing());
         connection.close(Close::new(CloseCode::SlowConsumer, "slow consumer"));
         assert!(connection.take_close().is_none(), "the first request counts");
+    }
+
+    /// Of small messages most of the memory is not their bytes.
+    #[test]
+    fn field_f2_the_bound_on_all_queues_counts_what_they_hold() {
+        let bounds = Bounds {
+            queue_messages: 100_000.into(),
+            queue_bytes: 1_000_000.into(),
+            queue_bytes_total: 100_000.into(),
+            channels_per_connection: 10.into(),
+            queued: 0.into(),
+        };
+        let bounds = Arc::new(bounds);
+        let connection = Connection::new(ConnId(1), 0, Wire::Sse, None, Arc::clone(&bounds));
+        let mut sent = 0;
+        while connection.take_close().is_none() {
+            connection.send(Bytes::copy_from_slice(b"1234567"));
+            sent += 1;
+        }
+        assert!((100..1000).contains(&sent), "{sent} messages of 7 bytes in 100,000");
+        assert_eq!(bounds.queued.load(Ordering::Relaxed), 0, "what was cut is given back");
+
+        let other = Connection::new(ConnId(2), 0, Wire::Sse, None, Arc::clone(&bounds));
+        for _ in 0..100 {
+            other.send(Bytes::copy_from_slice(b"1234567"));
+        }
+        assert!(bounds.queued.load(Ordering::Relaxed) >= 100 * (7 + 80));
+        assert_eq!(other.queued_bytes(), 700);
+        assert_eq!(other.take_queued().unwrap().len(), 700);
+        assert_eq!(bounds.queued.load(Ordering::Relaxed), 0);
+        other.send(Bytes::from_static(b"1"));
+        drop(other);
+        assert_eq!(bounds.queued.load(Ordering::Relaxed), 0);
     }
 
     /// Whoever is closed at its first words has still to be told that it is a socket.

@@ -1,6 +1,6 @@
 //! The `callback` rule: asks the application whether a user may have a channel.
 //!
-//! Invariants: bounded in time and in requests under way; an answer is kept for `cache_ttl`, a
+//! Invariants: bounded in time and in requests under way, of which a user has a share; an answer is kept for `cache_ttl`, a
 //! failure never; whatever is not a clear yes is a no.
 
 use std::sync::Arc;
@@ -54,7 +54,36 @@ pub struct Callback {
     client: Client,
     settings: Settings,
     under_way: Arc<Semaphore>,
+    users: Arc<Users>,
     cache: Arc<Cache>,
+}
+
+/// The places of each user who is asked about now, by name; whoever has none shares one.
+type Users = DashMap<Box<str>, Arc<Semaphore>, ahash::RandomState>;
+
+/// One user leaves so much of all places to others: three quarters.
+const SHARE: usize = 4;
+
+/// A user's places, while there is a question that has or wants one.
+struct Own<'c> {
+    users: &'c Users,
+    user: &'c str,
+    places: Arc<Semaphore>,
+}
+
+impl<'c> Own<'c> {
+    fn new(users: &'c Users, user: &'c str, share: usize) -> Self {
+        let entry = users.entry(user.into());
+        let places = Arc::clone(&entry.or_insert_with(|| Arc::new(Semaphore::new(share))));
+        Self { users, user, places }
+    }
+}
+
+impl Drop for Own<'_> {
+    fn drop(&mut self) {
+        // The table's own and this one: nobody else has it, and nobody can take it meanwhile.
+        self.users.remove_if(self.user, |_, places| Arc::strong_count(places) <= 2);
+    }
 }
 
 impl Callback {
@@ -75,9 +104,13 @@ impl Callback {
             Some(before) => Arc::clone(&before.under_way),
             None => Arc::new(Semaphore::new(settings.concurrency)),
         };
+        let users = match before.filter(|b| b.settings.concurrency == settings.concurrency) {
+            Some(before) => Arc::clone(&before.users),
+            None => Arc::default(),
+        };
         let cache = before.filter(|b| b.settings.url == settings.url);
         let cache = cache.map(|before| Arc::clone(&before.cache)).unwrap_or_default();
-        Ok(Arc::new(Self { client, settings, under_way, cache }))
+        Ok(Arc::new(Self { client, settings, under_way, users, cache }))
     }
 
     /// A question that is asked now would not wait for its place.
@@ -98,7 +131,14 @@ impl Callback {
         {
             return Ok(answer);
         }
-        let asked = tokio::time::timeout(self.settings.timeout, self.request(&body)).await;
+        let share = (self.settings.concurrency / SHARE).max(1);
+        let own = Own::new(&self.users, question.user.unwrap_or_default(), share);
+        let work = async {
+            // Waiting for one's own place keeps none of the others'.
+            let _own = own.places.acquire().await.map_err(|_| UpstreamError::TimedOut)?;
+            self.request(&body).await
+        };
+        let asked = tokio::time::timeout(self.settings.timeout, work).await;
         let answer = asked.map_err(|_| UpstreamError::TimedOut)??;
         if !self.settings.cache_ttl.is_zero() {
             self.keep(body, answer.clone());
@@ -127,5 +167,23 @@ impl Callback {
             }
         }
         self.cache.insert(question, (answer, Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn field_f7_a_users_places_are_forgotten_with_the_last_question() {
+        let users = Users::default();
+        let one = Own::new(&users, "u1", 2);
+        let two = Own::new(&users, "u1", 2);
+        assert!(Arc::ptr_eq(&one.places, &two.places));
+        let other = Own::new(&users, "u2", 2);
+        drop(one);
+        assert_eq!(users.len(), 2);
+        drop((two, other));
+        assert!(users.is_empty());
     }
 }

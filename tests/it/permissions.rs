@@ -229,3 +229,30 @@ async fn a_refresh_asks_the_callback_again() {
     assert_eq!(client.next().await["type"], "refreshed");
     assert_eq!(upstream.asked().last().unwrap().1["claims"], json!({"plan": "free"}));
 }
+
+/// Questions about one user, however slow, leave places for those about others.
+#[tokio::test]
+async fn field_f7_one_user_does_not_take_all_places_of_the_callback() {
+    let upstream = Upstream::start().await;
+    upstream.answers(200, &json!({"allow": true}));
+    upstream.stalls_for("u1");
+    let config = format!(
+        "[callback]\nurl = \"{}\"\ntimeout = \"10s\"\nconcurrency = 4\ncache_ttl = \"0s\"\n\
+         [[channels]]\npattern = \"room:{{id}}\"\nallow = \"callback\"\n",
+        upstream.url
+    );
+    let gateway = Gateway::with(&config).await;
+    let mut greedy = Vec::new();
+    for n in 0..12 {
+        let mut client = Client::connect(&gateway, "u1").await;
+        client.send(json!({"type": "subscribe", "channel": format!("room:{n}")})).await;
+        greedy.push(client);
+    }
+    super::eventually("a question", || std::future::ready((upstream.count() > 0).then_some(())))
+        .await;
+    let mut other = Client::connect(&gateway, "u2").await;
+    for n in 0..5 {
+        assert_eq!(other.subscribe(json!(format!("room:{n}"))).await["type"], "subscribed");
+    }
+    assert_eq!(upstream.count(), 6, "one of the greedy user's at a time");
+}

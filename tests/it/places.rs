@@ -294,3 +294,12 @@ async fn field_f1_what_was_never_opened_is_not_counted_as_closed() {
     assert_eq!(gateway.metric("connections_closed_total").await, 1.0);
     assert_eq!(gateway.metric("connections_opened_total").await, 1.0);
 }
+
+/// A core file would have secrets in it.
+#[tokio::test]
+async fn field_f11_a_crash_leaves_no_core_file() {
+    let gateway = Gateway::start().await;
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");
+}

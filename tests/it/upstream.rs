@@ -22,6 +22,8 @@ struct Shared {
     asked: Mutex<Vec<(String, Value)>>,
     count: AtomicUsize,
     stalls: Mutex<bool>,
+    /// The user about whom it never answers.
+    stalls_for: Mutex<Option<String>>,
     delay: Mutex<std::time::Duration>,
 }
 
@@ -48,6 +50,11 @@ impl Upstream {
         *self.shared.stalls.lock() = stalls;
     }
 
+    /// The same for questions about one user.
+    pub fn stalls_for(&self, user: &str) {
+        *self.shared.stalls_for.lock() = Some(user.to_owned());
+    }
+
     pub fn delays(&self, delay: std::time::Duration) {
         *self.shared.delay.lock() = delay;
     }
@@ -72,10 +79,11 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> (StatusC
     let authorization =
         request.headers().get("authorization").map(|v| v.to_str().unwrap().to_owned());
     let body = axum::body::to_bytes(request.into_body(), 1 << 20).await.unwrap();
-    let body = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
+    let stalls = shared.stalls_for.lock().as_deref() == Some(body["user"].as_str().unwrap_or(""));
     shared.asked.lock().push((authorization.unwrap_or_default(), body));
     shared.count.fetch_add(1, Ordering::SeqCst);
-    if *shared.stalls.lock() {
+    if stalls || *shared.stalls.lock() {
         std::future::pending::<()>().await;
     }
     let delay = *shared.delay.lock();

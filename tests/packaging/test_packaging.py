@@ -131,6 +131,10 @@ def test_the_files_fit_the_defaults():
     assert int(service["LimitNOFILE"]) >= defaults["limits"]["connections"] + 1000
 
 
+def test_field_f11_no_core_file_holds_secrets():
+    assert unit((PACKAGING / "tollgate.service").read_text())["LimitCORE"] == "0"
+
+
 def test_systemd(machine):
     service = unit(machine.here((PACKAGING / "tollgate.service").read_text()))
     for _ in range(2):

@@ -47,14 +47,15 @@ impl Connection {
         if at == NONE {
             return;
         }
-        while at != NONE {
-            let node = &nodes[at as usize];
-            let data = keep(batch, node.start as usize + sent, node.end as usize);
-            self.bounds.queued(data.len());
-            out.queue.push(data, node.messages, sent > 0);
-            sent = 0;
-            at = node.next;
-        }
+        self.changed(&mut out, |queue| {
+            while at != NONE {
+                let node = &nodes[at as usize];
+                let data = keep(batch, node.start as usize + sent, node.end as usize);
+                queue.push(data, node.messages, sent > 0);
+                sent = 0;
+                at = node.next;
+            }
+        });
         self.check(&mut out);
         drop(out);
         self.wake(BLOCKED);
