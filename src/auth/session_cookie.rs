@@ -98,21 +98,22 @@ impl std::fmt::Debug for SessionCookie {
 }
 
 impl SessionCookie {
-    /// Finds the cookie among `name=value` pairs and joins its chunks in order: `name`, or `name.0`,
-    /// `name.1` and so on. Returns its name and value.
+    /// Finds the cookies among `name=value` pairs and joins chunks in order: `name`, and `name.0`,
+    /// `name.1` and so on. Returns names and values: a browser may hold one of an earlier version or
+    /// length beside the one that counts.
     #[must_use]
-    pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Option<(&'n str, String)> {
+    pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Vec<(&'n str, String)> {
         // A browser may still send a cookie that was emptied at a sign-out.
         let is = |name: &str, (n, v): &(&str, &str)| *n == name && !v.is_empty();
         let value = |name: &str| cookies.iter().find(|c| is(name, c)).map(|(_, v)| *v);
-        self.names.iter().find_map(|name| {
-            if let Some(whole) = value(name) {
-                return Some((name.as_str(), whole.to_owned()));
-            }
+        let found = |name: &'n String| {
             let chunks = (0..MAX_CHUNKS).map_while(|i| value(&format!("{name}.{i}")));
             let joined: String = chunks.collect();
-            (!joined.is_empty()).then_some((name.as_str(), joined))
-        })
+            let whole = value(name).map(str::to_owned);
+            let joined = (!joined.is_empty()).then_some(joined);
+            whole.into_iter().chain(joined).map(|value| (name.as_str(), value))
+        };
+        self.names.iter().flat_map(found).collect()
     }
 
     /// What is in a cookie that one of the secrets decrypts.

@@ -13,6 +13,7 @@ use super::places::Seat;
 use super::refusals::Refusals;
 use crate::auth::SessionCookie;
 use crate::metrics::Rejected;
+use crate::session::tokens::Brought;
 
 /// Sockets in all and per address.
 #[derive(Default)]
@@ -125,36 +126,36 @@ pub(super) struct Cookies<'p> {
     pub(super) session: Option<&'p SessionCookie>,
 }
 
-/// What a request brought.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Credential<'r> {
-    Token(&'static str, std::borrow::Cow<'r, str>),
-    /// A session cookie's name and value.
-    Session(&'r str, String),
-}
+/// So many tokens of one request are looked at: of each way that the page itself gives one, and of
+/// cookies, which the browser adds.
+const MAX_GIVEN: usize = 2;
+const MAX_AMBIENT: usize = 6;
 
-/// Where a credential may be in a request, in this order.
-pub(super) fn credential<'r>(
+/// The tokens of a request, in the order in which they count.
+pub(super) fn brought<'r>(
     headers: &'r HeaderMap,
     uri: &'r Uri,
     cookies: Cookies<'r>,
-) -> Option<Credential<'r>> {
-    use Credential::Token;
-    if let Some(token) = bearer(headers) {
-        return Some(Token("header", token));
-    }
-    if let Some(token) = offered(headers).find_map(|p| p.strip_prefix("bearer.")) {
-        return Some(Token("subprotocol", token.into()));
-    }
+) -> Vec<Brought<'r>> {
+    let given = |by, token| Brought { by, session: None, token };
+    let header = bearer(headers).map(|token| given("header", token));
+    let subprotocols = offered(headers).filter_map(|p| p.strip_prefix("bearer."));
     let pairs: Vec<_> = headers::cookies(headers).collect();
-    let found = |name: &str| pairs.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
-    if let Some(token) = cookies.token.and_then(found) {
-        return Some(Token("cookie", token.into()));
-    }
-    if let Some((name, value)) = cookies.session.and_then(|s| s.find(&pairs)) {
-        return Some(Credential::Session(name, value));
-    }
-    Some(Token("query", parameters(uri, "token").next()?))
+    // One name may come with several paths, and an emptied cookie is what a sign-out leaves.
+    let named = |pair: &&(&str, &str)| cookies.token == Some(pair.0) && !pair.1.is_empty();
+    let tokens = pairs.iter().filter(named).map(|(_, token)| given("cookie", (*token).into()));
+    let sessions = cookies.session.map(|session| session.find(&pairs)).unwrap_or_default();
+    let sessions = sessions.into_iter().map(|(name, token)| Brought {
+        by: "session_cookie",
+        session: Some(name),
+        token: token.into(),
+    });
+
+    let subprotocols = subprotocols.map(|token| given("subprotocol", token.into()));
+    let queries = parameters(uri, "token").map(|token| given("query", token));
+    let explicit = header.into_iter().chain(subprotocols.take(MAX_GIVEN));
+    let ambient = tokens.chain(sessions).take(MAX_AMBIENT);
+    explicit.chain(ambient).chain(queries.take(MAX_GIVEN)).collect()
 }
 
 #[cfg(test)]
@@ -172,28 +173,38 @@ mod tests {
     }
 
     #[test]
-    fn carriers_come_in_order() {
-        let uri: Uri = "/ws?token=q%2Eq".parse().unwrap();
-        let all = [
+    fn field_c8_carriers_come_in_order_and_each_counts() {
+        let uri: Uri = "/ws?token=q%2Eq&token=r".parse().unwrap();
+        let map = headers(&[
             ("authorization", "Bearer h"),
             ("sec-websocket-protocol", "tollgate, bearer.s"),
-            ("cookie", "a=b; jwt=c"),
+            ("cookie", "a=b; jwt=; jwt=c; jwt=d"),
+            ("cookie", "s.1=b; s.0=a; s.3=d; s=whole; t="),
+        ]);
+        let session =
+            SessionCookie { names: ["s", "t"].map(str::to_owned).to_vec(), secrets: vec![] };
+        let cookies = Cookies { token: Some("jwt"), session: Some(&session) };
+        let found = brought(&map, &uri, cookies);
+        let found: Vec<_> = found.iter().map(|b| (b.by, b.session, &*b.token)).collect();
+        let expected = [
+            ("header", None, "h"),
+            ("subprotocol", None, "s"),
+            ("cookie", None, "c"),
+            ("cookie", None, "d"),
+            ("session_cookie", Some("s"), "whole"),
+            ("session_cookie", Some("s"), "ab"),
+            ("query", None, "q.q"),
+            ("query", None, "r"),
         ];
-        for (from, carrier, value) in
-            [(0, "header", "h"), (1, "subprotocol", "s"), (2, "cookie", "c"), (3, "query", "q.q")]
-        {
-            let map = headers(&all[from..]);
-            let cookies = Cookies { token: Some("jwt"), session: None };
-            let found = credential(&map, &uri, cookies);
-            assert_eq!(found, Some(Credential::Token(carrier, value.into())));
-        }
-        let (map, uri) = (headers(&all[2..]), "/ws".parse().unwrap());
-        assert!(credential(&map, &uri, Cookies::default()).is_none());
-        let names = ["s".to_owned()].to_vec();
-        let session = SessionCookie { names, secrets: vec![] };
-        let map = headers(&[("cookie", "s.1=b; s.0=a; s.3=d")]);
-        let cookies = Cookies { token: None, session: Some(&session) };
-        assert_eq!(credential(&map, &uri, cookies), Some(Credential::Session("s", "ab".into())));
+        assert_eq!(found, expected);
+        let many: Uri = format!("/ws?{}", "token=x&".repeat(100)).parse().unwrap();
+        assert_eq!(brought(&map, &many, cookies).len(), expected.len());
+        let none = headers(&[("cookie", "jwt=; s=; a=b")]);
+        assert!(brought(&none, &"/ws".parse().unwrap(), cookies).is_empty());
+        assert!(
+            brought(&headers(&[("cookie", "jwt=c")]), &"/ws".parse().unwrap(), Cookies::default())
+                .is_empty()
+        );
     }
 
     #[test]

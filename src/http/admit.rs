@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header};
 
 use super::accept::Tenure;
-use super::admission::{self, Cookies, Credential, Place};
+use super::admission::{self, Cookies, Place};
 use super::headers::{self, parameters};
 use super::{App, Peer, refuse};
 use crate::auth::Reason;
@@ -17,16 +17,26 @@ use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
 use crate::session::Admission;
-use crate::session::tokens::{Carried, close_of};
+use crate::session::tokens::close_of;
 
-/// The token's fate, and the socket's or stream's place; or the answer that refuses it. `by_close`: a
-/// refusal is a socket that is closed with a reason.
+/// Who asks to be let in.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Asking {
+    /// `by_close`: a refusal is a socket that is closed with a reason.
+    Socket {
+        by_close: bool,
+    },
+    Stream,
+}
+
+/// The token's fate, and the socket's or stream's place; or the answer that refuses it.
 pub(super) async fn admit(
     app: &App,
     policy: &Policy,
     request: &Parts,
-    by_close: bool,
+    asking: Asking,
 ) -> Result<(Admission, Place), Response<Body>> {
+    let by_close = matches!(asking, Asking::Socket { by_close: true });
     let ip = client_ip(&request.extensions, &request.headers, policy);
     let seat = request.extensions.get::<Tenure>().map(Tenure::seat);
     let limits = &policy.limits;
@@ -54,14 +64,14 @@ pub(super) async fn admit(
         }
     };
     let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
-    let carried = |by| Carried { by, ip: Some(ip) };
-    let checked = match admission::credential(&request.headers, &request.uri, cookies) {
-        None if policy.anonymous => return Ok((Admission::Anonymous, place)),
-        None => return Ok((Admission::AwaitToken, place)),
-        Some(Credential::Token(by, token)) => app.context.check_token(&token, carried(by)).await,
-        Some(Credential::Session(name, token)) => {
-            app.context.check_session(name, &token, carried("session_cookie")).await
+    let brought = admission::brought(&request.headers, &request.uri, cookies);
+    let checked = if brought.is_empty() {
+        match without_token(policy, request, asking) {
+            Some(admission) => return Ok((admission, place)),
+            None => Err(app.context.no_token(ip)),
         }
+    } else {
+        app.context.check_first(&brought, ip).await
     };
     match checked {
         Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
@@ -79,6 +89,19 @@ pub(super) async fn admit(
             let place = take().ok().or_else(|| app.admissions.courtesy()).ok_or_else(too_many)?;
             Ok((Admission::Refused(close_of(reason)), place.on(seat).of_refused()))
         }
+    }
+}
+
+/// What becomes of a request that brought no token; `None`: it is refused.
+fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<Admission> {
+    let announced = || parameters(&request.uri, "auth").any(|how| how == "message");
+    let by_cookie = policy.cookie.is_some() || policy.verifier.session().is_some();
+    match asking {
+        Asking::Socket { .. } if announced() => Some(Admission::AwaitToken),
+        _ if policy.anonymous => Some(Admission::Anonymous),
+        // Pages that rely on their cookie send no message: they are signed out, and have to hear it now.
+        Asking::Socket { .. } if !by_cookie => Some(Admission::AwaitToken),
+        Asking::Socket { .. } | Asking::Stream => None,
     }
 }
 

@@ -20,11 +20,10 @@ use tokio::time::timeout;
 
 use super::accept::{Streaming, Tenure};
 use super::admission::Place;
-use super::admit::{admit, unauthorized, unavailable, wants_envelope};
+use super::admit::{Asking, admit, unavailable, wants_envelope};
 use super::headers::{accepts, parameters};
 use super::socket::{End, attend};
 use super::{App, origins, refuse, refuse_with};
-use crate::auth::Reason;
 use crate::channel::ChannelName;
 use crate::config::Policy;
 use crate::hub::Connection;
@@ -123,11 +122,7 @@ async fn begin(
     };
     let max = policy.limits.channels_per_connection;
     let channels = channels(request, max).map_err(bad)?;
-    let (admission, place) = match admit(app, policy, request, false).await {
-        Ok((Admission::AwaitToken, _)) => {
-            metrics::auth_failure(Reason::Missing);
-            return Err(unauthorized(Reason::Missing));
-        }
+    let (admission, place) = match admit(app, policy, request, Asking::Stream).await {
         Ok(admitted) => admitted,
         Err(response) => {
             let temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];

@@ -11,7 +11,7 @@ use hyper::upgrade::OnUpgrade;
 
 use super::accept::Tenure;
 use super::admission::SUBPROTOCOL;
-use super::admit::{admit, unavailable, wants_envelope};
+use super::admit::{Asking, admit, unavailable, wants_envelope};
 use super::headers::{has_token, offered, parameters};
 use super::{App, origins, refuse, refuse_with, socket};
 use crate::config::Reject;
@@ -53,8 +53,8 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     let Some(upgrade) = request.extensions.remove::<OnUpgrade>() else {
         return refuse(StatusCode::BAD_REQUEST, "this connection cannot be upgraded\n");
     };
-    let by_close = policy.reject == Reject::Close;
-    let (admission, place) = match admit(&app, &policy, &request, by_close).await {
+    let asking = Asking::Socket { by_close: policy.reject == Reject::Close };
+    let (admission, place) = match admit(&app, &policy, &request, asking).await {
         Ok(admitted) => admitted,
         Err(response) => return response,
     };

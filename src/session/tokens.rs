@@ -3,6 +3,7 @@
 //!
 //! Invariant: whatever refuses a token, its reason is counted and logged here and nowhere else.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::{Context, unix_now};
@@ -14,10 +15,27 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::upstream::jwks::Look;
 
+/// A token that came with a request.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Brought<'r> {
+    /// `header`, `subprotocol`, `cookie`, `session_cookie` or `query`.
+    pub by: &'static str,
+    /// The session cookie's name, where it is one.
+    pub session: Option<&'r str>,
+    pub token: Cow<'r, str>,
+}
+
+impl Brought<'_> {
+    /// The browser added it by itself: the page may know nothing of it.
+    fn is_ambient(&self) -> bool {
+        matches!(self.by, "cookie" | "session_cookie")
+    }
+}
+
 /// How a token came, for the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Carried {
-    /// `header`, `subprotocol`, `cookie`, `query`, `message`, `refresh` or `subscribe`.
+    /// As of [`Brought`], or `message`, `refresh`, `subscribe`, `none`.
     pub by: &'static str,
     pub ip: Option<IpAddr>,
 }
@@ -37,28 +55,55 @@ pub fn close_of(reason: Reason) -> Close {
 }
 
 impl Context {
+    /// Whom does the first of these tokens that verifies speak for?
+    ///
+    /// # Errors
+    /// Of several reasons one that is ours, else that of the token that the page gave itself. Each has
+    /// been counted and logged.
+    pub async fn check_first(
+        &self,
+        brought: &[Brought<'_>],
+        ip: IpAddr,
+    ) -> Result<Identity, Reason> {
+        let mut refused: Vec<(&Brought<'_>, Reason)> = Vec::new();
+        for one in brought {
+            let check = |v: &Verifier| match one.session {
+                Some(name) => v.verify_session(name, &one.token, unix_now()),
+                None => v.verify(&one.token, unix_now()),
+            };
+            match self.look(&one.token, check).await {
+                Ok(identity) => {
+                    for (other, reason) in refused {
+                        log_passed_over((other.by, reason), one.by, ip);
+                    }
+                    return Ok(identity);
+                }
+                Err(reason) => refused.push((one, reason)),
+            }
+        }
+
+        for (one, reason) in &refused {
+            self.refused(*reason, &one.token, Carried { by: one.by, ip: Some(ip) });
+        }
+        let ours = refused.iter().find(|(_, reason)| reason.is_ours());
+        let given = refused.iter().find(|(one, _)| !one.is_ambient());
+        let said = ours.or(given).or(refused.first());
+        Err(said.map_or(Reason::Missing, |(_, reason)| *reason))
+    }
+
+    /// No token came, and none can come.
+    #[must_use]
+    pub fn no_token(&self, ip: IpAddr) -> Reason {
+        self.refused(Reason::Missing, "", Carried { by: "none", ip: Some(ip) });
+        Reason::Missing
+    }
+
     /// Whom does the token speak for?
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
     pub async fn check_token(&self, token: &str, carried: Carried) -> Result<Identity, Reason> {
         self.with_keys(token, carried, |v| v.verify(token, unix_now())).await
-    }
-
-    /// The same for a session cookie of this name.
-    ///
-    /// # Errors
-    /// The reason, which has been counted and logged.
-    pub async fn check_session(
-        &self,
-        name: &str,
-        token: &str,
-        carried: Carried,
-    ) -> Result<Identity, Reason> {
-        self.revocations_known().await;
-        let policy = self.policy.load_full();
-        let found = policy.verifier.verify_session(name, token, unix_now());
-        found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
 
     /// May the user have this channel? The answer holds the token's end and what it is revoked by.
@@ -81,6 +126,16 @@ impl Context {
         carried: Carried,
         check: impl Fn(&Verifier) -> Result<T, Reason>,
     ) -> Result<T, Reason> {
+        let found = self.look(token, check).await;
+        found.inspect_err(|reason| self.refused(*reason, token, carried))
+    }
+
+    /// The check, perhaps with new keys; nothing is counted.
+    async fn look<T>(
+        &self,
+        token: &str,
+        check: impl Fn(&Verifier) -> Result<T, Reason>,
+    ) -> Result<T, Reason> {
         self.revocations_known().await;
         let policy = self.policy.load_full();
         let mut found = check(&policy.verifier);
@@ -95,7 +150,7 @@ impl Context {
                 Look::Failed => found = Err(Reason::KeysUnavailable),
             }
         }
-        found.inspect_err(|reason| self.refused(*reason, token, carried))
+        found
     }
 
     /// A replica that has just started reads what was revoked before any token is accepted. Who comes
@@ -121,4 +176,13 @@ impl Context {
             self.doctor.offer(reason, token);
         }
     }
+}
+
+/// A token was refused and that of another carrier counts: a stale cookie, for one, of which nobody else
+/// would hear.
+fn log_passed_over((by, reason): (&'static str, Reason), counts: &'static str, ip: IpAddr) {
+    logging::repeated(("token passed over", by), reason.slug(), move |repeated| {
+        let what = "token passed over, and that of another carrier accepted";
+        tracing::info!(%reason, carrier = by, accepted = counts, %ip, repeated, "{what}");
+    });
 }

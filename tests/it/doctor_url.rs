@@ -3,9 +3,11 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::client::{now, sign, token};
 use super::eventually;
@@ -408,11 +410,12 @@ async fn origins_channels_and_keys_are_tried() {
     for (rest, expected) in [
         (vec!["--origin", "https://evil.example"], Some(("origin", "origin_refused"))),
         (vec!["--origin", &own], Some(("origin", "host_changed"))),
+        (vec!["--origin", "http://127.0.0.1:1"], Some(("origin", "origin_port"))),
         (vec!["--channel", "user:u2"], Some(("subscribe", "subscribe_refused"))),
         (vec!["--api-key-file", good], None),
         (vec!["--api-key-file", bad], Some(("publish", "api_key_refused"))),
         (vec!["--api-key-file", good, "--api", &away], Some(("publish", "api_away"))),
-        (vec!["--api-key-file", good, "--api", &elsewhere], Some(("publish", "api_answer"))),
+        (vec!["--api-key-file", good, "--api", &elsewhere], Some(("publish", "api_other"))),
         (vec!["--api-key-file", good, "--api", &api], Some(("publish", "event_lost"))),
     ] {
         let rest = [&rest[..], &["--timeout", "6s"]].concat();
@@ -422,6 +425,77 @@ async fn origins_channels_and_keys_are_tried() {
             assert!(!said.text.contains(secret), "{}", said.text);
         }
     }
+}
+
+/// The locations of the nginx of `docs/ingress.md`.
+fn documented() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/ingress.md")).unwrap();
+    let begin = text.find("    location ").unwrap();
+    let end = begin + text[begin..].find("\n}\n").unwrap();
+    let locations = text[begin..end].replace("http://tollgate;", "http://GATEWAY;");
+    assert!(locations.contains("GATEWAY") && locations.contains("return 404"), "{locations}");
+    locations.replace("$tollgate_connection", "$connection_upgrade")
+}
+
+/// Another application; it takes whatever it is sent, and keeps it.
+async fn application() -> (String, Arc<Mutex<Vec<u8>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let kept = Arc::<Mutex<Vec<u8>>>::default();
+    let keeps = Arc::clone(&kept);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0; 4096];
+            let n = stream.read(&mut request).await.unwrap_or(0);
+            keeps.lock().unwrap().extend_from_slice(&request[..n]);
+            let answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 13\r\n\r\n{\"result\":{}}";
+            let _ = stream.write_all(answer).await;
+        }
+    });
+    (address, kept)
+}
+
+#[tokio::test]
+async fn field_e1_the_documented_proxy_passes_and_the_key_goes_to_a_gateway_only() {
+    let gateway = Gateway::start().await;
+    let mut key = tempfile::NamedTempFile::new().unwrap();
+    writeln!(key, "{API_KEY}").unwrap();
+    let key = ["--api-key-file", key.path().to_str().unwrap()];
+    let own = format!("http://{}", gateway.public);
+
+    let nginx = Nginx::before(&gateway, &documented()).await;
+    let said = look(&nginx.url(), &token("u1"), &key).await;
+    assert_eq!((said.wrong(), said.result("publish")), (vec![], "skipped"), "{}", said.text);
+    assert!(said.step("publish")["found"].as_str().unwrap().contains("--api"), "{}", said.text);
+    let said = look(&nginx.url(), &token("u1"), &[&key[..], &["--api", &own]].concat()).await;
+    assert_eq!((said.wrong(), said.result("publish")), (vec![], "ok"), "{}", said.text);
+
+    let (address, kept) = application().await;
+    let beside = format!("{}\nlocation /api/ {{ proxy_pass http://{address}; }}", documented());
+    let nginx = Nginx::before(&gateway, &beside).await;
+    let said = look(&nginx.url(), &token("u1"), &key).await;
+    assert_eq!((said.wrong(), said.result("publish")), (vec![], "skipped"), "{}", said.text);
+    let named = format!("http://{address}");
+    let said = look(&nginx.url(), &token("u1"), &[&key[..], &["--api", &named]].concat()).await;
+    assert_eq!(said.wrong(), [("publish", "api_other")], "{}", said.text);
+    let kept = String::from_utf8(kept.lock().unwrap().clone()).unwrap();
+    assert_eq!(kept.matches("POST /api/publish").count(), 2, "{kept}");
+    assert!(!kept.contains(API_KEY), "{kept}");
+}
+
+#[tokio::test]
+async fn field_e2_a_page_of_another_port_is_told_so() {
+    let gateway = Gateway::start().await;
+    let url = format!("ws://{}/ws", gateway.public);
+    let said = look(&url, &token("u1"), &["--origin", "http://127.0.0.1:5173"]).await;
+    assert_eq!(said.wrong(), [("origin", "origin_port")], "{}", said.text);
+    let found = said.step("origin")["found"].as_str().unwrap();
+    let port = gateway.public.rsplit(':').next().unwrap();
+    assert!(found.contains("port 5173") && found.contains(port), "{found}");
+    let own = format!("http://{}", gateway.public);
+    assert_eq!(look(&url, &token("u1"), &["--origin", &own]).await.wrong(), []);
 }
 
 /// Without a token there is less to look at, and that is said.
@@ -479,7 +553,6 @@ async fn what_cannot_be_reached_and_what_cannot_be_tried() {
 /// Servers that are not even a broken proxy.
 #[tokio::test]
 async fn strange_servers_are_named() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     for (answer, expected) in [
         ("", "closed"),
         ("SSH-2.0-OpenSSH\r\n", "not_http"),

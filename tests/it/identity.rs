@@ -1,9 +1,9 @@
-//! Users whose ids hold what channel names do not, and ids that are numbers.
+//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several carriers.
 
 use serde_json::{Value, json};
 
-use super::client::{Client, now, sign};
-use super::gateway::{Gateway, SECRET};
+use super::client::{Client, now, sign, token};
+use super::gateway::{Gateway, SECRET, http};
 
 /// A user's id, and the channel that `user:{user}` names.
 const USERS: [(&str, &str); 8] = [
@@ -103,4 +103,77 @@ async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
     assert_eq!(answer, json!({"result": {}}));
     let revoked = sign(&json!({"sub": "u", "jti": 7, "exp": now() + 60}), SECRET);
     assert_eq!(Client::refused(&gateway, &revoked).await, (4401, "revoked".to_owned()));
+}
+
+/// Nobody waits an hour for what can be said at once.
+const COOKIE: &str = "[auth]\ncookie = \"jwt\"\ndeadline = \"1h\"\n";
+const SESSION: &str = "[auth]\ndeadline = \"1h\"\n[auth.session_cookie]\nenabled = true\n\
+                       secrets = [\"integration-session-secret-0123456789\"]\n";
+
+#[tokio::test]
+async fn field_c8_who_is_signed_out_is_told_at_once() {
+    for config in [COOKIE, SESSION] {
+        let gateway = Gateway::with(config).await;
+        for cookie in ["other=1", "jwt=; next-auth.session-token="] {
+            let open = Client::open(&gateway.public, "/ws", &[("cookie", cookie)]).await;
+            let (code, reason, _) = open.unwrap().closed().await;
+            assert_eq!((code, reason.as_str()), (4401, "missing"), "{cookie}");
+        }
+        assert_eq!(gateway.metric("auth_failures_total{reason=\"missing\"}").await, 2.0);
+        // Who is going to send a message says so.
+        let mut client = Client::open(&gateway.public, "/ws?auth=message", &[]).await.unwrap();
+        client.send(json!({"type": "auth", "token": token("u1")})).await;
+        assert_eq!(client.next().await["data"]["userId"], "u1");
+    }
+
+    // Without cookies a message may come from anybody.
+    let gateway = Gateway::start().await;
+    let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
+    client.send(json!({"type": "auth", "token": token("u1")})).await;
+    assert_eq!(client.next().await["data"]["userId"], "u1");
+
+    // Where nobody needs a token, who announces one is waited for.
+    let anonymous = format!("{COOKIE}anonymous = true\n");
+    let gateway = Gateway::with(&anonymous).await;
+    let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
+    assert_eq!(client.next().await["data"]["userId"], Value::Null);
+    let mut client = Client::open(&gateway.public, "/ws?auth=message", &[]).await.unwrap();
+    client.send(json!({"type": "auth", "token": token("u1")})).await;
+    assert_eq!(client.next().await["data"]["userId"], "u1");
+}
+
+#[tokio::test]
+async fn field_c8_of_several_tokens_the_first_that_verifies_counts() {
+    let mut gateway = Gateway::with(COOKIE).await;
+    let good = token("u1");
+    let foreign =
+        sign(&json!({"sub": "evil", "exp": now() + 60}), "another-secret-0123456789-abcdefgh");
+    let ended = sign(&json!({"sub": "u1", "exp": now() - 60}), SECRET);
+    let (stale, fresh) = (format!("jwt={foreign}"), format!("jwt={good}"));
+    let both = format!("jwt={ended}; jwt={good}");
+    let (bearer, query) = (format!("Bearer {foreign}"), format!("/ws?token={good}"));
+    for (path, headers) in [
+        (&*query, vec![("cookie", &*stale)]),
+        ("/ws", vec![("authorization", &*bearer), ("cookie", &*fresh)]),
+        ("/ws", vec![("cookie", &*both)]),
+        (&*query, vec![("authorization", &*bearer), ("cookie", &*stale)]),
+    ] {
+        let mut client = Client::open(&gateway.public, path, &headers).await.unwrap();
+        assert_eq!(client.next().await["data"]["userId"], "u1", "{path} {headers:?}");
+    }
+    let line = gateway.logged("token passed over").await;
+    for part in ["carrier=\"cookie\"", "accepted=\"query\"", "reason=bad_signature"] {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    // Nobody was refused, so nothing is counted.
+    assert_eq!(gateway.metric("auth_failures_total").await, 0.0);
+    assert!(!gateway.log().contains(&foreign[..40]));
+
+    let stream = format!(
+        "GET /sse?token={ended} HTTP/1.1\r\nHost: x\r\nCookie: {stale}\r\nConnection: close\r\n\r\n"
+    );
+    assert_eq!(http(&gateway.public, &stream).await, (401, "expired".to_owned()));
+    let path = format!("/ws?token={ended}");
+    let mut client = Client::open(&gateway.public, &path, &[("cookie", &stale)]).await.unwrap();
+    assert_eq!(client.closed().await.1, "expired", "what the page gave itself");
 }

@@ -117,7 +117,11 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
             2 => vec![("cookie", &cookie)],
             _ => vec![],
         };
-        let path = if carrier == 3 { path.as_str() } else { "/ws" };
+        let path = match carrier {
+            3 => path.as_str(),
+            4 => "/ws?auth=message",
+            _ => "/ws",
+        };
         let mut client = Client::open(&gateway.public, path, &headers).await.unwrap();
         if carrier == 4 {
             client.send(json!({"type": "auth", "token": token})).await;

@@ -11,9 +11,15 @@ use super::session::Socket;
 use super::target::{Target, millis};
 use crate::upstream::{self, UpstreamError};
 
+/// In the gateway's answer to a call without a key, and in nobody else's; `tests/it/doctor_url.rs` has it from
+/// a real one.
+const ASKS_FOR_KEY: &str = "api.keys";
+
 /// Where to publish, and with what.
 pub(super) struct Api {
     url: String,
+    /// The address was not named: it may well be none.
+    guessed: bool,
     key: String,
     client: reqwest::Client,
 }
@@ -27,6 +33,7 @@ impl Api {
         patience: Duration,
         ca: Option<&[u8]>,
     ) -> Result<Self, String> {
+        let guessed = url.is_none();
         let url = match url {
             None => target.beside("api/publish").http(),
             Some(text) => {
@@ -47,7 +54,39 @@ impl Api {
             }
         };
         let client = upstream::client(patience, ca).map_err(|e| format!("--api: {e}"))?;
-        Ok(Self { url, key, client })
+        Ok(Self { url, guessed, key, client })
+    }
+
+    /// Is it a gateway that answers there? Asked without the key, which nobody else is to have: another
+    /// application's `/api/publish` would keep it in its log.
+    ///
+    /// # Errors
+    /// What answers instead. `None`: nothing said that the API is there, and where only backends may call
+    /// it, it is not.
+    pub(super) async fn proves_itself(&self) -> Result<(), (Option<Cause>, String)> {
+        let (status, text) = match self.ask(None, "{}".to_owned()).await {
+            Ok(answer) => answer,
+            Err(why) => return Err(((!self.guessed).then_some(Cause::ApiAway), why)),
+        };
+        if status == 401 && text.contains(ASKS_FOR_KEY) {
+            return Ok(());
+        }
+        let found =
+            format!("{} answers {status}, as no gateway does; the key was not sent", self.url);
+        Err(((!self.guessed).then_some(Cause::ApiOther), found))
+    }
+
+    /// The status and the text of the answer.
+    async fn ask(&self, key: Option<&str>, body: String) -> Result<(u16, String), String> {
+        let away = |e: reqwest::Error| format!("{}: {}", self.url, UpstreamError::from(e));
+        let request = self.client.post(&self.url).body(body);
+        let request = match key {
+            Some(key) => request.header("X-API-Key", key),
+            None => request,
+        };
+        let answer = request.send().await.map_err(away)?;
+        let status = answer.status().as_u16();
+        Ok((status, answer.text().await.map_err(away)?))
     }
 
     /// Publishes a marked event on a channel of the socket, which has to receive it.
@@ -68,18 +107,13 @@ impl Api {
     }
 
     async fn publish(&self, body: String) -> Result<(), Trouble> {
-        let away = |e: reqwest::Error| {
-            Trouble::new(Cause::ApiAway, format!("{}: {}", self.url, UpstreamError::from(e)))
-        };
-        let request = self.client.post(&self.url).header("X-API-Key", &self.key).body(body);
-        let answer = request.send().await.map_err(away)?;
-        let status = answer.status().as_u16();
-        let text = answer.text().await.map_err(away)?;
+        let answer = self.ask(Some(&self.key), body).await;
+        let (status, text) = answer.map_err(|why| Trouble::new(Cause::ApiAway, why))?;
         let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::Null);
         if status == 200 && value["result"].is_object() {
             return Ok(());
         }
-        let ours = text.contains("api.keys");
+        let ours = text.contains(ASKS_FOR_KEY);
         let cause = if ours { Cause::ApiKeyRefused } else { Cause::ApiAnswer };
         Err(Trouble::new(cause, format!("{} answers {status}: {text}", self.url)))
     }

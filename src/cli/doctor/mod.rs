@@ -251,11 +251,28 @@ async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> boo
         Some(_) if session.channels.is_empty() => {
             report.skip(Step::Publish, "no channel to publish on: --channel");
         }
-        Some(api) => {
-            report.note(Step::Publish, api.round_trip(session, patience).await);
-        }
+        Some(api) => publish(api, session, patience, report).await,
     }
     listened
+}
+
+/// The round trip, where a gateway answers; the key goes to nobody else.
+async fn publish(api: &Api, session: &mut Socket, patience: Duration, report: &mut Report) {
+    match api.proves_itself().await {
+        Ok(()) => {
+            report.note(Step::Publish, api.round_trip(session, patience).await);
+        }
+        Err((Some(cause), found)) => {
+            report.note::<()>(Step::Publish, Err(Trouble::new(cause, found)));
+        }
+        Err((None, found)) => {
+            let why = format!(
+                "no server API beside --url, which is right where only backends reach it: name its own \
+                 address with --api ({found})"
+            );
+            report.skip(Step::Publish, &why);
+        }
+    }
 }
 
 /// The stream; and socket and stream idle at the same time.

@@ -109,14 +109,31 @@ pub(super) async fn origin(line: &Line, origin: &str) -> Checked<()> {
             Ok(((), format!("{origin} is accepted")))
         }
         Err(Refused(mut trouble, _)) => {
-            let host = Url::parse(origin).ok().and_then(|url| url.host_str().map(str::to_owned));
-            let is_own = host.is_some_and(|host| host == line.target.host);
-            if trouble.cause == Cause::OriginRefused && is_own {
-                trouble.cause = Cause::HostChanged;
+            if trouble.cause == Cause::OriginRefused
+                && let Ok(page) = Url::parse(origin)
+                && let Some((cause, why)) = own_host_refused(line, &page)
+            {
+                trouble = Trouble::new(cause, format!("{why}: {}", trouble.found));
             }
             Err(trouble)
         }
     }
+}
+
+/// Why a page of the very host is refused; `None` for a page of another.
+fn own_host_refused(line: &Line, page: &Url) -> Option<(Cause, String)> {
+    let target = &line.target;
+    let host = page.host_str()?.trim_matches(['[', ']']);
+    if !host.eq_ignore_ascii_case(&target.host) {
+        return None;
+    }
+    let port = page.port_or_known_default()?;
+    if port != target.port {
+        let why = format!("the page has port {port}, the gateway {}", target.port);
+        return Some((Cause::OriginPort, why));
+    }
+    let secure = page.scheme() == "https";
+    (secure == target.secure).then(|| (Cause::HostChanged, "host and port are the same".to_owned()))
 }
 
 /// The real token.
