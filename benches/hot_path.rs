@@ -10,8 +10,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use parts::push;
 use tollgate::access::{self, Allow, Identity, Rule, TokenId};
 use tollgate::channel::ChannelName;
-use tollgate::protocol::Wire;
-use tollgate::protocol::plain;
+use tollgate::protocol::{Push, Wire, payload, plain};
 use tollgate::websocket::Decoder;
 
 fn codec(c: &mut Criterion) {
@@ -23,6 +22,11 @@ fn codec(c: &mut Criterion) {
                 |out| push.encode(black_box(wire), out),
                 BatchSize::SmallInput,
             );
+        });
+    }
+    if let Push::Publication(publication) = &push {
+        c.bench_function("check a payload", |b| {
+            b.iter(|| payload::check(black_box(&publication.payload)));
         });
     }
     let command = br#"{"type":"subscribe","channel":{"type":"post","postId":"42"},"id":1}"#;

@@ -190,6 +190,8 @@ pub enum GapReason {
     InvalidPayload,
     /// Something was published that is larger than `limits.publication_bytes`.
     PayloadTooLarge,
+    /// Something was published whose `type` is one of the gateway's own messages.
+    ReservedType,
     /// The channel's history began anew (Redis lost its data, was restarted or failed over), or no
     /// longer reaches back far enough, or could not be read.
     HistoryLost,
@@ -198,12 +200,13 @@ pub enum GapReason {
 }
 
 impl GapReason {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::BrokerReconnected,
         Self::BrokerRefused,
         Self::Overflow,
         Self::InvalidPayload,
         Self::PayloadTooLarge,
+        Self::ReservedType,
         Self::HistoryLost,
         Self::Requested,
     ];
@@ -216,6 +219,7 @@ impl GapReason {
             Self::Overflow => "overflow",
             Self::InvalidPayload => "invalid_payload",
             Self::PayloadTooLarge => "payload_too_large",
+            Self::ReservedType => "reserved_type",
             Self::HistoryLost => "history_lost",
             Self::Requested => "requested",
         }

@@ -26,7 +26,8 @@ pub use crate::broker::{Durable, Track};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::hub::{Begin, Connection, Hub, SubscribeError};
 use crate::metrics;
-use crate::protocol::{Message, Push};
+use crate::protocol::payload::{self, Fault};
+use crate::protocol::{Kind, Message, Push};
 pub use control::{Control, NodeInfo, Nodes};
 use interest::Interest;
 pub use interest::Waiting;
@@ -63,10 +64,17 @@ const SHRINK_EVERY: u64 = 10;
 const READINGS: usize = 64;
 
 /// Why a publication was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     #[error("the event is larger than limits.publication_bytes")]
     TooLarge,
+    #[error(
+        "the type \"{}\" is the gateway's own: clients could not tell this event from a message of the \
+         gateway. Give the event another type, for example \"app.{}\"", .0.name(), .0.name()
+    )]
+    Reserved(Kind),
+    #[error("data: {0}")]
+    Invalid(String),
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
@@ -225,7 +233,8 @@ impl Gateway {
     /// Publishes to every replica; the answer is a durable publication's position.
     ///
     /// # Errors
-    /// When the event is too large or the broker did not take it.
+    /// When the event is too large, could be taken for a message of the gateway's own, or the broker did
+    /// not take it.
     pub async fn publish(
         &self,
         channel: &ChannelName,
@@ -235,6 +244,10 @@ impl Gateway {
         if payload.len() > self.max_publication.load(Ordering::Relaxed) {
             return Err(PublishError::TooLarge);
         }
+        payload::check(&payload).map_err(|fault| match fault {
+            Fault::Reserved(kind) => PublishError::Reserved(kind),
+            Fault::NotUtf8 { .. } | Fault::NotJson(_) => PublishError::Invalid(fault.to_string()),
+        })?;
         Ok(self.broker.publish(channel, payload, durable).await?)
     }
 

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
 use super::Gateway;
@@ -15,6 +14,7 @@ use crate::lifecycle;
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
+use crate::protocol::payload::{self, Fault};
 
 /// Between the attempts at a history.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -45,6 +45,7 @@ async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>) -> Next {
 /// Why a publication cannot be delivered.
 struct Unfit {
     reason: GapReason,
+    rejected: Rejected,
     /// What is wrong, and where.
     why: String,
 }
@@ -180,40 +181,38 @@ impl Gateway {
     /// far is told that something is missing.
     fn deliverable_end(&self, mut history: History) -> History {
         let publications = &mut history.publications;
-        let bad = publications.iter().rposition(|p| self.judge(&p.payload).is_err());
+        let bad = publications.iter().rposition(|p| self.judge(p).is_err());
         publications.drain(..bad.map_or(0, |at| at + 1));
         history
     }
 
     /// Can this be delivered?
-    fn judge(&self, payload: &[u8]) -> Result<(), Unfit> {
+    fn judge(&self, Publication { payload, .. }: &Publication) -> Result<(), Unfit> {
         let most = self.max_publication.load(Ordering::Relaxed);
         if payload.len() > most {
             let why = format!("more than limits.publication_bytes, {most}");
-            return Err(Unfit { reason: GapReason::PayloadTooLarge, why });
+            let (reason, rejected) = (GapReason::PayloadTooLarge, Rejected::PublicationSize);
+            return Err(Unfit { reason, rejected, why });
         }
-        let invalid = |why: &dyn std::fmt::Display| Unfit {
-            reason: GapReason::InvalidPayload,
-            why: why.to_string(),
-        };
-        let text = std::str::from_utf8(payload).map_err(|e| invalid(&e))?;
-        // Its text names what was expected and the place, and nothing of the payload.
-        serde_json::from_str::<IgnoredAny>(text).map_err(|e| invalid(&e))?;
-        Ok(())
+        payload::check(payload).map_err(|fault| {
+            let (reason, rejected) = match fault {
+                Fault::Reserved(_) => (GapReason::ReservedType, Rejected::PublicationType),
+                Fault::NotUtf8 { .. } | Fault::NotJson(_) => {
+                    (GapReason::InvalidPayload, Rejected::PublicationInvalid)
+                }
+            };
+            Unfit { reason, rejected, why: fault.to_string() }
+        })
     }
 
     /// Anyone who may publish in Redis may write anything there: what is not JSON text of a
-    /// permitted size cannot be delivered, and that is declared too.
+    /// permitted size, or could be taken for the gateway's own word, cannot be delivered, and that is
+    /// declared too.
     async fn deliver(&self, publication: Publication) {
-        let Err(Unfit { reason, why }) = self.judge(&publication.payload) else {
+        let Err(Unfit { reason, rejected, why }) = self.judge(&publication) else {
             return self.hub.dispatch(Push::Publication(publication)).await;
         };
-        let too_large = reason == GapReason::PayloadTooLarge;
-        metrics::rejected(if too_large {
-            Rejected::PublicationSize
-        } else {
-            Rejected::PublicationInvalid
-        });
+        metrics::rejected(rejected);
         let (channel, bytes) = (publication.channel, publication.payload.len());
         let (name, label) = (channel.clone(), reason.label());
         logging::repeated(("publication", label), &channel, move |repeated| {
@@ -222,5 +221,66 @@ impl Gateway {
         // Nobody may resume over it as if it had been.
         self.interest.with_flow(&channel, |flow, _| flow.tail = None);
         self.declare_gap(channel, reason).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::broker::memory::MemoryBroker;
+    use crate::broker::{Broker as _, Durable, Track};
+    use crate::channel::Retention;
+    use crate::gateway::{NodeInfo, PublishError, Resumed};
+    use crate::hub::{Bounds, Hub};
+    use crate::protocol::Wire;
+
+    /// One comes from a publisher whose function does not look, such as that of an older version.
+    #[tokio::test]
+    async fn field_c6_a_durable_event_of_a_reserved_type_is_declared() {
+        let unbounded = || AtomicUsize::new(1 << 20);
+        let hub = Hub::new(
+            1,
+            Bounds {
+                queue_messages: unbounded(),
+                queue_bytes: unbounded(),
+                queue_bytes_total: unbounded(),
+                channels_per_connection: unbounded(),
+                queued: AtomicUsize::new(0),
+            },
+        );
+        hub.start_fanout();
+        let events = Arc::new(Events::new(100, 10_000));
+        let broker = Arc::new(MemoryBroker::new(Arc::clone(&events), 1 << 20));
+        let (node, linger) = (NodeInfo::default(), Duration::from_secs(5));
+        let gateway = Arc::new(Gateway::new(Arc::clone(&hub), Arc::clone(&broker), linger, node));
+        lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
+
+        let connection = hub.register(None, Wire::Sse);
+        let channel: ChannelName = "post:1".parse().unwrap();
+        let waiting = gateway.subscribe(&connection, &channel, Track::Open).unwrap();
+        gateway.confirmed(&connection, &channel, waiting).await.unwrap();
+        gateway.activate(&connection, &channel, &[], &Resumed::default());
+
+        let retention = Retention { size: 10, ttl: Duration::from_secs(60) };
+        let durable = || Some(Durable { retention, idempotency_key: None });
+        let forged = Bytes::from_static(br#"{"type":"close"}"#);
+        let refused = gateway.publish(&channel, forged.clone(), durable()).await;
+        assert!(matches!(refused, Err(PublishError::Reserved(_))), "{refused:?}");
+        broker.publish(&channel, forged, durable()).await.unwrap();
+        let next = Bytes::from_static(br#"{"type":"mine"}"#);
+        broker.publish(&channel, next, durable()).await.unwrap();
+
+        let mut came = String::new();
+        while !came.contains("mine") {
+            tokio::task::yield_now().await;
+            let chunk = connection.take_queued().unwrap_or_default();
+            came.push_str(std::str::from_utf8(&chunk).unwrap());
+        }
+        assert!(came.starts_with("event: gap\n") && came.contains("reserved_type"), "{came}");
+        assert!(!came.contains("close"), "{came}");
     }
 }

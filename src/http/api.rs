@@ -51,7 +51,9 @@ impl ApiError {
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         match error {
-            PublishError::TooLarge => Self::bad_request(error.to_string()),
+            PublishError::TooLarge | PublishError::Reserved(_) | PublishError::Invalid(_) => {
+                Self::bad_request(error.to_string())
+            }
             PublishError::Broker(_) => Self(100, error.to_string()),
         }
     }

@@ -11,7 +11,7 @@ use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
 use crate::protocol::place::{Place, Standing};
-use crate::protocol::{Message, Push, Wire};
+use crate::protocol::{Kind, Message, Push, Wire};
 use crate::sizes::shrink;
 
 /// Why a subscription was not added.
@@ -192,7 +192,7 @@ impl Table {
             let mut frame = BytesMut::new();
             // Together with what it says of the channel: a gap and the position behind it, or
             // neither, is what a client has that comes back.
-            if reply.kind == "subscribed"
+            if reply.kind == Kind::Subscribed
                 && let Some(standing) = &slot.standing
             {
                 standing.encode(&mut frame);

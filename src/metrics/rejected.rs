@@ -13,6 +13,7 @@ pub enum Rejected {
     MessageSize,
     PublicationSize,
     PublicationInvalid,
+    PublicationType,
     Origin,
     BadRequest,
     Draining,
@@ -21,7 +22,7 @@ pub enum Rejected {
 }
 
 impl Rejected {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 16] = [
         Self::Connections,
         Self::PerUser,
         Self::PerIp,
@@ -32,6 +33,7 @@ impl Rejected {
         Self::MessageSize,
         Self::PublicationSize,
         Self::PublicationInvalid,
+        Self::PublicationType,
         Self::Origin,
         Self::BadRequest,
         Self::Draining,
@@ -52,6 +54,7 @@ impl Rejected {
             Self::MessageSize => "message_size",
             Self::PublicationSize => "publication_size",
             Self::PublicationInvalid => "publication_invalid",
+            Self::PublicationType => "publication_type",
             Self::Origin => "origin",
             Self::BadRequest => "bad_request",
             Self::Draining => "draining",

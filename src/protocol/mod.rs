@@ -1,11 +1,14 @@
 //! What travels on the wires: [`Wire`] (the closed set of formats), [`Push`] (what the fan-out
-//! sends), commands and replies of the plain protocol, and the table of codes.
+//! sends), commands and replies of the plain protocol, and the tables of codes and of the gateway's own
+//! messages.
 //!
 //! Not here: sockets, access, delivery. Invariant: the bytes of a push depend on the wire alone,
 //! never on the subscriber, so that one encoding serves all (the `id:` of a stream is a field before
 //! them).
 
 pub mod codes;
+pub mod kind;
+pub mod payload;
 pub mod place;
 pub mod plain;
 pub mod sse;
@@ -14,6 +17,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::websocket::{Opcode, encode};
+pub use kind::Kind;
 
 /// How a connection wants its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,10 +73,10 @@ impl Wire {
 
     fn append(self, Message { kind, text }: &Message, out: &mut BytesMut) {
         if self.is_stream() {
-            if matches!(*kind, "connected" | "close") {
+            if matches!(*kind, Kind::Connected | Kind::Close) {
                 sse::retry(out);
             }
-            sse::event(out, kind);
+            sse::event(out, kind.name());
             sse::data(out, text.as_bytes());
         } else {
             encode(out, Opcode::Text, text.as_bytes());
@@ -83,7 +87,7 @@ impl Wire {
 /// A message of the gateway's own: its `type`, and all of it as JSON.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    pub kind: &'static str,
+    pub kind: Kind,
     pub text: String,
 }
 

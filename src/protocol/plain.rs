@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::Message;
 use super::codes::{Close, ErrorCode, Reconnect};
+use super::{Kind, Message};
 use crate::channel::{ChannelName, GapReason, Position, Publication, check_id, encode_id};
 use crate::strict;
 
@@ -231,17 +231,18 @@ fn position_fields(position: &Position) -> String {
 #[must_use]
 pub fn gap(channel: &ChannelName, reason: GapReason) -> Message {
     let reason = reason.label();
-    reply("gap", None, &format!("\"channel\":\"{channel}\",\"reason\":\"{reason}\""))
+    reply(Kind::Gap, None, &format!("\"channel\":\"{channel}\",\"reason\":\"{reason}\""))
 }
 
 fn json_string(s: &str) -> String {
     serde_json::to_string(s).unwrap_or_default()
 }
 
-fn reply(kind: &'static str, id: Option<&str>, data: &str) -> Message {
+fn reply(kind: Kind, id: Option<&str>, data: &str) -> Message {
     let id = id.map_or_else(String::new, |id| format!(",\"id\":{id}"));
     let data = if data.is_empty() { String::new() } else { format!(",\"data\":{{{data}}}") };
-    Message { kind, text: format!("{{\"type\":\"{kind}\"{id}{data}}}") }
+    let name = kind.name();
+    Message { kind, text: format!("{{\"type\":\"{name}\"{id}{data}}}") }
 }
 
 /// What a subscription begins with, for clients that know positions.
@@ -285,7 +286,7 @@ pub fn connected(
         text.push('}');
     }
     text.push_str("}}");
-    Message { kind: "connected", text }
+    Message { kind: Kind::Connected, text }
 }
 
 /// The entries of a JSON array or object, each of several pieces.
@@ -306,12 +307,16 @@ pub fn subscribed(
 ) -> Message {
     let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
     let start = start.fields();
-    reply("subscribed", id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{start}{data}"))
+    reply(
+        Kind::Subscribed,
+        id,
+        &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{start}{data}"),
+    )
 }
 
 #[must_use]
 pub fn unsubscribed(id: Option<&str>, ChannelRef { raw, name }: &ChannelRef) -> Message {
-    reply("unsubscribed", id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
+    reply(Kind::Unsubscribed, id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
 }
 
 /// The permission for a channel has ended.
@@ -321,30 +326,30 @@ pub fn ended(channel: &ChannelRef, code: ErrorCode, why: &str) -> Message {
     let (code, why) = (code.slug(), json_string(why));
     let data =
         format!("\"channel\":{raw},\"channelKey\":\"{name}\",\"code\":\"{code}\",\"reason\":{why}");
-    reply("unsubscribed", None, &data)
+    reply(Kind::Unsubscribed, None, &data)
 }
 
 #[must_use]
 pub fn refreshed(id: Option<&str>, expires_at: Option<u64>) -> Message {
     let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
-    reply("refreshed", id, &format!("\"expiresAt\":{expires}"))
+    reply(Kind::Refreshed, id, &format!("\"expiresAt\":{expires}"))
 }
 
 #[must_use]
 pub fn pong(id: Option<&str>) -> Message {
-    reply("pong", id, "")
+    reply(Kind::Pong, id, "")
 }
 
 /// The token ends soon; the client should send `refresh`.
 #[must_use]
 pub fn token_expiring(expires_at: u64) -> Message {
-    reply("token_expiring", None, &format!("\"expiresAt\":{expires_at}"))
+    reply(Kind::TokenExpiring, None, &format!("\"expiresAt\":{expires_at}"))
 }
 
 /// The connection is about to be closed by a drain; come back after `after_ms`.
 #[must_use]
 pub fn reconnect(after_ms: u64) -> Message {
-    reply("reconnect", None, &format!("\"afterMs\":{after_ms}"))
+    reply(Kind::Reconnect, None, &format!("\"afterMs\":{after_ms}"))
 }
 
 /// The stream ends, as a close frame says on a socket.
@@ -352,14 +357,14 @@ pub fn reconnect(after_ms: u64) -> Message {
 pub fn close(close: &Close) -> Message {
     let (code, reason) = (close.code.code(), json_string(&close.reason));
     let again = close.code.row().reconnect == Reconnect::Yes;
-    reply("close", None, &format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}"))
+    reply(Kind::Close, None, &format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}"))
 }
 
 #[must_use]
 pub fn error(id: Option<&str>, code: ErrorCode, message: &str, channel: Option<&str>) -> Message {
     let channel = channel.map_or_else(String::new, |c| format!(",\"channel\":{c}"));
     let message = json_string(message);
-    reply("error", id, &format!("\"code\":\"{}\",\"message\":{message}{channel}", code.slug()))
+    reply(Kind::Error, id, &format!("\"code\":\"{}\",\"message\":{message}{channel}", code.slug()))
 }
 
 #[cfg(test)]
@@ -477,7 +482,7 @@ mod tests {
             token_expiring(7),
         ] {
             let json: serde_json::Value = serde_json::from_str(&message.text).unwrap();
-            assert_eq!(json["type"], message.kind);
+            assert_eq!(json["type"], message.kind.name());
         }
     }
 }

@@ -4,7 +4,8 @@
 use std::fs;
 use std::path::Path;
 
-use tollgate::{auth, protocol::codes};
+use tollgate::auth;
+use tollgate::protocol::{codes, kind};
 
 /// Replaces what stands between the markers and returns whether that changed anything.
 fn generated(path: &str, name: &str, text: &str) {
@@ -26,6 +27,7 @@ fn generated(path: &str, name: &str, text: &str) {
 #[test]
 fn documents_have_the_tables_of_the_code() {
     generated("docs/protocol.md", "codes", &codes::markdown());
+    generated("docs/publishing.md", "reserved", &kind::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "reasons", &auth::markdown());
     generated("docs/doctor.md", "doctor", &tollgate::cli::doctor::markdown());

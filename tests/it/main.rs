@@ -36,6 +36,7 @@ mod proxy;
 mod redis;
 mod redis_faults;
 mod reload;
+mod reserved;
 mod revocation;
 mod simulation;
 mod sse;
