@@ -92,6 +92,7 @@ fn push() -> Push {
     Push::Publication(Publication {
         channel: "post:42".parse().unwrap(),
         payload: Bytes::from(event(pad).to_string()),
+        cut: None,
         position: Position::new("5eb63bbbe01eeed0", 4711),
         published: Some(1_795_828_520_000_001),
     })

@@ -330,6 +330,9 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         canary_deadline: redis.canary_deadline.0,
         reconnect_min: redis.reconnect_min.0,
         reconnect_max: redis.reconnect_max.0,
+        beside_0_1: redis.beside_0_1,
+        max_publication: config.limits.publication_bytes,
+        address_interval: redis.address_interval.0,
     })
 }
 

@@ -20,9 +20,11 @@ pub use id::{IdError, MAX_ID_BYTES, check_id, decode_id, encode_id};
 pub const MAX_CHANNEL_BYTES: usize = 255;
 
 /// First parts of names that the Redis contract uses for itself below the same prefix.
-const RESERVED: [&str; 2] = [CONTROL, "canary"];
+const RESERVED: [&str; 3] = [CONTROL, "canary", "gateway"];
 
 const CONTROL: &str = "control";
+/// The same for replicas of version 0.1, which listen elsewhere.
+const CONTROL_0_1: &str = "control:0.1";
 
 /// A valid channel name, for example `post:42`: segments joined by `:`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,9 +62,20 @@ impl ChannelName {
         Self(Arc::from(CONTROL))
     }
 
+    /// The same, where replicas of version 0.1 hear it.
+    #[must_use]
+    pub fn control_0_1() -> Self {
+        Self(Arc::from(CONTROL_0_1))
+    }
+
     #[must_use]
     pub fn is_control(&self) -> bool {
-        *self.0 == *CONTROL
+        *self.0 == *CONTROL || self.is_control_0_1()
+    }
+
+    #[must_use]
+    pub fn is_control_0_1(&self) -> bool {
+        *self.0 == *CONTROL_0_1
     }
 
     #[must_use]
@@ -162,6 +175,8 @@ pub struct Retention {
     pub size: u32,
     /// How long they are kept after the last one.
     pub ttl: Duration,
+    /// Others may come beside them, by plain `PUBLISH`, which are not kept.
+    pub plain: bool,
 }
 
 /// One published event. The payload is opaque JSON text; the gateway checks it and never edits it.
@@ -169,6 +184,8 @@ pub struct Retention {
 pub struct Publication {
     pub channel: ChannelName,
     pub payload: Bytes,
+    /// How many bytes the payload had, where that was too much to take it in: it is empty then.
+    pub cut: Option<usize>,
     /// Set for durable publications only; plain `PUBLISH` has no position.
     pub position: Option<Position>,
     /// When it was published, in microseconds since 1970, where that is known: durable publications (by Redis'

@@ -95,12 +95,16 @@ table! {
     Counter REDIS_RECONNECTS "redis_reconnects_total";
     /// From a canary's publication to its arrival on a subscribing connection, in seconds.
     Histogram CANARY "canary_seconds";
+    /// Error answers and lost connections of Redis, by what they concern.
+    Counter REDIS_ERRORS "redis_errors_total";
     /// Canaries that did not come back: the connection was deaf and was made anew.
     Counter CANARY_MISSED "canary_missed_total";
     /// Holes in channels' histories that were looked into, by result.
     Counter RECOVERIES "recoveries_total";
     /// Subscriptions that asked to resume, by result.
     Counter RESUMES "resumes_total";
+    /// Publications whose position the channel's history does not have: forged, or of an ended epoch.
+    Counter CLAIMS_REFUTED "claims_refuted_total";
     /// Durable publications that came a second time and were dropped.
     Counter DUPLICATES "duplicates_dropped_total";
     /// Requests, sockets and publications turned away by a limit or a check.
@@ -205,6 +209,7 @@ fn zero() {
     metrics::counter!(CANARY_MISSED).increment(0);
     metrics::counter!(DUPLICATES).increment(0);
     metrics::counter!(LOG_LINES_DROPPED).increment(0);
+    metrics::counter!(CLAIMS_REFUTED).increment(0);
     for result in ["filled", "declared"] {
         metrics::counter!(RECOVERIES, "result" => result).increment(0);
     }
@@ -358,6 +363,16 @@ pub fn redis_reconnect() {
     metrics::counter!(REDIS_RECONNECTS).increment(1);
 }
 
+/// `fault`: what the error concerns, from a closed set.
+pub fn redis_error(fault: &'static str) {
+    metrics::counter!(REDIS_ERRORS, "fault" => fault).increment(1);
+}
+
+/// Makes the series exist, so that the first error is an increase.
+pub fn redis_errors_begin(fault: &'static str) {
+    metrics::counter!(REDIS_ERRORS, "fault" => fault).increment(0);
+}
+
 pub fn canary(after: Duration) {
     metrics::histogram!(CANARY).record(after);
 }
@@ -375,6 +390,10 @@ pub fn recovery(filled: bool) {
 pub fn resume(recovered: bool) {
     let result = if recovered { "recovered" } else { "lost" };
     metrics::counter!(RESUMES, "result" => result).increment(1);
+}
+
+pub fn claims_refuted(n: usize) {
+    metrics::counter!(CLAIMS_REFUTED).increment(n as u64);
 }
 
 pub fn duplicate_dropped() {

@@ -12,6 +12,7 @@ pub fn push() -> Push {
         channel: "post:42".parse().expect("a channel"),
         payload: Bytes::from(payload.to_string()),
         position: None,
+        cut: None,
         published: None,
     })
 }

@@ -116,6 +116,7 @@ mod tests {
             channel: channel.parse().unwrap(),
             payload: Bytes::from(vec![b'x'; size]),
             position: None,
+            cut: None,
             published: None,
         })
     }

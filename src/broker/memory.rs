@@ -188,7 +188,9 @@ impl Broker for MemoryBroker {
         let position = match track {
             Track::No => None,
             Track::Read => state.streams.get(channel).map(|s| s.position.clone()),
-            Track::Open => Some(state.open(channel, &self.nonce).position.clone()),
+            Track::Open | Track::OpenDurable => {
+                Some(state.open(channel, &self.nonce).position.clone())
+            }
         };
         let fresh = state.subscribed.insert(channel.clone(), ()).is_none();
         let subscribed = Subscribed { confirmations: vec![confirmation], position, fresh };
@@ -228,6 +230,7 @@ impl Broker for MemoryBroker {
                 channel,
                 payload,
                 position,
+                cut: None,
                 published,
             }));
         }
@@ -252,6 +255,7 @@ impl Broker for MemoryBroker {
                     channel: channel.clone(),
                     payload: payload.clone(),
                     position: Some(Position { offset: top.offset - back, ..top.clone() }),
+                    cut: None,
                     published: None,
                 })
                 .collect();
@@ -271,6 +275,13 @@ impl Broker for MemoryBroker {
     }
 
     fn health(&self) -> Health {
-        Health { kind: "memory", ready: true, subscriber: true, publisher: true, last_error: None }
+        Health {
+            kind: "memory",
+            ready: true,
+            subscriber: true,
+            publisher: true,
+            writer: true,
+            last_error: None,
+        }
     }
 }

@@ -9,8 +9,10 @@ mod events;
 pub mod memory;
 pub mod redis;
 
+use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -55,17 +57,43 @@ pub enum Track {
     /// The same, and a history is begun where there is none: so its first publication can be missed
     /// and noticed.
     Open,
+    /// The same, and nobody publishes anything there that the history does not have.
+    OpenDurable,
 }
 
 /// Why a broker could not do what was asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BrokerError {
     #[error("the broker cannot be reached")]
     Unavailable,
     #[error("the broker did not answer in time")]
     TimedOut,
-    #[error("the broker refused the command")]
-    Refused,
+    /// It takes nothing now that has to be kept.
+    #[error("the broker cannot write: {0}")]
+    CannotWrite(Said),
+    #[error("the broker refused the command: {0}")]
+    Refused(Said),
+}
+
+/// Longest text of a broker that is passed on, in characters.
+const MAX_SAID: usize = 200;
+
+/// A broker's own words: bounded, and without characters that would change a terminal or a log line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Said(Arc<str>);
+
+impl Said {
+    #[must_use]
+    pub fn new(text: &str) -> Self {
+        let printable = |c: char| if c.is_control() { '\u{fffd}' } else { c };
+        Self(text.chars().take(MAX_SAID).map(printable).collect::<String>().into())
+    }
+}
+
+impl fmt::Display for Said {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// The answer to a subscription: `None` until there is one.
@@ -99,6 +127,8 @@ pub struct Health {
     pub subscriber: bool,
     /// Publications can be sent now.
     pub publisher: bool,
+    /// And those that are to be kept are taken.
+    pub writer: bool,
     /// What went wrong last, without secrets.
     pub last_error: Option<String>,
 }
@@ -159,6 +189,9 @@ pub trait Broker: Send + Sync + 'static {
     /// Sends a control message to all replicas, this one included; the answer is how many it
     /// reached.
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
+
+    /// Publications of more bytes than this need not be brought whole, see [`Publication::cut`].
+    fn limit_publications(&self, _bytes: usize) {}
 
     /// Publications can arrive now on this channel: what was confirmed is live.
     fn is_up(&self, channel: &ChannelName) -> bool;

@@ -120,7 +120,8 @@ impl Judge {
     }
 
     /// A rule's `history`.
-    pub(super) fn history(&mut self, path: &str, Kept { size, ttl }: Kept) -> Option<Retention> {
+    pub(super) fn history(&mut self, path: &str, kept: Kept) -> Option<Retention> {
+        let Kept { size, ttl, plain } = kept;
         let (size_ok, ttl_ok) = ((1..=100_000).contains(&size), (SECOND..=YEAR).contains(&ttl.0));
         if !size_ok {
             self.problem(format!("{path}.size"), "is from 1 to 100000");
@@ -128,7 +129,7 @@ impl Judge {
         if !ttl_ok {
             self.problem(format!("{path}.ttl"), "is from 1s to 365 days");
         }
-        (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0 })
+        (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0, plain })
     }
 
     pub(super) fn redis(&mut self, config: &Config) {

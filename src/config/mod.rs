@@ -144,6 +144,8 @@ pub struct Redis {
     pub canary_deadline: Span,
     pub reconnect_min: Span,
     pub reconnect_max: Span,
+    pub beside_0_1: bool,
+    pub address_interval: Span,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -242,6 +244,12 @@ pub struct Channel {
 pub struct Kept {
     pub size: u32,
     pub ttl: Span,
+    #[serde(default = "yes")]
+    pub plain: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, Deserialize)]

@@ -3,70 +3,74 @@
 //!
 //! Pure: no broker, no sockets. Invariants: within an epoch publications leave in the order of
 //! their offsets, each once; an offset is passed over only behind a declaration. While a hole is
-//! looked into, everything later waits, bounded.
+//! looked into, everything later waits, bounded. A position that comes with a publication is a claim,
+//! since whoever may publish may write one: the history decides on those that do not follow.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Instant;
+mod hole;
+mod recent;
+mod tail;
 
-use crate::broker::{Bounds, BrokerError, History};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use self::hole::{Held, Hole, Loss};
+use self::recent::{Known, Recent};
+pub(super) use self::tail::{Tail, tails_are_full};
+use crate::broker::{Bounds, BrokerError, History, Track};
 use crate::channel::{GapReason, Position, Publication};
 use crate::metrics;
 
-/// What may wait behind a hole on one channel.
-const MAX_WAITING: usize = 4096;
-const MAX_WAITING_BYTES: usize = 4 << 20;
-
-/// How often a hole is read again because what waited behind it did not fit.
+/// How often in a row a hole is read again because what waited behind it did not fit.
 const MAX_ROUNDS: u32 = 8;
+
+/// After false claims a channel's history is asked no more often than this, doubled with each of them.
+const FIRST_DOUBT: Duration = Duration::from_millis(100);
+const LAST_DOUBT: Duration = Duration::from_millis(6400);
+/// Without a false claim for so long they are forgotten.
+const DOUBT_LASTS: Duration = Duration::from_secs(60);
 
 /// What is to be done, in this order.
 #[derive(Debug)]
 pub(super) enum Step {
     Deliver(Publication),
     Declare(GapReason),
-    /// Read the history, and answer with this ticket.
-    Read(u64),
+    /// Wait so long, say [`Flow::begin`], read the history, and answer with this ticket.
+    Read(u64, Duration),
+    /// Publications came with positions that the history does not have; so many are known of.
+    Refuted(usize),
 }
 
-/// Publications after `last` are missing, or may be.
-struct Hole {
-    ticket: u64,
-    reason: GapReason,
-    /// Whatever the history holds, something else may be missing.
-    declare: bool,
-    waiting: Vec<Publication>,
-    bytes: usize,
-    /// What waited did not fit: it has to be read too.
-    again: bool,
-    rounds: u32,
+/// False claims of late.
+struct Doubt {
+    claims: u32,
+    last: Instant,
 }
 
-/// The last publications, kept for those who resume.
-pub(super) struct Tail {
-    /// The publications are those after this offset.
-    pub(super) from: u64,
-    pub(super) publications: VecDeque<Publication>,
-    bytes: usize,
-    /// What was before the first that passed while the tail was there has been read.
-    pub(super) whole: bool,
-    pub(super) used: Instant,
+/// How a publication's position stands to what was delivered.
+enum Place {
+    /// It follows, or anything may.
+    Next,
+    /// Something was delivered there.
+    Taken(Known),
+    /// It does not follow: the history has to be asked.
+    Claimed,
 }
 
 #[derive(Default)]
 pub(super) struct Flow {
-    /// The channel's rule keeps a history, so plain publications are not expected: they alone do
-    /// not call for a declaration after a loss, unless one was seen.
-    durable: bool,
+    track: Track,
     plain_seen: bool,
     /// What was delivered last.
     last: Option<Position>,
-    /// What may be missing after `last` was declared already: the next publication may be further on.
+    /// What may be missing after `last` was declared already: the next publication may be anywhere.
     declared: bool,
     /// Where the last declaration was made.
     told: Option<Position>,
-    hole: Option<Hole>,
+    recent: Recent,
+    hole: Option<Box<Hole>>,
+    /// Holes in a row that were there because too much waited.
+    rounds: u32,
+    doubt: Option<Doubt>,
     pub(super) tail: Option<Tail>,
 }
 
@@ -77,12 +81,12 @@ fn next_ticket() -> u64 {
 }
 
 impl Flow {
-    pub(super) fn new(durable: bool) -> Self {
-        Self { durable, ..Self::default() }
+    pub(super) fn new(track: Track) -> Self {
+        Self { track, ..Self::default() }
     }
 
-    pub(super) fn set_durable(&mut self) {
-        self.durable = true;
+    pub(super) fn follow(&mut self, track: Track) {
+        self.track = self.track.max(track);
     }
 
     pub(super) fn last(&self) -> Option<&Position> {
@@ -94,11 +98,16 @@ impl Flow {
         self.last.as_ref().filter(|_| !self.declared)
     }
 
-    /// True if who has everything up to `since` and gets what follows has everything: no plain
+    /// True if a client at `since` that receives all later events has missed nothing: no plain
     /// publication was seen, nothing was declared missing since, and what follows `last` is known.
     pub(super) fn is_complete_since(&self, since: &Position) -> bool {
         let told = self.told.as_ref().is_some_and(|told| told.has_reached(since));
         !self.plain_seen && !self.declared && !told
+    }
+
+    /// True where a history that is whole is all that there was.
+    fn has_plain(&self) -> bool {
+        self.track < Track::OpenDurable || self.plain_seen
     }
 
     fn advance(&mut self, position: Position) {
@@ -106,54 +115,94 @@ impl Flow {
         let epoch = self.last.as_ref().map(|last| &last.epoch);
         if last.is_none_or(|last| Some(&last.epoch) != epoch) {
             self.tail = None;
+            self.recent.forget();
         }
         self.declared = false;
     }
 
-    /// Says that something may be missing. It reaches who is there now; who comes back from no further
-    /// than here is told when it does.
+    /// Declares a gap to current subscribers. A client that later resumes from this position or an
+    /// earlier one gets `recovered: false`.
     fn declare(&mut self, reason: GapReason, out: &mut Vec<Step>) {
         out.push(Step::Declare(reason));
         self.told.clone_from(&self.last);
     }
 
-    /// Keeps a publication for those who resume. A tail has no holes: beyond one it is over.
-    fn keep(&mut self, publication: &Publication, bounds: Bounds) {
-        if self.tail.as_mut().is_some_and(|tail| !tail.push(publication, bounds)) {
+    /// Delivers a publication that has a position, and remembers it; `proven` where the history has it.
+    fn deliver(
+        &mut self,
+        publication: Publication,
+        proven: bool,
+        bounds: Bounds,
+        out: &mut Vec<Step>,
+    ) {
+        if let Some(position) = publication.position.clone() {
+            let offset = position.offset;
+            self.advance(position);
+            self.recent.push(offset, &publication, proven);
+        }
+        // A tail has no holes: beyond one it is over.
+        if self.tail.as_mut().is_some_and(|tail| !tail.push(&publication, bounds)) {
             self.tail = None;
+        }
+        out.push(Step::Deliver(publication));
+    }
+
+    fn place(&self, position: &Position, publication: &Publication) -> Place {
+        let Some(last) = &self.last else { return Place::Next };
+        let same = last.epoch == position.epoch;
+        if let Some(known) = self.recent.look(position.offset, publication).filter(|_| same) {
+            Place::Taken(known)
+        } else if same && last.offset + 1 == position.offset
+            || self.declared && !last.has_reached(position)
+        {
+            Place::Next
+        } else {
+            Place::Claimed
         }
     }
 
     /// A publication came from the broker.
     pub(super) fn take(&mut self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
         self.plain_seen |= publication.position.is_none();
-        if let Some(hole) = &mut self.hole {
+        if let Some(hole) = self.hole.as_mut().filter(|hole| !hole.aside) {
             return hole.hold(publication);
         }
+
         let Some(position) = publication.position.clone() else {
             out.push(Step::Deliver(publication));
             return;
         };
-        match &self.last {
-            Some(last) if last.has_reached(&position) => metrics::duplicate_dropped(),
-            Some(last)
-                if last.epoch == position.epoch
-                    && position.offset > last.offset + 1
-                    && !self.declared =>
-            {
-                self.open_hole(GapReason::HistoryLost, false, out);
-                if let Some(hole) = &mut self.hole {
-                    hole.hold(publication);
-                }
-            }
-            last => {
-                let epoch_changed = last.as_ref().is_some_and(|last| last.epoch != position.epoch);
-                if epoch_changed && !self.declared {
-                    self.declare(GapReason::HistoryLost, out);
-                }
-                self.advance(position);
-                self.keep(&publication, bounds);
+        match self.place(&position, &publication) {
+            Place::Next => self.deliver(publication, false, bounds, out),
+            Place::Taken(Known::Delivered) => metrics::duplicate_dropped(),
+            Place::Taken(Known::False) => out.push(Step::Refuted(1)),
+            Place::Taken(Known::Contested) => {
+                // Both are delivered, since nobody can tell which is true; and that it is so is declared.
+                self.recent.add_rival(position.offset, &publication);
+                self.tail = None;
+                self.declare(GapReason::HistoryLost, out);
                 out.push(Step::Deliver(publication));
+                out.push(Step::Refuted(1));
+            }
+            Place::Claimed => self.question(position, publication, out),
+        }
+    }
+
+    /// Asks the history about a publication that does not follow.
+    fn question(&mut self, position: Position, publication: Publication, out: &mut Vec<Step>) {
+        if let Some(hole) = &mut self.hole {
+            return hole.put_aside(position);
+        }
+        // What is missing ends before it, if it is ahead. Else all that the history has is in question.
+        let ahead = |last: &Position| last.epoch == position.epoch && last.offset < position.offset;
+        let before = Position { offset: position.offset.saturating_sub(1), ..position.clone() };
+        let until = self.last.as_ref().is_some_and(ahead).then_some(before);
+        self.open_hole(Loss { reason: GapReason::HistoryLost, declare: false, until }, out);
+        if let Some(hole) = &mut self.hole {
+            if hole.aside {
+                hole.put_aside(position);
+            } else {
+                hole.hold(publication);
             }
         }
     }
@@ -170,17 +219,19 @@ impl Flow {
             let came = self.last.take().filter(|last| {
                 position.as_ref().is_some_and(|position| last.has_reached(position))
             });
-            *self = Self { durable: self.durable, last: came, ..Self::default() };
+            *self = Self { track: self.track, last: came, ..Self::default() };
         }
         if self.hole.is_some() {
             return;
         }
+
         match (&self.last, position) {
             (_, None) => {}
             (None, Some(position)) => self.advance(position),
             (Some(last), Some(position)) if last.has_reached(&position) => {}
             (Some(last), Some(position)) if last.epoch == position.epoch => {
-                self.open_hole(GapReason::HistoryLost, false, out);
+                let (reason, until) = (GapReason::HistoryLost, Some(position));
+                self.open_hole(Loss { reason, declare: false, until }, out);
             }
             (Some(_), Some(position)) => {
                 self.declare(GapReason::HistoryLost, out);
@@ -200,50 +251,80 @@ impl Flow {
             self.declare(reason, out);
             return;
         }
-        let declare = !self.durable || self.plain_seen;
-        if let Some(hole) = &mut self.hole {
-            // The read that is under way may be older than this.
-            hole.declare |= declare;
-            hole.again = true;
-            return;
-        }
-        match (&self.last, position) {
-            (Some(last), Some(position)) if *last == position => {
-                // Nothing follows it, whatever was declared.
-                self.declared = false;
-                if declare {
-                    self.declare(reason, out);
-                }
-            }
-            (Some(last), Some(position)) if last.epoch != position.epoch => {
-                self.declare(GapReason::HistoryLost, out);
-                self.advance(position);
-            }
-            (Some(_), _) => self.open_hole(reason, declare, out),
-            (None, position) => {
-                self.declare(reason, out);
-                self.last = position;
-            }
-        }
+        let loss = Loss { reason, declare: self.has_plain(), until: position };
+        self.lost(loss, out);
     }
 
     /// The queue from the broker was full; `plain`: what no history has was among what was dropped.
     pub(super) fn overflowed(&mut self, plain: bool, out: &mut Vec<Step>) {
-        match &mut self.hole {
-            Some(hole) => {
-                hole.declare |= plain;
-                hole.again = true;
+        let reason = GapReason::Overflow;
+        if self.hole.is_none() && self.last.is_none() {
+            out.push(Step::Declare(reason));
+            return;
+        }
+        self.lost(Loss { reason, declare: plain, until: None }, out);
+    }
+
+    /// Something may be missing at this point.
+    fn lost(&mut self, loss: Loss, out: &mut Vec<Step>) {
+        if let Some(hole) = &mut self.hole {
+            // The history that is being asked may be older than this.
+            let (aside, reason) = (hole.aside, loss.reason);
+            hole.waiting.push(Held::Loss(loss));
+            if aside {
+                self.declare(reason, out);
             }
-            None if self.last.is_some() => self.open_hole(GapReason::Overflow, plain, out),
-            None => out.push(Step::Declare(GapReason::Overflow)),
+            return;
+        }
+        let Loss { reason, declare, until } = &loss;
+        match (&self.last, until) {
+            (Some(last), Some(until)) if last == until => {
+                // Nothing was missed, whatever was declared.
+                self.declared = false;
+                if *declare {
+                    self.declare(*reason, out);
+                }
+            }
+            (Some(last), Some(until)) if last.epoch != until.epoch => {
+                let until = until.clone();
+                self.declare(GapReason::HistoryLost, out);
+                self.advance(until);
+            }
+            (Some(last), until) => {
+                // Where it stands behind what was delivered the history says what of that was true.
+                let behind = until.as_ref().is_some_and(|until| last.has_reached(until));
+                let until = loss.until.filter(|_| !behind);
+                self.open_hole(Loss { until, ..loss }, out);
+            }
+            (None, _) => {
+                self.declare(*reason, out);
+                self.last = loss.until;
+            }
         }
     }
 
-    fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
-        let ticket = next_ticket();
-        let (waiting, bytes, again, rounds) = (Vec::new(), 0, false, 0);
-        self.hole = Some(Hole { ticket, reason, declare, waiting, bytes, again, rounds });
-        out.push(Step::Read(ticket));
+    /// How long the history is left alone because of false claims.
+    fn wait(&self) -> Option<Duration> {
+        let doubt = self.doubt.as_ref().filter(|doubt| doubt.last.elapsed() < DOUBT_LASTS)?;
+        Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
+    }
+
+    fn open_hole(&mut self, mut loss: Loss, out: &mut Vec<Step>) {
+        let (ticket, wait) = (next_ticket(), self.wait());
+        if wait.is_some() {
+            // What comes does not wait for the answer, and must not come before the word.
+            self.declare(loss.reason, out);
+            loss.until = None;
+        }
+        out.push(Step::Read(ticket, wait.unwrap_or_default()));
+        self.hole = Some(Box::new(Hole::new(ticket, loss, wait.is_some())));
+    }
+
+    /// The history is asked now, for the hole with this ticket.
+    pub(super) fn begin(&mut self, ticket: u64) {
+        if let Some(hole) = self.hole.as_mut().filter(|hole| hole.ticket == ticket) {
+            hole.begin();
+        }
     }
 
     /// The history was read, for the hole with this ticket.
@@ -255,181 +336,156 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         let Some(mut hole) = self.hole.take_if(|hole| hole.ticket == ticket) else { return };
-        let history = history.ok().flatten();
-        let filled = self.last.as_ref().zip(history.as_ref()).is_some_and(|(last, history)| {
-            let first = history.publications.first().and_then(|p| p.position.as_ref());
-            let begins = first.map_or(history.top.offset + 1, |p| p.offset);
-            history.top.has_reached(last) && begins <= last.offset + 1
-        });
-        if hole.declare || !filled {
-            self.declare(hole.reason, out);
+        let refuted = match history {
+            Ok(Some(history)) => self.fill(&mut hole, history, bounds, out),
+            nothing => self.go_on_without(&mut hole, nothing.is_ok(), out),
+        };
+        if refuted > 0 {
+            self.remember_false_claims();
+            out.push(Step::Refuted(refuted));
         }
-        let declared = std::mem::take(&mut hole.declare);
-        if let Some(history) = &history {
-            hole.keep_from(&history.top.epoch);
-        }
-        metrics::recovery(filled);
-        let after = self.last.clone();
-        match history {
-            Some(History { top, publications }) => {
-                let new = |p: &Publication| {
-                    after.as_ref().zip(p.position.as_ref()).is_none_or(|(a, p)| !a.has_reached(p))
-                };
-                for publication in publications.into_iter().filter(new) {
-                    if let Some(position) = publication.position.clone() {
-                        self.advance(position);
+
+        self.go_through(std::mem::take(&mut hole.waiting), bounds, out);
+    }
+
+    /// Takes what waited, in its order. A hole that opens on the way holds the rest.
+    fn go_through(&mut self, waiting: Vec<Held>, bounds: Bounds, out: &mut Vec<Step>) {
+        let overflowed =
+            |held: &Held| matches!(held, Held::Loss(Loss { reason: GapReason::Overflow, .. }));
+        self.rounds = if waiting.iter().any(overflowed) { self.rounds + 1 } else { 0 };
+        for held in waiting {
+            match held {
+                Held::Publication(publication) => self.take(publication, bounds, out),
+                Held::Loss(loss) if self.rounds > MAX_ROUNDS => {
+                    // It comes faster than it can be read.
+                    self.declare(loss.reason, out);
+                    self.declared = true;
+                }
+                // The history was asked meanwhile, and has more.
+                Held::Loss(loss) if self.has_beyond(&loss) => {
+                    if loss.declare {
+                        self.declare(loss.reason, out);
                     }
-                    self.keep(&publication, bounds);
-                    out.push(Step::Deliver(publication));
                 }
-                // Ahead of everything that was kept; or behind what was delivered, which no history is
-                // that has kept its word: what comes now begins there, behind the declaration.
-                if self.last.as_ref() != Some(&top) {
-                    self.advance(top);
-                    self.tail = None;
+                // Which of two epochs came first only the history knows.
+                Held::Loss(loss) if self.has_another_epoch(&loss) => {
+                    self.open_hole(Loss { until: None, ..loss }, out);
                 }
+                Held::Loss(loss) => self.lost(loss, out),
             }
-            None => {
-                self.declared = true;
-                self.tail = None;
-            }
-        }
-        if declared {
-            // Other kinds may be missing among what was filled.
-            self.told.clone_from(&self.last);
-        }
-        if hole.again && hole.rounds < MAX_ROUNDS {
-            hole.ticket = next_ticket();
-            hole.again = false;
-            hole.rounds += 1;
-            out.push(Step::Read(hole.ticket));
-            self.hole = Some(hole);
-            return;
-        }
-        if hole.again {
-            self.declare(hole.reason, out);
-            self.declared = true;
-        }
-        for publication in hole.waiting {
-            self.take(publication, bounds, out);
         }
     }
 
-    /// Bytes that wait behind a hole.
-    #[cfg(test)]
-    fn waiting(&self) -> usize {
-        self.hole.as_ref().map_or(0, |hole| hole.waiting.len())
-    }
-}
+    /// Goes on where the history cannot say what is missing, because there is none or it cannot be read.
+    fn go_on_without(&mut self, hole: &mut Hole, is_gone: bool, out: &mut Vec<Step>) -> usize {
+        metrics::recovery(false);
+        self.declare(hole.loss.reason, out);
+        self.declared = true;
+        self.tail = None;
+        if is_gone {
+            // Whatever comes begins anew. No claim is ever borne out here: it is asked less often then.
+            self.last = None;
+            self.recent.forget();
+            return 1;
+        }
 
-impl Hole {
-    /// The history is in this epoch now: what waits from before it is over, as the declaration says.
-    /// Where nothing waits from it, whatever else waits is from before or after: that is read.
-    fn keep_from(&mut self, epoch: &Arc<str>) {
-        let is_in = |p: &Publication| p.position.as_ref().is_some_and(|p| p.epoch == *epoch);
-        let first = self.waiting.iter().position(is_in);
-        let last = self.waiting.iter().rposition(|p| p.position.is_some());
-        let over = first.or(last.map(|last| last + 1)).unwrap_or(0);
-        self.again |= first.is_none() && over > 0;
-        let mut at = 0;
-        self.waiting.retain(|p| {
-            at += 1;
-            at > over || p.position.is_none()
+        let last = self.last.clone();
+        let is_behind = |p: &Position| last.as_ref().is_some_and(|last| last.has_reached(p));
+        let before = hole.waiting.len();
+        hole.waiting.retain(|held| match held {
+            Held::Publication(p) => !p.position.as_ref().is_some_and(is_behind),
+            Held::Loss(_) => true,
         });
-    }
-
-    fn hold(&mut self, publication: Publication) {
-        self.bytes += publication.payload.len();
-        self.waiting.push(publication);
-        if self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES {
-            self.declare |= self.waiting.iter().any(|p| p.position.is_none());
-            self.waiting = Vec::new();
-            self.bytes = 0;
-            self.again = true;
+        if hole.waiting.len() < before || hole.claimed.as_ref().is_some_and(is_behind) {
+            // They came twice, or what was delivered in their place was false: asked again later.
+            self.remember_false_claims();
+            let (reason, declare, until) = (GapReason::HistoryLost, false, None);
+            self.open_hole(Loss { reason, declare, until }, out);
         }
-    }
-}
-
-/// What all tails hold, in bytes.
-static TAILS: AtomicUsize = AtomicUsize::new(0);
-
-/// Above this no tail is begun, and idle ones end early.
-const MAX_TAILS: usize = 64 << 20;
-
-/// True while there is no room for another tail.
-pub(super) fn tails_are_full() -> bool {
-    TAILS.load(Ordering::Relaxed) > MAX_TAILS
-}
-
-impl Drop for Tail {
-    fn drop(&mut self) {
-        TAILS.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-impl Tail {
-    /// Begins to keep what comes after an offset.
-    pub(super) fn begin(from: u64) -> Self {
-        let (publications, bytes, whole) = (VecDeque::new(), 0, false);
-        Self { from, publications, bytes, whole, used: Instant::now() }
+        0
     }
 
-    /// False, and nothing added, where it is not the next one.
-    fn push(&mut self, publication: &Publication, bounds: Bounds) -> bool {
-        let next = self.from + self.publications.len() as u64 + 1;
-        if publication.position.as_ref().is_none_or(|p| p.offset != next) {
-            return false;
-        }
-        self.grow(publication.payload.len());
-        self.publications.push_back(publication.clone());
-        self.cut(bounds);
-        true
+    fn has_beyond(&self, loss: &Loss) -> bool {
+        let positions = self.last.as_ref().zip(loss.until.as_ref());
+        self.hole.is_none() && positions.is_some_and(|(last, until)| last.has_reached(until))
     }
 
-    fn grow(&mut self, bytes: usize) {
-        self.bytes += bytes;
-        TAILS.fetch_add(bytes, Ordering::Relaxed);
+    fn has_another_epoch(&self, loss: &Loss) -> bool {
+        let epochs = self.last.as_ref().zip(loss.until.as_ref());
+        self.hole.is_none() && epochs.is_some_and(|(last, until)| last.epoch != until.epoch)
     }
 
-    fn shrink(&mut self, bytes: usize) {
-        self.bytes -= bytes;
-        TAILS.fetch_sub(bytes, Ordering::Relaxed);
+    fn remember_false_claims(&mut self) {
+        let before = self.doubt.take().filter(|doubt| doubt.last.elapsed() < DOUBT_LASTS);
+        let claims = before.map_or(1, |doubt| doubt.claims.saturating_add(1));
+        self.doubt = Some(Doubt { claims, last: Instant::now() });
     }
 
-    fn cut(&mut self, bounds: Bounds) {
-        while self.publications.len() > bounds.messages || self.bytes > bounds.bytes {
-            let Some(old) = self.publications.pop_front() else { return };
-            self.shrink(old.payload.len());
-            self.from += 1;
-        }
-    }
-
-    /// Puts what was read before what has passed since. False if the two do not meet.
-    pub(super) fn complete(&mut self, history: History, bounds: Bounds) -> bool {
-        if history.top.offset < self.from {
-            return false;
-        }
+    /// Delivers what the history has of what is missing, and declares what it does not have. Returns how
+    /// many claims it refutes; those do not wait any more.
+    fn fill(
+        &mut self,
+        hole: &mut Hole,
+        History { top, publications }: History,
+        bounds: Bounds,
+        out: &mut Vec<Step>,
+    ) -> usize {
         let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
-        for publication in history.publications.into_iter().rev() {
-            if offset(&publication) == self.from && self.from > 0 {
-                self.grow(publication.payload.len());
-                self.from -= 1;
-                self.publications.push_front(publication);
+        let last = self.last.as_ref().filter(|last| last.epoch == top.epoch).map(|l| l.offset);
+        // Something else was delivered in its place: then it is due, and all that follows it.
+        let replaced = publications.iter().map(|p| (offset(p), p)).find(|(offset, p)| {
+            last.is_some_and(|last| *offset <= last)
+                && self.recent.look(*offset, p).is_some_and(|known| known != Known::Delivered)
+        });
+        let replaced = replaced.map(|(offset, _)| offset);
+        let due = replaced.or(last.map(|last| last + 1));
+        hole.absorb_losses();
+        let limit = hole.loss.until.as_ref().filter(|until| until.epoch == top.epoch);
+        let limit = limit.map_or(top.offset, |until| until.offset.min(top.offset));
+
+        let first = publications.first().map_or(top.offset + 1, offset);
+        let overtaken = last.is_some_and(|last| last > top.offset);
+        let filled = due.is_some_and(|due| first <= due) && !overtaken && replaced.is_none();
+        metrics::recovery(filled);
+        let refuted = hole.refute(&top, limit, self.last.as_ref());
+        let refuted = refuted + usize::from(overtaken || replaced.is_some());
+        if !filled || refuted > 0 {
+            self.declare(hole.loss.reason, out);
+        }
+
+        let due = due.unwrap_or(1).min(if overtaken { top.offset + 1 } else { u64::MAX });
+        for publication in publications {
+            if (due..=limit).contains(&offset(&publication)) {
+                self.deliver(publication, true, bounds, out);
+            } else if last.is_some() {
+                self.recent.prove(offset(&publication), &publication);
             }
         }
-        self.whole = true;
-        self.cut(bounds);
-        true
-    }
+        let reached = self.last.as_ref().is_some_and(|last| {
+            let further = last.offset > limit && !overtaken;
+            last.epoch == top.epoch && (last.offset == limit || further)
+        });
+        if !reached {
+            // Ahead of everything that was kept, or behind what was delivered: what comes now begins
+            // there, behind the declaration.
+            self.recent.forget();
+            self.tail = None;
+            self.advance(Position { offset: limit, ..top });
+        }
+        self.declared = false;
 
-    /// Those after an offset, if they are all here.
-    pub(super) fn since(&mut self, offset: u64) -> Option<Vec<Publication>> {
-        let skip = usize::try_from(offset.checked_sub(self.from)?).ok()?;
-        self.used = Instant::now();
-        Some(self.publications.iter().skip(skip).cloned().collect())
+        if hole.loss.declare {
+            // Of another kind, somewhere among what was filled.
+            self.declare(hole.loss.reason, out);
+        }
+        refuted
     }
 }
 
 #[cfg(test)]
 #[path = "continuity_tests.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "continuity_simulation_tests.rs"]
+mod simulation_tests;

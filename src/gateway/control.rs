@@ -1,7 +1,6 @@
 //! Messages between replicas: disconnect a user everywhere, and which replicas there are.
 //!
-//! They travel on `<prefix>control`, which only what may publish in Redis can write; Redis is
-//! inside the trust boundary.
+//! They travel on a channel of the gateway's own, which no publisher's ACL has to reach.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -37,7 +37,7 @@ struct Followed {
 
 impl Followed {
     fn new(track: Track) -> Box<Self> {
-        Box::new(Self { flow: Flow::new(track == Track::Open), reading: None })
+        Box::new(Self { flow: Flow::new(track), reading: None })
     }
 }
 
@@ -68,7 +68,9 @@ impl Waiting {
             return Ok(());
         };
         match tokio::time::timeout_at(self.deadline, answer.wait_for(Option::is_some)).await {
-            Ok(found) => found.ok().and_then(|a| *a).unwrap_or(Err(BrokerError::Unavailable)),
+            Ok(found) => {
+                found.ok().and_then(|a| a.clone()).unwrap_or(Err(BrokerError::Unavailable))
+            }
             Err(_) => Err(BrokerError::TimedOut),
         }
     }
@@ -105,12 +107,10 @@ impl Interest {
             // It is live, but nobody has asked yet where its history stands.
             entry.track = track;
             let followed = entry.followed.get_or_insert_with(|| Followed::new(track));
-            if track == Track::Open {
-                followed.flow.set_durable();
-            }
+            followed.flow.follow(track);
             entry.answer = Some(self.ask(channel, track));
         }
-        let answered = entry.answer.as_ref().and_then(|a| *a.borrow());
+        let answered = entry.answer.as_ref().and_then(|a| a.borrow().clone());
         match answered {
             Some(Ok(())) => entry.answer = None,
             // A refused subscription is tried again for whoever comes next.
@@ -240,7 +240,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::broker::{BrokerFuture, Confirmation, Durable, Health, History};
+    use crate::broker::{BrokerFuture, Confirmation, Durable, Health, History, Said};
     use crate::channel::Position;
 
     /// Records the calls, and confirms only when told to.
@@ -276,7 +276,14 @@ mod tests {
             true
         }
         fn health(&self) -> Health {
-            Health { kind: "x", ready: true, subscriber: true, publisher: true, last_error: None }
+            Health {
+                kind: "x",
+                ready: true,
+                subscriber: true,
+                publisher: true,
+                writer: true,
+                last_error: None,
+            }
         }
     }
 
@@ -325,8 +332,9 @@ mod tests {
         let (broker, interest, a) = setup(Duration::ZERO);
         let first = interest.acquire(&a, Track::No);
         let confirmation = broker.waiting.lock().pop().unwrap();
-        confirmation.send_replace(Some(Err(BrokerError::Refused)));
-        assert_eq!(first.answer().await, Err(BrokerError::Refused));
+        let refused = || BrokerError::Refused(Said::new("NOPERM"));
+        confirmation.send_replace(Some(Err(refused())));
+        assert_eq!(first.answer().await, Err(refused()));
         let second = interest.acquire(&a, Track::No);
         assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
         drop(broker.waiting.lock().pop());

@@ -80,7 +80,7 @@ pub enum PublishError {
 }
 
 /// Why a control message may not have reached everyone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     #[error("done here, but {reached} of {known} replicas were reached: try again")]
     Partly { reached: usize, known: usize },
@@ -130,6 +130,7 @@ impl Gateway {
 
     pub fn set_max_publication(&self, bytes: usize) {
         self.max_publication.store(bytes, Ordering::Relaxed);
+        self.broker.limit_publications(bytes);
     }
 
     #[must_use]

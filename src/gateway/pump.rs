@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Gateway;
 use super::continuity::{Flow, Step};
@@ -22,11 +22,11 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// After which a history that cannot be read counts as lost. Live events wait meanwhile.
 const READ_WITHIN: Duration = Duration::from_secs(6);
 
-/// The answer to [`Step::Read`].
-pub(super) struct Read {
-    channel: ChannelName,
-    ticket: u64,
-    history: Result<Option<History>, BrokerError>,
+/// What a reading for [`Step::Read`] says to the pump.
+pub(super) enum Read {
+    /// It begins when this is answered: what is known by then it cannot miss.
+    Begins(ChannelName, u64, oneshot::Sender<()>),
+    Ended(ChannelName, u64, Result<Option<History>, BrokerError>),
 }
 
 /// The next thing to do.
@@ -60,7 +60,13 @@ impl Gateway {
         loop {
             let batch = match next(&events, &mut reads).await {
                 Next::Batch(batch) => batch,
-                Next::Read(Read { channel, ticket, history }) => {
+                Next::Read(Read::Begins(channel, ticket, go)) => {
+                    self.interest.with_flow(&channel, |flow, _| flow.begin(ticket));
+                    // A reading that has ended meanwhile needs no answer.
+                    let _ = go.send(());
+                    continue;
+                }
+                Next::Read(Read::Ended(channel, ticket, history)) => {
                     let bounds = self.history_bounds();
                     self.interest.with_flow(&channel, |flow, _| {
                         flow.read(ticket, history, bounds, &mut steps);
@@ -138,16 +144,39 @@ impl Gateway {
             match step {
                 Step::Deliver(publication) => self.deliver(publication).await,
                 Step::Declare(reason) => self.declare_gap(channel.clone(), reason).await,
-                Step::Read(ticket) => {
+                Step::Read(ticket, wait) => {
                     let (gateway, channel) = (Arc::clone(self), channel.clone());
                     lifecycle::spawn("recovery", async move {
-                        let history = gateway.read_history(&channel).await;
-                        // The pump lives as long as the process.
-                        let _ = gateway.read.send(Read { channel, ticket, history }).await;
+                        gateway.recover(channel, ticket, wait).await;
+                    });
+                }
+                Step::Refuted(claims) => {
+                    metrics::claims_refuted(claims);
+                    let name = channel.clone();
+                    logging::repeated(("publication", "position"), channel, move |repeated| {
+                        tracing::warn!(
+                            channel = %name,
+                            repeated,
+                            "a publication came with a position that the channel's history does not \
+                             have: somebody publishes what only tollgate_publish may write"
+                        );
                     });
                 }
             }
         }
+    }
+
+    /// Reads a history for a hole. The pump lives as long as the process, so its end is ours.
+    async fn recover(&self, channel: ChannelName, ticket: u64, wait: Duration) {
+        tokio::time::sleep(wait).await;
+        let (go, begun) = oneshot::channel();
+        if self.read.send(Read::Begins(channel.clone(), ticket, go)).await.is_err()
+            || begun.await.is_err()
+        {
+            return;
+        }
+        let history = self.read_history(&channel).await;
+        let _ = self.read.send(Read::Ended(channel, ticket, history)).await;
     }
 
     /// Reads the end of a history when it is its turn. After an outage the connection that reads may
@@ -187,9 +216,10 @@ impl Gateway {
     }
 
     /// Can this be delivered?
-    fn judge(&self, Publication { payload, .. }: &Publication) -> Result<(), Unfit> {
+    fn judge(&self, publication: &Publication) -> Result<(), Unfit> {
+        let payload = &publication.payload;
         let most = self.max_publication.load(Ordering::Relaxed);
-        if payload.len() > most {
+        if publication.cut.unwrap_or(payload.len()) > most {
             let why = format!("more than limits.publication_bytes, {most}");
             let (reason, rejected) = (GapReason::PayloadTooLarge, Rejected::PublicationSize);
             return Err(Unfit { reason, rejected, why });
@@ -213,7 +243,8 @@ impl Gateway {
             return self.hub.dispatch(Push::Publication(publication)).await;
         };
         metrics::rejected(rejected);
-        let (channel, bytes) = (publication.channel, publication.payload.len());
+        let bytes = publication.cut.unwrap_or(publication.payload.len());
+        let channel = publication.channel;
         let (name, label) = (channel.clone(), reason.label());
         logging::repeated(("publication", label), &channel, move |repeated| {
             tracing::warn!(channel = %name, bytes, reason = label, why, repeated, "publication not delivered");
@@ -265,7 +296,7 @@ mod tests {
         gateway.confirmed(&connection, &channel, waiting).await.unwrap();
         gateway.activate(&connection, &channel, &[], &Resumed::default());
 
-        let retention = Retention { size: 10, ttl: Duration::from_secs(60) };
+        let retention = Retention { size: 10, ttl: Duration::from_secs(60), plain: true };
         let durable = || Some(Durable { retention, idempotency_key: None });
         let forged = Bytes::from_static(br#"{"type":"close"}"#);
         let refused = gateway.publish(&channel, forged.clone(), durable()).await;

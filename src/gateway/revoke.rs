@@ -35,7 +35,7 @@ const COMPARED: usize = 512;
 const MAX_ENTRY: usize = 4096;
 
 /// Why a revocation may not hold everywhere.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RevokeError {
     #[error("there is no room for another revocation: give them an expire_at")]
     Full,
@@ -142,7 +142,7 @@ impl Gateway {
             count: self.revocations.len(),
             unusable: state.unusable,
             read_at: state.read_at,
-            error: state.error.map(|e| e.to_string()),
+            error: state.error.as_ref().map(ToString::to_string),
         }
     }
 
@@ -171,7 +171,7 @@ impl Gateway {
         let found = match self.store.recall(now).await {
             Ok(found) => found,
             Err(error) => {
-                self.not_read(error);
+                self.not_read(&error);
                 return Err(error);
             }
         };
@@ -199,10 +199,10 @@ impl Gateway {
     }
 
     /// Said once for each error, not with every attempt.
-    fn not_read(&self, error: BrokerError) {
+    fn not_read(&self, error: &BrokerError) {
         metrics::revocations_readable(false);
-        let before = self.recall.state.lock().error.replace(error);
-        if before != Some(error) {
+        let before = self.recall.state.lock().error.replace(error.clone());
+        if before.as_ref() != Some(error) {
             let until_then = if self.revocations.are_known() {
                 "what is known of them still counts; one that was missed does not"
             } else {

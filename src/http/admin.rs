@@ -64,6 +64,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
                 "readAt": revocations.read_at,
                 "error": revocations.error,
             },
+            "broker_writer": { "ok": health.writer, "kind": health.kind },
             "draining": { "ok": !draining },
             "keys": { "ok": keys.iter().all(|k| k.usable), "sets": keys.iter().map(|k| json!({
                 "url": k.url,
@@ -74,7 +75,11 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
             })).collect::<Vec<_>>() },
             "configuration": { "ok": problem.is_none(), "error": problem },
         },
-        "degraded": ready && !(health.subscriber && health.publisher && revocations.is_good()),
+        "degraded": ready
+            && !(health.subscriber
+                && health.publisher
+                && health.writer
+                && revocations.is_good()),
         "lastError": health.last_error,
     });
     json_response(status, &body)

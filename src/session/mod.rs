@@ -243,8 +243,8 @@ impl Session {
 
     /// How closely this session follows a channel's history.
     fn track(&self, channel: &ChannelName, policy: &Policy) -> Track {
-        if access::history(channel, &policy.rules).is_some() {
-            Track::Open
+        if let Some(retention) = access::history(channel, &policy.rules) {
+            if retention.plain { Track::Open } else { Track::OpenDurable }
         } else if self.connection.wire().has_positions() {
             Track::Read
         } else {

@@ -61,6 +61,9 @@ pub enum Fault {
     ClusterFailover,
     SlotMigration,
     Revocations,
+    OutOfMemory,
+    Poison,
+    Forge,
 }
 
 const ALONE: Setup = Setup::Alone(&[]);
@@ -133,6 +136,9 @@ pub const ROWS: &[Row] = &[
         Sign::Nothing,
         Fault::Revocations,
     ),
+    row("no-writes", "Redis at maxmemory for 5 s", ALONE, Sign::Noticed, Fault::OutOfMemory),
+    row("poison", "garbage in histories' keys", ALONE, Sign::Noticed, Fault::Poison),
+    row("forge", "forged positions between events", ALONE, Sign::Noticed, Fault::Forge),
 ];
 
 /// Brings the fault about and, where it is one that ends, ends it.
@@ -184,6 +190,13 @@ async fn alone(fault: Fault, server: &mut Server) {
         Fault::KillPubsub => drop(server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await),
         Fault::KillNormal => drop(server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await),
         Fault::Flush => drop(server.command(&["FLUSHALL"]).await),
+        Fault::OutOfMemory => {
+            server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
+            sleep(Duration::from_secs(5)).await;
+            server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
+        }
+        Fault::Poison => poison(server).await,
+        Fault::Forge => forge(server).await,
         Fault::Stop => {
             server.signal("-STOP");
             sleep(Duration::from_secs(6)).await;
@@ -197,6 +210,41 @@ async fn alone(fault: Fault, server: &mut Server) {
     }
 }
 
+/// Whoever may publish may write to a history's keys.
+async fn poison(server: &Server) {
+    for channel in ["durable:1", "mixed:1"] {
+        let meta = meta_key(channel);
+        for (field, value) in [("o", "abc"), ("e", "9007199254740990"), ("o", "1"), ("r", "x")] {
+            server.command(&["HSET", &meta, field, value]).await;
+            sleep(Duration::from_millis(400)).await;
+        }
+        server.command(&["SET", &meta, "of another type"]).await;
+        sleep(Duration::from_millis(400)).await;
+    }
+}
+
+/// Messages with heads of somebody's own making: next, ahead, behind, of no epoch. Their payloads are no
+/// JSON, so that none is taken for an event.
+async fn forge(server: &Server) {
+    for n in 0..60_u64 {
+        for channel in ["durable:1", "mixed:1"] {
+            let meta = meta_key(channel);
+            let epoch = server.text(&["HGET", &meta, "e"]).await;
+            let top: u64 = server.text(&["HGET", &meta, "o"]).await.trim().parse().unwrap_or(0);
+            let offset = [top + 1, top + 1000, top.saturating_sub(2), 999_999_999_999_000 + n]
+                [n as usize % 4];
+            let epoch = if n % 10 == 9 { "17" } else { epoch.trim() };
+            let message = format!("\u{1}{epoch}:{offset}\nforged {n}");
+            server.command(&["PUBLISH", &format!("{PREFIX}{channel}"), &message]).await;
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+fn meta_key(channel: &str) -> String {
+    format!("{PREFIX}{channel}:{{{PREFIX}{channel}}}")
+}
+
 /// One more replica comes, which has much to read first: no revoked token gets in, not even at the
 /// first moment; the clients of the others notice nothing.
 async fn revocations(round: &mut Round) {
@@ -208,7 +256,8 @@ async fn revocations(round: &mut Round) {
         let entry = |n| json!({"kind": "token", "jti": format!("t{n}"), "until": until});
         let entries: Vec<String> = chunk.iter().map(|n| entry(*n).to_string()).collect();
         let pairs = entries.iter().flat_map(|entry| [score.as_str(), entry]);
-        let words: Vec<&str> = ["ZADD", "tollgate:revoked"].into_iter().chain(pairs).collect();
+        let words: Vec<&str> =
+            ["ZADD", "gateway:tollgate:revoked"].into_iter().chain(pairs).collect();
         server.command(&words).await;
     }
 

@@ -44,6 +44,9 @@ impl Subject {
             canary_deadline: Duration::from_secs(6),
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_millis(100),
+            beside_0_1: false,
+            max_publication: 1 << 20,
+            address_interval: Duration::from_secs(10),
         };
         let ready = Arc::new(Notify::new());
         let told = Arc::clone(&ready);
@@ -70,7 +73,7 @@ impl Subject {
             let batch = tokio::select! {
                 batch = self.events.take() => batch,
                 found = answer.wait_for(Option::is_some) => {
-                    return found.unwrap().unwrap().map(|()| None);
+                    return found.unwrap().clone().unwrap().map(|()| None);
                 }
                 () = tokio::time::sleep(DEADLINE) => panic!("no answer in time"),
             };
@@ -99,7 +102,7 @@ impl Subject {
     }
 
     async fn publish_durable(&self, channel: &ChannelName, payload: &str, key: &str) -> Position {
-        let retention = Retention { size: 5, ttl: Duration::from_secs(60) };
+        let retention = Retention { size: 5, ttl: Duration::from_secs(60), plain: true };
         let idempotency_key = (!key.is_empty()).then(|| key.to_owned());
         let durable = Durable { retention, idempotency_key };
         let payload = Bytes::copy_from_slice(payload.as_bytes());
@@ -238,7 +241,7 @@ async fn keeps_histories(mut subject: Subject) {
 
     // More than one read of a stream.
     let long: ChannelName = "h:long".parse().unwrap();
-    let retention = Retention { size: 500, ttl: Duration::from_secs(60) };
+    let retention = Retention { size: 500, ttl: Duration::from_secs(60), plain: true };
     for n in 1..=400 {
         let durable = Durable { retention, idempotency_key: None };
         subject.broker.publish(&long, Bytes::from(n.to_string()), Some(durable)).await.unwrap();

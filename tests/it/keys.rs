@@ -410,7 +410,7 @@ async fn drift_between_issuer_and_gateway_is_seen() {
     gateway.ready().await;
     let beat = |fingerprint: &str| {
         let set = redis::cmd("SET")
-            .arg("tollgate:issuer:web")
+            .arg("gateway:tollgate:issuer:web")
             .arg(fingerprint)
             .exec(&mut redis.connection());
         set.unwrap();

@@ -34,6 +34,7 @@ mod places;
 mod plain;
 mod proxy;
 mod redis;
+mod redis_edges;
 mod redis_faults;
 mod reload;
 mod reserved;

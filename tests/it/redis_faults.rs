@@ -190,7 +190,8 @@ async fn a_subscription_during_an_outage_is_answered() {
 /// R8: a Redis user that may not subscribe is reported, and the client told.
 #[tokio::test]
 async fn r8_redis_refuses_the_subscription() {
-    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:c* &tollgate:user:* &tollgate:post:1";
+    let user =
+        "--user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:user:* &tollgate:post:1";
     let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
     let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
@@ -217,7 +218,7 @@ async fn r8_redis_refuses_the_subscription() {
 /// make the replica deaf, reconnecting in a hot loop.
 #[tokio::test]
 async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
-    let user = "--user narrow on >pw +@all ~* resetchannels &tollgate:*";
+    let user = "--user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:*";
     let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
     let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
@@ -230,7 +231,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
         redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(rule).exec(&mut redis.connection())
     };
     // Redis cuts off a subscriber that has lost a channel.
-    acl("resetchannels &tollgate:c* &tollgate:user:*").unwrap();
+    acl("resetchannels &gateway:* &tollgate:user:*").unwrap();
     let mut reasons = BTreeSet::new();
     while reasons.len() < 2 {
         let gap = client.next().await;
@@ -316,8 +317,8 @@ async fn r11_publications_that_are_not_deliverable_are_declared() {
     redis.publish("tollgate:user:u1", "true");
     assert_eq!(client.next().await, json!(true));
     // Whatever is written to the control channel, the replica goes on.
-    redis.publish("tollgate:control", "garbage");
-    redis.publish("tollgate:control", r#"{"type":"from_the_future"}"#);
+    redis.publish("gateway:tollgate:control", "garbage");
+    redis.publish("gateway:tollgate:control", r#"{"type":"from_the_future"}"#);
     client.nothing_came().await;
 }
 
@@ -377,7 +378,7 @@ async fn thousands_of_channels_come_back() {
 }
 
 /// Makes the user of that name as docs/redis.md says.
-fn documented_user(redis: &Redis, name: &str) {
+pub fn documented_user(redis: &Redis, name: &str) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("docs/redis.md")).unwrap();
     let command = format!("`ACL SETUSER {name} ");
@@ -423,7 +424,7 @@ async fn the_documented_acl_is_enough() {
         assert_eq!(client.next().await["data"], json!(n));
     }
     redis::cmd("SET")
-        .arg("tollgate:issuer:web")
+        .arg("gateway:tollgate:issuer:web")
         .arg("other")
         .exec(&mut redis.connection())
         .unwrap();

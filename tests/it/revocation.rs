@@ -120,7 +120,8 @@ async fn redis_gets_revocations_back_that_it_lost() {
     redis.restart();
     let kept = || async {
         let mut connection = redis.try_connection()?;
-        let kept: u64 = redis::cmd("ZCARD").arg("tollgate:revoked").query(&mut connection).ok()?;
+        let kept: u64 =
+            redis::cmd("ZCARD").arg("gateway:tollgate:revoked").query(&mut connection).ok()?;
         (kept == 2).then_some(())
     };
     eventually("they are back", kept).await;
@@ -141,7 +142,7 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
     // Another replica stored it; its control message never came here.
     let entry = json!({"kind": "token", "jti": "t1", "until": now() + 600}).to_string();
     redis::cmd("ZADD")
-        .arg("tollgate:revoked")
+        .arg("gateway:tollgate:revoked")
         .arg(now() + 600)
         .arg(entry)
         .exec(&mut redis.connection())
@@ -161,9 +162,14 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
 async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     let redis = Redis::start();
     let spoil = || {
-        redis::cmd("SET").arg("tollgate:revoked").arg("x").exec(&mut redis.connection()).unwrap();
+        redis::cmd("SET")
+            .arg("gateway:tollgate:revoked")
+            .arg("x")
+            .exec(&mut redis.connection())
+            .unwrap();
     };
-    let mend = || redis::cmd("DEL").arg("tollgate:revoked").exec(&mut redis.connection()).unwrap();
+    let mend =
+        || redis::cmd("DEL").arg("gateway:tollgate:revoked").exec(&mut redis.connection()).unwrap();
     spoil();
     let config = format!("{}[auth]\ndeadline = \"1s\"\n", redis.config());
     let mut gateway = Gateway::with(&config).await;
@@ -222,7 +228,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
     let mut connection = redis.connection();
     for chunk in (0..MANY).collect::<Vec<_>>().chunks(1000) {
         let mut add = redis::cmd("ZADD");
-        add.arg("tollgate:revoked");
+        add.arg("gateway:tollgate:revoked");
         for n in chunk {
             // Many end in the same second: more than one answer holds.
             let until = now() + 600 + (*n as u64) / 7000;
@@ -243,7 +249,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
     for entry in bad {
         let score = format!("{}.5", now() + 700);
         redis::cmd("ZADD")
-            .arg("tollgate:revoked")
+            .arg("gateway:tollgate:revoked")
             .arg(score)
             .arg(entry)
             .exec(&mut connection)

@@ -119,7 +119,7 @@ impl Broker for Flaky {
         Box::pin(async move {
             sleep(self.below(40)).await;
             if self.chance(10) {
-                return Err(BrokerError::Refused);
+                return Err(BrokerError::TimedOut);
             }
             self.inner.history(&channel, bounds).await
         })
@@ -285,7 +285,7 @@ impl World {
             published[n] += 1;
             published[n]
         };
-        let retention = Retention { size: kept, ttl: Duration::from_secs(3600) };
+        let retention = Retention { size: kept, ttl: Duration::from_secs(3600), plain: true };
         let durable = Durable { retention, idempotency_key: None };
         let payload = Bytes::from(offset.to_string());
         self.gateway.publish(&channel(n), payload, Some(durable)).await.unwrap();

@@ -93,7 +93,7 @@ class Faults:
         c.go("bad", *[c.attempts(0.25, self.a, secret=BAD) for _ in range(5)])  # TollgateBadSignatures, TokensRefused
         stranger = self.stack.app.token("unknown")
         c.go("unknown", *[c.attempts(0.3, self.a, bearer=stranger) for _ in range(2)])  # TollgateKeysUnavailable
-        self.redis.set("tollgate:issuer:web", "0123456789abcdef")  # TollgateKeyDrift
+        self.redis.set("gateway:tollgate:issuer:web", "0123456789abcdef")  # TollgateKeyDrift
 
     def clients_and_limits(self):
         c = self.clients
@@ -139,7 +139,7 @@ class Faults:
         parted = Way(c.loop, self.stack.redis.port)
         self.stack.gateway("deaf-0", "deaf", redis=parted.port)
         parted.ports.append(other.port)
-        self.redis.set("tollgate:revoked", "no set")  # TollgateRevocationsUnreadable
+        self.redis.set("gateway:tollgate:revoked", "no set")  # TollgateRevocationsUnreadable
         self.redis.client_kill_filter(_type="pubsub")
 
     def outage(self):

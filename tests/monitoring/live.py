@@ -52,7 +52,7 @@ class Test:
         fingerprint = subprocess.run([GATEWAY, "token", "fingerprint", "--config", self.a.file], capture_output=True,
                                      text=True, check=True).stdout
         ours = next(word for word in fingerprint.split() if len(word) == 16 and set(word) <= set("0123456789abcdef"))
-        redis.Redis(port=stack.redis.port).set("tollgate:issuer:web", ours)
+        redis.Redis(port=stack.redis.port).set("gateway:tollgate:issuer:web", ours)
         wait("all targets are up", lambda: len(self.prometheus.query('up{job="tollgate"} == 1')) == 3)
 
     def load(self):

@@ -38,7 +38,7 @@ impl Canary {
         let at = map.masters.iter().position(|m| m == server);
         let names = (0..100_000).map(|n| format!("canary:{}:{index}:{n}", shared.uid));
         let mut named = names.map(|name| {
-            let channel = format!("{}{name}", shared.settings.prefix);
+            let channel = shared.own_key(&name);
             (name, channel)
         });
         let fits = |(_, channel): &(String, String)| map.master_of(channel.as_bytes()) == at;
@@ -48,6 +48,11 @@ impl Canary {
 
     pub(super) fn is(&self, name: &str) -> bool {
         name == self.name
+    }
+
+    /// The server does not let this connection hear it.
+    pub(super) fn is_refused(&self) {
+        self.mute.store(true, Ordering::Release);
     }
 
     pub(super) fn is_mute(&self) -> bool {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use redis::{RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::connect;
+use super::fault::ask as query;
 use super::masters::{Map, SLOTS, UNSERVED};
 use super::{Role, Shared};
 use crate::redis_url::Server;
@@ -41,17 +41,21 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
             }
             Ok(Some((epoch, _))) => {
                 let what = "a server of the cluster has an old configuration";
-                let error = format!("epoch {epoch}, known {newest}");
-                shared.note(Role::Subscriber, server, what, &error);
+                shared.note(
+                    Role::Subscriber,
+                    server,
+                    what,
+                    &format!("epoch {epoch}, known {newest}"),
+                );
                 sleep(ASK_EVERY / 5).await;
             }
             Ok(None) => {
                 let what = "the cluster is down, or this server cut off from it";
-                shared.note(Role::Subscriber, server, what, "cluster_state is not ok");
+                shared.note(Role::Subscriber, server, what, "cluster_state");
             }
             Err(e) => {
                 let what = "cannot ask the cluster for its slots";
-                shared.note(Role::Subscriber, server, what, &connect::describe(&e));
+                shared.failed(Role::Subscriber, server, what, &e);
             }
         }
         sleep(PAUSE).await;
@@ -62,13 +66,13 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
 async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     let connector = &shared.connector;
     let mut connection = connector.open(server, &connector.credentials, None).await?;
-    let info: String = redis::cmd("CLUSTER").arg("INFO").query_async(&mut connection).await?;
+    let info: String = query(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if field("cluster_state:") != Some("ok") {
         return Ok(None);
     }
     let epoch = field("cluster_current_epoch:").and_then(|e| e.parse().ok()).unwrap_or(0);
-    let slots: Value = redis::cmd("CLUSTER").arg("SLOTS").query_async(&mut connection).await?;
+    let slots: Value = query(&mut connection, redis::cmd("CLUSTER").arg("SLOTS")).await?;
     Ok(parse(slots, server).map(|map| (epoch, map)))
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
@@ -15,9 +16,9 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
-use super::super::BrokerError;
-use super::Settings;
-use super::tap::{OnPush, Push, Tap};
+use super::fault::{self, Fault};
+use super::tap::{Limits, OnPush, Push, Tap};
+use super::{Role, Settings, Shared};
 use crate::lifecycle;
 use crate::logging;
 use crate::redis_url::{Server, Target};
@@ -26,6 +27,13 @@ use crate::redis_url::{Server, Target};
 /// TCP_USER_TIMEOUT), and how often it looks at a silent one.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// What a string in Redis can hold ("Strings"), in bytes.
+pub(super) const MAX_STRING: usize = 512 << 20;
+
+/// Bytes of one answer: where histories and revocations are read, and beside messages.
+const MAX_ANSWER: usize = 256 << 20;
+const MAX_ANSWER_BESIDE: usize = 1 << 20;
 
 const LOOK_AT_REIGN: Duration = Duration::from_secs(2);
 
@@ -67,12 +75,16 @@ pub(super) struct Connector {
     pub(super) settings: Settings,
     pub(super) target: Target,
     pub(super) credentials: Credentials,
+    /// Largest publication that is brought whole, in bytes.
+    pub(super) max_publication: Arc<AtomicUsize>,
 }
 
 impl Connector {
     pub(super) fn new(settings: Settings, target: Target) -> Self {
         let (redis, password_file) = (target.redis.clone(), settings.password_file.clone());
-        Self { settings, target, credentials: Credentials { redis, password_file } }
+        let max_publication = Arc::new(AtomicUsize::new(settings.max_publication));
+        let credentials = Credentials { redis, password_file };
+        Self { settings, target, credentials, max_publication }
     }
 
     /// A connection that has answered HELLO and PING.
@@ -86,32 +98,33 @@ impl Connector {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
-        let tapped = on_push.clone().filter(|_| !self.target.tls);
+        let (tapped, messages) = (!self.target.tls, on_push.clone());
         if let Some(on_push) = on_push {
-            let tapped = tapped.is_some();
             config = config.set_push_sender(move |info| {
                 tell(&*on_push, &info, tapped);
                 Ok::<(), std::convert::Infallible>(())
             });
         }
-        let mut connection = match tapped {
-            Some(on_push) => {
-                let within = self.settings.connect_timeout;
-                let connecting = async {
-                    let stream = Tap::new(dial(server).await?, on_push);
-                    MultiplexedConnection::new_with_config(redis, stream, config).await
-                };
-                let (connection, driver) = timeout(within, connecting).await.map_err(late)??;
-                lifecycle::spawn("redis_connection", driver);
-                connection
-            }
-            None => {
-                let client = self.client(server, redis)?;
-                client.get_multiplexed_async_connection_with_config(&config).await?
-            }
+        let mut connection = if tapped {
+            let within = self.settings.connect_timeout;
+            let answer = if messages.is_some() { MAX_ANSWER_BESIDE } else { MAX_ANSWER };
+            let limits = Limits { payload: Arc::clone(&self.max_publication), answer };
+            let connecting = async {
+                let stream = Tap::new(dial(server).await?, limits, messages);
+                MultiplexedConnection::new_with_config(redis, stream, config).await
+            };
+            let (connection, driver) = timeout(within, connecting).await.map_err(late)??;
+            lifecycle::spawn("redis_connection", driver);
+            connection
+        } else {
+            let client = self.client(server, redis)?;
+            client.get_multiplexed_async_connection_with_config(&config).await?
         };
-        redis::cmd("PING").query_async::<()>(&mut connection).await?;
-        Ok(connection)
+        // A server that answers with an error is alive; one that is not in charge (yet) is of no use.
+        match fault::ask::<Value>(&mut connection, &redis::cmd("PING")).await {
+            Err(e) if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) => Err(e),
+            _ => Ok(connection),
+        }
     }
 
     fn client(&self, server: &Server, redis: &RedisConnectionInfo) -> RedisResult<Client> {
@@ -144,11 +157,11 @@ impl Connector {
         server: &Server,
         on_push: Option<OnPush>,
     ) -> RedisResult<Link> {
-        let mut connection = self.open(server, &self.credentials, on_push).await?;
-        let run = reign(&mut connection).await?.unwrap_or_else(|| {
+        let connection = self.open(server, &self.credentials, on_push).await?;
+        let run = reign(&connection).await?.unwrap_or_else(|| {
             let name = server.to_string();
-            logging::repeated(("redis", "info"), &name.clone(), move |repeated| {
-                let what = "Redis does not allow INFO: no history can be read; add +info";
+            logging::repeated(("redis", "info"), server, move |repeated| {
+                let what = "Redis does not answer INFO: no history can be read; allow it (+info)";
                 tracing::error!(server = %name, repeated, "{what}");
             });
             Arc::from("")
@@ -158,7 +171,7 @@ impl Connector {
 }
 
 /// Told once for each connection, and a server that takes connections and drops them makes many.
-pub(super) fn log_connected(role: super::Role, server: &Server) {
+pub(super) fn log_connected(role: Role, server: &Server) {
     let (name, role) = (server.to_string(), role.label());
     logging::repeated(("connected to Redis", role), server, move |repeated| {
         tracing::info!(server = %name, repeated, "{role} connected to Redis");
@@ -207,21 +220,31 @@ fn tell(on_push: &(dyn Fn(Push<'_>) + Send + Sync), info: &PushInfo, tapped: boo
     }
 }
 
-/// The server's reign, as the function library spells it; `None` where INFO is not allowed.
+/// The server's reign, as the function library spells it; `None` where INFO is refused.
 ///
 /// # Errors
 /// A replica's is refused.
-async fn reign(connection: &mut MultiplexedConnection) -> RedisResult<Option<Arc<str>>> {
-    let mut info = redis::pipe();
-    info.cmd("INFO").arg("server").cmd("INFO").arg("replication");
-    let (process, replication): (String, String) = match info.query_async(connection).await {
-        Err(e) if e.code() == Some("NOPERM") => return Ok(None),
-        info => info?,
+async fn reign(connection: &MultiplexedConnection) -> RedisResult<Option<Arc<str>>> {
+    let info = |section: &'static str| {
+        let mut connection = connection.clone();
+        async move { fault::ask::<String>(&mut connection, redis::cmd("INFO").arg(section)).await }
     };
+    let (process, replication) = match tokio::join!(info("server"), info("replication")) {
+        (Ok(process), Ok(replication)) => (process, replication),
+        (Err(e), _) | (_, Err(e)) if matches!(Fault::of(&e), Fault::Refused | Fault::BadKey) => {
+            return Ok(None);
+        }
+        (Err(e), _) | (_, Err(e)) => return Err(e),
+    };
+
     if field(&replication, "role") == Some("slave") {
         return Err((ErrorKind::Client, "this server is a replica, not the master").into());
     }
-    let short = |field: Option<&str>| field.unwrap_or_default().chars().take(12).collect();
+
+    let short = |field: Option<&str>| {
+        let letters = field.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric);
+        letters.take(12).collect()
+    };
     let (process, reign): (String, String) =
         (short(field(&process, "run_id")), short(field(&replication, "master_replid")));
     Ok(Some(Arc::from(format!("{process}:{reign}"))))
@@ -229,15 +252,38 @@ async fn reign(connection: &mut MultiplexedConnection) -> RedisResult<Option<Arc
 
 /// Looks now and then whether the server still is the master that it was; returns what happened. A
 /// master that is made a replica keeps its clients, and a canary published there comes back.
-pub(super) async fn watch_reign(mut link: Link) -> String {
+pub(super) async fn watch_reign(link: Link) -> String {
     loop {
         sleep(LOOK_AT_REIGN).await;
-        match reign(&mut link.connection).await {
+        match reign(&link.connection).await {
             Ok(Some(run)) if run != link.run => {
                 return "the server begins another reign".to_owned();
             }
             Ok(_) => {}
-            Err(e) => return describe(&e),
+            // The one error of our own making: it is a replica now.
+            Err(e) if e.kind() == ErrorKind::Client => return fault::describe(&e),
+            Err(e) if Fault::of(&e).is_an_answer() => {}
+            Err(e) => return fault::describe(&e),
+        }
+    }
+}
+
+/// Looks now and then whether the server's name still leads to the server that this connection is to; returns
+/// what happened. A connection survives the move of a service, a floating address or a DNS name, and a
+/// canary that it carries does too, while publishers write to another server.
+pub(super) async fn watch_address(shared: &Shared, server: &Server, run: Arc<str>) -> String {
+    loop {
+        sleep(shared.settings.address_interval).await;
+        match shared.connector.master(server, None).await {
+            Ok(link) if link.run != run && !link.run.is_empty() => {
+                return "the address leads to another server now".to_owned();
+            }
+            Ok(_) => {}
+            // Whoever connects anew fares no better: that is worth a word, but no connection.
+            Err(e) => {
+                let what = "a fresh connection to Redis is not possible";
+                shared.failed(Role::Subscriber, server, what, &e);
+            }
         }
     }
 }
@@ -277,50 +323,14 @@ pub(super) async fn ping_until_lost(
     loop {
         sleep(settings.ping_interval).await;
         let command = redis::cmd("PING");
-        let ping = command.query_async::<()>(&mut connection);
+        let ping = fault::ask::<Value>(&mut connection, &command);
         match timeout(settings.ping_timeout, ping).await {
-            Ok(Ok(())) => {}
-            Ok(Err(e)) => return describe(&e),
+            Ok(Err(e)) if !Fault::of(&e).is_an_answer() => return fault::describe(&e),
+            // MISCONF, for one: it cannot save its snapshot, and publishes as ever.
+            Ok(_) => {}
             Err(_) => return "no answer to PING in time".to_owned(),
         }
     }
-}
-
-/// The error without anything that could hold a credential.
-pub(super) fn describe(error: &RedisError) -> String {
-    match (error.code(), error.is_io_error()) {
-        (Some(code), _) => format!("{code} ({})", error.category()),
-        (None, true) => error.to_string(),
-        (None, false) if error.kind() == ErrorKind::Client => error.to_string(),
-        (None, false) => error.category().to_owned(),
-    }
-}
-
-pub(super) fn classify(error: &RedisError) -> BrokerError {
-    if error.is_timeout() {
-        BrokerError::TimedOut
-    } else if error.is_io_error() || error.is_unrecoverable_error() || is_moved(error) {
-        BrokerError::Unavailable
-    } else {
-        BrokerError::Refused
-    }
-}
-
-/// The server that answered is not, or not now, the one for this: look again where it is.
-pub(super) fn is_moved(error: &RedisError) -> bool {
-    matches!(
-        error.code(),
-        Some(
-            "MOVED"
-                | "ASK"
-                | "CLUSTERDOWN"
-                | "TRYAGAIN"
-                | "READONLY"
-                | "LOADING"
-                | "MASTERDOWN"
-                | "UNBLOCKED"
-        )
-    )
 }
 
 #[cfg(test)]

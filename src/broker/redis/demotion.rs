@@ -13,6 +13,7 @@ use redis::RedisResult;
 use tokio::time::{Instant, sleep};
 
 use super::connect::{Backoff, Link};
+use super::fault;
 use super::masters::Map;
 use super::{Shared, fence};
 use crate::broker::Track;
@@ -171,6 +172,6 @@ impl Shared {
 
 async fn is_in_touch(link: &Link) -> bool {
     let mut ask = redis::cmd("CLUSTER");
-    let info: RedisResult<String> = ask.arg("INFO").query_async(&mut link.connection.clone()).await;
+    let info: RedisResult<String> = fault::ask(&mut link.connection.clone(), ask.arg("INFO")).await;
     info.is_ok_and(|info| info.contains("cluster_state:ok"))
 }

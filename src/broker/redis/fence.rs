@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
-use redis::RedisResult;
+use redis::{RedisResult, Value};
 use tokio::time::Instant;
 
 use super::Shared;
-use super::connect::{self, Link};
+use super::connect::Link;
+use super::fault::{self, Fault};
 use super::tap::OnPush;
 use crate::broker::BrokerError;
 use crate::logging;
@@ -35,7 +36,7 @@ impl Fence {
 }
 
 fn key(shared: &Shared, reign: &str) -> String {
-    format!("{}fence:{reign}", shared.settings.prefix)
+    shared.own_key(&format!("fence:{reign}"))
 }
 
 /// The masters of a cluster share no keys, and what a master took that was cut off is declared there to
@@ -52,16 +53,16 @@ pub(super) async fn raise(shared: &Shared, seen: Instant) -> Result<bool, Broker
             return Ok(false);
         }
         let (connection, key) = (&mut link.connection, key(shared, &link.run));
-        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(connection).await?;
+        let (seconds, micros): (u64, u64) = fault::ask(connection, &redis::cmd("TIME")).await?;
         let now = seconds * 1_000_000 + micros;
         let then = now.saturating_sub(u64::try_from(seen.elapsed().as_micros()).unwrap_or(now));
-        let at: Option<u64> = redis::cmd("GET").arg(&key).query_async(connection).await?;
+        let at: Option<u64> = fault::ask(connection, redis::cmd("GET").arg(&key)).await?;
         if at.is_none_or(|at| at < then) {
             let mut set = redis::cmd("SET");
             set.arg(&key).arg(now).arg("EX").arg(KEPT);
             // Several that see the same end put it to the same moment.
             set.arg(if at.is_none() { "NX" } else { "XX" });
-            set.exec_async(connection).await?;
+            fault::ask::<Value>(connection, &set).await?;
         }
         learn(shared, &mut link).await.map(|()| true)
     };
@@ -75,7 +76,7 @@ pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
     }
     let mut get = redis::cmd("GET");
     get.arg(key(shared, &link.run));
-    match get.query_async::<Option<u64>>(&mut link.connection).await {
+    match fault::ask::<Option<u64>>(&mut link.connection, &get).await {
         Ok(Some(at)) => {
             let new = Fence { reign: Arc::clone(&link.run), at };
             let old = std::mem::replace(&mut *shared.fence.lock(), new.clone());
@@ -85,10 +86,11 @@ pub(super) async fn learn(shared: &Shared, link: &mut Link) -> RedisResult<()> {
         }
         Ok(None) => {}
         // An ACL that forbids it must not keep us from everything else.
-        Err(e) if connect::classify(&e) == BrokerError::Refused => {
-            let error = connect::describe(&e);
+        Err(e) if Fault::of(&e).is_an_answer() => {
+            let error = fault::describe(&e);
             logging::repeated(("redis", "fence"), &error.clone(), move |repeated| {
-                tracing::warn!(error, repeated, "cannot read <prefix>fence:*: allow GET on it");
+                let what = "cannot read the fence: allow GET on gateway:<prefix>fence:*";
+                tracing::warn!(error, repeated, "{what}");
             });
         }
         Err(e) => return Err(e),

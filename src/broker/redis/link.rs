@@ -16,16 +16,20 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connect::{self, Backoff};
+use super::fault::{self, Fault};
 use super::tap::{OnPush, Push};
 use super::wanted::{Want, Wanted};
 use super::{Role, Shared, canary, durable};
 use crate::broker::{Confirmation, Event, Track};
 use crate::channel::{ChannelName, GapReason, Publication};
-use crate::metrics;
+use crate::metrics::{self, Rejected};
 use crate::redis_url::Server;
 
 /// Which channels something is said of, by how they are followed.
 pub(super) type Concerns<'a> = &'a dyn Fn(&ChannelName, Track) -> bool;
+
+/// Longest message between replicas, in bytes.
+const MAX_CONTROL: usize = 16 * 1024;
 
 pub(super) struct Subscriber {
     pub(super) shared: Arc<Shared>,
@@ -151,7 +155,8 @@ impl Subscriber {
             return;
         }
         match push {
-            Push::Message { channel, payload } => self.on_message(channel, payload),
+            Push::Message { channel, payload } => self.on_message(channel, payload, payload.len()),
+            Push::TooLarge { channel, begin, len } => self.on_message(channel, begin, len),
             Push::Disconnected => self.disconnected.notify_one(),
             Push::Subscribed(name) => self.on_subscribed(generation, name),
             Push::Unsubscribed(name) => {
@@ -162,7 +167,8 @@ impl Subscriber {
         }
     }
 
-    fn on_message(&self, name: &[u8], payload: &[u8]) {
+    /// `payload` may be the begin of one that is `len` long.
+    fn on_message(&self, name: &[u8], payload: &[u8], len: usize) {
         let Some(name) = self.shared.strip(name) else { return };
         if self.canary.is(name) {
             return self.canary.arrived(payload);
@@ -170,19 +176,27 @@ impl Subscriber {
         let mut wanted = self.wanted.lock();
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
-        // A copy: what is kept of it must not keep the rest of what was read with it.
-        let (payload, of) = durable::take_apart(Bytes::copy_from_slice(payload));
+        let whole = payload.len() == len;
+        let (payload, of) = durable::take_apart(payload);
         if of.position.is_some()
             && let Some(want) = wanted.channels.get_mut(name)
         {
             want.track = want.track.max(Track::Read);
         }
         drop(wanted);
+
+        let cut = (!whole || len > self.shared.max_bytes()).then_some(len);
+        // A copy: what is kept of it must not keep the rest of what was read with it.
+        let payload = if cut.is_some() { Bytes::new() } else { Bytes::copy_from_slice(payload) };
         let event = if channel.is_control() {
+            if len > MAX_CONTROL {
+                metrics::rejected(Rejected::PublicationSize);
+                return;
+            }
             Event::Control(payload)
         } else {
             let durable::Head { position, published } = of;
-            Event::Publication(Publication { channel, payload, position, published })
+            Event::Publication(Publication { channel, payload, cut, position, published })
         };
         self.shared.events.push(event);
     }
@@ -214,10 +228,16 @@ impl Subscriber {
     /// Serves one connection to its end; says why it ended.
     async fn serve(&self, link: &connect::Link) -> String {
         let name = [self.canary.channel().to_owned()];
-        if !self.canary.is_none()
-            && let Err(e) = self.command(link, true, &name).await
-        {
-            return format!("cannot subscribe to the canary: {}", connect::describe(&e));
+        let mut hears_canary = !self.canary.is_none();
+        if hears_canary && let Err(e) = self.command(link, true, &name).await {
+            if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) {
+                return format!("cannot subscribe to the canary: {}", fault::describe(&e));
+            }
+            // What may be heard is heard; that nobody can vouch for it shows in the state.
+            hears_canary = false;
+            self.canary.is_refused();
+            let what = "Redis refuses the canary: allow its channel";
+            self.shared.failed(Role::Subscriber, &self.server, what, &e);
         }
         self.wanted.lock().begin();
         self.set_up(true);
@@ -225,8 +245,9 @@ impl Subscriber {
             error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
             error = self.operate(link) => error,
             () = self.disconnected.notified() => "connection closed".to_owned(),
-            error = canary::watch(self) => error,
+            error = canary::watch(self), if hears_canary => error,
             error = connect::watch_reign(link.clone()) => error,
+            error = connect::watch_address(&self.shared, &self.server, Arc::clone(&link.run)) => error,
             error = self.keep_histories(link) => error,
             () = self.stop.notified() => "stopped".to_owned(),
             never = self.ask_again() => match never {},
@@ -241,6 +262,7 @@ impl Subscriber {
 /// Keeps the subscribing connection until it is stopped.
 pub(super) async fn run(subscriber: Arc<Subscriber>) {
     let shared = Arc::clone(&subscriber.shared);
+    let server = &subscriber.server;
     let mut backoff = Backoff::new(&shared.settings);
     while !subscriber.stopped.load(Ordering::Acquire) {
         let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
@@ -253,19 +275,16 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
             Ok(link) => {
                 // A late word of a connection before, or of an attempt that failed.
                 let _ = subscriber.disconnected.notified().now_or_never();
-                connect::log_connected(Role::Subscriber, &subscriber.server);
+                connect::log_connected(Role::Subscriber, server);
                 let error = subscriber.serve(&link).await;
                 if subscriber.stopped.load(Ordering::Acquire) {
                     return;
                 }
-                let server = &subscriber.server;
                 shared.note(Role::Subscriber, server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
             }
             Err(e) => {
-                let error = connect::describe(&e);
-                let server = &subscriber.server;
-                shared.note(Role::Subscriber, server, "cannot connect to Redis", &error);
+                shared.failed(Role::Subscriber, server, "cannot connect to Redis", &e);
             }
         }
         shared.directory.doubt();

@@ -1,5 +1,6 @@
 //! The Redis broker: publications through pub/sub on `<prefix><channel>` (sharded in a cluster),
-//! histories in streams beside it (`durable`), control messages on `<prefix>control`.
+//! histories in streams beside it (`durable`, `history`, `library`); what is the gateway's own (control
+//! messages, canaries, revocations) on `gateway:<prefix>...`, which no publisher's ACL has to reach.
 //!
 //! `masters` says where the masters are, `sentinel` and `cluster` keep that true; `routes` gives
 //! each its connections: `link` subscribes and only drains, `node` publishes and reads.
@@ -13,7 +14,10 @@ mod cluster;
 mod connect;
 mod demotion;
 mod durable;
+mod fault;
 mod fence;
+mod history;
+mod library;
 mod link;
 mod masters;
 mod node;
@@ -22,6 +26,7 @@ mod sentinel;
 mod store;
 mod tap;
 mod wanted;
+mod writes;
 
 use std::future::Future;
 use std::path::PathBuf;
@@ -32,15 +37,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use redis::{Cmd, FromRedisValue, RedisResult};
+use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
 
 use self::connect::{Connector, Link};
+use self::fault::Fault;
 use self::fence::Fence;
+use self::library::{Calling, Calls};
 use self::masters::{Directory, Map};
 use self::routes::Routes;
 use super::{
     Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Health, History,
-    Track,
+    Said, Track,
 };
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
@@ -69,6 +76,12 @@ pub struct Settings {
     pub canary_deadline: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
+    /// Replicas of version 0.1 run on the same Redis.
+    pub beside_0_1: bool,
+    /// Largest publication that is brought whole at first, in bytes.
+    pub max_publication: usize,
+    /// How often a server's address is looked at anew.
+    pub address_interval: Duration,
 }
 
 /// At the Sentinels; what is empty is not given.
@@ -87,6 +100,9 @@ pub struct Tls {
     pub authorities: Option<Vec<u8>>,
     pub client: Option<ClientTlsConfig>,
 }
+
+/// What the names of the gateway's own keys and channels begin with, before the prefix.
+pub const OWN: &str = "gateway:";
 
 /// The state that the broker and its tasks share.
 struct Shared {
@@ -114,21 +130,52 @@ impl Shared {
         let _reporting = self.reporting.lock();
         let routes = self.routes.read();
         let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
+        let writer = publisher && routes.writes_are_taken();
         drop(routes);
         metrics::redis_connected(Role::Subscriber.label(), subscriber);
         metrics::redis_connected(Role::Publisher.label(), publisher);
+        metrics::redis_connected(Role::Writer.label(), writer);
         if subscriber && publisher && !self.ready.swap(true, Ordering::AcqRel) {
             (self.on_ready)();
         }
     }
 
-    /// Notes and logs an error. The library's text names hosts at most, never credentials.
+    /// Notes and logs what went wrong with a server. The text names hosts at most, never credentials.
     fn note(&self, role: Role, server: &Server, what: &'static str, error: &str) {
+        let role = role.label();
         let (name, said) = (server.to_string(), error.to_owned());
-        logging::repeated((role.label(), what), &(server, error), move |repeated| {
-            tracing::warn!(role = role.label(), server = %name, error = said, repeated, "{what}");
+        logging::repeated((role, what), &(server, error), move |repeated| {
+            tracing::warn!(role, server = %name, error = said, repeated, "{what}");
         });
-        *self.last_error.lock() = Some(format!("{}: {what}: {error}", role.label()));
+        *self.last_error.lock() = Some(format!("{role}: {server}: {what}: {error}"));
+    }
+
+    /// The same of an error that came from it.
+    fn failed(&self, role: Role, server: &Server, what: &'static str, error: &RedisError) {
+        metrics::redis_error(Fault::of(error).label());
+        self.note(role, server, what, &fault::describe(error));
+    }
+
+    /// Notes what somebody has written under a key that only the function library writes. That harms its
+    /// own channel, which has no history then.
+    fn bad_key(&self, key: &str, error: &str) {
+        metrics::redis_error(Fault::BadKey.label());
+        let (name, said) = (Said::new(key), error.to_owned());
+        logging::repeated(("redis", "bad_key"), key, move |repeated| {
+            let what = "a key in Redis holds what is not ours: no history there";
+            tracing::warn!(key = %name, error = said, repeated, "{what}");
+        });
+    }
+
+    /// How the library is called; the last server that was looked at decides for all.
+    fn calling(&self) -> Calling {
+        let scripts = self.scripts.load(Ordering::Acquire);
+        let calls = if scripts { Calls::Scripts } else { Calls::Functions };
+        Calling { calls, max_bytes: self.max_bytes() }
+    }
+
+    fn max_bytes(&self) -> usize {
+        self.connector.max_publication.load(Ordering::Relaxed).min(connect::MAX_STRING)
     }
 
     fn is_cluster(&self) -> bool {
@@ -136,13 +183,37 @@ impl Shared {
     }
 
     fn key(&self, channel: &ChannelName) -> String {
+        if channel.is_control_0_1() {
+            return self.key_0_1("control");
+        }
+        if channel.is_control() {
+            return self.own_key(channel.as_str());
+        }
         format!("{}{channel}", self.settings.prefix)
     }
 
-    /// A Redis channel's name without the prefix; `None` for anything foreign.
+    /// A key or channel of the gateway's own: no pattern that publishers are given reaches it.
+    fn own_key(&self, name: &str) -> String {
+        format!("{OWN}{}{name}", self.settings.prefix)
+    }
+
+    /// Where version 0.1 has it: publishers' patterns reach that.
+    fn key_0_1(&self, name: &str) -> String {
+        format!("{}{name}", self.settings.prefix)
+    }
+
+    /// A Redis channel's name without what `key` or `own_key` put before it; `None` for anything foreign.
     fn strip<'n>(&self, name: &'n [u8]) -> Option<&'n str> {
-        let name = name.strip_prefix(self.settings.prefix.as_bytes())?;
-        std::str::from_utf8(name).ok()
+        let prefix = self.settings.prefix.as_bytes();
+        let own = name.strip_prefix(OWN.as_bytes()).and_then(|name| name.strip_prefix(prefix));
+        if let Some(own) = own {
+            return std::str::from_utf8(own).ok();
+        }
+        match std::str::from_utf8(name.strip_prefix(prefix)?).ok()? {
+            // Heard only where replicas of version 0.1 are expected.
+            "control" => Some("control:0.1"),
+            name => Some(name),
+        }
     }
 
     /// Runs commands on the master that has a key.
@@ -161,10 +232,11 @@ impl Shared {
                 Err(error) => error,
             };
             node.failed(&error);
-            if !connect::is_moved(&error) {
-                let error_text = connect::describe(&error);
-                tracing::debug!(error = error_text, "a Redis command failed");
-                return Err(connect::classify(&error));
+            if !fault::is_moved(&error) {
+                let text = fault::describe(&error);
+                tracing::debug!(server = %node.server, error = text, "a Redis command failed");
+                metrics::redis_error(Fault::of(&error).label());
+                return Err(fault::classify(&error));
             }
             self.directory.doubt();
             tries += 1;
@@ -187,7 +259,7 @@ impl Shared {
 type Work<'w, T> = Pin<Box<dyn Future<Output = RedisResult<T>> + Send + 'w>>;
 
 async fn query<T: FromRedisValue>(mut link: Link, command: &Cmd) -> RedisResult<T> {
-    command.query_async(&mut link.connection).await
+    fault::ask(&mut link.connection, command).await
 }
 
 /// How often a command is sent again because its slot has moved, and the first wait before it.
@@ -198,6 +270,8 @@ const MOVED_PAUSE: Duration = Duration::from_millis(60);
 enum Role {
     Subscriber,
     Publisher,
+    /// What keeps durable publications.
+    Writer,
 }
 
 impl Role {
@@ -205,6 +279,7 @@ impl Role {
         match self {
             Self::Subscriber => "subscriber",
             Self::Publisher => "publisher",
+            Self::Writer => "writer",
         }
     }
 }
@@ -245,7 +320,11 @@ impl RedisBroker {
             reporting: Mutex::new(()),
             on_ready: Box::new(on_ready),
         });
+        Fault::ALL.into_iter().for_each(|fault| metrics::redis_errors_begin(fault.label()));
         shared.subscribe(&ChannelName::control(), Track::No, None);
+        if shared.settings.beside_0_1 {
+            shared.subscribe(&ChannelName::control_0_1(), Track::No, None);
+        }
         shared.report();
         match topology {
             Topology::Standalone(_) => {}
@@ -294,7 +373,19 @@ impl Broker for RedisBroker {
 
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize> {
         let key = self.shared.key(&ChannelName::control());
-        Box::pin(async move { self.shared.publish_plain(&key, &message).await })
+        let key_0_1 = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1("control"));
+        Box::pin(async move {
+            let reached = self.shared.publish_plain(&key, &message).await?;
+            match key_0_1 {
+                // All replicas listen there.
+                Some(key) => self.shared.publish_plain(&key, &message).await,
+                None => Ok(reached),
+            }
+        })
+    }
+
+    fn limit_publications(&self, bytes: usize) {
+        self.shared.connector.max_publication.store(bytes, Ordering::Relaxed);
     }
 
     fn is_up(&self, channel: &ChannelName) -> bool {
@@ -308,6 +399,7 @@ impl Broker for RedisBroker {
             ready: self.shared.ready.load(Ordering::Acquire),
             subscriber: routes.links_up(),
             publisher: routes.nodes_up(),
+            writer: routes.nodes_up() && routes.writes_are_taken(),
             last_error: self.shared.last_error.lock().clone(),
         }
     }

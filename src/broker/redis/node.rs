@@ -9,9 +9,10 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use super::connect::{self, Backoff, Link};
-use super::durable::{self, Calls};
+use super::fault::{self, Fault};
+use super::library::{self, Calls};
+use super::writes::{self, Writes};
 use super::{Role, Shared, fence};
-use crate::broker::BrokerError;
 use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
@@ -22,6 +23,7 @@ const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
 pub(super) struct Node {
     pub(super) server: Server,
     link: watch::Sender<Option<Link>>,
+    pub(super) writes: Writes,
     lost: Notify,
     stopped: AtomicBool,
 }
@@ -31,6 +33,7 @@ impl Node {
         Arc::new(Self {
             server,
             link: watch::Sender::new(None),
+            writes: Writes::default(),
             lost: Notify::new(),
             stopped: AtomicBool::new(false),
         })
@@ -49,8 +52,8 @@ impl Node {
 
     /// A command failed: is that the connection's fault?
     pub(super) fn failed(&self, error: &RedisError) {
-        let readonly = error.code() == Some("READONLY");
-        if error.is_timeout() || error.is_io_error() || error.is_unrecoverable_error() || readonly {
+        // A master that became a replica says so in an answer; another server is to be found then.
+        if Fault::of(error) == Fault::Gone || error.code() == Some("READONLY") {
             self.lost.notify_one();
         }
     }
@@ -81,6 +84,8 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                 }
                 let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
                 let looked = look_at_library(&shared, &node.server, link.clone());
+                let moved = connect::watch_address(&shared, &node.server, Arc::clone(&link.run));
+                let written = writes::watch(&shared, &node, link.clone());
                 node.link.send_replace(Some(link));
                 shared.report();
                 connect::log_connected(Role::Publisher, &node.server);
@@ -88,6 +93,8 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                     error = pinged => error,
                     error = looked => error,
                     error = reigns => error,
+                    error = moved => error,
+                    error = written => error,
                     () = node.lost.notified() => "a command failed".to_owned(),
                 };
                 node.link.send_replace(None);
@@ -102,8 +109,7 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                 }
             }
             Err(e) => {
-                let error = connect::describe(&e);
-                shared.note(Role::Publisher, &node.server, "cannot connect to Redis", &error);
+                shared.failed(Role::Publisher, &node.server, "cannot connect to Redis", &e);
             }
         }
         shared.directory.doubt();
@@ -119,12 +125,11 @@ async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
 
 /// A server that refuses the library (out of memory, too few replicas) still publishes plainly.
 async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<()> {
-    let calls = match durable::ensure(&mut link.connection).await {
+    let calls = match library::ensure(&mut link.connection, shared.max_bytes()).await {
         Ok(calls) => calls,
-        Err(e) if connect::classify(&e) == BrokerError::Refused => {
-            let error = connect::describe(&e);
+        Err(e) if Fault::of(&e).is_an_answer() => {
             let what = "Redis does not take the function library now";
-            shared.note(Role::Publisher, server, what, &error);
+            shared.failed(Role::Writer, server, what, &e);
             return Ok(());
         }
         Err(e) => return Err(e),
@@ -150,7 +155,7 @@ async fn look_at_library(shared: &Shared, server: &Server, mut link: Link) -> St
         sleep(LOOK_AT_LIBRARY).await;
         let looked = look(shared, server, &mut link).await;
         if let Err(e) = looked.and(fence::learn(shared, &mut link).await) {
-            return connect::describe(&e);
+            return fault::describe(&e);
         }
     }
 }

@@ -56,6 +56,11 @@ impl Routes {
         nodes && !self.links.iter().any(|l| l.canary.is_mute())
     }
 
+    /// And be kept.
+    pub(super) fn writes_are_taken(&self) -> bool {
+        self.nodes.iter().all(|node| node.writes.are_taken())
+    }
+
     /// Takes over a new map: connections for new masters, an end for those of old ones, and every
     /// channel to where it belongs now.
     fn adopt(&mut self, shared: &Arc<Shared>, map: Arc<Map>) {

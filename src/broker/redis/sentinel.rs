@@ -14,12 +14,12 @@ use redis::{RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::connect::{self, Backoff, Credentials};
+use super::connect::{Backoff, Credentials};
 use super::demotion::{self, Why};
+use super::fault::{self, Fault};
 use super::masters::Map;
 use super::tap::Push;
 use super::{Role, Shared};
-use crate::broker::BrokerError;
 use crate::lifecycle;
 use crate::logging;
 use crate::metrics;
@@ -164,7 +164,7 @@ impl Watcher {
         loop {
             let began = Instant::now();
             if let Err(e) = self.follow().await {
-                let error = connect::describe(&e);
+                let error = fault::describe(&e);
                 let (sentinel, said) = (self.sentinel.to_string(), error.clone());
                 logging::repeated(("sentinel", "away"), &self.sentinel, move |repeated| {
                     tracing::warn!(%sentinel, error = said, repeated, "Sentinel does not answer");
@@ -218,10 +218,10 @@ impl Watcher {
             // epoch, and an address is taken over at an equal epoch, but never at an older one.
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
-            let address: Option<(String, u16)> = ask.query_async(&mut connection).await?;
+            let address: Option<(String, u16)> = fault::ask(&mut connection, &ask).await?;
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("MASTER").arg(&self.name);
-            let fields: HashMap<String, String> = ask.query_async(&mut connection).await?;
+            let fields: HashMap<String, String> = fault::ask(&mut connection, &ask).await?;
             let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
             if let Some(((host, port), epoch)) = address.zip(epoch) {
                 self.take(Answer { epoch, master: Server { host, port }, at: Instant::now() });
@@ -243,11 +243,11 @@ impl Watcher {
         }
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("REPLICAS").arg(&self.name);
-        let replicas: Vec<HashMap<String, String>> = match ask.query_async(connection).await {
+        let replicas: Vec<HashMap<String, String>> = match fault::ask(connection, &ask).await {
             Ok(replicas) => replicas,
-            Err(e) if connect::classify(&e) == BrokerError::Refused => {
+            Err(e) if Fault::of(&e).is_an_answer() => {
                 listed.refused = true;
-                let error = connect::describe(&e);
+                let error = fault::describe(&e);
                 let sentinel = &self.sentinel;
                 let name = sentinel.to_string();
                 logging::repeated(("sentinel", "replicas"), sentinel, move |repeated| {

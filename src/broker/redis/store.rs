@@ -18,8 +18,10 @@ const MAX_MEMBERS: usize = 1_000_000;
 const MAX_VALUE: usize = 1024;
 
 impl RedisBroker {
-    fn revoked(&self) -> String {
-        format!("{}revoked", self.shared.settings.prefix)
+    /// The sets that revocations are in; the first is ours.
+    fn revoked(&self) -> Vec<String> {
+        let old = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1("revoked"));
+        std::iter::once(self.shared.own_key("revoked")).chain(old).collect()
     }
 
     /// The members that end after a second, a page at a time: one answer with all of them would hold up
@@ -50,13 +52,17 @@ impl RedisBroker {
 
 impl Store for RedisBroker {
     fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
-        let key = self.revoked();
-        let mut add = redis::cmd("ZADD");
-        add.arg(&key);
-        for (until, entry) in &entries {
-            add.arg(until).arg(&entry[..]);
-        }
-        Box::pin(async move { self.query::<i64>(&key, &add).await.map(|_| ()) })
+        Box::pin(async move {
+            for key in self.revoked() {
+                let mut add = redis::cmd("ZADD");
+                add.arg(&key);
+                for (until, entry) in &entries {
+                    add.arg(until).arg(&entry[..]);
+                }
+                self.query::<i64>(&key, &add).await?;
+            }
+            Ok(())
+        })
     }
 
     fn outlives(&self) -> bool {
@@ -64,25 +70,33 @@ impl Store for RedisBroker {
     }
 
     fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>> {
-        let key = self.revoked();
         Box::pin(async move {
-            let found = self.members_after(&key, now).await?;
-            let mut old = redis::cmd("ZREMRANGEBYSCORE");
-            // Another replica's clock may be behind ours.
-            old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));
-            // A server that takes no writes now may be read all the same.
-            let _ = self.query::<i64>(&key, &old).await;
+            let mut found = Vec::new();
+            for key in self.revoked() {
+                found.extend(self.members_after(&key, now).await?);
+                let mut old = redis::cmd("ZREMRANGEBYSCORE");
+                // Another replica's clock may be behind ours.
+                old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));
+                // A server that takes no writes now may be read all the same.
+                let _ = self.query::<i64>(&key, &old).await;
+            }
             Ok(Some(found))
         })
     }
 
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>> {
-        let key = format!("{}{key}", self.shared.settings.prefix);
-        let mut get = redis::cmd("GETRANGE");
-        get.arg(&key).arg(0).arg(MAX_VALUE);
+        let old = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1(key));
+        let keys = std::iter::once(self.shared.own_key(key)).chain(old);
         Box::pin(async move {
-            let found: String = self.query(&key, &get).await?;
-            Ok((!found.is_empty()).then_some(found))
+            for key in keys {
+                let mut get = redis::cmd("GETRANGE");
+                get.arg(&key).arg(0).arg(MAX_VALUE);
+                let found: Vec<u8> = self.query(&key, &get).await?;
+                if !found.is_empty() {
+                    return Ok(Some(String::from_utf8_lossy(&found).into_owned()));
+                }
+            }
+            Ok(None)
         })
     }
 }

@@ -2,13 +2,16 @@
 //! the library's parser, byte for byte.
 //!
 //! A replica reads many messages for each answer, and the library makes a tree of values of each: half of
-//! what a unicast publication cost (ADR 3). Not here: what a message means. Invariant: pushes are told in
+//! what a unicast publication cost (ADR 3). Not here: what a message means. Invariants: pushes are told in
 //! the order in which the server sent them, confirmations among messages; nothing but whole messages is
-//! kept from the library.
+//! kept from the library. Memory is bounded whatever the server sends: a payload above the limit passes by
+//! unread, a length that Redis never sends ends the connection before anything is reserved for it, and no
+//! byte is looked at twice for the end of a line.
 
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::{Buf as _, BytesMut};
@@ -20,6 +23,12 @@ pub(super) enum Push<'p> {
     Message {
         channel: &'p [u8],
         payload: &'p [u8],
+    },
+    /// A message whose payload is above the limit; what it begins with, and how long it is.
+    TooLarge {
+        channel: &'p [u8],
+        begin: &'p [u8],
+        len: usize,
     },
     Subscribed(&'p [u8]),
     Unsubscribed(&'p [u8]),
@@ -53,13 +62,35 @@ const KEPT: usize = 4 * READ;
 /// Most digits of a length or a count.
 const MAX_DIGITS: usize = 15;
 
+/// Longest line in an answer, and longest name of a channel or a kind.
+const MAX_LINE: usize = 64 * 1024;
+
+/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised it).
+const MAX_STRING: usize = 1 << 30;
+
+/// How much of a payload that is too large is told: its head.
+const BEGIN: usize = 128;
+
+/// What passes at most.
+#[derive(Clone)]
+pub(super) struct Limits {
+    /// Bytes of a message's payload; it may change.
+    pub(super) payload: Arc<AtomicUsize>,
+    /// Bytes of one answer, and of its elements.
+    pub(super) answer: usize,
+}
+
 pub(super) struct Tap<S> {
     stream: S,
-    on_push: OnPush,
+    limits: Limits,
+    /// `None` where no messages are expected.
+    on_push: Option<OnPush>,
     /// Read, and not looked at yet.
     unread: BytesMut,
     /// Bytes without which the push at the front of `unread` is not whole.
     wanted: usize,
+    /// Bytes of a payload that is too large, which pass by.
+    skipping: usize,
     /// For the library.
     passed: BytesMut,
     passing: Passing,
@@ -72,44 +103,70 @@ struct Passing {
     elements: u64,
     /// Bytes of the present one.
     bytes: usize,
+    /// Bytes and elements of all of it so far.
+    passed: usize,
+    /// Bytes at the front in which the end of a line was looked for.
+    scanned: usize,
 }
 
 /// A push, or why there is none.
 enum Front<'u> {
     /// The kind, the next two elements if they are strings, and the length of all of it.
     Push(&'u [u8], &'u [u8], &'u [u8], usize),
+    /// A message with too large a payload: the channel, what the payload begins with, its length, and
+    /// the length of all of it.
+    TooLarge(&'u [u8], &'u [u8], usize, usize),
     /// So many bytes are needed to say.
     Incomplete(usize),
     /// An answer, or something that is none of ours.
     Other,
+    /// What no Redis sends.
+    Bad,
 }
 
 impl<S> Tap<S> {
-    pub(super) fn new(stream: S, on_push: OnPush) -> Self {
-        let (unread, passed) = (BytesMut::new(), BytesMut::new());
-        Self { stream, on_push, unread, wanted: 0, passed, passing: Passing::default() }
+    pub(super) fn new(stream: S, limits: Limits, on_push: Option<OnPush>) -> Self {
+        Self {
+            stream,
+            limits,
+            on_push,
+            unread: BytesMut::new(),
+            wanted: 0,
+            skipping: 0,
+            passed: BytesMut::new(),
+            passing: Passing::default(),
+        }
     }
 
     /// Looks through what was read.
-    fn sort(&mut self) {
+    ///
+    /// # Errors
+    /// What no Redis sends, or more than may pass.
+    fn sort(&mut self) -> io::Result<()> {
         while !self.unread.is_empty() {
+            if self.skipping > 0 {
+                let n = self.skipping.min(self.unread.len());
+                self.skipping -= n;
+                self.unread.advance(n);
+                continue;
+            }
             if !self.passing.is_over() {
-                let n = self.passing.pass(&self.unread);
+                let n = self.passing.pass(&self.unread, self.limits.answer)?;
                 if n == 0 {
-                    return;
+                    return Ok(());
                 }
                 self.passed.extend_from_slice(&self.unread[..n]);
                 self.unread.advance(n);
                 continue;
             }
             if self.unread.len() < self.wanted {
-                return;
+                return Ok(());
             }
-            match front(&self.unread) {
+            match front(&self.unread, self.limits.payload.load(Ordering::Relaxed)) {
                 Front::Push(kind, channel, payload, len) => {
                     let push = Push::new(kind, channel, payload);
-                    if let Some(push) = push {
-                        (self.on_push)(push);
+                    if let Some((push, on_push)) = push.zip(self.on_push.as_ref()) {
+                        on_push(push);
                     }
                     // The library counts confirmations as answers.
                     if !matches!(push, Some(Push::Message { .. })) {
@@ -118,22 +175,36 @@ impl<S> Tap<S> {
                     self.unread.advance(len);
                     self.wanted = 0;
                 }
+                Front::TooLarge(channel, begin, len, all) => {
+                    if let Some(on_push) = &self.on_push {
+                        on_push(Push::TooLarge { channel, begin, len });
+                    }
+                    (self.skipping, self.wanted) = (all, 0);
+                }
                 Front::Incomplete(wanted) => {
                     self.wanted = wanted;
-                    return;
+                    return Ok(());
                 }
                 Front::Other => {
-                    self.passing.elements = 1;
+                    self.passing = Passing { elements: 1, ..Passing::default() };
                     self.wanted = 0;
                 }
+                Front::Bad => return Err(bad("a length that Redis never sends")),
             }
         }
+        Ok(())
     }
 }
 
-/// The line at the front, without its end, and where the next one begins.
-fn line(bytes: &[u8]) -> Option<(&[u8], usize)> {
-    let end = bytes.windows(2).position(|w| w == b"\r\n")?;
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("not Redis' protocol: {what}"))
+}
+
+/// The line at the front, without its end, and where the next one begins. The first bytes, so many, have
+/// been looked through.
+fn line(bytes: &[u8], scanned: usize) -> Option<(&[u8], usize)> {
+    let from = scanned.saturating_sub(1).min(bytes.len());
+    let end = from + bytes[from..].windows(2).position(|w| w == b"\r\n")?;
     Some((&bytes[..end], end + 2))
 }
 
@@ -159,7 +230,7 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
 
 /// What stands at the front (RESP3, "Push event"): a push of three elements, of which the first two are
 /// strings.
-fn front(bytes: &[u8]) -> Front<'_> {
+fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     if bytes[0] != b'>' {
         return Front::Other;
     }
@@ -170,17 +241,23 @@ fn front(bytes: &[u8]) -> Front<'_> {
     };
     let mut at = count;
     let mut strings: [&[u8]; 3] = [b""; 3];
-    for (n, string) in strings.iter_mut().enumerate() {
+    for n in 0..3 {
         let Some(first) = bytes.get(at) else { return Front::Incomplete(at + 1) };
         if *first == b'$' {
             match number(&bytes[at..]) {
                 Ok(Some((len, next))) => {
                     let begin = at + next;
-                    let Some(end) = begin.checked_add(len + 2) else { return Front::Other };
+                    if len > MAX_STRING || n < 2 && len > MAX_LINE {
+                        return Front::Bad;
+                    }
+                    let end = begin + len + 2;
+                    if n == 2 && len > limit {
+                        return too_large(bytes, strings, (begin, len));
+                    }
                     if bytes.len() < end {
                         return Front::Incomplete(end);
                     }
-                    *string = &bytes[begin..end - 2];
+                    strings[n] = &bytes[begin..end - 2];
                     at = end;
                 }
                 Ok(None) => return Front::Incomplete(bytes.len() + 1),
@@ -188,8 +265,9 @@ fn front(bytes: &[u8]) -> Front<'_> {
             }
         } else if n == 2 && *first == b':' {
             // How many subscriptions there are.
-            match line(&bytes[at..]) {
+            match line(&bytes[at..], 0) {
                 Some((_, next)) => at += next,
+                None if bytes.len() - at > MAX_DIGITS + 8 => return Front::Bad,
                 None => return Front::Incomplete(bytes.len() + 1),
             }
         } else {
@@ -200,24 +278,55 @@ fn front(bytes: &[u8]) -> Front<'_> {
     Front::Push(kind, channel, payload, at)
 }
 
+/// A push whose third element, which begins there and is that long, is too large.
+fn too_large<'u>(
+    bytes: &'u [u8],
+    [kind, channel, _]: [&'u [u8]; 3],
+    (begin, len): (usize, usize),
+) -> Front<'u> {
+    if !matches!(kind, b"message" | b"smessage") {
+        return Front::Bad;
+    }
+    // A limit may be smaller than what is told.
+    let told = begin + len.min(BEGIN);
+    if bytes.len() < told {
+        return Front::Incomplete(told);
+    }
+    Front::TooLarge(channel, &bytes[begin..told], len, begin + len + 2)
+}
+
 impl Passing {
     fn is_over(&self) -> bool {
         self.elements == 0 && self.bytes == 0
     }
 
     /// How many bytes at the front belong to the answer; none when there are too few to say.
-    fn pass(&mut self, bytes: &[u8]) -> usize {
+    ///
+    /// # Errors
+    /// An answer of more bytes or elements than that.
+    fn pass(&mut self, bytes: &[u8], most: usize) -> io::Result<usize> {
         if self.bytes > 0 {
             let n = self.bytes.min(bytes.len());
             self.bytes -= n;
-            return n;
+            return Ok(n);
         }
-        let Some((head, next)) = line(bytes) else { return 0 };
+        let Some((head, next)) = line(bytes, self.scanned) else {
+            self.scanned = bytes.len();
+            return if self.scanned > MAX_LINE { Err(bad("a line without an end")) } else { Ok(0) };
+        };
+        self.scanned = 0;
         let kind = head.first().copied().unwrap_or_default();
         // A length of -1 is nothing; of "?" no server makes use.
         let number: Option<u64> =
             head.get(1..).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
         self.elements -= 1;
+        let strings = matches!(kind, b'$' | b'!' | b'=');
+        let size = number.filter(|_| strings || matches!(kind, b'*' | b'~' | b'>' | b'%' | b'|'));
+        let size = usize::try_from(size.unwrap_or(0)).unwrap_or(usize::MAX);
+        self.passed = self.passed.saturating_add(next).saturating_add(size);
+        if self.passed > most {
+            return Err(bad("an answer that is too large"));
+        }
         match (kind, number) {
             (b'$' | b'!' | b'=', Some(len)) => self.bytes = len as usize + 2,
             (b'*' | b'~' | b'>', Some(len)) => self.elements = self.elements.saturating_add(len),
@@ -231,7 +340,7 @@ impl Passing {
             }
             _ => {}
         }
-        next
+        Ok(next)
     }
 }
 
@@ -259,7 +368,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
                 tokio_util::io::poll_read_buf(Pin::new(&mut tap.stream), cx, &mut tap.unread);
             match std::task::ready!(read)? {
                 0 => return Poll::Ready(Ok(())),
-                _ => tap.sort(),
+                _ => tap.sort()?,
             }
         }
     }
@@ -289,6 +398,10 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
+
+    fn limits(payload: usize) -> Limits {
+        Limits { payload: Arc::new(AtomicUsize::new(payload)), answer: 1 << 20 }
+    }
 
     const ANSWERS: &[&[u8]] = &[
         b"+OK\r\n",
@@ -327,7 +440,7 @@ mod tests {
                     server.write_all(chunk).await.unwrap();
                 }
             };
-            let mut tap = Tap::new(client, on_push);
+            let mut tap = Tap::new(client, limits(1 << 20), Some(on_push));
             let mut passed = Vec::new();
             let (read, ()) = tokio::join!(tap.read_to_end(&mut passed), writing);
             read.unwrap();
@@ -354,10 +467,85 @@ mod tests {
             b"what\r\n",
         ] {
             let on_push: OnPush = Arc::new(|push| panic!("{push:?}"));
-            let mut tap = Tap::new(nonsense, on_push);
+            let mut tap = Tap::new(nonsense, limits(1 << 20), Some(on_push));
             let mut passed = Vec::new();
             tap.read_to_end(&mut passed).await.unwrap();
             assert!(nonsense.starts_with(&passed) && !passed.is_empty());
+        }
+    }
+
+    /// What a server sends, in reads of that size; what was told, what is kept at most, and the outcome.
+    async fn send(wire: &[u8], size: usize) -> (Vec<String>, usize, io::Result<usize>) {
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let teller = Arc::clone(&told);
+        let on_push: OnPush = Arc::new(move |push| teller.lock().push(format!("{push:?}")));
+        let (mut server, client) = tokio::io::duplex(size);
+        let bytes = wire.to_vec();
+        let writing = async move {
+            for chunk in bytes.chunks(size) {
+                if server.write_all(chunk).await.is_err() {
+                    return;
+                }
+            }
+        };
+        let mut tap = Tap::new(client, limits(1000), Some(on_push));
+        let reading = async move {
+            let (mut most, mut out) = (0, vec![0; 4096]);
+            loop {
+                match tap.read(&mut out).await {
+                    Ok(0) => return (most, Ok(0)),
+                    Ok(_) => most = most.max(tap.unread.capacity() + tap.passed.capacity()),
+                    Err(e) => return (most, Err(e)),
+                }
+            }
+        };
+        // The reader's end ends the writer.
+        let ((most, outcome), ()) = tokio::join!(reading, writing);
+        let told = told.lock().clone();
+        (told, most, outcome)
+    }
+
+    #[tokio::test]
+    async fn field_a7_a_payload_above_the_limit_passes_by_and_is_told() {
+        let mut wire = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$3000000\r\n".to_vec();
+        wire.extend_from_slice(b"\x01e:5\n");
+        wire.resize(wire.len() + 3_000_000 - 5, b'x');
+        wire.extend_from_slice(b"\r\n+PONG\r\n");
+        wire.extend_from_slice(b">3\r\n$7\r\nmessage\r\n$1\r\nb\r\n$2\r\n{}\r\n");
+        for size in [7, 1000, 65_536] {
+            let (told, most, outcome) = send(&wire, size).await;
+            assert!(outcome.is_ok() && most <= KEPT, "{most} bytes were kept");
+            assert_eq!(told.len(), 2, "{told:?}");
+            assert!(told[0].starts_with("TooLarge") && told[0].ends_with("len: 3000000 }"));
+            assert!(told[1].starts_with("Message"));
+        }
+    }
+
+    #[tokio::test]
+    async fn field_a7_what_redis_never_sends_ends_the_connection_and_takes_no_memory() {
+        let endless_line = [b"+".to_vec(), vec![b'x'; 10_000_000]].concat();
+        let endless_push = [b">3\r\n$7\r\nmessage\r\n:".to_vec(), vec![b'1'; 10_000_000]].concat();
+        let endless_count =
+            [b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:".to_vec(), vec![b'1'; 10_000_000]].concat();
+        let many = [b"*900000\r\n".to_vec(), b":1\r\n".repeat(900_000)].concat();
+        for wire in [
+            &b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$999999999999999\r\nx"[..],
+            b">3\r\n$999999999999999\r\nx",
+            b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n$5000\r\n",
+            b"$999999999999999\r\nx",
+            b"*999999999999999\r\n",
+            &endless_line,
+            &endless_push,
+            &endless_count,
+            &many,
+        ] {
+            for size in [4096, 65_536] {
+                let (told, most, outcome) = send(wire, size).await;
+                let begin = wire[..wire.len().min(60)].escape_ascii();
+                let error = outcome.expect_err("it is refused").to_string();
+                assert!(error.contains("not Redis' protocol"), "{begin}: {error}");
+                assert!(told.is_empty() && most <= KEPT, "{begin}: {most} bytes");
+            }
         }
     }
 
@@ -366,7 +554,7 @@ mod tests {
     async fn what_follows_a_push_of_another_kind_does_not_wait() {
         let on_push: OnPush = Arc::new(|_| {});
         let (mut server, client) = tokio::io::duplex(1024);
-        let mut tap = Tap::new(client, on_push);
+        let mut tap = Tap::new(client, limits(1 << 20), Some(on_push));
         let (first, rest) = (b">3\r\n$11\r\nunsubscribe\r\n", b"_\r\n:0\r\n+PONG\r\n");
         let mut passed = vec![0; first.len() + rest.len()];
         let reading =

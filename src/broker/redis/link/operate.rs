@@ -4,15 +4,16 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use redis::RedisError;
+use redis::{RedisError, Value};
 use tokio::time::Instant;
 
+use super::super::fault::{self, Fault};
 use super::super::wanted::Op;
-use super::super::{Role, connect, durable};
+use super::super::{Role, connect, history};
 use super::Subscriber;
-use crate::broker::{BrokerError, Event, Track};
+use crate::broker::{Event, Track};
 use crate::channel::{ChannelName, GapReason};
-use crate::logging;
+use crate::metrics;
 
 /// Channels in one SUBSCRIBE.
 const PER_COMMAND: usize = 512;
@@ -60,7 +61,7 @@ impl Subscriber {
                 continue;
             };
             if subscribe && let Err(e) = self.read_positions(link, &names).await {
-                return connect::describe(&e);
+                return fault::describe(&e);
             }
             let names: Vec<_> = names.into_iter().map(|(c, _)| self.shared.key(&c)).collect();
             let commands = self.batches(&names).into_iter().map(|batch| async move {
@@ -70,22 +71,19 @@ impl Subscriber {
             for (batch, result) in join_all(commands).await {
                 match result {
                     Ok(()) => {}
-                    Err(e) if subscribe && self.is_about_channels(&e) => {
+                    // What could not be given up goes on arriving, and nobody is there to have it.
+                    Err(e) if !subscribe && Fault::of(&e).is_an_answer() => {}
+                    Err(e) if Fault::of(&e).is_an_answer() => {
                         if batch.len() == 1 {
                             self.refuse(&batch[0], &e);
                         } else if let Err(e) = self.one_by_one(link, &batch).await {
-                            return connect::describe(&e);
+                            return fault::describe(&e);
                         }
                     }
-                    Err(e) => return connect::describe(&e),
+                    Err(e) => return fault::describe(&e),
                 }
             }
         }
-    }
-
-    fn is_about_channels(&self, error: &RedisError) -> bool {
-        connect::classify(error) == BrokerError::Refused
-            || (self.shared.is_cluster() && connect::is_moved(error))
     }
 
     /// In a cluster the channels of one command would have to share a slot, and the library counts
@@ -107,7 +105,9 @@ impl Subscriber {
             (false, false) => connection.unsubscribe(names).await,
             (true, _) => {
                 let command = if subscribe { "SSUBSCRIBE" } else { "SUNSUBSCRIBE" };
-                redis::cmd(command).arg(names).exec_async(&mut connection).await
+                let mut command = redis::cmd(command);
+                command.arg(names);
+                fault::ask::<Value>(&mut connection, &command).await.map(|_| ())
             }
         }
     }
@@ -121,18 +121,15 @@ impl Subscriber {
         let tracked: Vec<_> = names.iter().filter(|(_, track)| *track > Track::No).collect();
         let reads = tracked.iter().map(|(channel, track)| async move {
             let key = self.shared.key(channel);
-            (channel, durable::position(&self.shared, link, &key, *track).await)
+            (channel, history::position(&self.shared, link, &key, *track).await)
         });
         for (channel, position) in join_all(reads).await {
             let position = match position {
                 Ok(position) => position,
-                Err(e) if self.is_about_channels(&e) => {
-                    let error = connect::describe(&e);
-                    let name = channel.clone();
-                    logging::repeated(("position", "unread"), channel, move |repeated| {
-                        let what = "cannot read a channel's position";
-                        tracing::warn!(channel = %name, error, repeated, "{what}");
-                    });
+                Err(e) if Fault::of(&e).is_an_answer() => {
+                    let error = format!("{channel}: {}", fault::describe(&e));
+                    let what = "cannot read a channel's position";
+                    self.shared.note(Role::Subscriber, &self.server, what, &error);
                     None
                 }
                 Err(e) => return Err(e),
@@ -152,7 +149,7 @@ impl Subscriber {
                 () = self.renew.notified() => self.read_again(link).await,
             };
             if let Err(e) = kept {
-                return connect::describe(&e);
+                return fault::describe(&e);
             }
         }
     }
@@ -160,11 +157,11 @@ impl Subscriber {
     async fn keep_open(&self, link: &connect::Link) -> Result<(), RedisError> {
         for chunk in self.followed(Track::Open).chunks(PER_COMMAND) {
             let opened = chunk.iter().map(|(channel, _)| async move {
-                durable::open(&self.shared, link, &self.shared.key(channel)).await
+                history::open(&self.shared, link, &self.shared.key(channel)).await
             });
             for result in join_all(opened).await {
                 match result {
-                    Err(e) if !self.is_about_channels(&e) => return Err(e),
+                    Err(e) if !Fault::of(&e).is_an_answer() => return Err(e),
                     Ok(_) | Err(_) => {}
                 }
             }
@@ -201,7 +198,7 @@ impl Subscriber {
     async fn one_by_one(&self, link: &connect::Link, names: &[String]) -> Result<(), RedisError> {
         for name in names {
             if let Err(e) = self.command(link, true, std::slice::from_ref(name)).await {
-                if !self.is_about_channels(&e) {
+                if !Fault::of(&e).is_an_answer() {
                     return Err(e);
                 }
                 self.refuse(name, &e);
@@ -213,13 +210,13 @@ impl Subscriber {
     /// Answers the waiting subscribers of a channel that Redis refused. Where the channel was live
     /// before, its sockets are told that it is not, and it is asked for again after a while.
     fn refuse(&self, name: &str, error: &RedisError) {
-        let moved = connect::is_moved(error);
+        let moved = fault::is_moved(error);
         if moved {
             self.shared.directory.doubt();
         } else {
-            let error = format!("{}: {name}", connect::describe(error));
-            let what = "Redis refused SUBSCRIBE";
-            self.shared.note(Role::Subscriber, &self.server, what, &error);
+            metrics::redis_error(Fault::of(error).label());
+            let error = format!("{name}: {}", fault::describe(error));
+            self.shared.note(Role::Subscriber, &self.server, "Redis refused SUBSCRIBE", &error);
         }
         let Some(name) = self.shared.strip(name.as_bytes()) else { return };
         let mut wanted = self.wanted.lock();
@@ -235,7 +232,7 @@ impl Subscriber {
             return;
         }
         for confirmation in want.confirmations.drain(..) {
-            confirmation.send_replace(Some(Err(BrokerError::Refused)));
+            confirmation.send_replace(Some(Err(fault::classify(error))));
         }
         if !want.gap_due && !channel.is_control() {
             wanted.channels.remove(name);

@@ -1,0 +1,180 @@
+//! Reading what the library keeps of a channel: where its history stands, and its end.
+//!
+//! Invariants: everything read is untrusted text, and what makes no sense there is no history, of that
+//! channel alone; no reading takes more than its bounds, whatever somebody has written.
+
+use bytes::Bytes;
+use redis::{RedisResult, Value};
+
+use super::connect::Link;
+use super::fault::{self, Fault};
+use super::library::{self, HISTORY, OPEN};
+use super::{RedisBroker, Shared};
+use crate::broker::{Bounds, BrokerError, History, Track};
+use crate::channel::{ChannelName, Position, Publication};
+
+/// Epoch, last offset, reign, and when the epoch began by the clock of that reign's server; histories of
+/// older versions have no such time, but the epoch is one.
+const FIELDS: [&str; 4] = ["e", "o", "r", "b"];
+
+/// What is kept of a history.
+enum Found {
+    Position(Position),
+    /// Nothing, or another reign's.
+    Nothing,
+    /// An epoch that began before the fence.
+    BehindFence,
+    /// Something that the library never writes, in that field.
+    Bad(&'static str),
+}
+
+/// Takes the fields apart.
+fn judge(fields: &[Value], link: &Link, fence: u64) -> Found {
+    let mut texts = [None; 4];
+    for ((text, value), name) in texts.iter_mut().zip(fields).zip(FIELDS) {
+        if *value == Value::Nil {
+            continue;
+        }
+        let Value::BulkString(bytes) = value else { return Found::Bad(name) };
+        let Ok(found) = std::str::from_utf8(bytes) else { return Found::Bad(name) };
+        *text = Some(found);
+    }
+    let [Some(epoch), Some(offset), Some(run), began] = texts else { return Found::Nothing };
+    let Ok(offset) = offset.parse() else { return Found::Bad("o") };
+    let Some(position) = Position::new(epoch, offset) else { return Found::Bad("e") };
+    let Ok(began) = began.unwrap_or(epoch).parse::<u64>() else { return Found::Bad("b") };
+
+    if run != &*link.run || run.is_empty() {
+        Found::Nothing
+    } else if began < fence {
+        Found::BehindFence
+    } else {
+        Found::Position(position)
+    }
+}
+
+pub(super) fn meta_key(key: &str) -> String {
+    format!("{key}:{{{key}}}")
+}
+
+/// Where a history stands; `None` where there is none, or it is not to be trusted: another server
+/// wrote last, and its last writes may be lost.
+pub(super) async fn position(
+    shared: &Shared,
+    link: &Link,
+    key: &str,
+    track: Track,
+) -> RedisResult<Option<Position>> {
+    let mut read = redis::cmd("HMGET");
+    read.arg(meta_key(key)).arg(&FIELDS);
+    let fields = match fault::ask::<Vec<Value>>(&mut link.connection.clone(), &read).await {
+        Ok(fields) => fields,
+        Err(e) if Fault::of(&e) == Fault::BadKey => {
+            shared.bad_key(&meta_key(key), &fault::describe(&e));
+            vec![]
+        }
+        Err(e) => return Err(e),
+    };
+
+    let found = match judge(&fields, link, shared.fence(link)) {
+        Found::Position(position) => Some(position),
+        Found::Nothing => None,
+        Found::BehindFence => return open(shared, link, key).await.map(Some),
+        Found::Bad(field) => {
+            shared.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            None
+        }
+    };
+    // An empty one that is found is kept for another hour.
+    let begun = found.as_ref().is_some_and(|position| position.offset > 0);
+    if begun || track < Track::Open || link.run.is_empty() {
+        return Ok(found);
+    }
+    open(shared, link, key).await.map(Some)
+}
+
+/// Begins a history, or keeps one that is empty; begins it anew where its epoch is behind the fence.
+pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
+    let fence = shared.fence(link).to_string();
+    let connection = &mut link.connection.clone();
+    let answer =
+        library::call(connection, shared.calling(), &OPEN, key, &[fence.as_bytes()]).await?;
+    answered_position(answer)
+}
+
+/// A position as the library answers it.
+pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<Position> {
+    Position::new(&epoch, offset).ok_or_else(|| fault::unexpected("not a position"))
+}
+
+impl RedisBroker {
+    /// The end of a history, read backwards until a bound.
+    pub(super) async fn read_history(
+        &self,
+        channel: &ChannelName,
+        bounds: Bounds,
+    ) -> Result<Option<History>, BrokerError> {
+        let key = self.shared.key(channel);
+        let shared = &self.shared;
+        shared.on_master(&key, |link| Box::pin(read(shared, link, channel, &key, bounds))).await
+    }
+}
+
+async fn read(
+    shared: &Shared,
+    link: Link,
+    channel: &ChannelName,
+    key: &str,
+    bounds: Bounds,
+) -> RedisResult<Option<History>> {
+    let mut connection = link.connection.clone();
+    let bounds = [bounds.messages.to_string(), bounds.bytes.to_string()];
+    let bounds = bounds.each_ref().map(String::as_bytes);
+    let answer: RedisResult<Vec<Value>> =
+        library::call(&mut connection, shared.calling(), &HISTORY, key, &bounds).await;
+    let mut answer = match answer {
+        Err(e) if Fault::of(&e) == Fault::BadKey => {
+            shared.bad_key(&meta_key(key), &fault::describe(&e));
+            return Ok(None);
+        }
+        answer => answer?,
+    };
+
+    let Some(Value::Array(entries)) = answer.pop() else {
+        return Err(fault::unexpected("a history without entries"));
+    };
+    match judge(&answer, &link, shared.fence(&link)) {
+        Found::Position(top) => Ok(Some(take_entries(top, entries, channel))),
+        Found::Nothing => Ok(None),
+        Found::BehindFence => open(shared, &link, key).await.map(|_| None),
+        Found::Bad(field) => {
+            shared.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            Ok(None)
+        }
+    }
+}
+
+/// Entries come as id and payload in turn, the newest first, and are taken while they are contiguous.
+fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> History {
+    let mut publications = Vec::with_capacity(entries.len() / 2);
+    let mut entries = entries.into_iter();
+    let mut due = top.offset;
+    while let (Some(Value::BulkString(id)), Some(Value::BulkString(payload))) =
+        (entries.next(), entries.next())
+    {
+        let position = Position { offset: due, ..top.clone() };
+        if due == 0 || *id != *position.to_string().as_bytes() {
+            break;
+        }
+        due -= 1;
+        publications.push(Publication {
+            channel: channel.clone(),
+            payload: Bytes::from(payload),
+            cut: None,
+            position: Some(position),
+            published: None,
+        });
+    }
+    publications.reverse();
+    History { top, publications }
+}

@@ -1,0 +1,101 @@
+//! The last publications of a channel, kept for clients that resume together.
+//!
+//! Invariant: a tail has no holes; beyond one it is over.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use crate::broker::{Bounds, History};
+use crate::channel::Publication;
+
+/// The last publications, kept for those who resume.
+pub(in crate::gateway) struct Tail {
+    /// The publications are those after this offset.
+    pub(in crate::gateway) from: u64,
+    pub(in crate::gateway) publications: VecDeque<Publication>,
+    bytes: usize,
+    /// What was before the first that passed while the tail was there has been read.
+    pub(in crate::gateway) whole: bool,
+    pub(in crate::gateway) used: Instant,
+}
+
+/// What all tails hold, in bytes.
+static TAILS: AtomicUsize = AtomicUsize::new(0);
+
+/// Above this no tail is begun, and idle ones end early.
+const MAX_TAILS: usize = 64 << 20;
+
+/// True while there is no room for another tail.
+pub(in crate::gateway) fn tails_are_full() -> bool {
+    TAILS.load(Ordering::Relaxed) > MAX_TAILS
+}
+
+impl Drop for Tail {
+    fn drop(&mut self) {
+        TAILS.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Tail {
+    /// Begins to keep what comes after an offset.
+    pub(in crate::gateway) fn begin(from: u64) -> Self {
+        let (publications, bytes, whole) = (VecDeque::new(), 0, false);
+        Self { from, publications, bytes, whole, used: Instant::now() }
+    }
+
+    /// False, and nothing added, where it is not the next one.
+    pub(super) fn push(&mut self, publication: &Publication, bounds: Bounds) -> bool {
+        let next = self.from + self.publications.len() as u64 + 1;
+        if publication.position.as_ref().is_none_or(|p| p.offset != next) {
+            return false;
+        }
+        self.grow(publication.payload.len());
+        self.publications.push_back(publication.clone());
+        self.cut(bounds);
+        true
+    }
+
+    fn grow(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        TAILS.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        self.bytes -= bytes;
+        TAILS.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn cut(&mut self, bounds: Bounds) {
+        while self.publications.len() > bounds.messages || self.bytes > bounds.bytes {
+            let Some(old) = self.publications.pop_front() else { return };
+            self.shrink(old.payload.len());
+            self.from += 1;
+        }
+    }
+
+    /// Puts what was read before what has passed since. False if the two do not meet.
+    pub(in crate::gateway) fn complete(&mut self, history: History, bounds: Bounds) -> bool {
+        if history.top.offset < self.from {
+            return false;
+        }
+        let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
+        for publication in history.publications.into_iter().rev() {
+            if offset(&publication) == self.from && self.from > 0 {
+                self.grow(publication.payload.len());
+                self.from -= 1;
+                self.publications.push_front(publication);
+            }
+        }
+        self.whole = true;
+        self.cut(bounds);
+        true
+    }
+
+    /// Those after an offset, if they are all here.
+    pub(in crate::gateway) fn since(&mut self, offset: u64) -> Option<Vec<Publication>> {
+        let skip = usize::try_from(offset.checked_sub(self.from)?).ok()?;
+        self.used = Instant::now();
+        Some(self.publications.iter().skip(skip).cloned().collect())
+    }
+}
