@@ -14,9 +14,10 @@ use anyhow::Context as _;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsConnector;
 
 use crate::broker::memory::MemoryBroker;
-use crate::broker::redis::{ClientTlsConfig, Login, RedisBroker, Settings, Tls};
+use crate::broker::redis::{Login, RedisBroker, Settings};
 use crate::broker::{self, Events};
 use crate::config::{self, BrokerKind, Config, Loaded, Policy, Values};
 use crate::gateway::{Gateway, NodeInfo};
@@ -29,6 +30,7 @@ use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::plain;
 use crate::session::doctor::{self, Doctor};
 use crate::session::{Context, keys, unix_now};
+use crate::tls::Trust;
 use crate::upstream;
 use crate::upstream::callback::{self, Callback};
 use crate::upstream::jwks::{self, Jwks};
@@ -307,15 +309,23 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         let file = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
         file.with_context(|| format!("redis.{name}: {path}"))
     };
-    let certificate = read("cert_file", &redis.cert_file)?.zip(read("key_file", &redis.key_file)?);
-    let client =
-        certificate.map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
+    let own = read("cert_file", &redis.cert_file)?.zip(read("key_file", &redis.key_file)?);
+    let given = read("ca_file", &redis.ca_file)?;
+    // The texts have been judged with the configuration.
+    let pinned = redis.tls_fingerprints.iter().filter_map(|text| text.parse().ok()).collect();
+    let trust = Trust { given: given.as_deref(), by_name: false, pinned };
+    let connector = || {
+        let own = own.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
+        let client = trust.client(own).map_err(|e| anyhow::anyhow!("TLS to Redis: {e}"))?;
+        anyhow::Ok(TlsConnector::from(Arc::new(client)))
+    };
+    let tls = redis.url.0.starts_with("rediss").then(connector).transpose()?;
     let file = |path: &String| (!path.is_empty()).then(|| path.into());
     Ok(Settings {
         url: redis.url.0.clone(),
         password_file: file(&redis.password_file),
         prefix: redis.prefix.clone(),
-        tls: Tls { authorities: read("ca_file", &redis.ca_file)?, client },
+        tls,
         sentinel: Login {
             user: redis.sentinel_username.clone(),
             password: redis.sentinel_password.0.clone(),

@@ -18,6 +18,7 @@ pub mod protocol;
 pub mod redis_url;
 mod sizes;
 pub mod strict;
+pub mod tls;
 pub mod websocket;
 
 // 1 mechanism: none knows another

@@ -56,6 +56,8 @@ pub enum UrlError {
     Database,
     #[error("has credentials or a database number that cannot be read")]
     Credentials,
+    #[error("has an option behind ? or #, and none is read there: {0}")]
+    Option(&'static str),
 }
 
 impl Target {
@@ -70,6 +72,12 @@ impl Target {
             _ => return Err(UrlError::Scheme),
         };
         let default_port = if kind == "sentinel" { 26379 } else { 6379 };
+        let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
+        // Before the host they may be letters of a password.
+        let host_at = authority.rfind('@').map_or(0, |at| at + 1);
+        if let Some((_, option)) = rest[host_at..].split_once(['?', '#']) {
+            return Err(UrlError::Option(advice(option)));
+        }
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, hosts) =
             authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
@@ -96,6 +104,29 @@ impl Target {
         let info = like.into_connection_info().map_err(|_| UrlError::Credentials)?;
         let redis = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         Ok(Self { topology, redis, tls })
+    }
+}
+
+/// Which setting does what an option of another library's URL does. What stands there is not quoted: it
+/// may be a password.
+fn advice(option: &str) -> &'static str {
+    let name = option.split(['=', '&']).next().unwrap_or_default().to_ascii_lowercase();
+    let is = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+    if is(&["insecure", "ssl", "tls", "cert", "verify", "_ca", "cafile"]) {
+        "redis.tls_fingerprints names the certificates to trust, whoever signed them; redis.ca_file, \
+         cert_file and key_file are files, and rediss:// is TLS"
+    } else if is(&["timeout", "interval", "health", "retry", "keepalive"]) {
+        "the times are redis.connect_timeout, command_timeout, ping_interval and reconnect_max"
+    } else if is(&["db", "database"]) {
+        "the database is the path, as in redis://host:6379/2"
+    } else if is(&["pass", "user", "auth"]) {
+        "credentials stand before the host, or in redis.password_file"
+    } else if is(&["protocol", "resp"]) {
+        "RESP3 is always spoken, leave it out"
+    } else if is(&["sentinel", "master", "role"]) {
+        "Sentinels are redis+sentinel://host:26379,host:26379/master-name"
+    } else {
+        "leave it out; what can be set is in [redis]"
     }
 }
 
@@ -156,6 +187,33 @@ mod tests {
         ] {
             assert_eq!(shown(url), Err(error), "{url}");
         }
+    }
+
+    #[test]
+    fn field_d4_options_of_the_url_are_refused_with_what_to_use() {
+        for (url, part) in [
+            ("rediss://h:1#insecure", "redis.tls_fingerprints"),
+            ("rediss://h:1/0#insecure", "redis.tls_fingerprints"),
+            ("rediss://u:p@h/0?ssl_cert_reqs=none", "redis.ca_file"),
+            ("rediss://h?ssl_ca_certs=/etc/ca@x.pem", "redis.ca_file"),
+            ("redis://h?socket_timeout=5", "redis.connect_timeout"),
+            ("redis://h/?db=3", "the path"),
+            ("redis://h/?password=hunter2", "before the host"),
+            ("redis://h/0?protocol=3", "RESP3"),
+            ("redis+sentinel://a,b/m?x=hunter2", "[redis]"),
+            ("redis+cluster://a,b#hunter2", "[redis]"),
+        ] {
+            let error = Target::parse(url).unwrap_err();
+            let text = error.to_string();
+            assert!(matches!(error, UrlError::Option(_)) && text.contains(part), "{url}: {text}");
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let target = Target::parse("redis://:p%23w%3F@h").unwrap();
+        assert_eq!(target.redis.password(), Some("p#w?"));
+    }
+
+    #[test]
+    fn credentials_are_decoded() {
         let target = Target::parse("redis://us%40er:p%2Fw@h").unwrap();
         assert_eq!(target.redis.username(), Some("us@er"));
         assert_eq!(target.redis.password(), Some("p/w"));

@@ -23,13 +23,14 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("metrics", &["auth", "channel", "protocol"]),
     ("redis_url", &[]),
     ("origin", &[]),
+    ("tls", &[]),
     ("sizes", &[]),
-    ("config", &["access", "auth", "channel", "origin", "redis_url"]),
+    ("config", &["access", "auth", "channel", "origin", "tls", "redis_url"]),
     ("lifecycle", &[]),
     // 1 mechanism
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
-    ("broker", &["channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
-    ("upstream", &["auth", "metrics", "lifecycle", "logging", "strict"]),
+    ("broker", &["tls", "channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
+    ("upstream", &["tls", "auth", "metrics", "lifecycle", "logging", "strict"]),
     // 2 mediation
     (
         "gateway",

@@ -6,6 +6,7 @@ use super::policy::Judge;
 use super::{BrokerKind, Config, Kept, Span};
 use crate::channel::Retention;
 use crate::redis_url::Target;
+use crate::tls::Fingerprint;
 
 /// The largest message, event or request body that can be configured: a batch of events has to stay
 /// far below the 4 GiB that its offsets reach.
@@ -142,8 +143,10 @@ impl Judge {
             Ok(target) => {
                 in_url = target.redis.password().is_some();
                 let files = [&redis.ca_file, &redis.cert_file, &redis.key_file];
-                if !target.tls && files.iter().any(|f| !f.is_empty()) {
-                    self.problem("redis.url", "has no TLS: rediss:// uses the certificate files");
+                let pinned = !redis.tls_fingerprints.is_empty();
+                if !target.tls && (pinned || files.iter().any(|f| !f.is_empty())) {
+                    let why = "has no TLS: rediss:// uses certificate files and fingerprints";
+                    self.problem("redis.url", why);
                 }
             }
             Err(e) => self.problem("redis.url", e.to_string()),
@@ -161,6 +164,15 @@ impl Judge {
                 // Read again for each connection; watched, so that a bad one is told before that.
                 self.in_file(path, file, other);
             }
+        }
+        for (i, text) in redis.tls_fingerprints.iter().enumerate() {
+            if let Err(why) = text.parse::<Fingerprint>() {
+                self.problem(format!("redis.tls_fingerprints[{i}]"), why);
+            }
+        }
+        if !redis.tls_fingerprints.is_empty() && !redis.ca_file.is_empty() {
+            let why = "stand in the place of ca_file: give one of them";
+            self.problem("redis.tls_fingerprints", why);
         }
         if redis.cert_file.is_empty() != redis.key_file.is_empty() {
             self.problem("redis.cert_file", "and key_file belong together");

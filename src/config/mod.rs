@@ -130,6 +130,7 @@ pub struct Redis {
     pub password_file: String,
     pub prefix: String,
     pub ca_file: String,
+    pub tls_fingerprints: Vec<String>,
     pub cert_file: String,
     pub key_file: String,
     pub sentinel_username: String,

@@ -10,7 +10,9 @@ pub mod jwks;
 use std::time::Duration;
 
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Response};
+use reqwest::{Client, Response};
+
+use crate::tls::Trust;
 
 /// Why an answer could not be had; safe to log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +45,7 @@ impl From<reqwest::Error> for UpstreamError {
 }
 
 /// A client whose every request ends within `timeout`. `ca` takes the place of the system's
-/// authorities.
+/// authorities; it may be the server's own certificate.
 ///
 /// # Errors
 /// When `ca` holds no certificate, or the system has no authorities.
@@ -55,11 +57,8 @@ pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
         .no_proxy()
         .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
     if let Some(pem) = ca {
-        let authorities = Certificate::from_pem_bundle(pem).map_err(|e| e.to_string())?;
-        if authorities.is_empty() {
-            return Err("holds no certificate".to_owned());
-        }
-        builder = builder.tls_certs_only(authorities);
+        let trust = Trust { given: Some(pem), by_name: true, pinned: Vec::new() };
+        builder = builder.tls_backend_preconfigured(trust.client(None)?);
     }
     builder.build().map_err(|e| UpstreamError::from(e).to_string())
 }

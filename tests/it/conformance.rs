@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tollgate::broker::memory::MemoryBroker;
-use tollgate::broker::redis::{Login, RedisBroker, Settings, Tls};
+use tollgate::broker::redis::{Login, RedisBroker, Settings};
 use tollgate::broker::{Bounds, Broker, BrokerError, Durable, Event, Events, Track};
 use tollgate::channel::{ChannelName, Position, Retention};
 
@@ -32,7 +32,7 @@ impl Subject {
         let settings = Settings {
             url: redis.url(),
             prefix: "t:".to_owned(),
-            tls: Tls::default(),
+            tls: None,
             password_file: None,
             sentinel: Login::default(),
             subscribers: 1,

@@ -159,6 +159,16 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
 /// A key set behind TLS: trusted by `ca_file`, refused without it.
 #[tokio::test]
 async fn a_key_set_over_tls_needs_a_trusted_certificate() {
+    key_set_over_tls("basicConstraints=critical,CA:FALSE").await;
+}
+
+/// The same with a certificate that calls itself an authority, as `openssl req -x509` makes it.
+#[tokio::test]
+async fn field_d4_a_key_set_with_a_self_signed_certificate_is_trusted() {
+    key_set_over_tls("basicConstraints=critical,CA:TRUE").await;
+}
+
+async fn key_set_over_tls(constraints: &str) {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let subject = [
@@ -167,7 +177,7 @@ async fn a_key_set_over_tls_needs_a_trusted_certificate() {
         "-addext",
         "subjectAltName=IP:127.0.0.1",
         "-addext",
-        "basicConstraints=critical,CA:FALSE",
+        constraints,
     ];
     let ec = [
         "req",

@@ -573,6 +573,49 @@ async fn tls_is_checked() {
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
+/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups make it: what
+/// `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that certificate.
+#[tokio::test]
+async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (cert, key) = (path("redis.pem"), path("redis.key"));
+    let openssl = |arguments: &[&str]| {
+        let made = Command::new("openssl").args(arguments).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        String::from_utf8(made.stdout).unwrap()
+    };
+    let ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
+    let of = ["-keyout", &key, "-out", &cert, "-subj", "/CN=redis"];
+    openssl(&[&["req", "-x509"], &ec[..], &of].concat());
+    let tls = free_port().to_string();
+    let files = ["--tls-port", &tls, "--tls-cert-file", &cert, "--tls-key-file", &key];
+    let redis = Redis::with(&[&files[..], &["--tls-auth-clients", "no"]].concat());
+    let asked = ["--tls", "--cacert", &cert, "-p", &tls, "PING"];
+    let asked = Command::new("redis-cli").args(asked).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "PONG");
+
+    let url = format!("rediss://127.0.0.1:{tls}");
+    let print = ["x509", "-noout", "-fingerprint", "-sha256", "-in", &cert];
+    let fingerprint = openssl(&print).trim().to_owned();
+    for trusting in
+        [format!("ca_file = \"{cert}\"\n"), format!("tls_fingerprints = [\"{fingerprint}\"]\n")]
+    {
+        let gateway = Gateway::with(&config(&url, &trusting)).await;
+        gateway.ready().await;
+        let mut client = Client::connect(&gateway, "u1").await;
+        redis.publish("tollgate:user:u1", "1");
+        assert_eq!(client.next().await, json!(1));
+    }
+
+    // Another certificate is another one, and the log has what to pin.
+    let other = format!("tls_fingerprints = [\"{}\"]\n", "0a".repeat(32));
+    let mut gateway = Gateway::with(&config(&url, &other)).await;
+    let line = gateway.logged("its fingerprint is").await;
+    assert!(line.contains(fingerprint.rsplit_once('=').unwrap().1), "{line}");
+    assert_eq!(gateway.get_admin("/readyz").await.0, 503);
+}
+
 /// Several subscribing connections share the channels, and each is mended by itself.
 #[tokio::test]
 async fn several_connections_share_the_channels() {

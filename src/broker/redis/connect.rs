@@ -6,19 +6,18 @@ use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::{TcpSettings, socket2::TcpKeepalive};
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionAddr, ConnectionInfo, ErrorKind,
-    IntoConnectionInfo as _, PushInfo, PushKind, RedisConnectionInfo, RedisError, RedisResult,
-    TlsCertificates, Value,
+    AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisConnectionInfo, RedisError,
+    RedisResult, Value,
 };
-use socket2::SockRef;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::fault::{self, Fault};
 use super::tap::{Limits, OnPush, Push, Tap};
-use super::{Role, Settings, Shared};
+use super::{Role, Settings, Shared, tls};
 use crate::lifecycle;
 use crate::logging;
 use crate::redis_url::{Server, Target};
@@ -98,56 +97,36 @@ impl Connector {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
-        let (tapped, messages) = (!self.target.tls, on_push.clone());
+        let messages = on_push.clone();
         if let Some(on_push) = on_push {
-            config = config.set_push_sender(move |info| {
-                tell(&*on_push, &info, tapped);
+            // The tap tells everything else.
+            config = config.set_push_sender(move |info: PushInfo| {
+                if info.kind == PushKind::Disconnection {
+                    on_push(Push::Disconnected);
+                }
                 Ok::<(), std::convert::Infallible>(())
             });
         }
-        let mut connection = if tapped {
-            let within = self.settings.connect_timeout;
-            let answer = if messages.is_some() { MAX_ANSWER_BESIDE } else { MAX_ANSWER };
-            let limits = Limits { payload: Arc::clone(&self.max_publication), answer };
-            let connecting = async {
-                let stream = Tap::new(dial(server).await?, limits, messages);
-                MultiplexedConnection::new_with_config(redis, stream, config).await
-            };
-            let (connection, driver) = timeout(within, connecting).await.map_err(late)??;
-            lifecycle::spawn("redis_connection", driver);
-            connection
-        } else {
-            let client = self.client(server, redis)?;
-            client.get_multiplexed_async_connection_with_config(&config).await?
+
+        let answer = if messages.is_some() { MAX_ANSWER_BESIDE } else { MAX_ANSWER };
+        let limits = Limits { payload: Arc::clone(&self.max_publication), answer };
+        let connecting = async {
+            if self.target.tls {
+                let stream = tls::handshake(&self.settings, server).await?;
+                begin(redis, Tap::new(stream, limits, messages), config).await
+            } else {
+                let stream = dial(server).await?;
+                begin(redis, Tap::new(stream, limits, messages), config).await
+            }
         };
+        let mut connection =
+            timeout(self.settings.connect_timeout, connecting).await.map_err(late)??;
+
         // A server that answers with an error is alive; one that is not in charge (yet) is of no use.
         match fault::ask::<Value>(&mut connection, &redis::cmd("PING")).await {
             Err(e) if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) => Err(e),
             _ => Ok(connection),
         }
-    }
-
-    fn client(&self, server: &Server, redis: &RedisConnectionInfo) -> RedisResult<Client> {
-        let (host, port) = (server.host.clone(), server.port);
-        let address = if self.target.tls {
-            ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None }
-        } else {
-            ConnectionAddr::Tcp(host, port)
-        };
-        let tcp = TcpSettings::default()
-            .set_nodelay(true)
-            .set_keepalive(keepalive())
-            .set_user_timeout(UNACKNOWLEDGED);
-        let info: ConnectionInfo =
-            address.into_connection_info()?.set_redis_settings(redis.clone()).set_tcp_settings(tcp);
-        if !self.target.tls {
-            return Client::open(info);
-        }
-        let certificates = TlsCertificates {
-            client_tls: self.settings.tls.client.clone(),
-            root_cert: self.settings.tls.authorities.clone(),
-        };
-        Client::build_with_tls(info, certificates)
     }
 
     /// A connection to a master; a replica is refused, because what is published on the master
@@ -182,7 +161,7 @@ fn keepalive() -> TcpKeepalive {
     TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
 }
 
-async fn dial(server: &Server) -> std::io::Result<TcpStream> {
+pub(super) async fn dial(server: &Server) -> std::io::Result<TcpStream> {
     let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
     stream.set_nodelay(true)?;
     let socket = SockRef::from(&stream);
@@ -191,33 +170,23 @@ async fn dial(server: &Server) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn late(_: tokio::time::error::Elapsed) -> RedisError {
+pub(super) fn late(_: tokio::time::error::Elapsed) -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
-/// What the library's parser found. From a tapped stream it sees less, and nothing that is news.
-fn tell(on_push: &(dyn Fn(Push<'_>) + Send + Sync), info: &PushInfo, tapped: bool) {
-    let kind: &[u8] = match info.kind {
-        PushKind::Disconnection => return on_push(Push::Disconnected),
-        PushKind::Message | PushKind::SMessage => b"message",
-        PushKind::Subscribe | PushKind::SSubscribe => b"subscribe",
-        PushKind::Unsubscribe => b"unsubscribe",
-        PushKind::SUnsubscribe => b"sunsubscribe",
-        // Nothing of these is asked for.
-        PushKind::Invalidate
-        | PushKind::PMessage
-        | PushKind::PSubscribe
-        | PushKind::PUnsubscribe
-        | PushKind::Other(_)
-        | _ => return,
-    };
-    let string = |n: usize| match info.data.get(n) {
-        Some(Value::BulkString(string)) => &string[..],
-        _ => b"",
-    };
-    if !tapped && let Some(push) = Push::new(kind, string(0), string(1)) {
-        on_push(push);
-    }
+/// Says HELLO over a stream, and drives the connection.
+async fn begin<S>(
+    redis: &RedisConnectionInfo,
+    stream: S,
+    config: AsyncConnectionConfig,
+) -> RedisResult<MultiplexedConnection>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (connection, driver) =
+        MultiplexedConnection::new_with_config(redis, stream, config).await?;
+    lifecycle::spawn("redis_connection", driver);
+    Ok(connection)
 }
 
 /// The server's reign, as the function library spells it; `None` where INFO is refused.

@@ -25,6 +25,7 @@ mod routes;
 mod sentinel;
 mod store;
 mod tap;
+mod tls;
 mod wanted;
 mod writes;
 
@@ -38,6 +39,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use redis::{Cmd, FromRedisValue, RedisError, RedisResult};
+use tokio_rustls::TlsConnector;
 
 use self::connect::{Connector, Link};
 use self::fault::Fault;
@@ -54,7 +56,6 @@ use crate::lifecycle;
 use crate::logging;
 use crate::metrics;
 use crate::redis_url::{Server, Target, Topology, UrlError};
-pub use redis::ClientTlsConfig;
 
 /// What the broker needs to know; taken from the `[redis]` section.
 #[derive(Clone)]
@@ -64,7 +65,8 @@ pub struct Settings {
     /// Holds the password where the URL does not; read for each connection.
     pub password_file: Option<PathBuf>,
     pub prefix: String,
-    pub tls: Tls,
+    /// With a URL that asks for TLS.
+    pub tls: Option<TlsConnector>,
     pub sentinel: Login,
     /// Subscribing connections to each master.
     pub subscribers: usize,
@@ -91,14 +93,6 @@ pub struct Login {
     pub password: String,
     /// Holds the password instead; read for each connection.
     pub password_file: Option<PathBuf>,
-}
-
-/// Certificates, in PEM.
-#[derive(Clone, Default)]
-pub struct Tls {
-    /// Authorities to trust instead of the system's.
-    pub authorities: Option<Vec<u8>>,
-    pub client: Option<ClientTlsConfig>,
 }
 
 /// What the names of the gateway's own keys and channels begin with, before the prefix.
