@@ -22,7 +22,7 @@ CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
 
 help: ## What there is
@@ -35,7 +35,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser clients readme issuers publishers conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
+test: deps unit browser clients readme issuers publishers mistaken conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -87,6 +87,11 @@ publishers: deps ## Every snippet of docs/publishing.md, in its language
 	test -x $(PUBLISHERS_VENV)/bin/python || python3 -m venv $(PUBLISHERS_VENV)
 	$(PUBLISHERS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/publishers/requirements.txt
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(PUBLISHERS_VENV)/bin/python npm test --prefix tests/publishers
+
+mistaken: deps ## Clients of other services at Tollgate's address: told so in their own terms, and ended
+	cargo build --quiet
+	cd tests/mistaken && npm ci --no-audit --no-fund --loglevel=error
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate npm test --prefix tests/mistaken
 
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo

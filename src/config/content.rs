@@ -108,7 +108,9 @@ pub fn is_reloaded(path: &str) -> bool {
         Some(("auth", name)) => !name.starts_with("jwks.") || name == "jwks.max_age",
         Some(("callback" | "history" | "api", _)) => true,
         Some(("limits", name)) => !matches!(name, "http_connections" | "handshake_timeout"),
-        Some(("server", name)) => matches!(name, "allowed_origins" | "trusted_proxies"),
+        Some(("server", name)) => {
+            matches!(name, "allowed_headers" | "allowed_origins" | "trusted_proxies")
+        }
         Some(_) => false,
     }
 }

@@ -11,6 +11,7 @@ mod api;
 mod demo;
 pub mod headers;
 mod hosts;
+mod mistaken;
 mod origins;
 mod places;
 mod refusals;
@@ -32,6 +33,7 @@ use crate::lifecycle::Lifecycle;
 use crate::session::Context;
 pub use accept::{Clients, Listener, serve};
 use admission::Admissions;
+use admit::unavailable;
 pub use places::Share;
 
 /// The longest request head; a token may be 16 KiB of it.
@@ -62,9 +64,7 @@ pub fn public(app: App, dev: Option<IpAddr>) -> Router {
     let mut router = Router::new()
         .route("/ws", any(websocket::upgrade))
         .route("/api/{method}", post(api::call))
-        .route("/sse", any(sse::stream))
-        .route("/connection/{*rest}", any(not_yet))
-        .route("/emulation", any(not_yet));
+        .route("/sse", any(sse::stream));
     if let Some(listen) = dev {
         let demo = Router::new()
             .route("/", get(demo::page))
@@ -74,7 +74,7 @@ pub fn public(app: App, dev: Option<IpAddr>) -> Router {
             .route_layer(middleware::from_fn_with_state(listen, hosts::only_here));
         router = router.merge(demo);
     }
-    router.fallback(not_found).with_state(app)
+    router.fallback(mistaken::answer).with_state(app)
 }
 
 /// The admin listener's routes. Probes and scrapers come by any name or address; the rest not.
@@ -110,13 +110,5 @@ async fn not_found() -> Response {
     refuse(
         StatusCode::NOT_FOUND,
         "not found: sockets are at /ws, streams at /sse, the server API at /api\n",
-    )
-}
-
-async fn not_yet() -> Response {
-    refuse(
-        StatusCode::NOT_IMPLEMENTED,
-        "this version of Tollgate speaks the plain protocol only (/ws, /sse): \
-         no Centrifugo protocol yet\n",
     )
 }

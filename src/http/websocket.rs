@@ -13,7 +13,7 @@ use super::accept::Tenure;
 use super::admission::SUBPROTOCOL;
 use super::admit::{Asking, admit, unavailable, wants_envelope};
 use super::headers::{has_token, offered, parameters};
-use super::{App, origins, refuse, refuse_with, socket};
+use super::{App, mistaken, origins, refuse, refuse_with, socket};
 use crate::config::Reject;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
@@ -38,6 +38,12 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
             return response;
         }
     };
+    // Somebody else's client, given this address.
+    if !offered(&request.headers).any(|protocol| protocol == SUBPROTOCOL)
+        && let Some(client) = mistaken::Client::by_protocol(&request)
+    {
+        return mistaken::turn_away(&app, client, request);
+    }
     let asked = wire(&request).and_then(|wire| Ok((wire, since(&request, wire)?)));
     let (wire, since) = match asked {
         Ok(asked) => asked,
@@ -84,7 +90,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
 }
 
 /// RFC 6455 section 4.2.1; returns the accept key.
-fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
+pub(super) fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
     let headers = &request.headers;
     if request.method != Method::GET {
         return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
@@ -142,7 +148,7 @@ fn since(request: &Parts, wire: Wire) -> Result<Since, Response<Body>> {
 }
 
 /// 101. A token offered as a subprotocol is never echoed.
-fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
+pub(super) fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
     let mut response = StatusCode::SWITCHING_PROTOCOLS.into_response();
     let out = response.headers_mut();
     out.insert(header::UPGRADE, HeaderValue::from_static("websocket"));

@@ -16,13 +16,14 @@ pub enum Rejected {
     PublicationType,
     Origin,
     BadRequest,
+    ForeignClient,
     Draining,
     ApiKey,
     Timeout,
 }
 
 impl Rejected {
-    pub(super) const ALL: [Self; 16] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::Connections,
         Self::PerUser,
         Self::PerIp,
@@ -36,6 +37,7 @@ impl Rejected {
         Self::PublicationType,
         Self::Origin,
         Self::BadRequest,
+        Self::ForeignClient,
         Self::Draining,
         Self::ApiKey,
         Self::Timeout,
@@ -57,6 +59,7 @@ impl Rejected {
             Self::PublicationType => "publication_type",
             Self::Origin => "origin",
             Self::BadRequest => "bad_request",
+            Self::ForeignClient => "foreign_client",
             Self::Draining => "draining",
             Self::ApiKey => "api_key",
             Self::Timeout => "timeout",

@@ -38,7 +38,7 @@ async fn a16_admin_paths_are_not_public() {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         let (status, body) = http(&gateway.public, &request).await;
         assert_eq!(status, 501);
-        assert!(body.contains("plain protocol"));
+        assert!(body.contains("a plain WebSocket at /ws"), "{body}");
     }
 }
 

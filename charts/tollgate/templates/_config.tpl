@@ -67,7 +67,7 @@ The list is that of the gateway's manual (`tollgate config print --defaults`, at
 {{- $config := omit .Values.config "channels" "callback" "history" "api" "auth" "limits" "server" -}}
 {{- $auth := pick (.Values.config.auth | default dict) "jwks" -}}
 {{- $limits := pick (.Values.config.limits | default dict) "http_connections" "handshake_timeout" -}}
-{{- $server := omit (.Values.config.server | default dict) "allowed_origins" "trusted_proxies" -}}
+{{- $server := omit (.Values.config.server | default dict) "allowed_origins" "allowed_headers" "trusted_proxies" -}}
 {{- list $config $auth $limits $server | toJson -}}
 {{- end -}}
 
