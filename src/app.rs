@@ -357,6 +357,7 @@ fn apply_limits(app: &App, config: &Config) {
     metrics::connections_limit(limits.connections);
     gateway.set_max_publication(limits.publication_bytes);
     // What a client missed has to fit into its queue, beside what comes meanwhile.
+    gateway.set_opens(history.opens_per_user, history.opens);
     gateway.set_history_bounds(broker::Bounds {
         messages: history.max_messages.min(limits.queue_messages / 2),
         bytes: history.max_bytes.min(limits.queue_bytes / 2),

@@ -105,6 +105,8 @@ table! {
     Counter RESUMES "resumes_total";
     /// Publications whose position the channel's history does not have: forged, or of an ended epoch.
     Counter CLAIMS_REFUTED "claims_refuted_total";
+    /// Empty histories that were not begun because of `history.opens_per_user` or `history.opens`.
+    Counter HISTORIES_NOT_BEGUN "histories_not_begun_total";
     /// Durable publications that came a second time and were dropped.
     Counter DUPLICATES "duplicates_dropped_total";
     /// Requests, sockets and publications turned away by a limit or a check.
@@ -210,6 +212,7 @@ fn zero() {
     metrics::counter!(DUPLICATES).increment(0);
     metrics::counter!(LOG_LINES_DROPPED).increment(0);
     metrics::counter!(CLAIMS_REFUTED).increment(0);
+    metrics::counter!(HISTORIES_NOT_BEGUN).increment(0);
     for result in ["filled", "declared"] {
         metrics::counter!(RECOVERIES, "result" => result).increment(0);
     }
@@ -394,6 +397,10 @@ pub fn resume(recovered: bool) {
 
 pub fn claims_refuted(n: usize) {
     metrics::counter!(CLAIMS_REFUTED).increment(n as u64);
+}
+
+pub fn history_not_begun() {
+    metrics::counter!(HISTORIES_NOT_BEGUN).increment(1);
 }
 
 pub fn duplicate_dropped() {

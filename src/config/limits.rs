@@ -8,6 +8,9 @@ use crate::channel::Retention;
 use crate::redis_url::Target;
 use crate::tls::Fingerprint;
 
+/// What the names of the gateway's own keys and channels in Redis begin with.
+const OWN: &str = "gateway:";
+
 /// The largest message, event or request body that can be configured: a batch of events has to stay
 /// far below the 4 GiB that its offsets reach.
 const MAX_BYTES: usize = 64 << 20;
@@ -180,6 +183,13 @@ impl Judge {
         let prefix = &redis.prefix;
         if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
             self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
+        }
+        // A publisher's pattern for it would reach what is the gateway's own.
+        if !prefix.is_empty() && (OWN.starts_with(prefix.as_str()) || prefix.starts_with(OWN)) {
+            self.problem(
+                "redis.prefix",
+                "must not begin like \"gateway:\", where the gateway has keys and channels of its own",
+            );
         }
     }
 }

@@ -317,3 +317,16 @@ fn sections_within_sections_have_variables_too() {
     let problems = run(None, &[("TOLLGATE_AUTH__JWKS__REFRSH", "2m")]).unwrap_err();
     assert!(problems[0].contains("did you mean auth.jwks.refresh?"), "{problems:?}");
 }
+
+/// A publisher that may write to `<prefix>*` must not reach what is the gateway's own.
+#[test]
+fn field_e7_a_prefix_that_reaches_the_gateways_own_names_is_refused() {
+    for (prefix, good) in [("ws:", true), ("gate", false), ("g", false), ("gateway:x:", false)] {
+        let file = format!(
+            "[broker]\nkind = \"redis\"\n[redis]\nprefix = \"{prefix}\"\n\
+             [[auth.keys]]\nsecret = \"a secret of this test alone, 32 bytes\"\n"
+        );
+        let problems = run(Some(&file), &[]).err().unwrap_or_default().join("\n");
+        assert_eq!(problems.is_empty(), good, "{prefix}: {problems}");
+    }
+}

@@ -122,6 +122,8 @@ pub struct Broker {
 pub struct History {
     pub max_messages: usize,
     pub max_bytes: usize,
+    pub opens_per_user: u32,
+    pub opens: u32,
 }
 
 #[derive(Debug, Clone, Deserialize)]

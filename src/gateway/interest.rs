@@ -125,6 +125,11 @@ impl Interest {
         Waiting { answer: entry.answer.clone(), deadline }
     }
 
+    /// True where the channel is wanted already, with a history.
+    pub(super) fn has_history_of(&self, channel: &ChannelName) -> bool {
+        self.entries.get(channel).is_some_and(|entry| entry.track >= Track::Open)
+    }
+
     /// The broker has confirmed: there is nothing to wait for any more.
     pub(super) fn settled(&self, channel: &ChannelName) {
         if let Some(mut entry) = self.entries.get_mut(channel)

@@ -8,6 +8,7 @@
 mod continuity;
 mod control;
 mod interest;
+mod opens;
 mod pump;
 mod resume;
 mod revoke;
@@ -31,6 +32,7 @@ use crate::protocol::{Kind, Message, Push};
 pub use control::{Control, NodeInfo, Nodes};
 use interest::Interest;
 pub use interest::Waiting;
+use opens::Opens;
 use pump::Read;
 pub use resume::Resumed;
 use revoke::Recall;
@@ -43,6 +45,7 @@ pub struct Gateway {
     revocations: Arc<Revocations>,
     recall: Recall,
     interest: Interest,
+    opens: Opens,
     nodes: Nodes,
     max_publication: AtomicUsize,
     /// How much of a history is read at most.
@@ -107,6 +110,7 @@ impl Gateway {
             revocations: Arc::new(revocations),
             recall: Recall::default(),
             interest: Interest::new(Arc::clone(&broker), linger),
+            opens: Opens::default(),
             broker,
             nodes: Nodes::new(node),
             max_publication: AtomicUsize::new(usize::MAX),
@@ -115,6 +119,11 @@ impl Gateway {
             read,
             reads: Mutex::new(Some(reads)),
         }
+    }
+
+    /// How many histories may be begun in an hour, for one user and for all.
+    pub fn set_opens(&self, per_user: u32, all: u32) {
+        self.opens.set(per_user, all);
     }
 
     pub fn set_history_bounds(&self, bounds: Bounds) {
@@ -171,6 +180,13 @@ impl Gateway {
         track: Track,
     ) -> Result<Waiting, SubscribeError> {
         self.hub.subscribe(connection, channel)?;
+        let user = connection.user().unwrap_or_default();
+        let begins = track >= Track::Open && !self.interest.has_history_of(channel);
+        if begins && !self.opens.take(&user) {
+            // A history that exists is followed all the same.
+            metrics::history_not_begun();
+            return Ok(self.interest.acquire(channel, Track::Read));
+        }
         Ok(self.interest.acquire(channel, track))
     }
 

@@ -199,8 +199,8 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
             let _: i64 = kill.arg(&["KILL", "TYPE", kind]).query(&mut server.connection()).unwrap();
         }
         gateway.metric_reaches("redis_reconnects_total", f64::from(n)).await;
-        eventually("both connections", || async {
-            (gateway.metric("redis_connected").await == 2.0).then_some(())
+        eventually("connections and writing", || async {
+            (gateway.metric("redis_connected").await == 3.0).then_some(())
         })
         .await;
         assert_eq!(gateway.get_admin("/livez").await.0, 200);

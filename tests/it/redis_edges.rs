@@ -256,6 +256,38 @@ async fn field_a10_a_history_is_read_in_bounded_bytes() {
     assert!(error.to_string().contains("limits.publication_bytes"), "{error}");
 }
 
+/// Every name that somebody thought up was a key in Redis for an hour.
+#[tokio::test]
+async fn field_a11_names_that_nobody_publishes_on_cost_few_keys() {
+    let redis = Redis::start();
+    let config = format!("{}[history]\nopens_per_user = 5\n{RULE}", redis.config());
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    redis.fcall("post:old", "1").unwrap();
+    let keys = || -> Vec<String> {
+        let mut connection = redis.connection();
+        redis::cmd("KEYS").arg("tollgate:post:*").query(&mut connection).unwrap()
+    };
+    let before = keys().len();
+
+    let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
+    for n in 0..40 {
+        let channel = format!("post:x{n}");
+        client.send(json!({"type": "subscribe", "channel": channel})).await;
+        assert_eq!(client.next().await["type"], "subscribed");
+        client.send(json!({"type": "unsubscribe", "channel": channel})).await;
+        assert_eq!(client.next().await["type"], "unsubscribed");
+    }
+    assert_eq!(keys().len() - before, 5);
+    assert_eq!(gateway.metric("histories_not_begun_total").await, 35.0);
+
+    // A history that exists is followed as ever.
+    client.send(json!({"type": "subscribe", "channel": "post:old"})).await;
+    assert_eq!(client.next().await["data"]["offset"], 1);
+    redis.fcall("post:old", "2").unwrap();
+    assert_eq!(client.next().await["offset"], 2);
+}
+
 /// Each forged head used to begin a reading that began another one.
 #[tokio::test]
 async fn field_a6_forged_positions_cost_few_readings_and_no_event() {

@@ -36,6 +36,9 @@ async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
             assert!(said.contains(&format!("the type \"{name}\" is the gateway's own")), "{said}");
             assert!(said.contains(&format!("for example \"app.{name}\"")), "{said}");
         }
+        // By the function that publishers call, as they do.
+        let said = redis.fcall("user:u1", &event.to_string()).unwrap_err().to_string();
+        assert!(said.contains(&format!("the type \"{name}\" is reserved")), "{said}");
         // From whoever may PUBLISH: declared, with the event in no client's hands.
         redis.publish("tollgate:user:u1", &event.to_string());
         assert_eq!(client.next().await, gap);
