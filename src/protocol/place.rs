@@ -4,7 +4,7 @@
 //!
 //! - Of few channels each is named, `<channel>=<epoch>-<offset>`, with nothing behind the `=` of one without a
 //!   history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`. Version 0.1 had only this.
-//! - Of more channels each that has a history takes six bytes or a few more: a [`Tag`] and its offset as a
+//! - Of more channels each that has a history takes six bytes or a few more: a `Tag` and its offset as a
 //!   LEB128 varint, all of them in base64url, in pieces that look like channels without a history:
 //!   `_2.3q2-7wE…=&_2.…=`. So a replica of version 0.1 takes it for a place in other channels, and declares a gap
 //!   on its own. A tag can be compared with a channel's epoch, and never be turned back into it.
