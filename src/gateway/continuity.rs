@@ -439,9 +439,9 @@ impl Flow {
         });
         let replaced = replaced.map(|(offset, _)| offset);
         let due = replaced.or(last.map(|last| last + 1));
-        hole.absorb_losses();
-        let limit = hole.loss.until.as_ref().filter(|until| until.epoch == top.epoch);
-        let limit = limit.map_or(top.offset, |until| until.offset.min(top.offset));
+        // What comes by itself has its place behind what is missing. What was published while the
+        // subscription was made came nowhere, so all that the history has is missing until then.
+        let limit = hole.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
 
         let first = publications.first().map_or(top.offset + 1, offset);
         let overtaken = last.is_some_and(|last| last > top.offset);

@@ -156,9 +156,9 @@ fn what_does_not_fit_behind_a_hole_is_read_again() {
     assert!(case.0.hole.as_ref().unwrap().waiting.len() < 12);
     let first = ticket(&case.0);
     case.0.read(first, history("e", 1, 7), BOUNDS, &mut case.1);
-    assert_eq!(words(&mut case.1), ["e6", "read"]);
+    assert_eq!(words(&mut case.1), ["e6", "e7", "read"]);
     let top = MAX_WAITING as u64 + 10;
-    let mut expected: Vec<_> = (7..=top).map(|n| format!("e{n}")).collect();
+    let mut expected: Vec<_> = (8..=top).map(|n| format!("e{n}")).collect();
     assert_eq!(case.read(history("e", 1, top)), expected);
     expected.clear();
     assert!(case.read(history("e", 1, top)).is_empty(), "a late answer changes nothing");
@@ -245,7 +245,7 @@ fn field_a6_a_forged_offset_is_passed_over_after_one_read() {
     let mut case = Case::new(true);
     assert_eq!(case.take(durable("e", 1005)), ["read"]);
     assert!(case.take(durable("e", 6)).is_empty(), "it waits for the answer");
-    let told = ["gap:history_lost", "e6", "refuted 1"];
+    let told = ["gap:history_lost", "refuted 1", "e6"];
     assert_eq!(case.read(history("e", 1, 6))[..], told);
     assert_eq!(case.take(durable("e", 7)), ["e7"]);
 
@@ -308,11 +308,11 @@ fn field_a6_what_waits_behind_all_holes_is_bounded() {
     assert!(cases.iter().map(held).sum::<usize>() < 100, "120 MiB came");
     // Nobody is forgotten: what did not fit is read.
     for case in &mut cases {
-        let mut words = case.read(history("e", 1, 10));
+        let words = case.read(history("e", 1, 10));
+        assert_eq!(words[..2], ["e6", "e7"]);
         if words.last().is_some_and(|word| word == "read") {
-            words = case.read(history("e", 1, 10));
+            case.read(history("e", 1, 10));
         }
-        assert!(!words.is_empty());
         assert_eq!(case.take(durable("e", 11)), ["e11"]);
     }
 }

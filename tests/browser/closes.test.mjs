@@ -96,9 +96,12 @@ for (const browser of BROWSERS) {
         }
         await open(`?token=${token("u1", { seconds: -60 })}`);
         await closed(4401, /^expired$/);
+        // Who has no cookie hears it at once, unless a first message is to bring the token.
         await open();
+        await closed(4401, /^missing$/);
+        await open("?auth=message");
         await closed(4408, /^no token in time$/);
-        await open();
+        await open("?auth=message");
         await has("open");
         await send('{"type":"auth","token":"no.to.ken"}');
         await closed(4401, /^malformed$/);
@@ -124,7 +127,7 @@ for (const browser of BROWSERS) {
         await closed(4429, /^too many connections of this user$/);
         await page.evaluate((last) => last.socket.close(), first);
         await gone();
-        await open();
+        await open("?auth=message");
         await has("open");
         await send(JSON.stringify({ type: "auth", token: good }));
         await has("connected");

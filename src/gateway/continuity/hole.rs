@@ -29,7 +29,7 @@ pub(super) struct Loss {
     pub(super) reason: GapReason,
     /// Whatever the history holds, something else may be missing.
     pub(super) declare: bool,
-    /// Up to here the history has what is missing; what follows comes by itself. `None`: all of it.
+    /// Where the history stood at this point, if that is known.
     pub(super) until: Option<Position>,
 }
 
@@ -87,24 +87,6 @@ impl Hole {
         self.bytes = 0;
     }
 
-    /// What was lost before the history was asked is in it, like the rest.
-    pub(super) fn absorb_losses(&mut self) {
-        let (mut at, before) = (0, self.before);
-        let loss = &mut self.loss;
-        self.waiting.retain(|held| {
-            at += 1;
-            match held {
-                Held::Loss(held) if at <= before => {
-                    loss.declare |= held.declare;
-                    loss.until = None;
-                    self.before -= 1;
-                    false
-                }
-                Held::Loss(_) | Held::Publication(_) => true,
-            }
-        });
-    }
-
     /// Drops what came before the history was asked and was delivered from it just now, or claims what it
     /// does not have; returns how many claims are false. Those of an epoch that has ended since are not.
     pub(super) fn refute(&mut self, top: &Position, limit: u64, last: Option<&Position>) -> usize {
@@ -125,6 +107,16 @@ impl Hole {
             top.has_reached(position) && position.offset > limit
         });
         refuted + usize::from(self.claimed.take().as_ref().is_some_and(is_false))
+    }
+
+    /// The first offset that waits, of those after the last one that was delivered and within the history.
+    pub(super) fn first_after(&self, last: Option<u64>, top: &Position) -> Option<u64> {
+        let offsets = self.waiting.iter().filter_map(|held| match held {
+            Held::Publication(publication) => publication.position.as_ref(),
+            Held::Loss(_) => None,
+        });
+        let within = offsets.filter(|p| top.has_reached(p) && last.is_none_or(|l| p.offset > l));
+        within.map(|p| p.offset).min()
     }
 
     /// Puts a claim aside: if it is true, the history has its publication.
