@@ -8,7 +8,7 @@ use tollgate::protocol::{Message, sse};
 
 fn check(message: &Message) {
     let json: serde_json::Value = serde_json::from_str(&message.text).expect("valid JSON");
-    assert_eq!(json["type"], message.kind);
+    assert_eq!(json["type"], message.kind.name());
 }
 
 fuzz_target!(|text: &str| {
