@@ -44,6 +44,7 @@ pattern = "plain:{id}"
 allow = "authenticated"
 [limits]
 queue_bytes = 33554432
+refusal_wait = "0s"
 [broker]
 kind = "redis"
 linger = "300ms"
