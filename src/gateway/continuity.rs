@@ -178,10 +178,11 @@ impl Flow {
             Place::Taken(Known::False) => out.push(Step::Refuted(1)),
             Place::Taken(Known::Contested) => {
                 // Both are delivered, since nobody can tell which is true; and that it is so is declared.
-                self.recent.add_rival(position.offset, &publication);
                 self.tail = None;
                 self.declare(GapReason::HistoryLost, out);
-                out.push(Step::Deliver(publication));
+                if self.recent.add_rival(position.offset, &publication) {
+                    out.push(Step::Deliver(publication));
+                }
                 out.push(Step::Refuted(1));
             }
             Place::Claimed => self.question(position, publication, out),
@@ -455,10 +456,18 @@ impl Flow {
 
         let due = due.unwrap_or(1).min(if overtaken { top.offset + 1 } else { u64::MAX });
         for publication in publications {
-            if (due..=limit).contains(&offset(&publication)) {
+            let offset = offset(&publication);
+            let is_new = last.is_none_or(|last| offset > last);
+            if is_new && (due..=limit).contains(&offset) {
                 self.deliver(publication, true, bounds, out);
-            } else if last.is_some() {
-                self.recent.prove(offset(&publication), &publication);
+                continue;
+            }
+            let known = self.recent.look(offset, &publication);
+            self.recent.prove(offset, &publication);
+            if !is_new && known.is_some_and(|known| known != Known::Delivered) {
+                // Something false was delivered in its place.
+                self.tail = None;
+                out.push(Step::Deliver(publication));
             }
         }
         let reached = self.last.as_ref().is_some_and(|last| {
@@ -468,7 +477,7 @@ impl Flow {
         if !reached {
             // Ahead of everything that was kept, or behind what was delivered: what comes now begins
             // there, behind the declaration.
-            self.recent.forget();
+            self.recent.end_at(limit);
             self.tail = None;
             self.advance(Position { offset: limit, ..top });
         }

@@ -9,13 +9,14 @@ use crate::channel::Publication;
 /// Most offsets of one channel that are remembered.
 const KEPT: usize = 64;
 
+/// Most publications that claimed a place beside another one and were delivered too.
+const MAX_RIVALS: usize = 32;
+
 /// What was delivered at an offset.
 #[derive(Clone, Copy)]
 struct Place {
     delivered: u32,
-    /// And another one that came with the same offset.
-    rival: Option<u32>,
-    /// The history has the first.
+    /// The history has it.
     proven: bool,
 }
 
@@ -35,6 +36,8 @@ pub(super) struct Recent {
     /// The offset behind the last one.
     next: u64,
     places: VecDeque<Place>,
+    /// Offsets and fingerprints.
+    rivals: Vec<(u64, u32)>,
 }
 
 /// Keyed anew in each process, so that nobody outside can make two payloads alike.
@@ -44,26 +47,23 @@ fn fingerprint(publication: &Publication) -> u32 {
 }
 
 impl Recent {
-    /// Remembers a delivery; `proven` where it comes from the history.
+    /// Remembers what was delivered behind the last one; `proven` where it comes from the history.
     pub(super) fn push(&mut self, offset: u64, publication: &Publication, proven: bool) {
-        if let Some(at) = self.at(offset) {
-            // From here on something else is delivered.
-            self.places.truncate(at);
-        } else if offset != self.next {
-            self.places.clear();
+        if offset != self.next {
+            self.forget();
         }
         if self.places.len() == KEPT {
             self.places.pop_front();
         }
         self.next = offset + 1;
-        self.places.push_back(Place { delivered: fingerprint(publication), rival: None, proven });
+        self.places.push_back(Place { delivered: fingerprint(publication), proven });
     }
 
     /// `None` where it is not known any more.
     pub(super) fn look(&self, offset: u64, publication: &Publication) -> Option<Known> {
         let place = self.places.get(self.at(offset)?)?;
         let own = fingerprint(publication);
-        Some(if place.delivered == own || place.rival == Some(own) {
+        Some(if place.delivered == own || self.rivals.contains(&(offset, own)) {
             Known::Delivered
         } else if place.proven {
             Known::False
@@ -72,20 +72,33 @@ impl Recent {
         })
     }
 
-    /// A rival was delivered too.
-    pub(super) fn add_rival(&mut self, offset: u64, publication: &Publication) {
-        let at = self.at(offset);
-        if let Some(place) = at.and_then(|at| self.places.get_mut(at)) {
-            place.rival = Some(fingerprint(publication));
+    /// A rival is delivered too; false where there is no room to remember it.
+    pub(super) fn add_rival(&mut self, offset: u64, publication: &Publication) -> bool {
+        let first = self.next.saturating_sub(self.places.len() as u64);
+        self.rivals.retain(|(offset, _)| *offset >= first);
+        let has_room = self.rivals.len() < MAX_RIVALS;
+        if has_room {
+            self.rivals.push((offset, fingerprint(publication)));
         }
+        has_room
     }
 
     /// The history has this publication at its offset.
     pub(super) fn prove(&mut self, offset: u64, publication: &Publication) {
         let at = self.at(offset);
         if let Some(place) = at.and_then(|at| self.places.get_mut(at)) {
-            *place =
-                Place { delivered: fingerprint(publication), rival: place.rival, proven: true };
+            *place = Place { delivered: fingerprint(publication), proven: true };
+        }
+    }
+
+    /// What was delivered behind this offset does not count.
+    pub(super) fn end_at(&mut self, offset: u64) {
+        match self.at(offset) {
+            Some(at) => {
+                self.places.truncate(at + 1);
+                self.next = offset + 1;
+            }
+            None => self.forget(),
         }
     }
 
