@@ -159,6 +159,7 @@ interval = "1s"
 [doctor]
 per_second = 5
 [limits]
+refusal_wait = "0s"
 connections = {connections}
 queue_bytes = 262144
 publication_bytes = 262144

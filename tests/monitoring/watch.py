@@ -17,6 +17,7 @@ EMPTY = {
 }
 # Queries whose values rightly are all zero here.
 ZERO = {
+    "tollgate_revocations_unusable": "nobody writes an entry that cannot be used",
     "tollgate_log_lines_dropped_total": "the logs of these gateways can be written",
     "tollgate_duplicates_dropped_total": "an event comes twice only beside a reading of its history, in a race",
 }
