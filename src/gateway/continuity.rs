@@ -194,11 +194,7 @@ impl Flow {
         if let Some(hole) = &mut self.hole {
             return hole.put_aside(position);
         }
-        // What is missing ends before it, if it is ahead. Else all that the history has is in question.
-        let ahead = |last: &Position| last.epoch == position.epoch && last.offset < position.offset;
-        let before = Position { offset: position.offset.saturating_sub(1), ..position.clone() };
-        let until = self.last.as_ref().is_some_and(ahead).then_some(before);
-        self.open_hole(Loss { reason: GapReason::HistoryLost, declare: false, until }, out);
+        self.open_hole(GapReason::HistoryLost, false, out);
         if let Some(hole) = &mut self.hole {
             if hole.aside {
                 hole.put_aside(position);
@@ -231,8 +227,7 @@ impl Flow {
             (None, Some(position)) => self.advance(position),
             (Some(last), Some(position)) if last.has_reached(&position) => {}
             (Some(last), Some(position)) if last.epoch == position.epoch => {
-                let (reason, until) = (GapReason::HistoryLost, Some(position));
-                self.open_hole(Loss { reason, declare: false, until }, out);
+                self.open_hole(GapReason::HistoryLost, false, out);
             }
             (Some(_), Some(position)) => {
                 self.declare(GapReason::HistoryLost, out);
@@ -277,29 +272,24 @@ impl Flow {
             }
             return;
         }
-        let Loss { reason, declare, until } = &loss;
+        let Loss { reason, declare, until } = loss;
         match (&self.last, until) {
-            (Some(last), Some(until)) if last == until => {
+            (Some(last), Some(until)) if *last == until => {
                 // Nothing was missed, whatever was declared.
                 self.declared = false;
-                if *declare {
-                    self.declare(*reason, out);
+                if declare {
+                    self.declare(reason, out);
                 }
             }
             (Some(last), Some(until)) if last.epoch != until.epoch => {
-                let until = until.clone();
                 self.declare(GapReason::HistoryLost, out);
                 self.advance(until);
             }
-            (Some(last), until) => {
-                // Where it stands behind what was delivered the history says what of that was true.
-                let behind = until.as_ref().is_some_and(|until| last.has_reached(until));
-                let until = loss.until.filter(|_| !behind);
-                self.open_hole(Loss { until, ..loss }, out);
-            }
-            (None, _) => {
-                self.declare(*reason, out);
-                self.last = loss.until;
+            // Where it stands behind what was delivered the history says what of that was true.
+            (Some(_), _) => self.open_hole(reason, declare, out),
+            (None, until) => {
+                self.declare(reason, out);
+                self.last = until;
             }
         }
     }
@@ -310,15 +300,15 @@ impl Flow {
         Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
     }
 
-    fn open_hole(&mut self, mut loss: Loss, out: &mut Vec<Step>) {
+    /// `declare`: whatever the history holds, something else may be missing.
+    fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
         let (ticket, wait) = (next_ticket(), self.wait());
         if wait.is_some() {
             // What comes does not wait for the answer, and must not come before the word.
-            self.declare(loss.reason, out);
-            loss.until = None;
+            self.declare(reason, out);
         }
         out.push(Step::Read(ticket, wait.unwrap_or_default()));
-        self.hole = Some(Box::new(Hole::new(ticket, loss, wait.is_some())));
+        self.hole = Some(Box::new(Hole::new(ticket, (reason, declare), wait.is_some())));
     }
 
     /// The history is asked now, for the hole with this ticket.
@@ -370,7 +360,7 @@ impl Flow {
                 }
                 // Which of two epochs came first only the history knows.
                 Held::Loss(loss) if self.has_another_epoch(&loss) => {
-                    self.open_hole(Loss { until: None, ..loss }, out);
+                    self.open_hole(loss.reason, loss.declare, out);
                 }
                 Held::Loss(loss) => self.lost(loss, out),
             }
@@ -380,7 +370,7 @@ impl Flow {
     /// Goes on where the history cannot say what is missing, because there is none or it cannot be read.
     fn go_on_without(&mut self, hole: &mut Hole, is_gone: bool, out: &mut Vec<Step>) -> usize {
         metrics::recovery(false);
-        self.declare(hole.loss.reason, out);
+        self.declare(hole.reason, out);
         self.declared = true;
         self.tail = None;
         if is_gone {
@@ -400,8 +390,7 @@ impl Flow {
         if hole.waiting.len() < before || hole.claimed.as_ref().is_some_and(is_behind) {
             // They came twice, or what was delivered in their place was false: asked again later.
             self.remember_false_claims();
-            let (reason, declare, until) = (GapReason::HistoryLost, false, None);
-            self.open_hole(Loss { reason, declare, until }, out);
+            self.open_hole(GapReason::HistoryLost, false, out);
         }
         0
     }
@@ -451,7 +440,7 @@ impl Flow {
         let refuted = hole.refute(&top, limit, self.last.as_ref());
         let refuted = refuted + usize::from(overtaken || replaced.is_some());
         if !filled || refuted > 0 {
-            self.declare(hole.loss.reason, out);
+            self.declare(hole.reason, out);
         }
 
         let due = due.unwrap_or(1).min(if overtaken { top.offset + 1 } else { u64::MAX });
@@ -483,9 +472,9 @@ impl Flow {
         }
         self.declared = false;
 
-        if hole.loss.declare {
+        if hole.declare {
             // Of another kind, somewhere among what was filled.
-            self.declare(hole.loss.reason, out);
+            self.declare(hole.reason, out);
         }
         refuted
     }

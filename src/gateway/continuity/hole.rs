@@ -35,7 +35,9 @@ pub(super) struct Loss {
 
 pub(super) struct Hole {
     pub(super) ticket: u64,
-    pub(super) loss: Loss,
+    pub(super) reason: GapReason,
+    /// Whatever the history holds, something else may be missing.
+    pub(super) declare: bool,
     pub(super) waiting: Vec<Held>,
     /// So many of `waiting` were there before the history was asked: it knows of them, or they are false.
     pub(super) before: usize,
@@ -48,8 +50,9 @@ pub(super) struct Hole {
 }
 
 impl Hole {
-    pub(super) fn new(ticket: u64, loss: Loss, aside: bool) -> Self {
-        Self { ticket, loss, waiting: Vec::new(), before: 0, bytes: 0, aside, claimed: None }
+    pub(super) fn new(ticket: u64, (reason, declare): (GapReason, bool), aside: bool) -> Self {
+        let (waiting, before, bytes, claimed) = (Vec::new(), 0, 0, None);
+        Self { ticket, reason, declare, waiting, before, bytes, aside, claimed }
     }
 
     /// The history is asked now.
