@@ -37,10 +37,11 @@ pub enum Event {
 /// What [`Event::Subscribed`] says.
 #[derive(Debug)]
 pub struct Subscribed {
-    /// Of all who asked for it.
+    /// Of all who asked for it; nobody where only the position is told.
     pub confirmations: Vec<Confirmation>,
-    /// Where the channel's history stood when the subscription began, for a tracked one: every
-    /// durable publication after it comes as an event.
+    /// Where the channel's history stood at a moment after the subscription began, for a tracked one: every
+    /// durable publication after it comes as an event behind this one, and those before it that are of the
+    /// subscription came as events ahead of it.
     pub position: Option<Position>,
     /// The channel was not live before.
     pub fresh: bool,

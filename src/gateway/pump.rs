@@ -117,6 +117,9 @@ impl Gateway {
     ) {
         self.interest.with_flow(channel, |flow, _| flow.subscribed(position, fresh, steps));
         self.carry_out_steps(channel, steps).await;
+        if confirmations.is_empty() {
+            return;
+        }
         let confirm = move || {
             for confirmation in confirmations {
                 confirmation.send_replace(Some(Ok(())));

@@ -42,6 +42,7 @@ mod revocation;
 mod simulation;
 mod sse;
 mod streams;
+mod subscribing;
 mod tokens;
 mod topologies;
 mod upstream;

@@ -45,6 +45,13 @@ pub(super) struct Link {
     pub(super) run: Arc<str>,
 }
 
+impl Link {
+    /// The same connection, and not one to the same server.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.run, &other.run)
+    }
+}
+
 /// Who connects.
 #[derive(Clone)]
 pub(super) struct Credentials {

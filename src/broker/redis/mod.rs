@@ -221,11 +221,11 @@ impl Shared {
             let node = self.node(key.as_bytes())?;
             let within = self.settings.command_timeout;
             let link = node.link(within).await.ok_or(BrokerError::Unavailable)?;
-            let error = match work(link).await {
+            let error = match work(link.clone()).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
-            node.failed(&error);
+            node.failed(&link, &error);
             if !fault::is_moved(&error) {
                 let text = fault::describe(&error);
                 tracing::debug!(server = %node.server, error = text, "a Redis command failed");

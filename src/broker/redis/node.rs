@@ -50,10 +50,11 @@ impl Node {
         found.ok()?.ok()?.clone()
     }
 
-    /// A command failed: is that the connection's fault?
-    pub(super) fn failed(&self, error: &RedisError) {
+    /// A command failed: is that the fault of the connection that there is now?
+    pub(super) fn failed(&self, link: &Link, error: &RedisError) {
+        let is_current = self.link.borrow().as_ref().is_some_and(|current| current.is(link));
         // A master that became a replica says so in an answer; another server is to be found then.
-        if Fault::of(error) == Fault::Gone || error.code() == Some("READONLY") {
+        if is_current && (Fault::of(error) == Fault::Gone || error.code() == Some("READONLY")) {
             self.lost.notify_one();
         }
     }

@@ -22,8 +22,12 @@ pub(super) struct Want {
     /// And whatever its history says, something else may be missing.
     pub(super) lost: bool,
     pub(super) track: Track,
-    /// Where its history stood before the subscription that is on its way.
+    /// Where its history stood before the subscription that is on its way, for an interruption.
     pub(super) position: Option<Position>,
+    /// Whoever waits is answered when it is known where the history stands behind the confirmation.
+    pub(super) position_due: bool,
+    /// It is live, had not been before, and that was not told yet.
+    fresh: bool,
 }
 
 impl Want {
@@ -39,7 +43,18 @@ impl Want {
 
     /// No longer live, for a reason that is not the gateway's wish.
     pub(super) fn interrupt(&mut self) {
-        self.gap_due |= std::mem::take(&mut self.live);
+        let was_told = std::mem::take(&mut self.live) && !std::mem::take(&mut self.fresh);
+        self.gap_due |= was_told;
+        self.position_due = false;
+    }
+
+    /// The answer to all who have asked; `None` where it would say nothing.
+    fn subscribed(&mut self, channel: ChannelName, position: Option<Position>) -> Option<Event> {
+        let confirmations = std::mem::take(&mut self.confirmations);
+        let fresh = std::mem::take(&mut self.fresh);
+        let says_something = !confirmations.is_empty() || position.is_some();
+        says_something
+            .then(|| Event::Subscribed(channel, Subscribed { confirmations, position, fresh }))
     }
 }
 
@@ -134,7 +149,8 @@ impl Wanted {
         self.channels.values_mut().for_each(Want::interrupt);
     }
 
-    /// The channel's subscription is confirmed: what the gateway is to be told, in this order.
+    /// The channel's subscription is confirmed: what the gateway is to be told, in this order. Of a tracked
+    /// channel [`Wanted::stands`] says the rest.
     pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
         if !self.answered(name) {
             // Another answer is on the way, but publications come from this one on. What is due stays due:
@@ -152,18 +168,31 @@ impl Wanted {
         let Some(want) = self.channels.get_mut(name) else {
             return [None, None];
         };
-        let fresh = !want.live && !want.gap_due;
+        want.fresh |= !want.live && !want.gap_due;
         want.live = true;
         let position = want.position.take();
         let interrupted = std::mem::take(&mut want.gap_due).then(|| {
             let reason = want.reason();
             want.lost = false;
-            Event::Interrupted(channel.clone(), reason, position.clone())
+            Event::Interrupted(channel.clone(), reason, position)
         });
-        let confirmations = std::mem::take(&mut want.confirmations);
-        let subscribed = (!confirmations.is_empty())
-            .then(|| Event::Subscribed(channel, Subscribed { confirmations, position, fresh }));
-        [interrupted, subscribed]
+        if want.position_due {
+            return [interrupted, None];
+        }
+        [interrupted, want.subscribed(channel, None)]
+    }
+
+    /// Where the channel's history stands behind the confirmation: what the gateway is to be told.
+    /// Publications that came between a look before and the subscription show by it.
+    pub(super) fn stands(&mut self, name: &str, position: Option<Position>) -> Option<Event> {
+        if self.unconfirmed.contains_key(name) {
+            // Another subscription is on the way, and its answer counts for all.
+            return None;
+        }
+        let channel = self.channels.get_key_value(name)?.0.clone();
+        let want = self.channels.get_mut(name).filter(|want| want.live)?;
+        want.position_due = false;
+        want.subscribed(channel, position)
     }
 
     /// Asks again for what was refused and is still wanted. True if there was any.
@@ -271,6 +300,39 @@ mod tests {
         wanted.channels.get_mut("c:1").unwrap().lost = true;
         wanted.begin();
         assert_eq!(words(wanted.confirmed("c:1")), ["interrupted history_lost"]);
+    }
+
+    #[test]
+    fn who_follows_a_history_is_answered_when_it_is_known_where_it_stands() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        want(&mut wanted, 1);
+        let due = |wanted: &mut Wanted| wanted.channels.get_mut("c:1").unwrap().position_due = true;
+        due(&mut wanted);
+        assert!(words(wanted.confirmed("c:1")).is_empty());
+        // Lost before that: nobody has been told that it was live, so nothing is interrupted.
+        wanted.end();
+        wanted.begin();
+        due(&mut wanted);
+        assert!(words(wanted.confirmed("c:1")).is_empty());
+        assert_eq!(words([wanted.stands("c:1", None), None]), ["subscribed anew for 1"]);
+        // Asked again meanwhile: the last answer is for all.
+        want(&mut wanted, 1);
+        due(&mut wanted);
+        assert!(words(wanted.confirmed("c:1")).is_empty());
+        want(&mut wanted, 1);
+        assert!(wanted.stands("c:1", Position::new("e", 1)).is_none());
+        due(&mut wanted);
+        assert!(words(wanted.confirmed("c:1")).is_empty());
+        let told = words([wanted.stands("c:1", Position::new("e", 1)), None]);
+        assert_eq!(told, ["subscribed again for 2"]);
+        // With nobody to answer, where it stands is told all the same.
+        wanted.end();
+        wanted.begin();
+        due(&mut wanted);
+        assert_eq!(words(wanted.confirmed("c:1")), ["interrupted broker_reconnected"]);
+        let told = words([wanted.stands("c:1", Position::new("e", 2)), None]);
+        assert_eq!(told, ["subscribed again for 0"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -12,7 +12,7 @@ use super::super::wanted::Op;
 use super::super::{Role, connect, history};
 use super::Subscriber;
 use crate::broker::{Event, Track};
-use crate::channel::{ChannelName, GapReason};
+use crate::channel::{ChannelName, GapReason, Position};
 use crate::metrics;
 
 /// Channels in one SUBSCRIBE.
@@ -42,7 +42,13 @@ impl Subscriber {
                 _ => break,
             };
             wanted.ops.pop_front();
-            let track = wanted.channels.get(&name).map_or(Track::No, |want| want.track);
+            let track = match wanted.channels.get_mut(&name) {
+                Some(want) => {
+                    want.position_due |= subscribe && want.track > Track::No;
+                    want.track
+                }
+                None => Track::No,
+            };
             names.push((name, track));
         }
         Some((subscribe, names))
@@ -60,30 +66,76 @@ impl Subscriber {
                 last = Instant::now();
                 continue;
             };
-            if subscribe && let Err(e) = self.read_positions(link, &names).await {
+            let carried_out = if subscribe {
+                self.subscribe_to(link, &names).await
+            } else {
+                self.command_all(link, false, &names).await
+            };
+            if let Err(e) = carried_out {
                 return fault::describe(&e);
             }
-            let names: Vec<_> = names.into_iter().map(|(c, _)| self.shared.key(&c)).collect();
-            let commands = self.batches(&names).into_iter().map(|batch| async move {
-                let result = self.command(link, subscribe, &batch).await;
-                (batch, result)
-            });
-            for (batch, result) in join_all(commands).await {
-                match result {
-                    Ok(()) => {}
-                    // What could not be given up goes on arriving, and nobody is there to have it.
-                    Err(e) if !subscribe && Fault::of(&e).is_an_answer() => {}
-                    Err(e) if Fault::of(&e).is_an_answer() => {
-                        if batch.len() == 1 {
-                            self.refuse(&batch[0], &e);
-                        } else if let Err(e) = self.one_by_one(link, &batch).await {
-                            return fault::describe(&e);
-                        }
-                    }
-                    Err(e) => return fault::describe(&e),
-                }
+        }
+    }
+
+    /// Subscribes, and answers who waits for channels with histories with where these stand then: a look
+    /// before it would leave out what is published in between. Where something may have been missed there
+    /// is one before it too, so that the interruption can say whether that is so.
+    async fn subscribe_to(
+        &self,
+        link: &connect::Link,
+        names: &[(ChannelName, Track)],
+    ) -> Result<(), RedisError> {
+        let interrupted = self.interrupted_of(names);
+        for (channel, position) in self.read_positions(link, &interrupted).await? {
+            if let Some(want) = self.wanted.lock().channels.get_mut(&channel) {
+                want.position = position;
             }
         }
+
+        self.command_all(link, true, names).await?;
+
+        let tracked: Vec<_> =
+            names.iter().filter(|(_, track)| *track > Track::No).cloned().collect();
+        let positions = self.read_positions(link, &tracked).await?;
+        let mut wanted = self.wanted.lock();
+        for (channel, position) in positions {
+            wanted.stands(channel.as_str(), position).map(|event| self.shared.events.push(event));
+        }
+        Ok(())
+    }
+
+    /// Those of them that may have missed something that a history has.
+    fn interrupted_of(&self, names: &[(ChannelName, Track)]) -> Vec<(ChannelName, Track)> {
+        let wanted = self.wanted.lock();
+        let due = |channel| wanted.channels.get(channel).is_some_and(|want| want.gap_due);
+        names.iter().filter(|(c, track)| *track > Track::No && due(c)).cloned().collect()
+    }
+
+    /// Sends commands for all of these channels, together.
+    async fn command_all(
+        &self,
+        link: &connect::Link,
+        subscribe: bool,
+        names: &[(ChannelName, Track)],
+    ) -> Result<(), RedisError> {
+        let names: Vec<_> = names.iter().map(|(channel, _)| self.shared.key(channel)).collect();
+        let commands = self.batches(&names).into_iter().map(|batch| async move {
+            let result = self.command(link, subscribe, &batch).await;
+            (batch, result)
+        });
+        for (batch, result) in join_all(commands).await {
+            match result {
+                Ok(()) => {}
+                // What could not be given up goes on arriving, and nobody is there to have it.
+                Err(e) if !subscribe && Fault::of(&e).is_an_answer() => {}
+                Err(e) if Fault::of(&e).is_an_answer() && batch.len() == 1 => {
+                    self.refuse(&batch[0], &e);
+                }
+                Err(e) if Fault::of(&e).is_an_answer() => self.one_by_one(link, &batch).await?,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
     }
 
     /// In a cluster the channels of one command would have to share a slot, and the library counts
@@ -112,17 +164,17 @@ impl Subscriber {
         }
     }
 
-    /// Where the tracked channels' histories stand before they are subscribed.
+    /// Where the histories of these channels stand now.
     async fn read_positions(
         &self,
         link: &connect::Link,
-        names: &[(ChannelName, Track)],
-    ) -> Result<(), RedisError> {
-        let tracked: Vec<_> = names.iter().filter(|(_, track)| *track > Track::No).collect();
+        tracked: &[(ChannelName, Track)],
+    ) -> Result<Vec<(ChannelName, Option<Position>)>, RedisError> {
         let reads = tracked.iter().map(|(channel, track)| async move {
             let key = self.shared.key(channel);
             (channel, history::position(&self.shared, link, &key, *track).await)
         });
+        let mut positions = Vec::with_capacity(tracked.len());
         for (channel, position) in join_all(reads).await {
             let position = match position {
                 Ok(position) => position,
@@ -134,11 +186,9 @@ impl Subscriber {
                 }
                 Err(e) => return Err(e),
             };
-            if let Some(want) = self.wanted.lock().channels.get_mut(channel) {
-                want.position = position;
-            }
+            positions.push((channel.clone(), position));
         }
-        Ok(())
+        Ok(positions)
     }
 
     /// Returns only what ended it.
@@ -172,15 +222,12 @@ impl Subscriber {
     /// Where the tracked histories stand now. Another epoch says by itself what that means.
     async fn read_again(&self, link: &connect::Link) -> Result<(), RedisError> {
         for chunk in self.followed(Track::Read).chunks(PER_COMMAND) {
-            self.read_positions(link, chunk).await?;
+            let positions = self.read_positions(link, chunk).await?;
             let wanted = self.wanted.lock();
-            for (channel, want) in
-                chunk.iter().filter_map(|(c, _)| wanted.channels.get_key_value(c))
-            {
-                if want.live {
+            for (channel, position) in positions {
+                if wanted.channels.get(&channel).is_some_and(|want| want.live) {
                     let reason = GapReason::BrokerReconnected;
-                    let position = want.position.clone();
-                    self.shared.events.push(Event::Interrupted(channel.clone(), reason, position));
+                    self.shared.events.push(Event::Interrupted(channel, reason, position));
                 }
             }
         }

@@ -1,0 +1,71 @@
+//! What is published at the very moment at which a replica subscribes: it comes, or is in the position that
+//! the subscriber is told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde_json::{Value, json};
+
+use super::client::{Client, token};
+use super::gateway::Gateway;
+use super::proxy::Proxy;
+use super::redis::Redis;
+
+const RULE: &str = "[[channels]]\npattern = \"post:{id}\"\nallow = \"authenticated\"\n\
+                    history = { size = 100, ttl = \"1m\", plain = false }\n";
+
+/// A gateway whose subscriptions to that channel each come right behind a durable publication on it; the
+/// number of those.
+async fn gateway(redis: &Redis, channel: &'static str) -> (Gateway, Proxy, Arc<AtomicU64>) {
+    let proxy = Proxy::start(redis.port).await;
+    let (url, published) = (redis.url(), Arc::new(AtomicU64::new(0)));
+    let counted = Arc::clone(&published);
+    proxy.before(&["SUBSCRIBE\r\n", ":1\r\n"], move || {
+        let mut redis = redis::Client::open(&*url).unwrap().get_connection().unwrap();
+        let number = counted.fetch_add(1, Ordering::AcqRel) + 1;
+        let mut call = redis::cmd("FCALL");
+        call.arg("tollgate_publish").arg(1).arg(format!("tollgate:{channel}"));
+        // Before the library is there nobody wants the channel.
+        let _ = call.arg(number).arg(600).arg(1000).exec(&mut redis);
+    });
+    let config = format!(
+        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\n{RULE}",
+        proxy.port
+    );
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    (gateway, proxy, published)
+}
+
+/// The position was read before the subscription: the event between the two was in neither.
+#[tokio::test]
+async fn a_first_subscriber_is_told_a_position_that_nothing_is_missing_behind() {
+    let redis = Redis::start();
+    let (gateway, _proxy, published) = gateway(&redis, "post:1").await;
+    let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
+    let before = published.load(Ordering::Acquire);
+    let told = client.subscribe(json!("post:1")).await;
+    assert!(published.load(Ordering::Acquire) > before, "nothing was published between");
+
+    let (offset, _) = redis.fcall("post:1", "\"next\"").unwrap();
+    let event = client.next().await;
+    assert_eq!((&event["data"], &event["offset"]), (&json!("next"), &json!(offset)));
+    assert_eq!(told["data"]["offset"], json!(offset - 1), "{told}");
+}
+
+#[tokio::test]
+async fn who_is_subscribed_again_gets_what_came_while_that_was_done() {
+    let redis = Redis::start();
+    let (gateway, _proxy, _) = gateway(&redis, "post:1").await;
+    let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
+    let told = client.subscribe(json!("post:1")).await;
+    let mut last = told["data"]["offset"].as_u64().unwrap();
+
+    for _ in 0..3 {
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
+        let event: Value = client.next().await;
+        assert_eq!(event["offset"], json!(last + 1), "{event}");
+        last += 1;
+    }
+}
