@@ -296,7 +296,10 @@ fn gateway(
             Gateway::new(hub, Arc::new(started.context("redis.url")?), linger, node)
         }
     };
-    let gateway = Arc::new(gateway.confirm_within(config.redis.command_timeout.0));
+    let gateway = gateway
+        .confirm_within(config.redis.command_timeout.0)
+        .interrupted_after(config.broker.interrupted_after.0);
+    let gateway = Arc::new(gateway);
     lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
     lifecycle::spawn("housekeeping", Arc::clone(&gateway).housekeeping());
     lifecycle::spawn("revocations", Arc::clone(&gateway).recall_revocations());

@@ -89,6 +89,8 @@ table! {
     Gauge OUTBOUND_QUEUE_BYTES "outbound_queue_bytes";
     /// 1 while the connection to Redis is up, by role.
     Gauge REDIS_CONNECTED "redis_connected";
+    /// 1 while clients are told that publications cannot arrive, on all channels or on some.
+    Gauge DELIVERY_INTERRUPTED "delivery_interrupted";
     /// Sentinels that answer.
     Gauge SENTINELS_REACHED "redis_sentinels_reached";
     /// Connections to Redis that were lost and made again.
@@ -356,6 +358,10 @@ pub fn unqueued(bytes: usize) {
 
 pub fn redis_connected(role: &'static str, up: bool) {
     metrics::gauge!(REDIS_CONNECTED, "role" => role).set(f64::from(u8::from(up)));
+}
+
+pub fn delivery_interrupted(told: bool) {
+    metrics::gauge!(DELIVERY_INTERRUPTED).set(f64::from(u8::from(told)));
 }
 
 pub fn sentinels_reached(n: usize) {

@@ -89,17 +89,21 @@ impl Events {
     /// Waits for events and takes them all.
     pub async fn take(&self) -> Batch {
         loop {
-            {
-                let mut state = self.state.lock();
-                if !state.events.is_empty() || !state.overflowed.is_empty() {
-                    state.bytes = 0;
-                    return Batch {
-                        events: mem::take(&mut state.events),
-                        overflowed: mem::take(&mut state.overflowed).into_iter().collect(),
-                    };
-                }
+            let batch = self.take_now();
+            if !batch.events.is_empty() || !batch.overflowed.is_empty() {
+                return batch;
             }
             self.filled.notified().await;
+        }
+    }
+
+    /// Takes what there is.
+    pub fn take_now(&self) -> Batch {
+        let mut state = self.state.lock();
+        state.bytes = 0;
+        Batch {
+            events: mem::take(&mut state.events),
+            overflowed: mem::take(&mut state.overflowed).into_iter().collect(),
         }
     }
 }

@@ -13,6 +13,7 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::{Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -130,8 +131,24 @@ pub struct Health {
     pub publisher: bool,
     /// And those that are to be kept are taken.
     pub writer: bool,
-    /// What went wrong last, without secrets.
-    pub last_error: Option<String>,
+    /// What went wrong last and is not over, without secrets.
+    pub last_error: Option<Failure>,
+}
+
+/// What went wrong, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    pub at: SystemTime,
+    pub what: String,
+}
+
+/// What of a broker is silent now: no publication can arrive from there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Silence {
+    /// When it began, of each part.
+    pub since: Vec<Instant>,
+    /// It is the whole broker.
+    pub all: bool,
 }
 
 /// That a publication is to be kept.
@@ -196,6 +213,16 @@ pub trait Broker: Send + Sync + 'static {
 
     /// Publications can arrive now on this channel: what was confirmed is live.
     fn is_up(&self, channel: &ChannelName) -> bool;
+
+    /// Which parts are silent now.
+    fn silence(&self) -> Silence {
+        Silence::default()
+    }
+
+    /// Since when publications on this channel cannot arrive; `None` while they can.
+    fn silent_since(&self, _channel: &ChannelName) -> Option<Instant> {
+        None
+    }
 
     fn health(&self) -> Health;
 }

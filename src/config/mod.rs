@@ -114,6 +114,7 @@ pub struct Broker {
     pub queue_messages: usize,
     pub queue_bytes: usize,
     pub linger: Span,
+    pub interrupted_after: Span,
     pub history_bytes: usize,
 }
 

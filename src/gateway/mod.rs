@@ -9,6 +9,7 @@ mod continuity;
 mod control;
 mod interest;
 mod opens;
+mod outage;
 mod pump;
 mod resume;
 mod revoke;
@@ -55,6 +56,9 @@ pub struct Gateway {
     /// What the readings for holes found, for the pump.
     read: mpsc::Sender<Read>,
     reads: Mutex<Option<mpsc::Receiver<Read>>>,
+    /// Histories that are being read for holes.
+    recoveries: AtomicUsize,
+    interrupted_after: Duration,
 }
 
 /// Seconds between two looks for tails that nobody resumes from any more.
@@ -118,6 +122,8 @@ impl Gateway {
             readings: Semaphore::new(READINGS),
             read,
             reads: Mutex::new(Some(reads)),
+            recoveries: AtomicUsize::new(0),
+            interrupted_after: Duration::ZERO,
         }
     }
 
@@ -134,6 +140,13 @@ impl Gateway {
     #[must_use]
     pub fn confirm_within(mut self, wait: Duration) -> Self {
         self.interest.confirm_within = wait;
+        self
+    }
+
+    /// Sets after what time without delivery clients are told so; zero: never.
+    #[must_use]
+    pub fn interrupted_after(mut self, after: Duration) -> Self {
+        self.interrupted_after = after;
         self
     }
 

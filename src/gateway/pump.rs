@@ -4,13 +4,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use ::metrics::Counter;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Gateway;
 use super::continuity::{Flow, Step};
-use crate::broker::{BrokerError, Event, Events, History, Subscribed};
+use super::outage::{Outages, Tell};
+use crate::broker::{Batch, BrokerError, Event, Events, History, Silence, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
-use crate::lifecycle;
+use crate::hub::Outage;
+use crate::lifecycle::{self, unix_now};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
@@ -22,6 +26,9 @@ const LAST_WAIT: Duration = Duration::from_secs(1);
 /// After which a history that cannot be read counts as lost. Live events wait meanwhile.
 const READ_WITHIN: Duration = Duration::from_secs(6);
 
+/// Between two looks at what is silent.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What a reading for [`Step::Read`] says to the pump.
 pub(super) enum Read {
     /// It begins when this is answered: what is known by then it cannot miss.
@@ -31,14 +38,16 @@ pub(super) enum Read {
 
 /// The next thing to do.
 enum Next {
-    Batch(crate::broker::Batch),
+    Batch(Batch),
     Read(Read),
+    Look,
 }
 
-async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>) -> Next {
+async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>, look: &mut Interval) -> Next {
     tokio::select! {
         batch = events.take() => Next::Batch(batch),
         Some(read) = reads.recv() => Next::Read(read),
+        _ = look.tick() => Next::Look,
     }
 }
 
@@ -57,14 +66,17 @@ impl Gateway {
         let received = ["plain", "durable"].map(|k| metrics::publications(kind, k));
         let Some(mut reads) = self.reads.lock().take() else { return };
         let mut steps = Vec::new();
+        let mut outages = Outages::new(self.interrupted_after);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        metrics::delivery_interrupted(false);
         loop {
-            let batch = match next(&events, &mut reads).await {
-                Next::Batch(batch) => batch,
+            match next(&events, &mut reads, &mut look).await {
+                Next::Batch(batch) => self.take(batch, &received, &mut steps).await,
                 Next::Read(Read::Begins(channel, ticket, go)) => {
                     self.interest.with_flow(&channel, |flow, _| flow.begin(ticket));
                     // A reading that has ended meanwhile needs no answer.
                     let _ = go.send(());
-                    continue;
                 }
                 Next::Read(Read::Ended(channel, ticket, history)) => {
                     let bounds = self.history_bounds();
@@ -72,41 +84,73 @@ impl Gateway {
                         flow.read(ticket, history, bounds, &mut steps);
                     });
                     self.carry_out_steps(&channel, &mut steps).await;
-                    continue;
+                    self.recoveries.fetch_sub(1, Ordering::Relaxed);
                 }
-            };
-            let bounds = self.history_bounds();
-            for event in batch.events {
-                match event {
-                    Event::Publication(publication) => {
-                        received[usize::from(publication.position.is_some())].increment(1);
-                        let channel = publication.channel.clone();
-                        self.interest.take(publication, bounds, &mut steps);
-                        self.carry_out_steps(&channel, &mut steps).await;
-                    }
-                    Event::Subscribed(channel, subscribed) => {
-                        self.subscribed(&channel, subscribed, &mut steps).await;
-                    }
-                    // A revocation may have been missed: the store has it.
-                    Event::Interrupted(channel, ..) if channel.is_control() => {
-                        self.recall.now();
-                    }
-                    Event::Interrupted(channel, reason, position) => {
-                        self.lost(&channel, reason, &mut steps, |flow, steps| {
-                            flow.interrupted(reason, position, steps);
-                        })
-                        .await;
-                    }
-                    Event::Control(message) => self.apply(&message),
+                Next::Look => {
+                    // Gaps that came before the end of a silence are told before it.
+                    let silence = self.broker.silence();
+                    self.take(events.take_now(), &received, &mut steps).await;
+                    self.tell(&mut outages, silence).await;
                 }
-            }
-            for (channel, plain) in batch.overflowed {
-                self.lost(&channel, GapReason::Overflow, &mut steps, |flow, steps| {
-                    flow.overflowed(plain, steps);
-                })
-                .await;
             }
         }
+    }
+
+    async fn take(self: &Arc<Self>, batch: Batch, received: &[Counter; 2], steps: &mut Vec<Step>) {
+        let bounds = self.history_bounds();
+        for event in batch.events {
+            match event {
+                Event::Publication(publication) => {
+                    received[usize::from(publication.position.is_some())].increment(1);
+                    let channel = publication.channel.clone();
+                    self.interest.take(publication, bounds, steps);
+                    self.carry_out_steps(&channel, steps).await;
+                }
+                Event::Subscribed(channel, subscribed) => {
+                    self.subscribed(&channel, subscribed, steps).await;
+                }
+                // A revocation may have been missed: the store has it.
+                Event::Interrupted(channel, ..) if channel.is_control() => {
+                    self.recall.now();
+                }
+                Event::Interrupted(channel, reason, position) => {
+                    self.lost(&channel, reason, steps, |flow, steps| {
+                        flow.interrupted(reason, position, steps);
+                    })
+                    .await;
+                }
+                Event::Control(message) => self.apply(&message),
+            }
+        }
+        for (channel, plain) in batch.overflowed {
+            self.lost(&channel, GapReason::Overflow, steps, |flow, steps| {
+                flow.overflowed(plain, steps);
+            })
+            .await;
+        }
+    }
+
+    /// Tells clients what has been silent for long, and that it is over.
+    async fn tell(&self, outages: &mut Outages, silence: Silence) {
+        let reading = self.recoveries.load(Ordering::Relaxed) > 0;
+        let Some(tell) = outages.look(silence, reading, Instant::now()) else { return };
+        metrics::delivery_interrupted(tell != Tell::Live);
+        let outage = match tell {
+            Tell::Live => {
+                tracing::info!("publications arrive again: clients are told");
+                None
+            }
+            Tell::Interrupted { since, until, all } => {
+                tracing::warn!(all, "no publications can arrive: clients are told");
+                let since = unix_now().saturating_sub(since.elapsed().as_secs());
+                let broker = Arc::clone(&self.broker);
+                let silent = move |channel: &ChannelName| {
+                    broker.silent_since(channel).is_some_and(|since| since <= until)
+                };
+                Some(if all { Outage::of_all(since) } else { Outage::of_some(since, silent) })
+            }
+        };
+        self.hub.tell(outage).await;
     }
 
     async fn subscribed(
@@ -149,6 +193,7 @@ impl Gateway {
                 Step::Declare(reason) => self.declare_gap(channel.clone(), reason).await,
                 Step::Read(ticket, wait) => {
                     let (gateway, channel) = (Arc::clone(self), channel.clone());
+                    self.recoveries.fetch_add(1, Ordering::Relaxed);
                     lifecycle::spawn("recovery", async move {
                         gateway.recover(channel, ticket, wait).await;
                     });

@@ -80,7 +80,10 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
                 && health.publisher
                 && health.writer
                 && revocations.is_good()),
-        "lastError": health.last_error,
+        "lastError": health.last_error.map(|error| json!({
+            "at": humantime::format_rfc3339_seconds(error.at).to_string(),
+            "what": error.what,
+        })),
     });
     json_response(status, &body)
 }

@@ -138,6 +138,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
                         table.mark(channel);
                         mark.passed();
                     }
+                    Item::Outage(outage) => table.tell(outage.as_ref(), &mut batch),
                     Item::Pass(done) => passed.extend(done.take()),
                 }
                 next += 1;

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
+use super::table::Outage;
 use crate::channel::ChannelName;
 use crate::protocol::Push;
 
@@ -18,6 +19,8 @@ const MAX_BYTES: usize = 16 << 20;
 pub(super) enum Item {
     Push(Push),
     Mark(ChannelName, Arc<Mark>),
+    /// What is silent now; `None`: nothing.
+    Outage(Option<Arc<Outage>>),
     /// Answered when everything before has been sent.
     Pass(Option<oneshot::Sender<()>>),
 }
@@ -59,7 +62,7 @@ pub(super) struct Inbox {
 fn size(item: &Item) -> usize {
     match item {
         Item::Push(Push::Publication(p)) => p.payload.len(),
-        Item::Push(Push::Gap(..)) | Item::Mark(..) | Item::Pass(_) => 0,
+        Item::Push(Push::Gap(..)) | Item::Mark(..) | Item::Outage(_) | Item::Pass(_) => 0,
     }
 }
 

@@ -31,8 +31,8 @@ use crate::protocol::{Message, Push, Wire};
 use crate::sizes::shrink_shared;
 pub use connection::{Connection, Wake};
 use inbox::{Inbox, Item, Mark};
-pub use table::SubscribeError;
 use table::Table;
+pub use table::{Outage, SubscribeError};
 use wheel::Wheel;
 pub use wheel::{TICK, TICKS_PER_SECOND};
 
@@ -285,6 +285,20 @@ impl Hub {
             mask &= mask - 1;
             shard.inbox.push(Item::Mark(channel.clone(), Arc::clone(&mark))).await;
         }
+    }
+
+    /// Tells all connections what is silent now, behind what was dispatched before; `None`: nothing.
+    pub async fn tell(&self, outage: Option<Outage>) {
+        let outage = outage.map(Arc::new);
+        for shard in &self.shards {
+            shard.inbox.push(Item::Outage(outage.clone())).await;
+        }
+    }
+
+    /// Says `connected`, the first message of a connection that was let in.
+    pub fn greet(&self, connection: &Connection, connected: &Message) {
+        self.shard(connection).table.lock().greet(connection, connected);
+        connection.flush();
     }
 
     /// Waits until what was dispatched to the connection's shard before has been sent.

@@ -1,11 +1,14 @@
 //! A shard's channel table: which slot listens to which channel. Pure: no sockets, no waiting.
 
+mod outage;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use slab::Slab;
 
+use self::outage::Silent;
 use super::fanout::{Batch, NONE};
 use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
@@ -13,6 +16,7 @@ use crate::metrics;
 use crate::protocol::place::{Place, Standing};
 use crate::protocol::{Kind, Message, Push, Wire};
 use crate::sizes::shrink;
+pub use outage::Outage;
 
 /// Why a subscription was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +36,8 @@ const MAX_HELD: usize = 1024;
 pub(super) struct Slot {
     pub(super) connection: Arc<Connection>,
     pub(super) wire: Wire,
+    /// `connected` was said.
+    greeted: bool,
     /// The connection's list in the batch that is being put together.
     pub(super) head: u32,
     pub(super) tail: u32,
@@ -107,6 +113,10 @@ pub(super) struct Table {
     held: HashMap<(u32, ChannelName), Held, ahash::RandomState>,
     /// Up to where the subscriptions that are ahead have everything.
     ahead: HashMap<(u32, ChannelName), Position, ahash::RandomState>,
+    /// What is silent now, for who is greeted meanwhile.
+    outage: Option<Arc<Outage>>,
+    /// Which slots were told of it.
+    told: HashMap<u32, Silent, ahash::RandomState>,
 }
 
 impl Table {
@@ -114,7 +124,8 @@ impl Table {
         let wire = connection.wire();
         let standing = wire.is_stream().then(Box::default);
         let channels = Vec::new();
-        let slot = Slot { connection, wire, head: NONE, tail: NONE, channels, standing };
+        let (greeted, head, tail) = (false, NONE, NONE);
+        let slot = Slot { connection, wire, greeted, head, tail, channels, standing };
         u32::try_from(self.slots.insert(slot)).unwrap_or(AHEAD - 1)
     }
 
@@ -126,6 +137,7 @@ impl Table {
         if self.slots.is_empty() {
             self.slots = Slab::new();
         }
+        self.told.remove(&slot);
         let mut emptied = Vec::new();
         for channel in &gone.channels {
             if self.remove_subscriber(slot, channel) {

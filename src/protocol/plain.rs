@@ -234,6 +234,24 @@ pub fn gap(channel: &ChannelName, reason: GapReason) -> Message {
     reply(Kind::Gap, None, &format!("\"channel\":\"{channel}\",\"reason\":\"{reason}\""))
 }
 
+/// Nothing can arrive since that Unix second, on these channels or on any.
+#[must_use]
+pub fn interrupted(since: u64, channels: Option<&[ChannelName]>) -> Message {
+    let mut data = format!("\"since\":{since}");
+    if let Some(channels) = channels {
+        data.push_str(",\"channels\":[");
+        list(&mut data, channels.iter().map(|c| ["\"", c.as_str(), "\""]));
+        data.push(']');
+    }
+    reply(Kind::Interrupted, None, &data)
+}
+
+/// Everything arrives again.
+#[must_use]
+pub fn live() -> Message {
+    reply(Kind::Live, None, "")
+}
+
 fn json_string(s: &str) -> String {
     serde_json::to_string(s).unwrap_or_default()
 }

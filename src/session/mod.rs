@@ -224,7 +224,8 @@ impl Session {
         let id = self.context.gateway.connection_id(&self.connection);
         let named: Vec<_> =
             channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
-        self.connection.say(&plain::connected(user, &id, expires_at, &named));
+        let connected = plain::connected(user, &id, expires_at, &named);
+        self.context.gateway.hub().greet(&self.connection, &connected);
         for (channel, resumed) in &channels {
             let replies = if self.stream.is_some() {
                 self.stream_replies(&ChannelRef::from_name(channel.clone()), None, resumed)

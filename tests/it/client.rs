@@ -32,6 +32,12 @@ pub struct Client {
     pub connected: Value,
     /// A close that has been read already.
     ended: Option<(u16, String)>,
+    /// Does it want to know of interruptions? Without, `interrupted` and `live` are passed over.
+    interruptions: bool,
+}
+
+fn is_of_interruption(text: &str) -> bool {
+    ["{\"type\":\"interrupted\"", "{\"type\":\"live\""].iter().any(|kind| text.starts_with(kind))
 }
 
 impl Client {
@@ -70,7 +76,14 @@ impl Client {
         }
         let stream = TcpStream::connect(address).await?;
         let (ws, _) = tokio_tungstenite::client_async(request, stream).await?;
-        Ok(Self { ws, connected: Value::Null, ended: None })
+        Ok(Self { ws, connected: Value::Null, ended: None, interruptions: false })
+    }
+
+    /// It is handed `interrupted` and `live` too.
+    #[must_use]
+    pub fn with_interruptions(mut self) -> Self {
+        self.interruptions = true;
+        self
     }
 
     pub async fn send(&mut self, message: Value) {
@@ -98,6 +111,7 @@ impl Client {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.ws.next()).await;
             match message.expect("a message in time").expect("an open socket").unwrap() {
+                Message::Text(text) if !self.interruptions && is_of_interruption(&text) => {}
                 Message::Text(text) => return text.to_string(),
                 Message::Ping(_) | Message::Pong(_) => {}
                 other @ (Message::Binary(_) | Message::Close(_) | Message::Frame(_)) => {
@@ -112,6 +126,8 @@ impl Client {
         loop {
             let message = tokio::time::timeout(DEADLINE, self.ws.next()).await.expect("in time");
             match message {
+                Some(Ok(Message::Text(text)))
+                    if !self.interruptions && is_of_interruption(&text) => {}
                 Some(Ok(Message::Text(text))) => return serde_json::from_str(&text).ok(),
                 Some(Ok(Message::Close(frame))) => {
                     self.ended =

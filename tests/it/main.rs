@@ -28,6 +28,7 @@ mod load;
 mod logging;
 mod old_masters;
 mod origins;
+mod outage;
 mod passwords;
 mod permissions;
 mod places;

@@ -107,11 +107,13 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 if !came_back(subscriber).await {
                     return missed(subscriber, "the canary did not come back in time");
                 }
+                subscriber.hearing.proven();
             }
             // Publishing is what fails: that shows in the publisher's state, and the connection
             // here may well be alive.
             Err(e) => {
                 canary.state.lock().waiting = None;
+                subscriber.hearing.proven();
                 failures += 1;
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
                     let what = "the canary cannot be sent";

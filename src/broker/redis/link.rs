@@ -4,10 +4,12 @@
 //!
 //! [`Events`]: crate::broker::Events
 
+mod hearing;
 mod operate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant as Moment;
 
 use bytes::Bytes;
 use futures_util::future::FutureExt as _;
@@ -15,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use self::hearing::Hearing;
 use super::connect::{self, Backoff};
 use super::fault::{self, Fault};
 use super::tap::{OnPush, Push};
@@ -44,13 +47,15 @@ pub(super) struct Subscriber {
     stopped: AtomicBool,
     stop: Notify,
     up: AtomicBool,
+    pub(super) hearing: Hearing,
     /// Which connection's messages count: an abandoned one may still yield some.
     generation: AtomicU64,
     pub(super) canary: canary::Canary,
 }
 
 impl Subscriber {
-    pub(super) fn new(shared: Arc<Shared>, server: Server, index: usize) -> Self {
+    /// Nothing has arrived since then on what this connection is to have.
+    pub(super) fn new(shared: Arc<Shared>, server: Server, index: usize, since: Moment) -> Self {
         let canary = canary::Canary::new(&shared, &server, index);
         Self {
             shared,
@@ -63,6 +68,7 @@ impl Subscriber {
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
             up: AtomicBool::new(false),
+            hearing: Hearing::new(since),
             generation: AtomicU64::new(0),
             canary,
         }
@@ -240,6 +246,10 @@ impl Subscriber {
             self.shared.failed(Role::Subscriber, &self.server, what, &e);
         }
         self.wanted.lock().begin();
+        self.hearing.connected();
+        if !hears_canary {
+            self.hearing.proven();
+        }
         self.set_up(true);
         let error = tokio::select! {
             error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
@@ -254,6 +264,7 @@ impl Subscriber {
         };
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.wanted.lock().end();
+        self.hearing.lost();
         self.set_up(false);
         error
     }

@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -48,8 +48,8 @@ use self::library::{Calling, Calls};
 use self::masters::{Directory, Map};
 use self::routes::Routes;
 use super::{
-    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Health, History,
-    Said, Track,
+    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Failure, Health,
+    History, Said, Silence, Track,
 };
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
@@ -112,7 +112,7 @@ struct Shared {
     fence: Mutex<Fence>,
     watched: demotion::Watched,
     ready: AtomicBool,
-    last_error: Mutex<Option<String>>,
+    last_error: Mutex<Option<Failure>>,
     reporting: Mutex<()>,
     on_ready: Box<dyn Fn() + Send + Sync>,
 }
@@ -126,6 +126,9 @@ impl Shared {
         let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
         let writer = publisher && routes.writes_are_taken();
         drop(routes);
+        if subscriber && publisher && writer {
+            *self.last_error.lock() = None;
+        }
         metrics::redis_connected(Role::Subscriber.label(), subscriber);
         metrics::redis_connected(Role::Publisher.label(), publisher);
         metrics::redis_connected(Role::Writer.label(), writer);
@@ -141,7 +144,8 @@ impl Shared {
         logging::repeated((role, what), &(server, error), move |repeated| {
             tracing::warn!(role, server = %name, error = said, repeated, "{what}");
         });
-        *self.last_error.lock() = Some(format!("{role}: {server}: {what}: {error}"));
+        let what = format!("{role}: {server}: {what}: {error}");
+        *self.last_error.lock() = Some(Failure { at: SystemTime::now(), what });
     }
 
     /// The same of an error that came from it.
@@ -255,6 +259,9 @@ type Work<'w, T> = Pin<Box<dyn Future<Output = RedisResult<T>> + Send + 'w>>;
 async fn query<T: FromRedisValue>(mut link: Link, command: &Cmd) -> RedisResult<T> {
     fault::ask(&mut link.connection, command).await
 }
+
+/// An error that does not come again for so long, with all connections up, is over.
+const ERROR_LASTS: Duration = Duration::from_secs(30);
 
 /// How often a command is sent again because its slot has moved, and the first wait before it.
 const MOVED_TRIES: u32 = 5;
@@ -386,15 +393,26 @@ impl Broker for RedisBroker {
         self.shared.is_live(channel)
     }
 
+    fn silence(&self) -> Silence {
+        self.shared.routes.read().silence()
+    }
+
+    fn silent_since(&self, channel: &ChannelName) -> Option<Instant> {
+        self.shared.silent_since(channel)
+    }
+
     fn health(&self) -> Health {
         let routes = self.shared.routes.read();
-        Health {
-            kind: "redis",
-            ready: self.shared.ready.load(Ordering::Acquire),
-            subscriber: routes.links_up(),
-            publisher: routes.nodes_up(),
-            writer: routes.nodes_up() && routes.writes_are_taken(),
-            last_error: self.shared.last_error.lock().clone(),
-        }
+        let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
+        let writer = publisher && routes.writes_are_taken();
+        drop(routes);
+        // What goes on while everything is connected is noted again and again.
+        let is_over = |failure: &Failure| {
+            let age = failure.at.elapsed().unwrap_or_default();
+            subscriber && publisher && writer && age > ERROR_LASTS
+        };
+        let last_error = self.shared.last_error.lock().clone().filter(|error| !is_over(error));
+        let ready = self.shared.ready.load(Ordering::Acquire);
+        Health { kind: "redis", ready, subscriber, publisher, writer, last_error }
     }
 }

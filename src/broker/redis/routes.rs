@@ -5,19 +5,21 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::link::{self, Concerns, Subscriber};
 use super::masters::Map;
 use super::node::{self, Node};
 use super::{Shared, demotion, wanted::Want};
-use crate::broker::{BrokerError, Confirmation, Track};
+use crate::broker::{BrokerError, Confirmation, Silence, Track};
 use crate::channel::ChannelName;
 use crate::lifecycle;
 use crate::redis_url::Server;
 
-#[derive(Default)]
 pub(super) struct Routes {
     map: Arc<Map>,
+    /// Since when some channels, or all, have no master.
+    unserved_since: Option<Instant>,
     /// `connections` for each master, in the map's order.
     links: Vec<Arc<Subscriber>>,
     nodes: Vec<Arc<Node>>,
@@ -28,7 +30,15 @@ pub(super) struct Routes {
 
 impl Routes {
     pub(super) fn new(connections: usize) -> Self {
-        Self { connections, ..Self::default() }
+        Self {
+            map: Arc::default(),
+            unserved_since: Some(Instant::now()),
+            links: Vec::new(),
+            nodes: Vec::new(),
+            orphans: HashMap::default(),
+            hasher: ahash::RandomState::default(),
+            connections,
+        }
     }
 
     fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
@@ -50,6 +60,13 @@ impl Routes {
         links && self.map.is_whole()
     }
 
+    /// Since when the parts are silent that are.
+    pub(super) fn silence(&self) -> Silence {
+        let silent: Vec<_> = self.links.iter().filter_map(|l| l.hearing.silent_since()).collect();
+        let all = silent.len() == self.links.len();
+        Silence { since: silent.into_iter().chain(self.unserved_since).collect(), all }
+    }
+
     /// And be sent.
     pub(super) fn nodes_up(&self) -> bool {
         let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up());
@@ -67,6 +84,14 @@ impl Routes {
         let mut old: Vec<_> = std::mem::take(&mut self.links);
         let mut old_nodes: Vec<_> = std::mem::take(&mut self.nodes);
         let before = std::mem::replace(&mut self.map, map);
+        // What a server that is gone had has been silent for as long as that was, wherever it is now.
+        let gone = old.iter().filter(|link| !self.map.masters.contains(&link.server));
+        let silent = gone.filter_map(|link| link.hearing.silent_since());
+        let now = Instant::now();
+        let since = silent.chain(self.unserved_since).min().unwrap_or(now);
+        let is_served = self.map.is_whole() && !self.map.masters.is_empty();
+        self.unserved_since =
+            if is_served { None } else { Some(self.unserved_since.unwrap_or(now)) };
         for (index, server) in before.masters.iter().enumerate() {
             if !self.map.masters.contains(server) {
                 demotion::switched(shared, &before, index);
@@ -79,7 +104,12 @@ impl Routes {
                 let link = match old.iter().position(same) {
                     // A canary that falls to another server now would never come back.
                     Some(at) if canary_stays(&self.map, server, &old[at]) => old.swap_remove(at),
-                    _ => new_link(shared, server, index, &mut started),
+                    _ => {
+                        let shared = Arc::clone(shared);
+                        let link = Arc::new(Subscriber::new(shared, server.clone(), index, since));
+                        started.push(Arc::clone(&link));
+                        link
+                    }
                 };
                 self.links.push(link);
             }
@@ -125,17 +155,6 @@ fn canary_stays(map: &Map, server: &Server, link: &Subscriber) -> bool {
     link.canary.is_none() || at.is_some_and(|at| map.masters[at] == *server)
 }
 
-fn new_link(
-    shared: &Arc<Shared>,
-    server: &Server,
-    index: usize,
-    started: &mut Vec<Arc<Subscriber>>,
-) -> Arc<Subscriber> {
-    let link = Arc::new(Subscriber::new(Arc::clone(shared), server.clone(), index));
-    started.push(Arc::clone(&link));
-    link
-}
-
 impl Shared {
     pub(super) fn subscribe(
         &self,
@@ -166,6 +185,14 @@ impl Shared {
 
     pub(super) fn is_live(&self, channel: &ChannelName) -> bool {
         self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
+    }
+
+    pub(super) fn silent_since(&self, channel: &ChannelName) -> Option<Instant> {
+        let routes = self.routes.read();
+        match routes.link(self, channel) {
+            Some(link) => link.hearing.silent_since(),
+            None => routes.unserved_since,
+        }
     }
 
     /// Says of those channels that they may have missed something that no history has.

@@ -59,6 +59,7 @@ impl Subscriber {
         let mut last = Instant::now();
         loop {
             let Some((subscribe, names)) = self.next_ops() else {
+                self.hearing.caught_up();
                 self.changed.notified().await;
                 if last.elapsed() < PACE {
                     tokio::time::sleep(PACE).await;
@@ -98,9 +99,8 @@ impl Subscriber {
             names.iter().filter(|(_, track)| *track > Track::No).cloned().collect();
         let positions = self.read_positions(link, &tracked).await?;
         let mut wanted = self.wanted.lock();
-        for (channel, position) in positions {
-            wanted.stands(channel.as_str(), position).map(|event| self.shared.events.push(event));
-        }
+        let events = positions.into_iter().filter_map(|(c, at)| wanted.stands(c.as_str(), at));
+        events.for_each(|event| self.shared.events.push(event));
         Ok(())
     }
 

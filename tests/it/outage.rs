@@ -1,0 +1,175 @@
+//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and errors
+//! have their time and go.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use super::client::{Client, token};
+use super::eventually;
+use super::gateway::Gateway;
+use super::redis::Redis;
+use super::sse::Stream;
+use super::topologies::Cluster;
+
+const RULES: &str = "[auth]\nanonymous = true\n[[channels]]\npattern = \"plain:{id}\"\nallow = \"public\"\n\
+                     [[channels]]\npattern = \"post:{id}\"\nallow = \"public\"\n\
+                     history = { size = 100, ttl = \"1m\", plain = false }\n";
+
+fn config(url: &str, after: &str) -> String {
+    let broker = format!("[broker]\nkind = \"redis\"\ninterrupted_after = \"{after}\"\n");
+    format!("{broker}[redis]\nurl = \"{url}\"\n{RULES}")
+}
+
+async fn gateway(redis: &Redis, after: &str) -> Gateway {
+    let gateway = Gateway::with(&config(&redis.url(), after)).await;
+    gateway.ready().await;
+    gateway
+}
+
+async fn client(gateway: &Gateway, path: &str) -> Client {
+    Client::connect_with(gateway, path, &token("u1")).await.with_interruptions()
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// The messages up to `live`, with it, as their types.
+async fn until_live(client: &mut Client) -> Vec<Value> {
+    let mut kinds = Vec::new();
+    while kinds.last() != Some(&json!("live")) {
+        kinds.push(client.next().await["type"].clone());
+    }
+    kinds
+}
+
+/// A page said "connected" through a whole outage.
+#[tokio::test]
+async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
+    let mut redis = Redis::start();
+    let gateway = gateway(&redis, "300ms").await;
+    let mut plain = client(&gateway, "/ws").await;
+    plain.subscribe(json!("plain:1")).await;
+    let mut durable = client(&gateway, "/ws?format=envelope").await;
+    durable.subscribe(json!("post:1")).await;
+    let mut stream = Stream::of(&gateway, "u1", "channels=plain:1", "").await;
+    stream.begun(1).await;
+    let mut without = client(&gateway, "/ws").await;
+
+    let before = now();
+    redis.kill();
+    for client in [&mut plain, &mut durable, &mut without] {
+        let told = client.next().await;
+        assert_eq!(told["type"], "interrupted", "{told}");
+        assert!(told["data"]["channels"].is_null(), "{told}");
+        let since = told["data"]["since"].as_u64().unwrap();
+        assert!((before..=now()).contains(&since), "{told}");
+    }
+    let told = stream.next().await;
+    assert_eq!((&*told.kind, &told.id), ("interrupted", &None));
+    assert!(told.data["data"]["since"].is_u64(), "{told:?}");
+    assert!(gateway.metric("delivery_interrupted").await > 0.0);
+    // Who comes now is told behind `connected`.
+    let mut late = client(&gateway, "/ws").await;
+    assert_eq!(late.next().await["type"], "interrupted");
+
+    redis.restart();
+    // Behind the gaps: whoever reads `live` knows of all that is missing.
+    assert_eq!(until_live(&mut plain).await, ["gap", "live"]);
+    assert_eq!(until_live(&mut durable).await.last().unwrap(), "live");
+    assert_eq!(until_live(&mut without).await, ["live"]);
+    assert_eq!(until_live(&mut late).await, ["live"]);
+    let kinds = [stream.next().await.kind, stream.next().await.kind];
+    assert_eq!(kinds, ["gap", "live"]);
+    assert!(gateway.metric("delivery_interrupted").await < 1.0);
+    redis.publish("tollgate:plain:1", "1");
+    assert_eq!(plain.next().await, json!(1));
+    assert_eq!(stream.next().await.data, json!(1));
+    let new = client(&gateway, "/ws").await;
+    { new }.nothing_came().await;
+}
+
+/// A stopped server is as silent as one that is gone.
+#[tokio::test]
+async fn field_b6_a_hung_redis_is_an_interruption() {
+    let redis = Redis::start();
+    let fast = "ping_interval = \"200ms\"\nping_timeout = \"300ms\"\n";
+    let config = config(&redis.url(), "300ms").replace("[redis]\n", &format!("[redis]\n{fast}"));
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+    let mut client = client(&gateway, "/ws").await;
+    client.subscribe(json!("plain:1")).await;
+    redis.signal("-STOP");
+    assert_eq!(client.next().await["type"], "interrupted");
+    redis.signal("-CONT");
+    assert_eq!(until_live(&mut client).await, ["gap", "live"]);
+}
+
+#[tokio::test]
+async fn field_b6_what_is_over_at_once_is_not_told() {
+    let redis = Redis::start();
+    for after in ["30s", "0s"] {
+        let gateway = gateway(&redis, after).await;
+        let mut client = client(&gateway, "/ws").await;
+        client.subscribe(json!("plain:1")).await;
+        for _ in 0..3 {
+            let mut kill = redis::cmd("CLIENT");
+            kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
+            assert_eq!(client.next().await["type"], "gap");
+        }
+        client.nothing_came().await;
+    }
+}
+
+/// In a cluster a dead master takes its channels, and nobody else is told.
+#[tokio::test]
+async fn field_b6_only_whose_channels_are_concerned_is_told() {
+    let mut cluster = Cluster::start().await;
+    let gateway = Gateway::with(&config(&cluster.url(), "300ms")).await;
+    gateway.ready().await;
+    let dead = cluster.master_of("tollgate:plain:0");
+    let is_gone = |name: &String| cluster.master_of(&format!("tollgate:{name}")) == dead;
+    let names = (0..20).map(|n| format!("plain:{n}"));
+    let (gone, stay): (Vec<_>, Vec<_>) = names.partition(is_gone);
+    let mut both = client(&gateway, "/ws").await;
+    for name in gone.iter().chain(&stay) {
+        both.subscribe(json!(name)).await;
+    }
+    let mut bystander = client(&gateway, "/ws").await;
+    bystander.subscribe(json!(stay[0])).await;
+
+    cluster.nodes[dead].kill();
+    let told = both.next().await;
+    assert_eq!(told["type"], "interrupted", "{told}");
+    let mut expected = gone.clone();
+    expected.sort_unstable();
+    assert_eq!(told["data"]["channels"], json!(expected));
+    let kinds = until_live(&mut both).await;
+    assert_eq!(kinds.iter().filter(|kind| *kind == "gap").count(), gone.len(), "{kinds:?}");
+    assert_eq!(kinds.len(), gone.len() + 1, "{kinds:?}");
+    bystander.nothing_came().await;
+}
+
+async fn last_error(gateway: &Gateway) -> Value {
+    let body: Value = serde_json::from_str(&gateway.get_admin("/readyz").await.1).unwrap();
+    body["lastError"].clone()
+}
+
+#[tokio::test]
+async fn field_b6_an_error_has_its_time_and_goes_when_it_is_over() {
+    let mut redis = Redis::start();
+    let gateway = gateway(&redis, "1s").await;
+    assert_eq!(last_error(&gateway).await, Value::Null);
+    let before = SystemTime::now() - Duration::from_secs(1);
+    redis.kill();
+    let error = eventually("an error", || async {
+        Some(last_error(&gateway).await).filter(|error| !error.is_null())
+    })
+    .await;
+    let at = humantime::parse_rfc3339(error["at"].as_str().unwrap()).unwrap();
+    assert!(at >= before && at <= SystemTime::now(), "{error}");
+    assert!(error["what"].as_str().unwrap().contains("Redis"), "{error}");
+    redis.restart();
+    eventually("no error", || async { last_error(&gateway).await.is_null().then_some(()) }).await;
+}
