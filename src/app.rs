@@ -219,8 +219,7 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
 /// # Errors
 /// A `ca_file` that cannot be used.
 pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
-    let ca = (!section.ca_file.is_empty()).then(|| std::fs::read(&section.ca_file)).transpose();
-    let ca = ca.with_context(|| format!("auth.jwks.ca_file: {}", section.ca_file))?;
+    let ca = given("auth.jwks.ca_file", &section.ca_file)?;
     let client = upstream::client(section.timeout.0, ca.as_deref());
     let client = client.map_err(|e| anyhow::anyhow!("auth.jwks: {e}"))?;
     let settings = jwks::Settings {
@@ -230,6 +229,12 @@ pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
         max_bytes: section.max_bytes,
     };
     Ok(Jwks::new(client, settings, unix_now))
+}
+
+/// The content of a file that a setting names; `None` where it names none.
+fn given(setting: &str, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
+    let content = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
+    content.with_context(|| format!("{setting}: {path}"))
 }
 
 fn callback_of(
@@ -243,6 +248,7 @@ fn callback_of(
     let settings = callback::Settings {
         url: section.url.clone(),
         secret: policy.callback_secret.clone(),
+        ca: given("callback.ca_file", &section.ca_file)?,
         timeout: section.timeout.0,
         concurrency: section.concurrency,
         cache_ttl: section.cache_ttl.0,
@@ -308,12 +314,9 @@ fn gateway(
 
 fn settings(config: &Config) -> anyhow::Result<Settings> {
     let redis = &config.redis;
-    let read = |name: &str, path: &str| {
-        let file = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
-        file.with_context(|| format!("redis.{name}: {path}"))
-    };
-    let own = read("cert_file", &redis.cert_file)?.zip(read("key_file", &redis.key_file)?);
-    let given = read("ca_file", &redis.ca_file)?;
+    let certificate = given("redis.cert_file", &redis.cert_file)?;
+    let own = certificate.zip(given("redis.key_file", &redis.key_file)?);
+    let given = given("redis.ca_file", &redis.ca_file)?;
     // The texts have been judged with the configuration.
     let pinned = redis.tls_fingerprints.iter().filter_map(|text| text.parse().ok()).collect();
     let trust = Trust { given: given.as_deref(), by_name: false, pinned };

@@ -91,7 +91,14 @@ impl Trust<'_> {
         config.with_client_auth_cert(read(certificates)?, key).map_err(|e| e.to_string())
     }
 
-    fn verifier(&self, provider: &Arc<CryptoProvider>) -> Result<Verifier, String> {
+    /// What looks at a server's certificate.
+    ///
+    /// # Errors
+    /// What is wrong with the given certificates, or that the system has no authorities.
+    pub fn verifier(
+        &self,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<impl ServerCertVerifier + 'static, String> {
         let mut verifier = Verifier {
             usual: None,
             given: Vec::new(),

@@ -194,6 +194,7 @@ pub struct Callback {
     pub url: String,
     pub secret: Redacted,
     pub secret_file: String,
+    pub ca_file: String,
     pub timeout: Span,
     pub concurrency: usize,
     pub cache_ttl: Span,

@@ -24,6 +24,8 @@ pub struct Settings {
     pub url: String,
     /// Sent as `Authorization: Bearer`: never logged.
     pub secret: String,
+    /// PEM of the certificates to trust instead of the system's authorities.
+    pub ca: Option<Vec<u8>>,
     pub timeout: Duration,
     pub concurrency: usize,
     pub cache_ttl: Duration,
@@ -96,9 +98,11 @@ impl Callback {
         if let Some(same) = before.filter(|b| b.settings == settings) {
             return Ok(Arc::clone(same));
         }
-        let client = match before.filter(|b| b.settings.timeout == settings.timeout) {
+        let same_client =
+            |b: &&Arc<Self>| b.settings.timeout == settings.timeout && b.settings.ca == settings.ca;
+        let client = match before.filter(same_client) {
             Some(before) => before.client.clone(),
-            None => super::client(settings.timeout, None)?,
+            None => super::client(settings.timeout, settings.ca.as_deref())?,
         };
         let under_way = match before.filter(|b| b.settings.concurrency == settings.concurrency) {
             Some(before) => Arc::clone(&before.under_way),

@@ -26,15 +26,15 @@ const SOUND: &str = "location / {
     proxy_read_timeout 75s;
 }";
 
-struct Nginx {
+pub struct Nginx {
     child: Child,
-    port: u16,
+    pub port: u16,
     _folder: TempDir,
 }
 
 impl Nginx {
     /// `server`: what stands in the server's block. `tls`: its certificate's and key's file, without endings.
-    async fn start(server: &str, tls: Option<&str>) -> Self {
+    pub async fn start(server: &str, tls: Option<&str>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = free_port();
         let (listen, files) = match tls {
@@ -145,10 +145,10 @@ async fn look(url: &str, token: &str, rest: &[&str]) -> Said {
 }
 
 /// Certificates for a test, in a folder: `NAME.pem` and `NAME.key` by `ca.pem`.
-struct Certificates(TempDir);
+pub struct Certificates(TempDir);
 
 impl Certificates {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = Self(tempfile::tempdir().unwrap());
         folder.openssl(
             &[],
@@ -175,6 +175,18 @@ impl Certificates {
              -copy_extensions copy"
         ));
         self.path(name)
+    }
+
+    /// One that signed itself, as its own authority, for this machine.
+    pub fn self_signed(&self) -> String {
+        self.openssl(
+            &[],
+            &format!(
+                "req -x509 {NEW} -days 90 -keyout self.key -out self.pem -subj /CN=self \
+                 -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:TRUE"
+            ),
+        );
+        self.path("self")
     }
 
     fn path(&self, name: &str) -> String {
@@ -318,15 +330,24 @@ async fn a_short_time_out_is_found_by_idling() {
 }
 
 #[tokio::test]
+async fn field_d4_a_self_signed_certificate_that_is_given_is_good() {
+    let gateway = Gateway::start().await;
+    let certificate = Certificates::new();
+    let server = certificate.self_signed();
+    let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
+    let url = format!("wss://127.0.0.1:{}/ws", nginx.port);
+    let said = look(&url, &token("u1"), &["--ca", &format!("{server}.pem")]).await;
+    assert!(!said.wrong().iter().any(|(step, _)| *step == "tls"), "{}", said.text);
+    assert!(said.report["steps"].as_array().unwrap().len() > 3, "{}", said.text);
+}
+
+#[tokio::test]
 async fn certificates_are_looked_at() {
     let gateway = Gateway::start().await;
     let certificates = Certificates::new();
     let here = "DNS:localhost,IP:127.0.0.1";
     let old = ["faketime", "2020-01-01 00:00:00"];
     let later = ["faketime", "2099-01-01 00:00:00"];
-    certificates.openssl(&[], &format!(
-        "req -x509 {NEW} -days 90 -keyout self.key -out self.pem -subj /CN=self -addext subjectAltName={here}"
-    ));
     let ca = certificates.path("ca.pem");
     for (server, ca, expected) in [
         (
@@ -338,7 +359,7 @@ async fn certificates_are_looked_at() {
         (certificates.issue("later", here, 90, &later), Some(&ca), "certificate_not_yet"),
         (certificates.issue("ends", here, 3, &[]), Some(&ca), "certificate_ends"),
         (certificates.issue("good", here, 90, &[]), None, "chain_incomplete"),
-        (certificates.path("self"), None, "self_signed"),
+        (certificates.self_signed(), None, "self_signed"),
     ] {
         let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
         let url = format!("wss://127.0.0.1:{}/ws", nginx.port);

@@ -3,6 +3,7 @@
 use serde_json::json;
 
 use super::client::{Client, now, sign};
+use super::doctor_url::{Certificates, Nginx};
 use super::gateway::{API_KEY, Gateway, SECRET};
 use super::upstream::Upstream;
 
@@ -74,6 +75,29 @@ async fn a_subscription_ends_with_its_token() {
     gateway.publish("room:1", &json!(1)).await;
     gateway.publish("room:2", &json!(2)).await;
     assert_eq!(client.next().await, json!(2));
+}
+
+/// An application inside a cluster often has a certificate of its own authority, or one that signed itself.
+#[tokio::test]
+async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
+    let upstream = Upstream::start().await;
+    upstream.answers(200, &json!({"allow": true}));
+    let certificates = Certificates::new();
+    let server = certificates.self_signed();
+    let pass = format!("location / {{ proxy_pass {}; }}", upstream.url);
+    let nginx = Nginx::start(&pass, Some(&server)).await;
+    for (ca, expected) in [(format!("{server}.pem"), "subscribed"), (String::new(), "error")] {
+        let config = format!(
+            "[callback]\nurl = \"https://127.0.0.1:{}/may\"\nca_file = \"{ca}\"\n\
+             [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\n",
+            nginx.port
+        );
+        let gateway = Gateway::with(&config).await;
+        let mut client = Client::connect(&gateway, "u1").await;
+        let answer = client.subscribe(json!("post:1")).await;
+        assert_eq!(answer["type"], expected, "{answer}");
+    }
+    assert_eq!(upstream.asked().len(), 1);
 }
 
 #[tokio::test]

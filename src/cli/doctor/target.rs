@@ -12,16 +12,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
-use tokio_rustls::rustls::client::WebPkiServerVerifier;
 use tokio_rustls::rustls::client::danger::{
     HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier,
 };
 use tokio_rustls::rustls::crypto::aws_lc_rs;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme,
 };
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
@@ -29,6 +26,7 @@ use x509_cert::der::Decode as _;
 use super::causes::Cause;
 use super::report::{Checked, Trouble};
 use crate::session::unix_now;
+use crate::tls::Trust;
 
 /// A certificate that ends sooner than this should have been renewed.
 const SOON: u64 = 7 * 24 * 3600;
@@ -224,29 +222,12 @@ impl Line {
 
 impl Tls {
     fn new(host: &str, ca: Option<&[u8]>) -> Result<Self, String> {
-        let mut roots = RootCertStore::empty();
-        match ca {
-            Some(pem) => {
-                for certificate in CertificateDer::pem_slice_iter(pem) {
-                    let certificate = certificate.map_err(|e| format!("--ca: {e}"))?;
-                    roots.add(certificate).map_err(|e| format!("--ca: {e}"))?;
-                }
-            }
-            None => {
-                let _ =
-                    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            }
-        }
-        if roots.is_empty() {
-            let which = if ca.is_some() { "--ca holds" } else { "this system trusts" };
-            return Err(format!("{which} no authority"));
-        }
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let roots = Arc::new(roots);
-        let inner = WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider));
-        let inner = inner.build().map_err(|e| e.to_string())?;
+        let trust = Trust { given: ca, by_name: true, pinned: Vec::new() };
+        let inner = trust.verifier(&provider);
+        let inner = inner.map_err(|e| if ca.is_some() { format!("--ca: {e}") } else { e })?;
         let seen = Arc::default();
-        let verifier = Arc::new(Watching { inner, seen: Arc::clone(&seen) });
+        let verifier = Arc::new(Watching { inner: Arc::new(inner), seen: Arc::clone(&seen) });
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
@@ -315,7 +296,7 @@ fn describe(leaf: Option<&Certificate>) -> String {
 /// The usual verification, and it keeps what the server sent: of a refused certificate rustls tells little.
 #[derive(Debug)]
 struct Watching {
-    inner: Arc<WebPkiServerVerifier>,
+    inner: Arc<dyn ServerCertVerifier>,
     seen: Arc<Mutex<Vec<CertificateDer<'static>>>>,
 }
 
