@@ -248,7 +248,7 @@ fn callback_of(
     let settings = callback::Settings {
         url: section.url.clone(),
         secret: policy.callback_secret.clone(),
-        ca: given("callback.ca_file", &section.ca_file)?,
+        ca: policy.callback_ca.clone(),
         timeout: section.timeout.0,
         concurrency: section.concurrency,
         cache_ttl: section.cache_ttl.0,

@@ -88,7 +88,9 @@ impl Trust<'_> {
             .with_custom_certificate_verifier(verifier);
         let Some((certificates, key)) = own else { return Ok(config.with_no_client_auth()) };
         let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("the key: {e}"))?;
-        config.with_client_auth_cert(read(certificates)?, key).map_err(|e| e.to_string())
+        config
+            .with_client_auth_cert(self::certificates(certificates)?, key)
+            .map_err(|e| e.to_string())
     }
 
     /// What looks at a server's certificate.
@@ -112,7 +114,7 @@ impl Trust<'_> {
         let mut roots = RootCertStore::empty();
         match self.given {
             Some(pem) => {
-                verifier.given = read(pem)?;
+                verifier.given = certificates(pem)?;
                 for certificate in &verifier.given {
                     roots.add(certificate.clone()).map_err(|e| e.to_string())?;
                 }
@@ -133,7 +135,10 @@ impl Trust<'_> {
 }
 
 /// The certificates of a PEM file; at least one.
-fn read(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| e.to_string())?;
     if all.is_empty() {

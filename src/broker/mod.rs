@@ -143,12 +143,32 @@ pub struct Failure {
 }
 
 /// What of a broker is silent now: no publication can arrive from there.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Silence {
-    /// When it began, of each part.
-    pub since: Vec<Instant>,
-    /// It is the whole broker.
-    pub all: bool,
+    pub parts: Vec<SilentPart>,
+    pub spread: Arc<Spread>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SilentPart {
+    pub part: u64,
+    /// When it was noticed.
+    pub noticed: Instant,
+    /// What was published until then arrived.
+    pub since: Instant,
+}
+
+impl SilentPart {
+    #[must_use]
+    pub fn new(part: u64, now: Instant) -> Self {
+        Self { part, noticed: now, since: now }
+    }
+}
+
+/// How channels are spread over a broker's parts; another one where that has changed.
+pub struct Spread {
+    pub parts: Vec<u64>,
+    pub part_of: Box<dyn Fn(&ChannelName) -> u64 + Send + Sync>,
 }
 
 /// That a publication is to be kept.
@@ -214,13 +234,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Publications can arrive now on this channel: what was confirmed is live.
     fn is_up(&self, channel: &ChannelName) -> bool;
 
-    /// Which parts are silent now.
-    fn silence(&self) -> Silence {
-        Silence::default()
-    }
-
-    /// Since when publications on this channel cannot arrive; `None` while they can.
-    fn silent_since(&self, _channel: &ChannelName) -> Option<Instant> {
+    /// What is silent now; `None`: nothing.
+    fn silence(&self) -> Option<Silence> {
         None
     }
 

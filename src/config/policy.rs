@@ -15,6 +15,7 @@ use crate::auth::{
     Algorithm, Encoding, Key, KeySet, Secret, SessionCookie, Settings, UserClaim, Verifier,
 };
 use crate::origin::AllowedOrigins;
+use crate::tls;
 
 /// Everything that may change while running.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ pub struct Policy {
     pub leeway: Duration,
     pub api_keys: Vec<Arc<[u8]>>,
     pub callback_secret: String,
+    /// PEM of the certificates that the callback's server may have.
+    pub callback_ca: Option<String>,
     /// What `--dev` signs with; its tokens are accepted beside those of the configured keys.
     pub dev_key: Option<Key>,
     /// What works but is probably not meant.
@@ -97,6 +100,7 @@ impl Policy {
         let rules = judge.rules(&config.channels);
         let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
         let callback_secret = judge.callback(config);
+        let callback_ca = judge.callback_ca(config);
         let reading = Reading { dev, env, max_age: config.auth.jwks.max_age.0 };
         let mut found = Found::read(&config.auth.keys, &reading);
         judge.problems.append(&mut found.problems);
@@ -142,6 +146,7 @@ impl Policy {
             leeway: auth.leeway.0,
             api_keys,
             callback_secret,
+            callback_ca,
             dev_key,
         })
     }
@@ -272,6 +277,20 @@ impl Judge {
             return secret.0.clone();
         }
         self.in_file("callback.secret_file", secret_file, ("callback.secret", !secret.0.is_empty()))
+    }
+
+    fn callback_ca(&mut self, config: &Config) -> Option<String> {
+        let (setting, file) = ("callback.ca_file", &config.callback.ca_file);
+        if file.is_empty() {
+            return None;
+        }
+        let pem =
+            self.files.read(Path::new(file)).map_err(|e| format!("{file} cannot be read: {e}"));
+        let checked = pem.and_then(|pem| match tls::certificates(pem.as_bytes()) {
+            Ok(_) => Ok(pem),
+            Err(e) => Err(format!("{file}: {e}")),
+        });
+        checked.map_err(|why| self.problem(setting, why)).ok()
     }
 
     fn session_cookie(

@@ -212,13 +212,13 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         if fresh {
-            // What came since the position was read is of this subscription already.
-            let came = self.last.take().filter(|last| {
-                position.as_ref().is_some_and(|position| last.has_reached(position))
-            });
-            *self = Self { track: self.track, last: came, ..Self::default() };
+            *self = Self { track: self.track, ..Self::default() };
         }
-        if self.hole.is_some() {
+        if let Some(hole) = &mut self.hole {
+            // The history that is being asked may be older than this.
+            let reason = GapReason::HistoryLost;
+            let loss = position.map(|until| Loss { reason, declare: false, until: Some(until) });
+            hole.waiting.extend(loss.map(Held::Loss));
             return;
         }
 

@@ -228,15 +228,28 @@ fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
     assert!(case.0.is_complete_since(&at("e", 6)));
 }
 
-/// The position that a subscription began with is older than what has come on it since.
+/// What came ahead of a first subscription is older than the position that it begins with, or false.
 #[test]
-fn what_came_before_the_confirmation_is_not_forgotten() {
+fn a_first_subscription_begins_where_the_history_stands() {
     let (mut flow, mut steps) = (new_flow(true), Vec::new());
-    flow.take(durable("e", 11), BOUNDS, &mut steps);
+    flow.take(durable("e", 1_000_000), BOUNDS, &mut steps);
     flow.subscribed(Some(at("e", 10)), true, &mut steps);
-    assert_eq!(flow.last(), Some(&at("e", 11)));
+    assert_eq!(flow.last(), Some(&at("e", 10)));
     flow.subscribed(Some(at("f", 1)), true, &mut steps);
     assert_eq!(flow.last(), Some(&at("f", 1)));
+}
+
+/// The connection was made anew while a history was being read, and something was published meanwhile.
+#[test]
+fn a_position_that_comes_while_a_history_is_read_is_compared_behind_it() {
+    let mut case = Case::new(true);
+    assert_eq!(case.take(durable("e", 8)), ["read"]);
+    case.0.interrupted(GapReason::BrokerReconnected, Some(at("e", 8)), &mut case.1);
+    case.0.subscribed(Some(at("e", 9)), false, &mut case.1);
+    assert!(case.1.is_empty(), "both wait");
+    let told = case.read(history("e", 1, 8));
+    assert_eq!(told.last().unwrap(), "read", "9 is missing: {told:?}");
+    assert_eq!(case.read(history("e", 1, 9)), ["e9"]);
 }
 
 /// Somebody publishes with a head of his own making, far ahead.

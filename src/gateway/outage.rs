@@ -1,72 +1,116 @@
 //! When clients are told that nothing can arrive, and when that it is over.
 //!
 //! Pure: no broker, no sockets, no clock. Invariants: what is over before clients are told is never told;
-//! the end is told behind the gaps that the outage caused, as far as those are known in time.
+//! that something is over is told behind the gaps that it caused, as far as those are known in time, and
+//! never while it is silent again.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::broker::Silence;
+use crate::broker::{Silence, SilentPart, Spread};
+use crate::channel::ChannelName;
 
-/// How long the end waits for histories that are being read, which decide about gaps.
+/// How long an end waits for histories that are being read, which decide about gaps.
 const READINGS_WITHIN: Duration = Duration::from_secs(7);
 
 /// What is to be told.
-#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Tell {
-    /// Nothing arrives on channels that have been silent since `until` or longer, the first of them since
-    /// `since`; on any channel, if `all`.
-    Interrupted { since: Instant, until: Instant, all: bool },
+    Interrupted(Interruption),
     /// Everything arrives again.
     Live,
+}
+
+/// What has been silent for long.
+pub(super) struct Interruption {
+    /// What was published until then arrived.
+    pub(super) since: Instant,
+    /// It is everything.
+    pub(super) all: bool,
+    parts: Vec<u64>,
+    spread: Arc<Spread>,
+}
+
+impl Interruption {
+    /// Is that channel silent?
+    pub(super) fn concerns(&self, channel: &ChannelName) -> bool {
+        self.parts.contains(&(self.spread.part_of)(channel))
+    }
 }
 
 pub(super) struct Outages {
     /// After so long it is told; `None`: never.
     after: Option<Duration>,
-    /// The silences that were told, in order, and whether they are all there is.
-    told: (Vec<Instant>, bool),
-    /// Since when there is none any more, and the end is not told yet.
-    over_since: Option<Instant>,
+    /// The parts that were told, and since when they were silent.
+    told: BTreeMap<u64, Instant>,
+    /// How channels were spread then.
+    spread: Option<Arc<Spread>>,
+    /// Since when some of them are not silent any more, and that is not told yet.
+    fewer_since: Option<Instant>,
 }
 
 impl Outages {
     /// `after`: zero for never.
     pub(super) fn new(after: Duration) -> Self {
         let after = (!after.is_zero()).then_some(after);
-        Self { after, told: (Vec::new(), false), over_since: None }
+        Self { after, told: BTreeMap::new(), spread: None, fewer_since: None }
     }
 
     /// What is silent now; `reading`: histories are being read that may lead to gaps.
-    pub(super) fn look(&mut self, silence: Silence, reading: bool, now: Instant) -> Option<Tell> {
+    pub(super) fn look(
+        &mut self,
+        silence: Option<Silence>,
+        reading: bool,
+        now: Instant,
+    ) -> Option<Tell> {
         let after = self.after?;
-        let parts = silence.since.len();
-        let long = |since: &Instant| now.saturating_duration_since(*since) >= after;
-        let mut lasting: Vec<_> = silence.since.into_iter().filter(long).collect();
-        lasting.sort_unstable();
-        let all = silence.all && lasting.len() == parts && parts > 0;
+        let (parts, spread) = match silence {
+            Some(Silence { parts, spread }) => (parts, Some(spread)),
+            None => (Vec::new(), self.spread.clone()),
+        };
+        let lasts = |part: &&SilentPart| now.saturating_duration_since(part.noticed) >= after;
+        let known = |part: &&SilentPart| self.told.contains_key(&part.part);
+        let tellable = parts.iter().filter(|part| known(part) || lasts(part));
+        let mut next: BTreeMap<_, _> = tellable.map(|part| (part.part, part.since)).collect();
 
-        let ends = lasting.first().copied().zip(lasting.last().copied());
-        let Some((since, until)) = ends else { return self.over(reading, now) };
-        self.over_since = None;
-        let told = (lasting, all);
-        if self.told == told {
-            return None;
+        let grows = next.keys().any(|part| !self.told.contains_key(part));
+        let ended = self.told.iter().filter(|(part, _)| !next.contains_key(part));
+        let ended: Vec<_> = ended.map(|(part, since)| (*part, *since)).collect();
+        if self.has_to_wait(&ended, reading, now) {
+            if !grows {
+                return None;
+            }
+            next.extend(ended);
         }
-        self.told = told;
-        Some(Tell::Interrupted { since, until, all })
+        self.tell(next, spread?)
     }
 
-    fn over(&mut self, reading: bool, now: Instant) -> Option<Tell> {
-        if self.told.0.is_empty() {
+    /// The gaps of what has ended may still be on their way.
+    fn has_to_wait(&mut self, ended: &[(u64, Instant)], reading: bool, now: Instant) -> bool {
+        if ended.is_empty() {
+            self.fewer_since = None;
+            return false;
+        }
+        let since = *self.fewer_since.get_or_insert(now);
+        reading && now.saturating_duration_since(since) < READINGS_WITHIN
+    }
+
+    fn tell(&mut self, next: BTreeMap<u64, Instant>, spread: Arc<Spread>) -> Option<Tell> {
+        let is_same = |before: &Arc<Spread>| Arc::ptr_eq(before, &spread);
+        let is_known = next.keys().eq(self.told.keys());
+        if is_known && (next.is_empty() || self.spread.as_ref().is_some_and(is_same)) {
             return None;
         }
-        let over_since = *self.over_since.get_or_insert(now);
-        if reading && now.saturating_duration_since(over_since) < READINGS_WITHIN {
-            return None;
-        }
-        self.told = (Vec::new(), false);
-        self.over_since = None;
-        Some(Tell::Live)
+        self.fewer_since = None;
+        self.told = next;
+        let Some(since) = self.told.values().min().copied() else {
+            self.spread = None;
+            return Some(Tell::Live);
+        };
+        self.spread = Some(Arc::clone(&spread));
+        let all = spread.parts.iter().all(|part| self.told.contains_key(part));
+        let parts = self.told.keys().copied().collect();
+        Some(Tell::Interrupted(Interruption { since, all, parts, spread }))
     }
 }
 
@@ -76,64 +120,99 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn silence(since: &[Instant], all: bool) -> Silence {
-        Silence { since: since.to_vec(), all }
+    /// Channels `c:<part>` over so many parts.
+    fn spread(parts: u64) -> Arc<Spread> {
+        let part_of = |channel: &ChannelName| channel.as_str()[2..].parse().unwrap();
+        Arc::new(Spread { parts: (1..=parts).collect(), part_of: Box::new(part_of) })
+    }
+
+    fn silence(spread: &Arc<Spread>, parts: &[(u64, Instant)]) -> Option<Silence> {
+        let parts = parts.iter().map(|(part, at)| SilentPart::new(*part, *at)).collect();
+        Some(Silence { parts, spread: Arc::clone(spread) })
+    }
+
+    /// What is told: which of the channels of the first three parts, or all.
+    fn told(tell: Option<Tell>) -> String {
+        let name = |part: u64| format!("c:{part}").parse::<ChannelName>().unwrap();
+        match tell {
+            None => "nothing".to_owned(),
+            Some(Tell::Live) => "live".to_owned(),
+            Some(Tell::Interrupted(i)) if i.all => "all".to_owned(),
+            Some(Tell::Interrupted(i)) => {
+                let concerned = (1..=3).filter(|part| i.concerns(&name(*part)));
+                concerned.map(|part| part.to_string()).collect::<Vec<_>>().join(" ")
+            }
+        }
     }
 
     #[test]
     fn what_lasts_is_told_once_and_its_end() {
         let mut outages = Outages::new(SECOND);
-        let began = Instant::now();
-        let gone = || silence(&[began], true);
-        assert_eq!(outages.look(gone(), false, began + SECOND / 2), None, "it may be over soon");
-        let told = Tell::Interrupted { since: began, until: began, all: true };
-        assert_eq!(outages.look(gone(), false, began + SECOND), Some(told));
-        assert_eq!(outages.look(gone(), false, began + 2 * SECOND), None);
-        let over = || Silence::default();
-        assert_eq!(outages.look(over(), true, began + 3 * SECOND), None, "gaps may follow");
-        assert_eq!(outages.look(over(), false, began + 4 * SECOND), Some(Tell::Live));
-        assert_eq!(outages.look(over(), false, began + 5 * SECOND), None);
+        let (began, spread) = (Instant::now(), spread(1));
+        let mut look = |silent: bool, reading, at| {
+            let silence = if silent { silence(&spread, &[(1, began)]) } else { None };
+            told(outages.look(silence, reading, began + at))
+        };
+        assert_eq!(look(true, false, SECOND / 2), "nothing", "it may be over soon");
+        assert_eq!(look(true, false, SECOND), "all");
+        assert_eq!(look(true, false, 2 * SECOND), "nothing");
+        assert_eq!(look(false, true, 3 * SECOND), "nothing", "gaps may follow");
+        assert_eq!(look(false, false, 4 * SECOND), "live");
+        assert_eq!(look(false, false, 5 * SECOND), "nothing");
     }
 
     #[test]
     fn readings_that_never_end_do_not_hold_the_end_up_for_ever() {
         let mut outages = Outages::new(SECOND);
-        let began = Instant::now();
-        outages.look(silence(&[began], true), false, began + SECOND);
-        let over = began + 10 * SECOND;
-        assert_eq!(outages.look(Silence::default(), true, over), None);
-        // It was not over after all.
-        assert_eq!(outages.look(silence(&[began], true), true, over + SECOND), None);
-        let over = began + 20 * SECOND;
-        assert_eq!(outages.look(Silence::default(), true, over), None);
-        assert_eq!(outages.look(Silence::default(), true, over + 8 * SECOND), Some(Tell::Live));
+        let (began, spread) = (Instant::now(), spread(1));
+        let gone = |at: Instant| silence(&spread, &[(1, at)]);
+        let mut look = |silence, at| told(outages.look(silence, true, began + at));
+        assert_eq!(look(gone(began), SECOND), "all");
+        assert_eq!(look(None, 10 * SECOND), "nothing");
+        // It was not over after all, though it is a new silence.
+        assert_eq!(look(gone(began + 11 * SECOND), 11 * SECOND), "nothing");
+        assert_eq!(look(None, 20 * SECOND), "nothing");
+        assert_eq!(look(None, 28 * SECOND), "live");
     }
 
     #[test]
-    fn parts_are_told_as_they_go_and_come() {
+    fn parts_are_told_as_they_go_and_their_ends_behind_the_gaps() {
         let mut outages = Outages::new(SECOND);
-        let first = Instant::now();
-        let second = first + 5 * SECOND;
-        let of_one = Tell::Interrupted { since: first, until: first, all: false };
-        let now = first + 5 * SECOND;
-        assert_eq!(outages.look(silence(&[first], false), false, now), Some(of_one));
-        // The second has not lasted: no more is told than before.
-        let now = second + SECOND / 2;
-        assert_eq!(outages.look(silence(&[second, first], true), false, now), None);
-        let of_all = Tell::Interrupted { since: first, until: second, all: true };
-        let now = second + SECOND;
-        assert_eq!(outages.look(silence(&[second, first], true), false, now), Some(of_all));
-        let of_rest = Tell::Interrupted { since: second, until: second, all: false };
-        let now = second + 2 * SECOND;
-        assert_eq!(outages.look(silence(&[second], false), false, now), Some(of_rest));
-        let now = second + 3 * SECOND;
-        assert_eq!(outages.look(Silence::default(), false, now), Some(Tell::Live));
+        let (began, spread) = (Instant::now(), spread(3));
+        let (one, two) = ((1, began), (2, began + 5 * SECOND));
+        let mut look = |parts: &[(u64, Instant)], reading, at| {
+            let silence = if parts.is_empty() { None } else { silence(&spread, parts) };
+            told(outages.look(silence, reading, began + at))
+        };
+        assert_eq!(look(&[one], false, SECOND), "1");
+        assert_eq!(look(&[one, two], false, 5 * SECOND), "nothing", "the second is young");
+        assert_eq!(look(&[one, two], false, 6 * SECOND), "1 2");
+        // The first has ended, and its histories are being read.
+        assert_eq!(look(&[two], true, 7 * SECOND), "nothing");
+        // A third goes meanwhile.
+        let three = (3, began + 7 * SECOND);
+        assert_eq!(look(&[two, three], true, 8 * SECOND), "all");
+        assert_eq!(look(&[two, three], false, 9 * SECOND), "2 3");
+        assert_eq!(look(&[], false, 10 * SECOND), "live");
+    }
+
+    /// A master is replaced: its channels are another part's, which is silent for as long.
+    #[test]
+    fn channels_that_move_are_looked_at_again() {
+        let mut outages = Outages::new(SECOND);
+        let (began, before, after) = (Instant::now(), spread(2), spread(3));
+        let mut look = |silence, at| told(outages.look(silence, false, began + at));
+        assert_eq!(look(silence(&before, &[(1, began)]), SECOND), "1");
+        assert_eq!(look(silence(&after, &[(1, began)]), 2 * SECOND), "1");
+        assert_eq!(look(silence(&after, &[(3, began)]), 3 * SECOND), "3");
+        assert_eq!(look(None, 4 * SECOND), "live");
     }
 
     #[test]
     fn it_can_be_turned_off() {
         let mut outages = Outages::new(Duration::ZERO);
         let began = Instant::now();
-        assert_eq!(outages.look(silence(&[began], true), false, began + 60 * SECOND), None);
+        let silence = silence(&spread(1), &[(1, began)]);
+        assert_eq!(told(outages.look(silence, false, began + 60 * SECOND)), "nothing");
     }
 }

@@ -14,7 +14,7 @@ use super::outage::{Outages, Tell};
 use crate::broker::{Batch, BrokerError, Event, Events, History, Silence, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::hub::Outage;
-use crate::lifecycle::{self, unix_now};
+use crate::lifecycle::{self, unix_micros};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
@@ -49,6 +49,10 @@ async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>, look: &mut Inte
         Some(read) = reads.recv() => Next::Read(read),
         _ = look.tick() => Next::Look,
     }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Why a publication cannot be delivered.
@@ -131,25 +135,27 @@ impl Gateway {
     }
 
     /// Tells clients what has been silent for long, and that it is over.
-    async fn tell(&self, outages: &mut Outages, silence: Silence) {
+    async fn tell(&self, outages: &mut Outages, silence: Option<Silence>) {
         let reading = self.recoveries.load(Ordering::Relaxed) > 0;
-        let Some(tell) = outages.look(silence, reading, Instant::now()) else { return };
-        metrics::delivery_interrupted(tell != Tell::Live);
-        let outage = match tell {
-            Tell::Live => {
+        let outage = match outages.look(silence, reading, Instant::now()) {
+            None => return,
+            Some(Tell::Live) => {
                 tracing::info!("publications arrive again: clients are told");
                 None
             }
-            Tell::Interrupted { since, until, all } => {
+            Some(Tell::Interrupted(interruption)) => {
+                let all = interruption.all;
                 tracing::warn!(all, "no publications can arrive: clients are told");
-                let since = unix_now().saturating_sub(since.elapsed().as_secs());
-                let broker = Arc::clone(&self.broker);
-                let silent = move |channel: &ChannelName| {
-                    broker.silent_since(channel).is_some_and(|since| since <= until)
-                };
-                Some(if all { Outage::of_all(since) } else { Outage::of_some(since, silent) })
+                let since = unix_micros().saturating_sub(micros(interruption.since.elapsed()));
+                let since = since / 1_000_000;
+                Some(if all {
+                    Outage::of_all(since)
+                } else {
+                    Outage::of_some(since, move |channel| interruption.concerns(channel))
+                })
             }
         };
+        metrics::delivery_interrupted(outage.is_some());
         self.hub.tell(outage).await;
     }
 

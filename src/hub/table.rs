@@ -242,6 +242,7 @@ impl Table {
             sent = n + 1;
         }
         metrics::delivered(slot.wire, sent);
+        self.tell_one(connection);
     }
 
     /// `None` if the slot did not have the channel; else whether nobody here has it any more.

@@ -25,7 +25,7 @@ pub struct Settings {
     /// Sent as `Authorization: Bearer`: never logged.
     pub secret: String,
     /// PEM of the certificates to trust instead of the system's authorities.
-    pub ca: Option<Vec<u8>>,
+    pub ca: Option<String>,
     pub timeout: Duration,
     pub concurrency: usize,
     pub cache_ttl: Duration,
@@ -102,7 +102,7 @@ impl Callback {
             |b: &&Arc<Self>| b.settings.timeout == settings.timeout && b.settings.ca == settings.ca;
         let client = match before.filter(same_client) {
             Some(before) => before.client.clone(),
-            None => super::client(settings.timeout, settings.ca.as_deref())?,
+            None => super::client(settings.timeout, settings.ca.as_deref().map(str::as_bytes))?,
         };
         let under_way = match before.filter(|b| b.settings.concurrency == settings.concurrency) {
             Some(before) => Arc::clone(&before.under_way),

@@ -91,7 +91,8 @@ async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     assert!(publish_to_old(&group.master), "it is a master again");
     both_declared(&mut client).await;
     eventually_within(A_WHILE, "it ends a second time", || {
-        let ends = gateway.log().matches("a master no more").count();
+        let end = format!("a master no more server=127.0.0.1:{}\n", group.master.port);
+        let ends = gateway.log().matches(&end).count();
         std::future::ready((ends == 2).then_some(()))
     })
     .await;

@@ -46,7 +46,7 @@ impl Sentinels {
             let file = folder.path().join(format!("{n}.conf"));
             let text = format!(
                 "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {of} 2\n\
-                 sentinel down-after-milliseconds mymaster 1000\n\
+                 sentinel down-after-milliseconds mymaster 3000\n\
                  sentinel failover-timeout mymaster 10000\n"
             );
             std::fs::write(&file, text).unwrap();

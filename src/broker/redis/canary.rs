@@ -88,11 +88,12 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
     }
     let mut failures = 0;
     loop {
-        let number = {
+        let (number, began) = {
             let mut state = canary.state.lock();
             state.sent += 1;
-            state.waiting = Some((state.sent, Instant::now()));
-            state.sent
+            let began = Instant::now();
+            state.waiting = Some((state.sent, began));
+            (state.sent, began)
         };
         let payload = number.to_string();
         let sent = shared.publish_plain(canary.channel(), payload.as_bytes()).await;
@@ -107,14 +108,16 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 if !came_back(subscriber).await {
                     return missed(subscriber, "the canary did not come back in time");
                 }
-                subscriber.hearing.proven();
+                subscriber.hearing.proven(began.into_std());
             }
             // Publishing is what fails: that shows in the publisher's state, and the connection
             // here may well be alive.
             Err(e) => {
                 canary.state.lock().waiting = None;
-                subscriber.hearing.proven();
                 failures += 1;
+                if failures >= MUTE_AFTER {
+                    subscriber.hearing.trusted();
+                }
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
                     let what = "the canary cannot be sent";
                     shared.note(Role::Publisher, &subscriber.server, what, &e.to_string());

@@ -9,7 +9,6 @@ mod operate;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant as Moment;
 
 use bytes::Bytes;
 use futures_util::future::FutureExt as _;
@@ -18,12 +17,13 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use self::hearing::Hearing;
+pub(super) use self::hearing::UNSERVED;
 use super::connect::{self, Backoff};
 use super::fault::{self, Fault};
 use super::tap::{OnPush, Push};
 use super::wanted::{Want, Wanted};
 use super::{Role, Shared, canary, durable};
-use crate::broker::{Confirmation, Event, Track};
+use crate::broker::{Confirmation, Event, SilentPart, Track};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics::{self, Rejected};
 use crate::redis_url::Server;
@@ -54,8 +54,13 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Nothing has arrived since then on what this connection is to have.
-    pub(super) fn new(shared: Arc<Shared>, server: Server, index: usize, since: Moment) -> Self {
+    /// `silent`: what this connection is to have has been silent before.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        server: Server,
+        index: usize,
+        silent: Option<SilentPart>,
+    ) -> Self {
         let canary = canary::Canary::new(&shared, &server, index);
         Self {
             shared,
@@ -68,7 +73,7 @@ impl Subscriber {
             stopped: AtomicBool::new(false),
             stop: Notify::new(),
             up: AtomicBool::new(false),
-            hearing: Hearing::new(since),
+            hearing: Hearing::new(silent),
             generation: AtomicU64::new(0),
             canary,
         }
@@ -76,6 +81,12 @@ impl Subscriber {
 
     pub(super) fn is_up(&self) -> bool {
         self.up.load(Ordering::Acquire)
+    }
+
+    /// `None` while publications can arrive here on all that it is to have.
+    pub(super) fn silent(&self) -> Option<SilentPart> {
+        let behind = self.wanted.lock().is_behind();
+        self.hearing.silent(behind)
     }
 
     /// True while the channel's publications arrive here.
@@ -127,11 +138,13 @@ impl Subscriber {
         taken
     }
 
-    /// Takes in a channel that another connection had.
-    pub(super) fn adopt(&self, channel: &ChannelName, want: Want) {
+    /// Takes in a channel that another connection had, and how long that was silent.
+    pub(super) fn adopt(&self, channel: &ChannelName, want: Want, silent: Option<SilentPart>) {
+        if let Some(silent) = silent.filter(|_| want.is_behind()) {
+            self.hearing.takes_over(silent);
+        }
         let mut wanted = self.wanted.lock();
-        wanted.channels.insert(channel.clone(), want);
-        wanted.ask(channel);
+        wanted.take_in(channel, want);
         drop(wanted);
         self.changed.notify_one();
     }
@@ -184,10 +197,11 @@ impl Subscriber {
         let channel = channel.clone();
         let whole = payload.len() == len;
         let (payload, of) = durable::take_apart(payload);
-        if of.position.is_some()
-            && let Some(want) = wanted.channels.get_mut(name)
-        {
-            want.track = want.track.max(Track::Read);
+        let mut waits = false;
+        if let Some(want) = wanted.channels.get_mut(name) {
+            let tracked = if of.position.is_some() { Track::Read } else { Track::No };
+            want.track = want.track.max(tracked);
+            waits = want.waits();
         }
         drop(wanted);
 
@@ -202,7 +216,12 @@ impl Subscriber {
             Event::Control(payload)
         } else {
             let durable::Head { position, published } = of;
-            Event::Publication(Publication { channel, payload, cut, position, published })
+            let publication = Publication { channel, payload, cut, position, published };
+            // Asked again, now that there is something to keep: it may be over.
+            let passes =
+                if waits { self.wanted.lock().hold(publication) } else { Some(publication) };
+            let Some(publication) = passes else { return };
+            Event::Publication(publication)
         };
         self.shared.events.push(event);
     }
@@ -248,7 +267,7 @@ impl Subscriber {
         self.wanted.lock().begin();
         self.hearing.connected();
         if !hears_canary {
-            self.hearing.proven();
+            self.hearing.trusted();
         }
         self.set_up(true);
         let error = tokio::select! {

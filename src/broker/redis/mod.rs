@@ -34,7 +34,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
@@ -309,7 +309,7 @@ impl RedisBroker {
         let shared = Arc::new(Shared {
             connector: Connector::new(settings.clone(), target),
             directory: Directory::new(map),
-            routes: RwLock::new(Routes::new(settings.subscribers.max(1))),
+            routes: RwLock::new(Routes::new(&settings)),
             settings,
             events,
             uid: format!("{:016x}", fastrand::u64(..)),
@@ -393,12 +393,8 @@ impl Broker for RedisBroker {
         self.shared.is_live(channel)
     }
 
-    fn silence(&self) -> Silence {
+    fn silence(&self) -> Option<Silence> {
         self.shared.routes.read().silence()
-    }
-
-    fn silent_since(&self, channel: &ChannelName) -> Option<Instant> {
-        self.shared.silent_since(channel)
     }
 
     fn health(&self) -> Health {

@@ -7,64 +7,93 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::link::{self, Concerns, Subscriber};
+use super::link::{self, Concerns, Subscriber, UNSERVED};
 use super::masters::Map;
 use super::node::{self, Node};
-use super::{Shared, demotion, wanted::Want};
-use crate::broker::{BrokerError, Confirmation, Silence, Track};
+use super::{Settings, Shared, demotion, wanted::Want};
+use crate::broker::{BrokerError, Confirmation, Silence, SilentPart, Spread, Track};
 use crate::channel::ChannelName;
 use crate::lifecycle;
-use crate::redis_url::Server;
 
-pub(super) struct Routes {
+/// Which of the subscribing connections a channel belongs to.
+#[derive(Clone, Default)]
+struct Places {
     map: Arc<Map>,
-    /// Since when some channels, or all, have no master.
-    unserved_since: Option<Instant>,
-    /// `connections` for each master, in the map's order.
-    links: Vec<Arc<Subscriber>>,
-    nodes: Vec<Arc<Node>>,
-    orphans: HashMap<ChannelName, Want, ahash::RandomState>,
     hasher: ahash::RandomState,
+    /// To each master.
     connections: usize,
 }
 
-impl Routes {
-    pub(super) fn new(connections: usize) -> Self {
-        Self {
-            map: Arc::default(),
-            unserved_since: Some(Instant::now()),
-            links: Vec::new(),
-            nodes: Vec::new(),
-            orphans: HashMap::default(),
-            hasher: ahash::RandomState::default(),
-            connections,
-        }
-    }
-
-    fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
-        let at = self.map.master_of(shared.key(channel).as_bytes())?;
+impl Places {
+    fn index(&self, key: &[u8], channel: &ChannelName) -> Option<usize> {
+        let at = self.map.master_of(key)?;
         // Control has one place, whatever else is spread.
         let spread = self.connections > 1 && !channel.is_control();
         let index =
             if spread { self.hasher.hash_one(channel) as usize % self.connections } else { 0 };
-        self.links.get(at * self.connections + index)
+        Some(at * self.connections + index)
+    }
+
+    /// Over the parts that these connections are.
+    fn spread(&self, prefix: &str, links: &[Arc<Subscriber>]) -> Spread {
+        let parts: Vec<u64> = links.iter().map(|link| link.hearing.part).collect();
+        let is_served = self.map.is_whole() && !parts.is_empty();
+        let (places, prefix, ids) = (self.clone(), prefix.to_owned(), parts.clone());
+        let part_of = move |channel: &ChannelName| {
+            let index = places.index(format!("{prefix}{channel}").as_bytes(), channel);
+            index.and_then(|index| ids.get(index)).copied().unwrap_or(UNSERVED)
+        };
+        let unserved = (!is_served).then_some(UNSERVED);
+        Spread { parts: parts.into_iter().chain(unserved).collect(), part_of: Box::new(part_of) }
+    }
+}
+
+pub(super) struct Routes {
+    places: Places,
+    spread: Arc<Spread>,
+    /// Some channels, or all, have no master.
+    unserved: Option<SilentPart>,
+    /// `connections` for each master, in the map's order.
+    links: Vec<Arc<Subscriber>>,
+    nodes: Vec<Arc<Node>>,
+    orphans: HashMap<ChannelName, Want, ahash::RandomState>,
+    prefix: String,
+}
+
+impl Routes {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let places = Places { connections: settings.subscribers.max(1), ..Places::default() };
+        Self {
+            spread: Arc::new(places.spread(&settings.prefix, &[])),
+            places,
+            unserved: Some(SilentPart::new(UNSERVED, Instant::now())),
+            links: Vec::new(),
+            nodes: Vec::new(),
+            orphans: HashMap::default(),
+            prefix: settings.prefix.clone(),
+        }
+    }
+
+    fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
+        let index = self.places.index(shared.key(channel).as_bytes(), channel)?;
+        self.links.get(index)
     }
 
     pub(super) fn node(&self, key: &[u8]) -> Option<Arc<Node>> {
-        self.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
+        self.places.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
     }
 
     /// Everything that could be wanted can arrive.
     pub(super) fn links_up(&self) -> bool {
         let links = !self.links.is_empty() && self.links.iter().all(|l| l.is_up());
-        links && self.map.is_whole()
+        links && self.places.map.is_whole()
     }
 
-    /// Since when the parts are silent that are.
-    pub(super) fn silence(&self) -> Silence {
-        let silent: Vec<_> = self.links.iter().filter_map(|l| l.hearing.silent_since()).collect();
-        let all = silent.len() == self.links.len();
-        Silence { since: silent.into_iter().chain(self.unserved_since).collect(), all }
+    /// What is silent now.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        let silent = self.links.iter().filter_map(|link| link.silent());
+        let parts: Vec<_> = silent.chain(self.unserved).collect();
+        (!parts.is_empty()).then(|| Silence { parts, spread: Arc::clone(&self.spread) })
     }
 
     /// And be sent.
@@ -80,33 +109,53 @@ impl Routes {
 
     /// Takes over a new map: connections for new masters, an end for those of old ones, and every
     /// channel to where it belongs now.
-    fn adopt(&mut self, shared: &Arc<Shared>, map: Arc<Map>) {
-        let mut old: Vec<_> = std::mem::take(&mut self.links);
-        let mut old_nodes: Vec<_> = std::mem::take(&mut self.nodes);
-        let before = std::mem::replace(&mut self.map, map);
-        // What a server that is gone had has been silent for as long as that was, wherever it is now.
-        let gone = old.iter().filter(|link| !self.map.masters.contains(&link.server));
-        let silent = gone.filter_map(|link| link.hearing.silent_since());
-        let now = Instant::now();
-        let since = silent.chain(self.unserved_since).min().unwrap_or(now);
-        let is_served = self.map.is_whole() && !self.map.masters.is_empty();
-        self.unserved_since =
-            if is_served { None } else { Some(self.unserved_since.unwrap_or(now)) };
+    fn adopt(&mut self, shared: &Arc<Shared>, map: &Arc<Map>) {
+        let mut old = std::mem::take(&mut self.links);
+        let mut old_nodes = std::mem::take(&mut self.nodes);
+        let before = std::mem::replace(&mut self.places.map, Arc::clone(map));
         for (index, server) in before.masters.iter().enumerate() {
-            if !self.map.masters.contains(server) {
+            if !map.masters.contains(server) {
                 demotion::switched(shared, &before, index);
             }
         }
+        // What a connection that is gone had has been silent for as long as that was, wherever it is now.
+        let gone = old.iter().filter(|link| !stays(map, link));
+        let silent = gone.filter_map(|link| link.silent()).chain(self.unserved);
+        let silent = silent.min_by_key(|silent| silent.noticed);
+
+        let started = self.connect(shared, map, (&mut old, &mut old_nodes), silent);
+        self.move_channels(shared, &old, silent);
+        old_nodes.iter().for_each(|node| node.stop());
+
+        let is_served = map.is_whole() && !map.masters.is_empty();
+        let unserved = self.unserved.or(silent);
+        let unserved = unserved.unwrap_or(SilentPart::new(UNSERVED, Instant::now()));
+        self.unserved = (!is_served).then_some(SilentPart { part: UNSERVED, ..unserved });
+        self.spread = Arc::new(self.places.spread(&self.prefix, &self.links));
+        for link in started {
+            lifecycle::spawn("redis_subscriber", link::run(link));
+        }
+    }
+
+    /// Keeps the connections that go on and makes the others; the subscribing ones of these are to be
+    /// started. What is left of the old ones is to be ended.
+    fn connect(
+        &mut self,
+        shared: &Arc<Shared>,
+        map: &Map,
+        (old, old_nodes): (&mut Vec<Arc<Subscriber>>, &mut Vec<Arc<Node>>),
+        silent: Option<SilentPart>,
+    ) -> Vec<Arc<Subscriber>> {
         let mut started = Vec::new();
-        for server in &self.map.masters {
-            for index in 0..self.connections {
+        for server in &map.masters {
+            for index in 0..self.places.connections {
                 let same = |l: &Arc<Subscriber>| l.server == *server && l.index == index;
-                let link = match old.iter().position(same) {
-                    // A canary that falls to another server now would never come back.
-                    Some(at) if canary_stays(&self.map, server, &old[at]) => old.swap_remove(at),
-                    _ => {
+                let link = match old.iter().position(|l| same(l) && stays(map, l)) {
+                    Some(at) => old.swap_remove(at),
+                    None => {
                         let shared = Arc::clone(shared);
-                        let link = Arc::new(Subscriber::new(shared, server.clone(), index, since));
+                        let link = Subscriber::new(shared, server.clone(), index, silent);
+                        let link = Arc::new(link);
                         started.push(Arc::clone(&link));
                         link
                     }
@@ -117,17 +166,25 @@ impl Routes {
                 Some(at) => old_nodes.swap_remove(at),
                 None => {
                     let node = Node::new(server.clone());
-                    lifecycle::spawn(
-                        "redis_publisher",
-                        node::run(Arc::clone(shared), Arc::clone(&node)),
-                    );
+                    let run = node::run(Arc::clone(shared), Arc::clone(&node));
+                    lifecycle::spawn("redis_publisher", run);
                     node
                 }
             };
             self.nodes.push(node);
         }
+        started
+    }
+
+    /// Ends the old connections, and takes every channel to where it belongs now.
+    fn move_channels(
+        &mut self,
+        shared: &Shared,
+        old: &[Arc<Subscriber>],
+        silent: Option<SilentPart>,
+    ) {
         let mut moving: Vec<(ChannelName, Want)> = self.orphans.drain().collect();
-        for link in &old {
+        for link in old {
             moving.extend(link.take_misplaced(|_| false));
             link.stop();
         }
@@ -137,22 +194,21 @@ impl Routes {
             };
             moving.extend(link.take_misplaced(stays));
         }
+
         for (channel, want) in moving {
             match self.link(shared, &channel) {
-                Some(link) => link.adopt(&channel, want),
+                Some(link) => link.adopt(&channel, want, silent),
                 None => drop(self.orphans.insert(channel, want)),
             }
-        }
-        old_nodes.iter().for_each(|node| node.stop());
-        for link in started {
-            lifecycle::spawn("redis_subscriber", link::run(link));
         }
     }
 }
 
-fn canary_stays(map: &Map, server: &Server, link: &Subscriber) -> bool {
+/// Does the connection go on? A canary that falls to another server now would never come back.
+fn stays(map: &Map, link: &Subscriber) -> bool {
     let at = map.master_of(link.canary.channel().as_bytes());
-    link.canary.is_none() || at.is_some_and(|at| map.masters[at] == *server)
+    let canary_stays = link.canary.is_none() || at.is_some_and(|at| map.masters[at] == link.server);
+    map.masters.contains(&link.server) && canary_stays
 }
 
 impl Shared {
@@ -187,14 +243,6 @@ impl Shared {
         self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
     }
 
-    pub(super) fn silent_since(&self, channel: &ChannelName) -> Option<Instant> {
-        let routes = self.routes.read();
-        match routes.link(self, channel) {
-            Some(link) => link.hearing.silent_since(),
-            None => routes.unserved_since,
-        }
-    }
-
     /// Says of those channels that they may have missed something that no history has.
     pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
         self.routes.read().links.iter().for_each(|link| link.declare_lost(concerns));
@@ -216,7 +264,7 @@ pub(super) async fn follow(shared: Arc<Shared>) {
     let mut changes = shared.directory.changes();
     loop {
         let map = Arc::clone(&changes.borrow_and_update());
-        shared.routes.write().adopt(&shared, map);
+        shared.routes.write().adopt(&shared, &map);
         shared.report();
         if changes.changed().await.is_err() {
             return;

@@ -1,14 +1,19 @@
 //! What one subscribing connection is to have: a table of channels, and the operations that are due.
 //!
-//! Pure: no connection. Invariant: a channel that was live and is not any more gets its
-//! `Interrupted` when, and not before, it is confirmed again, and before anything published after.
+//! Pure: no connection. Invariants: a channel that was live and is not any more gets its
+//! `Interrupted` when, and not before, it is confirmed again, and before anything published after; of
+//! a channel whose history is followed nothing is handed on between the confirmation and the answer
+//! that says where the history stands.
+
+mod early;
 
 use std::collections::{HashMap, VecDeque};
 
 use tokio::time::Instant;
 
+use self::early::Early;
 use crate::broker::{Confirmation, Event, Subscribed, Track};
-use crate::channel::{ChannelName, GapReason, Position};
+use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::sizes::shrink;
 
 /// A channel that the gateway wants.
@@ -22,12 +27,14 @@ pub(super) struct Want {
     /// And whatever its history says, something else may be missing.
     pub(super) lost: bool,
     pub(super) track: Track,
-    /// Where its history stood before the subscription that is on its way, for an interruption.
-    pub(super) position: Option<Position>,
-    /// Whoever waits is answered when it is known where the history stands behind the confirmation.
+    /// Where its history stands is asked behind the subscription that is on its way.
     pub(super) position_due: bool,
+    /// The server refuses it: it is no part of what the connection has to catch up with.
+    pub(super) refused: bool,
     /// It is live, had not been before, and that was not told yet.
     fresh: bool,
+    /// What came before it is known where the history stands.
+    early: Option<Box<Early>>,
 }
 
 impl Want {
@@ -46,15 +53,42 @@ impl Want {
         let was_told = std::mem::take(&mut self.live) && !std::mem::take(&mut self.fresh);
         self.gap_due |= was_told;
         self.position_due = false;
+        // Nobody has been told that it was live, or the gap that is due covers it.
+        self.early = None;
+    }
+
+    /// It may have missed something, and the gateway does not know yet.
+    pub(super) fn is_behind(&self) -> bool {
+        self.gap_due && !self.refused
+    }
+
+    /// What comes has to wait, see [`Wanted::hold`].
+    pub(super) fn waits(&self) -> bool {
+        self.early.is_some()
+    }
+
+    /// What is handed on waits until it is known where the history stands.
+    fn wait(&mut self) {
+        if self.fresh || self.gap_due {
+            self.early.get_or_insert_default();
+        }
+    }
+
+    fn interrupted(&mut self, channel: &ChannelName, position: Option<Position>) -> Option<Event> {
+        let reason = self.reason();
+        std::mem::take(&mut self.gap_due).then(|| {
+            self.lost = false;
+            Event::Interrupted(channel.clone(), reason, position)
+        })
     }
 
     /// The answer to all who have asked; `None` where it would say nothing.
-    fn subscribed(&mut self, channel: ChannelName, position: Option<Position>) -> Option<Event> {
+    fn subscribed(&mut self, channel: &ChannelName, position: Option<Position>) -> Option<Event> {
         let confirmations = std::mem::take(&mut self.confirmations);
         let fresh = std::mem::take(&mut self.fresh);
         let says_something = !confirmations.is_empty() || position.is_some();
-        says_something
-            .then(|| Event::Subscribed(channel, Subscribed { confirmations, position, fresh }))
+        let subscribed = Subscribed { confirmations, position, fresh };
+        says_something.then(|| Event::Subscribed(channel.clone(), subscribed))
     }
 }
 
@@ -78,6 +112,10 @@ pub(super) struct Wanted {
     pub(super) refused: Vec<(Instant, ChannelName)>,
     /// Without a connection no operations are queued: the next one subscribes to everything.
     pub(super) connected: bool,
+    /// Some channel may be behind.
+    behind: bool,
+    /// Operations that were queued when the connection was made and are not carried out yet.
+    first: usize,
 }
 
 impl Wanted {
@@ -93,6 +131,64 @@ impl Wanted {
         self.unconfirmed.remove(name);
         shrink(&mut self.unconfirmed);
         true
+    }
+
+    /// The next operation is taken out of the queue: what it subscribes to is asked for where its history
+    /// stands, if that is followed.
+    pub(super) fn take_op(&mut self, subscribes: bool) -> Option<(ChannelName, Track)> {
+        let channel = match self.ops.front()? {
+            Op::Subscribe(channel) if subscribes => channel.clone(),
+            Op::Unsubscribe(channel) if !subscribes => channel.clone(),
+            Op::Subscribe(_) | Op::Unsubscribe(_) => return None,
+        };
+        self.ops.pop_front();
+        self.first = self.first.saturating_sub(1);
+        let track = match self.channels.get_mut(&channel) {
+            Some(want) => {
+                want.position_due |= subscribes && want.track > Track::No;
+                want.track
+            }
+            None => Track::No,
+        };
+        Some((channel, track))
+    }
+
+    /// Everything that was wanted when the connection was made has been asked for.
+    pub(super) fn has_caught_up(&self) -> bool {
+        self.first == 0
+    }
+
+    /// Some channel may have missed something that the gateway has not been told.
+    pub(super) fn is_behind(&mut self) -> bool {
+        self.behind = self.behind && self.channels.values().any(Want::is_behind);
+        self.behind
+    }
+
+    /// Takes in a channel that another connection had.
+    pub(super) fn take_in(&mut self, channel: &ChannelName, want: Want) {
+        self.behind |= want.gap_due;
+        self.channels.insert(channel.clone(), want);
+        self.ask(channel);
+    }
+
+    /// A channel is no longer live, for a reason that is not the gateway's wish.
+    pub(super) fn interrupt(&mut self, name: &str) -> Option<&mut Want> {
+        let want = self.channels.get_mut(name)?;
+        want.interrupt();
+        self.behind |= want.gap_due;
+        Some(want)
+    }
+
+    /// A publication came: it is given back unless it has to wait.
+    pub(super) fn hold(&mut self, publication: Publication) -> Option<Publication> {
+        let want = self.channels.get_mut(&publication.channel);
+        match want.and_then(|want| want.early.as_mut()) {
+            Some(early) => {
+                early.hold(publication);
+                None
+            }
+            None => Some(publication),
+        }
     }
 
     /// Queues a subscription, if there is a connection to make it on.
@@ -137,62 +233,67 @@ impl Wanted {
         for channel in &all {
             self.ask(channel);
         }
+        self.first = all.len();
     }
 
     /// The connection is lost.
     pub(super) fn end(&mut self) {
-        self.connected = false;
+        (self.connected, self.first) = (false, 0);
         self.ops = VecDeque::new();
         self.unconfirmed = HashMap::default();
         self.leaving = HashMap::default();
         self.refused = Vec::new();
         self.channels.values_mut().for_each(Want::interrupt);
+        self.behind = true;
     }
 
-    /// The channel's subscription is confirmed: what the gateway is to be told, in this order. Of a tracked
-    /// channel [`Wanted::stands`] says the rest.
+    /// The channel's subscription is confirmed: what the gateway is to be told, in this order. Of a channel
+    /// whose history is followed [`Wanted::stands`] says it.
     pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
-        if !self.answered(name) {
+        let is_last = self.answered(name);
+        let Some((channel, _)) = self.channels.get_key_value(name) else { return [None, None] };
+        let channel = channel.clone();
+        let Some(want) = self.channels.get_mut(name) else { return [None, None] };
+        if !is_last {
             // Another answer is on the way, but publications come from this one on. What is due stays due:
             // the subscription may be ended in between.
-            let due = self.channels.get_key_value(name).filter(|(_, want)| want.gap_due);
-            let due = due.map(|(channel, want)| {
-                Event::Interrupted(channel.clone(), want.reason(), want.position.clone())
-            });
+            if want.position_due {
+                want.wait();
+                return [None, None];
+            }
+            let due = want.gap_due.then(|| Event::Interrupted(channel, want.reason(), None));
             return [due, None];
         }
-        let Some((channel, _)) = self.channels.get_key_value(name) else {
-            return [None, None];
-        };
-        let channel = channel.clone();
-        let Some(want) = self.channels.get_mut(name) else {
-            return [None, None];
-        };
+
         want.fresh |= !want.live && !want.gap_due;
-        want.live = true;
-        let position = want.position.take();
-        let interrupted = std::mem::take(&mut want.gap_due).then(|| {
-            let reason = want.reason();
-            want.lost = false;
-            Event::Interrupted(channel.clone(), reason, position)
-        });
+        (want.live, want.refused) = (true, false);
         if want.position_due {
-            return [interrupted, None];
+            want.wait();
+            return [None, None];
         }
-        [interrupted, want.subscribed(channel, None)]
+        [want.interrupted(&channel, None), want.subscribed(&channel, None)]
     }
 
     /// Where the channel's history stands behind the confirmation: what the gateway is to be told.
-    /// Publications that came between a look before and the subscription show by it.
-    pub(super) fn stands(&mut self, name: &str, position: Option<Position>) -> Option<Event> {
+    pub(super) fn stands(&mut self, name: &str, position: Option<Position>) -> Vec<Event> {
         if self.unconfirmed.contains_key(name) {
             // Another subscription is on the way, and its answer counts for all.
-            return None;
+            return Vec::new();
         }
-        let channel = self.channels.get_key_value(name)?.0.clone();
-        let want = self.channels.get_mut(name).filter(|want| want.live)?;
+        let Some((channel, _)) = self.channels.get_key_value(name) else { return Vec::new() };
+        let channel = channel.clone();
+        let Some(want) = self.channels.get_mut(name).filter(|want| want.live) else {
+            return Vec::new();
+        };
         want.position_due = false;
-        want.subscribed(channel, position)
+        let early = want.early.take();
+        let is_fresh = want.fresh;
+        let interrupted = want.interrupted(&channel, position.clone());
+        let subscribed = want.subscribed(&channel, position.clone());
+
+        let known = position.filter(|_| is_fresh);
+        let early = early.map(|early| early.events(&channel, known.as_ref())).unwrap_or_default();
+        interrupted.into_iter().chain(subscribed).chain(early).collect()
     }
 
     /// Asks again for what was refused and is still wanted. True if there was any.
@@ -232,6 +333,10 @@ mod tests {
 
     /// What the gateway is told, as words.
     fn words(events: [Option<Event>; 2]) -> Vec<String> {
+        all_words(events.into_iter().flatten().collect())
+    }
+
+    fn all_words(events: Vec<Event>) -> Vec<String> {
         let word = |event| match event {
             Event::Interrupted(_, reason, _) => format!("interrupted {}", reason.label()),
             Event::Subscribed(_, s) => {
@@ -241,9 +346,10 @@ mod tests {
                     s.confirmations.len()
                 )
             }
-            Event::Publication(_) | Event::Control(_) => "?".to_owned(),
+            Event::Publication(p) => p.position.map_or("plain".to_owned(), |p| p.to_string()),
+            Event::Control(_) => "?".to_owned(),
         };
-        events.into_iter().flatten().map(word).collect()
+        events.into_iter().map(word).collect()
     }
 
     #[test]
@@ -302,37 +408,98 @@ mod tests {
         assert_eq!(words(wanted.confirmed("c:1")), ["interrupted history_lost"]);
     }
 
+    /// The rounds of an operation: taken out, confirmed, and where the history stands.
+    fn round(wanted: &mut Wanted, offset: Option<u64>) -> Vec<String> {
+        let (channel, _) = wanted.take_op(true).unwrap();
+        assert!(words(wanted.confirmed(channel.as_str())).is_empty());
+        let position = offset.and_then(|offset| Position::new("e", offset));
+        all_words(wanted.stands(channel.as_str(), position))
+    }
+
+    fn follow(wanted: &mut Wanted) {
+        want(wanted, 1);
+        wanted.channels.get_mut("c:1").unwrap().track = Track::Read;
+    }
+
+    fn publication(offset: Option<u64>) -> Publication {
+        let position = offset.and_then(|offset| Position::new("e", offset));
+        let payload = bytes::Bytes::from_static(b"1");
+        Publication { channel: name(1), payload, position, cut: None, published: None }
+    }
+
     #[test]
     fn who_follows_a_history_is_answered_when_it_is_known_where_it_stands() {
         let mut wanted = Wanted::default();
         wanted.begin();
-        want(&mut wanted, 1);
-        let due = |wanted: &mut Wanted| wanted.channels.get_mut("c:1").unwrap().position_due = true;
-        due(&mut wanted);
+        follow(&mut wanted);
+        wanted.take_op(true).unwrap();
         assert!(words(wanted.confirmed("c:1")).is_empty());
         // Lost before that: nobody has been told that it was live, so nothing is interrupted.
         wanted.end();
+        assert!(!wanted.is_behind());
         wanted.begin();
-        due(&mut wanted);
-        assert!(words(wanted.confirmed("c:1")).is_empty());
-        assert_eq!(words([wanted.stands("c:1", None), None]), ["subscribed anew for 1"]);
+        assert_eq!(round(&mut wanted, None), ["subscribed anew for 1"]);
         // Asked again meanwhile: the last answer is for all.
         want(&mut wanted, 1);
-        due(&mut wanted);
-        assert!(words(wanted.confirmed("c:1")).is_empty());
+        wanted.take_op(true).unwrap();
         want(&mut wanted, 1);
-        assert!(wanted.stands("c:1", Position::new("e", 1)).is_none());
-        due(&mut wanted);
         assert!(words(wanted.confirmed("c:1")).is_empty());
-        let told = words([wanted.stands("c:1", Position::new("e", 1)), None]);
-        assert_eq!(told, ["subscribed again for 2"]);
+        assert!(wanted.stands("c:1", Position::new("e", 1)).is_empty());
+        assert_eq!(round(&mut wanted, Some(1)), ["subscribed again for 2"]);
         // With nobody to answer, where it stands is told all the same.
         wanted.end();
+        assert!(wanted.is_behind());
         wanted.begin();
-        due(&mut wanted);
-        assert_eq!(words(wanted.confirmed("c:1")), ["interrupted broker_reconnected"]);
-        let told = words([wanted.stands("c:1", Position::new("e", 2)), None]);
-        assert_eq!(told, ["subscribed again for 0"]);
+        assert!(!wanted.has_caught_up());
+        let told = ["interrupted broker_reconnected", "subscribed again for 0"];
+        assert_eq!(round(&mut wanted, Some(2)), told);
+        assert!(wanted.has_caught_up() && !wanted.is_behind());
+    }
+
+    /// What came between the confirmation and that answer is behind it, or in it.
+    #[test]
+    fn what_comes_before_it_is_known_where_the_history_stands_waits() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        follow(&mut wanted);
+        wanted.take_op(true).unwrap();
+        words(wanted.confirmed("c:1"));
+        for offset in [Some(6), None, Some(7), Some(8)] {
+            assert!(wanted.hold(publication(offset)).is_none());
+        }
+        let told = all_words(wanted.stands("c:1", Position::new("e", 7)));
+        assert_eq!(told, ["subscribed anew for 1", "plain", "e-8"]);
+        assert!(wanted.hold(publication(Some(9))).is_some());
+        // Behind an interruption the gateway decides about each of them.
+        wanted.end();
+        wanted.begin();
+        wanted.take_op(true).unwrap();
+        words(wanted.confirmed("c:1"));
+        assert!(wanted.hold(publication(Some(10))).is_none());
+        let told = all_words(wanted.stands("c:1", Position::new("e", 10)));
+        assert_eq!(told, ["interrupted broker_reconnected", "subscribed again for 0", "e-10"]);
+        // And what has been live all the time does not wait.
+        want(&mut wanted, 1);
+        wanted.take_op(true).unwrap();
+        words(wanted.confirmed("c:1"));
+        assert!(wanted.hold(publication(Some(11))).is_some());
+        assert_eq!(all_words(wanted.stands("c:1", None)), ["subscribed again for 1"]);
+    }
+
+    #[test]
+    fn too_much_of_it_is_an_interruption() {
+        let mut wanted = Wanted::default();
+        wanted.begin();
+        follow(&mut wanted);
+        wanted.take_op(true).unwrap();
+        words(wanted.confirmed("c:1"));
+        for offset in 1..10_000 {
+            assert!(wanted.hold(publication(Some(offset))).is_none());
+        }
+        let told = all_words(wanted.stands("c:1", None));
+        assert_eq!(told.first().unwrap(), "subscribed anew for 1");
+        assert_eq!(told.last().unwrap(), "interrupted overflow");
+        assert!(told.len() < 1000);
     }
 
     #[tokio::test(start_paused = true)]

@@ -72,8 +72,16 @@ impl Table {
         slot.greeted = true;
         connection.enqueue(slot.wire.frame(connected));
 
+        self.tell_one(connection);
+    }
+
+    /// Tells a connection what is silent of what it has now, unless it knows.
+    pub(super) fn tell_one(&mut self, connection: &Connection) {
         let Some(outage) = &self.outage else { return };
-        if let Some(silent) = outage.silent_of(&slot.channels) {
+        let index = connection.slot();
+        let Some(slot) = self.slots.get(index as usize).filter(|slot| slot.greeted) else { return };
+        let Some(silent) = outage.silent_of(&slot.channels) else { return };
+        if self.told.get(&index) != Some(&silent) {
             connection.enqueue(slot.wire.frame(&outage.message(&silent)));
             self.told.insert(index, silent);
         }
@@ -107,5 +115,108 @@ impl Table {
         }
         shrink(&mut self.told);
         self.outage = outage.cloned();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    use super::*;
+    use crate::hub::{Begin, Bounds, Hub};
+    use crate::protocol::plain;
+
+    fn hub() -> Arc<Hub> {
+        let unbounded = || AtomicUsize::new(1 << 20);
+        let bounds = Bounds {
+            queue_messages: unbounded(),
+            queue_bytes: unbounded(),
+            queue_bytes_total: unbounded(),
+            channels_per_connection: unbounded(),
+            queued: AtomicUsize::new(0),
+        };
+        let hub = Hub::new(1, bounds);
+        hub.start_fanout();
+        hub
+    }
+
+    fn join(hub: &Hub, connection: &Connection, channel: &str) {
+        let channel = channel.parse().unwrap();
+        hub.subscribe(connection, &channel).unwrap();
+        hub.activate(connection, &channel, &[], &Begin::default());
+    }
+
+    fn of_some(since: u64, names: &'static [&'static str]) -> Option<Outage> {
+        Some(Outage::of_some(since, |channel| names.contains(&channel.as_str())))
+    }
+
+    /// The types and data of what has come since the last look.
+    async fn came(hub: &Hub, connection: &Connection) -> Vec<String> {
+        hub.passed(connection).await;
+        let bytes = connection.take_queued().unwrap_or_default();
+        let text = std::str::from_utf8(&bytes).unwrap();
+        let messages = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let short = |line: &str| {
+            let json: serde_json::Value = serde_json::from_str(line).unwrap();
+            let kind = json["type"].as_str().unwrap();
+            match json["data"]["channels"].as_array().filter(|_| kind == "interrupted") {
+                Some(channels) => {
+                    let names: Vec<_> = channels.iter().filter_map(|c| c.as_str()).collect();
+                    format!("{kind} {}", names.join(" "))
+                }
+                None => kind.to_owned(),
+            }
+        };
+        messages.map(short).collect()
+    }
+
+    #[tokio::test]
+    async fn each_is_told_what_concerns_it_and_nothing_twice() {
+        let hub = hub();
+        let greeting = plain::connected(None, "c", None, &[]);
+        let connection = || hub.register(None, Wire::Sse);
+        let (both, one, none, silent) = (connection(), connection(), connection(), connection());
+        for (connection, channels) in
+            [(&both, &["a", "b", "c"][..]), (&one, &["b"]), (&none, &["c"]), (&silent, &["a"])]
+        {
+            channels.iter().for_each(|channel| join(&hub, connection, channel));
+        }
+        // One has not been greeted, and is told nothing before that.
+        for connection in [&both, &one, &none] {
+            hub.greet(connection, &greeting);
+            assert_eq!(came(&hub, connection).await, ["connected"]);
+        }
+
+        hub.tell(of_some(1, &["a", "b"])).await;
+        assert_eq!(came(&hub, &both).await, ["interrupted a b"]);
+        assert_eq!(came(&hub, &one).await, ["interrupted b"]);
+        assert!(came(&hub, &none).await.is_empty() && came(&hub, &silent).await.is_empty());
+        hub.greet(&silent, &greeting);
+        assert_eq!(came(&hub, &silent).await, ["connected", "interrupted a"]);
+        // A channel that is subscribed meanwhile is silent too.
+        join(&hub, &none, "a");
+        assert_eq!(came(&hub, &none).await, ["interrupted a"]);
+
+        hub.tell(of_some(1, &["a"])).await;
+        assert_eq!(came(&hub, &both).await, ["interrupted a"]);
+        assert_eq!(came(&hub, &one).await, ["live"]);
+        assert!(came(&hub, &none).await.is_empty() && came(&hub, &silent).await.is_empty());
+        hub.tell(Some(Outage::of_all(1))).await;
+        for connection in [&both, &one, &none, &silent] {
+            assert_eq!(came(&hub, connection).await, ["interrupted"]);
+        }
+        // Whoever has the place of one that left was told nothing.
+        hub.remove(&silent);
+        let late = connection();
+        hub.tell(None).await;
+        hub.passed(&late).await;
+        hub.greet(&late, &greeting);
+        assert_eq!(came(&hub, &late).await, ["connected"]);
+        for connection in [&both, &one, &none] {
+            assert_eq!(came(&hub, connection).await, ["live"]);
+        }
+        hub.tell(None).await;
+        assert!(came(&hub, &both).await.is_empty());
     }
 }

@@ -2,69 +2,92 @@
 //! that is open proves nothing: one hears once its canary came back and it has subscribed to everything
 //! that was wanted.
 
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 
-/// After which a connection that has not subscribed to everything counts as hearing: in a rush of new
-/// subscriptions there is always one on its way.
-const CATCH_UP: Duration = Duration::from_secs(10);
+use crate::broker::SilentPart;
+
+/// Channels that no connection has: no other part has this number.
+pub(in super::super) const UNSERVED: u64 = 0;
+
+fn next_part() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(UNSERVED + 1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
 
 struct State {
-    silent_since: Option<Instant>,
-    /// When the connection that there is was made.
-    connected: Option<Instant>,
+    /// `None` while it hears.
+    silent: Option<SilentPart>,
+    /// The latest moment at which a publication was made that arrived.
+    proof: Option<Instant>,
+    connected: bool,
     proven: bool,
     caught_up: bool,
 }
 
-pub(in super::super) struct Hearing(Mutex<State>);
+pub(in super::super) struct Hearing {
+    /// Which part of the broker this is.
+    pub(in super::super) part: u64,
+    state: Mutex<State>,
+}
 
 impl Hearing {
-    /// Silent since then.
-    pub(super) fn new(since: Instant) -> Self {
-        let silent_since = Some(since);
-        Self(Mutex::new(State { silent_since, connected: None, proven: false, caught_up: false }))
+    /// Silent, for as long as what it takes over was, or from now on.
+    pub(super) fn new(before: Option<SilentPart>) -> Self {
+        let part = next_part();
+        let now = Instant::now();
+        let silent = Some(SilentPart { part, ..before.unwrap_or(SilentPart::new(part, now)) });
+        let state =
+            State { silent, proof: None, connected: false, proven: false, caught_up: false };
+        Self { part, state: Mutex::new(state) }
     }
 
     pub(super) fn connected(&self) {
-        self.0.lock().connected = Some(Instant::now());
+        let mut state = self.state.lock();
+        (state.connected, state.proven, state.caught_up) = (true, false, false);
     }
 
     pub(super) fn lost(&self) {
-        let since = self.silent_since().unwrap_or_else(Instant::now);
-        *self.0.lock() =
-            State { silent_since: Some(since), connected: None, proven: false, caught_up: false };
+        let mut state = self.state.lock();
+        state.connected = false;
+        let now = Instant::now();
+        let since = state.proof.unwrap_or(now);
+        state.silent.get_or_insert(SilentPart { part: self.part, noticed: now, since });
     }
 
-    /// The canary came back, or there is none to wait for.
-    pub(in super::super) fn proven(&self) {
-        let mut state = self.0.lock();
+    /// The canary that was published then came back.
+    pub(in super::super) fn proven(&self, published: Instant) {
+        let mut state = self.state.lock();
         state.proven = true;
-        state.settle();
+        state.proof = Some(published);
+    }
+
+    /// No canary can prove it: it is trusted.
+    pub(in super::super) fn trusted(&self) {
+        self.state.lock().proven = true;
     }
 
     /// It is subscribed to everything that was wanted when it was made.
     pub(super) fn caught_up(&self) {
-        let mut state = self.0.lock();
-        state.caught_up = true;
-        state.settle();
+        self.state.lock().caught_up = true;
     }
 
-    /// `None` while publications can arrive.
-    pub(in super::super) fn silent_since(&self) -> Option<Instant> {
-        let mut state = self.0.lock();
-        state.settle();
-        state.silent_since
+    /// It takes over channels that are silent.
+    pub(super) fn takes_over(&self, silent: SilentPart) {
+        self.state.lock().silent.get_or_insert(SilentPart { part: self.part, ..silent });
     }
-}
 
-impl State {
-    fn settle(&mut self) {
-        let Some(connected) = self.connected else { return };
-        if self.proven && (self.caught_up || connected.elapsed() > CATCH_UP) {
-            self.silent_since = None;
+    /// `None` while publications can arrive. `behind`: some channel has to be subscribed again.
+    pub(super) fn silent(&self, behind: bool) -> Option<SilentPart> {
+        let mut state = self.state.lock();
+        if !behind && state.connected && state.proven && state.caught_up {
+            state.silent = None;
+        } else {
+            state.silent.get_or_insert(SilentPart::new(self.part, Instant::now()));
         }
+        state.silent
     }
 }
 
@@ -74,23 +97,31 @@ mod tests {
 
     #[test]
     fn a_connection_hears_when_it_is_proven_and_has_everything_and_until_it_is_lost() {
-        let began = Instant::now();
-        let hearing = Hearing::new(began);
+        let hearing = Hearing::new(None);
+        let began = hearing.silent(false);
+        assert!(began.is_some());
         hearing.connected();
         hearing.caught_up();
-        assert_eq!(hearing.silent_since(), Some(began), "it may be deaf");
-        hearing.proven();
-        assert_eq!(hearing.silent_since(), None);
+        assert_eq!(hearing.silent(false), began, "it may be deaf");
+        let proof = Instant::now();
+        hearing.proven(proof);
+        assert_eq!(hearing.silent(true), began, "something is not subscribed");
+        assert_eq!(hearing.silent(false), None);
+
         hearing.lost();
-        let lost = hearing.silent_since();
-        assert!(lost > Some(began));
+        let lost = hearing.silent(false).unwrap();
+        assert_eq!(lost.since, proof);
+        assert!(lost.noticed >= proof);
         // One that is deaf again and again is silent since the first time.
         hearing.connected();
         hearing.lost();
         hearing.connected();
-        hearing.proven();
-        assert_eq!(hearing.silent_since(), lost);
+        hearing.trusted();
+        assert_eq!(hearing.silent(false), Some(lost));
         hearing.caught_up();
-        assert_eq!(hearing.silent_since(), None);
+        assert_eq!(hearing.silent(false), None);
+        // What another one had takes its time along.
+        hearing.takes_over(lost);
+        assert_eq!(hearing.silent(true).map(|s| s.since), Some(proof));
     }
 }

@@ -36,20 +36,8 @@ impl Subscriber {
         let subscribe = matches!(wanted.ops.front()?, Op::Subscribe(_));
         let mut names = Vec::new();
         while names.len() < PER_ROUND {
-            let name = match wanted.ops.front() {
-                Some(Op::Subscribe(channel)) if subscribe => channel.clone(),
-                Some(Op::Unsubscribe(channel)) if !subscribe => channel.clone(),
-                _ => break,
-            };
-            wanted.ops.pop_front();
-            let track = match wanted.channels.get_mut(&name) {
-                Some(want) => {
-                    want.position_due |= subscribe && want.track > Track::No;
-                    want.track
-                }
-                None => Track::No,
-            };
-            names.push((name, track));
+            let Some(op) = wanted.take_op(subscribe) else { break };
+            names.push(op);
         }
         Some((subscribe, names))
     }
@@ -58,8 +46,10 @@ impl Subscriber {
     pub(super) async fn operate(&self, link: &connect::Link) -> String {
         let mut last = Instant::now();
         loop {
-            let Some((subscribe, names)) = self.next_ops() else {
+            if self.wanted.lock().has_caught_up() {
                 self.hearing.caught_up();
+            }
+            let Some((subscribe, names)) = self.next_ops() else {
                 self.changed.notified().await;
                 if last.elapsed() < PACE {
                     tokio::time::sleep(PACE).await;
@@ -79,36 +69,21 @@ impl Subscriber {
     }
 
     /// Subscribes, and answers who waits for channels with histories with where these stand then: a look
-    /// before it would leave out what is published in between. Where something may have been missed there
-    /// is one before it too, so that the interruption can say whether that is so.
+    /// before it would leave out what is published in between.
     async fn subscribe_to(
         &self,
         link: &connect::Link,
         names: &[(ChannelName, Track)],
     ) -> Result<(), RedisError> {
-        let interrupted = self.interrupted_of(names);
-        for (channel, position) in self.read_positions(link, &interrupted).await? {
-            if let Some(want) = self.wanted.lock().channels.get_mut(&channel) {
-                want.position = position;
-            }
-        }
-
         self.command_all(link, true, names).await?;
 
-        let tracked: Vec<_> =
-            names.iter().filter(|(_, track)| *track > Track::No).cloned().collect();
+        let is_tracked = |(_, track): &&(ChannelName, Track)| *track > Track::No;
+        let tracked: Vec<_> = names.iter().filter(is_tracked).cloned().collect();
         let positions = self.read_positions(link, &tracked).await?;
         let mut wanted = self.wanted.lock();
-        let events = positions.into_iter().filter_map(|(c, at)| wanted.stands(c.as_str(), at));
+        let events = positions.into_iter().flat_map(|(c, at)| wanted.stands(c.as_str(), at));
         events.for_each(|event| self.shared.events.push(event));
         Ok(())
-    }
-
-    /// Those of them that may have missed something that a history has.
-    fn interrupted_of(&self, names: &[(ChannelName, Track)]) -> Vec<(ChannelName, Track)> {
-        let wanted = self.wanted.lock();
-        let due = |channel| wanted.channels.get(channel).is_some_and(|want| want.gap_due);
-        names.iter().filter(|(c, track)| *track > Track::No && due(c)).cloned().collect()
     }
 
     /// Sends commands for all of these channels, together.
@@ -272,8 +247,7 @@ impl Subscriber {
         }
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
-        let Some(want) = wanted.channels.get_mut(name) else { return };
-        want.interrupt();
+        let Some(want) = wanted.interrupt(name) else { return };
         if moved {
             wanted.refused.push((Instant::now() + LOOK_AGAIN, channel));
             return;
@@ -285,6 +259,7 @@ impl Subscriber {
             wanted.channels.remove(name);
             return;
         }
+        want.refused = true;
         let reason = GapReason::BrokerRefused;
         self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
         wanted.refused.push((Instant::now() + ASK_AGAIN, channel));
