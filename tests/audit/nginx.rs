@@ -96,8 +96,14 @@ fn documented(folder: &str, address: &str, gateways: &[String]) -> String {
         !line.starts_with("ssl_") && !line.starts_with("server 10.0.1.12:8000")
     });
     let text = lines.collect::<Vec<_>>().join("\n") + "\n";
-    let servers = gateways.iter().map(|gateway| example.replace("10.0.1.11:8000", gateway));
-    let servers = servers.collect::<Vec<_>>().join("\n");
+    // Each has a weight of its own, as on the page.
+    let weight = "weight=1001";
+    assert!(example.contains(weight), "{example}");
+    let server = |(number, gateway): (usize, &String)| {
+        let weighted = example.replace(weight, &format!("weight={}", 1001 + number));
+        weighted.replace("10.0.1.11:8000", gateway)
+    };
+    let servers = gateways.iter().enumerate().map(server).collect::<Vec<_>>().join("\n");
     let listen = format!("listen {address};");
     let changes = [
         (example, servers.as_str()),

@@ -191,8 +191,9 @@ impl Rollout {
         self.gateways.push(gateway);
         let both = [old + 1, old + 2];
         self.tell(&[&[old][..], &both].concat());
-        self.gateways[old].signal("-TERM");
+        // Before the signal: the gateway may have it well before the program that sends it has ended.
         let term = self.clock.now();
+        self.gateways[old].signal("-TERM");
         sleep(NEWS).await;
         self.tell(&both);
         let status = loop {

@@ -141,6 +141,14 @@ class Socket:
     def close(self):
         self.run(self.ws.close())
 
+    def abort(self):
+        """Ends the connection without a word, as a client does that gave it up."""
+
+        async def aborted():
+            self.ws.transport.abort()
+
+        self.run(aborted())
+
 
 def blocks(text: str) -> dict[str, str]:
     """The tested configurations of the page."""

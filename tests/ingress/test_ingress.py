@@ -1,9 +1,11 @@
 """nginx and HAProxy with the configurations of docs/ingress.md before two gateways."""
 
+import contextlib
 import json
 import os
 import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from conftest import DEADLINE, HOST, Tunnel, eventually, here
@@ -127,6 +129,53 @@ def test_haproxy_leaves_a_replica_that_hangs_alone(start):
         os.killpg(hung.child.pid, signal.SIGCONT)
 
 
+def lands_on(site, replica, token: str) -> bool:
+    """A client comes, and goes again: was it sent to this replica?"""
+    ws = site.socket(token=token)
+    ident = greeted(ws)
+    there = ident in {socket["id"] for socket in replica.sockets()}
+    ws.close()
+    return there
+
+
+@pytest.mark.parametrize("proxy", PROXIES)
+def test_field_e4_a_hung_replica_behind_nginx_is_found_in_seconds(start, proxy):
+    """Its clients leave it, so that it has the fewest connections: each retry would go there again."""
+    site = start(proxy)
+    hung, alive = site.replicas
+    token = site.token()
+
+    before = {}
+    for _ in range(40):
+        ws = site.socket(token=token)
+        before[greeted(ws)] = ws
+    theirs = [before[socket["id"]] for socket in hung.sockets()]
+    assert len(theirs) == 20
+
+    def comes_back(ws) -> bool:
+        ws.abort()
+        # Each attempt has the ten seconds that the library gives it.
+        for _attempt in range(3):
+            with contextlib.suppress(TimeoutError):
+                return bool(greeted(site.socket(token=token)))
+        return False
+
+    os.killpg(hung.child.pid, signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(len(theirs)) as clients:
+            assert all(clients.map(comes_back, theirs))
+        assert len(alive.sockets()) == 40
+        assert site.status("/sse?channels=post:1")[0] == 401, "streams too"
+    finally:
+        os.killpg(hung.child.pid, signal.SIGCONT)
+
+    eventually("it has noticed that its clients are gone", lambda: not hung.sockets())
+    eventually("it is trusted again", lambda: lands_on(site, hung, token))
+    for _ in range(20):
+        greeted(site.socket(token=token))
+    assert len(hung.sockets()) >= 18, "it had the fewest"
+
+
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_quiet_connections_stay(start, proxy):
     site = start(proxy, rest='[limits]\nping_interval = "2s"', quiet=6)
@@ -211,13 +260,16 @@ def test_whoever_is_no_trusted_proxy_is_not_believed(start):
 
 @pytest.mark.parametrize("proxy", PROXIES)
 def test_behind_a_proxy_that_is_not_trusted_all_are_one(start, proxy):
-    site = start(proxy, server="", rest="[limits]\nconnections_per_ip = 1")
-    for source in ("127.0.0.41", "127.0.0.42"):
-        greeted(site.socket(source))
-    ws = site.socket("127.0.0.43")
-    with pytest.raises(ConnectionClosed) as closed:
-        ws.recv()
-    assert closed.value.rcvd.code == 4429
+    # nginx keeps connections of its probes for a moment, which count too: so it is not said which is one too many.
+    site = start(proxy, server="", rest="[limits]\nconnections_per_ip = 2")
+    closed = []
+    for number in range(5):
+        ws = site.socket(f"127.0.0.{41 + number}")
+        try:
+            greeted(ws)
+        except ConnectionClosed as end:
+            closed.append(end.rcvd.code)
+    assert closed and set(closed) == {4429}
 
 
 def test_haproxy_leaves_a_draining_replica_and_its_sockets_alone(start):
@@ -250,17 +302,21 @@ def test_a_replica_that_does_not_listen_is_passed_over(start, proxy):
 
 
 def test_nginx_gives_a_replica_that_comes_back_its_share(start):
-    """With its default `max_fails` it would give it one socket in each `fail_timeout`, as long as sockets do not end."""
+    """Once marked, it would get one socket in each `fail_timeout` if no probes ended there."""
     site = start("nginx")
     leaving, staying = site.replicas
+    token = site.token()
     os.killpg(leaving.child.pid, signal.SIGKILL)
     leaving.child.wait()
     for _ in range(6):
-        greeted(site.socket())
+        greeted(site.socket(token=token))
+
     with leaving.started():
+        eventually("it is trusted again", lambda: lands_on(site, leaving, token))
+        eventually("nobody is there", lambda: not leaving.sockets())
         for _ in range(6):
-            greeted(site.socket())
-        assert [len(leaving.sockets()), len(staying.sockets())] == [6, 6]
+            greeted(site.socket(token=token))
+        assert len(leaving.sockets()) >= 5 and len(staying.sockets()) >= 6
 
 
 def test_a_configuration_that_lost_a_line_is_noticed():
