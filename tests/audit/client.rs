@@ -2,6 +2,7 @@
 //! resume. The two transports are in `websocket` and `sse`.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -27,6 +28,8 @@ pub struct Client {
     pub manner: Manner,
     /// Where it goes first, and always if it is steady.
     pub home: usize,
+    /// The address that it comes from.
+    pub from: Ipv4Addr,
     pub replicas: Shared<Vec<Replica>>,
     pub user: String,
     pub bearer: String,
@@ -37,7 +40,6 @@ pub struct Client {
     pub last_id: Option<String>,
     /// What `reconnect` said, until it is heeded.
     pub hint: Option<Duration>,
-    /// `Drop` when the load has ended (wander no more), `End` when all is over.
     pub phase: watch::Receiver<Phase>,
 }
 
@@ -63,10 +65,6 @@ const AGAIN: Duration = Duration::from_millis(100);
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Client {
-    pub fn name(wire: Wire, manner: Manner, number: usize) -> String {
-        format!("{wire:?}-{manner:?}-{number}")
-    }
-
     pub fn note(&self, what: What) {
         let at = self.clock.now();
         self.log.lock().lines.push(Line { at, what });

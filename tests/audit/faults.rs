@@ -143,11 +143,11 @@ pub const ROWS: &[Row] = &[
 
 /// Brings the fault about and, where it is one that ends, ends it.
 pub async fn inject(fault: Fault, round: &mut Round) {
-    round.injected = Some((Instant::now(), round.clock.now()));
+    round.injected = Some((Instant::now(), round.cast.clock.now()));
     match fault {
         Fault::None => {}
         Fault::GatewayKill | Fault::GatewayTerm => {
-            round.replicas.lock()[0].open = false;
+            round.cast.replicas.lock()[0].open = false;
             let signal = if fault == Fault::GatewayKill { "-KILL" } else { "-TERM" };
             round.gateways[0].signal(signal);
         }

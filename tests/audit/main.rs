@@ -9,6 +9,7 @@
 #![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
 
 mod absence;
+mod cast;
 mod check;
 mod client;
 mod drawing;

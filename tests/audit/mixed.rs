@@ -5,27 +5,24 @@
 //! Not here: a channel with both kinds. Who resumes there at a replica that has just started is not told of
 //! plain events that were published before, whatever its version: docs/publishing.md says so.
 
-use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::check::{Case, Verdict, check};
-use super::client::{Client, Phase, Replica};
+use super::cast::{Cast, Part};
+use super::check::{Verdict, check};
+use super::client::Replica;
 use super::faults::Setup;
 use super::gateway::{Gateway, now, sign};
 use super::probe::{API_KEY, Probe, call};
-use super::publisher::{Dial, Publisher};
-use super::record::{
-    ClientLog, Clock, Kind, Manner, Shared, Stream, StreamLog, What, Wire, shared,
-};
-use super::round::{Backend, all_live};
+use super::publisher::Dial;
+use super::record::{ClientLog, Kind, Manner, Stream, What, Wire};
+use super::round::Backend;
 
 /// The program of the earlier version.
 const OLD_BIN: &str = "TOLLGATE_OLD_BIN";
@@ -55,16 +52,10 @@ const STEPS: [(&str, usize, Version); 4] = [
 
 struct Mixed {
     old: PathBuf,
-    clock: Clock,
+    cast: Cast,
     backend: Backend,
     /// The two that run, each with its place among the replicas.
     running: [(usize, Version, Gateway); 2],
-    replicas: Shared<Vec<Replica>>,
-    clients: Vec<Shared<ClientLog>>,
-    streams: Vec<Shared<StreamLog>>,
-    tasks: JoinSet<()>,
-    publishers: JoinSet<()>,
-    phase: watch::Sender<Phase>,
     /// Tokens that were taken back.
     revoked: Vec<String>,
     asked: usize,
@@ -88,8 +79,7 @@ pub async fn run() -> bool {
 async fn one(old: PathBuf, backend: Backend) -> bool {
     let mut mixed = Mixed::start(old, backend).await;
     mixed.connect().await;
-    let (stop, stopped) = watch::channel(false);
-    mixed.publish(&stopped);
+    mixed.publish();
     sleep(BESIDE).await;
 
     for (name, place, version) in STEPS {
@@ -104,11 +94,9 @@ async fn one(old: PathBuf, backend: Backend) -> bool {
         eprintln!("{name}: {found} wrong, in {:.1} s", began.elapsed().as_secs_f64());
     }
 
-    stop.send_replace(true);
-    mixed.phase.send_replace(Phase::Settle);
-    while mixed.publishers.join_next().await.is_some() {}
-    let verdict = mixed.settle().await;
-    mixed.phase.send_replace(Phase::End);
+    mixed.cast.rest().await;
+    let verdict = mixed.cast.settle(PATIENCE, || mixed.verdict()).await;
+    mixed.cast.end();
     mixed.report(&verdict)
 }
 
@@ -125,19 +113,11 @@ async fn launch(program: &Path, backend: &Backend) -> Gateway {
 impl Mixed {
     async fn start(old: PathBuf, backend: Backend) -> Self {
         let (a, b) = (launch(&old, &backend).await, launch(&old, &backend).await);
-        let open = |g: &Gateway| Replica { address: g.public.clone(), open: true };
-        let replicas = shared(vec![open(&a), open(&b)]);
         Self {
             old,
-            clock: Clock::start(),
+            cast: Cast::new([a.public.clone(), b.public.clone()]),
             backend,
             running: [(0, Version::Old, a), (1, Version::Old, b)],
-            replicas,
-            clients: Vec::new(),
-            streams: Vec::new(),
-            tasks: JoinSet::new(),
-            publishers: JoinSet::new(),
-            phase: watch::Sender::new(Phase::Load),
             revoked: Vec::new(),
             asked: 0,
             wrong: Vec::new(),
@@ -152,39 +132,13 @@ impl Mixed {
             let names = ["durable:1", "durable:2", "plain:1", "plain:2"];
             let mut channels = names.map(str::to_owned).to_vec();
             channels.push(format!("user:{user}"));
-            let log = shared(ClientLog {
-                name: Client::name(wire, manner, number),
-                wire,
-                manner,
-                channels: channels.clone(),
-                lines: Vec::new(),
-            });
-            let client = Client {
-                clock: self.clock,
-                log: Arc::clone(&log),
-                wire,
-                manner,
-                home: number % 2,
-                replicas: Arc::clone(&self.replicas),
-                user,
-                bearer: String::new(),
-                channels,
-                positions: BTreeMap::new(),
-                last_id: None,
-                hint: None,
-                phase: self.phase.subscribe(),
-            };
-            self.tasks.spawn(client.run());
-            self.clients.push(log);
+            let (home, from) = (number % 2, Ipv4Addr::LOCALHOST);
+            self.cast.client(Part { wire, manner, user, channels, home, from });
         }
-        let began = Instant::now();
-        while !self.clients.iter().all(|log| all_live(&log.lock())) {
-            assert!(began.elapsed() < PATIENCE, "the clients do not get their channels");
-            sleep(Duration::from_millis(50)).await;
-        }
+        self.cast.all_live(PATIENCE).await;
     }
 
-    fn publish(&mut self, stopped: &watch::Receiver<bool>) {
+    fn publish(&mut self) {
         let mut all = vec![
             ("durable:1".to_owned(), Kind::Durable),
             ("durable:2".to_owned(), Kind::Durable),
@@ -193,14 +147,9 @@ impl Mixed {
         ];
         all.extend((0..USERS).map(|n| (format!("user:u{n}"), Kind::Durable)));
         let dial = Arc::new(Dial::new(PAUSE));
-        for (index, (channel, kind)) in all.into_iter().enumerate() {
+        for (channel, kind) in all {
             let stream = Stream { channel, kind, publisher: "main", kept: 500 };
-            let log = shared(StreamLog { stream, published: Vec::new() });
-            self.streams.push(Arc::clone(&log));
-            let (clock, dial) = (self.clock, Arc::clone(&dial));
-            let place = self.backend.place();
-            let publisher = Publisher { clock, index, log, place, dial };
-            self.publishers.spawn(publisher.run(stopped.clone()));
+            self.cast.publisher(stream, self.backend.place(), &dial);
         }
     }
 
@@ -213,13 +162,13 @@ impl Mixed {
         let gateway = launch(&program, &self.backend).await;
         let address = gateway.public.clone();
         let index = {
-            let mut replicas = self.replicas.lock();
+            let mut replicas = self.cast.replicas.lock();
             replicas.push(Replica { address, open: true });
             replicas.len() - 1
         };
         let slot = &mut self.running[place];
         let (before, _, mut leaving) = std::mem::replace(slot, (index, version, gateway));
-        self.replicas.lock()[before].open = false;
+        self.cast.replicas.lock()[before].open = false;
         leaving.signal("-TERM");
         let began = Instant::now();
         let status = loop {
@@ -232,7 +181,7 @@ impl Mixed {
         if !status.success() {
             self.wrong.push(format!("{step}: ended with {status}\n{}", leaving.log_text()));
         }
-        while !self.clients.iter().all(|log| is_connected(&log.lock())) {
+        while !self.cast.clients.iter().all(|log| is_connected(&log.lock())) {
             if began.elapsed() > PATIENCE {
                 self.wrong.push(format!("{step}: clients do not come back"));
                 return;
@@ -330,24 +279,13 @@ impl Mixed {
         Ok(())
     }
 
-    /// Waits until nothing is missing, or no longer.
-    async fn settle(&self) -> Verdict {
-        let began = Instant::now();
+    fn verdict(&self) -> Verdict {
         let stays = self.running.each_ref().map(|(index, ..)| *index);
-        loop {
-            let streams: Vec<StreamLog> = self.streams.iter().map(|s| s.lock().clone()).collect();
-            let clients: Vec<ClientLog> = self.clients.iter().map(|c| c.lock().clone()).collect();
-            let told = |client: &ClientLog, replica: usize, code: u16| {
-                let told = client.wire == Wire::Sse || matches!(code, 1001 | 1012);
-                told && !stays.contains(&replica)
-            };
-            let verdict = check(&streams, &clients, &told);
-            let waiting = verdict.cases.iter().any(Case::is_pending);
-            if !waiting || began.elapsed() > PATIENCE {
-                return verdict;
-            }
-            sleep(Duration::from_millis(400)).await;
-        }
+        let told = |client: &ClientLog, replica: usize, code: u16| {
+            let told = client.wire == Wire::Sse || matches!(code, 1001 | 1012);
+            told && !stays.contains(&replica)
+        };
+        check(&self.cast.published(), &self.cast.seen(), &told)
     }
 
     /// Prints what happened; true when something was wrong.
@@ -356,7 +294,7 @@ impl Mixed {
         println!(
             "{} clients, {} events accepted, {} refused, {} deliveries; resumed whole {}, not {}; \
              gaps told {}, missing and told {}; asked {} times; {} revocations",
-            self.clients.len(),
+            self.cast.clients.len(),
             v.accepted,
             v.refused,
             v.deliveries,

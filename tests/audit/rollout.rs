@@ -2,26 +2,22 @@
 //! listen and publishers publish. Nothing is lost in silence, nobody is away for long, everybody comes
 //! back spread out.
 
-use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::absence::{Absence, Replacement, absences, problems};
-use super::check::{Case, Verdict, check};
-use super::client::{Client, Phase, Replica};
+use super::cast::{Cast, Part};
+use super::check::{Verdict, check};
 use super::drawing::{self, Sample};
 use super::gateway::{self, Gateway};
 use super::nginx::Nginx;
-use super::publisher::{Dial, Place, Publisher};
-use super::record::{
-    ClientLog, Clock, Kind, Manner, Shared, Stream, StreamLog, What, Wire, shared,
-};
-use super::round::all_live;
+use super::publisher::{Dial, Place};
+use super::record::{ClientLog, Clock, Kind, Manner, Shared, Stream, What, Wire, shared};
 use super::servers::{Server, free_port};
 
 /// The defaults of the gateway, and what it has beyond them.
@@ -50,7 +46,7 @@ pub enum Way {
 
 struct Rollout {
     way: Way,
-    clock: Clock,
+    cast: Cast,
     redis: Server,
     nginx: Nginx,
     /// Two that go, then two that come.
@@ -58,11 +54,7 @@ struct Rollout {
     gateways: Vec<Gateway>,
     admins: Shared<Vec<String>>,
     samples: Shared<Vec<Sample>>,
-    clients: Vec<Shared<ClientLog>>,
-    streams: Vec<Shared<StreamLog>>,
-    tasks: JoinSet<()>,
-    publishers: JoinSet<()>,
-    phase: watch::Sender<Phase>,
+    _sampling: JoinSet<()>,
 }
 
 /// What is left of one in the end.
@@ -80,17 +72,14 @@ pub async fn run(clients: usize, drawings: Option<&Path>) -> bool {
         let began = Instant::now();
         let mut rollout = Rollout::start(way).await;
         rollout.connect(clients).await;
-        let (stop, stopped) = watch::channel(false);
-        rollout.publish(&stopped);
+        rollout.publish();
         sleep(PAUSE).await;
         let replacements = [rollout.replace(0).await, rollout.replace(1).await];
         sleep(PAUSE).await;
-        stop.send_replace(true);
-        rollout.phase.send_replace(Phase::Settle);
-        while rollout.publishers.join_next().await.is_some() {}
-        let verdict = rollout.settle().await;
+        rollout.cast.rest().await;
+        let verdict = rollout.cast.settle(LAST_WORDS, || rollout.verdict()).await;
         let after = counts(&rollout.admins).await;
-        rollout.phase.send_replace(Phase::End);
+        rollout.cast.end();
         let seen = Seen { verdict, replacements, after, took: began.elapsed() };
         failed |= rollout.report(&seen, drawings);
     }
@@ -103,29 +92,15 @@ impl Rollout {
         let ports = [(); 4].map(|()| free_port());
         let gateways = vec![launch(&redis, ports[0]).await, launch(&redis, ports[1]).await];
         let admins = shared(gateways.iter().map(|g| g.admin.clone()).collect());
-        let (clock, samples) = (Clock::start(), shared(Vec::new()));
-        let mut tasks = JoinSet::new();
-        tasks.spawn(sample(clock, Arc::clone(&admins), Arc::clone(&samples)));
-        Self {
-            way,
-            clock,
-            redis,
-            nginx: Nginx::start(&named(way, &ports, &[0, 1])).await,
-            ports,
-            gateways,
-            admins,
-            samples,
-            clients: Vec::new(),
-            streams: Vec::new(),
-            tasks,
-            publishers: JoinSet::new(),
-            phase: watch::Sender::new(Phase::Load),
-        }
+        let nginx = Nginx::start(&named(way, &ports, &[0, 1])).await;
+        let cast = Cast::new([nginx.address.clone()]);
+        let samples = shared(Vec::new());
+        let mut sampling = JoinSet::new();
+        sampling.spawn(sample(cast.clock, Arc::clone(&admins), Arc::clone(&samples)));
+        Self { way, cast, redis, nginx, ports, gateways, admins, samples, _sampling: sampling }
     }
 
     async fn connect(&mut self, clients: usize) {
-        let address = self.nginx.address.clone();
-        let replicas = shared(vec![Replica { address, open: true }]);
         for number in 0..clients {
             let wire = if number % STREAMS == 0 { Wire::Sse } else { Wire::Envelope };
             let user = format!("u{number}");
@@ -133,54 +108,24 @@ impl Rollout {
             let channel = number / STREAMS % CHANNELS;
             let names = [format!("durable:{channel}"), format!("plain:{channel}")];
             let channels = [names.to_vec(), vec![format!("user:{user}")]].concat();
-            let log = shared(ClientLog {
-                name: Client::name(wire, Manner::Patient, number),
-                wire,
-                manner: Manner::Patient,
-                channels: channels.clone(),
-                lines: Vec::new(),
-            });
-            let client = Client {
-                clock: self.clock,
-                log: Arc::clone(&log),
-                wire,
-                manner: Manner::Patient,
-                home: 0,
-                replicas: Arc::clone(&replicas),
-                user,
-                bearer: String::new(),
-                channels,
-                positions: BTreeMap::new(),
-                last_id: None,
-                hint: None,
-                phase: self.phase.subscribe(),
-            };
-            self.tasks.spawn(client.run());
-            self.clients.push(log);
+            let (manner, home, from) = (Manner::Patient, 0, Ipv4Addr::LOCALHOST);
+            self.cast.client(Part { wire, manner, user, channels, home, from });
             if number % 50 == 49 {
                 sleep(Duration::from_millis(50)).await;
             }
         }
-        let began = Instant::now();
-        while !self.clients.iter().all(|log| all_live(&log.lock())) {
-            assert!(began.elapsed() < PATIENCE, "the clients do not get their channels");
-            sleep(Duration::from_millis(100)).await;
-        }
+        self.cast.all_live(PATIENCE).await;
     }
 
-    fn publish(&mut self, stopped: &watch::Receiver<bool>) {
+    fn publish(&mut self) {
         let dial = Arc::new(Dial::new(PAUSE));
         let kinds = [("durable", Kind::Durable), ("plain", Kind::Plain)];
         let all = kinds.into_iter().flat_map(|kind| (0..CHANNELS).map(move |n| (kind, n)));
-        for (index, ((name, kind), n)) in all.enumerate() {
+        for ((name, kind), n) in all {
             let channel = format!("{name}:{n}");
             let stream = Stream { channel, kind, publisher: "main", kept: 500 };
-            let log = shared(StreamLog { stream, published: Vec::new() });
-            self.streams.push(Arc::clone(&log));
-            let (clock, dial) = (self.clock, Arc::clone(&dial));
             let place = Place::Fixed(self.redis.address());
-            let publisher = Publisher { clock, index, log, place, dial };
-            self.publishers.spawn(publisher.run(stopped.clone()));
+            self.cast.publisher(stream, place, &dial);
         }
     }
 
@@ -192,7 +137,7 @@ impl Rollout {
         let both = [old + 1, old + 2];
         self.tell(&[&[old][..], &both].concat());
         // Before the signal: the gateway may have it well before the program that sends it has ended.
-        let term = self.clock.now();
+        let term = self.cast.clock.now();
         self.gateways[old].signal("-TERM");
         sleep(NEWS).await;
         self.tell(&both);
@@ -201,14 +146,17 @@ impl Rollout {
                 break status;
             }
             let within = SETTLE + WINDOW + LAST_WORDS;
-            assert!(self.clock.now() - term < within, "it would be killed by now");
+            assert!(self.cast.clock.now() - term < within, "it would be killed by now");
             sleep(Duration::from_millis(20)).await;
         };
         assert!(status.success(), "{}", self.gateways[old].log_text());
-        let exited = self.clock.now();
+        let exited = self.cast.clock.now();
         while let Some(lost) = self.absences().into_iter().find(|absence| absence.back.is_none()) {
             let lines = self.lines_of(&lost.client) + &tail(&self.nginx.log());
-            assert!(self.clock.now() - exited < PATIENCE, "does not come back: {lost:?}\n{lines}");
+            assert!(
+                self.cast.clock.now() - exited < PATIENCE,
+                "does not come back: {lost:?}\n{lines}"
+            );
             sleep(Duration::from_millis(100)).await;
         }
         Replacement { term, settle: SETTLE, window: WINDOW, exited }
@@ -220,13 +168,9 @@ impl Rollout {
         }
     }
 
-    fn logs(&self) -> Vec<ClientLog> {
-        self.clients.iter().map(|log| log.lock().clone()).collect()
-    }
-
     /// The end of a client's log.
     fn lines_of(&self, client: &str) -> String {
-        let log = self.clients.iter().find(|log| log.lock().name == client);
+        let log = self.cast.clients.iter().find(|log| log.lock().name == client);
         let lines = log.map(|log| log.lock().lines.clone()).unwrap_or_default();
         let last = &lines[lines.len().saturating_sub(6)..];
         last.iter().map(|l| format!("{:8.3} {:?}\n", l.at.as_secs_f64(), l.what)).collect()
@@ -243,31 +187,20 @@ impl Rollout {
             let (name, channels) = (log.name.clone(), log.channels.clone());
             ClientLog { name, wire: log.wire, manner: log.manner, channels, lines }
         };
-        absences(&self.clients.iter().map(short).collect::<Vec<_>>())
+        absences(&self.cast.clients.iter().map(short).collect::<Vec<_>>())
     }
 
-    /// Waits until nothing is missing, or no longer.
-    async fn settle(&self) -> Verdict {
-        let began = Instant::now();
-        loop {
-            let streams: Vec<StreamLog> = self.streams.iter().map(|s| s.lock().clone()).collect();
-            let clients = self.logs();
-            let told =
-                |client: &ClientLog, _: usize, code: u16| client.wire == Wire::Sse || code == 1012;
-            let verdict = check(&streams, &clients, &told);
-            let waiting = verdict.cases.iter().any(Case::is_pending);
-            if !waiting || began.elapsed() > LAST_WORDS {
-                return verdict;
-            }
-            sleep(Duration::from_millis(500)).await;
-        }
+    fn verdict(&self) -> Verdict {
+        let told =
+            |client: &ClientLog, _: usize, code: u16| client.wire == Wire::Sse || code == 1012;
+        check(&self.cast.published(), &self.cast.seen(), &told)
     }
 
     /// Prints what happened; true when something was wrong.
     fn report(&self, seen: &Seen, drawings: Option<&Path>) -> bool {
         let absences = self.absences();
         let way = if self.way == Way::Named { "named" } else { "reloaded" };
-        println!("{way}: {} clients\n{}", self.clients.len(), summary(seen, &absences));
+        println!("{way}: {} clients\n{}", self.cast.clients.len(), summary(seen, &absences));
         let mut wrong = problems(&absences, &seen.replacements);
         wrong.extend(seen.verdict.cases.iter().map(|c| format!("{:?}: {}", c.offence, c.text)));
         wrong.extend(uneven(self.way, &seen.after));
@@ -282,7 +215,7 @@ impl Rollout {
             }
         }
         if let Some(folder) = drawings {
-            let clients = self.clients.len();
+            let clients = self.cast.clients.len();
             let title =
                 format!("{clients} clients, both replicas replaced, nginx with replicas {way}");
             let samples = self.samples.lock();

@@ -1,23 +1,19 @@
 //! One round: a Redis, two gateways, publishers and clients, one fault in the middle, the verdict.
 
-use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
-use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::check::{Case, Offence, Verdict, check};
-use super::client::{Client, Phase, Replica};
+use super::cast::{Cast, Part};
+use super::check::{Offence, Verdict, check};
 use super::faults::{self, Fault, Row, Setup, Sign};
 use super::gateway::Gateway;
 use super::proxy::Proxy;
-use super::publisher::{Dial, Place, Publisher};
-use super::record::{
-    ClientLog, Clock, Kind, Manner, Shared, Stream, StreamLog, What, Wire, shared,
-};
+use super::publisher::{Dial, Place};
+use super::record::{ClientLog, Kind, Manner, Stream, What, Wire};
 use super::servers::{Cluster, Server, Watched};
 
 pub enum Backend {
@@ -70,19 +66,13 @@ pub struct Pace {
 }
 
 pub struct Round {
-    pub clock: Clock,
+    pub cast: Cast,
     pub backend: Backend,
     pub gateways: Vec<Gateway>,
-    pub replicas: Shared<Vec<Replica>>,
     pub dial: Arc<Dial>,
     /// The shift of the gateways' clock, where libfaketime reads it.
     pub clock_file: NamedTempFile,
     pub injected: Option<(Instant, Duration)>,
-    streams: Vec<Shared<StreamLog>>,
-    clients: Vec<Shared<ClientLog>>,
-    tasks: JoinSet<()>,
-    publishers: JoinSet<()>,
-    phase: watch::Sender<Phase>,
     sse: bool,
     /// The checker is to see no declaration: a round with a loss has to fail.
     blind: bool,
@@ -124,6 +114,8 @@ const USERS: [&str; 3] = ["u1", "u2", "u12"];
 const CHANNELS: [&str; 5] = ["durable:1", "durable:2", "plain:1", "plain:2", "mixed:1"];
 /// Channels of one client, by its number.
 const OWN: &str = "durable:own-";
+/// Clients come from several addresses, the last number of each.
+const HOMES: [u8; 4] = [2, 3, 4, 5];
 const SETTLE: Duration = Duration::from_secs(15);
 
 /// Wire, manner, how many of 22.
@@ -152,22 +144,14 @@ impl Round {
         for _ in 0..2 {
             gateways.push(Gateway::start(&backend.url(), &environment).await);
         }
-        let open = |g: &Gateway| Replica { address: g.public.clone(), open: true };
-        let replicas = shared(gateways.iter().map(open).collect());
         let sse = gateways[0].has_sse().await;
         Self {
-            clock: Clock::start(),
+            cast: Cast::new(gateways.iter().map(|g| g.public.clone())),
             backend,
             gateways,
-            replicas,
             dial: Arc::new(Dial::new(Duration::ZERO)),
             clock_file,
             injected: None,
-            streams: Vec::new(),
-            clients: Vec::new(),
-            tasks: JoinSet::new(),
-            publishers: JoinSet::new(),
-            phase: watch::Sender::new(Phase::Load),
             sse,
             blind: false,
         }
@@ -177,16 +161,14 @@ impl Round {
         self.blind = pace.blind;
         self.dial = Arc::new(Dial::new(pace.pause));
         self.clients(pace.clients).await;
-        let (stop, stopped) = watch::channel(false);
-        self.publish(row.fault, &stopped);
+        self.publish(row.fault);
         sleep(pace.before).await;
         faults::inject(row.fault, &mut self).await;
         sleep(pace.after).await;
-        stop.send_replace(true);
-        self.phase.send_replace(Phase::Settle);
-        while self.publishers.join_next().await.is_some() {}
-        let verdict = self.settle(row.fault).await;
-        self.phase.send_replace(Phase::End);
+        self.cast.rest().await;
+        sleep(Duration::from_millis(800)).await;
+        let verdict = self.cast.settle(SETTLE, || self.verdict(row.fault)).await;
+        self.cast.end();
         self.outcome(row, verdict)
     }
 
@@ -203,41 +185,16 @@ impl Round {
                     // Nobody else has it: a replica begins with it when the client comes.
                     channels.push(format!("{OWN}{number}"));
                 }
-                let log = shared(ClientLog {
-                    name: Client::name(*wire, *manner, number),
-                    wire: *wire,
-                    manner: *manner,
-                    channels: channels.clone(),
-                    lines: Vec::new(),
-                });
-                let client = Client {
-                    clock: self.clock,
-                    log: Arc::clone(&log),
-                    wire: *wire,
-                    manner: *manner,
-                    home: number % 2,
-                    replicas: Arc::clone(&self.replicas),
-                    user,
-                    bearer: String::new(),
-                    channels,
-                    positions: BTreeMap::new(),
-                    last_id: None,
-                    hint: None,
-                    phase: self.phase.subscribe(),
-                };
-                self.tasks.spawn(client.run());
-                self.clients.push(log);
+                let from = Ipv4Addr::new(127, 0, 0, HOMES[number % HOMES.len()]);
+                let (wire, manner, home) = (*wire, *manner, number % 2);
+                self.cast.client(Part { wire, manner, user, channels, home, from });
                 number += 1;
             }
         }
-        let began = Instant::now();
-        while !self.clients.iter().all(|log| all_live(&log.lock())) {
-            assert!(began.elapsed() < 2 * SETTLE, "the clients do not get their channels");
-            sleep(Duration::from_millis(50)).await;
-        }
+        self.cast.all_live(2 * SETTLE).await;
     }
 
-    fn publish(&mut self, fault: Fault, stopped: &watch::Receiver<bool>) {
+    fn publish(&mut self, fault: Fault) {
         let user = USERS.map(|user| (format!("user:{user}"), Kind::Durable, 500));
         let mut streams: Vec<(String, Kind, u32)> = vec![
             ("durable:1".to_owned(), Kind::Durable, 500),
@@ -248,7 +205,7 @@ impl Round {
             ("mixed:1".to_owned(), Kind::Plain, 0),
         ];
         streams.extend(user);
-        let channels = self.clients.iter().flat_map(|log| log.lock().channels.clone());
+        let channels = self.cast.seen().into_iter().flat_map(|log| log.channels);
         let own = channels.filter(|channel| channel.starts_with(OWN));
         streams.extend(own.map(|channel| (channel, Kind::Durable, 500)));
         let mut streams: Vec<(Stream, Place)> = streams
@@ -265,32 +222,13 @@ impl Round {
                 streams.push((Stream { channel, kind, publisher, kept: 500 }, place));
             }
         }
-        for (index, (stream, place)) in streams.into_iter().enumerate() {
-            let log = shared(StreamLog { stream, published: Vec::new() });
-            self.streams.push(Arc::clone(&log));
-            let dial = Arc::clone(&self.dial);
-            let publisher = Publisher { clock: self.clock, index, log, place, dial };
-            self.publishers.spawn(publisher.run(stopped.clone()));
-        }
-    }
-
-    /// Waits until nothing is missing, or no longer.
-    async fn settle(&self, fault: Fault) -> Verdict {
-        let began = Instant::now();
-        sleep(Duration::from_millis(800)).await;
-        loop {
-            let verdict = self.verdict(fault);
-            let waiting = verdict.cases.iter().any(Case::is_pending);
-            if !waiting || began.elapsed() > SETTLE {
-                return verdict;
-            }
-            sleep(Duration::from_millis(400)).await;
+        for (stream, place) in streams {
+            self.cast.publisher(stream, place, &self.dial);
         }
     }
 
     fn verdict(&self, fault: Fault) -> Verdict {
-        let streams: Vec<StreamLog> = self.streams.iter().map(|s| s.lock().clone()).collect();
-        let mut clients: Vec<ClientLog> = self.clients.iter().map(|c| c.lock().clone()).collect();
+        let mut clients = self.cast.seen();
         if self.blind {
             clients.iter_mut().for_each(ClientLog::forget_declarations);
         }
@@ -302,14 +240,14 @@ impl Round {
             }
             _ => false,
         };
-        check(&streams, &clients, &may_close)
+        check(&self.cast.published(), &clients, &may_close)
     }
 
     fn outcome(self, row: Row, verdict: Verdict) -> Outcome {
         let (at, since) = self.injected.expect("the fault took place");
         let logged = self.gateways.iter().filter_map(|g| g.noticed(at)).min();
-        let first = |log: &Shared<ClientLog>| {
-            let log = log.lock();
+        let clients = self.cast.seen();
+        let first = |log: &ClientLog| {
             if log.manner != Manner::Steady {
                 return None;
             }
@@ -317,24 +255,15 @@ impl Round {
             let told = lines.find(|l| matches!(l.what, What::Gap { .. } | What::Closed { .. }));
             told.map(|l| l.at - since)
         };
-        let told = self.clients.iter().filter_map(first).min();
+        let told = clients.iter().filter_map(first).min();
         let without_effect = match row.sign {
             Sign::Noticed => logged.is_none() && told.is_none(),
             Sign::Closed => told.is_none(),
             Sign::Nothing => false,
         };
         let gateway_logs = self.gateways.iter().map(Gateway::log_text).collect();
-        let clients = self.clients.iter().map(|c| c.lock().clone()).collect();
         Outcome { row, verdict, logged, told, without_effect, gateway_logs, clients }
     }
-}
-
-pub fn all_live(log: &ClientLog) -> bool {
-    let live = |channel: &String| {
-        let is = |w: &What| matches!(w, What::Live { channel: c, .. } if c == channel);
-        log.lines.iter().any(|l| is(&l.what))
-    };
-    log.channels.iter().all(live)
 }
 
 /// The environment that puts a process under the clock of a file; `None` without libfaketime.

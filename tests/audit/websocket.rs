@@ -23,6 +23,7 @@ const NARROW: u32 = 8192;
 /// A connection; a slow client's holds little.
 pub async fn dial(client: &Client, address: &str) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
+    socket.bind((client.from, 0).into())?;
     if client.manner == Manner::Slow {
         socket.set_recv_buffer_size(NARROW)?;
     }

@@ -1,0 +1,144 @@
+//! Who takes part in a round, whatever it is about: clients and publishers, each with the log of what it
+//! saw, on one clock.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::check::{Case, Verdict};
+use super::client::{Client, Phase, Replica};
+use super::publisher::{Dial, Place, Publisher};
+use super::record::{ClientLog, Clock, Manner, Shared, Stream, StreamLog, What, Wire, shared};
+
+const LOOK: Duration = Duration::from_millis(50);
+const JUDGE: Duration = Duration::from_millis(400);
+
+/// What one client is to be.
+pub struct Part {
+    pub wire: Wire,
+    pub manner: Manner,
+    pub user: String,
+    pub channels: Vec<String>,
+    /// Where it goes first, and always if it is steady.
+    pub home: usize,
+    /// Its own address: a gateway counts what each has.
+    pub from: Ipv4Addr,
+}
+
+pub struct Cast {
+    pub clock: Clock,
+    pub replicas: Shared<Vec<Replica>>,
+    pub clients: Vec<Shared<ClientLog>>,
+    pub streams: Vec<Shared<StreamLog>>,
+    tasks: JoinSet<()>,
+    publishers: JoinSet<()>,
+    phase: watch::Sender<Phase>,
+    stop: watch::Sender<bool>,
+}
+
+impl Cast {
+    /// Nobody yet, in front of gateways at these addresses.
+    pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
+        let open = |address| Replica { address, open: true };
+        Self {
+            clock: Clock::start(),
+            replicas: shared(addresses.into_iter().map(open).collect()),
+            clients: Vec::new(),
+            streams: Vec::new(),
+            tasks: JoinSet::new(),
+            publishers: JoinSet::new(),
+            phase: watch::Sender::new(Phase::Load),
+            stop: watch::Sender::new(false),
+        }
+    }
+
+    /// One more client; its number is its place.
+    pub fn client(&mut self, part: Part) {
+        let Part { wire, manner, user, channels, home, from } = part;
+        let name = format!("{wire:?}-{manner:?}-{}", self.clients.len());
+        let lines = Vec::new();
+        let log = shared(ClientLog { name, wire, manner, channels: channels.clone(), lines });
+        let client = Client {
+            clock: self.clock,
+            log: Arc::clone(&log),
+            wire,
+            manner,
+            home,
+            from,
+            replicas: Arc::clone(&self.replicas),
+            user,
+            bearer: String::new(),
+            channels,
+            positions: BTreeMap::new(),
+            last_id: None,
+            hint: None,
+            phase: self.phase.subscribe(),
+        };
+        self.tasks.spawn(client.run());
+        self.clients.push(log);
+    }
+
+    /// Waits until all clients have had all their channels.
+    pub async fn all_live(&self, patience: Duration) {
+        let began = Instant::now();
+        while !self.clients.iter().all(|log| all_live(&log.lock())) {
+            assert!(began.elapsed() < patience, "the clients do not get their channels");
+            sleep(LOOK).await;
+        }
+    }
+
+    /// One more publisher; its number, which its events carry, is its place.
+    pub fn publisher(&mut self, stream: Stream, place: Place, dial: &Arc<Dial>) {
+        let log = shared(StreamLog { stream, published: Vec::new() });
+        let (clock, index, dial) = (self.clock, self.streams.len(), Arc::clone(dial));
+        self.streams.push(Arc::clone(&log));
+        let publisher = Publisher { clock, index, log, place, dial };
+        self.publishers.spawn(publisher.run(self.stop.subscribe()));
+    }
+
+    /// The load ends: publishers have their last word, clients wander no more.
+    pub async fn rest(&mut self) {
+        self.stop.send_replace(true);
+        self.phase.send_replace(Phase::Settle);
+        while self.publishers.join_next().await.is_some() {}
+    }
+
+    /// Waits until nothing is missing, or no longer.
+    pub async fn settle(&self, patience: Duration, judge: impl Fn() -> Verdict) -> Verdict {
+        let began = Instant::now();
+        loop {
+            let verdict = judge();
+            let waiting = verdict.cases.iter().any(Case::is_pending);
+            if !waiting || began.elapsed() > patience {
+                return verdict;
+            }
+            sleep(JUDGE).await;
+        }
+    }
+
+    pub fn published(&self) -> Vec<StreamLog> {
+        self.streams.iter().map(|log| log.lock().clone()).collect()
+    }
+
+    pub fn seen(&self) -> Vec<ClientLog> {
+        self.clients.iter().map(|log| log.lock().clone()).collect()
+    }
+
+    /// Everybody goes.
+    pub fn end(&self) {
+        self.phase.send_replace(Phase::End);
+    }
+}
+
+fn all_live(log: &ClientLog) -> bool {
+    let live = |channel: &String| {
+        let is = |w: &What| matches!(w, What::Live { channel: c, .. } if c == channel);
+        log.lines.iter().any(|l| is(&l.what))
+    };
+    log.channels.iter().all(live)
+}
