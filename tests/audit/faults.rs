@@ -1,149 +1,23 @@
-//! The catalogue of faults, one row each, and how each is brought about.
+//! How each fault of the catalogue is brought about.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::sleep;
 
+use super::backend::Backend;
 use super::gateway::{Gateway, now, sign};
 use super::probe::Probe;
 use super::proxy::Mode;
 use super::publisher::PREFIX;
-use super::round::{Backend, Round};
+use super::round::Round;
+use super::rows::Fault;
 use super::servers::{Cluster, MASTER, Server, Watched, connect, free_port, slot_of};
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Setup {
-    Alone(&'static [&'static str]),
-    Proxied,
-    Sentinel,
-    Cluster,
-}
-
-/// How the outside can tell that the fault took place.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Sign {
-    /// A log line of the gateway, or a `gap`.
-    Noticed,
-    /// The end of sockets.
-    Closed,
-    Nothing,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub struct Row {
-    pub name: &'static str,
-    pub what: &'static str,
-    pub setup: Setup,
-    pub sign: Sign,
-    pub fault: Fault,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fault {
-    None,
-    KillPubsub,
-    KillNormal,
-    Stop,
-    Restart,
-    Overflow,
-    Flush,
-    Clock,
-    Delay,
-    Cut,
-    Blackhole,
-    GatewayKill,
-    GatewayTerm,
-    SentinelPlanned,
-    SentinelKill,
-    ClusterKill,
-    ClusterFailover,
-    SlotMigration,
-    Revocations,
-    OutOfMemory,
-    Poison,
-    Forge,
-}
-
-const ALONE: Setup = Setup::Alone(&[]);
-const AOF: Setup = Setup::Alone(&["appendonly yes", "appendfsync always"]);
-
-const fn row(
-    name: &'static str,
-    what: &'static str,
-    setup: Setup,
-    sign: Sign,
-    fault: Fault,
-) -> Row {
-    Row { name, what, setup, sign, fault }
-}
-
-pub const ROWS: &[Row] = &[
-    row("none", "no fault", ALONE, Sign::Nothing, Fault::None),
-    row("kill-pubsub", "CLIENT KILL TYPE pubsub", ALONE, Sign::Noticed, Fault::KillPubsub),
-    row("kill-normal", "CLIENT KILL TYPE normal", ALONE, Sign::Noticed, Fault::KillNormal),
-    row("stop", "Redis SIGSTOP for 6 s", ALONE, Sign::Noticed, Fault::Stop),
-    row("restart-empty", "Redis kill -9, back without data", ALONE, Sign::Noticed, Fault::Restart),
-    row("restart-aof", "Redis kill -9, back with its AOF", AOF, Sign::Noticed, Fault::Restart),
-    row("overflow", "Redis output buffer overflows", ALONE, Sign::Noticed, Fault::Overflow),
-    row("flushall", "FLUSHALL", ALONE, Sign::Noticed, Fault::Flush),
-    row("clock", "the gateway's clock jumps by ±1 h", ALONE, Sign::Nothing, Fault::Clock),
-    row("proxy-delay", "answers of Redis come late", Setup::Proxied, Sign::Nothing, Fault::Delay),
-    row("proxy-cut", "connections cut in a frame", Setup::Proxied, Sign::Noticed, Fault::Cut),
-    row(
-        "proxy-blackhole",
-        "connections stay open, nothing passes, 6 s",
-        Setup::Proxied,
-        Sign::Noticed,
-        Fault::Blackhole,
-    ),
-    row("gateway-kill", "gateway SIGKILL", ALONE, Sign::Closed, Fault::GatewayKill),
-    row("gateway-term", "gateway SIGTERM", ALONE, Sign::Closed, Fault::GatewayTerm),
-    row(
-        "sentinel-planned",
-        "SENTINEL FAILOVER",
-        Setup::Sentinel,
-        Sign::Noticed,
-        Fault::SentinelPlanned,
-    ),
-    row(
-        "sentinel-kill",
-        "Sentinel: master kill -9",
-        Setup::Sentinel,
-        Sign::Noticed,
-        Fault::SentinelKill,
-    ),
-    row(
-        "cluster-kill",
-        "Cluster: master kill -9",
-        Setup::Cluster,
-        Sign::Noticed,
-        Fault::ClusterKill,
-    ),
-    row(
-        "cluster-failover",
-        "CLUSTER FAILOVER",
-        Setup::Cluster,
-        Sign::Noticed,
-        Fault::ClusterFailover,
-    ),
-    row("cluster-slots", "slots migrate", Setup::Cluster, Sign::Noticed, Fault::SlotMigration),
-    row(
-        "revocations",
-        "a replica starts with 20,000 revocations",
-        ALONE,
-        Sign::Nothing,
-        Fault::Revocations,
-    ),
-    row("no-writes", "Redis at maxmemory for 5 s", ALONE, Sign::Noticed, Fault::OutOfMemory),
-    row("poison", "garbage in histories' keys", ALONE, Sign::Noticed, Fault::Poison),
-    row("forge", "forged positions between events", ALONE, Sign::Noticed, Fault::Forge),
-];
 
 /// Brings the fault about and, where it is one that ends, ends it.
 pub async fn inject(fault: Fault, round: &mut Round) {
-    round.injected = Some((Instant::now(), round.cast.clock.now()));
+    round.begins();
     match fault {
         Fault::None => {}
         Fault::GatewayKill | Fault::GatewayTerm => {
@@ -179,6 +53,22 @@ pub async fn inject(fault: Fault, round: &mut Round) {
                     proxy.set(Mode::Pass);
                 }
             },
+            Backend::Followed(followed) => {
+                followed.replica.kill();
+                sleep(Duration::from_secs(5)).await;
+                followed.replica.restart().await;
+                followed.follows().await;
+            }
+            Backend::Limited(server) => {
+                let Fault::Forbidden(take, give) = fault else { return };
+                for rules in [take, give] {
+                    let words = [&["ACL", "SETUSER", "gateway"], rules].concat();
+                    server.command(&words).await;
+                    if rules == take {
+                        sleep(Duration::from_secs(5)).await;
+                    }
+                }
+            }
             Backend::Watched(watched) => sentinel(fault, watched).await,
             Backend::Cluster(cluster) => in_cluster(fault, cluster).await,
         },

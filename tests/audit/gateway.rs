@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 
 const SECRET: &str = "audit-secret-0123456789-abcdefghijkl";
 const START: Duration = Duration::from_secs(30);
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The rules and limits of every round; the broker's URL comes on top.
 const CONFIG: &str = r#"
@@ -51,6 +52,15 @@ linger = "300ms"
 [redis]
 "#;
 
+/// How a gateway is started.
+#[derive(Default)]
+pub struct Launch<'a> {
+    /// The program of another version.
+    pub program: Option<&'a Path>,
+    /// For its process, besides ours.
+    pub environment: Vec<(String, String)>,
+}
+
 pub struct Gateway {
     child: Child,
     pub public: String,
@@ -60,28 +70,22 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Starts one on a Redis URL and waits until it is ready. `environment`: for its process.
+    /// Starts one on a Redis URL and waits until it is ready.
     pub async fn start(url: &str, environment: &[(String, String)]) -> Self {
-        let program = Path::new(env!("CARGO_BIN_EXE_tollgate"));
-        Self::start_program(program, url, environment).await
+        let environment = environment.to_vec();
+        Self::launch(url, Launch { environment, ..Launch::default() }).await
     }
 
-    /// The same with the program of another version.
-    pub async fn start_program(
-        program: &Path,
-        url: &str,
-        environment: &[(String, String)],
-    ) -> Self {
+    /// The same, started in another way.
+    pub async fn launch(url: &str, how: Launch<'_>) -> Self {
         let mut config = tempfile::NamedTempFile::new().unwrap();
         writeln!(config, "{CONFIG}url = \"{url}\"").unwrap();
-        let mut child = Command::new(program)
-            .args(["serve", "--config"])
-            .arg(config.path())
-            .envs(environment.iter().cloned())
-            .stderr(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let program = how.program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_tollgate")));
+        let mut command = Command::new(program);
+        command.args(["serve", "--config"]).arg(config.path()).stdout(Stdio::null());
+        command.envs(how.environment).stderr(Stdio::piped());
+        let (public, admin) = (String::new(), String::new());
+        let mut child = command.spawn().unwrap();
         let log = Arc::new(Mutex::new(Vec::new()));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let sink = Arc::clone(&log);
@@ -90,7 +94,6 @@ impl Gateway {
                 sink.lock().push((Instant::now(), line));
             }
         });
-        let (public, admin) = (String::new(), String::new());
         let mut gateway = Self { child, public, admin, log, _config: config };
         let began = Instant::now();
         while gateway.public.is_empty() || !gateway.is_ready().await {
@@ -120,7 +123,8 @@ impl Gateway {
     }
 
     fn find(&self, text: &str) -> Option<String> {
-        self.log.lock().iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
+        let log = self.log.lock();
+        log.iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
     }
 
     pub fn log_text(&self) -> String {
@@ -156,7 +160,19 @@ impl Drop for Gateway {
     }
 }
 
-/// The status of the answer to a GET.
+/// The answer to a GET, head and body.
+pub async fn get(address: &str, path: &str) -> Option<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let ask = async {
+        let mut stream = TcpStream::connect(address).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.map(|_| answer)
+    };
+    timeout(ANSWER, ask).await.ok()?.ok()
+}
+
+/// The status of the answer to a GET, which need not end.
 async fn status(address: &str, path: &str) -> Option<u16> {
     let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     let ask = async {
@@ -165,21 +181,13 @@ async fn status(address: &str, path: &str) -> Option<u16> {
         let mut head = [0; 12];
         stream.read_exact(&mut head).await.map(|_| head)
     };
-    let head = timeout(Duration::from_secs(2), ask).await.ok()?.ok()?;
+    let head = timeout(ANSWER, ask).await.ok()?.ok()?;
     std::str::from_utf8(&head[9..]).ok()?.parse().ok()
 }
 
 /// How many sockets and streams the gateway with this admin listener has; 0 where there is none.
 pub async fn connections(admin: &str) -> f64 {
-    let ask = async {
-        let mut stream = TcpStream::connect(admin).await?;
-        let request = b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
-        stream.write_all(request).await?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).await.map(|_| text)
-    };
-    let answer = timeout(Duration::from_secs(2), ask).await;
-    let text = answer.ok().and_then(Result::ok).unwrap_or_default();
+    let text = get(admin, "/metrics").await.unwrap_or_default();
     let lines = text.lines().filter(|line| line.starts_with("tollgate_connections{"));
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())

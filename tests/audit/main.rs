@@ -2,19 +2,21 @@
 //! that nothing was lost in silence, doubled or put out of order.
 //!
 //! `make audit`, or `cargo test --test audit -- --short --only stop`. It ends with a table and with
-//! status 1 if anything was wrong. `check` holds the verdict, `faults` the catalogue, `self_test` the
+//! status 1 if anything was wrong. `check` holds the verdict, `rows` the catalogue, `self_test` the
 //! proof that the verdict can be a bad one.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test")]
 #![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
 
 mod absence;
+mod backend;
 mod cast;
 mod check;
 mod client;
 mod drawing;
 mod faults;
 mod gateway;
+mod health;
 mod mixed;
 mod nginx;
 mod probe;
@@ -24,6 +26,7 @@ mod record;
 mod report;
 mod rollout;
 mod round;
+mod rows;
 mod self_test;
 mod servers;
 mod sse;
@@ -35,8 +38,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use tokio::task::JoinHandle;
 
-use self::faults::{Fault, ROWS, Row, Setup};
-use self::round::{Backend, Pace, Round};
+use self::backend::Backend;
+use self::round::{Pace, Round};
+use self::rows::{Fault, ROWS, Row, Setup};
 
 #[derive(Parser)]
 #[command(
@@ -104,7 +108,6 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     self_test::run();
-    absence::self_test();
     if options.self_test {
         println!("the checker tells good logs from bad ones");
         return ExitCode::SUCCESS;
@@ -156,7 +159,7 @@ async fn audit(options: &Options) -> bool {
         let backend = backend.take().unwrap_or_else(|| tokio::spawn(Backend::start(row.setup)));
         let round = tokio::spawn(async move {
             let backend = backend.await.map_err(|e| e.to_string())?;
-            Ok::<_, String>(Round::new(&row, backend).await.run(row, pace).await)
+            Ok::<_, String>(Round::new(row, backend, pace).await.run().await)
         });
         let result = match round.await {
             Ok(Ok(outcome)) => Ok(outcome),

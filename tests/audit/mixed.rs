@@ -17,12 +17,13 @@ use tokio::time::sleep;
 use super::cast::{Cast, Part};
 use super::check::{Verdict, check};
 use super::client::Replica;
-use super::faults::Setup;
-use super::gateway::{Gateway, now, sign};
+
+use super::backend::Backend;
+use super::gateway::{Gateway, Launch, now, sign};
 use super::probe::{API_KEY, Probe, call};
 use super::publisher::Dial;
 use super::record::{ClientLog, Kind, Manner, Stream, What, Wire};
-use super::round::Backend;
+use super::rows::Setup;
 
 /// The program of the earlier version.
 const OLD_BIN: &str = "TOLLGATE_OLD_BIN";
@@ -107,7 +108,8 @@ async fn launch(program: &Path, backend: &Backend) -> Gateway {
     if String::from_utf8_lossy(&manual.stdout).contains("beside_0_1 =") {
         environment.push(("TOLLGATE_REDIS__BESIDE_0_1".to_owned(), "true".to_owned()));
     }
-    Gateway::start_program(program, &backend.url(), &environment).await
+    let how = Launch { program: Some(program), environment, ..Launch::default() };
+    Gateway::launch(&backend.url(), how).await
 }
 
 impl Mixed {

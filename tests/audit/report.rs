@@ -7,7 +7,7 @@ use super::record::Line;
 use super::round::Outcome;
 
 const SHOWN: usize = 5;
-const COLUMNS: [&str; 15] = [
+const COLUMNS: [&str; 18] = [
     "fault",
     "accepted",
     "refused",
@@ -21,8 +21,11 @@ const COLUMNS: [&str; 15] = [
     "out of order",
     "closed",
     "foreign",
+    "else",
     "logged s",
     "told s",
+    "shown s",
+    "over s",
 ];
 
 /// A round that has an outcome, or why it has none.
@@ -35,11 +38,14 @@ pub fn failed(result: &Result) -> bool {
     }
 }
 
-/// The offences of a round, the first of each kind in full.
+/// What a round has to tell, and its offences, the first of each kind in full.
 pub fn offences(outcome: &Outcome) -> String {
     let mut text = String::new();
     if outcome.without_effect {
         text.push_str("  the fault left no trace: this round proves nothing\n");
+    }
+    for wrong in outcome.wrong.iter().take(SHOWN) {
+        text.push_str(&format!("  WRONG: {wrong}\n"));
     }
     for kind in OFFENCES.into_iter().filter(|o| outcome.is_wrong(*o)) {
         let cases = outcome.verdict.cases.iter().filter(|c| c.offence == kind);
@@ -88,8 +94,11 @@ fn cells(result: &Result) -> Vec<String> {
         count(Offence::Disorder),
         count(Offence::Closed),
         count(Offence::Foreign),
+        outcome.wrong.len().to_string(),
         seconds(outcome.logged),
         seconds(outcome.told),
+        seconds(outcome.detection.shown),
+        seconds(outcome.detection.over),
     ]
 }
 

@@ -5,55 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
+use tokio::task::JoinSet;
 use tokio::time::sleep;
 
+use super::backend::Backend;
 use super::cast::{Cast, Part};
 use super::check::{Offence, Verdict, check};
-use super::faults::{self, Fault, Row, Setup, Sign};
+use super::faults;
 use super::gateway::Gateway;
-use super::proxy::Proxy;
+use super::health::{self, Answer, Detection};
 use super::publisher::{Dial, Place};
-use super::record::{ClientLog, Kind, Manner, Stream, What, Wire};
-use super::servers::{Cluster, Server, Watched};
-
-pub enum Backend {
-    Alone(Server),
-    Proxied(Server, Proxy),
-    Watched(Watched),
-    Cluster(Cluster),
-}
-
-impl Backend {
-    pub async fn start(setup: Setup) -> Self {
-        match setup {
-            Setup::Alone(lines) => Self::Alone(Server::start(lines).await),
-            Setup::Proxied => {
-                let server = Server::start(&[]).await;
-                let proxy = Proxy::start(server.address()).await;
-                Self::Proxied(server, proxy)
-            }
-            Setup::Sentinel => Self::Watched(Watched::start().await),
-            Setup::Cluster => Self::Cluster(Cluster::start().await),
-        }
-    }
-
-    pub fn url(&self) -> String {
-        match self {
-            Self::Alone(server) => format!("redis://{}", server.address()),
-            Self::Proxied(_, proxy) => format!("redis://{}", proxy.address),
-            Self::Watched(watched) => watched.url(),
-            Self::Cluster(cluster) => cluster.url(),
-        }
-    }
-
-    pub fn place(&self) -> Place {
-        match self {
-            Self::Alone(server) | Self::Proxied(server, _) => Place::Fixed(server.address()),
-            Self::Watched(watched) => Place::Sentinel(watched.addresses()),
-            Self::Cluster(cluster) => Place::Cluster(cluster.addresses()),
-        }
-    }
-}
+use super::record::{ClientLog, Kind, Manner, Shared, Stream, What, Wire, shared};
+use super::rows::{Fault, Row, Sign};
 
 /// How long things take.
 #[derive(Debug, Clone, Copy)]
@@ -62,20 +25,27 @@ pub struct Pace {
     pub after: Duration,
     pub pause: Duration,
     pub clients: usize,
+    /// The checker is to see no declaration: a round with a loss has to fail.
     pub blind: bool,
 }
 
 pub struct Round {
+    pub row: Row,
+    pub pace: Pace,
     pub cast: Cast,
     pub backend: Backend,
     pub gateways: Vec<Gateway>,
     pub dial: Arc<Dial>,
     /// The shift of the gateways' clock, where libfaketime reads it.
     pub clock_file: NamedTempFile,
+    /// When the fault came, and when it went.
     pub injected: Option<(Instant, Duration)>,
+    pub lifted: Option<Duration>,
+    /// What the round itself found wrong.
+    pub wrong: Vec<String>,
+    health: Shared<Vec<Answer>>,
+    asking: JoinSet<()>,
     sse: bool,
-    /// The checker is to see no declaration: a round with a loss has to fail.
-    blind: bool,
 }
 
 /// What a round showed.
@@ -85,6 +55,9 @@ pub struct Outcome {
     /// From the fault to the first log line about Redis, and to the first `gap` or close at a client.
     pub logged: Option<Duration>,
     pub told: Option<Duration>,
+    /// From the fault, or its end, until every gateway said so in `/readyz`.
+    pub detection: Detection,
+    pub wrong: Vec<String>,
     /// The fault left no trace: the round proves nothing.
     pub without_effect: bool,
     pub gateway_logs: Vec<String>,
@@ -106,7 +79,7 @@ impl Outcome {
     }
 
     pub fn failed(&self) -> bool {
-        self.verdict.cases.iter().any(|case| self.is_wrong(case.offence))
+        !self.wrong.is_empty() || self.verdict.cases.iter().any(|case| self.is_wrong(case.offence))
     }
 }
 
@@ -132,7 +105,7 @@ const MIX: [(Wire, Manner, usize); 9] = [
 ];
 
 impl Round {
-    pub async fn new(row: &Row, backend: Backend) -> Self {
+    pub async fn new(row: Row, backend: Backend, pace: Pace) -> Self {
         let clock_file = NamedTempFile::new().unwrap();
         std::fs::write(clock_file.path(), "+0s").unwrap();
         let mut environment = Vec::new();
@@ -144,32 +117,62 @@ impl Round {
         for _ in 0..2 {
             gateways.push(Gateway::start(&backend.url(), &environment).await);
         }
-        let sse = gateways[0].has_sse().await;
+        let cast = Cast::new(gateways.iter().map(|g| g.public.clone()));
+        let health = shared(Vec::new());
+        let admins = gateways.iter().map(|g| g.admin.clone()).collect();
+        let mut asking = JoinSet::new();
+        asking.spawn(health::ask(cast.clock, admins, Arc::clone(&health)));
         Self {
-            cast: Cast::new(gateways.iter().map(|g| g.public.clone())),
+            row,
+            pace,
+            cast,
             backend,
+            sse: gateways[0].has_sse().await,
             gateways,
-            dial: Arc::new(Dial::new(Duration::ZERO)),
+            dial: Arc::new(Dial::new(pace.pause)),
             clock_file,
             injected: None,
-            sse,
-            blind: false,
+            lifted: None,
+            wrong: Vec::new(),
+            health,
+            asking,
         }
     }
 
-    pub async fn run(mut self, row: Row, pace: Pace) -> Outcome {
-        self.blind = pace.blind;
-        self.dial = Arc::new(Dial::new(pace.pause));
-        self.clients(pace.clients).await;
-        self.publish(row.fault);
-        sleep(pace.before).await;
-        faults::inject(row.fault, &mut self).await;
-        sleep(pace.after).await;
+    pub async fn run(mut self) -> Outcome {
+        self.clients(self.pace.clients).await;
+        self.publish(self.row.fault);
+        sleep(self.pace.before).await;
+        faults::inject(self.row.fault, &mut self).await;
+        let went = *self.lifted.get_or_insert(self.cast.clock.now());
+        sleep(self.pace.after).await;
+        if self.row.sign == Sign::Shown {
+            self.until_over(went).await;
+        }
         self.cast.rest().await;
         sleep(Duration::from_millis(800)).await;
-        let verdict = self.cast.settle(SETTLE, || self.verdict(row.fault)).await;
+        let verdict = self.cast.settle(SETTLE, || self.verdict()).await;
         self.cast.end();
-        self.outcome(row, verdict)
+        self.asking.shutdown().await;
+        self.outcome(verdict)
+    }
+
+    /// Now.
+    pub fn begins(&mut self) {
+        self.injected = Some((Instant::now(), self.cast.clock.now()));
+    }
+
+    fn came(&self) -> Duration {
+        self.injected.expect("the fault took place").1
+    }
+
+    /// Waits until the gateways say that it is over, or no longer.
+    async fn until_over(&self, went: Duration) {
+        let began = Instant::now();
+        let over = || health::detection(&self.health.lock(), self.came(), went).over;
+        while over().is_none() && began.elapsed() < SETTLE {
+            sleep(Duration::from_millis(100)).await;
+        }
     }
 
     /// Starts the clients and waits until all have all their channels.
@@ -227,9 +230,10 @@ impl Round {
         }
     }
 
-    fn verdict(&self, fault: Fault) -> Verdict {
+    fn verdict(&self) -> Verdict {
+        let fault = self.row.fault;
         let mut clients = self.cast.seen();
-        if self.blind {
+        if self.pace.blind {
             clients.iter_mut().for_each(ClientLog::forget_declarations);
         }
         let may_close = |client: &ClientLog, replica: usize, code: u16| match fault {
@@ -243,7 +247,8 @@ impl Round {
         check(&self.cast.published(), &clients, &may_close)
     }
 
-    fn outcome(self, row: Row, verdict: Verdict) -> Outcome {
+    fn outcome(mut self, verdict: Verdict) -> Outcome {
+        let row = self.row;
         let (at, since) = self.injected.expect("the fault took place");
         let logged = self.gateways.iter().filter_map(|g| g.noticed(at)).min();
         let clients = self.cast.seen();
@@ -258,11 +263,27 @@ impl Round {
         let told = clients.iter().filter_map(first).min();
         let without_effect = match row.sign {
             Sign::Noticed => logged.is_none() && told.is_none(),
-            Sign::Closed => told.is_none(),
-            Sign::Nothing => false,
+            Sign::Closed | Sign::Told => told.is_none(),
+            Sign::Shown | Sign::Nothing => false,
         };
+        let went = self.lifted.unwrap_or(since);
+        let answers = std::mem::take(&mut *self.health.lock());
+        if row.sign == Sign::Shown {
+            self.wrong.extend(health::problems(&answers, since, went));
+        }
+        let detection = health::detection(&answers, since, went);
         let gateway_logs = self.gateways.iter().map(Gateway::log_text).collect();
-        Outcome { row, verdict, logged, told, without_effect, gateway_logs, clients }
+        Outcome {
+            row,
+            verdict,
+            logged,
+            told,
+            detection,
+            wrong: self.wrong,
+            without_effect,
+            gateway_logs,
+            clients,
+        }
     }
 }
 

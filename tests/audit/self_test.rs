@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::check::{OFFENCES, Offence, Verdict, check};
 use super::record::{ClientLog, Kind, Line, Manner, Published, Stream, StreamLog, What, Wire};
+use super::{absence, health};
 
 const CHANNEL: &str = "a";
 
@@ -70,13 +71,15 @@ fn events(numbers: impl IntoIterator<Item = usize>) -> Vec<What> {
     numbers.into_iter().map(event).collect()
 }
 
-/// Panics when a verdict is wrong.
+/// Panics when a verdict is wrong, here or at those who judge something else.
 pub fn run() {
     for kind in [Kind::Durable, Kind::Plain] {
         live_sockets(kind);
     }
     resumed_sockets();
     other_offences();
+    absence::self_test();
+    health::self_test();
 }
 
 fn live_sockets(kind: Kind) {

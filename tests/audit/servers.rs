@@ -112,6 +112,21 @@ impl Server {
     }
 }
 
+/// The user of the gateways, and what it may do.
+const DOCUMENTED: &str = include_str!("../../docs/redis.md");
+pub const USER: &str = "gateway:secret";
+
+impl Server {
+    /// Makes the user as `docs/redis.md` has it.
+    pub async fn limit(&self) {
+        let (name, password) = USER.split_once(':').unwrap();
+        let line = DOCUMENTED.split(&format!("`ACL SETUSER {name} ")).nth(1).unwrap();
+        let rules = line.split('`').next().unwrap().replace("PASSWORD", password);
+        let words = ["ACL", "SETUSER", name].into_iter().chain(rules.split_whitespace());
+        self.command(&words.collect::<Vec<_>>()).await;
+    }
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
@@ -124,6 +139,32 @@ pub async fn connect(address: &str) -> redis::RedisResult<MultiplexedConnection>
         .set_response_timeout(Some(Duration::from_secs(2)));
     let client = redis::Client::open(format!("redis://{address}"))?;
     client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+/// A master that takes no writes without its replica.
+pub struct Followed {
+    pub master: Server,
+    pub replica: Server,
+}
+
+impl Followed {
+    pub async fn start() -> Self {
+        let lines = ["repl-diskless-sync-delay 0", "min-replicas-to-write 1"];
+        let master = Server::start(&lines).await;
+        let replica = Server::start(&[&format!("replicaof 127.0.0.1 {}", master.port)]).await;
+        let followed = Self { master, replica };
+        followed.follows().await;
+        followed
+    }
+
+    /// Waits until the master takes writes.
+    pub async fn follows(&self) {
+        let began = Instant::now();
+        while !self.master.text(&["INFO", "replication"]).await.contains("good_slaves:1") {
+            assert!(began.elapsed() < START, "the replica does not follow");
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
 }
 
 /// A master, two replicas, three Sentinels that know each other.

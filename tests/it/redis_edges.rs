@@ -149,6 +149,30 @@ async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
     assert_eq!(gateway.metric("redis_reconnects_total").await, 0.0);
 }
 
+/// An ACL that was tightened and put right again: the canary's channel was never asked for again, the state
+/// stayed degraded, and nobody would have noticed that the connection is deaf.
+#[tokio::test]
+#[ignore = "broker/redis/link.rs asks once for the canary's channel"]
+async fn a_canary_that_was_refused_is_asked_for_again() {
+    let redis = Redis::start();
+    super::redis_faults::documented_user(&redis, "gateway");
+    let url = format!("redis://gateway:pw@127.0.0.1:{}", redis.port);
+    let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{RULE}");
+    let gateway = Gateway::with(&config).await;
+    gateway.ready().await;
+
+    run(&redis, &["ACL", "SETUSER", "gateway", "resetchannels"]);
+    eventually("it is said", || async {
+        (check(&gateway, "broker_publisher").await == (false, true)).then_some(())
+    })
+    .await;
+    run(&redis, &["ACL", "SETUSER", "gateway", "&tollgate:*", "&gateway:tollgate:*"]);
+    eventually("well again", || async {
+        (check(&gateway, "broker_publisher").await == (true, false)).then_some(())
+    })
+    .await;
+}
+
 /// The old connections live on at a server that is still a master, and hear nothing.
 #[tokio::test]
 async fn field_b2_an_address_that_leads_elsewhere_is_noticed_and_declared() {
