@@ -1,15 +1,18 @@
 //! What the gateways of a round are connected to, and where its publishers find it.
 
+use std::sync::Arc;
+
 use super::proxy::Proxy;
 use super::publisher::Place;
 use super::rows::Setup;
-use super::servers::{Cluster, Followed, Server, USER, Watched};
+use super::servers::{Cluster, Followed, Moving, Server, USER, Watched};
 
 pub enum Backend {
     Alone(Server),
     Followed(Followed),
     Limited(Server),
     Proxied(Server, Proxy),
+    Moving(Moving),
     Watched(Watched),
     Cluster(Cluster),
 }
@@ -29,6 +32,7 @@ impl Backend {
                 server.limit().await;
                 Self::Limited(server)
             }
+            Setup::Moving => Self::Moving(Moving::start().await),
             Setup::Sentinel => Self::Watched(Watched::start().await),
             Setup::Cluster => Self::Cluster(Cluster::start().await),
         }
@@ -40,6 +44,7 @@ impl Backend {
             Self::Followed(followed) => format!("redis://{}", followed.master.address()),
             Self::Limited(server) => format!("redis://{USER}@{}", server.address()),
             Self::Proxied(_, proxy) => format!("redis://{}", proxy.address),
+            Self::Moving(moving) => format!("redis://{}", moving.proxy.address),
             Self::Watched(watched) => watched.url(),
             Self::Cluster(cluster) => cluster.url(),
         }
@@ -51,6 +56,7 @@ impl Backend {
                 Place::Fixed(server.address())
             }
             Self::Followed(followed) => Place::Fixed(followed.master.address()),
+            Self::Moving(moving) => Place::Named(Arc::clone(&moving.leads_to)),
             Self::Watched(watched) => Place::Sentinel(watched.addresses()),
             Self::Cluster(cluster) => Place::Cluster(cluster.addresses()),
         }

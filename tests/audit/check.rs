@@ -56,6 +56,8 @@ pub struct Verdict {
     pub gaps: usize,
     /// Events that were missing and declared.
     pub declared: usize,
+    /// Of these the plain ones, by channel.
+    pub declared_plain: BTreeMap<String, usize>,
     pub slow_closed: usize,
     pub resumed: usize,
     pub not_resumed: usize,
@@ -278,6 +280,10 @@ impl<'a> Follower<'a> {
             }
             if self.told.is_some_and(|told| published.started <= told) {
                 verdict.declared += 1;
+                if !self.durable() {
+                    let channel = self.log.stream.channel.clone();
+                    *verdict.declared_plain.entry(channel).or_default() += 1;
+                }
             } else {
                 let told = verdict.cases.len() + self.lost.len() < DESCRIBED;
                 let text = told.then(|| self.describe(Offence::Lost, number, at));

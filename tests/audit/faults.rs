@@ -1,7 +1,7 @@
 //! How each fault of the catalogue is brought about.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::sleep;
@@ -14,6 +14,8 @@ use super::publisher::PREFIX;
 use super::round::Round;
 use super::rows::Fault;
 use super::servers::{Cluster, MASTER, Server, Watched, connect, free_port, slot_of};
+
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Brings the fault about and, where it is one that ends, ends it.
 pub async fn inject(fault: Fault, round: &mut Round) {
@@ -33,6 +35,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
         }
         Fault::Overflow => overflow(round).await,
         Fault::Revocations => revocations(round).await,
+        Fault::BothKinds => both_kinds(round).await,
         _ => match &mut round.backend {
             Backend::Alone(server) => alone(fault, server).await,
             Backend::Proxied(_, proxy) => match fault {
@@ -68,6 +71,10 @@ pub async fn inject(fault: Fault, round: &mut Round) {
                         sleep(Duration::from_secs(5)).await;
                     }
                 }
+            }
+            Backend::Moving(moving) => {
+                moving.goes().await;
+                until_all_say(&round.gateways, "the address leads to another server now").await;
             }
             Backend::Watched(watched) => sentinel(fault, watched).await,
             Backend::Cluster(cluster) => in_cluster(fault, cluster).await,
@@ -172,6 +179,28 @@ async fn revocations(round: &mut Round) {
     };
     let (gateway, ()) = tokio::join!(start, knock);
     round.gateways.push(gateway);
+}
+
+/// Connections are killed until plain events of every channel that the row names were missed.
+async fn both_kinds(round: &mut Round) {
+    let least = if round.pace.full { 15 } else { 5 };
+    for times in 1..=5 * least {
+        let Backend::Alone(server) = &round.backend else { return };
+        server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+        sleep(Duration::from_millis(fastrand::u64(200..400))).await;
+        if times >= least && round.has_declared_all() {
+            round.notes.push(format!("killed {times} times"));
+            return;
+        }
+    }
+}
+
+async fn until_all_say(gateways: &[Gateway], text: &str) {
+    let began = Instant::now();
+    while !gateways.iter().all(|gateway| gateway.logged(text)) {
+        assert!(began.elapsed() < 2 * PATIENCE, "a gateway does not say that {text}");
+        sleep(Duration::from_millis(50)).await;
+    }
 }
 
 async fn overflow(round: &Round) {

@@ -127,6 +127,10 @@ impl Gateway {
         log.iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
     }
 
+    pub fn logged(&self, text: &str) -> bool {
+        self.find(text).is_some()
+    }
+
     pub fn log_text(&self) -> String {
         let log = self.log.lock();
         log.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n")

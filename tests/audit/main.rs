@@ -91,6 +91,7 @@ const SHORT: Pace = Pace {
     after: Duration::from_millis(2000),
     pause: Duration::from_millis(40),
     clients: 1,
+    full: false,
     blind: false,
 };
 const LONG: Pace = Pace {
@@ -98,6 +99,7 @@ const LONG: Pace = Pace {
     after: Duration::from_secs(12),
     pause: Duration::from_millis(30),
     clients: 2,
+    full: true,
     blind: false,
 };
 

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +27,7 @@ pub enum Mode {
 
 pub struct Proxy {
     pub address: SocketAddr,
+    to: Arc<Mutex<String>>,
     mode: Arc<watch::Sender<Mode>>,
     accepting: JoinHandle<()>,
 }
@@ -35,13 +37,20 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mode = Arc::new(watch::Sender::new(Mode::Pass));
-        let modes = Arc::clone(&mode);
+        let to = Arc::new(Mutex::new(to));
+        let (modes, leads) = (Arc::clone(&mode), Arc::clone(&to));
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(client, to.clone(), modes.subscribe()));
+                let to = leads.lock().clone();
+                tokio::spawn(carry(client, to, modes.subscribe()));
             }
         });
-        Self { address, mode, accepting }
+        Self { address, to, mode, accepting }
+    }
+
+    /// Where connections go from now on, as when a name is given another address.
+    pub fn lead_to(&self, address: String) {
+        *self.to.lock() = address;
     }
 
     pub fn set(&self, mode: Mode) {

@@ -19,6 +19,8 @@ pub const PREFIX: &str = "tollgate:";
 #[derive(Clone)]
 pub enum Place {
     Fixed(String),
+    /// Where a name leads, looked up again and again.
+    Named(Shared<String>),
     /// Asked of these Sentinels, again and again.
     Sentinel(Vec<String>),
     /// Follows redirections, from these on.
@@ -76,7 +78,8 @@ impl Publisher {
                     return;
                 }
             }
-            if matches!(self.place, Place::Sentinel(_)) && checked.elapsed() > SWITCH_CHECK {
+            let may_move = matches!(self.place, Place::Sentinel(_) | Place::Named(_));
+            if may_move && checked.elapsed() > SWITCH_CHECK {
                 checked = Instant::now();
                 if let Some(master) = self.find().await
                     && master != at
@@ -113,6 +116,7 @@ impl Publisher {
     async fn find(&self) -> Option<String> {
         match &self.place {
             Place::Fixed(address) | Place::OldMaster(address) => Some(address.clone()),
+            Place::Named(address) => Some(address.lock().clone()),
             Place::Cluster(seeds) => Some(seeds[fastrand::usize(..seeds.len())].clone()),
             Place::Sentinel(sentinels) => {
                 let sentinel = &sentinels[fastrand::usize(..sentinels.len())];

@@ -44,6 +44,7 @@ pub fn offences(outcome: &Outcome) -> String {
     if outcome.without_effect {
         text.push_str("  the fault left no trace: this round proves nothing\n");
     }
+    outcome.notes.iter().for_each(|note| text.push_str(&format!("  {note}\n")));
     for wrong in outcome.wrong.iter().take(SHOWN) {
         text.push_str(&format!("  WRONG: {wrong}\n"));
     }

@@ -25,6 +25,8 @@ pub struct Pace {
     pub after: Duration,
     pub pause: Duration,
     pub clients: usize,
+    /// Faults may last as long as they need.
+    pub full: bool,
     /// The checker is to see no declaration: a round with a loss has to fail.
     pub blind: bool,
 }
@@ -41,8 +43,9 @@ pub struct Round {
     /// When the fault came, and when it went.
     pub injected: Option<(Instant, Duration)>,
     pub lifted: Option<Duration>,
-    /// What the round itself found wrong.
+    /// What the round itself found wrong, and what is worth telling.
     pub wrong: Vec<String>,
+    pub notes: Vec<String>,
     health: Shared<Vec<Answer>>,
     asking: JoinSet<()>,
     sse: bool,
@@ -58,6 +61,7 @@ pub struct Outcome {
     /// From the fault, or its end, until every gateway said so in `/readyz`.
     pub detection: Detection,
     pub wrong: Vec<String>,
+    pub notes: Vec<String>,
     /// The fault left no trace: the round proves nothing.
     pub without_effect: bool,
     pub gateway_logs: Vec<String>,
@@ -84,7 +88,7 @@ impl Outcome {
 }
 
 const USERS: [&str; 3] = ["u1", "u2", "u12"];
-const CHANNELS: [&str; 5] = ["durable:1", "durable:2", "plain:1", "plain:2", "mixed:1"];
+const CHANNELS: [&str; 6] = ["durable:1", "durable:2", "plain:1", "plain:2", "mixed:1", "mixed:2"];
 /// Channels of one client, by its number.
 const OWN: &str = "durable:own-";
 /// Clients come from several addresses, the last number of each.
@@ -108,10 +112,13 @@ impl Round {
     pub async fn new(row: Row, backend: Backend, pace: Pace) -> Self {
         let clock_file = NamedTempFile::new().unwrap();
         std::fs::write(clock_file.path(), "+0s").unwrap();
-        let mut environment = Vec::new();
+        let settings = row.fault.settings(pace).iter();
+        let mut environment: Vec<(String, String)> = settings
+            .map(|(name, value)| (format!("TOLLGATE_{name}"), (*value).to_owned()))
+            .collect();
         if row.fault == Fault::Clock {
             let path = clock_file.path().display().to_string();
-            environment = faketime(&path).expect("looked for before");
+            environment.extend(faketime(&path).expect("looked for before"));
         }
         let mut gateways = Vec::new();
         for _ in 0..2 {
@@ -134,6 +141,7 @@ impl Round {
             injected: None,
             lifted: None,
             wrong: Vec::new(),
+            notes: Vec::new(),
             health,
             asking,
         }
@@ -206,6 +214,8 @@ impl Round {
             ("plain:2".to_owned(), Kind::Plain, 0),
             ("mixed:1".to_owned(), Kind::Durable, 500),
             ("mixed:1".to_owned(), Kind::Plain, 0),
+            // A history that nobody writes to.
+            ("mixed:2".to_owned(), Kind::Plain, 0),
         ];
         streams.extend(user);
         let channels = self.cast.seen().into_iter().flat_map(|log| log.channels);
@@ -228,6 +238,13 @@ impl Round {
         for (stream, place) in streams {
             self.cast.publisher(stream, place, &self.dial);
         }
+    }
+
+    /// Whether plain events of every channel that the row names were missing and declared.
+    pub fn has_declared_all(&self) -> bool {
+        let Sign::Declared(channels) = self.row.sign else { return false };
+        let verdict = self.verdict();
+        channels.iter().all(|channel| verdict.declared_plain.contains_key(*channel))
     }
 
     fn verdict(&self) -> Verdict {
@@ -264,6 +281,7 @@ impl Round {
         let without_effect = match row.sign {
             Sign::Noticed => logged.is_none() && told.is_none(),
             Sign::Closed | Sign::Told => told.is_none(),
+            Sign::Declared(_) => !self.has_declared_all(),
             Sign::Shown | Sign::Nothing => false,
         };
         let went = self.lifted.unwrap_or(since);
@@ -280,6 +298,7 @@ impl Round {
             told,
             detection,
             wrong: self.wrong,
+            notes: self.notes,
             without_effect,
             gateway_logs,
             clients,

@@ -1,5 +1,7 @@
 //! The catalogue of faults, one row each: what is started for it, and what shows that it took place.
 
+use super::round::Pace;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setup {
     Alone(&'static [&'static str]),
@@ -8,6 +10,8 @@ pub enum Setup {
     /// The gateways come as the user of `docs/redis.md`.
     Limited,
     Proxied,
+    /// Two servers, and an address that leads to the first of them.
+    Moving,
     Sentinel,
     Cluster,
 }
@@ -19,6 +23,8 @@ pub enum Sign {
     Noticed,
     /// A `gap` at a client that stays.
     Told,
+    /// Plain events on each of these channels were missing and declared.
+    Declared(&'static [&'static str]),
     /// Every gateway says so in `/readyz`, and when it is over.
     Shown,
     /// The end of sockets.
@@ -63,6 +69,19 @@ pub enum Fault {
     Forbidden(&'static [&'static str], &'static [&'static str]),
     Poison,
     Forge,
+    BothKinds,
+    Moved,
+}
+
+impl Fault {
+    /// Settings of the gateways besides those of every round.
+    pub fn settings(self, pace: Pace) -> &'static [(&'static str, &'static str)] {
+        match self {
+            // The default would be most of a short round.
+            Self::Moved if !pace.full => &[("REDIS__ADDRESS_INTERVAL", "2s")],
+            _ => &[],
+        }
+    }
 }
 
 const ALONE: Setup = Setup::Alone(&[]);
@@ -152,4 +171,18 @@ pub const ROWS: &[Row] = &[
     row("acl-channels", "the gateway may not hear for 5 s", Setup::Limited, Sign::Told, CHANNELS),
     row("poison", "garbage in histories' keys", ALONE, Sign::Noticed, Fault::Poison),
     row("forge", "forged positions between events", ALONE, Sign::Noticed, Fault::Forge),
+    row(
+        "both-kinds",
+        "plain events where there is a history, connections killed",
+        ALONE,
+        Sign::Declared(&["mixed:1", "mixed:2"]),
+        Fault::BothKinds,
+    ),
+    row(
+        "address-moved",
+        "Redis' address leads elsewhere, old connections live",
+        Setup::Moving,
+        Sign::Told,
+        Fault::Moved,
+    ),
 ];

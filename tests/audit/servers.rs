@@ -10,6 +10,9 @@ use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::time::sleep;
 
+use super::proxy::Proxy;
+use super::record::{Shared, shared};
+
 const START: Duration = Duration::from_secs(20);
 pub const MASTER: &str = "mymaster";
 
@@ -164,6 +167,36 @@ impl Followed {
             assert!(began.elapsed() < START, "the replica does not follow");
             sleep(Duration::from_millis(50)).await;
         }
+    }
+}
+
+/// A server, another one that is to take its place, and the address by which both are known.
+pub struct Moving {
+    pub servers: [Server; 2],
+    /// What the gateways connect to.
+    pub proxy: Proxy,
+    /// What publishers are told.
+    pub leads_to: Shared<String>,
+}
+
+impl Moving {
+    pub async fn start() -> Self {
+        let servers = [Server::start(&[]).await, Server::start(&[]).await];
+        let proxy = Proxy::start(servers[0].address()).await;
+        let leads_to = shared(servers[0].address());
+        Self { servers, proxy, leads_to }
+    }
+
+    /// The address leads to the other server from now on. It has the functions of the first.
+    pub async fn goes(&self) {
+        let [old, new] = &self.servers;
+        let library = old.command(&["FUNCTION", "DUMP"]).await;
+        let library: Vec<u8> = redis::from_redis_value(library).unwrap();
+        let mut connection = connect(&new.address()).await.unwrap();
+        let mut restore = redis::cmd("FUNCTION");
+        restore.arg("RESTORE").arg(library).exec_async(&mut connection).await.unwrap();
+        self.proxy.lead_to(new.address());
+        *self.leads_to.lock() = new.address();
     }
 }
 
