@@ -179,9 +179,11 @@ impl Client {
         }
     }
 
-    /// What a slow reader does between two reads.
+    /// What a slow reader does between two reads. Now and then it catches up: who is behind for longer than a
+    /// ping may take is rightly taken for dead.
     pub async fn dawdle(&self) {
-        if self.manner != Manner::Slow || self.phase() > Phase::Load {
+        let catches_up = self.clock.now().as_secs() % 10 >= 6;
+        if self.manner != Manner::Slow || self.phase() > Phase::Load || catches_up {
             return;
         }
         sleep(Duration::from_millis(2)).await;

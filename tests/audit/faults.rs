@@ -14,6 +14,7 @@ use super::publisher::PREFIX;
 use super::round::Round;
 use super::rows::Fault;
 use super::servers::{Cluster, MASTER, Server, Watched, connect, free_port, slot_of};
+use super::shortage;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
@@ -36,6 +37,8 @@ pub async fn inject(fault: Fault, round: &mut Round) {
         Fault::Overflow => overflow(round).await,
         Fault::Revocations => revocations(round).await,
         Fault::BothKinds => both_kinds(round).await,
+        Fault::Descriptors => shortage::descriptors(round).await,
+        Fault::OneAddress => shortage::one_address(round).await,
         _ => match &mut round.backend {
             Backend::Alone(server) => alone(fault, server).await,
             Backend::Proxied(_, proxy) => match fault {

@@ -59,6 +59,8 @@ pub struct Launch<'a> {
     pub program: Option<&'a Path>,
     /// For its process, besides ours.
     pub environment: Vec<(String, String)>,
+    /// How many files it may have open.
+    pub files: Option<usize>,
 }
 
 pub struct Gateway {
@@ -81,7 +83,14 @@ impl Gateway {
         let mut config = tempfile::NamedTempFile::new().unwrap();
         writeln!(config, "{CONFIG}url = \"{url}\"").unwrap();
         let program = how.program.unwrap_or(Path::new(env!("CARGO_BIN_EXE_tollgate")));
-        let mut command = Command::new(program);
+        let mut command = match how.files {
+            None => Command::new(program),
+            Some(files) => {
+                let mut command = Command::new("prlimit");
+                command.arg(format!("--nofile={files}")).arg(program);
+                command
+            }
+        };
         command.args(["serve", "--config"]).arg(config.path()).stdout(Stdio::null());
         command.envs(how.environment).stderr(Stdio::piped());
         let (public, admin) = (String::new(), String::new());
@@ -129,6 +138,28 @@ impl Gateway {
 
     pub fn logged(&self, text: &str) -> bool {
         self.find(text).is_some()
+    }
+
+    pub async fn is_alive(&self) -> bool {
+        status(&self.admin, "/livez").await == Some(200)
+    }
+
+    /// A metric of the gateway, its labels added up; 0 where it has none.
+    pub async fn metric(&self, name: &str) -> f64 {
+        metric(&self.admin, name).await
+    }
+
+    /// Files that are open.
+    pub fn files(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// How many files may be open from now on.
+    pub fn allow_files(&self, files: usize) {
+        let pid = self.child.id().to_string();
+        let limit = format!("--nofile={files}");
+        let set = Command::new("prlimit").args(["--pid", &pid, &limit]).status();
+        assert!(set.unwrap().success());
     }
 
     pub fn log_text(&self) -> String {
@@ -189,13 +220,19 @@ async fn status(address: &str, path: &str) -> Option<u16> {
     std::str::from_utf8(&head[9..]).ok()?.parse().ok()
 }
 
-/// How many sockets and streams the gateway with this admin listener has; 0 where there is none.
-pub async fn connections(admin: &str) -> f64 {
+/// A metric of the gateway with this admin listener, its labels added up; 0 where there is none.
+async fn metric(admin: &str, name: &str) -> f64 {
     let text = get(admin, "/metrics").await.unwrap_or_default();
-    let lines = text.lines().filter(|line| line.starts_with("tollgate_connections{"));
+    let is = |line: &&str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' ']));
+    let lines = text.lines().filter(is);
     lines
         .filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
         .fold(0.0, |all, n| all + n)
+}
+
+/// How many sockets and streams the gateway with this admin listener has; 0 where there is none.
+pub async fn connections(admin: &str) -> f64 {
+    metric(admin, "tollgate_connections").await
 }
 
 /// A good token, for two days: a round may move the clock.

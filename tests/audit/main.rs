@@ -13,6 +13,7 @@ mod backend;
 mod cast;
 mod check;
 mod client;
+mod crowd;
 mod drawing;
 mod faults;
 mod gateway;
@@ -29,6 +30,7 @@ mod round;
 mod rows;
 mod self_test;
 mod servers;
+mod shortage;
 mod sse;
 mod websocket;
 

@@ -12,11 +12,12 @@ use super::backend::Backend;
 use super::cast::{Cast, Part};
 use super::check::{Offence, Verdict, check};
 use super::faults;
-use super::gateway::Gateway;
+use super::gateway::{Gateway, Launch};
 use super::health::{self, Answer, Detection};
 use super::publisher::{Dial, Place};
 use super::record::{ClientLog, Kind, Manner, Shared, Stream, What, Wire, shared};
 use super::rows::{Fault, Row, Sign};
+use super::shortage::FEW_FILES;
 
 /// How long things take.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,8 @@ pub struct Round {
     /// When the fault came, and when it went.
     pub injected: Option<(Instant, Duration)>,
     pub lifted: Option<Duration>,
+    /// After how long it showed, where the round itself looks.
+    pub shown: Option<Duration>,
     /// What the round itself found wrong, and what is worth telling.
     pub wrong: Vec<String>,
     pub notes: Vec<String>,
@@ -58,7 +61,7 @@ pub struct Outcome {
     /// From the fault to the first log line about Redis, and to the first `gap` or close at a client.
     pub logged: Option<Duration>,
     pub told: Option<Duration>,
-    /// From the fault, or its end, until every gateway said so in `/readyz`.
+    /// From the fault, or its end, until every gateway said so in `/readyz`, or the round saw it.
     pub detection: Detection,
     pub wrong: Vec<String>,
     pub notes: Vec<String>,
@@ -121,8 +124,14 @@ impl Round {
             environment.extend(faketime(&path).expect("looked for before"));
         }
         let mut gateways = Vec::new();
-        for _ in 0..2 {
-            gateways.push(Gateway::start(&backend.url(), &environment).await);
+        for first in [true, false] {
+            let few = first && row.fault == Fault::Descriptors;
+            let how = Launch {
+                program: None,
+                environment: environment.clone(),
+                files: few.then_some(FEW_FILES + 12 * pace.clients),
+            };
+            gateways.push(Gateway::launch(&backend.url(), how).await);
         }
         let cast = Cast::new(gateways.iter().map(|g| g.public.clone()));
         let health = shared(Vec::new());
@@ -140,6 +149,7 @@ impl Round {
             clock_file,
             injected: None,
             lifted: None,
+            shown: None,
             wrong: Vec::new(),
             notes: Vec::new(),
             health,
@@ -289,7 +299,8 @@ impl Round {
         if row.sign == Sign::Shown {
             self.wrong.extend(health::problems(&answers, since, went));
         }
-        let detection = health::detection(&answers, since, went);
+        let seen = health::detection(&answers, since, went);
+        let detection = Detection { shown: self.shown.or(seen.shown), ..seen };
         let gateway_logs = self.gateways.iter().map(Gateway::log_text).collect();
         Outcome {
             row,

@@ -71,6 +71,8 @@ pub enum Fault {
     Forge,
     BothKinds,
     Moved,
+    Descriptors,
+    OneAddress,
 }
 
 impl Fault {
@@ -79,6 +81,11 @@ impl Fault {
         match self {
             // The default would be most of a short round.
             Self::Moved if !pace.full => &[("REDIS__ADDRESS_INTERVAL", "2s")],
+            Self::OneAddress => &[
+                ("LIMITS__CONNECTIONS_PER_IP", "60"),
+                ("LIMITS__HTTP_CONNECTIONS", "120"),
+                ("LIMITS__HTTP_CONNECTIONS_PER_IP", "40"),
+            ],
             _ => &[],
         }
     }
@@ -184,5 +191,19 @@ pub const ROWS: &[Row] = &[
         Setup::Moving,
         Sign::Told,
         Fault::Moved,
+    ),
+    row(
+        "descriptors",
+        "too few file descriptors, Redis' connections killed",
+        ALONE,
+        Sign::Noticed,
+        Fault::Descriptors,
+    ),
+    row(
+        "one-address",
+        "one address takes what it can get",
+        ALONE,
+        Sign::Nothing,
+        Fault::OneAddress,
     ),
 ];

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::check::{OFFENCES, Offence, Verdict, check};
 use super::record::{ClientLog, Kind, Line, Manner, Published, Stream, StreamLog, What, Wire};
-use super::{absence, health};
+use super::{absence, crowd, health, shortage};
 
 const CHANNEL: &str = "a";
 
@@ -80,6 +80,8 @@ pub fn run() {
     other_offences();
     absence::self_test();
     health::self_test();
+    crowd::self_test();
+    shortage::self_test();
 }
 
 fn live_sockets(kind: Kind) {
