@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::backend::Backend;
 use super::gateway::{Gateway, now, sign};
+use super::log_faults;
 use super::probe::Probe;
 use super::proxy::Mode;
 use super::publisher::PREFIX;
@@ -37,6 +38,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
         Fault::Overflow => overflow(round).await,
         Fault::Revocations => revocations(round).await,
         Fault::BothKinds => both_kinds(round).await,
+        Fault::LogGone | Fault::LogHung | Fault::LogFull => log_faults::inject(fault, round).await,
         Fault::Descriptors => shortage::descriptors(round).await,
         Fault::OneAddress => shortage::one_address(round).await,
         _ => match &mut round.backend {

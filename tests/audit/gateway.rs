@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
+
+use super::servers::free_port;
 
 const SECRET: &str = "audit-secret-0123456789-abcdefghijkl";
 const START: Duration = Duration::from_secs(30);
@@ -59,16 +61,32 @@ pub struct Launch<'a> {
     pub program: Option<&'a Path>,
     /// For its process, besides ours.
     pub environment: Vec<(String, String)>,
+    /// Its log goes to a disk that is full.
+    pub full_log: bool,
     /// How many files it may have open.
     pub files: Option<usize>,
+}
+
+/// What the reader of a gateway's log does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reader {
+    Reads,
+    Hangs,
+    /// From the next line on.
+    Gone,
 }
 
 pub struct Gateway {
     child: Child,
     pub public: String,
     pub admin: String,
-    log: Arc<Mutex<Vec<(Instant, String)>>>,
+    log: Arc<Mutex<Log>>,
     _config: tempfile::NamedTempFile,
+}
+
+struct Log {
+    reader: Reader,
+    lines: Vec<(Instant, String)>,
 }
 
 impl Gateway {
@@ -93,16 +111,20 @@ impl Gateway {
         };
         command.args(["serve", "--config"]).arg(config.path()).stdout(Stdio::null());
         command.envs(how.environment).stderr(Stdio::piped());
-        let (public, admin) = (String::new(), String::new());
+        let (mut public, mut admin) = (String::new(), String::new());
+        if how.full_log {
+            // Its log will not say where it listens.
+            [public, admin] = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
+            command.env("TOLLGATE_SERVER__LISTEN", &public);
+            command.env("TOLLGATE_ADMIN__LISTEN", &admin);
+            command.stderr(std::fs::File::create("/dev/full").unwrap());
+        }
         let mut child = command.spawn().unwrap();
-        let log = Arc::new(Mutex::new(Vec::new()));
-        let stderr = BufReader::new(child.stderr.take().unwrap());
-        let sink = Arc::clone(&log);
-        std::thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                sink.lock().push((Instant::now(), line));
-            }
-        });
+        let log = Arc::new(Mutex::new(Log { reader: Reader::Reads, lines: Vec::new() }));
+        if let Some(stderr) = child.stderr.take() {
+            let log = Arc::clone(&log);
+            std::thread::spawn(move || read(stderr, &log));
+        }
         let mut gateway = Self { child, public, admin, log, _config: config };
         let began = Instant::now();
         while gateway.public.is_empty() || !gateway.is_ready().await {
@@ -133,11 +155,16 @@ impl Gateway {
 
     fn find(&self, text: &str) -> Option<String> {
         let log = self.log.lock();
-        log.iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
+        log.lines.iter().find(|(_, l)| l.contains(text)).map(|(_, l)| l.clone())
     }
 
     pub fn logged(&self, text: &str) -> bool {
         self.find(text).is_some()
+    }
+
+    /// From now on.
+    pub fn log_reader(&self, does: Reader) {
+        self.log.lock().reader = does;
     }
 
     pub async fn is_alive(&self) -> bool {
@@ -164,7 +191,7 @@ impl Gateway {
 
     pub fn log_text(&self) -> String {
         let log = self.log.lock();
-        log.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n")
+        log.lines.iter().map(|(_, l)| l.as_str()).collect::<Vec<_>>().join("\n")
     }
 
     /// When the log first spoke of trouble with Redis after a moment.
@@ -172,7 +199,7 @@ impl Gateway {
         const SIGNS: [&str; 5] =
             [" WARN ", " ERROR ", "Redis masters", "connected to Redis", "master no more"];
         let log = self.log.lock();
-        let mut later = log.iter().filter(|(at, _)| *at >= after);
+        let mut later = log.lines.iter().filter(|(at, _)| *at >= after);
         let (at, _) = later.find(|(_, l)| SIGNS.iter().any(|sign| l.contains(sign)))?;
         Some(at.duration_since(after))
     }
@@ -192,6 +219,24 @@ impl Drop for Gateway {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+fn read(stderr: ChildStderr, log: &Mutex<Log>) {
+    for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+        loop {
+            let mut log = log.lock();
+            match log.reader {
+                Reader::Gone => return,
+                Reader::Hangs => {}
+                Reader::Reads => {
+                    log.lines.push((Instant::now(), line));
+                    break;
+                }
+            }
+            drop(log);
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 

@@ -18,6 +18,7 @@ mod drawing;
 mod faults;
 mod gateway;
 mod health;
+mod log_faults;
 mod mixed;
 mod nginx;
 mod probe;

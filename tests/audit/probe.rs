@@ -60,6 +60,23 @@ impl Probe {
         if answer["type"] == "subscribed" { Ok(()) } else { Err((0, answer.to_string())) }
     }
 
+    /// Asks so many times to go on with a token that is none; how often that was refused.
+    pub async fn refused_refreshes(&mut self, many: usize) -> Result<usize, (u16, String)> {
+        let ask = json!({"type": "refresh", "token": "nonsense"}).to_string();
+        for _ in 0..many {
+            let fed = self.0.feed(Message::text(ask.clone())).await;
+            fed.map_err(|e| (1006, e.to_string()))?;
+        }
+        self.0.flush().await.map_err(|e| (1006, e.to_string()))?;
+        for _ in 0..many {
+            let answer = self.next().await?;
+            if answer["data"]["code"] != "token_refused" {
+                return Err((0, answer.to_string()));
+            }
+        }
+        Ok(many)
+    }
+
     /// The next message, or how the socket ended.
     pub async fn next(&mut self) -> Result<Value, (u16, String)> {
         loop {

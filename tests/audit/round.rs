@@ -129,6 +129,7 @@ impl Round {
             let how = Launch {
                 program: None,
                 environment: environment.clone(),
+                full_log: row.fault == Fault::LogFull,
                 files: few.then_some(FEW_FILES + 12 * pace.clients),
             };
             gateways.push(Gateway::launch(&backend.url(), how).await);
@@ -265,7 +266,7 @@ impl Round {
         }
         let may_close = |client: &ClientLog, replica: usize, code: u16| match fault {
             Fault::GatewayKill => replica == 0,
-            Fault::GatewayTerm => {
+            fault if fault.ends_the_first() => {
                 let told = client.wire == Wire::Sse || matches!(code, 1001 | 1012);
                 replica == 0 && told
             }

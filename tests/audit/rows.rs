@@ -71,14 +71,31 @@ pub enum Fault {
     Forge,
     BothKinds,
     Moved,
+    LogGone,
+    LogHung,
+    LogFull,
     Descriptors,
     OneAddress,
 }
 
 impl Fault {
+    /// The first gateway is told to go.
+    pub fn ends_the_first(self) -> bool {
+        matches!(self, Self::GatewayTerm) || self.is_of_the_log()
+    }
+
+    pub fn is_of_the_log(self) -> bool {
+        matches!(self, Self::LogGone | Self::LogHung | Self::LogFull)
+    }
+
     /// Settings of the gateways besides those of every round.
     pub fn settings(self, pace: Pace) -> &'static [(&'static str, &'static str)] {
         match self {
+            Self::LogGone | Self::LogHung | Self::LogFull => &[
+                ("LOG__SUMMARY_INTERVAL", "0s"),
+                ("LIMITS__COMMANDS_PER_SECOND", "1000000"),
+                ("LIMITS__COMMAND_BURST", "1000000"),
+            ],
             // The default would be most of a short round.
             Self::Moved if !pace.full => &[("REDIS__ADDRESS_INTERVAL", "2s")],
             Self::OneAddress => &[
@@ -192,6 +209,9 @@ pub const ROWS: &[Row] = &[
         Sign::Told,
         Fault::Moved,
     ),
+    row("log-gone", "the log's reader is gone", ALONE, Sign::Nothing, Fault::LogGone),
+    row("log-hung", "the log's reader does not read", ALONE, Sign::Nothing, Fault::LogHung),
+    row("log-full", "the log's disk is full", ALONE, Sign::Nothing, Fault::LogFull),
     row(
         "descriptors",
         "too few file descriptors, Redis' connections killed",

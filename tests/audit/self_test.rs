@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::check::{OFFENCES, Offence, Verdict, check};
 use super::record::{ClientLog, Kind, Line, Manner, Published, Stream, StreamLog, What, Wire};
-use super::{absence, crowd, health, shortage};
+use super::{absence, crowd, health, log_faults, shortage};
 
 const CHANNEL: &str = "a";
 
@@ -82,6 +82,7 @@ pub fn run() {
     health::self_test();
     crowd::self_test();
     shortage::self_test();
+    log_faults::self_test();
 }
 
 fn live_sockets(kind: Kind) {
