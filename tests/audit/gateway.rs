@@ -47,7 +47,6 @@ pattern = "plain:{id}"
 allow = "authenticated"
 [limits]
 queue_bytes = 33554432
-refusal_wait = "0s"
 [broker]
 kind = "redis"
 linger = "300ms"
@@ -111,6 +110,10 @@ impl Gateway {
         };
         command.args(["serve", "--config"]).arg(config.path()).stdout(Stdio::null());
         command.envs(how.environment).stderr(Stdio::piped());
+        if how.program.is_none() {
+            // Earlier versions do not know it.
+            command.env("TOLLGATE_LIMITS__REFUSAL_WAIT", "0s");
+        }
         let (mut public, mut admin) = (String::new(), String::new());
         if how.full_log {
             // Its log will not say where it listens.

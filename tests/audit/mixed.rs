@@ -103,10 +103,17 @@ async fn one(old: PathBuf, backend: Backend) -> bool {
 
 async fn launch(program: &Path, backend: &Backend) -> Gateway {
     let mut environment = vec![("TOLLGATE_API__KEYS".to_owned(), json!([API_KEY]).to_string())];
-    // A version that has it needs it beside 0.1: what replicas tell each other goes elsewhere.
     let manual = Command::new(program).args(["config", "print", "--defaults"]).output().unwrap();
-    if String::from_utf8_lossy(&manual.stdout).contains("beside_0_1 =") {
-        environment.push(("TOLLGATE_REDIS__BESIDE_0_1".to_owned(), "true".to_owned()));
+    let manual = String::from_utf8_lossy(&manual.stdout).into_owned();
+    for (setting, name, value) in [
+        // A version that has it needs it beside 0.1: what replicas tell each other goes elsewhere.
+        ("beside_0_1 =", "REDIS__BESIDE_0_1", "true"),
+        // Revoked tokens are tried again and again.
+        ("refusal_wait =", "LIMITS__REFUSAL_WAIT", "0s"),
+    ] {
+        if manual.contains(setting) {
+            environment.push((format!("TOLLGATE_{name}"), value.to_owned()));
+        }
     }
     let how = Launch { program: Some(program), environment, ..Launch::default() };
     Gateway::launch(&backend.url(), how).await
