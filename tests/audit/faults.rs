@@ -63,7 +63,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
             },
             Backend::Followed(followed) => {
                 followed.replica.kill();
-                sleep(Duration::from_secs(5)).await;
+                refuses(&followed.master).await;
                 followed.replica.restart().await;
                 followed.follows().await;
             }
@@ -73,7 +73,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
                     let words = [&["ACL", "SETUSER", "gateway"], rules].concat();
                     server.command(&words).await;
                     if rules == take {
-                        sleep(Duration::from_secs(5)).await;
+                        refuses(server).await;
                     }
                 }
             }
@@ -94,7 +94,7 @@ async fn alone(fault: Fault, server: &mut Server) {
         Fault::Flush => drop(server.command(&["FLUSHALL"]).await),
         Fault::OutOfMemory => {
             server.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
-            sleep(Duration::from_secs(5)).await;
+            refuses(server).await;
             server.command(&["CONFIG", "SET", "maxmemory", "0"]).await;
         }
         Fault::Poison => poison(server).await,
@@ -110,6 +110,16 @@ async fn alone(fault: Fault, server: &mut Server) {
             server.restart().await;
         }
     }
+}
+
+/// For 5 seconds Redis takes no writes. Meanwhile all connections are lost: the new ones come into a server
+/// that lets nobody begin a history or load the functions.
+async fn refuses(server: &Server) {
+    sleep(Duration::from_millis(2500)).await;
+    for kind in ["pubsub", "normal"] {
+        server.command(&["CLIENT", "KILL", "TYPE", kind]).await;
+    }
+    sleep(Duration::from_millis(2500)).await;
 }
 
 /// Whoever may publish may write to a history's keys.
