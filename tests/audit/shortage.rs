@@ -8,12 +8,12 @@ use tokio::time::sleep;
 
 use super::backend::Backend;
 use super::crowd::{self, Answer, Crowd, Habit, knock};
-use super::gateway::token;
-use super::record::{ClientLog, What};
+use super::gateway::{Gateway, token};
+use super::record::{ClientLog, Line, Manner, What, Wire};
 use super::round::Round;
 
 const PATIENCE: Duration = Duration::from_secs(15);
-/// Connections of each gateway to one Redis.
+/// What a gateway says of its connections to Redis: it hears, publishes and writes.
 const TO_REDIS: f64 = 3.0;
 /// Of every gateway that has few descriptors from its start: those besides its clients'.
 pub const FEW_FILES: usize = 52;
@@ -30,8 +30,7 @@ pub async fn descriptors(round: &mut Round) {
     gateways[1].allow_files((gateways[1].files() + 6) * 4 / 3 + 1);
     let addresses: Vec<Ipv4Addr> = (1..=20).map(|n| Ipv4Addr::new(127, 0, 1, n)).collect();
     let habits = [Habit::Full(Duration::from_millis(500)), Habit::Idle];
-    let gather =
-        |g: &super::gateway::Gateway| Crowd::gather(&g.public, STRANGERS, &habits, &addresses);
+    let gather = |g: &Gateway| Crowd::gather(&g.public, STRANGERS, &habits, &addresses);
     let crowds: Vec<Crowd> = gateways.iter().map(gather).collect();
     let refused = "tollgate_rejected_total{reason=\"limit_open_files\"}";
     round.shown = until_rejected(round, refused).await;
@@ -78,7 +77,7 @@ pub async fn descriptors(round: &mut Round) {
 pub async fn one_address(round: &mut Round) {
     let habits = [Habit::Idle, Habit::Slow, Habit::Full(Duration::from_secs(2))];
     let size = if round.pace.full { 450 } else { 240 };
-    let gather = |g: &super::gateway::Gateway| Crowd::gather(&g.public, size, &habits, &[ATTACKER]);
+    let gather = |g: &Gateway| Crowd::gather(&g.public, size, &habits, &[ATTACKER]);
     let crowds: Vec<Crowd> = round.gateways.iter().map(gather).collect();
     let refused = "tollgate_rejected_total{reason=\"limit_per_ip\"}";
     round.shown = until_rejected(round, refused).await;
@@ -158,7 +157,6 @@ fn turned_away(clients: &[ClientLog], since: Duration) -> Vec<String> {
 
 /// Panics when a client that was turned away is not seen.
 pub fn self_test() {
-    use super::record::{Line, Manner, Wire};
     let log = |text: &str, seconds| ClientLog {
         name: "made-up".to_owned(),
         wire: Wire::Plain,
