@@ -192,7 +192,7 @@ pub const ROWS: &[Row] = &[
         Fault::NoReplicas,
     ),
     row("acl-writes", "the gateway may not write for 5 s", Setup::Limited, Sign::Shown, WRITES),
-    row("acl-channels", "the gateway may not hear for 5 s", Setup::Limited, Sign::Told, CHANNELS),
+    row("acl-channels", "the gateway may not hear for 5 s", Setup::Limited, Sign::Shown, CHANNELS),
     row("poison", "garbage in histories' keys", ALONE, Sign::Noticed, Fault::Poison),
     row("forge", "forged positions between events", ALONE, Sign::Noticed, Fault::Forge),
     row(

@@ -152,7 +152,6 @@ async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
 /// An ACL that was tightened and put right again: the canary's channel was never asked for again, the state
 /// stayed degraded, and nobody would have noticed that the connection is deaf.
 #[tokio::test]
-#[ignore = "broker/redis/link.rs asks once for the canary's channel"]
 async fn a_canary_that_was_refused_is_asked_for_again() {
     let redis = Redis::start();
     super::redis_faults::documented_user(&redis, "gateway");

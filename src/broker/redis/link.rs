@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::future::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::time::{Duration, Instant, sleep};
 
 use self::hearing::Hearing;
 pub(super) use self::hearing::UNSERVED;
@@ -30,6 +30,9 @@ use crate::redis_url::Server;
 
 /// Which channels something is said of, by how they are followed.
 pub(super) type Concerns<'a> = &'a dyn Fn(&ChannelName, Track) -> bool;
+
+/// Between two attempts at a canary's channel that Redis refuses.
+const ASK_CANARY_AGAIN: Duration = Duration::from_secs(5);
 
 /// Longest message between replicas, in bytes.
 const MAX_CONTROL: usize = 16 * 1024;
@@ -250,6 +253,20 @@ impl Subscriber {
         self.shared.report();
     }
 
+    /// Returns only what ended it. A canary that is refused is asked for again: permissions come back.
+    async fn watch_canary(&self, link: &connect::Link, mut hears: bool) -> String {
+        let name = [self.canary.channel().to_owned()];
+        while !hears && !self.canary.is_none() {
+            sleep(ASK_CANARY_AGAIN).await;
+            hears = match self.command(link, true, &name).await {
+                Ok(()) => true,
+                Err(e) if Fault::of(&e).is_an_answer() && !fault::is_moved(&e) => false,
+                Err(e) => return fault::describe(&e),
+            };
+        }
+        canary::watch(self).await
+    }
+
     /// Serves one connection to its end; says why it ended.
     async fn serve(&self, link: &connect::Link) -> String {
         let name = [self.canary.channel().to_owned()];
@@ -274,7 +291,7 @@ impl Subscriber {
             error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
             error = self.operate(link) => error,
             () = self.disconnected.notified() => "connection closed".to_owned(),
-            error = canary::watch(self), if hears_canary => error,
+            error = self.watch_canary(link, hears_canary) => error,
             error = connect::watch_reign(link.clone()) => error,
             error = connect::watch_address(&self.shared, &self.server, Arc::clone(&link.run)) => error,
             error = self.keep_histories(link) => error,
