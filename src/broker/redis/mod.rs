@@ -47,6 +47,8 @@ use self::fence::Fence;
 use self::library::{Calling, Calls};
 use self::masters::{Directory, Map};
 use self::routes::Routes;
+#[cfg(fuzzing)]
+pub use self::tap::fuzzing as tap_fuzzing;
 use super::{
     Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Failure, Health,
     History, Said, Silence, Track,
