@@ -8,6 +8,8 @@
 
 mod hole;
 mod recent;
+#[cfg(any(test, fuzzing))]
+pub(super) mod simulation;
 mod tail;
 
 use std::sync::atomic::{AtomicU64, Ordering};
