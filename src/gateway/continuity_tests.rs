@@ -324,3 +324,48 @@ fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     // Nothing durable was missed, and still.
     assert_eq!(case.interrupted(Some(at("e", 8))), ["gap:broker_reconnected"]);
 }
+
+/// A false claim that is true by its offset waited before those that it had overtaken: the history was read,
+/// nothing of it delivered, and read again, for ever.
+#[test]
+fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
+    let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };
+    let mut case = Case::new(true);
+    assert_eq!(case.take(forged(7)), ["read"]);
+    assert!(case.take(durable("e", 6)).is_empty() && case.take(durable("e", 7)).is_empty());
+    let told = ["gap:history_lost", "refuted 1", "e6", "e7"];
+    assert_eq!(case.read(history("e", 1, 7)), told);
+
+    // The history does not have that one any more.
+    let mut case = Case::new(true);
+    assert_eq!(case.take(forged(7)), ["read"]);
+    assert!((6..9).all(|offset| case.take(durable("e", offset)).is_empty()));
+    assert_eq!(case.read(history("e", 8, 8)), ["gap:history_lost", "e8"]);
+    assert_eq!(case.take(durable("e", 9)), ["e9"]);
+}
+
+/// An event was lost, and a false claim for its place waited while the history was asked for it: the claim was
+/// delivered, and the event was not.
+#[test]
+fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
+    let mut case = Case::new(true);
+    case.0.overflowed(false, &mut case.1);
+    assert_eq!(words(&mut case.1), ["read"]);
+    let forged = Publication { payload: "{}".into(), ..durable("e", 6) };
+    assert!(case.take(forged).is_empty());
+    assert_eq!(case.read(history("e", 1, 6)), ["gap:overflow", "e6", "refuted 1"]);
+    assert_eq!(case.take(durable("e", 7)), ["e7"]);
+}
+
+/// Claims of offsets that are too old to be remembered and that the history does not keep: each of them cost a
+/// reading.
+#[test]
+fn fuzz_old_claims_cost_one_reading() {
+    let mut case = Case::new(true);
+    assert_eq!(case.take(durable("e", 1)), ["read"]);
+    assert!(case.read(history("e", 4, 5)).is_empty());
+    for offset in 1..4 {
+        assert!(case.take(durable("e", offset)).is_empty());
+    }
+    assert_eq!(case.take(durable("e", 6)), ["e6"]);
+}
