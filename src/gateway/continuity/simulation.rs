@@ -567,3 +567,13 @@ impl<'c> World<'c> {
         }
     }
 }
+
+/// A life by the input of the fuzz target `sequencer`.
+#[cfg(fuzzing)]
+pub fn live_by(input: &[u8]) {
+    let Some(([attacks, kind, kept], rest)) = input.split_first_chunk() else { return };
+    let attacks = [0, 4, 40][usize::from(attacks % 3)];
+    let (plain, lies) = (kind % 2 == 1, kind % 8 > 5);
+    let nature = Nature { attacks, plain, lies, kept: 1 + u64::from(kept % 40) };
+    World::new(Choices::Given(rest.iter()), nature).live(4000);
+}
