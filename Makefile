@@ -227,7 +227,7 @@ bench-scale: redis build ## Whether costs stay flat as connections, channels, th
 fuzz-build:
 	BUILD_ONLY=1 fuzz/run.sh
 
-fuzz: ## Fuzz frames and client commands, FUZZ_SECONDS each (60)
+fuzz: ## Fuzz what strangers' bytes come to, FUZZ_SECONDS each (60; FUZZ_TARGETS="tap keys")
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
 fmt: ## Format the code

@@ -332,11 +332,11 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         password_file: file(&redis.password_file),
         prefix: redis.prefix.clone(),
         tls,
-        sentinel: Login {
-            user: redis.sentinel_username.clone(),
-            password: redis.sentinel_password.0.clone(),
-            password_file: file(&redis.sentinel_password_file),
-        },
+        sentinel: Login::new(
+            &redis.sentinel_username,
+            &redis.sentinel_password.0,
+            file(&redis.sentinel_password_file),
+        ),
         subscribers: redis.subscriber_connections,
         connect_timeout: redis.connect_timeout.0,
         command_timeout: redis.command_timeout.0,

@@ -8,6 +8,8 @@
 
 mod hole;
 mod recent;
+#[cfg(any(test, fuzzing))]
+pub(super) mod simulation;
 mod tail;
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,6 +69,8 @@ pub(super) struct Flow {
     /// Where the last declaration was made.
     told: Option<Position>,
     recent: Recent,
+    /// What the history has up to this offset was delivered from it or declared.
+    settled: u64,
     hole: Option<Box<Hole>>,
     /// Holes in a row that were there because too much waited.
     rounds: u32,
@@ -116,6 +120,7 @@ impl Flow {
         if last.is_none_or(|last| Some(&last.epoch) != epoch) {
             self.tail = None;
             self.recent.forget();
+            self.settled = 0;
         }
         self.declared = false;
     }
@@ -152,6 +157,9 @@ impl Flow {
         let same = last.epoch == position.epoch;
         if let Some(known) = self.recent.look(position.offset, publication).filter(|_| same) {
             Place::Taken(known)
+        } else if same && position.offset <= self.settled {
+            // Too old to be remembered, and nothing that the history could say anew.
+            Place::Taken(Known::Delivered)
         } else if same && last.offset + 1 == position.offset
             || self.declared && !last.has_reached(position)
         {
@@ -429,6 +437,7 @@ impl Flow {
         });
         let replaced = replaced.map(|(offset, _)| offset);
         let due = replaced.or(last.map(|last| last + 1));
+        let rivals = hole.refute_rivals(&top, &publications);
         // What comes by itself has its place behind what is missing. What was published while the
         // subscription was made came nowhere, so all that the history has is missing until then.
         let limit = hole.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
@@ -438,7 +447,7 @@ impl Flow {
         let filled = due.is_some_and(|due| first <= due) && !overtaken && replaced.is_none();
         metrics::recovery(filled);
         let refuted = hole.refute(&top, limit, self.last.as_ref());
-        let refuted = refuted + usize::from(overtaken || replaced.is_some());
+        let refuted = refuted + rivals + usize::from(overtaken || replaced.is_some());
         if !filled || refuted > 0 {
             self.declare(hole.reason, out);
         }
@@ -471,6 +480,7 @@ impl Flow {
             self.advance(Position { offset: limit, ..top });
         }
         self.declared = false;
+        self.settled = limit;
 
         if hole.declare {
             // Of another kind, somewhere among what was filled.

@@ -3,39 +3,8 @@
 use bytes::Bytes;
 
 use super::hole::MAX_WAITING;
+use super::simulation::{BOUNDS, at, durable, history, new_flow, plain};
 use super::*;
-
-pub(super) const BOUNDS: Bounds = Bounds { messages: 100, bytes: 1 << 20 };
-
-pub(super) fn at(epoch: &str, offset: u64) -> Position {
-    Position::new(epoch, offset).unwrap()
-}
-
-pub(super) fn durable(epoch: &str, offset: u64) -> Publication {
-    Publication {
-        channel: "a".parse().unwrap(),
-        payload: Bytes::from(format!("{epoch}{offset}")),
-        position: Some(at(epoch, offset)),
-        cut: None,
-        published: None,
-    }
-}
-
-fn plain(text: &str) -> Publication {
-    let payload = Bytes::copy_from_slice(text.as_bytes());
-    Publication {
-        channel: "a".parse().unwrap(),
-        payload,
-        cut: None,
-        position: None,
-        published: None,
-    }
-}
-
-pub(super) fn history(epoch: &str, first: u64, top: u64) -> Result<Option<History>, BrokerError> {
-    let publications = (first..=top).map(|n| durable(epoch, n)).collect();
-    Ok(Some(History { top: at(epoch, top), publications }))
-}
 
 /// The steps as short words, and no more of them.
 fn words(steps: &mut Vec<Step>) -> Vec<String> {
@@ -50,11 +19,6 @@ fn words(steps: &mut Vec<Step>) -> Vec<String> {
 }
 
 struct Case(Flow, Vec<Step>);
-
-/// Of a channel with a history; whether it has nothing else.
-pub(super) fn new_flow(is_durable: bool) -> Flow {
-    Flow::new(if is_durable { Track::OpenDurable } else { Track::Open })
-}
 
 /// The ticket of the hole that is open.
 fn ticket(flow: &Flow) -> u64 {
@@ -320,11 +284,16 @@ fn field_a6_what_waits_behind_all_holes_is_bounded() {
     let held = |case: &Case| case.0.hole.as_ref().map_or(0, |hole| hole.waiting.len());
     assert!(cases.iter().map(held).sum::<usize>() < 100, "120 MiB came");
     // Nobody is forgotten: what did not fit is read.
+    let all = || {
+        let small = (1..8).map(|offset| durable("e", offset));
+        let publications = small.chain((8..11).map(large)).collect();
+        Ok(Some(History { top: at("e", 10), publications }))
+    };
     for case in &mut cases {
-        let words = case.read(history("e", 1, 10));
+        let words = case.read(all());
         assert_eq!(words[..2], ["e6", "e7"]);
         if words.last().is_some_and(|word| word == "read") {
-            case.read(history("e", 1, 10));
+            case.read(all());
         }
         assert_eq!(case.take(durable("e", 11)), ["e11"]);
     }
@@ -354,4 +323,49 @@ fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     assert_eq!(case.read(history("e", 1, 8)), told);
     // Nothing durable was missed, and still.
     assert_eq!(case.interrupted(Some(at("e", 8))), ["gap:broker_reconnected"]);
+}
+
+/// A false claim that is true by its offset waited before those that it had overtaken: the history was read,
+/// nothing of it delivered, and read again, for ever.
+#[test]
+fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
+    let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };
+    let mut case = Case::new(true);
+    assert_eq!(case.take(forged(7)), ["read"]);
+    assert!(case.take(durable("e", 6)).is_empty() && case.take(durable("e", 7)).is_empty());
+    let told = ["gap:history_lost", "refuted 1", "e6", "e7"];
+    assert_eq!(case.read(history("e", 1, 7)), told);
+
+    // The history does not have that one any more.
+    let mut case = Case::new(true);
+    assert_eq!(case.take(forged(7)), ["read"]);
+    assert!((6..9).all(|offset| case.take(durable("e", offset)).is_empty()));
+    assert_eq!(case.read(history("e", 8, 8)), ["gap:history_lost", "e8"]);
+    assert_eq!(case.take(durable("e", 9)), ["e9"]);
+}
+
+/// An event was lost, and a false claim for its place waited while the history was asked for it: the claim was
+/// delivered, and the event was not.
+#[test]
+fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
+    let mut case = Case::new(true);
+    case.0.overflowed(false, &mut case.1);
+    assert_eq!(words(&mut case.1), ["read"]);
+    let forged = Publication { payload: "{}".into(), ..durable("e", 6) };
+    assert!(case.take(forged).is_empty());
+    assert_eq!(case.read(history("e", 1, 6)), ["gap:overflow", "e6", "refuted 1"]);
+    assert_eq!(case.take(durable("e", 7)), ["e7"]);
+}
+
+/// Claims of offsets that are too old to be remembered and that the history does not keep: each of them cost a
+/// reading.
+#[test]
+fn fuzz_old_claims_cost_one_reading() {
+    let mut case = Case::new(true);
+    assert_eq!(case.take(durable("e", 1)), ["read"]);
+    assert!(case.read(history("e", 4, 5)).is_empty());
+    for offset in 1..4 {
+        assert!(case.take(durable("e", offset)).is_empty());
+    }
+    assert_eq!(case.take(durable("e", 6)), ["e6"]);
 }

@@ -30,6 +30,8 @@ use crate::hub::{Begin, Connection, Hub, SubscribeError};
 use crate::metrics;
 use crate::protocol::payload::{self, Fault};
 use crate::protocol::{Kind, Message, Push};
+#[cfg(fuzzing)]
+pub use continuity::simulation::live_by as live_in_simulation;
 pub use control::{Control, NodeInfo, Nodes};
 use interest::Interest;
 pub use interest::Waiting;

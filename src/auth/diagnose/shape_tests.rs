@@ -156,6 +156,7 @@ fn holds(cause: &str, token: &str) -> bool {
         "text_around" => {
             token.chars().any(|c| !c.is_ascii_alphanumeric() && !"-_.".contains(c))
                 || parts.len() != 3
+                || !token.starts_with("eyJ")
         }
         "header_invalid" => {
             header.map_or(true, |h| h.get("kid").is_some_and(|kid| !kid.is_string()))

@@ -65,7 +65,7 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
 /// The cluster's epoch and the map, as one server has them; `None` where it says that all is not well.
 async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     let connector = &shared.connector;
-    let mut connection = connector.open(server, &connector.credentials, None).await?;
+    let mut connection = connector.open(server, &connector.login, None).await?;
     let info: String = query(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if field("cluster_state:") != Some("ok") {

@@ -1,6 +1,5 @@
 //! Making a connection, knowing what is at its other end, and knowing when it is lost.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::{sleep, timeout};
 
 use super::fault::{self, Fault};
+use super::login::Login;
 use super::tap::{Limits, OnPush, Push, Tap};
 use super::{Role, Settings, Shared, tls};
 use crate::lifecycle;
@@ -52,55 +52,31 @@ impl Link {
     }
 }
 
-/// Who connects.
-#[derive(Clone)]
-pub(super) struct Credentials {
-    pub(super) redis: RedisConnectionInfo,
-    /// Read for each connection, so that a password may change meanwhile.
-    pub(super) password_file: Option<PathBuf>,
-}
-
-impl Credentials {
-    async fn read(&self) -> RedisResult<RedisConnectionInfo> {
-        let redis = self.redis.clone();
-        let Some(path) = &self.password_file else { return Ok(redis) };
-        let text = tokio::fs::read_to_string(path).await.map_err(|e| {
-            std::io::Error::new(e.kind(), format!("password file {}: {e}", path.display()))
-        })?;
-        let password = text.trim_end_matches(['\r', '\n']);
-        if password.is_empty() {
-            let why = format!("password file {} is empty", path.display());
-            return Err(std::io::Error::other(why).into());
-        }
-        Ok(redis.set_password(password))
-    }
-}
-
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) settings: Settings,
     pub(super) target: Target,
-    pub(super) credentials: Credentials,
+    /// To the masters.
+    pub(super) login: Login,
     /// Largest publication that is brought whole, in bytes.
     pub(super) max_publication: Arc<AtomicUsize>,
 }
 
 impl Connector {
     pub(super) fn new(settings: Settings, target: Target) -> Self {
-        let (redis, password_file) = (target.redis.clone(), settings.password_file.clone());
+        let login = Login::of_url(target.redis.clone(), settings.password_file.clone());
         let max_publication = Arc::new(AtomicUsize::new(settings.max_publication));
-        let credentials = Credentials { redis, password_file };
-        Self { settings, target, credentials, max_publication }
+        Self { settings, target, login, max_publication }
     }
 
     /// A connection that has answered HELLO and PING.
     pub(super) async fn open(
         &self,
         server: &Server,
-        credentials: &Credentials,
+        login: &Login,
         on_push: Option<OnPush>,
     ) -> RedisResult<MultiplexedConnection> {
-        let redis = &credentials.read().await?;
+        let redis = &login.read().await?;
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
@@ -143,7 +119,7 @@ impl Connector {
         server: &Server,
         on_push: Option<OnPush>,
     ) -> RedisResult<Link> {
-        let connection = self.open(server, &self.credentials, on_push).await?;
+        let connection = self.open(server, &self.login, on_push).await?;
         let run = reign(&connection).await?.unwrap_or_else(|| {
             let name = server.to_string();
             logging::repeated(("redis", "info"), server, move |repeated| {

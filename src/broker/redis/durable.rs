@@ -16,7 +16,7 @@ use crate::lifecycle;
 const MARK: u8 = 1;
 
 /// The function library gives out no offset from here on.
-const MAX_OFFSET: u64 = 1_000_000_000_000_000;
+pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
 /// Longest head in bytes, its mark and its line's end included.
 pub(super) const MAX_HEAD: usize = 66;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use redis::{RedisResult, Value};
 
 use super::connect::Link;
+use super::durable::MAX_OFFSET;
 use super::fault::{self, Fault};
 use super::library::{self, HISTORY, OPEN};
 use super::{RedisBroker, Shared};
@@ -29,7 +30,7 @@ enum Found {
 }
 
 /// Takes the fields apart.
-fn judge(fields: &[Value], link: &Link, fence: u64) -> Found {
+fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
     let mut texts = [None; 4];
     for ((text, value), name) in texts.iter_mut().zip(fields).zip(FIELDS) {
         if *value == Value::Nil {
@@ -40,11 +41,13 @@ fn judge(fields: &[Value], link: &Link, fence: u64) -> Found {
         *text = Some(found);
     }
     let [Some(epoch), Some(offset), Some(run), began] = texts else { return Found::Nothing };
-    let Ok(offset) = offset.parse() else { return Found::Bad("o") };
+    // One that the library does not give would leave no room to count on from.
+    let offset = offset.parse().ok().filter(|offset| *offset < MAX_OFFSET);
+    let Some(offset) = offset else { return Found::Bad("o") };
     let Some(position) = Position::new(epoch, offset) else { return Found::Bad("e") };
     let Ok(began) = began.unwrap_or(epoch).parse::<u64>() else { return Found::Bad("b") };
 
-    if run != &*link.run || run.is_empty() {
+    if run != reign || run.is_empty() {
         Found::Nothing
     } else if began < fence {
         Found::BehindFence
@@ -76,7 +79,7 @@ pub(super) async fn position(
         Err(e) => return Err(e),
     };
 
-    let found = match judge(&fields, link, shared.fence(link)) {
+    let found = match judge(&fields, &link.run, shared.fence(link)) {
         Found::Position(position) => Some(position),
         Found::Nothing => None,
         Found::BehindFence => return open(shared, link, key).await.map(Some),
@@ -104,7 +107,8 @@ pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult
 
 /// A position as the library answers it.
 pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<Position> {
-    Position::new(&epoch, offset).ok_or_else(|| fault::unexpected("not a position"))
+    let position = Position::new(&epoch, offset).filter(|position| position.offset < MAX_OFFSET);
+    position.ok_or_else(|| fault::unexpected("not a position"))
 }
 
 impl RedisBroker {
@@ -143,7 +147,7 @@ async fn read(
     let Some(Value::Array(entries)) = answer.pop() else {
         return Err(fault::unexpected("a history without entries"));
     };
-    match judge(&answer, &link, shared.fence(&link)) {
+    match judge(&answer, &link.run, shared.fence(&link)) {
         Found::Position(top) => Ok(Some(take_entries(top, entries, channel))),
         Found::Nothing => Ok(None),
         Found::BehindFence => open(shared, &link, key).await.map(|_| None),
@@ -177,4 +181,38 @@ fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> Hi
     }
     publications.reverse();
     History { top, publications }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Somebody wrote the largest number into the key: whoever counted on from it began at nought, and told
+    /// that nothing is missing.
+    #[test]
+    fn fuzz_an_offset_that_the_library_never_gives_is_no_history() {
+        let fields = |offset: &str| {
+            ["1700000000000001", offset, "a:b"].map(|f| Value::BulkString(f.into())).to_vec()
+        };
+        for (offset, good) in [
+            ("0", true),
+            ("999999999999999", true),
+            ("1000000000000000", false),
+            ("18446744073709551615", false),
+            ("18446744073709551616", false),
+            ("-1", false),
+        ] {
+            let mut fields = fields(offset);
+            fields.push(Value::Nil);
+            match judge(&fields, "a:b", 0) {
+                Found::Position(position) => {
+                    assert!(good && position.to_string().ends_with(offset))
+                }
+                Found::Bad(field) => assert!(!good && field == "o", "{offset}"),
+                Found::Nothing | Found::BehindFence => panic!("{offset}"),
+            }
+            let number = offset.parse().unwrap_or(u64::MAX);
+            assert_eq!(answered_position((number, "1".to_owned())).is_ok(), good, "{offset}");
+        }
+    }
 }

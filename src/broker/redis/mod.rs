@@ -19,6 +19,7 @@ mod fence;
 mod history;
 mod library;
 mod link;
+mod login;
 mod masters;
 mod node;
 mod routes;
@@ -45,8 +46,11 @@ use self::connect::{Connector, Link};
 use self::fault::Fault;
 use self::fence::Fence;
 use self::library::{Calling, Calls};
+pub use self::login::Login;
 use self::masters::{Directory, Map};
 use self::routes::Routes;
+#[cfg(fuzzing)]
+pub use self::tap::fuzzing as tap_fuzzing;
 use super::{
     Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Events, Failure, Health,
     History, Said, Silence, Track,
@@ -67,6 +71,7 @@ pub struct Settings {
     pub prefix: String,
     /// With a URL that asks for TLS.
     pub tls: Option<TlsConnector>,
+    /// At the Sentinels.
     pub sentinel: Login,
     /// Subscribing connections to each master.
     pub subscribers: usize,
@@ -84,15 +89,6 @@ pub struct Settings {
     pub max_publication: usize,
     /// How often a server's address is looked at anew.
     pub address_interval: Duration,
-}
-
-/// At the Sentinels; what is empty is not given.
-#[derive(Clone, Default)]
-pub struct Login {
-    pub user: String,
-    pub password: String,
-    /// Holds the password instead; read for each connection.
-    pub password_file: Option<PathBuf>,
 }
 
 /// What the names of the gateway's own keys and channels begin with, before the prefix.

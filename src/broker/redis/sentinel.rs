@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use redis::RedisResult;
 use redis::aio::MultiplexedConnection;
-use redis::{RedisConnectionInfo, RedisResult};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::connect::{Backoff, Credentials};
+use super::connect::Backoff;
 use super::demotion::{self, Why};
 use super::fault::{self, Fault};
 use super::masters::Map;
@@ -192,15 +192,6 @@ impl Watcher {
 
     /// Follows one connection to its end.
     async fn follow(&self) -> RedisResult<()> {
-        let login = &self.shared.settings.sentinel;
-        let mut redis = RedisConnectionInfo::default().set_protocol(redis::ProtocolVersion::RESP3);
-        if !login.user.is_empty() {
-            redis = redis.set_username(&login.user);
-        }
-        if !login.password.is_empty() {
-            redis = redis.set_password(&login.password);
-        }
-        let credentials = Credentials { redis, password_file: login.password_file.clone() };
         let switched = Arc::new(Notify::new());
         let bell = Arc::clone(&switched);
         let on_push = move |push: Push<'_>| {
@@ -209,8 +200,9 @@ impl Watcher {
             }
         };
         let connector = &self.shared.connector;
-        let mut connection =
-            connector.open(&self.sentinel, &credentials, Some(Arc::new(on_push))).await?;
+        let mut connection = connector
+            .open(&self.sentinel, &self.shared.settings.sentinel, Some(Arc::new(on_push)))
+            .await?;
         connection.subscribe("+switch-master").await?;
         let mut listed = Listed::default();
         loop {

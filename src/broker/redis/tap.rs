@@ -8,6 +8,9 @@
 //! unread, a length that Redis never sends ends the connection before anything is reserved for it, and no
 //! byte is looked at twice for the end of a line.
 
+#[cfg(fuzzing)]
+pub mod fuzzing;
+
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -54,8 +57,11 @@ impl<'p> Push<'p> {
 /// Called by the connection's reader for every push; it must not wait.
 pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
 
+/// The fuzz target comes to every bound with a few bytes.
+const SCALE: usize = if cfg!(fuzzing) { 1024 } else { 1 };
+
 /// Bytes asked of the socket at a time.
-const READ: usize = 64 * 1024;
+const READ: usize = 64 * 1024 / SCALE;
 /// Room that is kept between messages.
 const KEPT: usize = 4 * READ;
 
@@ -63,10 +69,10 @@ const KEPT: usize = 4 * READ;
 const MAX_DIGITS: usize = 15;
 
 /// Longest line in an answer, and longest name of a channel or a kind.
-const MAX_LINE: usize = 64 * 1024;
+const MAX_LINE: usize = 64 * 1024 / SCALE;
 
 /// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised it).
-const MAX_STRING: usize = 1 << 30;
+const MAX_STRING: usize = (1 << 30) / SCALE;
 
 /// How much of a payload that is too large is told: its head.
 const BEGIN: usize = 128;
@@ -202,10 +208,19 @@ fn bad(what: &str) -> io::Error {
 
 /// The line at the front, without its end, and where the next one begins. The first bytes, so many, have
 /// been looked through.
-fn line(bytes: &[u8], scanned: usize) -> Option<(&[u8], usize)> {
+///
+/// # Errors
+/// A line of more than `most` bytes, whether or not its end was read with it.
+fn line(bytes: &[u8], scanned: usize, most: usize) -> io::Result<Option<(&[u8], usize)>> {
     let from = scanned.saturating_sub(1).min(bytes.len());
-    let end = from + bytes[from..].windows(2).position(|w| w == b"\r\n")?;
-    Some((&bytes[..end], end + 2))
+    let found = bytes[from..].windows(2).position(|w| w == b"\r\n").map(|end| from + end);
+    #[cfg(fuzzing)]
+    fuzzing::looked_at(found.map_or(bytes.len(), |end| end + 2) - from);
+    // The last byte may be the first of the end.
+    if found.unwrap_or(bytes.len().saturating_sub(1)) > most {
+        return Err(bad("a line that is too long"));
+    }
+    Ok(found.map(|end| (&bytes[..end], end + 2)))
 }
 
 /// A length or a count, and where what follows it begins. Byte by byte: it is read three times for every
@@ -265,10 +280,10 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
             }
         } else if n == 2 && *first == b':' {
             // How many subscriptions there are.
-            match line(&bytes[at..], 0) {
-                Some((_, next)) => at += next,
-                None if bytes.len() - at > MAX_DIGITS + 8 => return Front::Bad,
-                None => return Front::Incomplete(bytes.len() + 1),
+            match line(&bytes[at..], 0, MAX_DIGITS + 8) {
+                Ok(Some((_, next))) => at += next,
+                Ok(None) => return Front::Incomplete(bytes.len() + 1),
+                Err(_) => return Front::Bad,
             }
         } else {
             return Front::Other;
@@ -310,9 +325,9 @@ impl Passing {
             self.bytes -= n;
             return Ok(n);
         }
-        let Some((head, next)) = line(bytes, self.scanned) else {
+        let Some((head, next)) = line(bytes, self.scanned, MAX_LINE)? else {
             self.scanned = bytes.len();
-            return if self.scanned > MAX_LINE { Err(bad("a line without an end")) } else { Ok(0) };
+            return Ok(0);
         };
         self.scanned = 0;
         let kind = head.first().copied().unwrap_or_default();
@@ -546,6 +561,31 @@ mod tests {
                 assert!(error.contains("not Redis' protocol"), "{begin}: {error}");
                 assert!(told.is_empty() && most <= KEPT, "{begin}: {most} bytes");
             }
+        }
+    }
+
+    /// A long line that came with its end in one read passed, and in two reads it ended the connection.
+    #[tokio::test]
+    async fn fuzz_a_line_is_too_long_however_it_is_read() {
+        let long = "x".repeat(MAX_LINE + 1);
+        let count =
+            format!(">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:{}\r\n", "1".repeat(MAX_DIGITS + 9));
+        for wire in [format!("+{long}\r\n"), format!("*1\r\n+{long}\r\n"), count] {
+            for size in [1, 7, 1000, 200_000] {
+                // A read of the second kind takes more than one line at once.
+                let wire = ["+", &"y".repeat(MAX_LINE - 1), "\r\n", &wire].concat();
+                let (told, _, outcome) = send(wire.as_bytes(), size).await;
+                let error = outcome.expect_err("it is refused").to_string();
+                assert!(
+                    error.contains("a line that is too long") || error.contains("a length"),
+                    "{error}"
+                );
+                assert!(told.is_empty());
+            }
+        }
+        let longest = ["+", &"y".repeat(MAX_LINE - 1), "\r\n"].concat();
+        for size in [1, 1000, 200_000] {
+            assert!(send(longest.as_bytes(), size).await.2.is_ok());
         }
     }
 

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::channel::{GapReason, Position, Publication};
 
-/// What may wait behind a hole on one channel.
-pub(super) const MAX_WAITING: usize = 4096;
+/// What may wait behind a hole on one channel; the fuzz target comes to it with a short input.
+pub(super) const MAX_WAITING: usize = if cfg!(fuzzing) { 16 } else { 4096 };
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
 /// And behind all holes together, in bytes.
@@ -112,14 +112,46 @@ impl Hole {
         refuted + usize::from(self.claimed.take().as_ref().is_some_and(is_false))
     }
 
-    /// The first offset that waits, of those after the last one that was delivered and within the history.
+    /// Drops what claims the place of another publication that the history has; returns how many did.
+    pub(super) fn refute_rivals(&mut self, top: &Position, publications: &[Publication]) -> usize {
+        let first = (top.offset + 1).saturating_sub(publications.len() as u64);
+        let (mut at, mut dropped_before, before) = (0, 0, self.before);
+        let all = self.waiting.len();
+        self.waiting.retain(|held| {
+            at += 1;
+            let Held::Publication(Publication { position: Some(position), payload, cut, .. }) =
+                held
+            else {
+                return true;
+            };
+            let index = position.offset.checked_sub(first).filter(|_| position.epoch == top.epoch);
+            let true_one = index.and_then(|index| publications.get(usize::try_from(index).ok()?));
+            let is_true = cut.is_some() || true_one.is_none_or(|p| p.payload == *payload);
+            dropped_before += usize::from(!is_true && at <= before);
+            is_true
+        });
+        self.before -= dropped_before;
+        all - self.waiting.len()
+    }
+
+    /// The first offset that waits, of those after the last one that was delivered and within the history;
+    /// none where they do not follow each other, since one of them is false then and the history has all.
     pub(super) fn first_after(&self, last: Option<u64>, top: &Position) -> Option<u64> {
-        let offsets = self.waiting.iter().filter_map(|held| match held {
-            Held::Publication(publication) => publication.position.as_ref(),
+        let until_loss = self.waiting.iter().map_while(|held| match held {
+            Held::Publication(publication) => Some(publication.position.as_ref()),
             Held::Loss(_) => None,
         });
-        let within = offsets.filter(|p| top.has_reached(p) && last.is_none_or(|l| p.offset > l));
-        within.map(|p| p.offset).min()
+        let within = |p: &&Position| top.has_reached(p) && last.is_none_or(|l| p.offset > l);
+        let mut offsets = until_loss.flatten().filter(within).map(|p| p.offset);
+
+        let first = offsets.next()?;
+        let mut next = first + 1;
+        let follow = offsets.all(|offset| {
+            let follows = (first..=next).contains(&offset);
+            next += u64::from(offset == next);
+            follows
+        });
+        follow.then_some(first)
     }
 
     /// Puts a claim aside: if it is true, the history has its publication.

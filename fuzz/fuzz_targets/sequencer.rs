@@ -1,0 +1,9 @@
+//! The continuity of one channel: whatever happens to it, whoever forges heads, and whatever its history
+//! holds, no genuine event is lost in silence, doubled or out of order, what waits is bounded, and the history
+//! is not asked without end. The simulation holds it to that; the input chooses what happens.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use tollgate::gateway::live_in_simulation;
+
+fuzz_target!(|input: &[u8]| live_in_simulation(input));

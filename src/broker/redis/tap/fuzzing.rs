@@ -1,0 +1,135 @@
+//! What the fuzz target `tap` sees of a [`Tap`]: one stream in pieces of chosen sizes, and what came out.
+//!
+//! Not here: what should have come out, which the target says. Compiled for fuzzing only.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::task::{Context, Poll, Waker};
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, ReadBuf};
+
+use super::{Limits, OnPush, Push, Tap};
+
+pub const BEGIN: usize = super::BEGIN;
+pub const KEPT: usize = super::KEPT;
+pub const MAX_DIGITS: usize = super::MAX_DIGITS;
+pub const MAX_LINE: usize = super::MAX_LINE;
+pub const MAX_STRING: usize = super::MAX_STRING;
+
+/// A push that was told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Told {
+    /// The channel and the payload.
+    Message(Vec<u8>, Vec<u8>),
+    /// The channel, what the payload begins with, and its length.
+    TooLarge(Vec<u8>, Vec<u8>, usize),
+    Subscribed(Vec<u8>),
+    Unsubscribed(Vec<u8>),
+    ShardUnsubscribed(Vec<u8>),
+    Disconnected,
+}
+
+impl From<Push<'_>> for Told {
+    fn from(push: Push<'_>) -> Self {
+        match push {
+            Push::Message { channel, payload } => Self::Message(channel.into(), payload.into()),
+            Push::TooLarge { channel, begin, len } => {
+                Self::TooLarge(channel.into(), begin.into(), len)
+            }
+            Push::Subscribed(channel) => Self::Subscribed(channel.into()),
+            Push::Unsubscribed(channel) => Self::Unsubscribed(channel.into()),
+            Push::ShardUnsubscribed(channel) => Self::ShardUnsubscribed(channel.into()),
+            Push::Disconnected => Self::Disconnected,
+        }
+    }
+}
+
+/// What came out of a stream.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub told: Vec<Told>,
+    /// What the library was given, or would have been given next.
+    pub passed: Vec<u8>,
+    pub error: Option<String>,
+}
+
+/// What that took.
+#[derive(Debug)]
+pub struct Cost {
+    /// The most room that the tap had for bytes at any time.
+    pub room: usize,
+    /// Bytes in which it looked for the end of a line.
+    pub looked: usize,
+}
+
+thread_local! {
+    static LOOKED: Cell<usize> = const { Cell::new(0) };
+}
+
+pub(super) fn looked_at(bytes: usize) {
+    LOOKED.set(LOOKED.get() + bytes);
+}
+
+/// A stream that gives at most so many bytes at a time as the function says.
+struct Pieces<'w, F> {
+    rest: &'w [u8],
+    next: F,
+}
+
+impl<F: FnMut() -> usize + Unpin> AsyncRead for Pieces<'_, F> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+        out: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let pieces = self.get_mut();
+        let size = (pieces.next)().max(1).min(out.remaining()).min(pieces.rest.len());
+        let (piece, rest) = pieces.rest.split_at(size);
+        out.put_slice(piece);
+        pieces.rest = rest;
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// Reads a stream to its end or its error in pieces of sizes that `next` gives.
+pub fn read(
+    wire: &[u8],
+    (payload, answer): (usize, usize),
+    next: impl FnMut() -> usize + Unpin,
+) -> (Seen, Cost) {
+    LOOKED.set(0);
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let teller = Arc::clone(&told);
+    let on_push: OnPush = Arc::new(move |push| teller.lock().push(Told::from(push)));
+    let limits = Limits { payload: Arc::new(AtomicUsize::new(payload)), answer };
+    let next = RefCell::new(next);
+    let piece = || (next.borrow_mut())();
+    let mut tap = Tap::new(Pieces { rest: wire, next: piece }, limits, Some(on_push));
+
+    let mut cx = Context::from_waker(Waker::noop());
+    let (mut passed, mut room, mut error) = (Vec::new(), 0, None);
+    let mut out = [0; 512];
+    loop {
+        let size = piece().clamp(1, out.len());
+        let mut out = ReadBuf::new(&mut out[..size]);
+        let read = Pin::new(&mut tap).poll_read(&mut cx, &mut out);
+        room = room.max(tap.unread.capacity() + tap.passed.capacity());
+        passed.extend_from_slice(out.filled());
+        match read {
+            Poll::Ready(Ok(())) if out.filled().is_empty() => break,
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(e)) => {
+                error = Some(e.to_string());
+                break;
+            }
+            Poll::Pending => unreachable!("the stream is always ready"),
+        }
+    }
+    passed.extend_from_slice(&tap.passed);
+    let told = std::mem::take(&mut *told.lock());
+    (Seen { told, passed, error }, Cost { room, looked: LOOKED.get() })
+}
