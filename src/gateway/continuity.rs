@@ -226,7 +226,7 @@ impl Flow {
             // The history that is being asked may be older than this.
             let reason = GapReason::HistoryLost;
             let loss = position.map(|until| Loss { reason, declare: false, until: Some(until) });
-            hole.waiting.extend(loss.map(Held::Loss));
+            loss.into_iter().for_each(|loss| hole.lose(loss));
             return;
         }
 
@@ -274,7 +274,7 @@ impl Flow {
         if let Some(hole) = &mut self.hole {
             // The history that is being asked may be older than this.
             let (aside, reason) = (hole.aside, loss.reason);
-            hole.waiting.push(Held::Loss(loss));
+            hole.lose(loss);
             if aside {
                 self.declare(reason, out);
             }

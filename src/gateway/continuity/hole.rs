@@ -73,6 +73,14 @@ impl Hole {
         }
     }
 
+    /// Something may be missing at this point too.
+    pub(super) fn lose(&mut self, loss: Loss) {
+        self.waiting.push(Held::Loss(loss));
+        if self.waiting.len() > MAX_WAITING {
+            self.give_up_waiting();
+        }
+    }
+
     /// What waits does not fit: it has to be read too. Of plain publications there is nothing to read.
     fn give_up_waiting(&mut self) {
         let declare = self.waiting.iter().any(|held| match held {
