@@ -454,7 +454,7 @@ fn documented() -> String {
     let text = std::fs::read_to_string(root.join("docs/ingress.md")).unwrap();
     let begin = text.find("    location ").unwrap();
     let end = begin + text[begin..].find("\n}\n").unwrap();
-    let locations = text[begin..end].replace("http://tollgate;", "http://GATEWAY;");
+    let locations = text[begin..end].replace("http://tollgate", "http://GATEWAY");
     assert!(locations.contains("GATEWAY") && locations.contains("return 404"), "{locations}");
     locations.replace("$tollgate_connection", "$connection_upgrade")
 }
