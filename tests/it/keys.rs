@@ -3,7 +3,7 @@
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -245,18 +245,17 @@ async fn rotating_a_secret_file_loses_no_socket() {
     let mut gateway = Gateway::with(&config(&format!("secret_file = {path:?}"))).await;
     // Clients of the old key come and go all the while, and not one is refused.
     let (address, stop) = (gateway.public.clone(), Arc::new(AtomicBool::new(false)));
+    let connects = Arc::new(AtomicUsize::new(0));
     let load = tokio::spawn({
-        let stop = Arc::clone(&stop);
+        let (stop, connects) = (Arc::clone(&stop), Arc::clone(&connects));
         async move {
-            let mut connects = 0;
             while !stop.load(Ordering::Relaxed) {
                 let bearer = format!("Bearer {}", token("load"));
                 let headers = [("authorization", bearer.as_str())];
                 let mut client = Client::open(&address, "/ws", &headers).await.unwrap();
                 assert_eq!(client.next().await["type"], "connected");
-                connects += 1;
+                connects.fetch_add(1, Ordering::Relaxed);
             }
-            connects
         }
     });
     let mut kept = Vec::new();
@@ -282,8 +281,14 @@ async fn rotating_a_secret_file_loses_no_socket() {
             .contains("\"configuration\":{\"error\":null,\"ok\":true}")
     );
     drop(Client::connect(&gateway, "old").await);
+    // Some more, all of them with the next key in force.
+    let more = connects.load(Ordering::Relaxed) + 20;
+    super::eventually("the load goes on", || async {
+        (connects.load(Ordering::Relaxed) > more).then_some(())
+    })
+    .await;
     stop.store(true, Ordering::Relaxed);
-    assert!(load.await.unwrap() > 100, "there was a load");
+    load.await.unwrap();
     assert!(now() < retired_at, "all of it before the old key's end");
     super::eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
     assert_eq!(Client::refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
