@@ -217,6 +217,17 @@ async fn key_set_over_tls(constraints: &str) {
     server.wait().unwrap();
 }
 
+/// Clients of a key come and go, and not one of them is refused.
+async fn come_and_go(address: String, stop: Arc<AtomicBool>, connects: Arc<AtomicUsize>) {
+    while !stop.load(Ordering::Relaxed) {
+        let bearer = format!("Bearer {}", token("load"));
+        let headers = [("authorization", bearer.as_str())];
+        let mut client = Client::open(&address, "/ws", &headers).await.unwrap();
+        assert_eq!(client.next().await["type"], "connected");
+        connects.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key still
 /// good until its end and then refused with its cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,18 +257,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     // Clients of the old key come and go all the while, and not one is refused.
     let (address, stop) = (gateway.public.clone(), Arc::new(AtomicBool::new(false)));
     let connects = Arc::new(AtomicUsize::new(0));
-    let load = tokio::spawn({
-        let (stop, connects) = (Arc::clone(&stop), Arc::clone(&connects));
-        async move {
-            while !stop.load(Ordering::Relaxed) {
-                let bearer = format!("Bearer {}", token("load"));
-                let headers = [("authorization", bearer.as_str())];
-                let mut client = Client::open(&address, "/ws", &headers).await.unwrap();
-                assert_eq!(client.next().await["type"], "connected");
-                connects.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    });
+    let load = tokio::spawn(come_and_go(address, Arc::clone(&stop), Arc::clone(&connects)));
     let mut kept = Vec::new();
     for i in 0..20 {
         kept.push(Client::connect(&gateway, &format!("u{i}")).await);
