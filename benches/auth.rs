@@ -15,7 +15,7 @@ use aws_lc_rs::signature::{
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use criterion::{Criterion, criterion_group, criterion_main};
-use jsonwebtoken::{DecodingKey, Validation};
+use rustcrypto_jwt::{DecodingKey, Validation};
 use serde_json::json;
 use tollgate::auth::diagnose::examine;
 use tollgate::auth::public_key::PublicKey;
@@ -69,7 +69,8 @@ fn both(
     validation.validate_exp = false;
     c.bench_function(&format!("jsonwebtoken {}", alg.name()), |b| {
         b.iter(|| {
-            jsonwebtoken::decode::<serde_json::Value>(black_box(token), &key, &validation).unwrap()
+            rustcrypto_jwt::decode::<serde_json::Value>(black_box(token), &key, &validation)
+                .unwrap()
         });
     });
 }

@@ -177,7 +177,7 @@ impl Key {
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
         let signed = format!("{}.{}", part(&header), part(claims));
         let tag = secret.sign(alg, signed.as_bytes()).ok_or(SignError::Algorithm)?;
-        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag.as_ref())))
+        Ok(format!("{signed}.{}", URL_SAFE_NO_PAD.encode(tag)))
     }
 }
 

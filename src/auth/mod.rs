@@ -20,6 +20,7 @@ pub mod public_key;
 mod revocation;
 pub mod secret;
 pub mod session_cookie;
+mod signature;
 
 use std::sync::Arc;
 

@@ -9,8 +9,10 @@ use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::rsa::{PublicEncryptingKey, PublicKeyComponents};
 use aws_lc_rs::signature::{self as sig, ParsedPublicKey, VerificationAlgorithm};
 use curve25519_dalek::edwards::CompressedEdwardsY;
+use jsonwebtoken::DecodingKey;
 
 use super::algorithm::{Algorithm, Family};
+use super::signature;
 
 /// Fewest bits of an RSA modulus (RFC 7518 section 3.3), and the most that verify in bounded time.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
@@ -26,11 +28,18 @@ pub enum PublicKeyError {
     Ed25519Point,
 }
 
-/// A key of one family, parsed once for each algorithm of it.
+/// A key of one family.
 pub struct PublicKey {
     family: Family,
     spki: Box<[u8]>,
-    parsed: Box<[(Algorithm, ParsedPublicKey)]>,
+    key: Key,
+}
+
+/// What a signature is verified with.
+enum Key {
+    Crate(DecodingKey),
+    /// The crate has no P-521.
+    P521(ParsedPublicKey),
 }
 
 impl fmt::Debug for PublicKey {
@@ -39,19 +48,15 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-fn verification(alg: Algorithm) -> Option<&'static dyn VerificationAlgorithm> {
-    Some(match alg {
-        Algorithm::Hs256 | Algorithm::Hs384 | Algorithm::Hs512 => return None,
-        Algorithm::Rs256 => &sig::RSA_PKCS1_2048_8192_SHA256,
-        Algorithm::Rs384 => &sig::RSA_PKCS1_2048_8192_SHA384,
-        Algorithm::Rs512 => &sig::RSA_PKCS1_2048_8192_SHA512,
-        Algorithm::Ps256 => &sig::RSA_PSS_2048_8192_SHA256,
-        Algorithm::Ps384 => &sig::RSA_PSS_2048_8192_SHA384,
-        Algorithm::Ps512 => &sig::RSA_PSS_2048_8192_SHA512,
-        Algorithm::Es256 => &sig::ECDSA_P256_SHA256_FIXED,
-        Algorithm::Es384 => &sig::ECDSA_P384_SHA384_FIXED,
-        Algorithm::Es512 => &sig::ECDSA_P521_SHA512_FIXED,
-        Algorithm::EdDsa => &sig::ED25519,
+/// What reads a family's keys.
+fn parser(family: Family) -> Option<&'static dyn VerificationAlgorithm> {
+    Some(match family {
+        Family::Hmac => return None,
+        Family::Rsa => &sig::RSA_PKCS1_2048_8192_SHA256,
+        Family::P256 => &sig::ECDSA_P256_SHA256_FIXED,
+        Family::P384 => &sig::ECDSA_P384_SHA384_FIXED,
+        Family::P521 => &sig::ECDSA_P521_SHA512_FIXED,
+        Family::Ed25519 => &sig::ED25519,
     })
 }
 
@@ -85,14 +90,10 @@ impl PublicKey {
     /// # Errors
     /// When they are not.
     pub fn of_family(family: Family, der: &[u8]) -> Result<Self, PublicKeyError> {
-        let parse = |alg: Algorithm| {
-            let verification = verification(alg)?;
-            Some((alg, ParsedPublicKey::new(verification, der).ok()?))
-        };
-        let parsed: Box<[_]> = family.algorithms().filter_map(parse).collect();
-        let (_, first) = parsed.first().ok_or(PublicKeyError::Unreadable)?;
+        let parser = parser(family).ok_or(PublicKeyError::Unreadable)?;
+        let parsed = ParsedPublicKey::new(parser, der).map_err(|_| PublicKeyError::Unreadable)?;
         let spki: PublicKeyX509Der<'static> =
-            first.as_der().map_err(|_| PublicKeyError::Unreadable)?;
+            parsed.as_der().map_err(|_| PublicKeyError::Unreadable)?;
         let spki: Box<[u8]> = spki.as_ref().into();
         if family == Family::Rsa {
             // The library refuses what is too small by itself, without saying so.
@@ -104,7 +105,16 @@ impl PublicKey {
         if family == Family::Ed25519 && !is_safe_point(&spki) {
             return Err(PublicKeyError::Ed25519Point);
         }
-        Ok(Self { family, spki, parsed })
+
+        let key = match family {
+            Family::P521 => Key::P521(parsed),
+            Family::Rsa => Key::Crate(DecodingKey::from_rsa_der(&spki)),
+            Family::Ed25519 => Key::Crate(DecodingKey::from_ed_der(&spki)),
+            Family::Hmac | Family::P256 | Family::P384 => {
+                Key::Crate(DecodingKey::from_ec_der(&spki))
+            }
+        };
+        Ok(Self { family, spki, key })
     }
 
     /// From the modulus and exponent of a JWK (RFC 7518 section 6.3.1), big-endian.
@@ -151,7 +161,12 @@ impl PublicKey {
     /// True if `signature` over `signed` is this key's with this algorithm.
     #[must_use]
     pub fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
-        let parsed = self.parsed.iter().find(|(a, _)| *a == alg);
-        parsed.is_some_and(|(_, key)| key.verify_sig(signed, signature).is_ok())
+        if alg.family() != self.family {
+            return false;
+        }
+        match &self.key {
+            Key::Crate(key) => signature::verifies(alg, key, signed, signature),
+            Key::P521(key) => key.verify_sig(signed, signature).is_ok(),
+        }
     }
 }

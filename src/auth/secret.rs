@@ -5,15 +5,16 @@
 
 use std::fmt;
 
-use aws_lc_rs::hmac;
 use base64::Engine as _;
 use base64::alphabet::{self, Alphabet};
 use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig};
+use jsonwebtoken::{DecodingKey, EncodingKey};
 
-use super::algorithm::Algorithm;
+use super::algorithm::{Algorithm, Family};
 use super::pem::looks_like_pem;
 use super::placeholders::is_placeholder;
+use super::signature;
 
 /// Fewest bytes of an HMAC secret: the 256 bits of the smallest hash (RFC 7518 section 3.2).
 pub const MIN_SECRET_BYTES: usize = 32;
@@ -100,22 +101,13 @@ pub struct Secret {
     text: Box<str>,
     encoding: Encoding,
     bytes: Box<[u8]>,
-    keys: [(Algorithm, hmac::Key); 3],
+    key: DecodingKey,
 }
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<redacted>")
     }
-}
-
-/// The three HMAC keys that some bytes make.
-pub(super) fn keyed(bytes: &[u8]) -> [(Algorithm, hmac::Key); 3] {
-    [
-        (Algorithm::Hs256, hmac::Key::new(hmac::HMAC_SHA256, bytes)),
-        (Algorithm::Hs384, hmac::Key::new(hmac::HMAC_SHA384, bytes)),
-        (Algorithm::Hs512, hmac::Key::new(hmac::HMAC_SHA512, bytes)),
-    ]
 }
 
 impl Secret {
@@ -129,10 +121,9 @@ impl Secret {
             return Err(SecretError::Pem);
         }
         let bytes = encoding.decode(text).ok_or(SecretError::Undecodable(encoding.name()))?;
-        if bytes.is_empty() {
-            return Err(SecretError::Empty);
-        }
-        Ok(Self { text: text.into(), encoding, keys: keyed(&bytes), bytes: bytes.into() })
+        // The one thing that the crate refuses.
+        let key = DecodingKey::from_secret(&bytes).map_err(|_| SecretError::Empty)?;
+        Ok(Self { text: text.into(), encoding, bytes: bytes.into(), key })
     }
 
     /// Why it is not safe, if it is not.
@@ -164,15 +155,14 @@ impl Secret {
     /// In constant time.
     #[must_use]
     pub fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
-        let key = self.keys.iter().find(|(a, _)| *a == alg);
-        key.is_some_and(|(_, key)| hmac::verify(key, signed, signature).is_ok())
+        alg.family() == Family::Hmac && signature::verifies(alg, &self.key, signed, signature)
     }
 
     /// `None` for an algorithm that is not HMAC.
     #[must_use]
-    pub fn sign(&self, alg: Algorithm, text: &[u8]) -> Option<hmac::Tag> {
-        let (_, key) = self.keys.iter().find(|(a, _)| *a == alg)?;
-        Some(hmac::sign(key, text))
+    pub fn sign(&self, alg: Algorithm, text: &[u8]) -> Option<Vec<u8>> {
+        let key = EncodingKey::from_secret(&self.bytes).ok()?;
+        signature::sign(alg, &key, text)
     }
 
     /// What stands around the secret and probably should not, with the fix.

@@ -36,9 +36,9 @@ fn verifier(settings: Settings) -> Verifier {
 /// Signs exactly these texts, however odd.
 fn raw(header: &str, payload: &str, secret: &str) -> String {
     let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header), URL_SAFE_NO_PAD.encode(payload));
-    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
+    let key = rustcrypto_jwt::EncodingKey::from_secret(secret.as_bytes());
     let signature =
-        jsonwebtoken::crypto::sign(signed.as_bytes(), &key, jsonwebtoken::Algorithm::HS256)
+        rustcrypto_jwt::crypto::sign(signed.as_bytes(), &key, rustcrypto_jwt::Algorithm::HS256)
             .unwrap();
     format!("{signed}.{signature}")
 }

@@ -23,8 +23,8 @@ pub fn token(user: &str) -> String {
 }
 
 pub fn sign(claims: &Value, secret: &str) -> String {
-    let key = jsonwebtoken::EncodingKey::from_secret(secret.as_bytes());
-    jsonwebtoken::encode(&jsonwebtoken::Header::default(), claims, &key).unwrap()
+    let key = rustcrypto_jwt::EncodingKey::from_secret(secret.as_bytes());
+    rustcrypto_jwt::encode(&rustcrypto_jwt::Header::default(), claims, &key).unwrap()
 }
 
 pub struct Client {

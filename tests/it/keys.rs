@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
+use rustcrypto_jwt::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
 
 use super::client::{Client, now, sign, token};
@@ -49,7 +49,7 @@ impl Pair {
         let mut header = Header::new(Algorithm::ES256);
         header.kid = self.jwk["kid"].as_str().map(str::to_owned);
         let key = EncodingKey::from_ec_pem(&self.pem).unwrap();
-        jsonwebtoken::encode(&header, &json!({"sub": user, "exp": now() + 600}), &key).unwrap()
+        rustcrypto_jwt::encode(&header, &json!({"sub": user, "exp": now() + 600}), &key).unwrap()
     }
 }
 
