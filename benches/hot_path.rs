@@ -10,7 +10,7 @@ use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_mai
 use parts::push;
 use tollgate::access::{self, Allow, Identity, Rule, TokenId};
 use tollgate::channel::ChannelName;
-use tollgate::protocol::{Push, Wire, payload, plain};
+use tollgate::protocol::{Push, Wire, payload};
 use tollgate::websocket::Decoder;
 
 fn codec(c: &mut Criterion) {
@@ -41,7 +41,7 @@ fn codec(c: &mut Criterion) {
                 decoder
                     .feed(bytes, 65536, |message| {
                         if let tollgate::websocket::Message::Text(text) = message {
-                            black_box(plain::parse(text));
+                            black_box(Wire::Plain.decode(text));
                         }
                         true
                     })

@@ -32,7 +32,7 @@ use tollgate::gateway::{Gateway, NodeInfo};
 use tollgate::http::{App, Peer};
 use tollgate::hub::{Begin, Bounds, Hub};
 use tollgate::lifecycle::Lifecycle;
-use tollgate::protocol::plain::{self, ChannelRef, Start};
+use tollgate::protocol::{ChannelRef, Command, Reply, Start};
 use tollgate::protocol::{Push, Wire};
 use tollgate::session::Context;
 use tollgate::session::doctor::{Doctor, Settings as DoctorSettings};
@@ -148,8 +148,8 @@ fn codec_decode(rounds: u32) {
 fn parse_command(rounds: u32) {
     let command = r#"{"type":"subscribe","channel":{"type":"post","postId":"42"},"id":1}"#;
     for _ in 0..rounds {
-        let request = plain::parse(black_box(command));
-        assert!(matches!(black_box(request).command, plain::Command::Subscribe(_)));
+        let request = Wire::Plain.decode(black_box(command));
+        assert!(matches!(black_box(request).command, Command::Subscribe(_)));
     }
 }
 
@@ -240,8 +240,9 @@ fn hub_subscribe(rounds: u32) {
     let hub = hub();
     let channel: ChannelName = "post:42".parse().unwrap();
     let (user, begin) = (Arc::from("u1"), Begin::default());
-    let reply = ChannelRef::from_name(channel.clone());
-    let reply = [plain::subscribed(Some("1"), &reply, None, Start::default())];
+    let named = ChannelRef::from_name(channel.clone());
+    let (id, start) = (Some("1"), Start::default());
+    let reply = [Reply::Subscribed { id, channel: &named, data: None, start }];
     let enter = |user: &Arc<str>| {
         let connection = hub.register(None, Wire::Plain);
         assert!(hub.bind(&connection, user, 10));

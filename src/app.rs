@@ -26,8 +26,8 @@ use crate::hub::{Bounds, Hub};
 use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::logging;
 use crate::metrics;
+use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::plain;
 use crate::session::doctor::{self, Doctor};
 use crate::session::{Context, keys, unix_now};
 use crate::tls::Trust;
@@ -437,6 +437,6 @@ fn send_away(connection: &crate::hub::Connection) {
         return;
     }
     // A short jitter on top of the spread, so that one moment's sockets come back as several.
-    connection.say(&plain::reconnect(fastrand::u64(50..=1000)));
+    connection.say(&Reply::Reconnect { after_ms: fastrand::u64(50..=1000) });
     connection.close(Close::new(CloseCode::Restart, "draining"));
 }

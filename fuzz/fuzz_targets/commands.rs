@@ -3,12 +3,14 @@
 
 use libfuzzer_sys::fuzz_target;
 use tollgate::protocol::codes::ErrorCode;
-use tollgate::protocol::plain::{self, Command, Start, Subscribe};
-use tollgate::protocol::{Message, sse};
+use tollgate::protocol::{Command, Reply, Start, Subscribe, Wire, sse};
 
-fn check(message: &Message) {
-    let json: serde_json::Value = serde_json::from_str(&message.text).expect("valid JSON");
-    assert_eq!(json["type"], message.kind.name());
+fn check(reply: &Reply<'_>) {
+    let frame = Wire::Sse.frame(reply);
+    let frame = std::str::from_utf8(&frame).expect("UTF-8");
+    let data = frame.lines().find_map(|line| line.strip_prefix("data: ")).expect("data");
+    let json: serde_json::Value = serde_json::from_str(data).expect("valid JSON on one line");
+    assert_eq!(json["type"], reply.kind().name());
 }
 
 fuzz_target!(|text: &str| {
@@ -20,18 +22,20 @@ fuzz_target!(|text: &str| {
         let again = sse::parse_id(id.trim_end()).unwrap_or_default();
         assert!(again == since || id.len() > sse::MAX_ID);
     }
-    let request = plain::parse(text);
+    let request = Wire::Plain.decode(text);
     let id = request.id.as_deref();
-    check(&plain::pong(id));
+    check(&Reply::Pong { id });
     match request.command {
         Command::Subscribe(Subscribe { channel, .. }) | Command::Unsubscribe(channel) => {
             let name = channel.name.as_str();
             assert!(!name.is_empty() && name.len() <= 255);
             assert!(!name.chars().any(tollgate::channel::is_forbidden), "{name:?}");
-            check(&plain::subscribed(id, &channel, None, Start::default()));
-            check(&plain::error(id, ErrorCode::Forbidden, "no", Some(&channel.raw)));
+            let (code, raw) = (ErrorCode::Forbidden, Some(&*channel.raw));
+            let start = Start::default();
+            check(&Reply::Subscribed { id, channel: &channel, data: None, start });
+            check(&Reply::Error { id, code, message: "no", channel: raw });
         }
-        Command::Invalid(code, message) => check(&plain::error(id, code, &message, None)),
+        Command::Invalid(code, message) => check(&Reply::Error { id, code, message: &message, channel: None }),
         Command::Auth(_) | Command::Refresh(_) | Command::Ping => {}
     }
 });

@@ -29,7 +29,7 @@ use crate::channel::{ChannelName, GapReason, Position};
 use crate::hub::{Begin, Connection, Hub, SubscribeError};
 use crate::metrics;
 use crate::protocol::payload::{self, Fault};
-use crate::protocol::{Kind, Message, Push};
+use crate::protocol::{Kind, Push, Reply};
 #[cfg(fuzzing)]
 pub use continuity::simulation::live_by as live_in_simulation;
 pub use control::{Control, NodeInfo, Nodes};
@@ -233,7 +233,7 @@ impl Gateway {
         &self,
         connection: &Connection,
         channel: &ChannelName,
-        replies: &[Message],
+        replies: &[Reply<'_>],
         resumed: &Resumed,
     ) {
         let Resumed { position, publications, after, .. } = resumed;

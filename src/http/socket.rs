@@ -22,8 +22,8 @@ use super::admission::Place;
 use super::wire::Wire;
 use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
-use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::plain::{self, Command, Request};
+use crate::protocol::Request;
+use crate::protocol::codes::{Close, CloseCode};
 use crate::session::{Admission, Context, Heard, Session, Since};
 use crate::websocket::{Decoder, Message, Opcode, ProtocolError, Tail, close_frame, encode};
 
@@ -216,9 +216,7 @@ impl Socket {
         }
 
         let (frame, tail) = match end {
-            End::Ours(close) => {
-                (close_frame(close.code.code(), &close.reason), Some(decoder.into_tail()))
-            }
+            End::Ours(close) => (connection.wire().close(&close), Some(decoder.into_tail())),
             // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
             End::Theirs(1005) => {
                 let mut out = BytesMut::new();
@@ -243,21 +241,15 @@ struct Input {
 fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
-    let max = session.max_message();
+    let (max, wire) = (session.max_message(), connection.wire());
     let fed = decoder.feed(bytes, max, |message| {
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
             input.end = Some(End::Ours(Close::new(CloseCode::TooMany, "too many messages")));
             return false;
         }
         match message {
-            Message::Text(text) => input.requests.push(plain::parse(text)),
-            Message::Binary(_) => input.requests.push(Request {
-                id: None,
-                command: Command::Invalid(
-                    ErrorCode::BadRequest,
-                    "the plain protocol is text, not binary".into(),
-                ),
-            }),
+            Message::Text(text) => input.requests.push(wire.decode(text)),
+            Message::Binary(_) => input.requests.push(wire.decode_binary()),
             Message::Ping(data) => {
                 let mut pong = BytesMut::new();
                 encode(&mut pong, Opcode::Pong, data);

@@ -29,9 +29,9 @@ use crate::config::Policy;
 use crate::hub::Connection;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
+use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::place::Place as Standing;
-use crate::protocol::{Wire, plain};
 use crate::session::{Admission, Context, Refusal, Session};
 
 const EVENTS: &str = "text/event-stream";
@@ -213,7 +213,7 @@ fn body(mut events: mpsc::Receiver<Bytes>) -> Response<Body> {
 fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
     if accepts(headers, EVENTS) {
         let close = Close::new(CloseCode::TryAgainLater, message.trim_end());
-        return event_stream(Body::from(Wire::Sse.frame(&plain::close(&close))));
+        return event_stream(Body::from(Wire::Sse.close(&close)));
     }
     unavailable(message)
 }
@@ -341,7 +341,7 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
 /// What is queued, and why the stream ends.
 async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: &End) {
     let End::Ours(close) = end else { return };
-    connection.finish(connection.wire().frame(&plain::close(close)));
+    connection.finish(connection.wire().close(close));
     let leave = async {
         while let Some(chunk) = connection.take_queued() {
             if events.send(chunk).await.is_err() {

@@ -25,7 +25,7 @@ use super::{Bounds, ConnId};
 use crate::access::TokenId;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::{Message, Wire};
+use crate::protocol::{Reply, Wire};
 
 /// Slices in one vectored write.
 const MAX_SLICES: usize = 32;
@@ -265,8 +265,8 @@ impl Connection {
     }
 
     /// Sends one message of the gateway's own.
-    pub fn say(&self, message: &Message) {
-        self.send(self.wire.frame(message));
+    pub fn say(&self, reply: &Reply<'_>) {
+        self.send(self.wire.frame(reply));
     }
 
     /// The next of what is queued, for the task of an HTTP response: small chunks go together.

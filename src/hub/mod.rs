@@ -27,7 +27,7 @@ use tokio::sync::oneshot;
 use crate::channel::{ChannelName, Position, Publication};
 use crate::metrics;
 use crate::protocol::place::Place;
-use crate::protocol::{Message, Push, Wire};
+use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink_shared;
 pub use connection::{Connection, Wake};
 use inbox::{Inbox, Item, Mark};
@@ -227,7 +227,7 @@ impl Hub {
         &self,
         connection: &Connection,
         channel: &ChannelName,
-        replies: &[Message],
+        replies: &[Reply<'_>],
         begin: &Begin<'_>,
     ) {
         self.shard(connection).table.lock().activate(connection, channel, replies, begin);
@@ -296,7 +296,7 @@ impl Hub {
     }
 
     /// Says `connected`, the first message of a connection that was let in.
-    pub fn greet(&self, connection: &Connection, connected: &Message) {
+    pub fn greet(&self, connection: &Connection, connected: &Reply<'_>) {
         self.shard(connection).table.lock().greet(connection, connected);
         connection.flush();
     }

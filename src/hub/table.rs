@@ -14,7 +14,7 @@ use super::{Begin, Connection};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
 use crate::protocol::place::{Place, Standing};
-use crate::protocol::{Kind, Message, Push, Wire};
+use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink;
 pub use outage::Outage;
 
@@ -192,7 +192,7 @@ impl Table {
         &mut self,
         connection: &Connection,
         channel: &ChannelName,
-        replies: &[Message],
+        replies: &[Reply<'_>],
         begin: &Begin<'_>,
     ) {
         let index = connection.slot();
@@ -204,7 +204,7 @@ impl Table {
             let mut frame = BytesMut::new();
             // Together with what it says of the channel: a gap and the position behind it, or
             // neither, is what a client has that comes back.
-            if reply.kind == Kind::Subscribed
+            if matches!(reply, Reply::Subscribed { .. })
                 && let Some(standing) = &slot.standing
             {
                 standing.encode(&mut frame);

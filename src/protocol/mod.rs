@@ -1,95 +1,28 @@
-//! What travels on the wires: [`Wire`] (the closed set of formats), [`Push`] (what the fan-out
-//! sends), commands and replies of the plain protocol, and the tables of codes and of the gateway's own
-//! messages.
+//! What travels on the wires: [`Command`] (what clients ask), [`Reply`] (what the gateway answers and says
+//! of itself), [`Push`] (what the fan-out sends), [`Wire`] (the closed set of formats, which alone knows how
+//! they look), and the tables of codes and of the gateway's own messages.
 //!
 //! Not here: sockets, access, delivery. Invariant: the bytes of a push depend on the wire alone,
 //! never on the subscriber, so that one encoding serves all (the `id:` of a stream is a field before
 //! them).
 
 pub mod codes;
+mod command;
 pub mod kind;
 pub mod payload;
 pub mod place;
-pub mod plain;
+mod plain;
+mod reply;
 pub mod sse;
+mod wire;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
 use crate::channel::{ChannelName, GapReason, Publication};
-use crate::websocket::{Opcode, encode};
+pub use command::{ChannelRef, Command, Request, Subscribe};
 pub use kind::Kind;
-
-/// How a connection wants its messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Wire {
-    /// `GET /ws`: an event is the published JSON itself.
-    Plain,
-    /// `GET /ws?format=envelope`: events wrapped with channel and position.
-    Envelope,
-    /// `GET /sse`: server-sent events with the published JSON as data.
-    Sse,
-    /// `GET /sse?format=envelope`.
-    SseEnvelope,
-}
-
-impl Wire {
-    pub const ALL: [Self; 4] = [Self::Plain, Self::Envelope, Self::Sse, Self::SseEnvelope];
-    pub const COUNT: usize = Self::ALL.len();
-
-    /// Metric label.
-    #[must_use]
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Plain | Self::Sse => "plain",
-            Self::Envelope | Self::SseEnvelope => "envelope",
-        }
-    }
-
-    /// Metric label.
-    #[must_use]
-    pub fn transport(self) -> &'static str {
-        if self.is_stream() { "sse" } else { "websocket" }
-    }
-
-    /// An HTTP response without end rather than a socket.
-    #[must_use]
-    pub fn is_stream(self) -> bool {
-        matches!(self, Self::Sse | Self::SseEnvelope)
-    }
-
-    /// Its clients learn where a channel stands, and can resume there.
-    #[must_use]
-    pub fn has_positions(self) -> bool {
-        self != Self::Plain
-    }
-
-    /// One message as it stands on this wire.
-    #[must_use]
-    pub fn frame(self, message: &Message) -> Bytes {
-        let mut out = BytesMut::with_capacity(message.text.len() + 32);
-        self.append(message, &mut out);
-        out.freeze()
-    }
-
-    fn append(self, Message { kind, text }: &Message, out: &mut BytesMut) {
-        if self.is_stream() {
-            if matches!(*kind, Kind::Connected | Kind::Close) {
-                sse::retry(out);
-            }
-            sse::event(out, kind.name());
-            sse::data(out, text.as_bytes());
-        } else {
-            encode(out, Opcode::Text, text.as_bytes());
-        }
-    }
-}
-
-/// A message of the gateway's own: its `type`, and all of it as JSON.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Message {
-    pub kind: Kind,
-    pub text: String,
-}
+pub use reply::{Reply, Start};
+pub use wire::{Ping, Wire};
 
 /// What the fan-out sends to every subscriber of a channel.
 #[derive(Debug, Clone)]
@@ -119,14 +52,11 @@ impl Push {
 
     /// Appends the whole frame for one wire.
     pub fn encode(&self, wire: Wire, out: &mut BytesMut) {
-        match (self, wire) {
-            (Self::Publication(p), Wire::Plain) => encode(out, Opcode::Text, &p.payload),
-            (Self::Publication(p), Wire::Envelope) => {
-                encode(out, Opcode::Text, &plain::envelope(p));
+        match self {
+            Self::Publication(publication) => wire.append_event(publication, out),
+            Self::Gap(channel, reason) => {
+                wire.append(&Reply::Gap { channel, reason: *reason }, out);
             }
-            (Self::Publication(p), Wire::Sse) => sse::data(out, &p.payload),
-            (Self::Publication(p), Wire::SseEnvelope) => sse::data(out, &plain::envelope(p)),
-            (Self::Gap(channel, reason), wire) => wire.append(&plain::gap(channel, *reason), out),
         }
     }
 }

@@ -8,57 +8,14 @@ use std::borrow::Cow;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::codes::{Close, ErrorCode, Reconnect};
-use super::{Kind, Message};
-use crate::channel::{ChannelName, GapReason, Position, Publication, check_id, encode_id};
+use super::codes::{ErrorCode, Reconnect};
+use super::command::{ChannelRef, Command, Request, Subscribe};
+use super::reply::{Reply, Start};
+use crate::channel::{ChannelName, Position, Publication, check_id, encode_id};
 use crate::strict;
 
 /// Longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
-
-/// A client's message: what it wants and the `id` to answer with.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Request {
-    /// The JSON of `id`, as the client wrote it.
-    pub id: Option<Box<str>>,
-    pub command: Command,
-}
-
-#[derive(Debug, PartialEq, Eq)]
-pub enum Command {
-    Subscribe(Subscribe),
-    Unsubscribe(ChannelRef),
-    Auth(String),
-    Refresh(String),
-    Ping,
-    /// Nothing can be done but answer this.
-    Invalid(ErrorCode, Cow<'static, str>),
-}
-
-/// A `subscribe`.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Subscribe {
-    pub channel: ChannelRef,
-    /// A subscription token.
-    pub token: Option<String>,
-    /// What the client has of the channel already.
-    pub since: Option<Position>,
-}
-
-/// A channel as the client wrote it (string or object), and its name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelRef {
-    pub raw: Box<str>,
-    pub name: ChannelName,
-}
-
-impl ChannelRef {
-    /// The reference that a bare name makes, for subscriptions the gateway starts itself.
-    #[must_use]
-    pub fn from_name(name: ChannelName) -> Self {
-        Self { raw: format!("\"{name}\"").into(), name }
-    }
-}
 
 #[derive(Deserialize)]
 struct Raw<'a> {
@@ -227,84 +184,134 @@ fn position_fields(position: &Position) -> String {
     format!(",\"offset\":{},\"epoch\":\"{}\"", position.offset, position.epoch)
 }
 
-/// Events of this channel may be missing.
+/// A message of the gateway's own as JSON.
 #[must_use]
-pub fn gap(channel: &ChannelName, reason: GapReason) -> Message {
-    let reason = reason.label();
-    reply(Kind::Gap, None, &format!("\"channel\":\"{channel}\",\"reason\":\"{reason}\""))
+pub fn text(reply: &Reply<'_>) -> String {
+    let mut out = String::with_capacity(128);
+    out.push_str("{\"type\":\"");
+    out.push_str(reply.kind().name());
+    out.push('"');
+    if let Some(id) = id_of(reply) {
+        out.push_str(",\"id\":");
+        out.push_str(id);
+    }
+
+    let data = data_of(reply);
+    if !data.is_empty() {
+        out.push_str(",\"data\":{");
+        out.push_str(&data);
+        out.push('}');
+    }
+    out.push('}');
+    out
 }
 
-/// Nothing can arrive since that Unix second, on these channels or on any.
-#[must_use]
-pub fn interrupted(since: u64, channels: Option<&[ChannelName]>) -> Message {
+/// The `id` of the command that a message answers.
+fn id_of<'r>(reply: &Reply<'r>) -> Option<&'r str> {
+    match reply {
+        Reply::Subscribed { id, .. }
+        | Reply::Unsubscribed { id, .. }
+        | Reply::Refreshed { id, .. }
+        | Reply::Pong { id }
+        | Reply::Error { id, .. } => *id,
+        Reply::Connected { .. }
+        | Reply::Ended { .. }
+        | Reply::TokenExpiring { .. }
+        | Reply::Gap { .. }
+        | Reply::Interrupted { .. }
+        | Reply::Live
+        | Reply::Reconnect { .. }
+        | Reply::Close(_) => None,
+    }
+}
+
+/// The fields of `data`; empty where there is none.
+fn data_of(reply: &Reply<'_>) -> String {
+    match *reply {
+        Reply::Connected { user, connection_id, expires_at, channels } => {
+            connected(user, connection_id, expires_at, channels)
+        }
+        Reply::Subscribed { channel, data, start, .. } => {
+            let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
+            format!("{}{}{data}", channel_fields(channel), start_fields(start))
+        }
+        Reply::Unsubscribed { channel, .. } => channel_fields(channel),
+        Reply::Ended { channel, code, reason } => {
+            let (channel, reason) = (channel_fields(channel), json_string(reason));
+            format!("{channel},\"code\":\"{}\",\"reason\":{reason}", code.slug())
+        }
+        Reply::Refreshed { expires_at, .. } => format!("\"expiresAt\":{}", time(expires_at)),
+        Reply::TokenExpiring { expires_at } => format!("\"expiresAt\":{expires_at}"),
+        Reply::Gap { channel, reason } => {
+            format!("\"channel\":\"{channel}\",\"reason\":\"{}\"", reason.label())
+        }
+        Reply::Interrupted { since, channels } => interrupted(since, channels),
+        Reply::Reconnect { after_ms } => format!("\"afterMs\":{after_ms}"),
+        Reply::Close(close) => {
+            let (code, reason) = (close.code.code(), json_string(&close.reason));
+            let again = close.code.row().reconnect == Reconnect::Yes;
+            format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}")
+        }
+        Reply::Error { code, message, channel, .. } => {
+            let channel = channel.map_or_else(String::new, |c| format!(",\"channel\":{c}"));
+            let message = json_string(message);
+            format!("\"code\":\"{}\",\"message\":{message}{channel}", code.slug())
+        }
+        Reply::Pong { .. } | Reply::Live => String::new(),
+    }
+}
+
+fn connected(
+    user: Option<&str>,
+    connection_id: &str,
+    expires_at: Option<u64>,
+    channels: &[(ChannelName, Start<'_>)],
+) -> String {
+    let user = user.map_or_else(|| "null".to_owned(), json_string);
+    let expires_at = time(expires_at);
+    let mut data = format!(
+        "\"userId\":{user},\"connectionId\":\"{connection_id}\",\"expiresAt\":{expires_at},\"channels\":["
+    );
+    list(&mut data, channels.iter().map(|(c, _)| ["\"", c.as_str(), "\""]));
+    data.push(']');
+
+    let starts: Vec<_> = channels.iter().map(|(c, start)| (c, start_fields(*start))).collect();
+    let known = || starts.iter().filter(|(_, fields)| !fields.is_empty());
+    if known().next().is_some() {
+        data.push_str(",\"positions\":{");
+        list(&mut data, known().map(|(c, fields)| ["\"", c.as_str(), "\":{", &fields[1..], "}"]));
+        data.push('}');
+    }
+    data
+}
+
+fn interrupted(since: u64, channels: Option<&[ChannelName]>) -> String {
     let mut data = format!("\"since\":{since}");
     if let Some(channels) = channels {
         data.push_str(",\"channels\":[");
         list(&mut data, channels.iter().map(|c| ["\"", c.as_str(), "\""]));
         data.push(']');
     }
-    reply(Kind::Interrupted, None, &data)
+    data
 }
 
-/// Everything arrives again.
-#[must_use]
-pub fn live() -> Message {
-    reply(Kind::Live, None, "")
+fn channel_fields(ChannelRef { raw, name }: &ChannelRef) -> String {
+    format!("\"channel\":{raw},\"channelKey\":\"{name}\"")
+}
+
+fn start_fields(Start { position, recovered }: Start<'_>) -> String {
+    let position = position.map_or_else(String::new, position_fields);
+    let recovered = recovered.map_or_else(String::new, |r| format!(",\"recovered\":{r}"));
+    format!("{position}{recovered}")
+}
+
+/// A Unix second, or null.
+fn time(at: Option<u64>) -> String {
+    at.map_or_else(|| "null".to_owned(), |at| at.to_string())
 }
 
 fn json_string(s: &str) -> String {
     serde_json::to_string(s).unwrap_or_default()
-}
-
-fn reply(kind: Kind, id: Option<&str>, data: &str) -> Message {
-    let id = id.map_or_else(String::new, |id| format!(",\"id\":{id}"));
-    let data = if data.is_empty() { String::new() } else { format!(",\"data\":{{{data}}}") };
-    let name = kind.name();
-    Message { kind, text: format!("{{\"type\":\"{name}\"{id}{data}}}") }
-}
-
-/// What a subscription begins with, for clients that know positions.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Start<'p> {
-    pub position: Option<&'p Position>,
-    pub recovered: Option<bool>,
-}
-
-impl Start<'_> {
-    fn fields(self) -> String {
-        let position = self.position.map_or_else(String::new, position_fields);
-        let recovered = self.recovered.map_or_else(String::new, |r| format!(",\"recovered\":{r}"));
-        format!("{position}{recovered}")
-    }
-}
-
-/// The first message of an accepted connection. `expires_at` is in Unix seconds.
-#[must_use]
-pub fn connected(
-    user: Option<&str>,
-    connection_id: &str,
-    expires_at: Option<u64>,
-    channels: &[(ChannelName, Start<'_>)],
-) -> Message {
-    let mut text = String::with_capacity(256);
-    text.push_str("{\"type\":\"connected\",\"data\":{\"userId\":");
-    text.push_str(user.map(json_string).as_deref().unwrap_or("null"));
-    text.push_str(",\"connectionId\":\"");
-    text.push_str(connection_id);
-    text.push_str("\",\"expiresAt\":");
-    text.push_str(expires_at.map(|t| t.to_string()).as_deref().unwrap_or("null"));
-    text.push_str(",\"channels\":[");
-    list(&mut text, channels.iter().map(|(c, _)| ["\"", c.as_str(), "\""]));
-    text.push(']');
-    let starts: Vec<_> = channels.iter().map(|(c, start)| (c, start.fields())).collect();
-    if starts.iter().any(|(_, fields)| !fields.is_empty()) {
-        text.push_str(",\"positions\":{");
-        let known = starts.iter().filter(|(_, fields)| !fields.is_empty());
-        list(&mut text, known.map(|(c, fields)| ["\"", c.as_str(), "\":{", &fields[1..], "}"]));
-        text.push('}');
-    }
-    text.push_str("}}");
-    Message { kind: Kind::Connected, text }
 }
 
 /// The entries of a JSON array or object, each of several pieces.
@@ -315,79 +322,10 @@ fn list<'p, const N: usize>(text: &mut String, entries: impl Iterator<Item = [&'
     }
 }
 
-/// `data`: JSON that came with the permission.
-#[must_use]
-pub fn subscribed(
-    id: Option<&str>,
-    ChannelRef { raw, name }: &ChannelRef,
-    data: Option<&str>,
-    start: Start<'_>,
-) -> Message {
-    let data = data.map_or_else(String::new, |d| format!(",\"data\":{d}"));
-    let start = start.fields();
-    reply(
-        Kind::Subscribed,
-        id,
-        &format!("\"channel\":{raw},\"channelKey\":\"{name}\"{start}{data}"),
-    )
-}
-
-#[must_use]
-pub fn unsubscribed(id: Option<&str>, ChannelRef { raw, name }: &ChannelRef) -> Message {
-    reply(Kind::Unsubscribed, id, &format!("\"channel\":{raw},\"channelKey\":\"{name}\""))
-}
-
-/// The permission for a channel has ended.
-#[must_use]
-pub fn ended(channel: &ChannelRef, code: ErrorCode, why: &str) -> Message {
-    let ChannelRef { raw, name } = channel;
-    let (code, why) = (code.slug(), json_string(why));
-    let data =
-        format!("\"channel\":{raw},\"channelKey\":\"{name}\",\"code\":\"{code}\",\"reason\":{why}");
-    reply(Kind::Unsubscribed, None, &data)
-}
-
-#[must_use]
-pub fn refreshed(id: Option<&str>, expires_at: Option<u64>) -> Message {
-    let expires = expires_at.map_or_else(|| "null".to_owned(), |t| t.to_string());
-    reply(Kind::Refreshed, id, &format!("\"expiresAt\":{expires}"))
-}
-
-#[must_use]
-pub fn pong(id: Option<&str>) -> Message {
-    reply(Kind::Pong, id, "")
-}
-
-/// The token ends soon; the client should send `refresh`.
-#[must_use]
-pub fn token_expiring(expires_at: u64) -> Message {
-    reply(Kind::TokenExpiring, None, &format!("\"expiresAt\":{expires_at}"))
-}
-
-/// The connection is about to be closed by a drain; come back after `after_ms`.
-#[must_use]
-pub fn reconnect(after_ms: u64) -> Message {
-    reply(Kind::Reconnect, None, &format!("\"afterMs\":{after_ms}"))
-}
-
-/// The stream ends, as a close frame says on a socket.
-#[must_use]
-pub fn close(close: &Close) -> Message {
-    let (code, reason) = (close.code.code(), json_string(&close.reason));
-    let again = close.code.row().reconnect == Reconnect::Yes;
-    reply(Kind::Close, None, &format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}"))
-}
-
-#[must_use]
-pub fn error(id: Option<&str>, code: ErrorCode, message: &str, channel: Option<&str>) -> Message {
-    let channel = channel.map_or_else(String::new, |c| format!(",\"channel\":{c}"));
-    let message = json_string(message);
-    reply(Kind::Error, id, &format!("\"code\":\"{}\",\"message\":{message}{channel}", code.slug()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::channel::GapReason;
 
     fn subscribe(raw: &str) -> Result<String, String> {
         match parse(&format!("{{\"type\":\"subscribe\",\"channel\":{raw}}}")).command {
@@ -457,7 +395,8 @@ mod tests {
     fn the_id_is_echoed_as_it_came() {
         let request = parse(r#"{"id":"a\"b","type":"ping"}"#);
         assert_eq!(request.id.as_deref(), Some(r#""a\"b""#));
-        assert_eq!(pong(request.id.as_deref()).text, r#"{"type":"pong","id":"a\"b"}"#);
+        let pong = Reply::Pong { id: request.id.as_deref() };
+        assert_eq!(text(&pong), r#"{"type":"pong","id":"a\"b"}"#);
         assert!(matches!(parse(r#"{"id":{},"type":"ping"}"#).command, Command::Invalid(..)));
     }
 
@@ -491,16 +430,25 @@ mod tests {
         let position = Position::new("1a", 7).unwrap();
         let start = Start { position: Some(&position), recovered: Some(true) };
         let channel = ChannelRef::from_name("a:b".parse().unwrap());
-        for message in [
-            subscribed(Some("1"), &channel, Some("{}"), start),
-            gap(&channel.name, GapReason::Overflow),
-            ended(&channel, ErrorCode::Forbidden, evil),
-            connected(Some(evil), "c-1", Some(5), &[("a:b".parse().unwrap(), start)]),
-            error(Some("7"), ErrorCode::BadRequest, evil, Some("\"x\"")),
-            token_expiring(7),
+        let (id, channels) = (Some("1"), [(channel.name.clone(), start)]);
+        let (code, message) = (ErrorCode::BadRequest, evil);
+        for reply in [
+            Reply::Subscribed { id, channel: &channel, data: Some("{}"), start },
+            Reply::Gap { channel: &channel.name, reason: GapReason::Overflow },
+            Reply::Ended { channel: &channel, code: ErrorCode::Forbidden, reason: evil },
+            Reply::Connected {
+                user: Some(evil),
+                connection_id: "c-1",
+                expires_at: Some(5),
+                channels: &channels,
+            },
+            Reply::Error { id, code, message, channel: Some("\"x\"") },
+            Reply::Interrupted { since: 7, channels: Some(std::slice::from_ref(&channel.name)) },
+            Reply::TokenExpiring { expires_at: 7 },
+            Reply::Live,
         ] {
-            let json: serde_json::Value = serde_json::from_str(&message.text).unwrap();
-            assert_eq!(json["type"], message.kind.name());
+            let json: serde_json::Value = serde_json::from_str(&text(&reply)).unwrap();
+            assert_eq!(json["type"], reply.kind().name());
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::auth::Reason;
 use crate::logging;
 use crate::metrics;
 use crate::protocol::codes::{Close, ErrorCode};
-use crate::protocol::plain::{self, ChannelRef, Command, Request};
+use crate::protocol::{ChannelRef, Command, Reply, Request};
 
 impl Session {
     /// Carries out the requests of one read, in order.
@@ -35,7 +35,7 @@ impl Session {
     async fn carry_out(&mut self, id: Option<&str>, command: Command) -> Result<(), Close> {
         match (self.state, command) {
             (_, Command::Invalid(code, message)) => self.error(id, code, &message, None),
-            (_, Command::Ping) => self.connection.say(&plain::pong(id)),
+            (_, Command::Ping) => self.connection.say(&Reply::Pong { id }),
             (State::AwaitToken, Command::Auth(token)) => return self.auth(&token).await,
             (State::AwaitToken, _) => {
                 let hint = "send {\"type\":\"auth\",\"token\":...} first";
@@ -60,7 +60,7 @@ impl Session {
         message: &str,
         channel: Option<&str>,
     ) {
-        self.connection.say(&plain::error(id, code, message, channel));
+        self.connection.say(&Reply::Error { id, code, message, channel });
     }
 
     /// The first message brought the token. A refused one ends the connection, as it would have in
@@ -79,7 +79,7 @@ impl Session {
         if self.give_up(&channel.name) {
             // Nothing of it follows the answer, and a new subscription begins behind it.
             self.left_behind().await;
-            self.connection.say(&plain::unsubscribed(id, channel));
+            self.connection.say(&Reply::Unsubscribed { id, channel });
         } else {
             let message = "this channel is not subscribed";
             self.error(id, ErrorCode::NotSubscribed, message, Some(&channel.raw));
@@ -92,7 +92,7 @@ impl Session {
         let refused = |reason: Reason| {
             let ours = reason.is_ours();
             let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
-            connection.say(&plain::error(id, code, reason.slug(), None));
+            connection.say(&Reply::Error { id, code, message: reason.slug(), channel: None });
         };
         let identity = match self.context.check_token(token, Carried::by("refresh")).await {
             Ok(identity) => identity,
@@ -121,7 +121,7 @@ impl Session {
         self.drop_what_is_denied(&identity, &policy.rules);
         self.identity = Some(Box::new(identity));
         self.ask_again().await;
-        self.connection.say(&plain::refreshed(id, expires_at));
+        self.connection.say(&Reply::Refreshed { id, expires_at });
         self.schedule();
     }
 

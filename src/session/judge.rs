@@ -11,7 +11,7 @@ use crate::channel::ChannelName;
 use crate::hub::TICKS_PER_SECOND;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::plain::{self, ChannelRef};
+use crate::protocol::{ChannelRef, Reply};
 
 /// How often the application is asked about a channel that its new rule leaves to it, and the seconds
 /// between two attempts, so that a deploy of both does not cost the subscriptions.
@@ -100,10 +100,11 @@ impl Session {
     }
 
     /// Ends a subscription whose permission has ended, and says why.
-    pub(super) fn end_subscription(&mut self, channel: ChannelName, code: ErrorCode, why: &str) {
+    pub(super) fn end_subscription(&mut self, channel: ChannelName, code: ErrorCode, reason: &str) {
         if self.give_up(&channel) {
             metrics::subscription_ended(code);
-            self.connection.say(&plain::ended(&ChannelRef::from_name(channel), code, why));
+            let channel = &ChannelRef::from_name(channel);
+            self.connection.say(&Reply::Ended { channel, code, reason });
         }
     }
 

@@ -29,7 +29,7 @@ pub use crate::lifecycle::unix_now;
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::plain::{self, ChannelRef, Start};
+use crate::protocol::{ChannelRef, Reply, Start};
 use crate::upstream::callback::Callback;
 use crate::upstream::jwks::Jwks;
 use doctor::Doctor;
@@ -224,11 +224,12 @@ impl Session {
         let id = self.context.gateway.connection_id(&self.connection);
         let named: Vec<_> =
             channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
-        let connected = plain::connected(user, &id, expires_at, &named);
+        let connected = Reply::Connected { user, connection_id: &id, expires_at, channels: &named };
         self.context.gateway.hub().greet(&self.connection, &connected);
         for (channel, resumed) in &channels {
+            let reference = ChannelRef::from_name(channel.clone());
             let replies = if self.stream.is_some() {
-                self.stream_replies(&ChannelRef::from_name(channel.clone()), None, resumed)
+                stream::replies(&reference, None, resumed)
             } else {
                 Vec::new()
             };
@@ -329,12 +330,11 @@ impl Session {
         self.end_subscriptions(moment.now, moment.unix);
         self.judge()?;
         self.questions_due().into_iter().for_each(|due| self.timers.wake_at(due));
-        self.timers.check(moment, &policy, &self.connection).inspect_err(|close| {
-            if close.reason == Reason::Expired.slug() {
-                metrics::auth_failure(Reason::Expired);
-            } else if self.state == State::AwaitToken {
-                metrics::auth_failure(Reason::Missing);
-            }
+        self.timers.check(moment, &policy, &self.connection).map_err(|overdue| {
+            let waits = self.state == State::AwaitToken;
+            let failure = overdue.failure().or(waits.then_some(Reason::Missing));
+            failure.into_iter().for_each(metrics::auth_failure);
+            overdue.close()
         })?;
         self.schedule();
         Ok(())

@@ -5,10 +5,9 @@ use super::subscribe::{Begun, Permission, Refusal, Wanted};
 use super::{Admission, Session, start_of};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::gateway::Resumed;
-use crate::protocol::Message;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::place::{self, Place};
-use crate::protocol::plain::{self, ChannelRef, Subscribe};
+use crate::protocol::{ChannelRef, Reply, Subscribe};
 
 /// An id that does not come back would end the stream for good.
 const TOO_MANY: &str = "these are too many channels for one stream, whose position has to fit into a \
@@ -116,20 +115,21 @@ impl Session {
             Close::new(CloseCode::TryAgainLater, "broker unavailable")
         })
     }
+}
 
-    /// On a stream a gap comes before the position behind it; and pages that listen for `gap` alone
-    /// hear of every one.
-    pub(super) fn stream_replies(
-        &self,
-        channel: &ChannelRef,
-        data: Option<&str>,
-        resumed: &Resumed,
-    ) -> Vec<Message> {
-        let lost = resumed.recovered == Some(false);
-        let gap = lost.then(|| plain::gap(&channel.name, GapReason::HistoryLost));
-        let subscribed = plain::subscribed(None, channel, data, start_of(resumed));
-        gap.into_iter().chain([subscribed]).collect()
-    }
+/// On a stream a gap comes before the position behind it; and pages that listen for `gap` alone
+/// hear of every one.
+pub(super) fn replies<'r>(
+    channel: &'r ChannelRef,
+    data: Option<&'r str>,
+    resumed: &'r Resumed,
+) -> Vec<Reply<'r>> {
+    let reason = GapReason::HistoryLost;
+    let lost = resumed.recovered == Some(false);
+    let gap = lost.then_some(Reply::Gap { channel: &channel.name, reason });
+    let subscribed = Reply::Subscribed { id: None, channel, data, start: start_of(resumed) };
+
+    gap.into_iter().chain([subscribed]).collect()
 }
 
 fn wanted(name: &ChannelName) -> Wanted {

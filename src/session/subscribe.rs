@@ -7,7 +7,7 @@ use std::time::Instant;
 use serde_json::Map;
 use serde_json::value::RawValue;
 
-use super::{Session, start_of, unix_now};
+use super::{Session, start_of, stream, unix_now};
 use crate::access::{self, Decision, TokenId};
 use crate::auth::Reason;
 use crate::channel::{ChannelName, Position};
@@ -16,7 +16,7 @@ use crate::hub::SubscribeError;
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::ErrorCode;
-use crate::protocol::plain::{self, ChannelRef, Start, Subscribe};
+use crate::protocol::{ChannelRef, Reply, Start, Subscribe};
 use crate::upstream::callback::Question;
 
 /// A `subscribe` command.
@@ -181,8 +181,8 @@ impl Session {
                 // Asked for again, for example by two parts of a page: it is subscribed, so say so.
                 // With a later token it is renewed.
                 let data = permission.data.as_deref().map(RawValue::get);
-                let start = Start::default();
-                self.connection.say(&plain::subscribed(id.as_deref(), &channel, data, start));
+                let (id, start) = (id.as_deref(), Start::default());
+                self.connection.say(&Reply::Subscribed { id, channel: &channel, data, start });
                 self.keep_grant(channel.name, permission.grant);
                 None
             }
@@ -205,10 +205,10 @@ impl Session {
                     self.connection.has_room(began).await;
                     let data = permission.data.as_deref().map(RawValue::get);
                     let replies = if self.stream.is_some() {
-                        self.stream_replies(&channel, data, &resumed)
+                        stream::replies(&channel, data, &resumed)
                     } else {
-                        let start = start_of(&resumed);
-                        vec![plain::subscribed(id.as_deref(), &channel, data, start)]
+                        let (id, start) = (id.as_deref(), start_of(&resumed));
+                        vec![Reply::Subscribed { id, channel: &channel, data, start }]
                     };
                     gateway.activate(&self.connection, &channel.name, &replies, &resumed);
                     self.keep_grant(channel.name, permission.grant);

@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-
 use super::unix_now;
 use crate::auth::Reason;
 use crate::config::{Limits, Policy};
 use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
+use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::{plain, sse};
-use crate::websocket::{Opcode, encode};
 
 /// Nothing is waited for.
 const NEVER: u32 = u32::MAX;
@@ -39,6 +36,37 @@ pub(super) struct Timers {
     expires_at: Option<u64>,
     /// Unix seconds at which the client is told; `None` once it has been, or where no time is left for it.
     notice: Option<u64>,
+}
+
+/// Which deadline has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Overdue {
+    NoToken,
+    NoPong,
+    /// A message was begun and not finished.
+    Unfinished,
+    /// The token has ended.
+    Expired,
+}
+
+impl Overdue {
+    pub(super) fn close(self) -> Close {
+        match self {
+            Self::NoToken => Close::new(CloseCode::Deadline, "no token in time"),
+            Self::NoPong => Close::new(CloseCode::Deadline, "no answer to ping"),
+            Self::Unfinished => Close::new(CloseCode::Deadline, "message not finished in time"),
+            Self::Expired => Close::new(CloseCode::TokenRefused, Reason::Expired.slug()),
+        }
+    }
+
+    /// What it says of a token.
+    pub(super) fn failure(self) -> Option<Reason> {
+        match self {
+            Self::NoToken => Some(Reason::Missing),
+            Self::Expired => Some(Reason::Expired),
+            Self::NoPong | Self::Unfinished => None,
+        }
+    }
 }
 
 /// What a read held: the end of what was incomplete, the beginning of something else. A message's deadline is
@@ -137,24 +165,22 @@ impl Timers {
         Moment { now, unix }: Moment,
         policy: &Policy,
         connection: &Connection,
-    ) -> Result<(), Close> {
+    ) -> Result<(), Overdue> {
         if now >= self.token_due {
-            return Err(Close::new(CloseCode::Deadline, "no token in time"));
+            return Err(Overdue::NoToken);
         }
         if now >= self.pong_due {
-            return Err(Close::new(CloseCode::Deadline, "no answer to ping"));
+            return Err(Overdue::NoPong);
         }
         if now >= self.rest_due {
-            return Err(Close::new(CloseCode::Deadline, "message not finished in time"));
+            return Err(Overdue::Unfinished);
         }
+
         if now >= self.next_ping {
             self.next_ping = now + ticks(policy.limits.ping_interval.0);
-            if connection.wire().is_stream() {
-                connection.send(Bytes::from_static(sse::HEARTBEAT));
-            } else {
-                let mut ping = BytesMut::new();
-                encode(&mut ping, Opcode::Ping, b"");
-                connection.send(ping.freeze());
+            let ping = connection.wire().ping();
+            connection.send(ping.frame);
+            if ping.is_answered {
                 // An older ping may still be unanswered: its deadline counts.
                 self.pong_due = self.pong_due.min(now + ticks(policy.limits.pong_timeout.0));
             }
@@ -173,14 +199,14 @@ impl Timers {
         expires_at: u64,
         policy: &Policy,
         connection: &Connection,
-    ) -> Result<(), Close> {
+    ) -> Result<(), Overdue> {
         let end = expires_at.saturating_add(policy.leeway.as_secs());
         if unix >= end {
-            return Err(Close::new(CloseCode::TokenRefused, Reason::Expired.slug()));
+            return Err(Overdue::Expired);
         }
         if self.notice.is_some_and(|notice| unix >= notice) {
             self.notice = None;
-            connection.say(&plain::token_expiring(expires_at));
+            connection.say(&Reply::TokenExpiring { expires_at });
         }
         let next = self.notice.unwrap_or(end);
         // The wall clock may be set, or the machine sleep: it is looked at now and then.

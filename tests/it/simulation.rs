@@ -24,7 +24,7 @@ use tollgate::channel::{ChannelName, GapReason, Position, Retention};
 use tollgate::gateway::{Gateway, NodeInfo};
 use tollgate::hub::{self, Connection, Hub};
 use tollgate::protocol::Wire;
-use tollgate::protocol::plain::{self, ChannelRef, Start};
+use tollgate::protocol::{ChannelRef, Reply, Start};
 
 const CHANNELS: usize = 3;
 const CLIENTS: usize = 6;
@@ -312,7 +312,8 @@ impl World {
         let since = since.and_then(|(epoch, offset)| Position::new(&epoch, offset));
         let resumed = gateway.resume(&name, since.as_ref(), std::time::Instant::now()).await;
         let start = Start { position: resumed.position.as_ref(), recovered: resumed.recovered };
-        let reply = plain::subscribed(None, &ChannelRef::from_name(name.clone()), None, start);
+        let channel = ChannelRef::from_name(name.clone());
+        let reply = Reply::Subscribed { id: None, channel: &channel, data: None, start };
         gateway.activate(&connection, &name, &[reply], &resumed);
         client.subscribed.push(name);
     }

@@ -7,7 +7,7 @@ use super::Table;
 use crate::channel::ChannelName;
 use crate::hub::Connection;
 use crate::hub::fanout::Batch;
-use crate::protocol::{Message, Wire, plain};
+use crate::protocol::{Reply, Wire};
 use crate::sizes::shrink;
 
 /// A connection with more silent channels than these is told that all are: lists for everybody could take
@@ -56,17 +56,18 @@ impl Outage {
         }
     }
 
-    fn message(&self, silent: &Silent) -> Message {
-        match silent {
-            Silent::All => plain::interrupted(self.since, None),
-            Silent::These(channels) => plain::interrupted(self.since, Some(channels)),
-        }
+    fn message<'o>(&self, silent: &'o Silent) -> Reply<'o> {
+        let channels = match silent {
+            Silent::All => None,
+            Silent::These(channels) => Some(&**channels),
+        };
+        Reply::Interrupted { since: self.since, channels }
     }
 }
 
 impl Table {
     /// Says `connected`, and behind it what is silent. From now on the connection is told of outages.
-    pub(in crate::hub) fn greet(&mut self, connection: &Connection, connected: &Message) {
+    pub(in crate::hub) fn greet(&mut self, connection: &Connection, connected: &Reply<'_>) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
         slot.greeted = true;
@@ -98,14 +99,14 @@ impl Table {
                 continue;
             }
             let wire = slot.wire;
-            let mut encode = |message: &Message| {
-                batch.encode(wire, |out: &mut BytesMut| out.extend_from_slice(&wire.frame(message)))
+            let mut encode = |reply: &Reply<'_>| {
+                batch.encode(wire, |out: &mut BytesMut| wire.append(reply, out))
             };
             let range = match (outage, &silent) {
                 (Some(outage), Some(silent @ Silent::These(_))) => encode(&outage.message(silent)),
                 (Some(outage), Some(Silent::All)) => *ranges[0][wire as usize]
                     .get_or_insert_with(|| encode(&outage.message(&Silent::All))),
-                _ => *ranges[1][wire as usize].get_or_insert_with(|| encode(&plain::live())),
+                _ => *ranges[1][wire as usize].get_or_insert_with(|| encode(&Reply::Live)),
             };
             batch.append(index, slot, range, 1);
             match silent {
@@ -125,7 +126,6 @@ mod tests {
 
     use super::*;
     use crate::hub::{Begin, Bounds, Hub};
-    use crate::protocol::plain;
 
     fn hub() -> Arc<Hub> {
         let unbounded = || AtomicUsize::new(1 << 20);
@@ -174,7 +174,8 @@ mod tests {
     #[tokio::test]
     async fn each_is_told_what_concerns_it_and_nothing_twice() {
         let hub = hub();
-        let greeting = plain::connected(None, "c", None, &[]);
+        let greeting =
+            Reply::Connected { user: None, connection_id: "c", expires_at: None, channels: &[] };
         let connection = || hub.register(None, Wire::Sse);
         let (both, one, none, silent) = (connection(), connection(), connection(), connection());
         for (connection, channels) in

@@ -1,0 +1,50 @@
+//! What a client may ask for, whatever its wire.
+
+use std::borrow::Cow;
+
+use super::codes::ErrorCode;
+use crate::channel::{ChannelName, Position};
+
+/// A client's message: what it wants and the `id` to answer with.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The JSON of `id`, as the client wrote it.
+    pub id: Option<Box<str>>,
+    pub command: Command,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Command {
+    Subscribe(Subscribe),
+    Unsubscribe(ChannelRef),
+    Auth(String),
+    Refresh(String),
+    Ping,
+    /// Nothing can be done but answer this.
+    Invalid(ErrorCode, Cow<'static, str>),
+}
+
+/// A `subscribe`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Subscribe {
+    pub channel: ChannelRef,
+    /// A subscription token.
+    pub token: Option<String>,
+    /// What the client has of the channel already.
+    pub since: Option<Position>,
+}
+
+/// A channel as the client wrote it (string or object), and its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChannelRef {
+    pub raw: Box<str>,
+    pub name: ChannelName,
+}
+
+impl ChannelRef {
+    /// The reference that a bare name makes, for subscriptions the gateway starts itself.
+    #[must_use]
+    pub fn from_name(name: ChannelName) -> Self {
+        Self { raw: format!("\"{name}\"").into(), name }
+    }
+}

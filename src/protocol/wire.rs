@@ -1,0 +1,133 @@
+//! The closed set of wires: how a connection's messages look, in both directions.
+
+use std::borrow::Cow;
+
+use bytes::{Bytes, BytesMut};
+
+use super::codes::{Close, ErrorCode};
+use super::command::{Command, Request};
+use super::kind::Kind;
+use super::reply::Reply;
+use super::{plain, sse};
+use crate::channel::Publication;
+use crate::websocket::{Opcode, close_frame, encode};
+
+/// How a connection wants its messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Wire {
+    /// `GET /ws`: an event is the published JSON itself.
+    Plain,
+    /// `GET /ws?format=envelope`: events wrapped with channel and position.
+    Envelope,
+    /// `GET /sse`: server-sent events with the published JSON as data.
+    Sse,
+    /// `GET /sse?format=envelope`.
+    SseEnvelope,
+}
+
+/// What keeps a quiet connection alive.
+pub struct Ping {
+    pub frame: Bytes,
+    /// The client has to answer it in time.
+    pub is_answered: bool,
+}
+
+impl Wire {
+    pub const ALL: [Self; 4] = [Self::Plain, Self::Envelope, Self::Sse, Self::SseEnvelope];
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Metric label.
+    #[must_use]
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Plain | Self::Sse => "plain",
+            Self::Envelope | Self::SseEnvelope => "envelope",
+        }
+    }
+
+    /// Metric label.
+    #[must_use]
+    pub fn transport(self) -> &'static str {
+        if self.is_stream() { "sse" } else { "websocket" }
+    }
+
+    /// An HTTP response without end rather than a socket.
+    #[must_use]
+    pub fn is_stream(self) -> bool {
+        matches!(self, Self::Sse | Self::SseEnvelope)
+    }
+
+    /// Its clients learn where a channel stands, and can resume there.
+    #[must_use]
+    pub fn has_positions(self) -> bool {
+        self != Self::Plain
+    }
+
+    /// Reads a text message of a client. It never fails: what is wrong comes back as
+    /// [`Command::Invalid`].
+    #[must_use]
+    pub fn decode(self, text: &str) -> Request {
+        plain::parse(text)
+    }
+
+    /// The request that a binary message makes.
+    #[must_use]
+    pub fn decode_binary(self) -> Request {
+        let why = Cow::Borrowed("the plain protocol is text, not binary");
+        Request { id: None, command: Command::Invalid(ErrorCode::BadRequest, why) }
+    }
+
+    /// One message of the gateway's own as it stands on this wire.
+    #[must_use]
+    pub fn frame(self, reply: &Reply<'_>) -> Bytes {
+        let mut out = BytesMut::with_capacity(128);
+        self.append(reply, &mut out);
+        out.freeze()
+    }
+
+    /// Appends one message of the gateway's own.
+    pub fn append(self, reply: &Reply<'_>, out: &mut BytesMut) {
+        let text = plain::text(reply);
+        if !self.is_stream() {
+            encode(out, Opcode::Text, text.as_bytes());
+            return;
+        }
+
+        let kind = reply.kind();
+        if matches!(kind, Kind::Connected | Kind::Close) {
+            sse::retry(out);
+        }
+        sse::event(out, kind.name());
+        sse::data(out, text.as_bytes());
+    }
+
+    /// Appends an event.
+    pub fn append_event(self, publication: &Publication, out: &mut BytesMut) {
+        match self {
+            Self::Plain => encode(out, Opcode::Text, &publication.payload),
+            Self::Envelope => encode(out, Opcode::Text, &plain::envelope(publication)),
+            Self::Sse => sse::data(out, &publication.payload),
+            Self::SseEnvelope => sse::data(out, &plain::envelope(publication)),
+        }
+    }
+
+    #[must_use]
+    pub fn ping(self) -> Ping {
+        if self.is_stream() {
+            return Ping { frame: Bytes::from_static(sse::HEARTBEAT), is_answered: false };
+        }
+        let mut frame = BytesMut::new();
+        encode(&mut frame, Opcode::Ping, b"");
+        Ping { frame: frame.freeze(), is_answered: true }
+    }
+
+    /// The last message of a connection.
+    #[must_use]
+    pub fn close(self, close: &Close) -> Bytes {
+        if self.is_stream() {
+            self.frame(&Reply::Close(close))
+        } else {
+            close_frame(close.code.code(), &close.reason)
+        }
+    }
+}
