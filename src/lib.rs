@@ -3,7 +3,7 @@
 //! have missed some.
 //!
 //! The modules in layers; imports go downward only (`tests/tidy.rs` holds them to it). Start with
-//! `ARCHITECTURE.md` for the map and the two walkthroughs.
+//! `ARCHITECTURE.md` for the map and the walkthroughs.
 
 // 0 vocabulary: no IO, no tasks
 pub mod access;
