@@ -1,10 +1,11 @@
-//! One channel's durable publications, followed by offset: what is delivered, what came twice, what
-//! is missing and has to be read, what has to be declared.
+//! Follows one channel's durable publications by offset, and decides which are delivered, which are
+//! duplicates, which are missing and have to be read, and what has to be declared.
 //!
 //! Pure: no broker, no sockets. Invariants: within an epoch publications leave in the order of
-//! their offsets, each once; an offset is passed over only behind a declaration. While a hole is
-//! looked into, everything later waits, bounded. A position that comes with a publication is a claim,
-//! since whoever may publish may write one: the history decides on those that do not follow.
+//! their offsets, each once; an offset is passed over only behind a declaration. While the history
+//! is asked about a hole, everything later waits, bounded. A position that comes with a publication
+//! is a claim, since anyone who may publish can write one: the history decides about positions that
+//! do not follow the last one.
 
 mod hole;
 mod recent;
@@ -22,13 +23,14 @@ use crate::broker::{Bounds, BrokerError, History, Track};
 use crate::channel::{GapReason, Position, Publication};
 use crate::metrics;
 
-/// How often in a row a hole is read again because what waited behind it did not fit.
+/// How many times in a row a hole is read again because what waited behind it did not fit.
 const MAX_ROUNDS: u32 = 8;
 
-/// After false claims a channel's history is asked no more often than this, doubled with each of them.
+/// After false claims, the wait before the next question to the channel's history: it begins with
+/// the first value and doubles with each further false claim, up to the second one.
 const FIRST_DOUBT: Duration = Duration::from_millis(100);
 const LAST_DOUBT: Duration = Duration::from_millis(6400);
-/// Without a false claim for so long they are forgotten.
+/// False claims are forgotten when none has followed for this long.
 const DOUBT_LASTS: Duration = Duration::from_secs(60);
 
 /// What is to be done, in this order.
@@ -36,25 +38,25 @@ const DOUBT_LASTS: Duration = Duration::from_secs(60);
 pub(super) enum Step {
     Deliver(Publication),
     Declare(GapReason),
-    /// Wait so long, say [`Flow::begin`], read the history, and answer with this ticket.
+    /// Wait this long, call [`Flow::begin`], read the history, and answer with this ticket.
     Read(u64, Duration),
-    /// Publications came with positions that the history does not have; so many are known of.
+    /// Publications came with positions that the history does not have; this many are known of.
     Refuted(usize),
 }
 
-/// False claims of late.
+/// The recent false claims.
 struct Doubt {
     claims: u32,
     last: Instant,
 }
 
-/// How a publication's position stands to what was delivered.
+/// How a publication's position relates to what was delivered.
 enum Place {
-    /// It follows, or anything may.
+    /// It is the next one, or any position is acceptable.
     Next,
-    /// Something was delivered there.
+    /// Something was delivered at this position already.
     Taken(Known),
-    /// It does not follow: the history has to be asked.
+    /// It does not follow the last one: the history has to be asked.
     Claimed,
 }
 
@@ -62,23 +64,25 @@ enum Place {
 pub(super) struct Flow {
     track: Track,
     plain_seen: bool,
-    /// What was delivered last.
+    /// The position that was delivered last.
     last: Option<Position>,
-    /// What may be missing after `last` was declared already: the next publication may be anywhere.
+    /// A possible loss after `last` was declared already: the next publication may have any
+    /// position.
     declared: bool,
-    /// Where the last declaration was made.
+    /// Where the latest gap was declared.
     told: Option<Position>,
     recent: Recent,
-    /// What the history has up to this offset was delivered from it or declared.
+    /// Everything in the history up to this offset was delivered from it or declared.
     settled: u64,
     hole: Option<Box<Hole>>,
-    /// Holes in a row that were there because too much waited.
+    /// Holes in a row that were opened because too much waited.
     rounds: u32,
     doubt: Option<Doubt>,
     pub(super) tail: Option<Tail>,
 }
 
-/// Never given twice: a late answer for a channel that was given up fits no hole of a new one.
+/// A ticket is never given twice: a late answer for a channel that was given up matches no hole of
+/// its successor.
 fn next_ticket() -> u64 {
     static TICKETS: AtomicU64 = AtomicU64::new(1);
     TICKETS.fetch_add(1, Ordering::Relaxed)
@@ -97,7 +101,7 @@ impl Flow {
         self.last.as_ref()
     }
 
-    /// What the next publication follows, or says that it does not.
+    /// The position that the next publication follows; `None` if that is not known.
     pub(super) fn position(&self) -> Option<&Position> {
         self.last.as_ref().filter(|_| !self.declared)
     }
@@ -109,7 +113,8 @@ impl Flow {
         !self.plain_seen && !self.declared && !told
     }
 
-    /// True where a history that is whole is all that there was.
+    /// True if plain publications are possible here, so that even a complete history may not
+    /// contain everything.
     fn has_plain(&self) -> bool {
         self.track < Track::OpenDurable || self.plain_seen
     }
@@ -117,11 +122,13 @@ impl Flow {
     fn advance(&mut self, position: Position) {
         let last = self.last.replace(position);
         let epoch = self.last.as_ref().map(|last| &last.epoch);
+
         if last.is_none_or(|last| Some(&last.epoch) != epoch) {
             self.tail = None;
             self.recent.forget();
             self.settled = 0;
         }
+
         self.declared = false;
     }
 
@@ -132,7 +139,8 @@ impl Flow {
         self.told.clone_from(&self.last);
     }
 
-    /// Delivers a publication that has a position, and remembers it; `proven` where the history has it.
+    /// Delivers a publication and remembers its position, if it has one. `proven`: the history has
+    /// it.
     fn deliver(
         &mut self,
         publication: Publication,
@@ -145,20 +153,24 @@ impl Flow {
             self.advance(position);
             self.recent.push(offset, &publication, proven);
         }
-        // A tail has no holes: beyond one it is over.
+
+        // A tail has no holes: it ends where a publication does not follow.
         if self.tail.as_mut().is_some_and(|tail| !tail.push(&publication, bounds)) {
             self.tail = None;
         }
+
         out.push(Step::Deliver(publication));
     }
 
     fn place(&self, position: &Position, publication: &Publication) -> Place {
         let Some(last) = &self.last else { return Place::Next };
         let same = last.epoch == position.epoch;
+
         if let Some(known) = self.recent.look(position.offset, publication).filter(|_| same) {
             Place::Taken(known)
         } else if same && position.offset <= self.settled {
-            // Too old to be remembered, and nothing that the history could say anew.
+            // The offset is too old to be remembered, and the history has nothing new to say about
+            // it.
             Place::Taken(Known::Delivered)
         } else if same && last.offset + 1 == position.offset
             || self.declared && !last.has_reached(position)
@@ -169,7 +181,7 @@ impl Flow {
         }
     }
 
-    /// A publication came from the broker.
+    /// Handles a publication from the broker.
     pub(super) fn take(&mut self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
         self.plain_seen |= publication.position.is_none();
         if let Some(hole) = self.hole.as_mut().filter(|hole| !hole.aside) {
@@ -180,12 +192,13 @@ impl Flow {
             out.push(Step::Deliver(publication));
             return;
         };
+
         match self.place(&position, &publication) {
             Place::Next => self.deliver(publication, false, bounds, out),
             Place::Taken(Known::Delivered) => metrics::duplicate_dropped(),
             Place::Taken(Known::False) => out.push(Step::Refuted(1)),
             Place::Taken(Known::Contested) => {
-                // Both are delivered, since nobody can tell which is true; and that it is so is declared.
+                // Both are delivered, since nobody can tell which is true, and a gap is declared.
                 self.tail = None;
                 self.declare(GapReason::HistoryLost, out);
                 if self.recent.add_rival(position.offset, &publication) {
@@ -197,11 +210,12 @@ impl Flow {
         }
     }
 
-    /// Asks the history about a publication that does not follow.
+    /// Asks the history about a publication that does not follow the last one.
     fn question(&mut self, position: Position, publication: Publication, out: &mut Vec<Step>) {
         if let Some(hole) = &mut self.hole {
             return hole.put_aside(position);
         }
+
         self.open_hole(GapReason::HistoryLost, false, out);
         if let Some(hole) = &mut self.hole {
             if hole.aside {
@@ -212,7 +226,7 @@ impl Flow {
         }
     }
 
-    /// The subscription is live; `fresh` if it was not before.
+    /// The subscription is live; `fresh`: it was not live before.
     pub(super) fn subscribed(
         &mut self,
         position: Option<Position>,
@@ -222,8 +236,9 @@ impl Flow {
         if fresh {
             *self = Self { track: self.track, ..Self::default() };
         }
+
         if let Some(hole) = &mut self.hole {
-            // The history that is being asked may be older than this.
+            // The answer of the history that is being asked may be older than this position.
             let reason = GapReason::HistoryLost;
             let loss = position.map(|until| Loss { reason, declare: false, until: Some(until) });
             loss.into_iter().for_each(|loss| hole.lose(loss));
@@ -244,7 +259,8 @@ impl Flow {
         }
     }
 
-    /// Publications may be missing here; the history stands at `position`, where that is known.
+    /// Publications may be missing at this point. `position`: where the history stands, if that is
+    /// known.
     pub(super) fn interrupted(
         &mut self,
         reason: GapReason,
@@ -255,35 +271,40 @@ impl Flow {
             self.declare(reason, out);
             return;
         }
+
         let loss = Loss { reason, declare: self.has_plain(), until: position };
         self.lost(loss, out);
     }
 
-    /// The queue from the broker was full; `plain`: what no history has was among what was dropped.
+    /// The queue from the broker was full. `plain`: plain publications, which no history has, were
+    /// among those dropped.
     pub(super) fn overflowed(&mut self, plain: bool, out: &mut Vec<Step>) {
         let reason = GapReason::Overflow;
         if self.hole.is_none() && self.last.is_none() {
             out.push(Step::Declare(reason));
             return;
         }
+
         self.lost(Loss { reason, declare: plain, until: None }, out);
     }
 
     /// Something may be missing at this point.
     fn lost(&mut self, loss: Loss, out: &mut Vec<Step>) {
         if let Some(hole) = &mut self.hole {
-            // The history that is being asked may be older than this.
+            // The answer of the history that is being asked may be older than this loss.
             let (aside, reason) = (hole.aside, loss.reason);
             hole.lose(loss);
+
             if aside {
                 self.declare(reason, out);
             }
             return;
         }
         let Loss { reason, declare, until } = loss;
+
         match (&self.last, until) {
             (Some(last), Some(until)) if *last == until => {
-                // Nothing was missed, whatever was declared.
+                // Nothing was missed, whatever was declared before.
                 self.declared = false;
                 if declare {
                     self.declare(reason, out);
@@ -293,7 +314,8 @@ impl Flow {
                 self.declare(GapReason::HistoryLost, out);
                 self.advance(until);
             }
-            // Where it stands behind what was delivered the history says what of that was true.
+            // If the history stands behind what was delivered, reading it shows what of that was
+            // true.
             (Some(_), _) => self.open_hole(reason, declare, out),
             (None, until) => {
                 self.declare(reason, out);
@@ -302,24 +324,29 @@ impl Flow {
         }
     }
 
-    /// How long the history is left alone because of false claims.
+    /// How long the next question to the history waits because of false claims; `None` if there are
+    /// none.
     fn wait(&self) -> Option<Duration> {
         let doubt = self.doubt.as_ref().filter(|doubt| doubt.last.elapsed() < DOUBT_LASTS)?;
         Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
     }
 
-    /// `declare`: whatever the history holds, something else may be missing.
+    /// Opens a hole and has the history read. `declare`: whatever the history holds, something else
+    /// may be missing.
     fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
         let (ticket, wait) = (next_ticket(), self.wait());
+
         if wait.is_some() {
-            // What comes does not wait for the answer, and must not come before the word.
+            // Publications that come now do not wait for the answer, so the gap has to be declared
+            // first.
             self.declare(reason, out);
         }
+
         out.push(Step::Read(ticket, wait.unwrap_or_default()));
         self.hole = Some(Box::new(Hole::new(ticket, (reason, declare), wait.is_some())));
     }
 
-    /// The history is asked now, for the hole with this ticket.
+    /// The history is being asked from now on, for the hole with this ticket.
     pub(super) fn begin(&mut self, ticket: u64) {
         if let Some(hole) = self.hole.as_mut().filter(|hole| hole.ticket == ticket) {
             hole.begin();
@@ -335,10 +362,12 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         let Some(mut hole) = self.hole.take_if(|hole| hole.ticket == ticket) else { return };
+
         let refuted = match history {
             Ok(Some(history)) => self.fill(&mut hole, history, bounds, out),
             nothing => self.go_on_without(&mut hole, nothing.is_ok(), out),
         };
+
         if refuted > 0 {
             self.remember_false_claims();
             out.push(Step::Refuted(refuted));
@@ -347,26 +376,27 @@ impl Flow {
         self.go_through(std::mem::take(&mut hole.waiting), bounds, out);
     }
 
-    /// Takes what waited, in its order. A hole that opens on the way holds the rest.
+    /// Processes what waited, in its order. A hole that opens on the way holds the rest.
     fn go_through(&mut self, waiting: Vec<Held>, bounds: Bounds, out: &mut Vec<Step>) {
         let overflowed =
             |held: &Held| matches!(held, Held::Loss(Loss { reason: GapReason::Overflow, .. }));
         self.rounds = if waiting.iter().any(overflowed) { self.rounds + 1 } else { 0 };
+
         for held in waiting {
             match held {
                 Held::Publication(publication) => self.take(publication, bounds, out),
                 Held::Loss(loss) if self.rounds > MAX_ROUNDS => {
-                    // It comes faster than it can be read.
+                    // Publications come faster than the history can be read.
                     self.declare(loss.reason, out);
                     self.declared = true;
                 }
-                // The history was asked meanwhile, and has more.
+                // The history was asked later than this loss, and reaches beyond it.
                 Held::Loss(loss) if self.has_beyond(&loss) => {
                     if loss.declare {
                         self.declare(loss.reason, out);
                     }
                 }
-                // Which of two epochs came first only the history knows.
+                // Only the history knows which of two epochs came first.
                 Held::Loss(loss) if self.has_another_epoch(&loss) => {
                     self.open_hole(loss.reason, loss.declare, out);
                 }
@@ -375,14 +405,17 @@ impl Flow {
         }
     }
 
-    /// Goes on where the history cannot say what is missing, because there is none or it cannot be read.
+    /// Continues where the history cannot say what is missing, because there is none or it cannot
+    /// be read.
     fn go_on_without(&mut self, hole: &mut Hole, is_gone: bool, out: &mut Vec<Step>) -> usize {
         metrics::recovery(false);
         self.declare(hole.reason, out);
         self.declared = true;
         self.tail = None;
+
         if is_gone {
-            // Whatever comes begins anew. No claim is ever borne out here: it is asked less often then.
+            // Whatever comes begins anew. No claim can ever be confirmed without a history, so it
+            // counts as a false claim and the history is asked less often.
             self.last = None;
             self.recent.forget();
             return 1;
@@ -395,11 +428,14 @@ impl Flow {
             Held::Publication(p) => !p.position.as_ref().is_some_and(is_behind),
             Held::Loss(_) => true,
         });
+
         if hole.waiting.len() < before || hole.claimed.as_ref().is_some_and(is_behind) {
-            // They came twice, or what was delivered in their place was false: asked again later.
+            // Either these are duplicates, or something false was delivered in their place: the
+            // history is asked again later.
             self.remember_false_claims();
             self.open_hole(GapReason::HistoryLost, false, out);
         }
+
         0
     }
 
@@ -419,8 +455,8 @@ impl Flow {
         self.doubt = Some(Doubt { claims, last: Instant::now() });
     }
 
-    /// Delivers what the history has of what is missing, and declares what it does not have. Returns how
-    /// many claims it refutes; those do not wait any more.
+    /// Delivers the missing publications that the history has, and declares those that it does not
+    /// have. Returns how many claims the history refutes; the refuted ones do not wait any longer.
     fn fill(
         &mut self,
         hole: &mut Hole,
@@ -430,24 +466,31 @@ impl Flow {
     ) -> usize {
         let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
         let last = self.last.as_ref().filter(|last| last.epoch == top.epoch).map(|l| l.offset);
-        // Something else was delivered in its place: then it is due, and all that follows it.
+
+        // If something else was delivered in a publication's place, that publication is due, and
+        // all that follow it.
         let replaced = publications.iter().map(|p| (offset(p), p)).find(|(offset, p)| {
             last.is_some_and(|last| *offset <= last)
                 && self.recent.look(*offset, p).is_some_and(|known| known != Known::Delivered)
         });
         let replaced = replaced.map(|(offset, _)| offset);
         let due = replaced.or(last.map(|last| last + 1));
+
         let rivals = hole.refute_rivals(&top, &publications);
-        // What comes by itself has its place behind what is missing. What was published while the
-        // subscription was made came nowhere, so all that the history has is missing until then.
+
+        // Publications that wait come after what is missing, so the history is delivered up to the
+        // first of them. Publications from the time in which the subscription was being made
+        // arrived nowhere: the history is the only source of everything up to that point.
         let limit = hole.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
 
         let first = publications.first().map_or(top.offset + 1, offset);
         let overtaken = last.is_some_and(|last| last > top.offset);
         let filled = due.is_some_and(|due| first <= due) && !overtaken && replaced.is_none();
         metrics::recovery(filled);
+
         let refuted = hole.refute(&top, limit, self.last.as_ref());
         let refuted = refuted + rivals + usize::from(overtaken || replaced.is_some());
+
         if !filled || refuted > 0 {
             self.declare(hole.reason, out);
         }
@@ -460,6 +503,7 @@ impl Flow {
                 self.deliver(publication, true, bounds, out);
                 continue;
             }
+
             let known = self.recent.look(offset, &publication);
             self.recent.prove(offset, &publication);
             if !is_new && known.is_some_and(|known| known != Known::Delivered) {
@@ -468,13 +512,15 @@ impl Flow {
                 out.push(Step::Deliver(publication));
             }
         }
+
         let reached = self.last.as_ref().is_some_and(|last| {
             let further = last.offset > limit && !overtaken;
             last.epoch == top.epoch && (last.offset == limit || further)
         });
+
         if !reached {
-            // Ahead of everything that was kept, or behind what was delivered: what comes now begins
-            // there, behind the declaration.
+            // The history is ahead of everything that was kept, or behind what was delivered: the
+            // next publication continues from the limit, behind the declaration.
             self.recent.end_at(limit);
             self.tail = None;
             self.advance(Position { offset: limit, ..top });
@@ -483,9 +529,11 @@ impl Flow {
         self.settled = limit;
 
         if hole.declare {
-            // Of another kind, somewhere among what was filled.
+            // Something else than what was filled, such as a plain publication, may be missing in
+            // between.
             self.declare(hole.reason, out);
         }
+
         refuted
     }
 }

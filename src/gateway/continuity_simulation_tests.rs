@@ -1,9 +1,9 @@
-//! Lives with seeds in the simulation: every publication is delivered once and in order, or passed over
+//! Runs the simulation with seeds: every publication is delivered once and in order, or passed over
 //! behind a declaration.
 
 use super::simulation::{Choices, Nature, World};
 
-/// One life with that seed; how often the history was to be read.
+/// Runs one simulation with this seed; returns how often the history was to be read.
 fn live(seed: u64, attacks: u32) -> usize {
     let choices = Choices::Seeded(fastrand::Rng::with_seed(seed));
     let plain = seed % 3 == 2;
@@ -20,7 +20,7 @@ fn whatever_happens_nothing_is_lost_in_silence() {
     }
 }
 
-/// The same among false claims of any kind, which must neither cost anything nor be believed for long.
+/// The same with false claims of any kind, which must neither cost much nor be believed for long.
 #[test]
 fn field_a6_whatever_is_forged_nothing_is_lost_in_silence() {
     for seed in 0..100 {

@@ -6,7 +6,7 @@ use super::hole::MAX_WAITING;
 use super::simulation::{BOUNDS, at, durable, history, new_flow, plain};
 use super::*;
 
-/// The steps as short words, and no more of them.
+/// Drains the steps, as short words.
 fn words(steps: &mut Vec<Step>) -> Vec<String> {
     let word = |step| match step {
         Step::Deliver(p) => String::from_utf8_lossy(&p.payload).into_owned(),
@@ -58,9 +58,11 @@ impl Case {
 fn r12_duplicates_and_old_publications_are_dropped() {
     let mut case = Case::new(true);
     assert!(case.take(durable("e", 5)).is_empty());
-    // Before what is remembered: the history says that it is nothing new.
+
+    // The offset is older than what is remembered: the history shows that it is nothing new.
     assert_eq!(case.take(durable("e", 1)), ["read"]);
     assert!(case.read(history("e", 1, 5)).is_empty());
+
     assert_eq!(case.take(durable("e", 6)), ["e6"]);
     assert!(case.take(durable("e", 6)).is_empty());
 }
@@ -96,14 +98,17 @@ fn an_interruption_is_silent_only_where_nothing_can_be_missing() {
     assert!(Case::new(true).interrupted(Some(at("e", 5))).is_empty());
     assert_eq!(Case::new(false).interrupted(Some(at("e", 5))), reconnected);
     assert_eq!(Case::new(true).interrupted(Some(at("f", 0))), ["gap:history_lost"]);
+
     let mut mixed = Case::new(true);
     mixed.take(plain("p"));
     assert_eq!(mixed.interrupted(Some(at("e", 5))), reconnected);
+
     let mut case = Case::new(true);
     assert_eq!(case.interrupted(Some(at("e", 7))), ["read"]);
     assert_eq!(case.read(history("e", 1, 7)), ["e6", "e7"]);
     assert_eq!(case.interrupted(None), ["read"]);
     assert_eq!(case.read(Err(BrokerError::TimedOut)), reconnected);
+
     let mut unknown = Case(new_flow(true), Vec::new());
     assert_eq!(unknown.interrupted(Some(at("e", 3))), reconnected);
     assert_eq!(unknown.take(durable("e", 4)), ["e4"]);
@@ -114,16 +119,20 @@ fn what_does_not_fit_behind_a_hole_is_read_again() {
     let mut case = Case::new(true);
     case.take(durable("e", 7));
     case.0.begin(ticket(&case.0));
+
     for offset in 8..=(MAX_WAITING as u64 + 10) {
         assert!(case.take(durable("e", offset)).is_empty());
     }
     assert!(case.0.hole.as_ref().unwrap().waiting.len() < 12);
+
     let first = ticket(&case.0);
     case.0.read(first, history("e", 1, 7), BOUNDS, &mut case.1);
     assert_eq!(words(&mut case.1), ["e6", "e7", "read"]);
+
     let top = MAX_WAITING as u64 + 10;
     let mut expected: Vec<_> = (8..=top).map(|n| format!("e{n}")).collect();
     assert_eq!(case.read(history("e", 1, top)), expected);
+
     expected.clear();
     assert!(case.read(history("e", 1, top)).is_empty(), "a late answer changes nothing");
 }
@@ -145,22 +154,26 @@ fn a_tail_is_what_was_read_and_what_has_passed_since() {
     case.take(durable("e", 6));
     let tail = case.0.tail.as_mut().unwrap();
     assert!(tail.complete(history("e", 3, 6).unwrap().unwrap(), BOUNDS));
+
     let offsets = |found: Option<Vec<Publication>>| {
         found.map(|p| p.iter().map(|p| p.position.as_ref().unwrap().offset).collect::<Vec<_>>())
     };
+
     assert_eq!(offsets(tail.since(2)), Some(vec![3, 4, 5, 6]));
     assert_eq!(offsets(tail.since(5)), Some(vec![6]));
     assert_eq!(offsets(tail.since(6)), Some(vec![]));
     assert_eq!(offsets(tail.since(1)), None);
+
     let small = Bounds { messages: 2, bytes: 1 << 20 };
     tail.cut(small);
     assert_eq!((offsets(tail.since(3)), offsets(tail.since(4))), (None, Some(vec![5, 6])));
+
     let mut short = Tail::begin(9);
     assert!(!short.complete(history("e", 1, 8).unwrap().unwrap(), BOUNDS));
 }
 
-/// What was passed over behind a declaration must not stand in a tail as if it were there; and whoever
-/// comes then is not told that nothing is missing.
+/// Offsets that were passed over behind a declaration must not appear in a tail as if they were
+/// there, and a client that resumes then is not told that nothing is missing.
 #[test]
 fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     let mut case = Case::new(true);
@@ -170,7 +183,8 @@ fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     assert!(case.0.tail.is_none(), "6 and 7 are not in it");
     assert!(case.0.is_complete_since(&at("e", 9)), "what follows 9 is known again");
     assert!(!case.0.is_complete_since(&at("e", 5)));
-    // A reading that failed: nothing is known of what follows 9 until the next one.
+
+    // After a failed reading, nothing is known of what follows 9 until the next publication.
     case.interrupted(None);
     assert_eq!(case.read(Err(BrokerError::Unavailable)), ["gap:broker_reconnected"]);
     assert!(!case.0.is_complete_since(&at("e", 9)));
@@ -179,31 +193,35 @@ fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     assert!(case.0.is_complete_since(&at("e", 12)) && case.0.tail.is_none());
 }
 
-/// The old master's events after a failover are declared when it is demoted: also to who was between two
-/// sockets then.
+/// After a failover the old master's events are declared when it is demoted, also to a client that
+/// was between two connections at that moment.
 #[test]
 fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
     let mut case = Case::new(true);
     case.0.interrupted(GapReason::HistoryLost, None, &mut case.1);
     assert_eq!(words(&mut case.1), ["gap:history_lost"]);
     assert!(!case.0.is_complete_since(&at("e", 5)));
+
     case.take(durable("e", 6));
     assert!(!case.0.is_complete_since(&at("e", 5)));
     assert!(case.0.is_complete_since(&at("e", 6)));
 }
 
-/// What came ahead of a first subscription is older than the position that it begins with, or false.
+/// A publication that arrived before a first subscription is older than the position that the
+/// subscription begins with, or false.
 #[test]
 fn a_first_subscription_begins_where_the_history_stands() {
     let (mut flow, mut steps) = (new_flow(true), Vec::new());
     flow.take(durable("e", 1_000_000), BOUNDS, &mut steps);
     flow.subscribed(Some(at("e", 10)), true, &mut steps);
     assert_eq!(flow.last(), Some(&at("e", 10)));
+
     flow.subscribed(Some(at("f", 1)), true, &mut steps);
     assert_eq!(flow.last(), Some(&at("f", 1)));
 }
 
-/// The connection was made anew while a history was being read, and something was published meanwhile.
+/// The connection was made anew while a history was being read, and something was published
+/// meanwhile.
 #[test]
 fn a_position_that_comes_while_a_history_is_read_is_compared_behind_it() {
     let mut case = Case::new(true);
@@ -211,12 +229,13 @@ fn a_position_that_comes_while_a_history_is_read_is_compared_behind_it() {
     case.0.interrupted(GapReason::BrokerReconnected, Some(at("e", 8)), &mut case.1);
     case.0.subscribed(Some(at("e", 9)), false, &mut case.1);
     assert!(case.1.is_empty(), "both wait");
+
     let told = case.read(history("e", 1, 8));
     assert_eq!(told.last().unwrap(), "read", "9 is missing: {told:?}");
     assert_eq!(case.read(history("e", 1, 9)), ["e9"]);
 }
 
-/// Somebody publishes with a head of his own making, far ahead.
+/// A publisher writes a forged head, far ahead of the history.
 #[test]
 fn field_a6_a_forged_offset_is_passed_over_after_one_read() {
     let mut case = Case::new(true);
@@ -226,7 +245,7 @@ fn field_a6_a_forged_offset_is_passed_over_after_one_read() {
     assert_eq!(case.read(history("e", 1, 6))[..], told);
     assert_eq!(case.take(durable("e", 7)), ["e7"]);
 
-    // The next one holds nothing up, and is asked about later.
+    // The next claim holds nothing up, and the history is asked about it later.
     let told = ["gap:history_lost", "read later"];
     assert_eq!(case.take(durable("e", 999_999_999_999_999)), told);
     assert!(case.take(durable("e", 2007)).is_empty(), "one question for all of them");
@@ -241,17 +260,20 @@ fn field_a6_a_true_claim_that_was_put_aside_is_delivered_from_the_history() {
     let mut case = Case::new(true);
     case.take(durable("e", 1005));
     case.read(history("e", 1, 5));
-    // 6 is lost on the way.
+
+    // The publication with offset 6 is lost on the way.
     assert_eq!(case.take(durable("e", 7)), ["gap:history_lost", "read later"]);
     let ticket = ticket(&case.0);
     case.0.begin(ticket);
     assert!(case.take(durable("e", 8)).is_empty());
+
     case.0.read(ticket, history("e", 1, 8), BOUNDS, &mut case.1);
     assert_eq!(words(&mut case.1), ["e6", "e7", "e8"]);
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
 
-/// With exactly the next offset, the next true event used to vanish as a duplicate.
+/// A forged publication with exactly the next offset used to make the next true event vanish as a
+/// duplicate.
 #[test]
 fn field_a6_the_event_whose_place_was_taken_is_delivered() {
     let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };
@@ -261,7 +283,7 @@ fn field_a6_the_event_whose_place_was_taken_is_delivered() {
     assert!(case.take(durable("e", 6)).is_empty());
     assert_eq!(case.take(durable("e", 7)), ["e7"]);
 
-    // And a row of them.
+    // The same holds for a series of forged publications.
     let mut case = Case::new(true);
     for offset in 6..106 {
         case.take(forged(offset));
@@ -281,14 +303,17 @@ fn field_a6_what_waits_behind_all_holes_is_bounded() {
             case.take(large(offset));
         }
     }
+
     let held = |case: &Case| case.0.hole.as_ref().map_or(0, |hole| hole.waiting.len());
     assert!(cases.iter().map(held).sum::<usize>() < 100, "120 MiB came");
-    // Nobody is forgotten: what did not fit is read.
+
+    // No channel is forgotten: what did not fit is read.
     let all = || {
         let small = (1..8).map(|offset| durable("e", offset));
         let publications = small.chain((8..11).map(large)).collect();
         Ok(Some(History { top: at("e", 10), publications }))
     };
+
     for case in &mut cases {
         let words = case.read(all());
         assert_eq!(words[..2], ["e6", "e7"]);
@@ -299,19 +324,20 @@ fn field_a6_what_waits_behind_all_holes_is_bounded() {
     }
 }
 
-/// In a cluster an event of an ended epoch may come late: it does not bring the epoch back.
+/// In a cluster an event of an ended epoch may arrive late. It does not bring the epoch back.
 #[test]
 fn field_f13_an_ended_epoch_does_not_come_back() {
     let mut case = Case::new(true);
     assert_eq!(case.take(durable("f", 1)), ["read"]);
     assert_eq!(case.read(history("f", 1, 1)), ["gap:history_lost", "f1"]);
+
     assert_eq!(case.take(durable("e", 6)), ["read"]);
     assert_eq!(case.read(history("f", 1, 1)), ["gap:history_lost", "refuted 1"]);
     assert_eq!(case.take(durable("f", 2)), ["f2"]);
 }
 
-/// A plain publication that was lost on a channel with a history: declared, behind what was filled and
-/// before what comes; and those that came stay in their places.
+/// A lost plain publication on a channel with a history is declared behind what was filled and
+/// before what follows. The plain publications that arrived keep their places.
 #[test]
 fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     let mut case = Case::new(false);
@@ -321,12 +347,13 @@ fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     }
     let told = ["e6", "e7", "gap:broker_reconnected", "p", "e8", "q"];
     assert_eq!(case.read(history("e", 1, 8)), told);
-    // Nothing durable was missed, and still.
+
+    // No durable publication was missed, and a gap is declared nevertheless.
     assert_eq!(case.interrupted(Some(at("e", 8))), ["gap:broker_reconnected"]);
 }
 
-/// A false claim that is true by its offset waited before those that it had overtaken: the history was read,
-/// nothing of it delivered, and read again, for ever.
+/// A false claim whose offset later became true waited before the publications that it had
+/// overtaken. The history used to be read, nothing of it delivered, and read again, for ever.
 #[test]
 fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
     let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };
@@ -336,7 +363,7 @@ fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
     let told = ["gap:history_lost", "refuted 1", "e6", "e7"];
     assert_eq!(case.read(history("e", 1, 7)), told);
 
-    // The history does not have that one any more.
+    // The history does not have the claimed offset's publication any more.
     let mut case = Case::new(true);
     assert_eq!(case.take(forged(7)), ["read"]);
     assert!((6..9).all(|offset| case.take(durable("e", offset)).is_empty()));
@@ -344,8 +371,8 @@ fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
 
-/// An event was lost, and a false claim for its place waited while the history was asked for it: the claim was
-/// delivered, and the event was not.
+/// An event was lost, and a false claim for its place waited while the history was asked for it.
+/// The claim used to be delivered, and the event was not.
 #[test]
 fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
     let mut case = Case::new(true);
@@ -357,13 +384,14 @@ fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
     assert_eq!(case.take(durable("e", 7)), ["e7"]);
 }
 
-/// Claims of offsets that are too old to be remembered and that the history does not keep: each of them cost a
-/// reading.
+/// Claims of offsets that are too old to be remembered and that the history does not keep used to
+/// cost one reading each.
 #[test]
 fn fuzz_old_claims_cost_one_reading() {
     let mut case = Case::new(true);
     assert_eq!(case.take(durable("e", 1)), ["read"]);
     assert!(case.read(history("e", 4, 5)).is_empty());
+
     for offset in 1..4 {
         assert!(case.take(durable("e", offset)).is_empty());
     }

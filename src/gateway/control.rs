@@ -1,6 +1,7 @@
-//! Messages between replicas: disconnect a user everywhere, and which replicas there are.
+//! Messages between replicas: "disconnect this user everywhere", "this is revoked", and the
+//! announcements that tell each replica which others exist.
 //!
-//! They travel on a channel of the gateway's own, which no publisher's ACL has to reach.
+//! They travel on a channel of the gateway's own, so no publisher's ACL has to permit it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -19,27 +20,27 @@ use crate::strict;
 /// Seconds between two announcements of a node.
 pub(super) const ANNOUNCE_EVERY: u64 = 3;
 
-/// A node that was silent for this long is gone.
+/// A node that has been silent for this long counts as gone.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// Most nodes that are remembered.
+/// Most nodes that are remembered at once.
 const MAX_NODES: usize = 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Control {
-    /// Close all sockets of a user, or only the one with this connection id.
+    /// Close all connections of a user, or only the one with this connection id.
     Disconnect {
         user: String,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         client: Option<String>,
     },
-    /// A token, or a user's tokens, are not accepted any more.
+    /// A token, or all of a user's tokens, are no longer accepted.
     Revoke {
         #[serde(deserialize_with = "strict::object")]
         revocation: Revocation,
     },
-    /// A replica says that it is there.
+    /// A replica announces itself.
     Node {
         #[serde(deserialize_with = "strict::object")]
         info: NodeInfo,
@@ -67,7 +68,7 @@ pub struct NodeInfo {
     pub uptime: u64,
 }
 
-/// The replicas that announced themselves lately.
+/// The replicas that announced themselves recently.
 pub struct Nodes {
     own: NodeInfo,
     started: Instant,
@@ -79,7 +80,7 @@ impl Nodes {
         Self { own, started: Instant::now(), seen: Mutex::default() }
     }
 
-    /// This process's id: the first part of its connection ids.
+    /// The id of this process, which is the first part of its connection ids.
     #[must_use]
     pub fn own_uid(&self) -> &str {
         &self.own.uid
@@ -108,13 +109,15 @@ impl Nodes {
         }
     }
 
-    /// This node as it is now, and the others as they announced themselves, by name.
+    /// This node as it is now, and the others as they last announced themselves, sorted by name.
     #[must_use]
     pub fn all(&self, counts: Counts) -> Vec<NodeInfo> {
         let fresh = |(_, at): &&(NodeInfo, Instant)| at.elapsed() < FORGET_AFTER;
         let seen = self.seen.lock();
+
         let others = seen.values().filter(fresh).map(|(info, _)| info);
         let mut all: Vec<_> = others.filter(|n| n.uid != self.own.uid).cloned().collect();
+
         all.push(self.own(counts));
         all.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
         all
@@ -122,7 +125,8 @@ impl Nodes {
 }
 
 impl Gateway {
-    /// Carries out a control message as it came; twice is the same as once.
+    /// Carries out a received control message. Applying a message twice has the same effect as
+    /// applying it once.
     pub(super) fn apply(&self, message: &[u8]) {
         match strict::from_slice(message) {
             Ok(control) => self.carry_out(control),
@@ -139,6 +143,7 @@ impl Gateway {
                 let ours = |c: &crate::hub::Connection| {
                     client.as_ref().is_none_or(|id| *id == self.connection_id(c))
                 };
+
                 for connection in self.hub.of_user(&user).iter().filter(|c| ours(c)) {
                     connection.close(Close::new(CloseCode::Disconnected, "disconnected"));
                 }
@@ -148,7 +153,7 @@ impl Gateway {
         }
     }
 
-    /// A connection's public id: unique across replicas.
+    /// A connection's public id, which is unique across replicas.
     #[must_use]
     pub fn connection_id(&self, connection: &crate::hub::Connection) -> String {
         format!("{}-{}", self.nodes.own_uid(), connection.id().0)
@@ -165,6 +170,7 @@ mod tests {
         let revocation = r#"{"kind":"token","jti":"a","until":9}"#;
         let good = format!(r#"{{"type":"revoke","revocation":{revocation}}}"#);
         assert!(matches!(read(&good), Ok(Control::Revoke { .. })));
+
         assert!(read(r#"{"type":"disconnect","user":"u"}"#).is_ok());
         let node = Control::Node { info: NodeInfo::default() };
         assert_eq!(strict::from_slice::<Control>(&node.encode()).ok(), Some(node));

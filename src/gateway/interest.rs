@@ -1,5 +1,6 @@
-//! Which channels this replica wants from the broker: subscribed for the first local subscriber,
-//! kept for a while after the last (`broker.linger`), so that a page reload costs Redis nothing.
+//! Which channels this replica wants from the broker. A channel is subscribed for its first local
+//! subscriber and kept for a while after the last one (`broker.linger`), so that a page reload
+//! costs Redis nothing.
 //!
 //! Invariant: the broker's `subscribe` and `unsubscribe` for a channel are called with the
 //! channel's entry locked, so their order is the order of the counts.
@@ -20,13 +21,13 @@ use crate::sizes::shrink_shared;
 
 type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
 
-/// Most channels that linger; beyond it the broker is told at once.
+/// Most channels that linger at once; any further channel is unsubscribed immediately.
 const MAX_LINGERING: usize = 65_536;
 
-/// How long a tail is kept after the last socket that resumed from it.
+/// How long a tail is kept after a client last resumed from it.
 const TAIL_IDLE: Duration = Duration::from_secs(10);
 
-/// A reading of a channel's history that is under way; true when it is over.
+/// A reading of a channel's history in progress; the value becomes true when it has ended.
 pub(super) struct Reading(pub(super) watch::Receiver<bool>);
 
 /// What is known of a channel's durable publications.
@@ -47,18 +48,19 @@ struct Entry {
     followed: Option<Box<Followed>>,
     /// `None` once the broker confirmed.
     answer: Option<Answer>,
-    /// When the last subscriber left.
+    /// When the last subscriber left, while there is none.
     idle_since: Option<Instant>,
 }
 
-/// A subscription that the broker may not have confirmed yet, and how long that may take.
+/// A subscription that the broker may not have confirmed yet, and the deadline for its
+/// confirmation.
 pub struct Waiting {
     answer: Option<Answer>,
     deadline: tokio::time::Instant,
 }
 
 impl Waiting {
-    /// The broker had not confirmed when it was asked for.
+    /// True if the broker had not yet confirmed the channel when this subscription was requested.
     pub(super) fn is_first(&self) -> bool {
         self.answer.is_some()
     }
@@ -81,7 +83,7 @@ pub(super) struct Interest {
     entries: DashMap<ChannelName, Entry, ahash::RandomState>,
     lingering: Mutex<VecDeque<(Instant, ChannelName)>>,
     linger: Duration,
-    /// How long a subscriber waits for the broker.
+    /// How long a subscriber waits for the broker's confirmation.
     pub(super) confirm_within: Duration,
 }
 
@@ -92,7 +94,7 @@ impl Interest {
         Self { broker, entries, lingering, linger, confirm_within }
     }
 
-    /// One more local subscriber.
+    /// Counts one more local subscriber, and asks the broker where that is necessary.
     pub(super) fn acquire(&self, channel: &ChannelName, track: Track) -> Waiting {
         let mut entry = self.entries.entry(channel.clone()).or_insert_with(|| Entry {
             subscribers: 0,
@@ -101,36 +103,41 @@ impl Interest {
             answer: Some(self.ask(channel, track)),
             idle_since: None,
         });
+
         entry.subscribers += 1;
         entry.idle_since = None;
+
         if entry.track < track {
-            // It is live, but nobody has asked yet where its history stands.
+            // The channel is live, but nobody has asked yet for the position of its history.
             entry.track = track;
             let followed = entry.followed.get_or_insert_with(|| Followed::new(track));
             followed.flow.follow(track);
             entry.answer = Some(self.ask(channel, track));
         }
+
         let answered = entry.answer.as_ref().and_then(|a| a.borrow().clone());
         match answered {
             Some(Ok(())) => entry.answer = None,
-            // A refused subscription is tried again for whoever comes next.
+            // A refused subscription is tried again for the next subscriber.
             Some(Err(_)) => entry.answer = Some(self.ask(channel, entry.track)),
             None => {}
         }
-        // It was confirmed on a connection that is gone: that is not live.
+
+        // The confirmation came on a connection that is gone, so the channel is not live any more.
         if entry.answer.is_none() && !self.broker.is_up(channel) {
             entry.answer = Some(self.ask(channel, entry.track));
         }
+
         let deadline = tokio::time::Instant::now() + self.confirm_within;
         Waiting { answer: entry.answer.clone(), deadline }
     }
 
-    /// True where the channel is wanted already, with a history.
+    /// True if the channel is wanted already, together with a history.
     pub(super) fn has_history_of(&self, channel: &ChannelName) -> bool {
         self.entries.get(channel).is_some_and(|entry| entry.track >= Track::Open)
     }
 
-    /// The broker has confirmed: there is nothing to wait for any more.
+    /// Forgets the answer once the broker has confirmed: nobody has to wait for it any more.
     pub(super) fn settled(&self, channel: &ChannelName) {
         if let Some(mut entry) = self.entries.get_mut(channel)
             && entry.answer.as_ref().is_some_and(|answer| *answer.borrow() == Some(Ok(())))
@@ -145,7 +152,7 @@ impl Interest {
         answer
     }
 
-    /// A publication came: what is to be done with it.
+    /// Passes a publication through its channel's flow, and adds the resulting steps to `out`.
     pub(super) fn take(&self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
         if let Some(mut entry) = self.entries.get_mut(&publication.channel) {
             let entry = &mut *entry;
@@ -159,7 +166,7 @@ impl Interest {
         out.push(Step::Deliver(publication));
     }
 
-    /// Works on a channel's flow; `None` where it has none.
+    /// Runs `work` on a channel's flow; `None` if the channel has none.
     pub(super) fn with_flow<T>(
         &self,
         channel: &ChannelName,
@@ -170,7 +177,7 @@ impl Interest {
         Some(work(flow, reading))
     }
 
-    /// Forgets the tails that nobody resumes from any more.
+    /// Forgets the tails that no client resumes from any more.
     pub(super) fn sweep_tails(&self) {
         let idle = if tails_are_full() { Duration::from_secs(1) } else { TAIL_IDLE };
         for mut entry in self.entries.iter_mut() {
@@ -183,16 +190,19 @@ impl Interest {
         }
     }
 
-    /// One local subscriber less.
+    /// Counts one local subscriber less. After the last one the channel lingers, or is unsubscribed
+    /// at once.
     pub(super) fn release(&self, channel: &ChannelName) {
         let MapEntry::Occupied(mut occupied) = self.entries.entry(channel.clone()) else {
             return;
         };
+
         let entry = occupied.get_mut();
         entry.subscribers -= 1;
         if entry.subscribers > 0 {
             return;
         }
+
         let mut lingering = self.lingering.lock();
         if self.linger.is_zero() || lingering.len() >= MAX_LINGERING {
             drop(lingering);
@@ -200,12 +210,13 @@ impl Interest {
             occupied.remove();
             return;
         }
+
         let now = Instant::now();
         entry.idle_since = Some(now);
         lingering.push_back((now, occupied.key().clone()));
     }
 
-    /// Gives memory back that many channels have left.
+    /// Returns memory after many channels have ended.
     pub(super) fn shrink(&self) {
         shrink_shared(&self.entries);
         let mut lingering = self.lingering.lock();
@@ -214,11 +225,12 @@ impl Interest {
         }
     }
 
-    /// Gives up what has lingered long enough and was not wanted again.
+    /// Unsubscribes the channels that have lingered long enough and were not wanted again.
     pub(super) fn sweep(&self) {
         let Some(before) = Instant::now().checked_sub(self.linger) else {
             return;
         };
+
         loop {
             let channel = {
                 let mut lingering = self.lingering.lock();
@@ -227,9 +239,11 @@ impl Interest {
                     _ => None,
                 }
             };
+
             let Some((since, channel)) = channel else {
                 return;
             };
+
             if let MapEntry::Occupied(occupied) = self.entries.entry(channel)
                 && occupied.get().idle_since == Some(since)
             {
@@ -248,7 +262,7 @@ mod tests {
     use crate::broker::{BrokerFuture, Confirmation, Durable, Health, History, Said};
     use crate::channel::Position;
 
-    /// Records the calls, and confirms only when told to.
+    /// Records the calls, and confirms only when a test says so.
     #[derive(Default)]
     struct Recorder {
         calls: Mutex<Vec<String>>,
@@ -302,19 +316,23 @@ mod tests {
     async fn the_first_subscribes_the_last_lingers_and_all_wait_for_one_answer() {
         let (broker, interest, a) = setup(Duration::from_millis(20));
         let (first, second) = (interest.acquire(&a, Track::No), interest.acquire(&a, Track::No));
+
         assert_eq!(*broker.calls.lock(), ["+a"]);
         broker.waiting.lock().pop().unwrap().send_replace(Some(Ok(())));
         assert_eq!(first.answer().await, Ok(()));
         assert_eq!(second.answer().await, Ok(()));
+
         interest.release(&a);
         interest.release(&a);
         interest.sweep();
         assert_eq!(*broker.calls.lock(), ["+a"], "it lingers");
+
         // A reload within the linger costs the broker nothing.
         assert_eq!(interest.acquire(&a, Track::No).answer().await, Ok(()));
         std::thread::sleep(Duration::from_millis(25));
         interest.sweep();
         assert_eq!(*broker.calls.lock(), ["+a"], "it is wanted");
+
         interest.release(&a);
         std::thread::sleep(Duration::from_millis(25));
         interest.sweep();
@@ -340,6 +358,7 @@ mod tests {
         let refused = || BrokerError::Refused(Said::new("NOPERM"));
         confirmation.send_replace(Some(Err(refused())));
         assert_eq!(first.answer().await, Err(refused()));
+
         let second = interest.acquire(&a, Track::No);
         assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
         drop(broker.waiting.lock().pop());

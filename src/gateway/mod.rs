@@ -2,8 +2,8 @@
 //! broker subscriptions, pumps broker events into the hub in order, and carries control messages.
 //!
 //! Not here: sockets, tokens, access. Invariants: a channel is subscribed in the broker before its
-//! subscriber is told so; whatever cannot be delivered is declared as a gap on its channel; an
-//! entry of a channel in the hub and its count in `interest` come and go together.
+//! subscriber is told so; whatever cannot be delivered is declared as a gap on its channel; a
+//! channel's entry in the hub and its count in `interest` appear and disappear together.
 
 mod continuity;
 mod control;
@@ -51,28 +51,28 @@ pub struct Gateway {
     opens: Opens,
     nodes: Nodes,
     max_publication: AtomicUsize,
-    /// How much of a history is read at most.
+    /// The upper bound of one reading of a history.
     history_bounds: Mutex<Bounds>,
-    /// Readings of histories at once, in the order of asking.
+    /// Limits how many histories are read at once; waiting readers get their turn in order.
     readings: Semaphore,
-    /// What the readings for holes found, for the pump.
+    /// Sends the pump what the readings for holes found.
     read: mpsc::Sender<Read>,
     reads: Mutex<Option<mpsc::Receiver<Read>>>,
-    /// Histories that are being read for holes.
+    /// The number of histories that are being read for holes.
     recoveries: AtomicUsize,
     interrupted_after: Duration,
 }
 
-/// Seconds between two looks for tails that nobody resumes from any more.
+/// Seconds between two sweeps of the tails that no client resumes from any more.
 const SWEEP_TAILS_EVERY: u64 = 5;
 
-/// Seconds between two looks at the size of the tables.
+/// Seconds between two checks of the table sizes.
 const SHRINK_EVERY: u64 = 10;
 
-/// Readings of histories at once.
+/// Most histories that are read at once.
 const READINGS: usize = 64;
 
-/// Why a publication was not taken.
+/// Why a publication was not accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PublishError {
     #[error("the event is larger than limits.publication_bytes")]
@@ -88,7 +88,7 @@ pub enum PublishError {
     Broker(#[from] BrokerError),
 }
 
-/// Why a control message may not have reached everyone.
+/// Why a control message may not have reached all replicas.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
     #[error("done here, but {reached} of {known} replicas were reached: try again")]
@@ -110,6 +110,7 @@ impl Gateway {
         let revocations =
             if store.outlives() { Revocations::unread() } else { Revocations::default() };
         let (read, reads) = mpsc::channel(READINGS);
+
         Self {
             hub,
             store,
@@ -129,7 +130,7 @@ impl Gateway {
         }
     }
 
-    /// How many histories may be begun in an hour, for one user and for all.
+    /// Sets how many histories subscriptions may begin in an hour, for one user and for all users.
     pub fn set_opens(&self, per_user: u32, all: u32) {
         self.opens.set(per_user, all);
     }
@@ -145,7 +146,7 @@ impl Gateway {
         self
     }
 
-    /// Sets after what time without delivery clients are told so; zero: never.
+    /// Sets after how much time without delivery clients are told of it; zero means never.
     #[must_use]
     pub fn interrupted_after(mut self, after: Duration) -> Self {
         self.interrupted_after = after;
@@ -172,7 +173,7 @@ impl Gateway {
         &self.store
     }
 
-    /// What is revoked; the verifier looks here.
+    /// The revocations that are known here; the token verifier checks against them.
     #[must_use]
     pub fn revocations(&self) -> &Arc<Revocations> {
         &self.revocations
@@ -183,11 +184,11 @@ impl Gateway {
         &self.nodes
     }
 
-    /// Begins a subscription: events are held back until [`Gateway::activate`], and the broker is
-    /// asked if this is the channel's first. Does not wait.
+    /// Begins a subscription: its events are held back until [`Gateway::activate`]. If it is the
+    /// channel's first, the broker is asked to subscribe. This function does not wait.
     ///
     /// # Errors
-    /// When the connection has the channel already, or too many.
+    /// When the connection is subscribed to the channel already, or has too many subscriptions.
     pub fn subscribe(
         &self,
         connection: &Connection,
@@ -196,19 +197,21 @@ impl Gateway {
     ) -> Result<Waiting, SubscribeError> {
         self.hub.subscribe(connection, channel)?;
         let user = connection.user().unwrap_or_default();
+
         let begins = track >= Track::Open && !self.interest.has_history_of(channel);
         if begins && !self.opens.take(&user) {
-            // A history that exists is followed all the same.
+            // A history that exists already is followed all the same.
             metrics::history_not_begun();
             return Ok(self.interest.acquire(channel, Track::Read));
         }
+
         Ok(self.interest.acquire(channel, track))
     }
 
-    /// Waits until the broker has the subscription.
+    /// Waits until the broker has confirmed the subscription.
     ///
     /// # Errors
-    /// When it refused, or did not answer in time. The subscription is taken back.
+    /// When the broker refused, or did not answer in time. The subscription is removed again.
     pub async fn confirmed(
         &self,
         connection: &Connection,
@@ -217,6 +220,7 @@ impl Gateway {
     ) -> Result<(), BrokerError> {
         let first = waiting.is_first();
         let result = waiting.answer().await;
+
         if result.is_ok() {
             if first {
                 self.interest.settled(channel);
@@ -225,10 +229,12 @@ impl Gateway {
         } else {
             self.unsubscribe(connection, channel);
         }
+
         result
     }
 
-    /// Sends `replies`, then what was missed, and lets the subscription's events through.
+    /// Sends `replies`, then the publications that were missed, and lets the subscription's events
+    /// through from then on.
     pub fn activate(
         &self,
         connection: &Connection,
@@ -241,12 +247,12 @@ impl Gateway {
         self.hub.activate(connection, channel, replies, &begin);
     }
 
-    /// Waits until what was dispatched to a connection's shard before has been sent.
+    /// Waits until everything that was dispatched to the connection's shard before has been sent.
     pub async fn passed(&self, connection: &Connection) {
         self.hub.passed(connection).await;
     }
 
-    /// True if the connection had the subscription.
+    /// Ends a subscription. Returns true if the connection had it.
     pub fn unsubscribe(&self, connection: &Connection, channel: &ChannelName) -> bool {
         let had = self.hub.unsubscribe(connection, channel);
         if had {
@@ -255,18 +261,18 @@ impl Gateway {
         had
     }
 
-    /// Takes a connection out with everything it had.
+    /// Removes a connection with all its subscriptions.
     pub fn remove(&self, connection: &Connection) {
         for channel in self.hub.remove(connection) {
             self.interest.release(&channel);
         }
     }
 
-    /// Publishes to every replica; the answer is a durable publication's position.
+    /// Publishes to every replica. The answer is the position of a durable publication.
     ///
     /// # Errors
-    /// When the event is too large, could be taken for a message of the gateway's own, or the broker did
-    /// not take it.
+    /// When the event is too large, could be mistaken for a message of the gateway's own, or the
+    /// broker did not accept it.
     pub async fn publish(
         &self,
         channel: &ChannelName,
@@ -276,18 +282,20 @@ impl Gateway {
         if payload.len() > self.max_publication.load(Ordering::Relaxed) {
             return Err(PublishError::TooLarge);
         }
+
         payload::check(&payload).map_err(|fault| match fault {
             Fault::Reserved(kind) => PublishError::Reserved(kind),
             Fault::NotUtf8 { .. } | Fault::NotJson(_) => PublishError::Invalid(fault.to_string()),
         })?;
+
         Ok(self.broker.publish(channel, payload, durable).await?)
     }
 
     /// Carries out a control message here, and sends it to every other replica.
     ///
     /// # Errors
-    /// When the broker did not take it, or it reached fewer replicas than there are: then some did
-    /// not hear it, and it has to be sent again.
+    /// When the broker did not accept it, or it reached fewer replicas than are known: some did not
+    /// receive it then, and it has to be sent again.
     pub async fn control(&self, control: &Control) -> Result<(), ControlError> {
         self.carry_out(control.clone());
         let known = self.nodes.all(self.hub.counts()).len();
@@ -301,23 +309,26 @@ impl Gateway {
         self.hub.dispatch(Push::Gap(channel, reason)).await;
     }
 
-    /// Periodic work: channels whose last subscriber left long enough ago, and the announcement of
-    /// this node to the others.
+    /// Periodic work: releases the channels whose last subscriber left long enough ago, sweeps
+    /// tails, shrinks tables, and announces this replica to the others.
     pub async fn housekeeping(self: Arc<Self>) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         for second in 0u64.. {
             seconds.tick().await;
+
             self.interest.sweep();
             if second % SWEEP_TAILS_EVERY == 0 || continuity::tails_are_full() {
                 self.interest.sweep_tails();
             }
+
             if second % SHRINK_EVERY == 0 {
                 self.interest.shrink();
                 self.hub.shrink();
             }
+
             if second % control::ANNOUNCE_EVERY == 0 {
                 let counts = self.hub.counts();
-                // Without the broker there is nobody to tell.
+                // Without the broker, no other replica can be reached anyway.
                 let _ = self.broker.control(self.nodes.announcement(counts).encode()).await;
             }
         }

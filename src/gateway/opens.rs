@@ -1,8 +1,8 @@
-//! How many histories subscriptions may begin. A channel that nobody has published on has none, and one is
-//! begun for its subscriber so that a first publication can be missed and noticed: a key in Redis for an
-//! hour, for every name that somebody thinks up.
+//! Limits how many histories subscriptions may begin. A channel that nobody has published on has no
+//! history. One is begun for its subscriber, so that a missed first publication can be noticed.
+//! Each of them is a key in Redis for an hour, for any channel name that a client invents.
 //!
-//! Not here: beginning them (`broker`). Invariant: memory is bounded, whoever asks.
+//! Not here: beginning a history (`broker`). Invariant: memory is bounded, however many users ask.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,20 +10,20 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// What is counted is forgotten after that long: an empty history is too.
+/// Counts are forgotten after this time, which is also how long Redis keeps an empty history.
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// Most users that are counted apart; others are refused until the window is over.
+/// Most users that are counted individually; any further user is refused until the window is over.
 const MAX_USERS: usize = 65_536;
 
 struct Window {
     began: Instant,
     all: u32,
-    /// By a hash of the user: two that share one share a budget.
+    /// Counts by a hash of the user: two users with the same hash share a budget.
     users: HashMap<u64, u32>,
 }
 
-/// What is left of the budgets.
+/// The budgets, and how much of them the current window has used.
 pub(super) struct Opens {
     per_user: AtomicU32,
     all: AtomicU32,
@@ -49,7 +49,8 @@ impl Opens {
         self.all.store(all, Ordering::Relaxed);
     }
 
-    /// True if a subscription of this user may begin one more. All without a token are one user.
+    /// Counts one more history, and returns true if this user's subscription may begin it. All
+    /// clients without a token count as one user.
     pub(super) fn take(&self, user: &str) -> bool {
         let user = self.hasher.hash_one(user);
         let mut window = self.window.lock();

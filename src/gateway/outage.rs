@@ -1,8 +1,8 @@
-//! When clients are told that nothing can arrive, and when that it is over.
+//! Decides when clients are told that nothing can arrive, and when they are told that it is over.
 //!
-//! Pure: no broker, no sockets, no clock. Invariants: what is over before clients are told is never told;
-//! that something is over is told behind the gaps that it caused, as far as those are known in time, and
-//! never while it is silent again.
+//! Pure: no broker, no sockets, no clock. Invariants: an interruption that ends before clients are
+//! told of it is never told. The end of an interruption is told after the gaps that it caused, as
+//! far as those are known in time, and never while the channel is silent again.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,52 +11,54 @@ use std::time::{Duration, Instant};
 use crate::broker::{Silence, SilentPart, Spread};
 use crate::channel::ChannelName;
 
-/// How long an end waits for histories that are being read, which decide about gaps.
+/// How long the end of an interruption waits for the readings of histories in progress, which may
+/// declare gaps.
 const READINGS_WITHIN: Duration = Duration::from_secs(7);
 
-/// What is to be told.
+/// What clients are to be told.
 pub(super) enum Tell {
     Interrupted(Interruption),
     /// Everything arrives again.
     Live,
 }
 
-/// What has been silent for long.
+/// The parts that have been silent for long enough to be told.
 pub(super) struct Interruption {
-    /// What was published until then arrived.
+    /// Everything published before this time has arrived.
     pub(super) since: Instant,
-    /// It is everything.
+    /// True if all parts are silent.
     pub(super) all: bool,
     parts: Vec<u64>,
     spread: Arc<Spread>,
 }
 
 impl Interruption {
-    /// Is that channel silent?
+    /// True if the channel belongs to a silent part.
     pub(super) fn concerns(&self, channel: &ChannelName) -> bool {
         self.parts.contains(&(self.spread.part_of)(channel))
     }
 }
 
 pub(super) struct Outages {
-    /// After so long it is told; `None`: never.
+    /// A silence is told once it has lasted this long; `None` means never.
     after: Option<Duration>,
-    /// The parts that were told, and since when they were silent.
+    /// The parts that clients were told of, and since when each has been silent.
     told: BTreeMap<u64, Instant>,
-    /// How channels were spread then.
+    /// How channels were spread over the parts at that time.
     spread: Option<Arc<Spread>>,
-    /// Since when some of them are not silent any more, and that is not told yet.
+    /// Since when some of those parts have been heard again without clients being told yet.
     fewer_since: Option<Instant>,
 }
 
 impl Outages {
-    /// `after`: zero for never.
+    /// `after`: how long a silence lasts before it is told; zero means never.
     pub(super) fn new(after: Duration) -> Self {
         let after = (!after.is_zero()).then_some(after);
         Self { after, told: BTreeMap::new(), spread: None, fewer_since: None }
     }
 
-    /// What is silent now; `reading`: histories are being read that may lead to gaps.
+    /// Compares the current silence with what clients were told. `reading`: histories are being
+    /// read, which may lead to gaps.
     pub(super) fn look(
         &mut self,
         silence: Option<Silence>,
@@ -68,6 +70,7 @@ impl Outages {
             Some(Silence { parts, spread }) => (parts, Some(spread)),
             None => (Vec::new(), self.spread.clone()),
         };
+
         let lasts = |part: &&SilentPart| now.saturating_duration_since(part.noticed) >= after;
         let known = |part: &&SilentPart| self.told.contains_key(&part.part);
         let tellable = parts.iter().filter(|part| known(part) || lasts(part));
@@ -76,21 +79,24 @@ impl Outages {
         let grows = next.keys().any(|part| !self.told.contains_key(part));
         let ended = self.told.iter().filter(|(part, _)| !next.contains_key(part));
         let ended: Vec<_> = ended.map(|(part, since)| (*part, *since)).collect();
+
         if self.has_to_wait(&ended, reading, now) {
             if !grows {
                 return None;
             }
             next.extend(ended);
         }
+
         self.tell(next, spread?)
     }
 
-    /// The gaps of what has ended may still be on their way.
+    /// True while the gaps of the parts that have ended may still be on their way.
     fn has_to_wait(&mut self, ended: &[(u64, Instant)], reading: bool, now: Instant) -> bool {
         if ended.is_empty() {
             self.fewer_since = None;
             return false;
         }
+
         let since = *self.fewer_since.get_or_insert(now);
         reading && now.saturating_duration_since(since) < READINGS_WITHIN
     }
@@ -101,12 +107,15 @@ impl Outages {
         if is_known && (next.is_empty() || self.spread.as_ref().is_some_and(is_same)) {
             return None;
         }
+
         self.fewer_since = None;
         self.told = next;
+
         let Some(since) = self.told.values().min().copied() else {
             self.spread = None;
             return Some(Tell::Live);
         };
+
         self.spread = Some(Arc::clone(&spread));
         let all = spread.parts.iter().all(|part| self.told.contains_key(part));
         let parts = self.told.keys().copied().collect();
@@ -120,7 +129,7 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// Channels `c:<part>` over so many parts.
+    /// Spreads the channels `c:<part>` over this many parts.
     fn spread(parts: u64) -> Arc<Spread> {
         let part_of = |channel: &ChannelName| channel.as_str()[2..].parse().unwrap();
         Arc::new(Spread { parts: (1..=parts).collect(), part_of: Box::new(part_of) })
@@ -131,7 +140,7 @@ mod tests {
         Some(Silence { parts, spread: Arc::clone(spread) })
     }
 
-    /// What is told: which of the channels of the first three parts, or all.
+    /// What is told, as text: `all`, or which of the first three parts' channels are interrupted.
     fn told(tell: Option<Tell>) -> String {
         let name = |part: u64| format!("c:{part}").parse::<ChannelName>().unwrap();
         match tell {
@@ -153,6 +162,7 @@ mod tests {
             let silence = if silent { silence(&spread, &[(1, began)]) } else { None };
             told(outages.look(silence, reading, began + at))
         };
+
         assert_eq!(look(true, false, SECOND / 2), "nothing", "it may be over soon");
         assert_eq!(look(true, false, SECOND), "all");
         assert_eq!(look(true, false, 2 * SECOND), "nothing");
@@ -167,9 +177,10 @@ mod tests {
         let (began, spread) = (Instant::now(), spread(1));
         let gone = |at: Instant| silence(&spread, &[(1, at)]);
         let mut look = |silence, at| told(outages.look(silence, true, began + at));
+
         assert_eq!(look(gone(began), SECOND), "all");
         assert_eq!(look(None, 10 * SECOND), "nothing");
-        // It was not over after all, though it is a new silence.
+        // The outage was not over after all, although this is a new silence.
         assert_eq!(look(gone(began + 11 * SECOND), 11 * SECOND), "nothing");
         assert_eq!(look(None, 20 * SECOND), "nothing");
         assert_eq!(look(None, 28 * SECOND), "live");
@@ -184,24 +195,27 @@ mod tests {
             let silence = if parts.is_empty() { None } else { silence(&spread, parts) };
             told(outages.look(silence, reading, began + at))
         };
+
         assert_eq!(look(&[one], false, SECOND), "1");
         assert_eq!(look(&[one, two], false, 5 * SECOND), "nothing", "the second is young");
         assert_eq!(look(&[one, two], false, 6 * SECOND), "1 2");
-        // The first has ended, and its histories are being read.
+        // The first part has recovered, and its histories are being read.
         assert_eq!(look(&[two], true, 7 * SECOND), "nothing");
-        // A third goes meanwhile.
+        // A third part becomes silent meanwhile.
         let three = (3, began + 7 * SECOND);
         assert_eq!(look(&[two, three], true, 8 * SECOND), "all");
         assert_eq!(look(&[two, three], false, 9 * SECOND), "2 3");
         assert_eq!(look(&[], false, 10 * SECOND), "live");
     }
 
-    /// A master is replaced: its channels are another part's, which is silent for as long.
+    /// A master is replaced: its channels belong to another part now, which has been silent for as
+    /// long.
     #[test]
     fn channels_that_move_are_looked_at_again() {
         let mut outages = Outages::new(SECOND);
         let (began, before, after) = (Instant::now(), spread(2), spread(3));
         let mut look = |silence, at| told(outages.look(silence, false, began + at));
+
         assert_eq!(look(silence(&before, &[(1, began)]), SECOND), "1");
         assert_eq!(look(silence(&after, &[(1, began)]), 2 * SECOND), "1");
         assert_eq!(look(silence(&after, &[(3, began)]), 3 * SECOND), "3");

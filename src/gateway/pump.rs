@@ -1,4 +1,5 @@
-//! The pump: events from the broker to the hub, in order. It alone moves channels' flows forward.
+//! The pump moves events from the broker to the hub, in order. It alone advances the channels'
+//! flows.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,23 +21,23 @@ use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
 use crate::protocol::payload::{self, Fault};
 
-/// Between the attempts at a history.
+/// The first and the longest wait between two attempts to read a history.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
 const LAST_WAIT: Duration = Duration::from_secs(1);
-/// After which a history that cannot be read counts as lost. Live events wait meanwhile.
+/// After this time a history that cannot be read counts as lost. Live events wait until then.
 const READ_WITHIN: Duration = Duration::from_secs(6);
 
-/// Between two looks at what is silent.
+/// The time between two checks for silent parts.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// What a reading for [`Step::Read`] says to the pump.
+/// What a reading for [`Step::Read`] tells the pump.
 pub(super) enum Read {
-    /// It begins when this is answered: what is known by then it cannot miss.
+    /// The reading begins once this is answered, so it cannot miss anything that is known by then.
     Begins(ChannelName, u64, oneshot::Sender<()>),
     Ended(ChannelName, u64, Result<Option<History>, BrokerError>),
 }
 
-/// The next thing to do.
+/// What the pump does next.
 enum Next {
     Batch(Batch),
     Read(Read),
@@ -59,21 +60,23 @@ fn micros(duration: Duration) -> u64 {
 struct Unfit {
     reason: GapReason,
     rejected: Rejected,
-    /// What is wrong, and where.
+    /// What is wrong with it, and where.
     why: String,
 }
 
 impl Gateway {
-    /// Moves events from the broker to the hub, in order, for ever. There is one pump.
+    /// Moves events from the broker to the hub, in order, for ever. There is only one pump.
     pub async fn pump(self: Arc<Self>, events: Arc<Events>) {
         let kind = self.broker.health().kind;
         let received = ["plain", "durable"].map(|k| metrics::publications(kind, k));
         let Some(mut reads) = self.reads.lock().take() else { return };
+
         let mut steps = Vec::new();
         let mut outages = Outages::new(self.interrupted_after);
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         metrics::delivery_interrupted(false);
+
         loop {
             match next(&events, &mut reads, &mut look).await {
                 Next::Batch(batch) => self.take(batch, &received, &mut steps).await,
@@ -91,7 +94,8 @@ impl Gateway {
                     self.recoveries.fetch_sub(1, Ordering::Relaxed);
                 }
                 Next::Look => {
-                    // Gaps that came before the end of a silence are told before it.
+                    // The batch is taken after the silence was looked up, so gaps that came before
+                    // the silence ended are told before its end.
                     let silence = self.broker.silence();
                     self.take(events.take_now(), &received, &mut steps).await;
                     self.tell(&mut outages, silence).await;
@@ -113,7 +117,7 @@ impl Gateway {
                 Event::Subscribed(channel, subscribed) => {
                     self.subscribed(&channel, subscribed, steps).await;
                 }
-                // A revocation may have been missed: the store has it.
+                // A revocation may have been missed; the store still has it.
                 Event::Interrupted(channel, ..) if channel.is_control() => {
                     self.recall.now();
                 }
@@ -126,6 +130,7 @@ impl Gateway {
                 Event::Control(message) => self.apply(&message),
             }
         }
+
         for (channel, plain) in batch.overflowed {
             self.lost(&channel, GapReason::Overflow, steps, |flow, steps| {
                 flow.overflowed(plain, steps);
@@ -134,7 +139,7 @@ impl Gateway {
         }
     }
 
-    /// Tells clients what has been silent for long, and that it is over.
+    /// Tells clients which channels have been silent for long, and when that is over.
     async fn tell(&self, outages: &mut Outages, silence: Option<Silence>) {
         let reading = self.recoveries.load(Ordering::Relaxed) > 0;
         let outage = match outages.look(silence, reading, Instant::now()) {
@@ -155,6 +160,7 @@ impl Gateway {
                 })
             }
         };
+
         metrics::delivery_interrupted(outage.is_some());
         self.hub.tell(outage).await;
     }
@@ -167,9 +173,11 @@ impl Gateway {
     ) {
         self.interest.with_flow(channel, |flow, _| flow.subscribed(position, fresh, steps));
         self.carry_out_steps(channel, steps).await;
+
         if confirmations.is_empty() {
             return;
         }
+
         let confirm = move || {
             for confirmation in confirmations {
                 confirmation.send_replace(Some(Ok(())));
@@ -178,7 +186,8 @@ impl Gateway {
         self.hub.mark(channel, confirm).await;
     }
 
-    /// Something may be missing: the channel's flow knows what to do, and without one it is declared.
+    /// Handles a possible loss: the channel's flow decides what to do; a channel without one gets a
+    /// gap.
     async fn lost(
         self: &Arc<Self>,
         channel: &ChannelName,
@@ -189,6 +198,7 @@ impl Gateway {
         if self.interest.with_flow(channel, |flow, _| work(flow, steps)).is_none() {
             steps.push(Step::Declare(reason));
         }
+
         self.carry_out_steps(channel, steps).await;
     }
 
@@ -200,6 +210,7 @@ impl Gateway {
                 Step::Read(ticket, wait) => {
                     let (gateway, channel) = (Arc::clone(self), channel.clone());
                     self.recoveries.fetch_add(1, Ordering::Relaxed);
+
                     lifecycle::spawn("recovery", async move {
                         gateway.recover(channel, ticket, wait).await;
                     });
@@ -220,7 +231,8 @@ impl Gateway {
         }
     }
 
-    /// Reads a history for a hole. The pump lives as long as the process, so its end is ours.
+    /// Reads a history for a hole. The pump lives as long as the process, so this task ends with
+    /// it.
     async fn recover(&self, channel: ChannelName, ticket: u64, wait: Duration) {
         tokio::time::sleep(wait).await;
         let (go, begun) = oneshot::channel();
@@ -229,18 +241,21 @@ impl Gateway {
         {
             return;
         }
+
         let history = self.read_history(&channel).await;
         let _ = self.read.send(Read::Ended(channel, ticket, history)).await;
     }
 
-    /// Reads the end of a history when it is its turn. After an outage the connection that reads may
-    /// be back later than the one that subscribes: a failure is tried again before it is declared.
+    /// Reads the end of a history when its turn comes. After an outage the reading connection may
+    /// return later than the subscribing one, so a failed read is tried again before it is
+    /// declared.
     pub(super) async fn read_history(
         &self,
         channel: &ChannelName,
     ) -> Result<Option<History>, BrokerError> {
         let began = Instant::now();
         let mut wait = FIRST_WAIT;
+
         loop {
             let history = {
                 let turn = self.readings.acquire().await;
@@ -250,18 +265,20 @@ impl Gateway {
                 }
                 self.broker.history(channel, self.history_bounds()).await
             };
+
             match history {
                 Err(BrokerError::Unavailable | BrokerError::TimedOut)
                     if began.elapsed() < READ_WITHIN => {}
                 answer => return answer.map(|history| history.map(|h| self.deliverable_end(h))),
             }
+
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LAST_WAIT);
         }
     }
 
-    /// The end of a history behind the last publication that cannot be delivered: who has not got that
-    /// far is told that something is missing.
+    /// Keeps only the end of a history behind the last publication that cannot be delivered. A
+    /// client whose position is before that publication is told that something is missing.
     fn deliverable_end(&self, mut history: History) -> History {
         let publications = &mut history.publications;
         let bad = publications.iter().rposition(|p| self.judge(p).is_err());
@@ -269,7 +286,7 @@ impl Gateway {
         history
     }
 
-    /// Can this be delivered?
+    /// Checks whether a publication can be delivered, and says why not.
     fn judge(&self, publication: &Publication) -> Result<(), Unfit> {
         let payload = &publication.payload;
         let most = self.max_publication.load(Ordering::Relaxed);
@@ -278,6 +295,7 @@ impl Gateway {
             let (reason, rejected) = (GapReason::PayloadTooLarge, Rejected::PublicationSize);
             return Err(Unfit { reason, rejected, why });
         }
+
         payload::check(payload).map_err(|fault| {
             let (reason, rejected) = match fault {
                 Fault::Reserved(_) => (GapReason::ReservedType, Rejected::PublicationType),
@@ -289,13 +307,14 @@ impl Gateway {
         })
     }
 
-    /// Anyone who may publish in Redis may write anything there: what is not JSON text of a
-    /// permitted size, or could be taken for the gateway's own word, cannot be delivered, and that is
-    /// declared too.
+    /// Delivers a publication, or declares a gap in its place. Anyone who may publish in Redis can
+    /// write anything there: what is not JSON text of a permitted size, or could be mistaken for
+    /// the gateway's own message, cannot be delivered.
     async fn deliver(&self, publication: Publication) {
         let Err(Unfit { reason, rejected, why }) = self.judge(&publication) else {
             return self.hub.dispatch(Push::Publication(publication)).await;
         };
+
         metrics::rejected(rejected);
         let bytes = publication.cut.unwrap_or(publication.payload.len());
         let channel = publication.channel;
@@ -303,7 +322,8 @@ impl Gateway {
         logging::repeated(("publication", label), &channel, move |repeated| {
             tracing::warn!(channel = %name, bytes, reason = label, why, repeated, "publication not delivered");
         });
-        // Nobody may resume over it as if it had been.
+
+        // Nobody may resume across this publication as if it had been delivered.
         self.interest.with_flow(&channel, |flow, _| flow.tail = None);
         self.declare_gap(channel, reason).await;
     }
@@ -323,7 +343,8 @@ mod tests {
     use crate::hub::{Bounds, Hub};
     use crate::protocol::Wire;
 
-    /// One comes from a publisher whose function does not look, such as that of an older version.
+    /// Such an event comes from a publisher whose Redis function does not check it, as in an older
+    /// version.
     #[tokio::test]
     async fn field_c6_a_durable_event_of_a_reserved_type_is_declared() {
         let unbounded = || AtomicUsize::new(1 << 20);

@@ -1,7 +1,8 @@
-//! Resuming: a socket says up to where it has a channel, and gets what it missed, all of it or none.
+//! Resuming: a client says up to which position it has a channel, and receives what it missed:
+//! either all of it, or nothing.
 //!
 //! Invariants: a resume's publications end exactly where the subscription's own events begin;
-//! sockets that resume one channel together share one reading of its history.
+//! clients that resume the same channel at the same time share one reading of its history.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,15 +18,15 @@ use crate::channel::{ChannelName, Position, Publication};
 use crate::lifecycle;
 use crate::metrics;
 
-/// How long a client may be ahead of this replica: it heard something elsewhere that is still on its
-/// way to us.
+/// How long a client may be ahead of this replica: it received an event from another replica that
+/// is still on its way to this one.
 const AHEAD: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
-/// How long all of a client's channels together may wait for readings.
+/// How long all channels of one client together may wait for readings.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// Readings that one socket waits for, before it is told that it may have missed something.
+/// Readings that one client waits for before it is told that it may have missed something.
 const MAX_TRIES: u32 = 2;
 
 /// What a subscription begins with.
@@ -33,28 +34,28 @@ const MAX_TRIES: u32 = 2;
 pub struct Resumed {
     /// The events that follow continue from here; `None` where no history is known.
     pub position: Option<Position>,
-    /// `None` when it was not asked for; false when something may be missing.
+    /// `None` if it was not asked for; false if something may be missing.
     pub recovered: Option<bool>,
     /// What was missed, in order; empty unless recovered.
     pub publications: Vec<Publication>,
-    /// Events up to here are in it already.
+    /// Events up to here are part of the resume already.
     pub after: Option<Position>,
 }
 
 /// What one look at a channel's flow found.
 enum Look {
     Done(Resumed),
-    /// The socket is ahead of us, or there is no room to read for it now.
+    /// The client is ahead of this replica, or there is no room to read for it now.
     Ahead,
-    /// It has waited for enough readings.
+    /// The client has waited for enough readings.
     Enough,
     Wait(watch::Receiver<bool>),
-    /// Read the history, then tell those who wait.
+    /// Read the history, then tell everyone who waits for it.
     Read(watch::Sender<bool>),
 }
 
 impl Resumed {
-    /// Nothing was missed that is sent; events continue from the position.
+    /// Sends no missed publications; events continue from the position.
     fn at(position: Option<Position>, recovered: Option<bool>) -> Self {
         let after = position.clone();
         Self { position, recovered, publications: Vec::new(), after }
@@ -66,8 +67,8 @@ fn found(position: Option<Position>, recovered: Option<bool>) -> Look {
 }
 
 impl Gateway {
-    /// What a subscription that is confirmed begins with. `since`: what the client has. `began`: when
-    /// it asked, for this channel and others.
+    /// Determines what a confirmed subscription begins with. `since`: the position that the client
+    /// has. `began`: when the client asked, for this channel and its others.
     pub async fn resume(
         self: &Arc<Self>,
         channel: &ChannelName,
@@ -75,6 +76,7 @@ impl Gateway {
         began: Instant,
     ) -> Resumed {
         let mut tries = 0;
+
         let resumed = loop {
             let may_read = tries < MAX_TRIES && began.elapsed() < WITHIN;
             let reading = match self.look(channel, since, may_read) {
@@ -93,24 +95,26 @@ impl Gateway {
                     reading
                 }
             };
+
             tries += 1;
             if !is_over(reading).await {
                 break self.not_recovered(channel, since).await;
             }
         };
+
         if let Some(recovered) = resumed.recovered {
             metrics::resume(recovered);
         }
         resumed
     }
 
-    /// Where the channel's history stands for this replica, if it has one.
+    /// The position of the channel's history as this replica knows it, if there is one.
     #[must_use]
     pub fn position(&self, channel: &ChannelName) -> Option<Position> {
         self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten()
     }
 
-    /// The client may have missed something.
+    /// The answer for a client that may have missed something.
     async fn not_recovered(&self, channel: &ChannelName, since: Option<&Position>) -> Resumed {
         let here = self.position(channel);
         let is_behind = |here: &Position| since.is_some_and(|s| !here.has_reached(s));
@@ -118,10 +122,12 @@ impl Gateway {
             Some(here) if is_behind(here) => self.top(channel).await,
             _ => None,
         };
+
         Resumed::at(begins(here, since, top.as_ref()), Some(false))
     }
 
-    /// Where a channel's history stands for everybody.
+    /// The newest position of the channel's history in the store, which may be ahead of this
+    /// replica.
     async fn top(&self, channel: &ChannelName) -> Option<Position> {
         let _turn = timeout(AHEAD, self.readings.acquire()).await.ok()?.ok()?;
         let bounds = Bounds { messages: 1, ..self.history_bounds() };
@@ -130,11 +136,12 @@ impl Gateway {
 
     fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
         let look = self.interest.with_flow(channel, |flow, reading| {
-            // Where it is not known what follows, no position is given: the next event has one.
+            // While it is not known what follows, no position is given: the next event brings one.
             let last = flow.position().cloned();
             let (Some(since), Some(last)) = (since, last.clone()) else {
                 return found(last, since.map(|_| false));
             };
+
             let complete = flow.is_complete_since(since);
             if since.epoch != last.epoch {
                 return found(Some(last), Some(false));
@@ -145,6 +152,7 @@ impl Gateway {
             if *since == last {
                 return found(Some(last), Some(complete));
             }
+
             if let Some(tail) = flow.tail.as_mut().filter(|tail| tail.whole) {
                 return match tail.since(since.offset).filter(|_| complete) {
                     Some(publications) => Look::Done(Resumed {
@@ -156,30 +164,36 @@ impl Gateway {
                     None => found(Some(last), Some(false)),
                 };
             }
+
             if !may_read {
                 return Look::Enough;
             }
             if tails_are_full() {
                 return Look::Ahead;
             }
+
             if let Some(Reading(answer)) = reading
                 && answer.has_changed().is_ok()
             {
                 return Look::Wait(answer.clone());
             }
+
             let (done, answer) = watch::channel(false);
             *reading = Some(Reading(answer));
             flow.tail = Some(Tail::begin(last.offset));
             Look::Read(done)
         });
+
         look.unwrap_or_else(|| found(None, since.map(|_| false)))
     }
 
-    /// Reads a history for all who wait. The reading is fair: they come in the order of asking.
+    /// Reads a history for all clients that wait for it. The semaphore is fair: readings get their
+    /// turn in the order of asking.
     async fn read_tail(&self, channel: &ChannelName, done: watch::Sender<bool>) {
         let history = self.read_history(channel).await;
         self.interest.with_flow(channel, |flow, reading| {
             *reading = None;
+
             let epoch = flow.last().map(|last| Arc::clone(&last.epoch));
             let whole = match (history.ok().flatten(), &mut flow.tail) {
                 (Some(history), Some(tail)) if epoch.as_ref() == Some(&history.top.epoch) => {
@@ -187,10 +201,12 @@ impl Gateway {
                 }
                 _ => false,
             };
+
             if !whole || tails_are_full() {
                 flow.tail = None;
             }
         });
+
         done.send_replace(true);
     }
 
@@ -199,8 +215,9 @@ impl Gateway {
     }
 }
 
-/// From where a client gets events that could not be resumed. What it has had already does not come again when
-/// this replica, which is behind it, hears of it: as far as the history confirms what it says.
+/// The position from which a client gets events when it could not be resumed. If the client is
+/// ahead of this replica, events that it has had do not come again once they arrive here, but only
+/// as far as the history confirms the position that the client claims.
 fn begins(
     here: Option<Position>,
     since: Option<&Position>,
@@ -211,7 +228,7 @@ fn begins(
     confirmed.cloned().or(here)
 }
 
-/// Waits for the reading to end; false when its task died.
+/// Waits for the reading to end; false if its task died.
 async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
     reading.wait_for(|done| *done).await.is_ok()
 }
@@ -220,14 +237,15 @@ async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
 mod tests {
     use super::*;
 
-    /// Who was ahead of its replica got again what it had had elsewhere.
+    /// A client that was ahead of its replica received again what it had already received
+    /// elsewhere.
     #[test]
     fn field_f12_who_is_ahead_gets_nothing_again() {
         let at = |offset| Position::new("9", offset);
         for (here, since, top, begin) in [
             (at(5), at(7), at(8), at(7)),
             (at(5), at(7), at(7), at(7)),
-            // What the history does not know is not believed, and hides nothing.
+            // A position that the history does not have is not believed, and hides no events.
             (at(5), at(1_000_000), at(8), at(5)),
             (at(5), at(7), Position::new("8", 8), at(5)),
             (at(5), at(7), None, at(5)),

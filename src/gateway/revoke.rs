@@ -1,8 +1,8 @@
-//! Revocation across replicas: at once through a control message, and again from the store after a
-//! restart, a reconnect, and now and then, because a control message can be missed.
+//! Revocation across replicas: immediately by a control message, and again from the store after a
+//! restart, after a reconnect, and at intervals, because a control message can be missed.
 //!
-//! Invariants: until the store has been read whole once, no token is accepted; an entry that cannot be
-//! used harms itself only.
+//! Invariants: no token is accepted until the store has been read completely once; an unusable
+//! entry harms only itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,16 +22,16 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::strict;
 
-/// Between two looks into the store while all is well, after one that failed, and before the first
-/// that did not: a replica that starts is of no use until then.
+/// The time between two reads of the store: while all is well, after one that failed, and before
+/// the first success. A starting replica accepts no tokens until that first success.
 const RECALL_EVERY: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const FIRST_TRIES: Duration = Duration::from_millis(50);
-/// Most entries that one look puts back.
+/// Most entries that are put back after one read.
 const RESTORED: usize = 10_000;
-/// Entries that are read, or sockets that are compared with them, before others have a turn.
+/// Stored entries that are parsed, or connections that are checked, before other tasks get a turn.
 const COMPARED: usize = 512;
-/// Longest stored entry that is taken.
+/// The longest stored entry that is accepted.
 const MAX_ENTRY: usize = 4096;
 
 /// Why a revocation may not hold everywhere.
@@ -41,40 +41,40 @@ pub enum RevokeError {
     Full,
     #[error("not stored ({0}): it holds on this replica until it restarts; try again")]
     Store(BrokerError),
-    /// Stored: the other replicas find it within 30 seconds.
+    /// The revocation is stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
     Control(#[from] ControlError),
 }
 
-/// How reading the store goes.
+/// The state of reading the store.
 #[derive(Default)]
 pub(super) struct Recall {
     state: Mutex<Reading>,
-    /// Control messages may have been missed.
+    /// Notified when control messages may have been missed.
     due: Notify,
 }
 
 #[derive(Default)]
 struct Reading {
-    /// Of the last success, in Unix seconds.
+    /// When the store was last read successfully, in Unix seconds.
     read_at: Option<u64>,
-    /// Since it could not be read.
+    /// Why it cannot be read since then.
     error: Option<BrokerError>,
-    /// Entries that could not be used, of the last reading.
+    /// The number of unusable entries in the last reading.
     unusable: usize,
 }
 
 impl Recall {
-    /// The store is to be read at once.
+    /// Has the store read at once.
     pub(super) fn now(&self) {
         self.due.notify_one();
     }
 }
 
-/// Whether what is revoked is known, for the readiness body.
+/// Whether the revocations are known, for the readiness body.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RevocationsHealth {
-    /// It was read whole at least once.
+    /// True once the store has been read completely.
     pub known: bool,
     pub count: usize,
     pub unusable: usize,
@@ -85,7 +85,7 @@ pub struct RevocationsHealth {
 }
 
 impl RevocationsHealth {
-    /// Every revocation that is stored counts here.
+    /// True if every stored revocation is in force here.
     #[must_use]
     pub fn is_good(&self) -> bool {
         self.known && self.error.is_none()
@@ -93,33 +93,37 @@ impl RevocationsHealth {
 }
 
 impl Gateway {
-    /// Revokes on every replica, for as long as the entry says, across restarts.
+    /// Revokes on every replica, until the entry's own end and across restarts.
     ///
     /// # Errors
-    /// When it could not be stored, or a replica was not reached.
+    /// When the revocation could not be stored, or a replica was not reached.
     pub async fn revoke(&self, revocation: Revocation) -> Result<(), RevokeError> {
         if !self.revocations.add(&revocation) {
             return Err(RevokeError::Full);
         }
+
         let stored = self.keep(std::slice::from_ref(&revocation)).await;
         let sent = self.control(&Control::Revoke { revocation }).await;
+
         stored.map_err(RevokeError::Store)?;
         Ok(sent?)
     }
 
-    /// Takes a revocation in and closes the sockets that it concerns.
+    /// Adds a revocation and closes the connections that it covers.
     pub(super) fn take_revocation(&self, revocation: &Revocation) {
         self.revocations.add(revocation);
         metrics::revocations(self.revocations.len());
+
         let close = |connection: &Connection| {
             let user = connection.user().unwrap_or_default();
             if revocation.covers(&user, &connection.token()) {
                 connection.close(Close::new(CloseCode::Disconnected, "revoked"));
             } else {
-                // It may hold a subscription token that is revoked.
+                // The connection may hold a revoked subscription token.
                 connection.look();
             }
         };
+
         match revocation {
             Revocation::User { user, .. } => {
                 self.hub.of_user(user).iter().for_each(|c| close(c));
@@ -146,8 +150,8 @@ impl Gateway {
         }
     }
 
-    /// Reads the store, at first and again when that is due, for ever. Nothing is read before control
-    /// messages arrive: what is revoked in between comes by one of the two ways.
+    /// Reads the store at first, and again whenever that is due, for ever. No read begins before
+    /// control messages can arrive, so a revocation in between is received one way or the other.
     pub async fn recall_revocations(self: Arc<Self>) {
         metrics::revocations_readable(self.revocations.are_known());
         loop {
@@ -160,7 +164,8 @@ impl Gateway {
             } else {
                 FIRST_TRIES
             };
-            // Either is a reason to read; the loop reads once for both.
+
+            // Both the timeout and the notification are reasons to read; one read serves both.
             let _ = tokio::time::timeout(wait, self.recall.due.notified()).await;
         }
     }
@@ -168,6 +173,7 @@ impl Gateway {
     async fn recall(&self) -> Result<(), BrokerError> {
         let (now, began) = (unix_now(), Instant::now());
         self.revocations.sweep(now);
+
         let found = match self.store.recall(now).await {
             Ok(found) => found,
             Err(error) => {
@@ -175,6 +181,7 @@ impl Gateway {
                 return Err(error);
             }
         };
+
         if let Some(entries) = found {
             let stored = self.take_stored(&entries).await;
             self.restore(&stored).await;
@@ -185,23 +192,27 @@ impl Gateway {
             state.read_at = Some(now);
             state.error.take().is_some()
         };
+
         let count = self.revocations.len();
         metrics::revocations(count);
         metrics::revocations_readable(true);
-        // Last: whoever sees that it is ready sees all of this.
+
+        // This comes last: whoever sees that the replica is ready sees all of the above.
         let first = !self.revocations.are_known();
         self.revocations.read();
         if failed || (first && count > 0) {
             let took = began.elapsed();
             tracing::info!(revocations = count, ?took, "revocations were read from the store");
         }
+
         Ok(())
     }
 
-    /// Said once for each error, not with every attempt.
+    /// Logs that the store cannot be read: once for each error, not with every attempt.
     fn not_read(&self, error: &BrokerError) {
         metrics::revocations_readable(false);
         let before = self.recall.state.lock().error.replace(error.clone());
+
         if before.as_ref() != Some(error) {
             let until_then = if self.revocations.are_known() {
                 "what is known of them still counts; one that was missed does not"
@@ -215,14 +226,16 @@ impl Gateway {
         }
     }
 
-    /// Takes in what the store has, and gives it back as a table.
+    /// Adds the stored revocations, and returns what the store has as a table.
     async fn take_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
         let (mut news, mut unusable) = (false, 0);
+
         for (n, entry) in entries.iter().enumerate() {
             if n % COMPARED == COMPARED - 1 {
                 tokio::task::yield_now().await;
             }
+
             let parsed = (entry.len() <= MAX_ENTRY)
                 .then(|| strict::from_slice::<Revocation>(entry).ok())
                 .flatten();
@@ -230,11 +243,13 @@ impl Gateway {
                 unusable += 1;
                 continue;
             };
+
             stored.add(&revocation);
             if !self.revocations.has(&revocation) {
                 news |= self.revocations.add(&revocation);
             }
         }
+
         let before = std::mem::replace(&mut self.recall.state.lock().unusable, unusable);
         metrics::revocations_unusable(unusable);
         if unusable > 0 && unusable != before {
@@ -243,23 +258,25 @@ impl Gateway {
                 "stored revocations that this version cannot use: the others count"
             );
         }
+
         if news {
             self.close_revoked().await;
         }
+
         stored
     }
 
-    /// Compares every socket with all that is revoked, once, however much of it is new.
+    /// Checks every connection against all revocations, once, however many of them are new.
     async fn close_revoked(&self) {
         let now = unix_now();
         for some in self.hub.ids().chunks(COMPARED) {
             for connection in some.iter().filter_map(|id| self.hub.get(*id)) {
-                // Without one it has no token yet, or needs none.
+                // A connection without a user has no token yet, or needs none.
                 let Some(user) = connection.user() else { continue };
                 if self.revocations.covers_token(&user, &connection.token(), now) {
                     connection.close(Close::new(CloseCode::Disconnected, "revoked"));
                 } else {
-                    // It may hold a subscription token that is revoked.
+                    // The connection may hold a revoked subscription token.
                     connection.look();
                 }
             }
@@ -267,13 +284,14 @@ impl Gateway {
         }
     }
 
-    /// Puts back what a store has lost: a Redis that began anew, or a write that a failover took with it.
-    /// In one command, and what is too much for that at the next look.
+    /// Puts back revocations that the store has lost: after a Redis began anew, or a failover lost
+    /// a write. They go in one command; any beyond `RESTORED` follow after the next reading.
     async fn restore(&self, stored: &Revocations) {
         let lost = self.revocations.beyond(stored, RESTORED);
         if lost.is_empty() {
             return;
         }
+
         match self.keep(&lost).await {
             Ok(()) => {
                 let revocations = lost.len();

@@ -1,26 +1,27 @@
-//! A hole: publications that are missing on a channel, or may be, while the history is asked; and what
-//! waits behind it meanwhile.
+//! A hole: publications of a channel that are missing, or may be, while the history is asked; and
+//! what waits behind it meanwhile.
 //!
-//! Invariant: what waits is bounded, on one channel and on all of them together.
+//! Invariant: what waits is bounded, on one channel and on all channels together.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::channel::{GapReason, Position, Publication};
 
-/// What may wait behind a hole on one channel; the fuzz target comes to it with a short input.
+/// Most entries that may wait behind a hole on one channel. It is small for the fuzz target, so
+/// that a short input can reach it.
 pub(super) const MAX_WAITING: usize = if cfg!(fuzzing) { 16 } else { 4096 };
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
-/// And behind all holes together, in bytes.
+/// Most bytes that may wait behind all holes together.
 const MAX_HELD: usize = 64 << 20;
 
-/// What waits behind all holes, in bytes.
+/// The bytes that currently wait behind all holes.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
-/// What happened while the history was asked, to be gone through when it has answered.
+/// An occurrence during the reading of the history, to be processed when the answer is there.
 pub(super) enum Held {
     Publication(Publication),
-    /// Publications may be missing here too.
+    /// Publications may be missing at this point too.
     Loss(Loss),
 }
 
@@ -39,11 +40,12 @@ pub(super) struct Hole {
     /// Whatever the history holds, something else may be missing.
     pub(super) declare: bool,
     pub(super) waiting: Vec<Held>,
-    /// So many of `waiting` were there before the history was asked: it knows of them, or they are false.
+    /// This many of `waiting` were there before the history was asked: it has them, or they are
+    /// false.
     pub(super) before: usize,
     bytes: usize,
-    /// Nothing waits until the history is asked: the channel has had false claims, and one more must not
-    /// hold it up.
+    /// Nothing waits until the history is asked: the channel has had false claims, and one more
+    /// must not hold it up.
     pub(super) aside: bool,
     /// The furthest claim that was put aside.
     pub(super) claimed: Option<Position>,
@@ -55,7 +57,7 @@ impl Hole {
         Self { ticket, reason, declare, waiting, before, bytes, aside, claimed }
     }
 
-    /// The history is asked now.
+    /// The history is being asked from now on.
     pub(super) fn begin(&mut self) {
         self.before = self.waiting.len();
         self.aside = false;
@@ -81,12 +83,14 @@ impl Hole {
         }
     }
 
-    /// What waits does not fit: it has to be read too. Of plain publications there is nothing to read.
+    /// Discards what waits because it does not fit: it has to be read as well. Plain publications
+    /// cannot be read, so losing one is declared.
     fn give_up_waiting(&mut self) {
         let declare = self.waiting.iter().any(|held| match held {
             Held::Publication(publication) => publication.position.is_none(),
             Held::Loss(loss) => loss.declare,
         });
+
         self.release();
         self.before = 0;
         let reason = GapReason::Overflow;
@@ -98,33 +102,40 @@ impl Hole {
         self.bytes = 0;
     }
 
-    /// Drops what came before the history was asked and was delivered from it just now, or claims what it
-    /// does not have; returns how many claims are false. Those of an epoch that has ended since are not.
+    /// Drops publications that arrived before the history was asked and that were just delivered
+    /// from it or that it does not have. Returns how many claims are false; those of an epoch that
+    /// has ended meanwhile do not count.
     pub(super) fn refute(&mut self, top: &Position, limit: u64, last: Option<&Position>) -> usize {
         let is_false = |p: &Position| {
             let was_true = last.is_some_and(|l| l.epoch == p.epoch && l.epoch != top.epoch);
             !top.has_reached(p) && !was_true
         };
+
         let (mut at, mut refuted, before) = (0, 0, self.before);
         self.waiting.retain(|held| {
             at += 1;
             let Held::Publication(Publication { position: Some(position), .. }) = held else {
                 return true;
             };
+
             if at > before {
                 return true;
             }
+
             refuted += usize::from(is_false(position));
             top.has_reached(position) && position.offset > limit
         });
+
         refuted + usize::from(self.claimed.take().as_ref().is_some_and(is_false))
     }
 
-    /// Drops what claims the place of another publication that the history has; returns how many did.
+    /// Drops publications that claim the offset of a different publication in the history; returns
+    /// how many there were.
     pub(super) fn refute_rivals(&mut self, top: &Position, publications: &[Publication]) -> usize {
         let first = (top.offset + 1).saturating_sub(publications.len() as u64);
         let (mut at, mut dropped_before, before) = (0, 0, self.before);
         let all = self.waiting.len();
+
         self.waiting.retain(|held| {
             at += 1;
             let Held::Publication(Publication { position: Some(position), payload, cut, .. }) =
@@ -132,18 +143,21 @@ impl Hole {
             else {
                 return true;
             };
+
             let index = position.offset.checked_sub(first).filter(|_| position.epoch == top.epoch);
             let true_one = index.and_then(|index| publications.get(usize::try_from(index).ok()?));
             let is_true = cut.is_some() || true_one.is_none_or(|p| p.payload == *payload);
             dropped_before += usize::from(!is_true && at <= before);
             is_true
         });
+
         self.before -= dropped_before;
         all - self.waiting.len()
     }
 
-    /// The first offset that waits, of those after the last one that was delivered and within the history;
-    /// none where they do not follow each other, since one of them is false then and the history has all.
+    /// The first waiting offset behind the last delivered one and within the history. `None` if the
+    /// waiting offsets do not follow each other: one of them is false then, and the history has
+    /// them all.
     pub(super) fn first_after(&self, last: Option<u64>, top: &Position) -> Option<u64> {
         let until_loss = self.waiting.iter().map_while(|held| match held {
             Held::Publication(publication) => Some(publication.position.as_ref()),

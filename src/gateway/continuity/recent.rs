@@ -1,53 +1,55 @@
-//! What was delivered last, as fingerprints: enough to tell a publication that comes twice from another
-//! one that claims its place.
+//! The latest deliveries, as fingerprints: enough to distinguish a publication that comes twice
+//! from a different one that claims the same offset.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
 
 use crate::channel::Publication;
 
-/// Most offsets of one channel that are remembered; the fuzz target comes to it with a short input.
+/// Most offsets of one channel that are remembered. It is small for the fuzz target, so that a
+/// short input can reach it.
 const KEPT: usize = if cfg!(fuzzing) { 8 } else { 64 };
 
-/// Most publications that claimed a place beside another one and were delivered too.
+/// Most publications that claimed an offset beside another publication and were delivered too.
 const MAX_RIVALS: usize = if cfg!(fuzzing) { 4 } else { 32 };
 
 /// What was delivered at an offset.
 #[derive(Clone, Copy)]
 struct Place {
     delivered: u32,
-    /// The history has it.
+    /// The history has this publication.
     proven: bool,
 }
 
-/// How a publication stands to what was delivered at its offset.
+/// How a publication relates to what was delivered at its offset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Known {
-    /// It was delivered.
+    /// This publication was delivered.
     Delivered,
-    /// Another one was, and nobody knows which is true.
+    /// A different one was delivered, and nobody knows which is true.
     Contested,
-    /// Another one was, which the history has.
+    /// A different one was delivered, and the history has that one.
     False,
 }
 
 #[derive(Default)]
 pub(super) struct Recent {
-    /// The offset behind the last one.
+    /// The offset after the last delivered one.
     next: u64,
     places: VecDeque<Place>,
-    /// Offsets and fingerprints.
+    /// Offsets and fingerprints of the publications that claimed a taken offset.
     rivals: Vec<(u64, u32)>,
 }
 
-/// Keyed anew in each process, so that nobody outside can make two payloads alike.
+/// The key differs in each process, so that nobody outside can construct two payloads with the same
+/// fingerprint.
 fn fingerprint(publication: &Publication) -> u32 {
     static HASHER: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
     HASHER.hash_one(&publication.payload) as u32
 }
 
 impl Recent {
-    /// Remembers what was delivered behind the last one; `proven` where it comes from the history.
+    /// Remembers a delivery behind the last one. `proven`: it comes from the history.
     pub(super) fn push(&mut self, offset: u64, publication: &Publication, proven: bool) {
         if offset != self.next {
             self.forget();
@@ -55,11 +57,13 @@ impl Recent {
         if self.places.len() == KEPT {
             self.places.pop_front();
         }
+
         self.next = offset + 1;
         self.places.push_back(Place { delivered: fingerprint(publication), proven });
     }
 
-    /// `None` where it is not known any more.
+    /// How the publication relates to the delivery at this offset; `None` if that is not
+    /// remembered.
     pub(super) fn look(&self, offset: u64, publication: &Publication) -> Option<Known> {
         let place = self.places.get(self.at(offset)?)?;
         let own = fingerprint(publication);
@@ -72,10 +76,11 @@ impl Recent {
         })
     }
 
-    /// A rival is delivered too; false where there is no room to remember it.
+    /// Remembers a rival that is to be delivered too; false if there is no room to remember it.
     pub(super) fn add_rival(&mut self, offset: u64, publication: &Publication) -> bool {
         let first = self.next.saturating_sub(self.places.len() as u64);
         self.rivals.retain(|(offset, _)| *offset >= first);
+
         let has_room = self.rivals.len() < MAX_RIVALS;
         if has_room {
             self.rivals.push((offset, fingerprint(publication)));
@@ -91,7 +96,7 @@ impl Recent {
         }
     }
 
-    /// What was delivered behind this offset does not count.
+    /// Forgets what was delivered behind this offset.
     pub(super) fn end_at(&mut self, offset: u64) {
         match self.at(offset) {
             Some(at) => {

@@ -1,7 +1,8 @@
-//! Everything that can happen between a publisher and subscribers, and to them: what a [`Flow`] does of it is
-//! held against what was published.
+//! Simulates everything that can happen between a publisher and its subscribers. The result of a
+//! [`Flow`] is compared with what was published.
 //!
-//! Tests drive it by seeds, the fuzz target `sequencer` by its input. Compiled for both only.
+//! Tests drive it by seeds, the fuzz target `sequencer` by its input. It is compiled for these two
+//! only.
 
 use std::collections::VecDeque;
 
@@ -14,10 +15,10 @@ use crate::channel::{GapReason, Position, Publication};
 
 pub(super) const BOUNDS: Bounds = Bounds { messages: 100, bytes: 1 << 20 };
 
-/// Offsets from here on are in no head and in no history.
+/// Offsets from here on occur in no head and in no history.
 const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
-/// Resumed subscribers that are followed at once.
+/// Most resumed subscribers that are followed at once.
 const MAX_SUBSCRIBERS: usize = 4;
 
 pub(super) fn at(epoch: &str, offset: u64) -> Position {
@@ -39,21 +40,21 @@ pub(super) fn history(epoch: &str, first: u64, top: u64) -> Result<Option<Histor
     Ok(Some(History { top: at(epoch, top), publications }))
 }
 
-/// Of a channel with a history; whether it has nothing else.
+/// The flow of a channel with a history. `is_durable`: nothing plain is published on it.
 pub(super) fn new_flow(is_durable: bool) -> Flow {
     Flow::new(if is_durable { Track::OpenDurable } else { Track::Open })
 }
 
-/// Where choices come from.
+/// The source of random choices.
 pub(super) enum Choices<'c> {
     #[cfg(test)]
     Seeded(fastrand::Rng),
-    /// A byte or two for each.
+    /// Consumes one or two bytes for each choice.
     Given(std::slice::Iter<'c, u8>),
 }
 
 impl Choices<'_> {
-    /// A number below `n`; none when there is nothing left to choose by.
+    /// A number below `n`; `None` when there is nothing left to choose by.
     fn below(&mut self, n: u32) -> Option<u32> {
         match self {
             #[cfg(test)]
@@ -67,20 +68,20 @@ impl Choices<'_> {
     }
 }
 
-/// What kind of world it is.
+/// The properties of a simulated world.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Nature {
-    /// Of a hundred steps so many are false claims.
+    /// How many of a hundred steps are false claims.
     pub(super) attacks: u32,
-    /// Publications come that have no position.
+    /// Plain publications, which have no position, occur too.
     pub(super) plain: bool,
-    /// Histories hold anything. Then nothing can be promised of what is delivered.
+    /// Histories contain anything. Nothing can be promised about deliveries then.
     pub(super) lies: bool,
-    /// Publications that a history keeps.
+    /// How many publications a history keeps.
     pub(super) kept: u64,
 }
 
-/// What stands in the queue from the broker.
+/// An entry of the queue from the broker.
 enum Queued {
     Publication(Publication),
     Interrupted(Option<Position>),
@@ -89,22 +90,22 @@ enum Queued {
 
 type Answer = Result<Option<History>, BrokerError>;
 
-/// A reading of the history: for a hole it has a ticket, for a tail none.
+/// A reading of the history: one for a hole has a ticket, one for a tail has none.
 struct Reading {
     ticket: Option<u64>,
     begun: bool,
     answer: Option<Answer>,
 }
 
-/// What was published: an epoch and an offset.
+/// A published event, as epoch and offset.
 type Published = (u32, u64);
 
-/// Somebody who hears a channel, and has to have everything or to be told.
+/// A subscriber of the channel, which has to receive everything or be told of a gap.
 struct Subscriber {
     /// The index of the last durable publication that was delivered.
     seen: Option<usize>,
     declared: bool,
-    /// The number of the last plain one, and whether something was declared behind it.
+    /// The number of the last plain publication, and whether a gap was declared after it.
     plain: u64,
     plain_declared: bool,
 }
@@ -137,8 +138,8 @@ impl Subscriber {
     }
 }
 
-/// A Redis of a few lines, whose messages get lost, come twice, and whose history is trimmed, read
-/// late, or lost with the server.
+/// A minimal Redis, whose messages get lost or come twice, and whose history is trimmed, read late,
+/// or lost with the server.
 pub(super) struct World<'c> {
     choices: Choices<'c>,
     nature: Nature,
@@ -152,10 +153,12 @@ pub(super) struct World<'c> {
     published: Vec<Published>,
     readings: Vec<Reading>,
     subscribers: Vec<Subscriber>,
-    /// Where something false was delivered; and those of them where nobody could notice it any more.
+    /// Where something false was delivered; and those of these places where it can no longer be
+    /// noticed.
     taken: Vec<Published>,
     excused: Vec<Published>,
-    /// Readings, those of them that began at once, and what else than false claims could be their reason.
+    /// All readings, those of them that began at once, and how many events other than false claims
+    /// could be their reason.
     pub(super) reads: usize,
     at_once: usize,
     reasons: usize,
@@ -175,6 +178,7 @@ impl<'c> World<'c> {
         let mut flow = new_flow(!nature.plain);
         let mut out = Vec::new();
         flow.subscribed(Some(at(&epoch(1), 0)), true, &mut out);
+
         Self {
             choices,
             nature,
@@ -196,7 +200,8 @@ impl<'c> World<'c> {
         }
     }
 
-    /// Lives until the choices are at their end or for so many steps, then until all is quiet.
+    /// Runs for this many steps or until the choices are used up, and then until everything is
+    /// quiet.
     pub(super) fn live(&mut self, steps: usize) {
         for _ in 0..steps {
             if self.step().is_none() {
@@ -205,7 +210,7 @@ impl<'c> World<'c> {
             self.carry_out();
         }
 
-        // Whoever asks for ever is noticed here.
+        // A flow that never stops asking for the history is noticed here.
         self.choices = Choices::Given([].iter());
         let mut left = 4 * (self.queue.len() + self.readings.len()) + 400;
         while !self.queue.is_empty() || !self.readings.is_empty() {
@@ -218,16 +223,18 @@ impl<'c> World<'c> {
             self.carry_out();
             left = left.checked_sub(1).expect("it becomes quiet");
         }
+
         self.check_end();
     }
 
-    /// One thing happens; `None` when there is nothing left to choose by.
+    /// Lets one thing happen; `None` when there is nothing left to choose by.
     fn step(&mut self) -> Option<()> {
         if self.nature.attacks > 0 && self.choices.below(100)? < self.nature.attacks {
             let forged = self.forged()?;
             self.flow.take(forged, BOUNDS, &mut self.out);
             return Some(());
         }
+
         match self.choices.below(100)? {
             0..4 if self.nature.plain => {
                 self.plain += 1;
@@ -239,14 +246,14 @@ impl<'c> World<'c> {
                 self.queue.push_back(Queued::Publication(durable(&epoch(self.epoch), self.top)));
             }
             45..80 => self.arrive(),
-            // The connection is lost with what was on its way.
+            // The connection is lost together with the messages that were on their way.
             80..84 => {
                 let (lost, is_known) = (self.choices.below(8)?, self.choices.below(8)? > 0);
                 self.lose_end(lost);
                 self.queue.push_back(Queued::Interrupted(is_known.then(|| self.position())));
             }
             84..86 => self.overflow(),
-            // The server is lost with its last writes.
+            // The server is lost together with its last writes.
             86 => {
                 let lost = self.choices.below(8)?;
                 self.lose_end(lost);
@@ -264,6 +271,7 @@ impl<'c> World<'c> {
                 self.move_reading(which as usize);
             }
         }
+
         Some(())
     }
 
@@ -271,22 +279,25 @@ impl<'c> World<'c> {
         at(&epoch(self.epoch), self.top)
     }
 
-    /// A claim near the truth, or anywhere, or of what really was.
+    /// A forged claim: close to the truth, anywhere, or a repetition of a real publication.
     fn forged(&mut self) -> Option<Publication> {
         self.forged += 1;
+
         let of = match self.choices.below(16)? {
             0 => self.epoch + 1,
             1 => self.epoch.saturating_sub(1),
             _ => self.epoch,
         };
+
         let offset = match self.choices.below(8)? {
             0 => u64::from(self.choices.below(60_000)?) + 1,
             1 => MAX_OFFSET - 1,
             2 => u64::from(self.choices.below(256)?) % self.top.max(1) + 1,
             near => (self.top + u64::from(near)).saturating_sub(4).max(1),
         };
+
         let truth = durable(&epoch(of), offset);
-        // What has not come yet nobody can repeat.
+        // Nobody can repeat a publication that has not arrived yet.
         let is_to_come = |queued: &Queued| matches!(queued, Queued::Publication(p) if p.position == truth.position);
         if self.choices.below(8)? == 0
             && self.published.contains(&(of, offset))
@@ -294,18 +305,20 @@ impl<'c> World<'c> {
         {
             return Some(truth);
         }
-        // Now and then the same twice.
+
+        // Every two successive forgeries have the same payload.
         let payload = format!("forged{}", self.forged / 2);
         Some(Publication { payload: payload.into(), ..truth })
     }
 
-    /// The next of the queue comes, now and then twice.
+    /// The next entry of the queue arrives, sometimes twice.
     fn arrive(&mut self) {
         let queued = self.queue.pop_front();
         if let Some(Queued::Interrupted(Some(stands)) | Queued::Subscribed(stands, _)) = &queued {
             let stands = place(stands);
             self.excuse(|place| place == stands);
         }
+
         let (flow, out) = (&mut self.flow, &mut self.out);
         match queued {
             Some(Queued::Publication(publication)) => {
@@ -324,8 +337,9 @@ impl<'c> World<'c> {
                 self.reasons += 1;
                 flow.subscribed(Some(position.clone()), fresh, out);
                 if fresh {
-                    // With the last subscriber of before went what it was told. The next one begins where
-                    // the flow stands, or where the history did if that is false.
+                    // What the previous subscriber was told went with it. The next one begins at
+                    // the flow's position, or at the position of the history if the flow's position
+                    // is false.
                     let begins = [flow.position(), Some(&position)];
                     let index = |begin: &Position| {
                         self.published.iter().rposition(|published| *published == place(begin))
@@ -339,7 +353,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// The publications at the end of the queue never come.
+    /// The publications at the end of the queue never arrive.
     fn lose_end(&mut self, lost: u32) {
         for _ in 0..lost {
             if !matches!(self.queue.back(), Some(Queued::Publication(_))) {
@@ -349,7 +363,8 @@ impl<'c> World<'c> {
         }
     }
 
-    /// The queue was full: those at its front never come, and that is said where they were.
+    /// The queue was full: publications at its front never arrive, and the overflow is reported in
+    /// their place.
     fn overflow(&mut self) {
         let (mut lost, mut is_plain) = (0, false);
         while let Some(Queued::Publication(publication)) = self.queue.front()
@@ -365,7 +380,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// What a reading finds at this moment.
+    /// The answer of a reading at this moment.
     fn answer(&mut self) -> Answer {
         match self.choices.below(256) {
             Some(0..10) => {
@@ -373,7 +388,7 @@ impl<'c> World<'c> {
                 return Err(BrokerError::TimedOut);
             }
             Some(10..12) => {
-                // It was one from before a failover, and is begun anew.
+                // The history was one from before a failover, and begins anew.
                 self.reasons += 1;
                 (self.epoch, self.top) = (self.epoch + 1, 0);
                 return Ok(None);
@@ -391,13 +406,14 @@ impl<'c> World<'c> {
             }
             _ => {}
         }
+
         let first = (self.top + 1).saturating_sub(self.nature.kept).max(1);
         let of = self.epoch;
         self.excuse(|place| place.0 == of && place.1 < first);
         history(&epoch(of), first, self.top)
     }
 
-    /// A reading begins, or reads, or is answered.
+    /// A reading goes one step further: it begins, reads, or is answered.
     fn move_reading(&mut self, which: usize) {
         let reading = &mut self.readings[which];
         if let (Some(ticket), false) = (reading.ticket, reading.begun) {
@@ -416,7 +432,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// As `Gateway::read_tail` does it.
+    /// Does the same as `Gateway::read_tail`.
     fn complete_tail(&mut self, answer: Answer) {
         let flow = &mut self.flow;
         let of = flow.last().map(|last| last.epoch.clone());
@@ -431,7 +447,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// A client comes that has everything up to one of the last publications.
+    /// A client resumes that has everything up to one of the latest publications.
     fn resume(&mut self) -> Option<()> {
         let back = self.choices.below(8)? as usize;
         let index = self.subscribers[0].seen.and_then(|seen| seen.checked_sub(back));
@@ -443,23 +459,27 @@ impl<'c> World<'c> {
 
         let first = &self.subscribers[0];
         let mut subscriber = Subscriber::new(Some(index), first.plain, !recovered);
+
         subscriber.plain_declared |= first.plain_declared;
         if self.subscribers.len() == MAX_SUBSCRIBERS {
             self.subscribers.remove(1);
         }
         self.subscribers.push(subscriber);
         let it = self.subscribers.len() - 1;
+
         for publication in publications {
             self.hear(it, &publication);
         }
         Some(())
     }
 
-    /// As `Gateway::look` does it: whether everything is there, and what. `None`: not now.
+    /// Does the same as `Gateway::look`: returns whether everything is there, and the publications;
+    /// `None` means not now.
     fn look(&mut self, since: &Position) -> Option<(bool, Vec<Publication>)> {
         let flow = &mut self.flow;
         let Some(last) = flow.position().cloned() else { return Some((false, vec![])) };
         let complete = flow.is_complete_since(since);
+
         if since.epoch != last.epoch {
             return Some((false, vec![]));
         }
@@ -469,34 +489,41 @@ impl<'c> World<'c> {
         if *since == last {
             return Some((complete, vec![]));
         }
+
         if let Some(tail) = flow.tail.as_mut().filter(|tail| tail.whole) {
             let publications = tail.since(since.offset).filter(|_| complete);
             return Some((publications.is_some(), publications.unwrap_or_default()));
         }
+
         if self.readings.iter().all(|reading| reading.ticket.is_some()) {
             flow.tail = Some(Tail::begin(last.offset));
             self.readings.push(Reading { ticket: None, begun: true, answer: None });
         }
+
         None
     }
 
-    /// A subscriber gets a publication.
+    /// A subscriber receives a publication.
     fn hear(&mut self, who: usize, publication: &Publication) {
         let text = std::str::from_utf8(&publication.payload).unwrap_or_default();
         if self.nature.lies {
             return;
         }
+
         if text.starts_with("forged") {
             return self.taken.extend(publication.position.as_ref().map(place));
         }
         if let Some(number) = text.strip_prefix("plain").and_then(|n| n.parse().ok()) {
             return self.subscribers[who].hear_plain(number);
         }
+
         let place = publication.position.as_ref().map(place);
         let index = self.published.iter().rposition(|published| Some(*published) == place);
-        // Behind the word the truth may come again: where something false was believed, and where the
-        // history was of a new epoch before the queue was.
+
+        // Behind a declaration the truth may come again: where something false was believed, and
+        // where the history had a new epoch before the queue did.
         let may_repeat = self.nature.attacks > 0 || self.epoch > 1;
+
         let mut subscribers = std::mem::take(&mut self.subscribers);
         let index = index.expect("it was published");
         subscribers[who].hear(index, may_repeat, |index| self.is_excused(index));
@@ -507,8 +534,8 @@ impl<'c> World<'c> {
         self.excused.contains(&self.published[index])
     }
 
-    /// Something false that was delivered in its place is not noticed where the history stands there too,
-    /// which is not read then, or where it does not reach back so far.
+    /// Excuses false deliveries that cannot be noticed: the history is not read because it stands
+    /// at the same position, or it does not reach back that far.
     fn excuse(&mut self, is_so: impl Fn(Published) -> bool) {
         self.excused.extend(self.taken.iter().filter(|place| is_so(**place)));
     }
@@ -534,7 +561,8 @@ impl<'c> World<'c> {
                 }
             }
         }
-        // A server that ends may be the reason of several.
+
+        // A server that ends may be the reason of several readings.
         let most = 4 * self.reasons + 4;
         assert!(
             self.at_once <= most,
@@ -542,14 +570,16 @@ impl<'c> World<'c> {
             self.at_once,
             self.reasons
         );
+
         self.check_room();
     }
 
-    /// What is kept is bounded.
+    /// Checks that everything that is kept is bounded.
     fn check_room(&self) {
         let waiting = self.flow.hole.as_ref().map_or(&[][..], |hole| &hole.waiting);
         let publications = waiting.iter().filter(|held| matches!(held, Held::Publication(_)));
         assert!(publications.count() <= MAX_WAITING, "too much waits");
+
         let tail = self.flow.tail.as_ref().map_or(0, |tail| tail.publications.len());
         assert!(tail <= BOUNDS.messages, "{tail} publications in a tail");
     }
@@ -562,13 +592,14 @@ impl<'c> World<'c> {
             let mut missing = subscriber.seen.map_or(0, |seen| seen + 1)..self.published.len();
             let told = subscriber.declared || missing.all(|index| self.is_excused(index));
             assert!(told, "the end is missing in silence");
+
             let has_all = subscriber.plain == self.plain;
             assert!(has_all || subscriber.plain_declared, "plain ones are missing in silence");
         }
     }
 }
 
-/// A life by the input of the fuzz target `sequencer`.
+/// One run by the input of the fuzz target `sequencer`.
 #[cfg(fuzzing)]
 pub fn live_by(input: &[u8]) {
     let Some(([attacks, kind, kept], rest)) = input.split_first_chunk() else { return };

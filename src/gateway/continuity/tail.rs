@@ -1,6 +1,6 @@
 //! The last publications of a channel, kept for clients that resume together.
 //!
-//! Invariant: a tail has no holes; beyond one it is over.
+//! Invariant: a tail has no holes; it ends where a publication does not follow.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,21 +9,21 @@ use std::time::Instant;
 use crate::broker::{Bounds, History};
 use crate::channel::Publication;
 
-/// The last publications, kept for those who resume.
+/// The last publications of a channel, kept for clients that resume.
 pub(in crate::gateway) struct Tail {
     /// The publications are those after this offset.
     pub(in crate::gateway) from: u64,
     pub(in crate::gateway) publications: VecDeque<Publication>,
     bytes: usize,
-    /// What was before the first that passed while the tail was there has been read.
+    /// What the history had from before the tail began has been read too.
     pub(in crate::gateway) whole: bool,
     pub(in crate::gateway) used: Instant,
 }
 
-/// What all tails hold, in bytes.
+/// The bytes that all tails hold.
 static TAILS: AtomicUsize = AtomicUsize::new(0);
 
-/// Above this no tail is begun, and idle ones end early.
+/// Above this size no tail is begun, and idle tails end early.
 const MAX_TAILS: usize = 64 << 20;
 
 /// True while there is no room for another tail.
@@ -38,18 +38,19 @@ impl Drop for Tail {
 }
 
 impl Tail {
-    /// Begins to keep what comes after an offset.
+    /// Begins to keep the publications after an offset.
     pub(in crate::gateway) fn begin(from: u64) -> Self {
         let (publications, bytes, whole) = (VecDeque::new(), 0, false);
         Self { from, publications, bytes, whole, used: Instant::now() }
     }
 
-    /// False, and nothing added, where it is not the next one.
+    /// Adds the next publication. If it is not the next one, adds nothing and returns false.
     pub(super) fn push(&mut self, publication: &Publication, bounds: Bounds) -> bool {
         let next = self.from + self.publications.len() as u64 + 1;
         if publication.position.as_ref().is_none_or(|p| p.offset != next) {
             return false;
         }
+
         self.grow(publication.payload.len());
         self.publications.push_back(publication.clone());
         self.cut(bounds);
@@ -74,11 +75,13 @@ impl Tail {
         }
     }
 
-    /// Puts what was read before what has passed since. False if the two do not meet.
+    /// Puts the publications that were read before those that have passed since. False if the two
+    /// do not meet.
     pub(in crate::gateway) fn complete(&mut self, history: History, bounds: Bounds) -> bool {
         if history.top.offset < self.from {
             return false;
         }
+
         let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
         for publication in history.publications.into_iter().rev() {
             if offset(&publication) == self.from && self.from > 0 {
@@ -87,12 +90,13 @@ impl Tail {
                 self.publications.push_front(publication);
             }
         }
+
         self.whole = true;
         self.cut(bounds);
         true
     }
 
-    /// Those after an offset, if they are all here.
+    /// The publications after an offset, if all of them are here.
     pub(in crate::gateway) fn since(&mut self, offset: u64) -> Option<Vec<Publication>> {
         let skip = usize::try_from(offset.checked_sub(self.from)?).ok()?;
         self.used = Instant::now();
