@@ -1,6 +1,7 @@
 //! The bounded queue from a broker to the gateway. The broker's reader must never wait, or Redis
-//! cuts it off (`client-output-buffer-limit`); so when the queue is full a channel's publications
-//! are dropped until the next take, and the take says for which channels that happened.
+//! closes its connection (`client-output-buffer-limit`). So when the queue is full, a channel's
+//! publications are dropped until the next take, and the take says for which channels that
+//! happened.
 
 use std::collections::HashMap;
 use std::mem;
@@ -16,20 +17,21 @@ use crate::logging;
 struct State {
     events: Vec<Event>,
     bytes: usize,
-    /// No more than there are subscriptions, and each name is shared with the table of those. With
-    /// true where a plain publication was among what was dropped: no history has that.
+    /// The channels whose publications were dropped: no more than there are subscriptions, and each
+    /// name is shared with the subscription table. The value is true if a plain publication was
+    /// among those dropped: no history has it.
     overflowed: HashMap<ChannelName, bool, ahash::RandomState>,
 }
 
-/// What one take yields: `overflowed` comes after all `events`.
+/// What one take yields. `overflowed` comes after all `events`.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub events: Vec<Event>,
-    /// With true where not everything that was dropped can be in a history.
+    /// The value is true if not everything that was dropped can be in a history.
     pub overflowed: Vec<(ChannelName, bool)>,
 }
 
-/// The queue. One side pushes without waiting, the other takes everything at once.
+/// The queue: one side pushes without waiting, the other takes everything at once.
 pub struct Events {
     state: Mutex<State>,
     filled: Notify,
@@ -43,16 +45,18 @@ impl Events {
         Self { state: Mutex::default(), filled: Notify::new(), max_events, max_bytes }
     }
 
-    /// Adds an event, or notes its channel as overflowed. An interruption or a confirmation is always
-    /// taken: there can be one of each per channel. Control messages have room of their own as large as
-    /// the publications', since they are few and losing one cannot be declared.
+    /// Adds an event, or notes its channel as overflowed. An interruption or a confirmation is
+    /// always accepted: there can be only one of each per channel. Control messages have additional
+    /// room, as large as that of the publications, since they are few and losing one cannot be
+    /// declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();
         let was_empty = state.events.is_empty() && state.overflowed.is_empty();
+
         if let Event::Publication(publication) = &event {
             let size = publication.payload.len();
-            // After the first that did not fit, all of the channel has to wait for the take, so
-            // that the gap stands where the missing ones were.
+            // After the first publication that did not fit, all of the channel's publications are
+            // dropped until the take, so that the gap stands where the missing ones were.
             if state.events.len() >= self.max_events
                 || state.bytes + size > self.max_bytes
                 || (!state.overflowed.is_empty()
@@ -75,18 +79,21 @@ impl Events {
                 });
                 return;
             }
+
             state.bytes += message.len();
             state.events.push(event);
         } else {
             state.events.push(event);
         }
+
         drop(state);
+
         if was_empty {
             self.filled.notify_one();
         }
     }
 
-    /// Waits for events and takes them all.
+    /// Waits for events and takes all of them.
     pub async fn take(&self) -> Batch {
         loop {
             let batch = self.take_now();
@@ -97,7 +104,7 @@ impl Events {
         }
     }
 
-    /// Takes what there is.
+    /// Takes the events that are there.
     pub fn take_now(&self) -> Batch {
         let mut state = self.state.lock();
         state.bytes = 0;
@@ -130,16 +137,18 @@ mod tests {
         let events = Events::new(3, 10);
         events.push(publication("a", 5));
         events.push(publication("b", 6));
-        // It would fit, but what came before it on its channel did not.
+        // This publication would fit, but an earlier one on its channel did not.
         events.push(publication("b", 1));
         events.push(publication("a", 1));
         events.push(Event::Control(Bytes::new()));
         events.push(publication("c", 0));
+
         let batch = events.take().await;
         assert_eq!(batch.events.len(), 3);
         let mut names: Vec<_> = batch.overflowed.iter().map(|(c, _)| c.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["b", "c"]);
+
         events.push(publication("b", 6));
         assert_eq!(events.take().await.events.len(), 1);
     }

@@ -1,8 +1,8 @@
-//! The broker within one process: the default without Redis. Same contract, history and epochs
-//! included, no network; a restart begins new epochs.
+//! The broker within one process, which is the default without Redis. It keeps the same contract,
+//! including histories and epochs, without a network; a restart begins new epochs.
 //!
-//! Invariant: what all histories hold together is bounded; beyond that the channel that ends first
-//! loses its history, which its next publication shows as a new epoch.
+//! Invariant: what all histories hold together is bounded. Beyond the bound, the channel whose
+//! history would end first loses it, and its next publication shows that as a new epoch.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -21,13 +21,14 @@ use crate::lifecycle;
 /// How long a channel's position outlives its publications.
 const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
 
-/// And that of one that never had any: it ends first, so it also goes first where room is short.
+/// How long the position of a channel without any publication is kept. It ends first, so it is also
+/// the first to go where room is short.
 const EMPTY_TTL: Duration = Duration::from_secs(3600);
 
-/// How long an idempotency key counts.
+/// How long an idempotency key is remembered.
 const KEY_TTL: Duration = Duration::from_secs(300);
 
-/// What one channel costs in the bound beside its payloads, and one publication.
+/// What the bound counts for one channel, and for one publication, beside its payload.
 const OVERHEAD: usize = 256;
 
 type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
@@ -35,18 +36,18 @@ type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
 struct Stream {
     position: Position,
     publications: VecDeque<Bytes>,
-    /// The publications are kept until then.
+    /// Until when the publications are kept.
     kept_until: Instant,
-    /// And the position until then.
+    /// Until when the position is kept.
     ends: Instant,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether the channel's confirmation has been queued; all of them have.
+    /// The channels whose confirmation has been queued.
     subscribed: Names<()>,
     streams: Names<Stream>,
-    /// Streams by their end.
+    /// The streams, sorted by their end.
     ends: BTreeSet<(Instant, ChannelName)>,
     keys: HashMap<(ChannelName, String), Position, ahash::RandomState>,
     key_ends: VecDeque<(Instant, (ChannelName, String))>,
@@ -55,16 +56,17 @@ struct State {
 }
 
 pub struct MemoryBroker {
-    /// Held while an event is queued, so that a channel's events have one order for everyone.
+    /// The lock is held while an event is queued, so that a channel's events have one order for
+    /// everyone.
     state: Mutex<State>,
     events: Arc<Events>,
     max_bytes: usize,
-    /// What makes an epoch one of this process.
+    /// The part of an epoch's name that distinguishes this process from others.
     nonce: String,
 }
 
 impl MemoryBroker {
-    /// A broker whose histories hold at most `max_bytes`.
+    /// Creates a broker whose histories hold at most `max_bytes` together.
     #[must_use]
     pub fn new(events: Arc<Events>, max_bytes: usize) -> Self {
         let nonce = format!("{:012x}", fastrand::u64(..) >> 16);
@@ -73,7 +75,7 @@ impl MemoryBroker {
 }
 
 impl State {
-    /// The channel's stream; a new epoch where there is none.
+    /// The channel's stream; one with a new epoch if there is none.
     fn open(&mut self, channel: &ChannelName, nonce: &str) -> &mut Stream {
         if !self.streams.contains_key(channel) {
             self.epochs += 1;
@@ -92,14 +94,15 @@ impl State {
         self.streams.get_mut(channel).expect("it was just put there")
     }
 
-    /// Forgets what is too old, then, until everything fits, histories that are empty, others, and
-    /// idempotency keys; of each kind what ends first.
+    /// Forgets everything that is too old. Then, until the rest fits, it forgets empty histories,
+    /// other histories, and idempotency keys in this order; of each kind those that end first.
     fn sweep(&mut self, now: Instant, max_bytes: usize) {
         while let Some((end, channel)) = self.ends.first()
             && *end <= now
         {
             let (end, channel) = (*end, channel.clone());
-            // One that is followed and has had no publication yet is kept.
+
+            // A history that is followed and has had no publication yet is kept.
             match self.streams.get_mut(&channel) {
                 Some(stream) if self.subscribed.contains_key(&channel) => {
                     stream.ends = now + EMPTY_TTL;
@@ -109,9 +112,11 @@ impl State {
                 _ => drop(self.forget_stream()),
             }
         }
+
         while self.key_ends.front().is_some_and(|(end, _)| *end <= now) {
             self.forget_key();
         }
+
         while self.bytes > max_bytes && (self.forget_stream() || self.forget_key()) {}
     }
 
@@ -142,18 +147,22 @@ impl State {
         let stream = self.open(channel, nonce);
         let mut freed =
             if stream.kept_until <= now { drop_all(&mut stream.publications) } else { 0 };
+
         stream.position.offset += 1;
         stream.publications.push_back(payload);
         while stream.publications.len() > retention.size as usize {
             let old = stream.publications.pop_front();
             freed += OVERHEAD + old.map_or(0, |p| p.len());
         }
+
         stream.kept_until = now + retention.ttl;
         let old_end = std::mem::replace(&mut stream.ends, now + POSITION_TTL.max(retention.ttl));
         let (end, position) = (stream.ends, stream.position.clone());
+
         self.ends.remove(&(old_end, channel.clone()));
         self.ends.insert((end, channel.clone()));
         self.bytes = (self.bytes + size).saturating_sub(freed);
+
         position
     }
 }
@@ -162,7 +171,7 @@ fn drop_all(publications: &mut VecDeque<Bytes>) -> usize {
     std::mem::take(publications).iter().map(|p| OVERHEAD + p.len()).sum()
 }
 
-/// One process: what it remembers is in its tables already, and nobody else writes.
+/// The broker is one process: what it remembers is in its tables already, and nobody else writes.
 impl Store for MemoryBroker {
     fn remember(&self, _: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
         Box::pin(std::future::ready(Ok(())))
@@ -209,11 +218,13 @@ impl Broker for MemoryBroker {
     ) -> BrokerFuture<'_, Option<Position>> {
         let mut state = self.state.lock();
         state.sweep(Instant::now(), self.max_bytes);
+
         let position = durable.map(|durable| {
             let key = durable.idempotency_key.map(|key| (channel.clone(), key));
             if let Some(position) = key.as_ref().and_then(|key| state.keys.get(key)) {
                 return (position.clone(), true);
             }
+
             let position = state.append(channel, payload.clone(), durable.retention, &self.nonce);
             if let Some(key) = key {
                 state.bytes += OVERHEAD + key.1.len();
@@ -222,6 +233,7 @@ impl Broker for MemoryBroker {
             }
             (position, false)
         });
+
         let (position, repeated) = position.map_or((None, false), |(p, again)| (Some(p), again));
         if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
             let (channel, position) = (name.clone(), position.clone());
@@ -234,6 +246,7 @@ impl Broker for MemoryBroker {
                 published,
             }));
         }
+
         state.sweep(Instant::now(), self.max_bytes);
         Box::pin(std::future::ready(Ok(position)))
     }
@@ -249,6 +262,7 @@ impl Broker for MemoryBroker {
                 bytes += payload.len();
                 bytes <= bounds.bytes
             });
+
             let mut publications: Vec<_> = (0..)
                 .zip(fits)
                 .map(|(back, payload)| Publication {
@@ -259,6 +273,7 @@ impl Broker for MemoryBroker {
                     published: None,
                 })
                 .collect();
+
             publications.reverse();
             History { top, publications }
         });

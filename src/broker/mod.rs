@@ -1,9 +1,9 @@
-//! Brokers: where publications come from. [`Broker`] is the contract; `memory` and `redis` keep it,
-//! and one conformance suite (`tests/it/conformance.rs`) holds both to it.
+//! Brokers are where publications come from. [`Broker`] is the contract; `memory` and `redis`
+//! implement it, and one conformance suite (`tests/it/conformance.rs`) holds both to it.
 //!
 //! Not here: sockets, who is subscribed locally (`gateway::interest`), what is done about an
 //! interruption (`gateway::continuity`). The gateway calls `subscribe` for a channel's first local
-//! subscriber and `unsubscribe` after its last.
+//! subscriber and `unsubscribe` after its last one.
 
 mod events;
 pub mod memory;
@@ -25,41 +25,43 @@ pub use events::{Batch, Events};
 #[derive(Debug)]
 pub enum Event {
     Publication(Publication),
-    /// The subscription is live: what stands before this in the queue is older than it, everything
-    /// that is published from now on comes after it. Whoever takes it answers the confirmation.
+    /// The subscription is live: everything before this event in the queue is older than the
+    /// subscription, and everything that is published from now on comes after it. The receiver of
+    /// the event answers the confirmations.
     Subscribed(ChannelName, Subscribed),
-    /// Publications on this channel may have been missed before this point; with the position of its
-    /// history at this point, where it is tracked and could be read.
+    /// Publications on this channel may have been missed before this point. The position is that of
+    /// its history at this point, if the history is tracked and could be read.
     Interrupted(ChannelName, GapReason, Option<Position>),
-    /// A message from this or another replica, see `gateway::control`.
+    /// A message from this or another replica; see `gateway::control`.
     Control(Bytes),
 }
 
-/// What [`Event::Subscribed`] says.
+/// The content of [`Event::Subscribed`].
 #[derive(Debug)]
 pub struct Subscribed {
-    /// Of all who asked for it; nobody where only the position is told.
+    /// The confirmations of everyone who asked for the channel; empty if the event only tells the
+    /// position.
     pub confirmations: Vec<Confirmation>,
-    /// Where the channel's history stood at a moment after the subscription began, for a tracked one: every
-    /// durable publication after it comes as an event behind this one, and those before it that are of the
-    /// subscription came as events ahead of it.
+    /// For a tracked channel, where its history stood at a moment after the subscription began.
+    /// Every durable publication after it comes as an event behind this one; earlier ones that
+    /// belong to the subscription came as events ahead of it.
     pub position: Option<Position>,
-    /// The channel was not live before.
+    /// True if the channel was not live before.
     pub fresh: bool,
 }
 
 /// How closely a channel's history is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Track {
-    /// Not at all.
+    /// The history is not followed.
     #[default]
     No,
-    /// Its position is told where it has a history.
+    /// The position is told if the channel has a history.
     Read,
-    /// The same, and a history is begun where there is none: so its first publication can be missed
-    /// and noticed.
+    /// Like `Read`, and a history is begun if there is none, so that missing its first publication
+    /// can be noticed.
     Open,
-    /// The same, and nobody publishes anything there that the history does not have.
+    /// Like `Open`, and nobody publishes anything on the channel that the history does not have.
     OpenDurable,
 }
 
@@ -70,17 +72,18 @@ pub enum BrokerError {
     Unavailable,
     #[error("the broker did not answer in time")]
     TimedOut,
-    /// It takes nothing now that has to be kept.
+    /// The broker accepts nothing at the moment that has to be kept.
     #[error("the broker cannot write: {0}")]
     CannotWrite(Said),
     #[error("the broker refused the command: {0}")]
     Refused(Said),
 }
 
-/// Longest text of a broker that is passed on, in characters.
+/// The longest text of a broker that is passed on, in characters.
 const MAX_SAID: usize = 200;
 
-/// A broker's own words: bounded, and without characters that would change a terminal or a log line.
+/// A broker's own words: bounded, and without characters that could change a terminal or a log
+/// line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said(Arc<str>);
 
@@ -98,24 +101,25 @@ impl fmt::Display for Said {
     }
 }
 
-/// The answer to a subscription: `None` until there is one.
+/// The answer to a subscription; `None` until there is one.
 pub type Confirmation = watch::Sender<Option<Result<(), BrokerError>>>;
 
 pub type BrokerFuture<'a, T = ()> =
     Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
-/// What replicas share beside publications, and find again after a restart. Small, and read rarely.
+/// What replicas share beside publications and find again after a restart. It is small and rarely
+/// read.
 pub trait Store: Send + Sync + 'static {
     /// Keeps entries, each until its Unix second.
     fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_>;
 
-    /// Entries outlive the process, so that it has to read what there was before it.
+    /// True if entries outlive the process, so that the process has to read the earlier ones.
     fn outlives(&self) -> bool;
 
-    /// The entries whose time is not over at `now`; `None` where nothing outlives the process.
+    /// The entries whose time is not over at `now`; `None` if nothing outlives the process.
     fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>>;
 
-    /// A value that others write: `<prefix><key>`.
+    /// A value that others write, under `<prefix><key>`.
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>>;
 }
 
@@ -123,15 +127,15 @@ pub trait Store: Send + Sync + 'static {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Health {
     pub kind: &'static str,
-    /// There has been a first round trip.
+    /// There has been a first round trip on every connection.
     pub ready: bool,
     /// Publications can arrive now.
     pub subscriber: bool,
     /// Publications can be sent now.
     pub publisher: bool,
-    /// And those that are to be kept are taken.
+    /// Publications that are to be kept are accepted now.
     pub writer: bool,
-    /// What went wrong last and is not over, without secrets.
+    /// What went wrong last and is not over yet, without secrets.
     pub last_error: Option<Failure>,
 }
 
@@ -142,7 +146,7 @@ pub struct Failure {
     pub what: String,
 }
 
-/// What of a broker is silent now: no publication can arrive from there.
+/// The parts of a broker that are silent now: no publication can arrive from them.
 #[derive(Clone)]
 pub struct Silence {
     pub parts: Vec<SilentPart>,
@@ -152,9 +156,9 @@ pub struct Silence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SilentPart {
     pub part: u64,
-    /// When it was noticed.
+    /// When the silence was noticed.
     pub noticed: Instant,
-    /// What was published until then arrived.
+    /// Everything published before this time has arrived.
     pub since: Instant,
 }
 
@@ -165,29 +169,29 @@ impl SilentPart {
     }
 }
 
-/// How channels are spread over a broker's parts; another one where that has changed.
+/// How channels are spread over a broker's parts. A change of the spread makes a new value.
 pub struct Spread {
     pub parts: Vec<u64>,
     pub part_of: Box<dyn Fn(&ChannelName) -> u64 + Send + Sync>,
 }
 
-/// That a publication is to be kept.
+/// Says that a publication is to be kept, and how.
 #[derive(Debug, Clone)]
 pub struct Durable {
     pub retention: Retention,
-    /// The same key again within five minutes publishes nothing and gives the first answer.
+    /// The same key again within five minutes publishes nothing and returns the first answer.
     pub idempotency_key: Option<String>,
 }
 
 /// The end of a channel's history: `publications` are contiguous and end at `top`. There are fewer
-/// than `top.offset` where the rest was not kept, or not asked for.
+/// than `top.offset` if the rest was not kept or not asked for.
 #[derive(Debug, Clone)]
 pub struct History {
     pub top: Position,
     pub publications: Vec<Publication>,
 }
 
-/// How much of a history is read at most.
+/// The upper bounds of one reading of a history.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     pub messages: usize,
@@ -201,19 +205,19 @@ pub struct Bounds {
 ///   in which the broker had them, or an [`Event::Interrupted`] for the channel comes in the place
 ///   of those that may be missing.
 /// - Durable publications carry a [`Position`]; within an epoch their offsets are contiguous, so
-///   whoever follows them sees a hole by itself. An epoch never comes again.
-/// - A lost connection is the broker's own to mend: it subscribes to everything again and says
-///   `Interrupted` for each channel that had been live, after that channel's new confirmation.
+///   a receiver that follows them notices a hole without being told. An epoch never comes again.
+/// - Restoring a lost connection is the broker's own task: it subscribes to everything again and
+///   sends `Interrupted` for each channel that had been live, after the channel's new confirmation.
 /// - `subscribe` and `unsubscribe` never wait and take effect in the order of the calls. A channel
-///   that was unsubscribed may still yield what was on its way.
-/// - Nothing is ever dropped without a word: when [`Events`] is full, it says so itself.
+///   that was unsubscribed may still yield publications that were on their way.
+/// - Nothing is ever dropped silently: when [`Events`] is full, it reports that itself.
 pub trait Broker: Send + Sync + 'static {
     fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation);
 
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Publishes to all replicas; `Ok` means that the broker took it. The position is that of a
-    /// durable publication.
+    /// Publishes to all replicas; `Ok` means that the broker accepted the publication. The position
+    /// is that of a durable publication.
     fn publish(
         &self,
         channel: &ChannelName,
@@ -221,20 +225,21 @@ pub trait Broker: Send + Sync + 'static {
         durable: Option<Durable>,
     ) -> BrokerFuture<'_, Option<Position>>;
 
-    /// The end of a channel's history; `None` when it has none.
+    /// The end of a channel's history; `None` if it has none.
     fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>>;
 
-    /// Sends a control message to all replicas, this one included; the answer is how many it
-    /// reached.
+    /// Sends a control message to all replicas, this one included. The answer is how many replicas
+    /// it reached.
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
 
-    /// Publications of more bytes than this need not be brought whole, see [`Publication::cut`].
+    /// Publications larger than this many bytes need not be delivered whole; see
+    /// [`Publication::cut`].
     fn limit_publications(&self, _bytes: usize) {}
 
-    /// Publications can arrive now on this channel: what was confirmed is live.
+    /// True if publications can arrive on this channel now: what was confirmed is live.
     fn is_up(&self, channel: &ChannelName) -> bool;
 
-    /// What is silent now; `None`: nothing.
+    /// The parts that are silent now; `None` if there are none.
     fn silence(&self) -> Option<Silence> {
         None
     }

@@ -1,5 +1,6 @@
-//! The canary: each subscribing connection expects a message that this replica publishes, by the
-//! path that publishers use. If it does not come the connection is deaf, however healthy it looks.
+//! The canary: each subscribing connection expects a message that this replica publishes by the
+//! same path that publishers use. If it does not come back the connection is deaf, however healthy
+//! it looks.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,26 +14,27 @@ use crate::metrics;
 use crate::redis_url::Server;
 
 pub(super) struct Canary {
-    /// Below the prefix; empty where no name falls to that server.
+    /// The name below the prefix; empty if no name falls to that server.
     name: String,
     channel: String,
     state: Mutex<State>,
-    /// It cannot be published: whether anything would arrive is not known.
+    /// True while the canary cannot be published or heard, so that it is unknown whether anything
+    /// would arrive.
     mute: AtomicBool,
 }
 
-/// Failures to publish it after which that counts.
+/// The canary counts as mute after this many failures to publish it.
 const MUTE_AFTER: u32 = 3;
 
 #[derive(Default)]
 struct State {
-    /// The last one sent, and when; `None` once it came back.
+    /// The number of the last canary and when it was sent; `None` once it came back.
     waiting: Option<(u64, Instant)>,
     sent: u64,
 }
 
 impl Canary {
-    /// In a cluster a name is tried until it falls to that server.
+    /// Creates the canary. In a cluster, names are tried until one falls to that server.
     pub(super) fn new(shared: &Shared, server: &Server, index: usize) -> Self {
         let map = shared.directory.current();
         let at = map.masters.iter().position(|m| m == server);
@@ -50,7 +52,7 @@ impl Canary {
         name == self.name
     }
 
-    /// The server does not let this connection hear it.
+    /// Notes that the server does not let this connection hear the canary.
     pub(super) fn is_refused(&self) {
         self.mute.store(true, Ordering::Release);
     }
@@ -59,7 +61,7 @@ impl Canary {
         self.mute.load(Ordering::Acquire)
     }
 
-    /// No name falls to the server: it has hardly a slot.
+    /// True if no name falls to the server because it has hardly any slots.
     pub(super) fn is_none(&self) -> bool {
         self.channel.is_empty()
     }
@@ -86,6 +88,7 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
     if canary.is_none() {
         return std::future::pending().await;
     }
+
     let mut failures = 0;
     loop {
         let (number, began) = {
@@ -95,6 +98,7 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
             state.waiting = Some((state.sent, began));
             (state.sent, began)
         };
+
         let payload = number.to_string();
         let sent = shared.publish_plain(canary.channel(), payload.as_bytes()).await;
         match sent {
@@ -110,8 +114,8 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 }
                 subscriber.hearing.proven(began.into_std());
             }
-            // Publishing is what fails: that shows in the publisher's state, and the connection
-            // here may well be alive.
+            // Publishing is what fails here. That shows in the publisher's state, while this
+            // connection may well be alive.
             Err(e) => {
                 canary.state.lock().waiting = None;
                 failures += 1;
@@ -125,6 +129,7 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 }
             }
         }
+
         sleep(shared.settings.canary_interval).await;
     }
 }
@@ -140,7 +145,7 @@ fn missed(subscriber: &Subscriber, how: &str) -> String {
 
 async fn came_back(subscriber: &Subscriber) -> bool {
     let state = &subscriber.canary.state;
-    // From its publication, however long that took.
+    // The deadline counts from the end of the publishing, however long that took.
     let deadline = Instant::now() + subscriber.shared.settings.canary_deadline;
     loop {
         if state.lock().waiting.is_none() {

@@ -1,5 +1,5 @@
-//! Cluster: which master has which slots, asked of any server now and then, and at once when
-//! something points at a change (MOVED, an unsolicited `sunsubscribe`, a lost connection).
+//! Cluster: which master has which slots. Any of the servers is asked at intervals, and at once
+//! when something indicates a change (MOVED, an unsolicited `sunsubscribe`, a lost connection).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,30 +13,34 @@ use super::{Role, Shared};
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// How long only older configurations have to be heard of before one of them is believed.
+/// How long nothing but older configurations must have been seen before one of them is believed.
 const MADE_ANEW: Duration = Duration::from_secs(15);
-/// Between two questions, however many doubts there are.
+/// The pause between two questions, however many doubts there are.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Keeps the map, for ever.
+/// Keeps the map up to date, for ever.
 pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
     let (mut turn, mut newest) = (0, 0);
     let mut accepted = Instant::now();
+
     loop {
         let current = shared.directory.current();
         let mut servers = current.masters.clone();
         servers.extend(seeds.iter().filter(|s| !current.masters.contains(s)).cloned());
-        // Another one every time: a server that is cut off from the rest has an old map.
+
+        // Another server is asked each time, because one that is cut off from the rest has an old
+        // map.
         let server = &servers[turn % servers.len()];
         turn += 1;
+
         match ask(&shared, server).await {
-            // One that is cut off from the others has an old map, and says an old epoch.
-            // Where that is all there is for long, the cluster was made anew.
+            // A server that is cut off from the others has an old map and tells an old epoch. If
+            // only old epochs are seen for long, the cluster was made anew.
             Ok(Some((epoch, map))) if epoch >= newest || accepted.elapsed() > MADE_ANEW => {
                 newest = epoch;
                 accepted = Instant::now();
                 shared.directory.set(map);
-                // Asked again at once when in doubt, else after a while.
+                // The next question follows at once when in doubt, otherwise after a while.
                 let _ = timeout(ASK_EVERY, shared.directory.doubted()).await;
             }
             Ok(Some((epoch, _))) => {
@@ -58,43 +62,51 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
                 shared.failed(Role::Subscriber, server, what, &e);
             }
         }
+
         sleep(PAUSE).await;
     }
 }
 
-/// The cluster's epoch and the map, as one server has them; `None` where it says that all is not well.
+/// The cluster's epoch and the map, as one server has them; `None` if the server says that
+/// something is wrong.
 async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     let connector = &shared.connector;
     let mut connection = connector.open(server, &connector.login, None).await?;
     let info: String = query(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
+
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
     if field("cluster_state:") != Some("ok") {
         return Ok(None);
     }
+
     let epoch = field("cluster_current_epoch:").and_then(|e| e.parse().ok()).unwrap_or(0);
     let slots: Value = query(&mut connection, redis::cmd("CLUSTER").arg("SLOTS")).await?;
     Ok(parse(slots, server).map(|map| (epoch, map)))
 }
 
-/// An answer to `CLUSTER SLOTS`; `None` when no master has any.
+/// Parses an answer to `CLUSTER SLOTS`; `None` if no master has any slots.
 fn parse(answer: Value, asked: &Server) -> Option<Map> {
     let mut map = Map { masters: Vec::new(), slots: Some(vec![UNSERVED; SLOTS].into()) };
     let Value::Array(ranges) = answer else { return None };
+
     for range in ranges {
         let Value::Array(parts) = range else { continue };
         let [Value::Int(first), Value::Int(last), Value::Array(master), ..] = &parts[..] else {
             continue;
         };
+
         let [host, Value::Int(port), ..] = &master[..] else { continue };
         let host: String = redis::from_redis_value_ref(host).unwrap_or_default();
         // A server that does not know its own address is the one that was asked.
         let host = if host.is_empty() || host == "?" { asked.host.clone() } else { host };
         let Ok(port) = u16::try_from(*port) else { continue };
         let server = Server { host, port };
+
         let at = map.masters.iter().position(|m| *m == server).unwrap_or_else(|| {
             map.masters.push(server);
             map.masters.len() - 1
         });
+
         let (Ok(first), Ok(last)) = (usize::try_from(*first), usize::try_from(*last)) else {
             continue;
         };
@@ -102,6 +114,7 @@ fn parse(answer: Value, asked: &Server) -> Option<Map> {
             slots.fill(at as u16);
         }
     }
+
     (!map.masters.is_empty()).then_some(map)
 }
 
@@ -123,10 +136,12 @@ mod tests {
             range(400, 99_999, node("c", 3)),
             Value::Nil,
         ]);
+
         let asked = Server { host: "b".into(), port: 9 };
         let map = parse(answer, &asked).unwrap();
         let names: Vec<_> = map.masters.iter().map(ToString::to_string).collect();
         assert_eq!(names, ["a:1", "b:2", "c:3"]);
+
         let slots = map.slots.unwrap();
         assert_eq!([slots[0], slots[150], slots[300]], [0, 1, 0]);
         assert_eq!([slots[250], slots[400]], [UNSERVED, UNSERVED]);

@@ -1,4 +1,4 @@
-//! Making a connection, knowing what is at its other end, and knowing when it is lost.
+//! Making a connection, identifying the server at its other end, and noticing when it is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -23,14 +23,15 @@ use crate::logging;
 use crate::redis_url::{Server, Target};
 
 /// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
-/// TCP_USER_TIMEOUT), and how often it looks at a silent one.
+/// TCP_USER_TIMEOUT), and how often the kernel probes a silent one.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// What a string in Redis can hold ("Strings"), in bytes.
+/// The largest string that Redis can hold ("Strings"), in bytes.
 pub(super) const MAX_STRING: usize = 512 << 20;
 
-/// Bytes of one answer: where histories and revocations are read, and beside messages.
+/// Most bytes of one answer: on connections that read histories and revocations, and on those that
+/// receive messages.
 const MAX_ANSWER: usize = 256 << 20;
 const MAX_ANSWER_BESIDE: usize = 1 << 20;
 
@@ -40,13 +41,13 @@ const LOOK_AT_REIGN: Duration = Duration::from_secs(2);
 #[derive(Clone)]
 pub(super) struct Link {
     pub(super) connection: MultiplexedConnection,
-    /// Which reign of which server this is: data that another one wrote last may be older than what
-    /// that one had. Empty where the server does not say.
+    /// The server's process and replication identity. If another identity wrote last, the data may
+    /// be older than what that one had. Empty if the server does not tell it.
     pub(super) run: Arc<str>,
 }
 
 impl Link {
-    /// The same connection, and not one to the same server.
+    /// True if this is the same connection, not merely one to the same server.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.run, &other.run)
     }
@@ -56,9 +57,9 @@ impl Link {
 pub(super) struct Connector {
     pub(super) settings: Settings,
     pub(super) target: Target,
-    /// To the masters.
+    /// The login at the masters.
     pub(super) login: Login,
-    /// Largest publication that is brought whole, in bytes.
+    /// The largest publication that is delivered whole, in bytes.
     pub(super) max_publication: Arc<AtomicUsize>,
 }
 
@@ -69,7 +70,7 @@ impl Connector {
         Self { settings, target, login, max_publication }
     }
 
-    /// A connection that has answered HELLO and PING.
+    /// Opens a connection that has answered HELLO and PING.
     pub(super) async fn open(
         &self,
         server: &Server,
@@ -80,9 +81,10 @@ impl Connector {
         let mut config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(self.settings.connect_timeout))
             .set_response_timeout(Some(self.settings.command_timeout));
+
         let messages = on_push.clone();
         if let Some(on_push) = on_push {
-            // The tap tells everything else.
+            // The tap reports everything else.
             config = config.set_push_sender(move |info: PushInfo| {
                 if info.kind == PushKind::Disconnection {
                     on_push(Push::Disconnected);
@@ -105,15 +107,16 @@ impl Connector {
         let mut connection =
             timeout(self.settings.connect_timeout, connecting).await.map_err(late)??;
 
-        // A server that answers with an error is alive; one that is not in charge (yet) is of no use.
+        // A server that answers with an error is alive, but one that is not in charge (yet) is of
+        // no use.
         match fault::ask::<Value>(&mut connection, &redis::cmd("PING")).await {
             Err(e) if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) => Err(e),
             _ => Ok(connection),
         }
     }
 
-    /// A connection to a master; a replica is refused, because what is published on the master
-    /// reaches it but not the other way round.
+    /// Opens a connection to a master. A replica is refused: publications on the master reach it,
+    /// but its own do not reach the master.
     pub(super) async fn master(
         &self,
         server: &Server,
@@ -132,7 +135,8 @@ impl Connector {
     }
 }
 
-/// Told once for each connection, and a server that takes connections and drops them makes many.
+/// Logs a new connection. Repetitions are limited, because a server that accepts connections and
+/// drops them causes many.
 pub(super) fn log_connected(role: Role, server: &Server) {
     let (name, role) = (server.to_string(), role.label());
     logging::repeated(("connected to Redis", role), server, move |repeated| {
@@ -157,7 +161,7 @@ pub(super) fn late(_: tokio::time::error::Elapsed) -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
 
-/// Says HELLO over a stream, and drives the connection.
+/// Sends HELLO over a stream, and spawns the connection's driver.
 async fn begin<S>(
     redis: &RedisConnectionInfo,
     stream: S,
@@ -172,10 +176,11 @@ where
     Ok(connection)
 }
 
-/// The server's reign, as the function library spells it; `None` where INFO is refused.
+/// The server's process and replication identity, as the function library spells it; `None` if INFO
+/// is refused.
 ///
 /// # Errors
-/// A replica's is refused.
+/// When the server is a replica, or does not answer.
 async fn reign(connection: &MultiplexedConnection) -> RedisResult<Option<Arc<str>>> {
     let info = |section: &'static str| {
         let mut connection = connection.clone();
@@ -202,8 +207,9 @@ async fn reign(connection: &MultiplexedConnection) -> RedisResult<Option<Arc<str
     Ok(Some(Arc::from(format!("{process}:{reign}"))))
 }
 
-/// Looks now and then whether the server still is the master that it was; returns what happened. A
-/// master that is made a replica keeps its clients, and a canary published there comes back.
+/// Checks at intervals whether the server still is the master that it was; returns what happened. A
+/// master that is made a replica keeps its clients, and a canary that is published there still
+/// comes back.
 pub(super) async fn watch_reign(link: Link) -> String {
     loop {
         sleep(LOOK_AT_REIGN).await;
@@ -212,7 +218,7 @@ pub(super) async fn watch_reign(link: Link) -> String {
                 return "the server begins another reign".to_owned();
             }
             Ok(_) => {}
-            // The one error of our own making: it is a replica now.
+            // This is the only error of our own making: the server is a replica now.
             Err(e) if e.kind() == ErrorKind::Client => return fault::describe(&e),
             Err(e) if Fault::of(&e).is_an_answer() => {}
             Err(e) => return fault::describe(&e),
@@ -220,9 +226,9 @@ pub(super) async fn watch_reign(link: Link) -> String {
     }
 }
 
-/// Looks now and then whether the server's name still leads to the server that this connection is to; returns
-/// what happened. A connection survives the move of a service, a floating address or a DNS name, and a
-/// canary that it carries does too, while publishers write to another server.
+/// Checks at intervals whether the server's name still leads to the server that this connection is
+/// open to; returns what happened. The connection survives the move of a service, a floating
+/// address or a DNS name, and so does its canary, while publishers write to another server.
 pub(super) async fn watch_address(shared: &Shared, server: &Server, run: Arc<str>) -> String {
     loop {
         sleep(shared.settings.address_interval).await;
@@ -231,7 +237,8 @@ pub(super) async fn watch_address(shared: &Shared, server: &Server, run: Arc<str
                 return "the address leads to another server now".to_owned();
             }
             Ok(_) => {}
-            // Whoever connects anew fares no better: that is worth a word, but no connection.
+            // A new connection would fail in the same way: the error is worth a log line, but not
+            // the loss of this connection.
             Err(e) => {
                 let what = "a fresh connection to Redis is not possible";
                 shared.failed(Role::Subscriber, server, what, &e);
@@ -240,13 +247,13 @@ pub(super) async fn watch_address(shared: &Shared, server: &Server, run: Arc<str
     }
 }
 
-/// A field of an INFO answer.
+/// The value of a field in an INFO answer.
 fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// The waits between attempts: random between the least and a bound that doubles, so that replicas
-/// that lost Redis together do not come back together.
+/// The waits between attempts: each is random between the minimum and a bound that doubles, so that
+/// replicas that lost Redis together do not return all at once.
 pub(super) struct Backoff {
     min: Duration,
     max: Duration,
@@ -267,7 +274,7 @@ impl Backoff {
     }
 }
 
-/// Pings until an answer is late or an error; returns what happened.
+/// Sends PINGs until an answer is late or the connection fails; returns what happened.
 pub(super) async fn ping_until_lost(
     mut connection: MultiplexedConnection,
     settings: &Settings,
@@ -278,7 +285,8 @@ pub(super) async fn ping_until_lost(
         let ping = fault::ask::<Value>(&mut connection, &command);
         match timeout(settings.ping_timeout, ping).await {
             Ok(Err(e)) if !Fault::of(&e).is_an_answer() => return fault::describe(&e),
-            // MISCONF, for one: it cannot save its snapshot, and publishes as ever.
+            // An error such as MISCONF is an answer too: the server cannot save its snapshot, but
+            // publishes as before.
             Ok(_) => {}
             Err(_) => return "no answer to PING in time".to_owned(),
         }
@@ -299,11 +307,12 @@ mod tests {
         assert_eq!(field(info, "nothing"), None);
     }
 
-    /// Waits stay between the least and the most, and are not the same for everyone.
+    /// Waits stay between the minimum and the maximum, and differ between replicas.
     #[tokio::test(start_paused = true)]
     async fn attempts_are_spread() {
         let (min, max) = (Duration::from_millis(50), Duration::from_secs(1));
         let mut firsts = std::collections::BTreeSet::new();
+
         for _ in 0..20 {
             let mut backoff = Backoff { min, max, bound: min };
             let mut waits = Vec::new();
@@ -312,6 +321,7 @@ mod tests {
                 backoff.wait().await;
                 waits.push(began.elapsed());
             }
+
             let slack = Duration::from_millis(2);
             assert!(waits.iter().all(|w| *w >= min && *w <= max + slack), "{waits:?}");
             assert!(
@@ -320,6 +330,7 @@ mod tests {
             );
             firsts.insert(waits[8]);
         }
+
         assert!(firsts.len() > 10, "they do not come back together: {firsts:?}");
     }
 }

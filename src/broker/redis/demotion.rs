@@ -1,8 +1,8 @@
-//! Old masters: whoever still publishes to one, until it is a replica, loses that. Its channels are
-//! declared for as long as that may go on, and at its end.
+//! Old masters: publications to an old master are lost until it has become a replica. Its channels
+//! are declared for as long as that may go on, and when it ends.
 //!
-//! A replica of the gateway that starts later, or an old master that was down and comes back as one, had
-//! no switch to see: what Sentinel lists as a replica is looked at too.
+//! A gateway replica that starts later saw no switch, and an old master that was down may return as
+//! a master. So servers that Sentinel lists as replicas are examined too.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -23,14 +23,15 @@ use crate::redis_url::Server;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How long an old master is watched for its demotion, and how often what it may take is declared.
+/// How long an old master is watched for its demotion, and how often the possible losses are
+/// declared.
 const DEMOTED_WITHIN: Duration = Duration::from_secs(300);
 const DECLARE_EVERY: Duration = Duration::from_secs(15);
 
-/// For so long the fence is tried, where the new master refuses it.
+/// How long setting the fence is tried while the new master refuses it.
 const FENCED_WITHIN: Duration = Duration::from_secs(300);
 
-/// The servers that are watched now, and whether since they were the master.
+/// The servers that are watched now, and whether each is watched because it was the master.
 pub(super) type Watched = Mutex<HashSet<(Server, bool)>>;
 
 /// Why a server is watched.
@@ -44,22 +45,22 @@ pub(super) enum Why {
     Listed,
 }
 
-/// A server that is not the master and may take itself for one.
+/// A server that is not the master and may believe that it is.
 struct Old {
     shared: Arc<Shared>,
     server: Server,
-    /// Where it was the master until now: the map of that time, and its index there.
+    /// If it was the master until now: the map of that time, and its index there.
     map: Option<(Arc<Map>, usize)>,
-    /// When it was a master for the last time, as far as is known.
+    /// When it last was a master, as far as is known.
     seen: Option<Instant>,
 }
 
-/// Watches what was the master at that index of a map.
+/// Watches the server that was the master at that index of a map.
 pub(super) fn switched(shared: &Arc<Shared>, map: &Arc<Map>, index: usize) {
     start(shared, map.masters[index].clone(), Some((Arc::clone(map), index)), Why::Switched);
 }
 
-/// Watches, or looks at, what Sentinel lists as a replica.
+/// Watches, or only examines, a server that Sentinel lists as a replica.
 pub(super) fn suspect(shared: &Arc<Shared>, server: Server, why: Why) {
     start(shared, server, None, why);
 }
@@ -67,13 +68,16 @@ pub(super) fn suspect(shared: &Arc<Shared>, server: Server, why: Why) {
 fn start(shared: &Arc<Shared>, server: Server, map: Option<(Arc<Map>, usize)>, why: Why) {
     let switched = why == Why::Switched;
     let entry = (server, switched);
+
     let mut watched = shared.watched.lock();
     let known = !switched && watched.contains(&(entry.0.clone(), true));
     if known || !watched.insert(entry.clone()) {
         return;
     }
+
     let seen = switched.then(Instant::now);
     let mut old = Old { shared: Arc::clone(shared), server: entry.0.clone(), map, seen };
+
     lifecycle::spawn("redis_old_master", async move {
         old.watch(why).await;
         old.shared.watched.lock().remove(&entry);
@@ -81,23 +85,29 @@ fn start(shared: &Arc<Shared>, server: Server, map: Option<(Arc<Map>, usize)>, w
 }
 
 impl Old {
-    /// Waits until it takes no more publications, and declares those that it took since: now and then
-    /// while it goes on, once where it cannot be reached by us and may go on, and at its end.
+    /// Waits until the server accepts no more publications, and declares those that it accepted
+    /// meanwhile: at intervals while it goes on, once if the server cannot be reached from here and
+    /// may go on, and at the end.
     async fn watch(&mut self, why: Why) {
-        // Whether it is a master by more than what Sentinel says.
+        // True if there is more evidence than Sentinel's word that the server is a master.
         let mut sure = why == Why::Switched;
         let (began, mut declared, mut unreached) = (Instant::now(), Instant::now(), false);
+
         while began.elapsed() < DEMOTED_WITHIN {
             if self.seen.is_some() {
                 sleep(LOOK_EVERY).await;
             }
+
             let master = || self.shared.directory.current().masters.contains(&self.server);
             if !self.shared.is_cluster() && master() {
-                // It is the master, again or after all: what another one took is watched there.
+                // It is the master again, or after all: losses on another server are that server's
+                // watcher's concern.
                 return;
             }
+
             match self.shared.connector.master(&self.server, None).await {
-                // It is one of the cluster, and sends away whoever asks for slots that it gave up.
+                // The server is part of the cluster, and redirects clients that ask for slots that
+                // it gave up.
                 Ok(link) if self.shared.is_cluster() && is_in_touch(&link).await => {
                     return self.over().await;
                 }
@@ -108,10 +118,10 @@ impl Old {
                         self.declare();
                     }
                 }
-                // A replica, or nothing that listens.
+                // The server is a replica, or nothing listens there.
                 Err(e) if e.kind() == redis::ErrorKind::Client => return self.over().await,
                 Err(e) if sure && e.is_connection_refusal() => return self.over().await,
-                // Sentinel will tell if it is one.
+                // Sentinel will report it again if it is a master.
                 Err(_) if self.seen.is_none() && why == Why::Listed => return,
                 Err(_) if !unreached => {
                     unreached = true;
@@ -121,6 +131,7 @@ impl Old {
                 Err(_) => {}
             }
         }
+
         tracing::warn!(server = %self.server, "the old master has not become a replica; what it takes is lost");
         self.over().await;
     }
@@ -135,12 +146,14 @@ impl Old {
         self.shared.declare_lost(&|channel, _| self.has(channel));
     }
 
-    /// It is a master no more.
+    /// Ends the watch: the server is no longer a master, so the fence is raised.
     async fn over(&self) {
         let Some(seen) = self.seen else { return };
         tracing::info!(server = %self.server, "the old master is a master no more");
+
         let (began, mut backoff) = (Instant::now(), Backoff::new(&self.shared.settings));
         let mut told = false;
+
         loop {
             match fence::raise(&self.shared, seen).await {
                 Ok(true) => return,
@@ -157,13 +170,15 @@ impl Old {
                     }
                 }
             }
+
             backoff.wait().await;
         }
     }
 }
 
 impl Shared {
-    /// The fence has moved: another epoch declares what is followed by offset, also to who is away now.
+    /// The fence has moved. The new epochs declare the loss on channels that are followed by
+    /// offset, also to clients that are away now; all other channels are declared here.
     pub(super) fn fenced(&self) {
         self.declare_lost(&|_, track| track == Track::No);
         self.renew();

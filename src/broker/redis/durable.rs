@@ -1,4 +1,5 @@
-//! Durable publications: the head that tells them from plain ones, and publishing them.
+//! Durable publications: the head that distinguishes them from plain ones, and how they are
+//! published.
 //!
 //! Not here: the function library that keeps them (`library`), reading what it keeps (`history`).
 
@@ -12,17 +13,18 @@ use crate::broker::{BrokerError, Durable};
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
 
-/// What a message begins with that has a head; no JSON text does.
+/// The first byte of a message that has a head; no JSON text begins with it.
 const MARK: u8 = 1;
 
-/// The function library gives out no offset from here on.
+/// The function library assigns only offsets below this one.
 pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
-/// Longest head in bytes, its mark and its line's end included.
+/// The longest head in bytes, including its mark and the end of its line.
 pub(super) const MAX_HEAD: usize = 66;
 
-/// What stands before a payload: of a durable publication its position and mostly the time in microseconds,
-/// of one by the server API the time alone, of what others `PUBLISH` nothing.
+/// What stands before a payload. A durable publication has its position and usually the time in
+/// microseconds, one through the server API has the time alone, and what others `PUBLISH` has
+/// nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) position: Option<Position>,
@@ -44,7 +46,7 @@ impl Head {
     }
 }
 
-/// A message's payload and head.
+/// Splits a message into its payload and head.
 pub(super) fn take_apart(message: &[u8]) -> (&[u8], Head) {
     let head = || {
         let rest = message.strip_prefix(&[MARK])?;
@@ -101,10 +103,12 @@ mod tests {
             assert_eq!((payload, of.published), (&b"{\"a\":1}"[..], time));
             assert_eq!(of.position.unwrap().to_string(), "1700000000000001-42");
         }
+
         let stamped = stamped(b"{\"a\":1}");
         let (payload, of) = take_apart(&stamped);
         assert_eq!((payload, &of.position), (&b"{\"a\":1}"[..], &None));
         assert!(of.published.unwrap().abs_diff(lifecycle::unix_micros()) < 60_000_000);
+
         for plain in [
             &b"{\"a\":1}"[..],
             b"",

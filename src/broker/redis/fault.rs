@@ -1,25 +1,27 @@
-//! What an error of Redis means, decided in one place: for the connection, for the command, for the key.
+//! What an error of Redis means, decided in one place: for the connection, for the command, for the
+//! key.
 //!
-//! Only [`Fault::Gone`] ends a connection: an error answer is an answer, and whoever gave it is alive.
-//! Here too: Redis' own words, made fit for a log, and answers of a shape that was not asked for, which
-//! are faults of their key and not of the connection that brought them.
+//! Only [`Fault::Gone`] ends a connection: an error answer is an answer, and a server that gives
+//! one is alive. This module also makes Redis' own words fit for a log, and handles answers of an
+//! unexpected shape, which are faults of their key and not of the connection that brought them.
 
 use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
 
 use crate::broker::{BrokerError, Said};
 
-/// What is wrong.
+/// What an error concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     /// The connection: closed, late, not speaking Redis' protocol, or not logged in.
     Gone,
     /// The place: another server has the slot, or this one is not, or not yet, a master in charge.
     Elsewhere,
-    /// The server takes no writes now: memory full, snapshot failing, too few replicas.
+    /// The state: the server accepts no writes now (memory full, snapshot failing, too few
+    /// replicas).
     CannotWrite,
-    /// The command: no permission, unknown here, or wrong in itself.
+    /// The command: no permission, unknown to the server, or invalid.
     Refused,
-    /// The key holds what nobody put there by the contract.
+    /// The key: it holds something that nobody wrote by the contract.
     BadKey,
 }
 
@@ -50,8 +52,8 @@ impl Fault {
             | "MASTERDOWN" | "UNBLOCKED" => Self::Elsewhere,
             "OOM" | "MISCONF" | "NOREPLICAS" => Self::CannotWrite,
             "WRONGTYPE" => Self::BadKey,
-            // Before Redis 7 a script's error has the code of what failed inside it only in its text, and
-            // so have the errors of a pipeline in this library.
+            // Before Redis 7 the error of a script contains the code of the inner failure only in
+            // its text. In this library that is also true of the errors of a pipeline.
             _ if ["OOM command", "MISCONF ", "NOREPLICAS "].iter().any(|c| text.contains(c)) => {
                 Self::CannotWrite
             }
@@ -70,13 +72,13 @@ impl Fault {
         }
     }
 
-    /// True where another answer may come from the same connection.
+    /// True if the same connection may still bring other answers.
     pub(super) fn is_an_answer(self) -> bool {
         self != Self::Gone
     }
 }
 
-/// For whoever asked the broker for something.
+/// The error as it is returned to the broker's caller.
 pub(super) fn classify(error: &RedisError) -> BrokerError {
     match Fault::of(error) {
         Fault::Gone if error.is_timeout() => BrokerError::TimedOut,
@@ -86,7 +88,8 @@ pub(super) fn classify(error: &RedisError) -> BrokerError {
     }
 }
 
-/// The server that answered is not, or not now, the one for this: look again where it is.
+/// True if the server that answered is not, or not now, the right one: its place has to be looked
+/// up again.
 pub(super) fn is_moved(error: &RedisError) -> bool {
     Fault::of(error) == Fault::Elsewhere
 }
@@ -98,14 +101,14 @@ pub(super) fn describe(error: &RedisError) -> String {
         (Some(code), None) => code.to_owned(),
         (None, _) => error.to_string(),
     };
-    // An old server repeats the arguments of a command that it does not know, and HELLO has the password
-    // among them.
+    // An old server repeats the arguments of an unknown command, and those of HELLO include the
+    // password.
     let text = text.split(", with args beginning with").next().unwrap_or_default();
     Said::new(text).to_string()
 }
 
-/// Asks, and takes the answer apart only here: one that has another shape than the command's is a fault
-/// of the key, whereas the library would call it one of the connection.
+/// Sends a command and converts its answer here. An answer of the wrong shape is a fault of the key
+/// then, whereas the library would call it one of the connection.
 pub(super) async fn ask<T: FromRedisValue>(
     connection: &mut impl redis::aio::ConnectionLike,
     command: &Cmd,
@@ -113,7 +116,7 @@ pub(super) async fn ask<T: FromRedisValue>(
     read(&command.query_async::<Value>(connection).await?)
 }
 
-/// An answer as what it should be.
+/// Converts an answer to its expected type.
 pub(super) fn read<T: FromRedisValue>(answer: &Value) -> RedisResult<T> {
     redis::from_redis_value_ref(answer).map_err(|e| unexpected(&e.to_string()))
 }

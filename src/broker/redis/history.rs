@@ -1,7 +1,8 @@
-//! Reading what the library keeps of a channel: where its history stands, and its end.
+//! Reading what the library keeps of a channel: its history's position, and its history's end.
 //!
-//! Invariants: everything read is untrusted text, and what makes no sense there is no history, of that
-//! channel alone; no reading takes more than its bounds, whatever somebody has written.
+//! Invariants: everything that is read is untrusted text, and what makes no sense counts as no
+//! history, of that channel alone; no reading takes more than its bounds, whatever somebody has
+//! written.
 
 use bytes::Bytes;
 use redis::{RedisResult, Value};
@@ -14,22 +15,23 @@ use super::{RedisBroker, Shared};
 use crate::broker::{Bounds, BrokerError, History, Track};
 use crate::channel::{ChannelName, Position, Publication};
 
-/// Epoch, last offset, reign, and when the epoch began by the clock of that reign's server; histories of
-/// older versions have no such time, but the epoch is one.
+/// Epoch, last offset, the identity of the server that wrote them, and when the epoch began by that
+/// server's clock. Histories of older versions lack that time, but their epoch is such a time
+/// itself.
 const FIELDS: [&str; 4] = ["e", "o", "r", "b"];
 
-/// What is kept of a history.
+/// What was found of a history.
 enum Found {
     Position(Position),
-    /// Nothing, or another reign's.
+    /// There is no history, or it belongs to another identity.
     Nothing,
-    /// An epoch that began before the fence.
+    /// The epoch began before the fence.
     BehindFence,
-    /// Something that the library never writes, in that field.
+    /// This field holds something that the library never writes.
     Bad(&'static str),
 }
 
-/// Takes the fields apart.
+/// Judges the fields of a history.
 fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
     let mut texts = [None; 4];
     for ((text, value), name) in texts.iter_mut().zip(fields).zip(FIELDS) {
@@ -40,8 +42,9 @@ fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
         let Ok(found) = std::str::from_utf8(bytes) else { return Found::Bad(name) };
         *text = Some(found);
     }
+
     let [Some(epoch), Some(offset), Some(run), began] = texts else { return Found::Nothing };
-    // One that the library does not give would leave no room to count on from.
+    // An offset that the library never assigns would leave no room to count on from.
     let offset = offset.parse().ok().filter(|offset| *offset < MAX_OFFSET);
     let Some(offset) = offset else { return Found::Bad("o") };
     let Some(position) = Position::new(epoch, offset) else { return Found::Bad("e") };
@@ -60,8 +63,8 @@ pub(super) fn meta_key(key: &str) -> String {
     format!("{key}:{{{key}}}")
 }
 
-/// Where a history stands; `None` where there is none, or it is not to be trusted: another server
-/// wrote last, and its last writes may be lost.
+/// Where a history stands. `None` if there is none, or it cannot be trusted because another server
+/// wrote last and its last writes may be lost.
 pub(super) async fn position(
     shared: &Shared,
     link: &Link,
@@ -88,7 +91,8 @@ pub(super) async fn position(
             None
         }
     };
-    // An empty one that is found is kept for another hour.
+
+    // An empty history that is found is opened again, which keeps it for another hour.
     let begun = found.as_ref().is_some_and(|position| position.offset > 0);
     if begun || track < Track::Open || link.run.is_empty() {
         return Ok(found);
@@ -96,7 +100,7 @@ pub(super) async fn position(
     open(shared, link, key).await.map(Some)
 }
 
-/// Begins a history, or keeps one that is empty; begins it anew where its epoch is behind the fence.
+/// Begins a history, keeps one that is empty, or begins it anew if its epoch is behind the fence.
 pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
     let fence = shared.fence(link).to_string();
     let connection = &mut link.connection.clone();
@@ -105,14 +109,14 @@ pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult
     answered_position(answer)
 }
 
-/// A position as the library answers it.
+/// Converts the position from the library's answer.
 pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<Position> {
     let position = Position::new(&epoch, offset).filter(|position| position.offset < MAX_OFFSET);
     position.ok_or_else(|| fault::unexpected("not a position"))
 }
 
 impl RedisBroker {
-    /// The end of a history, read backwards until a bound.
+    /// The end of a history, read backwards until a bound is reached.
     pub(super) async fn read_history(
         &self,
         channel: &ChannelName,
@@ -158,11 +162,13 @@ async fn read(
     }
 }
 
-/// Entries come as id and payload in turn, the newest first, and are taken while they are contiguous.
+/// Converts entries, which come as id and payload in turn, the newest first, for as long as they
+/// are contiguous.
 fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> History {
     let mut publications = Vec::with_capacity(entries.len() / 2);
     let mut entries = entries.into_iter();
     let mut due = top.offset;
+
     while let (Some(Value::BulkString(id)), Some(Value::BulkString(payload))) =
         (entries.next(), entries.next())
     {
@@ -170,6 +176,7 @@ fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> Hi
         if due == 0 || *id != *position.to_string().as_bytes() {
             break;
         }
+
         due -= 1;
         publications.push(Publication {
             channel: channel.clone(),
@@ -179,6 +186,7 @@ fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> Hi
             published: None,
         });
     }
+
     publications.reverse();
     History { top, publications }
 }
@@ -187,13 +195,14 @@ fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> Hi
 mod tests {
     use super::*;
 
-    /// Somebody wrote the largest number into the key: whoever counted on from it began at nought, and told
-    /// that nothing is missing.
+    /// Somebody wrote the largest number into the key. A reader that counted on from it began at
+    /// zero, and reported that nothing was missing.
     #[test]
     fn fuzz_an_offset_that_the_library_never_gives_is_no_history() {
         let fields = |offset: &str| {
             ["1700000000000001", offset, "a:b"].map(|f| Value::BulkString(f.into())).to_vec()
         };
+
         for (offset, good) in [
             ("0", true),
             ("999999999999999", true),
@@ -211,6 +220,7 @@ mod tests {
                 Found::Bad(field) => assert!(!good && field == "o", "{offset}"),
                 Found::Nothing | Found::BehindFence => panic!("{offset}"),
             }
+
             let number = offset.parse().unwrap_or(u64::MAX);
             assert_eq!(answered_position((number, "1".to_owned())).is_ok(), good, "{offset}");
         }

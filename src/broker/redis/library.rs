@@ -1,7 +1,8 @@
-//! The function library `tollgate`: its text, seeing to it that a server has it, and calling its entries.
+//! The function library `tollgate`: its text, making sure that a server has it, and calling its
+//! entries.
 //!
-//! The text (`tollgate.lua`) is the contract with publishers. Where the server has no functions, or does
-//! not allow them, the same text runs as a script. Not here: what the entries' answers mean.
+//! The text (`tollgate.lua`) is the contract with publishers. If the server has no functions, or
+//! does not permit them, the same text runs as a script. Not here: what the entries' answers mean.
 
 use std::sync::LazyLock;
 
@@ -13,11 +14,11 @@ use super::fault;
 
 const LUA: &str = include_str!("tollgate.lua");
 
-/// A newer gateway's library serves this one too, so it is never replaced by an older.
+/// The library of a newer gateway serves this version too, so it is never replaced by an older one.
 const VERSION: i64 = 4;
 
-/// The line of the text in which the loading gateway says how large an event may be. As a script the text
-/// serves this process only, which has looked before.
+/// The line of the text in which the loading gateway states the size limit of an event. As a
+/// script, the text serves only this process, which has checked the size before.
 const LIMIT: &str = "local MAX_BYTES = 536870912\n";
 
 /// How the entries of the library are called on a server.
@@ -42,7 +43,8 @@ fn library(max_bytes: usize) -> String {
     )
 }
 
-/// An entry of the library; its text as a script, and that text's name on the server, are made once.
+/// An entry of the library. Its text as a script, and that text's name on the server, are computed
+/// once.
 pub(super) struct Entry {
     function: &'static str,
     call: &'static str,
@@ -65,8 +67,8 @@ pub(super) static PUBLISH: LazyLock<Entry> =
 pub(super) static HISTORY: LazyLock<Entry> =
     LazyLock::new(|| Entry::new("tollgate_history", "history", "FCALL_RO"));
 
-/// Sees to it that the server has the library, in this version or a later one, and that it takes events
-/// of that size: of several gateways' limits the largest counts.
+/// Makes sure that the server has the library, in this version or a later one, and that it accepts
+/// events of that size: of several gateways' limits the largest counts.
 pub(super) async fn ensure(
     connection: &mut MultiplexedConnection,
     max_bytes: usize,
@@ -109,12 +111,13 @@ fn is_unknown_command(error: &RedisError) -> bool {
     error.detail().is_some_and(|d| d.to_lowercase().contains("unknown command"))
 }
 
-/// The function is not there: `FUNCTION FLUSH`, or a restart without persistence.
+/// True if the function is missing, after `FUNCTION FLUSH` or a restart without persistence.
 fn is_missing(error: &RedisError) -> bool {
     error.detail().is_some_and(|d| d.contains("Function not found"))
 }
 
-/// What a call goes by: how entries are called on the server, and what is loaded where one is missing.
+/// What a call depends on: how entries are called on the server, and the limit with which a missing
+/// library is loaded.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Calling {
     pub(super) calls: Calls,

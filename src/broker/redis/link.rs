@@ -1,6 +1,6 @@
-//! One subscribing connection to one master. Its reader only drains into [`Events`]; what is wanted
-//! is kept in a table (`wanted`), and after every kind of loss the same happens: connect again,
-//! read where the histories stand, subscribe to everything, say what was interrupted.
+//! One subscribing connection to one master. Its reader only drains into [`Events`]. The wanted
+//! channels are kept in a table (`wanted`), and after every kind of loss the same happens: connect
+//! again, read the positions of the histories, subscribe to everything, tell what was interrupted.
 //!
 //! [`Events`]: crate::broker::Events
 
@@ -28,36 +28,36 @@ use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics::{self, Rejected};
 use crate::redis_url::Server;
 
-/// Which channels something is said of, by how they are followed.
+/// Selects the channels that a declaration concerns, by name and by how they are followed.
 pub(super) type Concerns<'a> = &'a dyn Fn(&ChannelName, Track) -> bool;
 
-/// Between two attempts at a canary's channel that Redis refuses.
+/// The time between two attempts to subscribe to a canary's channel that Redis refuses.
 const ASK_CANARY_AGAIN: Duration = Duration::from_secs(5);
 
-/// Longest message between replicas, in bytes.
+/// The longest message between replicas, in bytes.
 const MAX_CONTROL: usize = 16 * 1024;
 
 pub(super) struct Subscriber {
     pub(super) shared: Arc<Shared>,
     pub(super) server: Server,
-    /// Which of the connections to this server it is.
+    /// The index of this connection among those to the same server.
     pub(super) index: usize,
     wanted: Mutex<Wanted>,
     changed: Notify,
-    /// Positions are to be read again.
+    /// Notified when positions are to be read again.
     renew: Notify,
     disconnected: Notify,
     stopped: AtomicBool,
     stop: Notify,
     up: AtomicBool,
     pub(super) hearing: Hearing,
-    /// Which connection's messages count: an abandoned one may still yield some.
+    /// The connection whose messages count: an abandoned one may still yield some.
     generation: AtomicU64,
     pub(super) canary: canary::Canary,
 }
 
 impl Subscriber {
-    /// `silent`: what this connection is to have has been silent before.
+    /// `silent`: the channels that this connection takes over have been silent before.
     pub(super) fn new(
         shared: Arc<Shared>,
         server: Server,
@@ -65,6 +65,7 @@ impl Subscriber {
         silent: Option<SilentPart>,
     ) -> Self {
         let canary = canary::Canary::new(&shared, &server, index);
+
         Self {
             shared,
             server,
@@ -86,7 +87,7 @@ impl Subscriber {
         self.up.load(Ordering::Acquire)
     }
 
-    /// `None` while publications can arrive here on all that it is to have.
+    /// `None` while publications can arrive here on all wanted channels.
     pub(super) fn silent(&self) -> Option<SilentPart> {
         let behind = self.wanted.lock().is_behind();
         self.hearing.silent(behind)
@@ -97,7 +98,7 @@ impl Subscriber {
         self.is_up() && self.wanted.lock().channels.get(channel).is_some_and(|want| want.live)
     }
 
-    /// Ends the task; what it had has been moved to others.
+    /// Ends the task; its channels have been moved to other connections.
     pub(super) fn stop(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.stopped.store(true, Ordering::Release);
@@ -122,7 +123,7 @@ impl Subscriber {
         self.changed.notify_one();
     }
 
-    /// Takes out the channels that belong elsewhere now.
+    /// Removes and returns the channels that belong to another connection now.
     pub(super) fn take_misplaced(
         &self,
         belongs: impl Fn(&ChannelName) -> bool,
@@ -141,7 +142,7 @@ impl Subscriber {
         taken
     }
 
-    /// Takes in a channel that another connection had, and how long that was silent.
+    /// Takes in a channel of another connection. `silent`: since when that one has been silent.
     pub(super) fn adopt(&self, channel: &ChannelName, want: Want, silent: Option<SilentPart>) {
         if let Some(silent) = silent.filter(|_| want.is_behind()) {
             self.hearing.takes_over(silent);
@@ -152,8 +153,8 @@ impl Subscriber {
         self.changed.notify_one();
     }
 
-    /// Says of those channels that they may have missed something that no history has: at once, or where it
-    /// is not live now, when it is again.
+    /// Declares on these channels that something may have been missed that no history has. A
+    /// channel that is not live now is declared when it is live again.
     pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
         let mut wanted = self.wanted.lock();
         for (channel, want) in wanted.channels.iter_mut().filter(|(c, w)| concerns(c, w.track)) {
@@ -166,12 +167,13 @@ impl Subscriber {
         }
     }
 
-    /// Reads where the tracked histories stand, which begins another epoch for those of old ones.
+    /// Has the positions of the tracked histories read, which begins a new epoch for those of old
+    /// ones.
     pub(super) fn renew(&self) {
         self.renew.notify_one();
     }
 
-    /// The reader's callback; runs for every message and must not wait.
+    /// The reader's callback. It runs for every message and must not wait.
     fn on_push(&self, generation: u64, push: Push<'_>) {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
@@ -189,12 +191,13 @@ impl Subscriber {
         }
     }
 
-    /// `payload` may be the begin of one that is `len` long.
+    /// Handles a message. `payload` may be only the beginning of one that is `len` long.
     fn on_message(&self, name: &[u8], payload: &[u8], len: usize) {
         let Some(name) = self.shared.strip(name) else { return };
         if self.canary.is(name) {
             return self.canary.arrived(payload);
         }
+
         let mut wanted = self.wanted.lock();
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
@@ -209,7 +212,7 @@ impl Subscriber {
         drop(wanted);
 
         let cut = (!whole || len > self.shared.max_bytes()).then_some(len);
-        // A copy: what is kept of it must not keep the rest of what was read with it.
+        // The payload is copied, so that keeping it does not keep everything that was read with it.
         let payload = if cut.is_some() { Bytes::new() } else { Bytes::copy_from_slice(payload) };
         let event = if channel.is_control() {
             if len > MAX_CONTROL {
@@ -220,7 +223,7 @@ impl Subscriber {
         } else {
             let durable::Head { position, published } = of;
             let publication = Publication { channel, payload, cut, position, published };
-            // Asked again, now that there is something to keep: it may be over.
+            // This is checked again, now that there is a publication to hold: the wait may be over.
             let passes =
                 if waits { self.wanted.lock().hold(publication) } else { Some(publication) };
             let Some(publication) = passes else { return };
@@ -232,14 +235,15 @@ impl Subscriber {
     fn on_subscribed(&self, generation: u64, name: &[u8]) {
         let Some(name) = self.shared.strip(name) else { return };
         let mut wanted = self.wanted.lock();
-        // Asked again under the lock: what an abandoned connection confirmed is not live.
+        // This is checked again under the lock: what an abandoned connection confirmed is not live.
         if self.generation.load(Ordering::Acquire) == generation {
             wanted.confirmed(name).into_iter().flatten().for_each(|e| self.shared.events.push(e));
         }
     }
 
-    /// The slot has gone to another server: Redis pushes this of itself then. The library takes it for
-    /// the answer to whatever command is on its way, so the connection is of no more use.
+    /// Handles the end of a sharded subscription. Redis sends it unasked when the slot has moved to
+    /// another server. The library mistakes it for the answer to a pending command, so the
+    /// connection is of no use any more.
     fn on_unsubscribed(&self, name: &[u8]) {
         let Some(name) = self.shared.strip(name) else { return };
         if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
@@ -253,7 +257,8 @@ impl Subscriber {
         self.shared.report();
     }
 
-    /// Returns only what ended it. A canary that is refused is asked for again: permissions come back.
+    /// Runs until the connection fails or a canary is missed; returns the reason. A canary that is
+    /// refused is asked for again, since permissions may be restored.
     async fn watch_canary(&self, link: &connect::Link, mut hears: bool) -> String {
         let name = [self.canary.channel().to_owned()];
         while !hears && !self.canary.is_none() {
@@ -267,26 +272,30 @@ impl Subscriber {
         canary::watch(self).await
     }
 
-    /// Serves one connection to its end; says why it ended.
+    /// Serves one connection to its end; returns why it ended.
     async fn serve(&self, link: &connect::Link) -> String {
         let name = [self.canary.channel().to_owned()];
         let mut hears_canary = !self.canary.is_none();
+
         if hears_canary && let Err(e) = self.command(link, true, &name).await {
             if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) {
                 return format!("cannot subscribe to the canary: {}", fault::describe(&e));
             }
-            // What may be heard is heard; that nobody can vouch for it shows in the state.
+            // The connection delivers what it can. Its state shows that no canary vouches for it.
             hears_canary = false;
             self.canary.is_refused();
             let what = "Redis refuses the canary: allow its channel";
             self.shared.failed(Role::Subscriber, &self.server, what, &e);
         }
+
         self.wanted.lock().begin();
         self.hearing.connected();
+
         if !hears_canary {
             self.hearing.trusted();
         }
         self.set_up(true);
+
         let error = tokio::select! {
             error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
             error = self.operate(link) => error,
@@ -298,6 +307,7 @@ impl Subscriber {
             () = self.stop.notified() => "stopped".to_owned(),
             never = self.ask_again() => match never {},
         };
+
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.wanted.lock().end();
         self.hearing.lost();
@@ -306,21 +316,24 @@ impl Subscriber {
     }
 }
 
-/// Keeps the subscribing connection until it is stopped.
+/// Keeps up the subscribing connection until it is stopped.
 pub(super) async fn run(subscriber: Arc<Subscriber>) {
     let shared = Arc::clone(&subscriber.shared);
     let server = &subscriber.server;
     let mut backoff = Backoff::new(&shared.settings);
+
     while !subscriber.stopped.load(Ordering::Acquire) {
         let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
         let on_push: OnPush = {
             let subscriber = Arc::clone(&subscriber);
             Arc::new(move |push| subscriber.on_push(generation, push))
         };
+
         let began = Instant::now();
         match shared.master(&subscriber.server, Some(on_push)).await {
             Ok(link) => {
-                // A late word of a connection before, or of an attempt that failed.
+                // A notification that is left over comes from an earlier connection or a failed
+                // attempt.
                 let _ = subscriber.disconnected.notified().now_or_never();
                 connect::log_connected(Role::Subscriber, server);
                 let error = subscriber.serve(&link).await;
@@ -334,11 +347,14 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
                 shared.failed(Role::Subscriber, server, "cannot connect to Redis", &e);
             }
         }
+
         shared.directory.doubt();
-        // A connection that is made and lost at once must not become a hot loop.
+
+        // A connection that is made and lost immediately must not become a hot loop.
         if began.elapsed() > shared.settings.reconnect_max {
             backoff = Backoff::new(&shared.settings);
         }
+
         tokio::select! {
             () = backoff.wait() => {}
             () = subscriber.stop.notified() => return,

@@ -1,4 +1,4 @@
-//! Who connects to a server: a name and a password, which may stand in a file instead.
+//! The login at a server: a name and a password, which may stand in a file instead.
 //!
 //! Invariant: the file is read for each connection, so that a password may change meanwhile.
 
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use redis::{ProtocolVersion, RedisConnectionInfo, RedisResult};
 
-/// May hold a password: never log it.
+/// The login may hold a password: never log it.
 #[derive(Clone)]
 pub struct Login {
     redis: RedisConnectionInfo,
@@ -20,7 +20,7 @@ impl Default for Login {
 }
 
 impl Login {
-    /// What is empty is not given.
+    /// Creates a login; an empty name or password is not sent.
     #[must_use]
     pub fn new(user: &str, password: &str, password_file: Option<PathBuf>) -> Self {
         let mut redis = RedisConnectionInfo::default().set_protocol(ProtocolVersion::RESP3);
@@ -33,7 +33,7 @@ impl Login {
         Self { redis, password_file }
     }
 
-    /// As the URL has it, with the database.
+    /// Creates the login that the URL holds, with its database.
     pub(super) fn of_url(redis: RedisConnectionInfo, password_file: Option<PathBuf>) -> Self {
         Self { redis, password_file }
     }

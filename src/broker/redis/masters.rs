@@ -7,10 +7,10 @@ use tokio::sync::{Notify, watch};
 use crate::logging;
 use crate::redis_url::Server;
 
-/// Slots of a cluster.
+/// The number of slots of a cluster.
 pub(super) const SLOTS: usize = 16_384;
 
-/// No master serves the slot.
+/// Marks a slot that no master serves.
 pub(super) const UNSERVED: u16 = u16::MAX;
 
 /// The masters, and which slots each has in a cluster.
@@ -26,12 +26,12 @@ impl Map {
         Self { masters: vec![server], slots: None }
     }
 
-    /// Every slot has a master.
+    /// True if every slot has a master.
     pub(super) fn is_whole(&self) -> bool {
         self.slots.as_ref().is_none_or(|slots| !slots.contains(&UNSERVED))
     }
 
-    /// The index of the master that has a key or channel.
+    /// The index of the master that serves a key or channel.
     pub(super) fn master_of(&self, key: &[u8]) -> Option<usize> {
         let index = match &self.slots {
             None => 0,
@@ -41,8 +41,8 @@ impl Map {
     }
 }
 
-/// The slot of a key: of what stands between the first `{` and the next `}`, if that is anything
-/// (Redis Cluster specification, "Hash tags").
+/// The slot of a key. Only the text between the first `{` and the next `}` counts, if it is not
+/// empty (Redis Cluster specification, "Hash tags").
 pub(super) fn slot(key: &[u8]) -> u16 {
     let tag = key.iter().position(|b| *b == b'{').and_then(|open| {
         let rest = &key[open + 1..];
@@ -52,7 +52,7 @@ pub(super) fn slot(key: &[u8]) -> u16 {
     crc16::State::<crc16::XMODEM>::calculate(tag.unwrap_or(key)) % SLOTS as u16
 }
 
-/// The current map, and a bell to ring when it seems to be wrong.
+/// The current map, and a notification for when it seems to be wrong.
 pub(super) struct Directory {
     map: watch::Sender<Arc<Map>>,
     doubt: Notify,
@@ -85,7 +85,7 @@ impl Directory {
         });
     }
 
-    /// Somebody met an error that another map would explain.
+    /// Reports an error that a changed map would explain.
     pub(super) fn doubt(&self) {
         self.doubt.notify_one();
     }
@@ -99,7 +99,7 @@ impl Directory {
 mod tests {
     use super::*;
 
-    /// Values from `CLUSTER KEYSLOT`.
+    /// The values come from `CLUSTER KEYSLOT`.
     #[test]
     fn slots_are_redis_own() {
         for (key, expected) in [

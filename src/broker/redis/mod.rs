@@ -1,13 +1,15 @@
-//! The Redis broker: publications through pub/sub on `<prefix><channel>` (sharded in a cluster),
-//! histories in streams beside it (`durable`, `history`, `library`); what is the gateway's own (control
-//! messages, canaries, revocations) on `gateway:<prefix>...`, which no publisher's ACL has to reach.
+//! The Redis broker. Publications travel through pub/sub on `<prefix><channel>` (sharded in a
+//! cluster), and histories are kept in streams beside it (`durable`, `history`, `library`). What
+//! belongs to the gateway itself (control messages, canaries, revocations) is on
+//! `gateway:<prefix>...`, which no publisher's ACL has to permit.
 //!
-//! `masters` says where the masters are, `sentinel` and `cluster` keep that true; `routes` gives
-//! each its connections: `link` subscribes and only drains, `node` publishes and reads.
+//! `masters` knows where the masters are, and `sentinel` and `cluster` keep that up to date.
+//! `routes` gives each master its connections: `link` subscribes and only drains, `node` publishes
+//! and reads.
 //!
-//! Not here: who is subscribed locally, what happens to an event. Invariant: each connection
-//! proves itself by answers (HELLO at connect, PING within a deadline ever after, and a canary
-//! that publishers' own path has to bring); an open TCP connection proves nothing.
+//! Not here: who is subscribed locally, what happens to an event. Invariant: each connection proves
+//! itself by answers: HELLO at connect, PING within a deadline ever after, and a canary that has to
+//! arrive by the publishers' own path. An open TCP connection proves nothing.
 
 mod canary;
 mod cluster;
@@ -61,19 +63,19 @@ use crate::logging;
 use crate::metrics;
 use crate::redis_url::{Server, Target, Topology, UrlError};
 
-/// What the broker needs to know; taken from the `[redis]` section.
+/// What the broker needs to know, taken from the `[redis]` section.
 #[derive(Clone)]
 pub struct Settings {
-    /// May hold a password: never log it.
+    /// The URL may hold a password: never log it.
     pub url: String,
-    /// Holds the password where the URL does not; read for each connection.
+    /// The file that holds the password if the URL does not; it is read for each connection.
     pub password_file: Option<PathBuf>,
     pub prefix: String,
-    /// With a URL that asks for TLS.
+    /// Used if the URL asks for TLS.
     pub tls: Option<TlsConnector>,
-    /// At the Sentinels.
+    /// The login at the Sentinels.
     pub sentinel: Login,
-    /// Subscribing connections to each master.
+    /// The number of subscribing connections to each master.
     pub subscribers: usize,
     pub connect_timeout: Duration,
     pub command_timeout: Duration,
@@ -83,15 +85,15 @@ pub struct Settings {
     pub canary_deadline: Duration,
     pub reconnect_min: Duration,
     pub reconnect_max: Duration,
-    /// Replicas of version 0.1 run on the same Redis.
+    /// True if replicas of version 0.1 run on the same Redis.
     pub beside_0_1: bool,
-    /// Largest publication that is brought whole at first, in bytes.
+    /// The initial limit for publications that are delivered whole, in bytes.
     pub max_publication: usize,
-    /// How often a server's address is looked at anew.
+    /// How often a server's address is checked for a change.
     pub address_interval: Duration,
 }
 
-/// What the names of the gateway's own keys and channels begin with, before the prefix.
+/// The names of the gateway's own keys and channels begin with this, before the prefix.
 pub const OWN: &str = "gateway:";
 
 /// The state that the broker and its tasks share.
@@ -101,9 +103,9 @@ struct Shared {
     directory: Directory,
     routes: RwLock<Routes>,
     events: Arc<Events>,
-    /// This process among the replicas, for its canaries.
+    /// Identifies this process among the replicas, for its canaries.
     uid: String,
-    /// The server runs scripts for want of functions.
+    /// True if the server runs scripts because it has no functions.
     scripts: AtomicBool,
     fence: Mutex<Fence>,
     watched: demotion::Watched,
@@ -114,26 +116,31 @@ struct Shared {
 }
 
 impl Shared {
-    /// The state of the connections has changed.
+    /// Publishes the current state of the connections, after a change.
     fn report(&self) {
-        // One at a time, so that the last word is the latest state.
+        // Reports come one at a time, so that the last one tells the latest state.
         let _reporting = self.reporting.lock();
+
         let routes = self.routes.read();
         let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
         let writer = publisher && routes.writes_are_taken();
         drop(routes);
+
         if subscriber && publisher && writer {
             *self.last_error.lock() = None;
         }
+
         metrics::redis_connected(Role::Subscriber.label(), subscriber);
         metrics::redis_connected(Role::Publisher.label(), publisher);
         metrics::redis_connected(Role::Writer.label(), writer);
+
         if subscriber && publisher && !self.ready.swap(true, Ordering::AcqRel) {
             (self.on_ready)();
         }
     }
 
-    /// Notes and logs what went wrong with a server. The text names hosts at most, never credentials.
+    /// Notes and logs what went wrong with a server. The text may name hosts, but never
+    /// credentials.
     fn note(&self, role: Role, server: &Server, what: &'static str, error: &str) {
         let role = role.label();
         let (name, said) = (server.to_string(), error.to_owned());
@@ -144,14 +151,14 @@ impl Shared {
         *self.last_error.lock() = Some(Failure { at: SystemTime::now(), what });
     }
 
-    /// The same of an error that came from it.
+    /// Like [`Self::note`], for an error that came from the server.
     fn failed(&self, role: Role, server: &Server, what: &'static str, error: &RedisError) {
         metrics::redis_error(Fault::of(error).label());
         self.note(role, server, what, &fault::describe(error));
     }
 
-    /// Notes what somebody has written under a key that only the function library writes. That harms its
-    /// own channel, which has no history then.
+    /// Notes that a key which only the function library writes holds something else. This harms
+    /// only the key's own channel, which has no history then.
     fn bad_key(&self, key: &str, error: &str) {
         metrics::redis_error(Fault::BadKey.label());
         let (name, said) = (Said::new(key), error.to_owned());
@@ -161,7 +168,7 @@ impl Shared {
         });
     }
 
-    /// How the library is called; the last server that was looked at decides for all.
+    /// How the library is called. The server that was examined last decides for all servers.
     fn calling(&self) -> Calling {
         let scripts = self.scripts.load(Ordering::Acquire);
         let calls = if scripts { Calls::Scripts } else { Calls::Functions };
@@ -186,17 +193,18 @@ impl Shared {
         format!("{}{channel}", self.settings.prefix)
     }
 
-    /// A key or channel of the gateway's own: no pattern that publishers are given reaches it.
+    /// A key or channel of the gateway's own, which no pattern granted to publishers reaches.
     fn own_key(&self, name: &str) -> String {
         format!("{OWN}{}{name}", self.settings.prefix)
     }
 
-    /// Where version 0.1 has it: publishers' patterns reach that.
+    /// The name under which version 0.1 has it, which publishers' patterns reach.
     fn key_0_1(&self, name: &str) -> String {
         format!("{}{name}", self.settings.prefix)
     }
 
-    /// A Redis channel's name without what `key` or `own_key` put before it; `None` for anything foreign.
+    /// A Redis channel's name without the prefix that `key` or `own_key` adds; `None` for any
+    /// foreign name.
     fn strip<'n>(&self, name: &'n [u8]) -> Option<&'n str> {
         let prefix = self.settings.prefix.as_bytes();
         let own = name.strip_prefix(OWN.as_bytes()).and_then(|name| name.strip_prefix(prefix));
@@ -204,13 +212,14 @@ impl Shared {
             return std::str::from_utf8(own).ok();
         }
         match std::str::from_utf8(name.strip_prefix(prefix)?).ok()? {
-            // Heard only where replicas of version 0.1 are expected.
+            // This channel is subscribed only where replicas of version 0.1 are expected.
             "control" => Some("control:0.1"),
             name => Some(name),
         }
     }
 
-    /// Runs commands on the master that has a key.
+    /// Runs commands on the master that has a key, again on another one if the key's slot has
+    /// moved.
     async fn on_master<'w, T>(
         &self,
         key: &str,
@@ -221,10 +230,12 @@ impl Shared {
             let node = self.node(key.as_bytes())?;
             let within = self.settings.command_timeout;
             let link = node.link(within).await.ok_or(BrokerError::Unavailable)?;
+
             let error = match work(link.clone()).await {
                 Ok(value) => return Ok(value),
                 Err(error) => error,
             };
+
             node.failed(&link, &error);
             if !fault::is_moved(&error) {
                 let text = fault::describe(&error);
@@ -232,6 +243,7 @@ impl Shared {
                 metrics::redis_error(Fault::of(&error).label());
                 return Err(fault::classify(&error));
             }
+
             self.directory.doubt();
             tries += 1;
             if tries > MOVED_TRIES || !self.is_cluster() {
@@ -241,7 +253,7 @@ impl Shared {
         }
     }
 
-    /// Publishes; the answer is how many subscribers the server handed it to.
+    /// Publishes without keeping. The answer is how many subscribers the server delivered it to.
     async fn publish_plain(&self, key: &str, message: &[u8]) -> Result<usize, BrokerError> {
         let mut command = redis::cmd(if self.is_cluster() { "SPUBLISH" } else { "PUBLISH" });
         command.arg(key).arg(message);
@@ -249,17 +261,18 @@ impl Shared {
     }
 }
 
-/// What is done on a master's connection.
+/// The commands that are run on a master's connection.
 type Work<'w, T> = Pin<Box<dyn Future<Output = RedisResult<T>> + Send + 'w>>;
 
 async fn query<T: FromRedisValue>(mut link: Link, command: &Cmd) -> RedisResult<T> {
     fault::ask(&mut link.connection, command).await
 }
 
-/// An error that does not come again for so long, with all connections up, is over.
+/// An error that has not recurred for this long, with all connections up, is over.
 const ERROR_LASTS: Duration = Duration::from_secs(30);
 
-/// How often a command is sent again because its slot has moved, and the first wait before it.
+/// How many times a command is sent again because its slot has moved, and the first wait before
+/// that.
 const MOVED_TRIES: u32 = 5;
 const MOVED_PAUSE: Duration = Duration::from_millis(60);
 
@@ -267,7 +280,7 @@ const MOVED_PAUSE: Duration = Duration::from_millis(60);
 enum Role {
     Subscriber,
     Publisher,
-    /// What keeps durable publications.
+    /// The part that keeps durable publications.
     Writer,
 }
 
@@ -286,11 +299,11 @@ pub struct RedisBroker {
 }
 
 impl RedisBroker {
-    /// Starts connecting in the background, for ever; `on_ready` is called after the first round
+    /// Starts connecting in the background, for ever. `on_ready` is called after the first round
     /// trip on every connection.
     ///
     /// # Errors
-    /// When the URL is not one.
+    /// When the URL is invalid.
     pub fn start(
         settings: Settings,
         events: Arc<Events>,
@@ -302,6 +315,7 @@ impl RedisBroker {
             Topology::Standalone(server) => Map::one(server.clone()),
             Topology::Sentinel(..) | Topology::Cluster(_) => Map::default(),
         };
+
         let shared = Arc::new(Shared {
             connector: Connector::new(settings.clone(), target),
             directory: Directory::new(map),
@@ -317,12 +331,14 @@ impl RedisBroker {
             reporting: Mutex::new(()),
             on_ready: Box::new(on_ready),
         });
+
         Fault::ALL.into_iter().for_each(|fault| metrics::redis_errors_begin(fault.label()));
         shared.subscribe(&ChannelName::control(), Track::No, None);
         if shared.settings.beside_0_1 {
             shared.subscribe(&ChannelName::control_0_1(), Track::No, None);
         }
         shared.report();
+
         match topology {
             Topology::Standalone(_) => {}
             Topology::Sentinel(sentinels, name) => sentinel::start(&shared, sentinels, &name),
@@ -330,6 +346,7 @@ impl RedisBroker {
                 lifecycle::spawn("redis_cluster", cluster::run(Arc::clone(&shared), seeds));
             }
         }
+
         lifecycle::spawn("redis_routes", routes::follow(Arc::clone(&shared)));
         Ok(Self { shared })
     }
@@ -374,7 +391,7 @@ impl Broker for RedisBroker {
         Box::pin(async move {
             let reached = self.shared.publish_plain(&key, &message).await?;
             match key_0_1 {
-                // All replicas listen there.
+                // All replicas listen on the channel of version 0.1.
                 Some(key) => self.shared.publish_plain(&key, &message).await,
                 None => Ok(reached),
             }
@@ -398,11 +415,14 @@ impl Broker for RedisBroker {
         let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
         let writer = publisher && routes.writes_are_taken();
         drop(routes);
-        // What goes on while everything is connected is noted again and again.
+
+        // An error that continues while everything is connected is noted repeatedly, so the error
+        // of an old note is over.
         let is_over = |failure: &Failure| {
             let age = failure.at.elapsed().unwrap_or_default();
             subscriber && publisher && writer && age > ERROR_LASTS
         };
+
         let last_error = self.shared.last_error.lock().clone().filter(|error| !is_over(error));
         let ready = self.shared.ready.load(Ordering::Acquire);
         Health { kind: "redis", ready, subscriber, publisher, writer, last_error }

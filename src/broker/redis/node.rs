@@ -1,4 +1,4 @@
-//! One command connection to each master: what publishes, reads histories and keeps revocations.
+//! One command connection to each master, which publishes, reads histories and keeps revocations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
 
-/// The library is looked at this often: publishers use it without asking us.
+/// The interval at which the library is checked: publishers use it without asking the gateway.
 const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
 
 pub(super) struct Node {
@@ -43,23 +43,24 @@ impl Node {
         self.link.borrow().is_some()
     }
 
-    /// The connection; while there is none, the next one if it comes within that time.
+    /// The connection. If there is none, the next one, if it is made within that time.
     pub(super) async fn link(&self, within: Duration) -> Option<Link> {
         let mut link = self.link.subscribe();
         let found = timeout(within, link.wait_for(Option::is_some)).await;
         found.ok()?.ok()?.clone()
     }
 
-    /// A command failed: is that the fault of the connection that there is now?
+    /// Handles a failed command: connects again if the current connection is the cause.
     pub(super) fn failed(&self, link: &Link, error: &RedisError) {
         let is_current = self.link.borrow().as_ref().is_some_and(|current| current.is(link));
-        // A master that became a replica says so in an answer; another server is to be found then.
+        // A master that became a replica says so in an answer; then another server has to be found.
         if is_current && (Fault::of(error) == Fault::Gone || error.code() == Some("READONLY")) {
             self.lost.notify_one();
         }
     }
 
-    /// A canary that was published here was missed: another connection may find another server.
+    /// Notes that a canary which was published here was missed: a new connection may find another
+    /// server.
     pub(super) fn suspect(&self) {
         self.lost.notify_one();
     }
@@ -70,26 +71,31 @@ impl Node {
     }
 }
 
-/// Keeps the connection until it is stopped.
+/// Keeps up the connection until it is stopped.
 pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
     let mut backoff = Backoff::new(&shared.settings);
+
     while !node.stopped.load(Ordering::Acquire) {
         match open(&shared, &node.server).await {
             Ok(link) => {
                 let began = Instant::now();
                 let reigns = connect::watch_reign(link.clone());
-                // A late word about the connection before.
+
+                // A notification that is left over concerns the previous connection.
                 let _ = node.lost.notified().now_or_never();
                 if node.stopped.load(Ordering::Acquire) {
                     return;
                 }
+
                 let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
                 let looked = look_at_library(&shared, &node.server, link.clone());
                 let moved = connect::watch_address(&shared, &node.server, Arc::clone(&link.run));
                 let written = writes::watch(&shared, &node, link.clone());
+
                 node.link.send_replace(Some(link));
                 shared.report();
                 connect::log_connected(Role::Publisher, &node.server);
+
                 let error = tokio::select! {
                     error = pinged => error,
                     error = looked => error,
@@ -98,11 +104,13 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                     error = written => error,
                     () = node.lost.notified() => "a command failed".to_owned(),
                 };
+
                 node.link.send_replace(None);
                 shared.report();
                 if node.stopped.load(Ordering::Acquire) {
                     return;
                 }
+
                 shared.note(Role::Publisher, &node.server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
                 if began.elapsed() > shared.settings.reconnect_max {
@@ -113,6 +121,7 @@ pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
                 shared.failed(Role::Publisher, &node.server, "cannot connect to Redis", &e);
             }
         }
+
         shared.directory.doubt();
         backoff.wait().await;
     }
@@ -124,7 +133,8 @@ async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
     Ok(link)
 }
 
-/// A server that refuses the library (out of memory, too few replicas) still publishes plainly.
+/// Checks the library. A server that refuses it (out of memory, too few replicas) still publishes
+/// plainly.
 async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<()> {
     let calls = match library::ensure(&mut link.connection, shared.max_bytes()).await {
         Ok(calls) => calls,
@@ -135,6 +145,7 @@ async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<
         }
         Err(e) => return Err(e),
     };
+
     let scripts = calls == Calls::Scripts;
     if !shared.scripts.swap(scripts, Ordering::AcqRel) && scripts {
         let name = server.to_string();
@@ -147,10 +158,11 @@ async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<
             );
         });
     }
+
     Ok(())
 }
 
-/// Returns only what ended it.
+/// Runs until the connection fails; returns the reason.
 async fn look_at_library(shared: &Shared, server: &Server, mut link: Link) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;

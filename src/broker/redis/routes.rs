@@ -15,26 +15,26 @@ use crate::broker::{BrokerError, Confirmation, Silence, SilentPart, Spread, Trac
 use crate::channel::ChannelName;
 use crate::lifecycle;
 
-/// Which of the subscribing connections a channel belongs to.
+/// Determines the subscribing connection that a channel belongs to.
 #[derive(Clone, Default)]
 struct Places {
     map: Arc<Map>,
     hasher: ahash::RandomState,
-    /// To each master.
+    /// The number of connections to each master.
     connections: usize,
 }
 
 impl Places {
     fn index(&self, key: &[u8], channel: &ChannelName) -> Option<usize> {
         let at = self.map.master_of(key)?;
-        // Control has one place, whatever else is spread.
+        // The control channel has one place, however the others are spread.
         let spread = self.connections > 1 && !channel.is_control();
         let index =
             if spread { self.hasher.hash_one(channel) as usize % self.connections } else { 0 };
         Some(at * self.connections + index)
     }
 
-    /// Over the parts that these connections are.
+    /// The spread of channels over the parts that these connections are.
     fn spread(&self, prefix: &str, links: &[Arc<Subscriber>]) -> Spread {
         let parts: Vec<u64> = links.iter().map(|link| link.hearing.part).collect();
         let is_served = self.map.is_whole() && !parts.is_empty();
@@ -51,7 +51,7 @@ impl Places {
 pub(super) struct Routes {
     places: Places,
     spread: Arc<Spread>,
-    /// Some channels, or all, have no master.
+    /// Set while some channels, or all, have no master.
     unserved: Option<SilentPart>,
     /// `connections` for each master, in the map's order.
     links: Vec<Arc<Subscriber>>,
@@ -83,42 +83,44 @@ impl Routes {
         self.places.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
     }
 
-    /// Everything that could be wanted can arrive.
+    /// True if publications on every possible channel can arrive.
     pub(super) fn links_up(&self) -> bool {
         let links = !self.links.is_empty() && self.links.iter().all(|l| l.is_up());
         links && self.places.map.is_whole()
     }
 
-    /// What is silent now.
+    /// The parts that are silent now.
     pub(super) fn silence(&self) -> Option<Silence> {
         let silent = self.links.iter().filter_map(|link| link.silent());
         let parts: Vec<_> = silent.chain(self.unserved).collect();
         (!parts.is_empty()).then(|| Silence { parts, spread: Arc::clone(&self.spread) })
     }
 
-    /// And be sent.
+    /// True if publications on every possible channel can be sent.
     pub(super) fn nodes_up(&self) -> bool {
         let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up());
         nodes && !self.links.iter().any(|l| l.canary.is_mute())
     }
 
-    /// And be kept.
+    /// True if every master accepts durable publications.
     pub(super) fn writes_are_taken(&self) -> bool {
         self.nodes.iter().all(|node| node.writes.are_taken())
     }
 
-    /// Takes over a new map: connections for new masters, an end for those of old ones, and every
+    /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every
     /// channel to where it belongs now.
     fn adopt(&mut self, shared: &Arc<Shared>, map: &Arc<Map>) {
         let mut old = std::mem::take(&mut self.links);
         let mut old_nodes = std::mem::take(&mut self.nodes);
         let before = std::mem::replace(&mut self.places.map, Arc::clone(map));
+
         for (index, server) in before.masters.iter().enumerate() {
             if !map.masters.contains(server) {
                 demotion::switched(shared, &before, index);
             }
         }
-        // What a connection that is gone had has been silent for as long as that was, wherever it is now.
+        // The channels of a connection that is gone have been silent for as long as it was,
+        // wherever they are now.
         let gone = old.iter().filter(|link| !stays(map, link));
         let silent = gone.filter_map(|link| link.silent()).chain(self.unserved);
         let silent = silent.min_by_key(|silent| silent.noticed);
@@ -132,13 +134,14 @@ impl Routes {
         let unserved = unserved.unwrap_or(SilentPart::new(UNSERVED, Instant::now()));
         self.unserved = (!is_served).then_some(SilentPart { part: UNSERVED, ..unserved });
         self.spread = Arc::new(self.places.spread(&self.prefix, &self.links));
+
         for link in started {
             lifecycle::spawn("redis_subscriber", link::run(link));
         }
     }
 
-    /// Keeps the connections that go on and makes the others; the subscribing ones of these are to be
-    /// started. What is left of the old ones is to be ended.
+    /// Keeps the connections that continue and makes the others. Returns the new subscribing ones,
+    /// which are to be started. What is left of the old ones is to be ended.
     fn connect(
         &mut self,
         shared: &Arc<Shared>,
@@ -147,6 +150,7 @@ impl Routes {
         silent: Option<SilentPart>,
     ) -> Vec<Arc<Subscriber>> {
         let mut started = Vec::new();
+
         for server in &map.masters {
             for index in 0..self.places.connections {
                 let same = |l: &Arc<Subscriber>| l.server == *server && l.index == index;
@@ -162,6 +166,7 @@ impl Routes {
                 };
                 self.links.push(link);
             }
+
             let node = match old_nodes.iter().position(|n| n.server == *server) {
                 Some(at) => old_nodes.swap_remove(at),
                 None => {
@@ -173,10 +178,11 @@ impl Routes {
             };
             self.nodes.push(node);
         }
+
         started
     }
 
-    /// Ends the old connections, and takes every channel to where it belongs now.
+    /// Ends the old connections, and moves every channel to where it belongs now.
     fn move_channels(
         &mut self,
         shared: &Shared,
@@ -204,7 +210,8 @@ impl Routes {
     }
 }
 
-/// Does the connection go on? A canary that falls to another server now would never come back.
+/// True if the connection continues. A canary whose slot moves to another server would never come
+/// back.
 fn stays(map: &Map, link: &Subscriber) -> bool {
     let at = map.master_of(link.canary.channel().as_bytes());
     let canary_stays = link.canary.is_none() || at.is_some_and(|at| map.masters[at] == link.server);
@@ -222,6 +229,7 @@ impl Shared {
         if let Some(link) = routes.link(self, channel) {
             return link.subscribe(channel, track, confirmation);
         }
+
         drop(routes);
         let mut routes = self.routes.write();
         if let Some(link) = routes.link(self, channel) {
@@ -243,23 +251,24 @@ impl Shared {
         self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
     }
 
-    /// Says of those channels that they may have missed something that no history has.
+    /// Declares on these channels that something may have been missed that no history has.
     pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
         self.routes.read().links.iter().for_each(|link| link.declare_lost(concerns));
     }
 
-    /// Reads where the tracked histories stand; those of epochs that are too old begin another.
+    /// Reads the positions of the tracked histories; those with epochs that are too old begin
+    /// another.
     pub(super) fn renew(&self) {
         self.routes.read().links.iter().for_each(|link| link.renew());
     }
 
-    /// The command connection for a key.
+    /// The command connection of the master that has a key.
     pub(super) fn node(&self, key: &[u8]) -> Result<Arc<Node>, BrokerError> {
         self.routes.read().node(key).ok_or(BrokerError::Unavailable)
     }
 }
 
-/// Follows the directory, for ever.
+/// Adopts every change of the directory, for ever.
 pub(super) async fn follow(shared: Arc<Shared>) {
     let mut changes = shared.directory.changes();
     loop {

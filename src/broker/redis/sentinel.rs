@@ -1,8 +1,9 @@
 //! Sentinel: one connection to each, asked every second and at once when it announces a switch. The
-//! answer with the highest configuration epoch counts, so one that is behind misleads nobody.
+//! answer with the highest configuration epoch counts, so a Sentinel that is behind misleads
+//! nobody.
 //!
 //! A subscriber of the old master stays connected for about ten seconds after a planned failover
-//! and hears nothing, so nobody waits for an end of that connection.
+//! and hears nothing, so a switch does not wait for that connection to end.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -38,35 +39,38 @@ struct Answer {
 const FRESH: Duration = Duration::from_secs(5);
 
 /// How long most Sentinels have to agree on an older configuration before it is believed: they were
-/// set up anew. A configuration that is only new has spread by then.
+/// set up anew then. A configuration that is merely new has reached all of them by that time.
 const AGREED_FOR: Duration = Duration::from_secs(15);
 
-/// What all of them said.
+/// What all Sentinels said.
 #[derive(Default)]
 struct Known {
-    /// The configuration that counts.
+    /// The epoch of the configuration that counts.
     epoch: u64,
     master: Option<Server>,
-    /// Who named it.
+    /// The Sentinel that named this master.
     by: Option<Server>,
     answers: HashMap<Server, Answer>,
-    /// Since when most of them agree on an older one.
+    /// Since when most Sentinels have agreed on an older configuration.
     older_since: Option<Instant>,
 }
 
 impl Known {
-    /// Takes one answer in; the master that counts from now on, where that is another.
+    /// Adds one answer. Returns the master that counts from now on, if it has changed.
     fn take(&mut self, from: &Server, answer: Answer, sentinels: usize) -> Option<Server> {
         let (epoch, master, now) = (answer.epoch, answer.master.clone(), answer.at);
         self.answers.insert(from.clone(), answer);
+
         let newer = match &self.master {
             None => true,
-            // At an equal epoch: from who named the other one, or where most do.
+            // At an equal epoch another master is believed from the Sentinel that named the known
+            // one, or if most of the Sentinels name it.
             Some(known) if epoch == self.epoch && *known != master => {
                 self.by.as_ref() == Some(from) || self.agree(&master, now) * 2 > sentinels
             }
             Some(_) => epoch > self.epoch,
         };
+
         if newer {
             self.older_since = None;
             self.epoch = epoch;
@@ -83,18 +87,19 @@ impl Known {
             }
             return None;
         }
+
         self.by = Some(from.clone());
         self.master = Some(master.clone());
         Some(master)
     }
 
-    /// How many named that master lately.
+    /// How many Sentinels named that master recently.
     fn agree(&self, master: &Server, now: Instant) -> usize {
         let fresh = |a: &&Answer| now.duration_since(a.at) < FRESH && a.master == *master;
         self.answers.values().filter(fresh).count()
     }
 
-    /// How many answered lately.
+    /// How many Sentinels answered recently.
     fn reached(&self) -> usize {
         self.answers.values().filter(|a| a.at.elapsed() < FRESH).count()
     }
@@ -116,19 +121,21 @@ pub(super) fn start(shared: &Arc<Shared>, sentinels: Vec<Server>, name: &str) {
     }
 }
 
-/// The replicas that a Sentinel lists and is in touch with.
+/// The replicas that a Sentinel lists and can reach.
 #[derive(Default)]
 struct Listed {
     servers: HashSet<Server>,
-    /// We may not ask.
+    /// True if the Sentinel refuses to list them.
     refused: bool,
 }
 
 impl Listed {
-    /// Those to look at: who is new here or was out of touch, and who calls itself a master.
+    /// The servers to examine: those that are newly listed or could not be reached before, and
+    /// those that call themselves a master.
     fn suspects(&mut self, replicas: &[HashMap<String, String>]) -> Vec<(Server, Why)> {
         let mut suspects = Vec::new();
         let mut servers = HashSet::new();
+
         for replica in replicas {
             let field = |name: &str| replica.get(name).map_or("", String::as_str);
             let Ok(port) = field("port").parse() else { continue };
@@ -136,6 +143,7 @@ impl Listed {
             if ["s_down", "o_down", "disconnected"].iter().any(|flag| flags.contains(flag)) {
                 continue;
             }
+
             let server = Server { host: field("ip").to_owned(), port };
             if field("role-reported") == "master" {
                 suspects.push((server.clone(), Why::Told));
@@ -144,13 +152,14 @@ impl Listed {
             }
             servers.insert(server);
         }
+
         self.servers = servers;
         suspects
     }
 }
 
 struct Watcher {
-    /// Sentinels in all.
+    /// The number of all Sentinels.
     count: usize,
     shared: Arc<Shared>,
     known: Arc<Mutex<Known>>,
@@ -161,6 +170,7 @@ struct Watcher {
 impl Watcher {
     async fn run(self) {
         let mut backoff = Backoff::new(&self.shared.settings);
+
         loop {
             let began = Instant::now();
             if let Err(e) = self.follow().await {
@@ -169,20 +179,24 @@ impl Watcher {
                 logging::repeated(("sentinel", "away"), &self.sentinel, move |repeated| {
                     tracing::warn!(%sentinel, error = said, repeated, "Sentinel does not answer");
                 });
+
                 let known = self.known.lock();
                 let (reached, none) = (known.reached(), known.master.is_none());
                 drop(known);
                 metrics::sentinels_reached(reached);
+
                 if reached * 2 <= self.count {
                     let error = format!("{reached} of {} answer", self.count);
                     let what = "most Sentinels are out of reach: a failover would go unseen";
                     self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
+
                 if none {
                     let what = "no master known from Sentinel";
                     self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
             }
+
             if began.elapsed() > ASK_EVERY {
                 backoff = Backoff::new(&self.shared.settings);
             }
@@ -199,32 +213,39 @@ impl Watcher {
                 bell.notify_one();
             }
         };
+
         let connector = &self.shared.connector;
         let mut connection = connector
             .open(&self.sentinel, &self.shared.settings.sentinel, Some(Arc::new(on_push)))
             .await?;
+
         connection.subscribe("+switch-master").await?;
         let mut listed = Listed::default();
         loop {
-            // The address first: while a failover is under way its leader names the old one with the new
-            // epoch, and an address is taken over at an equal epoch, but never at an older one.
+            // The address comes first: while a failover is under way, its leader names the old
+            // address with the new epoch, and an address is adopted at an equal epoch, but never at
+            // an older one.
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
             let address: Option<(String, u16)> = fault::ask(&mut connection, &ask).await?;
+
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("MASTER").arg(&self.name);
             let fields: HashMap<String, String> = fault::ask(&mut connection, &ask).await?;
             let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
+
             if let Some(((host, port), epoch)) = address.zip(epoch) {
                 self.take(Answer { epoch, master: Server { host, port }, at: Instant::now() });
             }
             self.look_at_replicas(&mut connection, &mut listed).await?;
-            // Time passing is as good a reason to ask as a switch.
+
+            // The next question follows after the interval, or at once after a switch.
             let _ = timeout(ASK_EVERY, switched.notified()).await;
         }
     }
 
-    /// What is listed as a replica may be an old master that publishers still reach.
+    /// Examines the listed replicas, each of which may be an old master that publishers still
+    /// reach.
     async fn look_at_replicas(
         &self,
         connection: &mut MultiplexedConnection,
@@ -233,6 +254,7 @@ impl Watcher {
         if listed.refused {
             return Ok(());
         }
+
         let mut ask = redis::cmd("SENTINEL");
         ask.arg("REPLICAS").arg(&self.name);
         let replicas: Vec<HashMap<String, String>> = match fault::ask(connection, &ask).await {
@@ -250,9 +272,11 @@ impl Watcher {
             }
             Err(e) => return Err(e),
         };
+
         for (server, why) in listed.suspects(&replicas) {
             demotion::suspect(&self.shared, server, why);
         }
+
         Ok(())
     }
 
@@ -286,10 +310,12 @@ mod tests {
             ];
             fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
         };
+
         let mut listed = Listed::default();
         let mut suspects = |replicas: &[HashMap<String, String>]| -> Vec<(u16, Why)> {
             listed.suspects(replicas).into_iter().map(|(s, why)| (s.port, why)).collect()
         };
+
         let (up, down) = ("slave", "s_down,slave,disconnected");
         assert_eq!(suspects(&[replica(1, up, "slave")]), [(1, Why::Listed)]);
         assert_eq!(suspects(&[replica(1, up, "slave")]), [], "seen");
@@ -299,7 +325,8 @@ mod tests {
         assert_eq!(suspects(&[replica(1, up, "slave")]), [(1, Why::Listed)], "it was down");
     }
 
-    /// What the leader of a failover says, what one that is behind says, and a new set-up.
+    /// The test covers what the leader of a failover says, what a Sentinel that is behind says, and
+    /// a new set-up.
     #[tokio::test(start_paused = true)]
     async fn r6_the_newest_configuration_counts() {
         let mut known = Known::default();
@@ -307,6 +334,7 @@ mod tests {
             let answer = Answer { epoch, master: server(master), at: Instant::now() };
             known.take(&server(from), answer, 3).map(|master| master.port)
         };
+
         assert_eq!(said(1, 0, 10), Some(10));
         assert_eq!(said(2, 0, 10), None);
         assert_eq!(said(1, 1, 10), Some(10), "the old address with the new epoch");
@@ -315,7 +343,8 @@ mod tests {
         assert_eq!(said(1, 1, 11), Some(11), "who named the old one names the new one");
         assert_eq!(said(3, 0, 10), None, "behind");
         assert_eq!(said(1, 1, 11), None);
-        // All are made anew: their epochs begin at 0 again.
+
+        // All Sentinels are set up anew: their epochs begin at 0 again.
         assert_eq!(said(1, 0, 12), None);
         assert_eq!(said(2, 0, 12), None);
         for _ in 0..4 {

@@ -1,5 +1,5 @@
-//! What replicas share in Redis beside publications: a sorted set of revocations, scored by the second
-//! in which each ends and swept by every reading of it, and values that others write.
+//! What replicas share in Redis beside publications: a sorted set of revocations, scored by the
+//! second in which each ends and swept by every reading of it, and values that others write.
 
 use bytes::Bytes;
 use redis::{Cmd, FromRedisValue};
@@ -7,25 +7,26 @@ use redis::{Cmd, FromRedisValue};
 use super::RedisBroker;
 use crate::broker::{BrokerError, BrokerFuture, Store};
 
-/// Seconds that clocks of replicas may be apart.
+/// How many seconds the clocks of replicas may differ.
 const CLOCKS_DIFFER: u64 = 3600;
 
-/// Members in one answer, and in all.
+/// Most members in one answer, and in all answers together.
 const PAGE: usize = 1000;
 const MAX_MEMBERS: usize = 1_000_000;
 
-/// Longest value that is read of what others write.
+/// The longest value that is read of what others write.
 const MAX_VALUE: usize = 1024;
 
 impl RedisBroker {
-    /// The sets that revocations are in; the first is ours.
+    /// The sets that contain revocations; the first is this version's own.
     fn revoked(&self) -> Vec<String> {
         let old = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1("revoked"));
         std::iter::once(self.shared.own_key("revoked")).chain(old).collect()
     }
 
-    /// The members that end after a second, a page at a time: one answer with all of them would hold up
-    /// Redis and this connection. A page begins behind what was seen of the score that it begins with.
+    /// The members that end after a second, read page by page: one answer with all of them would
+    /// block Redis and this connection. A page begins behind the members that were seen of its
+    /// first score.
     async fn members_after(&self, key: &str, now: u64) -> Result<Vec<Bytes>, BrokerError> {
         let mut found = Vec::new();
         let (mut from, mut skip) = (format!("({now}"), 0);
@@ -75,9 +76,9 @@ impl Store for RedisBroker {
             for key in self.revoked() {
                 found.extend(self.members_after(&key, now).await?);
                 let mut old = redis::cmd("ZREMRANGEBYSCORE");
-                // Another replica's clock may be behind ours.
+                // The clock of another replica may be behind.
                 old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));
-                // A server that takes no writes now may be read all the same.
+                // A server that accepts no writes now can still be read.
                 let _ = self.query::<i64>(&key, &old).await;
             }
             Ok(Some(found))

@@ -1,12 +1,13 @@
-//! The stream of a subscribing connection: it takes the messages out, and hands everything else on to
+//! The stream of a subscribing connection: it takes the messages out, and passes everything else to
 //! the library's parser, byte for byte.
 //!
-//! A replica reads many messages for each answer, and the library makes a tree of values of each: half of
-//! what a unicast publication cost (ADR 3). Not here: what a message means. Invariants: pushes are told in
-//! the order in which the server sent them, confirmations among messages; nothing but whole messages is
-//! kept from the library. Memory is bounded whatever the server sends: a payload above the limit passes by
-//! unread, a length that Redis never sends ends the connection before anything is reserved for it, and no
-//! byte is looked at twice for the end of a line.
+//! A replica reads many messages for each answer, and the library makes a tree of values of each
+//! message, which was half of the cost of a unicast publication (ADR 3). Not here: what a message
+//! means. Invariants: pushes are reported in the order in which the server sent them, confirmations
+//! among messages; nothing but whole messages is withheld from the library. Memory is bounded
+//! whatever the server sends: a payload above the limit is skipped, a length that Redis never sends
+//! ends the connection before anything is reserved for it, and no byte is searched twice for the
+//! end of a line.
 
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -20,14 +21,14 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a server says of itself, without being asked.
+/// What a server sends without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Push<'p> {
     Message {
         channel: &'p [u8],
         payload: &'p [u8],
     },
-    /// A message whose payload is above the limit; what it begins with, and how long it is.
+    /// A message whose payload is above the limit: the payload's beginning and its length.
     TooLarge {
         channel: &'p [u8],
         begin: &'p [u8],
@@ -35,14 +36,15 @@ pub(super) enum Push<'p> {
     },
     Subscribed(&'p [u8]),
     Unsubscribed(&'p [u8]),
-    /// Of sharded Pub/Sub.
+    /// The end of a subscription in sharded Pub/Sub.
     ShardUnsubscribed(&'p [u8]),
-    /// The connection is at its end.
+    /// The connection has ended.
     Disconnected,
 }
 
 impl<'p> Push<'p> {
-    /// By its kind, the channel and what follows; `None` for what nobody here listens to.
+    /// Makes a push of its kind, its channel and what follows; `None` for a kind that nobody here
+    /// handles.
     pub(super) fn new(kind: &[u8], channel: &'p [u8], payload: &'p [u8]) -> Option<Self> {
         Some(match kind {
             b"message" | b"smessage" => Self::Message { channel, payload },
@@ -57,76 +59,77 @@ impl<'p> Push<'p> {
 /// Called by the connection's reader for every push; it must not wait.
 pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
 
-/// The fuzz target comes to every bound with a few bytes.
+/// Makes all bounds small for the fuzz target, so that a few bytes reach them.
 const SCALE: usize = if cfg!(fuzzing) { 1024 } else { 1 };
 
-/// Bytes asked of the socket at a time.
+/// Bytes requested from the socket at a time.
 const READ: usize = 64 * 1024 / SCALE;
-/// Room that is kept between messages.
+/// The largest buffer that is kept between messages.
 const KEPT: usize = 4 * READ;
 
 /// Most digits of a length or a count.
 const MAX_DIGITS: usize = 15;
 
-/// Longest line in an answer, and longest name of a channel or a kind.
+/// The longest line in an answer, and the longest name of a channel or a kind.
 const MAX_LINE: usize = 64 * 1024 / SCALE;
 
-/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised it).
+/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised
+/// it).
 const MAX_STRING: usize = (1 << 30) / SCALE;
 
-/// How much of a payload that is too large is told: its head.
+/// How much of a payload that is too large is reported: enough for its head.
 const BEGIN: usize = 128;
 
-/// What passes at most.
+/// The upper bounds of what passes.
 #[derive(Clone)]
 pub(super) struct Limits {
-    /// Bytes of a message's payload; it may change.
+    /// Bytes of a message's payload; the limit may change.
     pub(super) payload: Arc<AtomicUsize>,
-    /// Bytes of one answer, and of its elements.
+    /// Bytes of one answer, plus the number of its elements.
     pub(super) answer: usize,
 }
 
 pub(super) struct Tap<S> {
     stream: S,
     limits: Limits,
-    /// `None` where no messages are expected.
+    /// `None` if no messages are expected.
     on_push: Option<OnPush>,
-    /// Read, and not looked at yet.
+    /// Bytes that were read and not examined yet.
     unread: BytesMut,
-    /// Bytes without which the push at the front of `unread` is not whole.
+    /// The push at the front of `unread` is incomplete below this many bytes.
     wanted: usize,
-    /// Bytes of a payload that is too large, which pass by.
+    /// Bytes of a payload that is too large, which are still to be skipped.
     skipping: usize,
-    /// For the library.
+    /// Bytes for the library.
     passed: BytesMut,
     passing: Passing,
 }
 
-/// Where in an answer, of which the front of `unread` is a part, we are.
+/// The place within an answer that the front of `unread` is part of.
 #[derive(Debug, Default)]
 struct Passing {
     /// Elements that have not begun.
     elements: u64,
-    /// Bytes of the present one.
+    /// Bytes that are left of the present element.
     bytes: usize,
-    /// Bytes and elements of all of it so far.
+    /// Bytes and elements of the whole answer so far, added up.
     passed: usize,
-    /// Bytes at the front in which the end of a line was looked for.
+    /// Bytes at the front that were searched for the end of a line already.
     scanned: usize,
 }
 
 /// A push, or why there is none.
 enum Front<'u> {
-    /// The kind, the next two elements if they are strings, and the length of all of it.
+    /// The kind, the next two elements if they are strings, and the length of the whole push.
     Push(&'u [u8], &'u [u8], &'u [u8], usize),
-    /// A message with too large a payload: the channel, what the payload begins with, its length, and
-    /// the length of all of it.
+    /// A message with too large a payload: the channel, the beginning of the payload, the payload's
+    /// length, and the length of the whole push.
     TooLarge(&'u [u8], &'u [u8], usize, usize),
-    /// So many bytes are needed to say.
+    /// This many bytes are needed to decide.
     Incomplete(usize),
-    /// An answer, or something that is none of ours.
+    /// An answer, or a push that is not handled here.
     Other,
-    /// What no Redis sends.
+    /// Something that Redis never sends.
     Bad,
 }
 
@@ -144,10 +147,10 @@ impl<S> Tap<S> {
         }
     }
 
-    /// Looks through what was read.
+    /// Sorts the bytes that were read.
     ///
     /// # Errors
-    /// What no Redis sends, or more than may pass.
+    /// When Redis would never send this, or more arrives than may pass.
     fn sort(&mut self) -> io::Result<()> {
         while !self.unread.is_empty() {
             if self.skipping > 0 {
@@ -156,6 +159,7 @@ impl<S> Tap<S> {
                 self.unread.advance(n);
                 continue;
             }
+
             if !self.passing.is_over() {
                 let n = self.passing.pass(&self.unread, self.limits.answer)?;
                 if n == 0 {
@@ -165,15 +169,18 @@ impl<S> Tap<S> {
                 self.unread.advance(n);
                 continue;
             }
+
             if self.unread.len() < self.wanted {
                 return Ok(());
             }
+
             match front(&self.unread, self.limits.payload.load(Ordering::Relaxed)) {
                 Front::Push(kind, channel, payload, len) => {
                     let push = Push::new(kind, channel, payload);
                     if let Some((push, on_push)) = push.zip(self.on_push.as_ref()) {
                         on_push(push);
                     }
+
                     // The library counts confirmations as answers.
                     if !matches!(push, Some(Push::Message { .. })) {
                         self.passed.extend_from_slice(&self.unread[..len]);
@@ -206,25 +213,25 @@ fn bad(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("not Redis' protocol: {what}"))
 }
 
-/// The line at the front, without its end, and where the next one begins. The first bytes, so many, have
-/// been looked through.
+/// The line at the front without its end, and where the next one begins. The first `scanned` bytes
+/// have been searched already.
 ///
 /// # Errors
-/// A line of more than `most` bytes, whether or not its end was read with it.
+/// When a line has more than `most` bytes, whether or not its end was read with it.
 fn line(bytes: &[u8], scanned: usize, most: usize) -> io::Result<Option<(&[u8], usize)>> {
     let from = scanned.saturating_sub(1).min(bytes.len());
     let found = bytes[from..].windows(2).position(|w| w == b"\r\n").map(|end| from + end);
     #[cfg(fuzzing)]
     fuzzing::looked_at(found.map_or(bytes.len(), |end| end + 2) - from);
-    // The last byte may be the first of the end.
+    // The last byte may be the first one of the line's end.
     if found.unwrap_or(bytes.len().saturating_sub(1)) > most {
         return Err(bad("a line that is too long"));
     }
     Ok(found.map(|end| (&bytes[..end], end + 2)))
 }
 
-/// A length or a count, and where what follows it begins. Byte by byte: it is read three times for every
-/// message, and has a few digits.
+/// A length or a count, and where what follows it begins. It is read byte by byte, because this
+/// happens three times for every message and there are only a few digits.
 fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
     let mut number = 0_usize;
     for (at, byte) in bytes.iter().enumerate().skip(1) {
@@ -243,19 +250,22 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
     Ok(None)
 }
 
-/// What stands at the front (RESP3, "Push event"): a push of three elements, of which the first two are
-/// strings.
+/// Examines the front (RESP3, "Push event") for a push of three elements, of which the first two
+/// are strings.
 fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     if bytes[0] != b'>' {
         return Front::Other;
     }
+
     let count = match number(bytes) {
         Ok(Some((3, next))) => next,
         Ok(Some(_)) | Err(()) => return Front::Other,
         Ok(None) => return Front::Incomplete(bytes.len() + 1),
     };
+
     let mut at = count;
     let mut strings: [&[u8]; 3] = [b""; 3];
+
     for n in 0..3 {
         let Some(first) = bytes.get(at) else { return Front::Incomplete(at + 1) };
         if *first == b'$' {
@@ -279,7 +289,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
                 Err(()) => return Front::Other,
             }
         } else if n == 2 && *first == b':' {
-            // How many subscriptions there are.
+            // This is the number of subscriptions.
             match line(&bytes[at..], 0, MAX_DIGITS + 8) {
                 Ok(Some((_, next))) => at += next,
                 Ok(None) => return Front::Incomplete(bytes.len() + 1),
@@ -289,11 +299,12 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
             return Front::Other;
         }
     }
+
     let [kind, channel, payload] = strings;
     Front::Push(kind, channel, payload, at)
 }
 
-/// A push whose third element, which begins there and is that long, is too large.
+/// A push whose third element, which begins at `begin` and is `len` long, is too large.
 fn too_large<'u>(
     bytes: &'u [u8],
     [kind, channel, _]: [&'u [u8]; 3],
@@ -302,7 +313,7 @@ fn too_large<'u>(
     if !matches!(kind, b"message" | b"smessage") {
         return Front::Bad;
     }
-    // A limit may be smaller than what is told.
+    // The limit may be smaller than the beginning that is reported.
     let told = begin + len.min(BEGIN);
     if bytes.len() < told {
         return Front::Incomplete(told);
@@ -315,25 +326,28 @@ impl Passing {
         self.elements == 0 && self.bytes == 0
     }
 
-    /// How many bytes at the front belong to the answer; none when there are too few to say.
+    /// How many bytes at the front belong to the answer; 0 if there are too few to decide.
     ///
     /// # Errors
-    /// An answer of more bytes or elements than that.
+    /// When the answer's bytes and elements together exceed `most`.
     fn pass(&mut self, bytes: &[u8], most: usize) -> io::Result<usize> {
         if self.bytes > 0 {
             let n = self.bytes.min(bytes.len());
             self.bytes -= n;
             return Ok(n);
         }
+
         let Some((head, next)) = line(bytes, self.scanned, MAX_LINE)? else {
             self.scanned = bytes.len();
             return Ok(0);
         };
+
         self.scanned = 0;
         let kind = head.first().copied().unwrap_or_default();
-        // A length of -1 is nothing; of "?" no server makes use.
+        // A length of -1 means nothing; no server makes use of "?".
         let number: Option<u64> =
             head.get(1..).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
+
         self.elements -= 1;
         let strings = matches!(kind, b'$' | b'!' | b'=');
         let size = number.filter(|_| strings || matches!(kind, b'*' | b'~' | b'>' | b'%' | b'|'));
@@ -342,19 +356,21 @@ impl Passing {
         if self.passed > most {
             return Err(bad("an answer that is too large"));
         }
+
         match (kind, number) {
             (b'$' | b'!' | b'=', Some(len)) => self.bytes = len as usize + 2,
             (b'*' | b'~' | b'>', Some(len)) => self.elements = self.elements.saturating_add(len),
             (b'%', Some(len)) => {
                 self.elements = self.elements.saturating_add(len.saturating_mul(2));
             }
-            // Attributes stand before the element that they are of.
+            // Attributes precede the element that they belong to.
             (b'|', Some(len)) => {
                 let more = len.saturating_mul(2).saturating_add(1);
                 self.elements = self.elements.saturating_add(more);
             }
             _ => {}
         }
+
         Ok(next)
     }
 }
@@ -373,14 +389,17 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
                 tap.passed.advance(n);
                 return Poll::Ready(Ok(()));
             }
-            // One large message is no reason to keep so much for good.
+
+            // One large message is no reason to keep a large buffer for good.
             if tap.unread.is_empty() && tap.unread.capacity() > KEPT {
                 tap.unread = BytesMut::new();
             }
-            // Also room for the rest of a large push at once.
+
+            // The reserved room also holds the rest of a large push at once.
             tap.unread.reserve(READ.max(tap.wanted.saturating_sub(tap.unread.len())));
             let read =
                 tokio_util::io::poll_read_buf(Pin::new(&mut tap.stream), cx, &mut tap.unread);
+
             match std::task::ready!(read)? {
                 0 => return Poll::Ready(Ok(())),
                 _ => tap.sort()?,
@@ -429,7 +448,8 @@ mod tests {
         b"$0\r\n\r\n",
     ];
 
-    /// Whatever the reads are, messages are told and the rest is passed, each in its order.
+    /// Whatever the sizes of the reads, messages are reported and the rest is passed on, each in
+    /// order.
     #[tokio::test]
     async fn messages_are_taken_out_of_answers() {
         let message = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$12\r\n>3\r\n$7\r\nme\r\n\r\n";
@@ -444,26 +464,31 @@ mod tests {
             expected.extend_from_slice(answer);
             expected.extend_from_slice(subscribed);
         }
+
         for size in 1..wire.len() {
             let told = Arc::new(Mutex::new(Vec::new()));
             let teller = Arc::clone(&told);
             let on_push: OnPush = Arc::new(move |push| teller.lock().push(format!("{push:?}")));
             let (mut server, client) = tokio::io::duplex(size);
+
             let bytes = wire.clone();
             let writing = async move {
                 for chunk in bytes.chunks(size) {
                     server.write_all(chunk).await.unwrap();
                 }
             };
+
             let mut tap = Tap::new(client, limits(1 << 20), Some(on_push));
             let mut passed = Vec::new();
             let (read, ()) = tokio::join!(tap.read_to_end(&mut passed), writing);
             read.unwrap();
             assert_eq!(passed.escape_ascii().to_string(), expected.escape_ascii().to_string());
+
             let told = told.lock();
             assert_eq!(told.len(), 3 * ANSWERS.len(), "reads of {size}");
             let of = |n: usize| told.iter().skip(n).step_by(3).all(|t| *t == told[n]);
             assert!(of(0) && of(1) && of(2), "{told:?}");
+
             let (channel, payload) = (&b"a"[..], &b">3\r\n$7\r\nme\r\n"[..]);
             assert_eq!(told[0], format!("{:?}", Push::Message { channel, payload }));
             assert_eq!(told[1], format!("{:?}", Push::Subscribed(b"a")));
@@ -471,7 +496,7 @@ mod tests {
         }
     }
 
-    /// Nonsense is the library's to refuse.
+    /// Refusing nonsense is the library's task.
     #[tokio::test]
     async fn nonsense_is_passed_on() {
         for nonsense in [
@@ -489,11 +514,13 @@ mod tests {
         }
     }
 
-    /// What a server sends, in reads of that size; what was told, what is kept at most, and the outcome.
+    /// Sends bytes from a server in reads of that size; returns what was reported, the most memory
+    /// that was kept, and the outcome.
     async fn send(wire: &[u8], size: usize) -> (Vec<String>, usize, io::Result<usize>) {
         let told = Arc::new(Mutex::new(Vec::new()));
         let teller = Arc::clone(&told);
         let on_push: OnPush = Arc::new(move |push| teller.lock().push(format!("{push:?}")));
+
         let (mut server, client) = tokio::io::duplex(size);
         let bytes = wire.to_vec();
         let writing = async move {
@@ -503,6 +530,7 @@ mod tests {
                 }
             }
         };
+
         let mut tap = Tap::new(client, limits(1000), Some(on_push));
         let reading = async move {
             let (mut most, mut out) = (0, vec![0; 4096]);
@@ -514,7 +542,8 @@ mod tests {
                 }
             }
         };
-        // The reader's end ends the writer.
+
+        // When the reader ends, the writer ends too.
         let ((most, outcome), ()) = tokio::join!(reading, writing);
         let told = told.lock().clone();
         (told, most, outcome)
@@ -543,6 +572,7 @@ mod tests {
         let endless_count =
             [b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:".to_vec(), vec![b'1'; 10_000_000]].concat();
         let many = [b"*900000\r\n".to_vec(), b":1\r\n".repeat(900_000)].concat();
+
         for wire in [
             &b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$999999999999999\r\nx"[..],
             b">3\r\n$999999999999999\r\nx",
@@ -564,15 +594,17 @@ mod tests {
         }
     }
 
-    /// A long line that came with its end in one read passed, and in two reads it ended the connection.
+    /// A long line used to pass if it came with its end in one read, while in two reads it ended
+    /// the connection.
     #[tokio::test]
     async fn fuzz_a_line_is_too_long_however_it_is_read() {
         let long = "x".repeat(MAX_LINE + 1);
         let count =
             format!(">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:{}\r\n", "1".repeat(MAX_DIGITS + 9));
+
         for wire in [format!("+{long}\r\n"), format!("*1\r\n+{long}\r\n"), count] {
             for size in [1, 7, 1000, 200_000] {
-                // A read of the second kind takes more than one line at once.
+                // A read of the second kind contains more than one line at once.
                 let wire = ["+", &"y".repeat(MAX_LINE - 1), "\r\n", &wire].concat();
                 let (told, _, outcome) = send(wire.as_bytes(), size).await;
                 let error = outcome.expect_err("it is refused").to_string();
@@ -583,13 +615,15 @@ mod tests {
                 assert!(told.is_empty());
             }
         }
+
         let longest = ["+", &"y".repeat(MAX_LINE - 1), "\r\n"].concat();
         for size in [1, 1000, 200_000] {
             assert!(send(longest.as_bytes(), size).await.2.is_ok());
         }
     }
 
-    /// A push that turns out to be the library's leaves nothing behind for what follows it.
+    /// A push that turns out to belong to the library must not leave a wait behind for what follows
+    /// it.
     #[tokio::test(start_paused = true)]
     async fn what_follows_a_push_of_another_kind_does_not_wait() {
         let on_push: OnPush = Arc::new(|_| {});

@@ -1,5 +1,6 @@
-//! Connections over TLS. They are made here and not by the library, which knows no pinned certificate and
-//! takes none for its own authority; so their streams are tapped as others are.
+//! Connections over TLS. They are made here and not by the library, which neither supports a pinned
+//! certificate nor accepts a certificate as its own authority. Their streams are tapped like the
+//! others.
 
 use std::io;
 

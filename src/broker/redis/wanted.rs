@@ -1,9 +1,10 @@
-//! What one subscribing connection is to have: a table of channels, and the operations that are due.
+//! What one subscribing connection is to have: a table of channels, and the operations that are
+//! due.
 //!
 //! Pure: no connection. Invariants: a channel that was live and is not any more gets its
-//! `Interrupted` when, and not before, it is confirmed again, and before anything published after; of
-//! a channel whose history is followed nothing is handed on between the confirmation and the answer
-//! that says where the history stands.
+//! `Interrupted` only when it is confirmed again, and before anything that is published later. On a
+//! channel whose history is followed, nothing is passed on between the confirmation and the answer
+//! with the history's position.
 
 mod early;
 
@@ -20,25 +21,25 @@ use crate::sizes::shrink;
 #[derive(Default)]
 pub(super) struct Want {
     pub(super) confirmations: Vec<Confirmation>,
-    /// Confirmed on the current connection.
+    /// The channel is confirmed on the current connection.
     pub(super) live: bool,
-    /// It was live before the connection was lost.
+    /// The channel was live before the connection was lost, so an `Interrupted` is due.
     pub(super) gap_due: bool,
-    /// And whatever its history says, something else may be missing.
+    /// Whatever the channel's history says, something else may be missing.
     pub(super) lost: bool,
     pub(super) track: Track,
-    /// Where its history stands is asked behind the subscription that is on its way.
+    /// The position of its history is read after the subscription that is on its way.
     pub(super) position_due: bool,
-    /// The server refuses it: it is no part of what the connection has to catch up with.
+    /// The server refuses the channel, so the connection does not have to catch up with it.
     pub(super) refused: bool,
-    /// It is live, had not been before, and that was not told yet.
+    /// The channel is live, had not been before, and the gateway has not been told so yet.
     fresh: bool,
-    /// What came before it is known where the history stands.
+    /// Publications that arrived before the position of the history is known.
     early: Option<Box<Early>>,
 }
 
 impl Want {
-    /// Somebody asks for it. What is known of it stays: a gap may be due.
+    /// Somebody asks for the channel. What is known of it stays: a gap may be due.
     pub(super) fn add(&mut self, track: Track, confirmation: Option<Confirmation>) {
         self.track = self.track.max(track);
         self.confirmations.extend(confirmation);
@@ -48,26 +49,26 @@ impl Want {
         if self.lost { GapReason::HistoryLost } else { GapReason::BrokerReconnected }
     }
 
-    /// No longer live, for a reason that is not the gateway's wish.
+    /// The channel is no longer live, for a reason other than the gateway's wish.
     pub(super) fn interrupt(&mut self) {
         let was_told = std::mem::take(&mut self.live) && !std::mem::take(&mut self.fresh);
         self.gap_due |= was_told;
         self.position_due = false;
-        // Nobody has been told that it was live, or the gap that is due covers it.
+        // Nobody has been told that the channel was live, or the gap that is due covers these.
         self.early = None;
     }
 
-    /// It may have missed something, and the gateway does not know yet.
+    /// True if the channel may have missed something that the gateway does not know of yet.
     pub(super) fn is_behind(&self) -> bool {
         self.gap_due && !self.refused
     }
 
-    /// What comes has to wait, see [`Wanted::hold`].
+    /// True if arriving publications have to wait; see [`Wanted::hold`].
     pub(super) fn waits(&self) -> bool {
         self.early.is_some()
     }
 
-    /// What is handed on waits until it is known where the history stands.
+    /// Lets arriving publications wait until the position of the history is known.
     fn wait(&mut self) {
         if self.fresh || self.gap_due {
             self.early.get_or_insert_default();
@@ -82,7 +83,7 @@ impl Want {
         })
     }
 
-    /// The answer to all who have asked; `None` where it would say nothing.
+    /// The answer to everyone who has asked; `None` if it would say nothing.
     fn subscribed(&mut self, channel: &ChannelName, position: Option<Position>) -> Option<Event> {
         let confirmations = std::mem::take(&mut self.confirmations);
         let fresh = std::mem::take(&mut self.fresh);
@@ -103,23 +104,25 @@ type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
 pub(super) struct Wanted {
     pub(super) channels: Names<Want>,
     pub(super) ops: VecDeque<Op>,
-    /// Subscriptions asked for on this connection and not yet confirmed, by channel. A channel that
-    /// was given up and wanted again has two on the way, and only the last one's answer counts.
+    /// Subscriptions that were requested on this connection and are not confirmed yet, by channel.
+    /// A channel that was given up and wanted again has two on the way, and only the last one's
+    /// answer counts.
     unconfirmed: Names<u32>,
-    /// Ends of subscriptions that were asked for and are not confirmed yet.
+    /// Ends of subscriptions that were requested and are not confirmed yet.
     leaving: Names<u32>,
-    /// Channels that the server would not give: asked for again at that moment.
+    /// Channels that the server refused, with the time at which each is asked for again.
     pub(super) refused: Vec<(Instant, ChannelName)>,
     /// Without a connection no operations are queued: the next one subscribes to everything.
     pub(super) connected: bool,
-    /// Some channel may be behind.
+    /// True if some channel may be behind.
     behind: bool,
-    /// Operations that were queued when the connection was made and are not carried out yet.
+    /// Operations that were queued when the connection was made and have not been carried out yet.
     first: usize,
 }
 
 impl Wanted {
-    /// The server answered one subscription to this channel: was it the last one on the way?
+    /// The server answered one subscription to this channel: true if it was the last one on the
+    /// way.
     pub(super) fn answered(&mut self, name: &str) -> bool {
         let Some(left) = self.unconfirmed.get_mut(name) else {
             return true;
@@ -133,8 +136,8 @@ impl Wanted {
         true
     }
 
-    /// The next operation is taken out of the queue: what it subscribes to is asked for where its history
-    /// stands, if that is followed.
+    /// Takes the next operation out of the queue. For a subscription to a channel whose history is
+    /// followed, the position becomes due.
     pub(super) fn take_op(&mut self, subscribes: bool) -> Option<(ChannelName, Track)> {
         let channel = match self.ops.front()? {
             Op::Subscribe(channel) if subscribes => channel.clone(),
@@ -153,12 +156,12 @@ impl Wanted {
         Some((channel, track))
     }
 
-    /// Everything that was wanted when the connection was made has been asked for.
+    /// True if everything that was wanted when the connection was made has been asked for.
     pub(super) fn has_caught_up(&self) -> bool {
         self.first == 0
     }
 
-    /// Some channel may have missed something that the gateway has not been told.
+    /// True if some channel may have missed something that the gateway has not been told of.
     pub(super) fn is_behind(&mut self) -> bool {
         self.behind = self.behind && self.channels.values().any(Want::is_behind);
         self.behind
@@ -171,7 +174,7 @@ impl Wanted {
         self.ask(channel);
     }
 
-    /// A channel is no longer live, for a reason that is not the gateway's wish.
+    /// The channel is no longer live, for a reason other than the gateway's wish.
     pub(super) fn interrupt(&mut self, name: &str) -> Option<&mut Want> {
         let want = self.channels.get_mut(name)?;
         want.interrupt();
@@ -179,7 +182,7 @@ impl Wanted {
         Some(want)
     }
 
-    /// A publication came: it is given back unless it has to wait.
+    /// Holds a publication that has to wait; any other one is returned.
     pub(super) fn hold(&mut self, publication: Publication) -> Option<Publication> {
         let want = self.channels.get_mut(&publication.channel);
         match want.and_then(|want| want.early.as_mut()) {
@@ -191,7 +194,7 @@ impl Wanted {
         }
     }
 
-    /// Queues a subscription, if there is a connection to make it on.
+    /// Queues a subscription, if there is a connection for it.
     pub(super) fn ask(&mut self, channel: &ChannelName) {
         if self.connected {
             self.ops.push_back(Op::Subscribe(channel.clone()));
@@ -199,7 +202,7 @@ impl Wanted {
         }
     }
 
-    /// Takes a channel out; the server is told.
+    /// Removes a channel, and queues the end of its subscription.
     pub(super) fn give_up(&mut self, channel: &ChannelName) -> Option<Want> {
         let want = self.channels.remove(channel)?;
         shrink(&mut self.channels);
@@ -210,7 +213,7 @@ impl Wanted {
         Some(want)
     }
 
-    /// The server says that a subscription has ended: true if nobody asked for that.
+    /// The server reports that a subscription has ended: true if nobody asked for that.
     pub(super) fn ended_unasked(&mut self, name: &str) -> bool {
         let Some(left) = self.leaving.get_mut(name) else { return true };
         *left -= 1;
@@ -221,8 +224,9 @@ impl Wanted {
         false
     }
 
-    /// A new connection: everything wanted is to be subscribed on it, control first: a subscription
-    /// must not be live on a replica that cannot be told to end it.
+    /// Begins a new connection, which has to subscribe to everything that is wanted. The control
+    /// channel comes first: a subscription must not be live on a replica that cannot be told to end
+    /// it.
     pub(super) fn begin(&mut self) {
         self.end();
         self.connected = true;
@@ -230,6 +234,7 @@ impl Wanted {
         let first = self.channels.contains_key(&control).then(|| control.clone());
         let rest = self.channels.keys().filter(|c| **c != control).cloned();
         let all: Vec<_> = first.into_iter().chain(rest).collect();
+
         for channel in &all {
             self.ask(channel);
         }
@@ -247,16 +252,17 @@ impl Wanted {
         self.behind = true;
     }
 
-    /// The channel's subscription is confirmed: what the gateway is to be told, in this order. Of a channel
-    /// whose history is followed [`Wanted::stands`] says it.
+    /// The channel's subscription is confirmed: returns what the gateway is to be told, in this
+    /// order. For a channel whose history is followed, [`Wanted::stands`] returns it.
     pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
         let is_last = self.answered(name);
         let Some((channel, _)) = self.channels.get_key_value(name) else { return [None, None] };
         let channel = channel.clone();
         let Some(want) = self.channels.get_mut(name) else { return [None, None] };
+
         if !is_last {
-            // Another answer is on the way, but publications come from this one on. What is due stays due:
-            // the subscription may be ended in between.
+            // Another answer is on the way, but publications arrive from this one on. What is due
+            // stays due: the subscription may be ended in between.
             if want.position_due {
                 want.wait();
                 return [None, None];
@@ -267,24 +273,29 @@ impl Wanted {
 
         want.fresh |= !want.live && !want.gap_due;
         (want.live, want.refused) = (true, false);
+
         if want.position_due {
             want.wait();
             return [None, None];
         }
+
         [want.interrupted(&channel, None), want.subscribed(&channel, None)]
     }
 
-    /// Where the channel's history stands behind the confirmation: what the gateway is to be told.
+    /// The position of the channel's history was read after the confirmation: returns what the
+    /// gateway is to be told.
     pub(super) fn stands(&mut self, name: &str, position: Option<Position>) -> Vec<Event> {
         if self.unconfirmed.contains_key(name) {
             // Another subscription is on the way, and its answer counts for all.
             return Vec::new();
         }
+
         let Some((channel, _)) = self.channels.get_key_value(name) else { return Vec::new() };
         let channel = channel.clone();
         let Some(want) = self.channels.get_mut(name).filter(|want| want.live) else {
             return Vec::new();
         };
+
         want.position_due = false;
         let early = want.early.take();
         let is_fresh = want.fresh;
@@ -296,7 +307,7 @@ impl Wanted {
         interrupted.into_iter().chain(subscribed).chain(early).collect()
     }
 
-    /// Asks again for what was refused and is still wanted. True if there was any.
+    /// Asks again for channels that were refused and are still wanted. True if there were any.
     pub(super) fn retry(&mut self, now: Instant) -> bool {
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.refused).into_iter().partition(|(at, _)| *at <= now);
@@ -360,11 +371,14 @@ mod tests {
         }
         wanted.channels.entry(ChannelName::control()).or_default();
         assert!(wanted.ops.is_empty(), "there is no connection");
+
         wanted.begin();
         assert!(matches!(&wanted.ops[0], Op::Subscribe(c) if *c == ChannelName::control()));
         assert_eq!(wanted.ops.len(), 21);
         assert_eq!(words(wanted.confirmed("c:7")), ["subscribed anew for 1"]);
-        // Lost and made again: said before anything that follows, with a word for who has waited since.
+
+        // After a reconnect, the interruption is told before anything that follows, together with
+        // the answer to everyone who has waited since.
         wanted.end();
         want(&mut wanted, 7);
         want(&mut wanted, 7);
@@ -373,8 +387,9 @@ mod tests {
         assert_eq!(words(wanted.confirmed("c:7")), told);
         assert_eq!(words(wanted.confirmed("c:8")), ["subscribed anew for 1"]);
         assert!(words(wanted.confirmed("nobody")).is_empty());
-        // Somebody comes while that is under way: publications flow from the first answer on, and the
-        // interruption used to wait for the second.
+
+        // A subscriber joins while that is under way. Publications arrive from the first answer on,
+        // but the interruption used to wait for the second one.
         wanted.end();
         wanted.begin();
         want(&mut wanted, 7);
@@ -408,7 +423,8 @@ mod tests {
         assert_eq!(words(wanted.confirmed("c:1")), ["interrupted history_lost"]);
     }
 
-    /// The rounds of an operation: taken out, confirmed, and where the history stands.
+    /// The steps of one subscription: it is taken out of the queue, confirmed, and its position is
+    /// read.
     fn round(wanted: &mut Wanted, offset: Option<u64>) -> Vec<String> {
         let (channel, _) = wanted.take_op(true).unwrap();
         assert!(words(wanted.confirmed(channel.as_str())).is_empty());
@@ -434,19 +450,23 @@ mod tests {
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
         assert!(words(wanted.confirmed("c:1")).is_empty());
-        // Lost before that: nobody has been told that it was live, so nothing is interrupted.
+
+        // The connection is lost before that. Nobody has been told that the channel was live, so
+        // nothing is interrupted.
         wanted.end();
         assert!(!wanted.is_behind());
         wanted.begin();
         assert_eq!(round(&mut wanted, None), ["subscribed anew for 1"]);
-        // Asked again meanwhile: the last answer is for all.
+
+        // The channel is asked for again meanwhile: the last answer counts for all.
         want(&mut wanted, 1);
         wanted.take_op(true).unwrap();
         want(&mut wanted, 1);
         assert!(words(wanted.confirmed("c:1")).is_empty());
         assert!(wanted.stands("c:1", Position::new("e", 1)).is_empty());
         assert_eq!(round(&mut wanted, Some(1)), ["subscribed again for 2"]);
-        // With nobody to answer, where it stands is told all the same.
+
+        // The position is told even if there is nobody to answer.
         wanted.end();
         assert!(wanted.is_behind());
         wanted.begin();
@@ -456,7 +476,8 @@ mod tests {
         assert!(wanted.has_caught_up() && !wanted.is_behind());
     }
 
-    /// What came between the confirmation and that answer is behind it, or in it.
+    /// What arrives between the confirmation and that answer is passed on behind the answer, or
+    /// covered by it.
     #[test]
     fn what_comes_before_it_is_known_where_the_history_stands_waits() {
         let mut wanted = Wanted::default();
@@ -464,13 +485,15 @@ mod tests {
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
         words(wanted.confirmed("c:1"));
+
         for offset in [Some(6), None, Some(7), Some(8)] {
             assert!(wanted.hold(publication(offset)).is_none());
         }
         let told = all_words(wanted.stands("c:1", Position::new("e", 7)));
         assert_eq!(told, ["subscribed anew for 1", "plain", "e-8"]);
         assert!(wanted.hold(publication(Some(9))).is_some());
-        // Behind an interruption the gateway decides about each of them.
+
+        // After an interruption the gateway decides about each publication.
         wanted.end();
         wanted.begin();
         wanted.take_op(true).unwrap();
@@ -478,7 +501,8 @@ mod tests {
         assert!(wanted.hold(publication(Some(10))).is_none());
         let told = all_words(wanted.stands("c:1", Position::new("e", 10)));
         assert_eq!(told, ["interrupted broker_reconnected", "subscribed again for 0", "e-10"]);
-        // And what has been live all the time does not wait.
+
+        // Publications on a channel that stayed live do not wait.
         want(&mut wanted, 1);
         wanted.take_op(true).unwrap();
         words(wanted.confirmed("c:1"));
@@ -493,9 +517,11 @@ mod tests {
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
         words(wanted.confirmed("c:1"));
+
         for offset in 1..10_000 {
             assert!(wanted.hold(publication(Some(offset))).is_none());
         }
+
         let told = all_words(wanted.stands("c:1", None));
         assert_eq!(told.first().unwrap(), "subscribed anew for 1");
         assert_eq!(told.last().unwrap(), "interrupted overflow");

@@ -1,9 +1,9 @@
-//! Whether Redis takes what has to be kept: each master is given a durable publication of the gateway's own
-//! now and then, by the function that publishers call.
+//! Whether Redis accepts what has to be kept: at intervals each master is given a durable
+//! publication of the gateway's own, by the function that publishers call.
 //!
-//! A server that is out of memory, cannot save, or lacks replicas serves PUBLISH and SUBSCRIBE as ever and
-//! refuses all of that. So it is no reason to connect again; it is a state, with a metric and a place in
-//! `/readyz`.
+//! A server that is out of memory, cannot save, or lacks replicas still serves PUBLISH and
+//! SUBSCRIBE but refuses every durable publication. So a refusal is no reason to connect again; it
+//! is a state, with a metric and a place in `/readyz`.
 
 use std::time::Duration;
 
@@ -22,20 +22,20 @@ use crate::redis_url::Server;
 
 const TRY_EVERY: Duration = Duration::from_secs(2);
 
-/// How long what was tried stays in Redis, in milliseconds.
+/// How long a trial publication stays in Redis, in milliseconds.
 const KEPT_MS: u64 = 60_000;
 
-/// What came of the last attempt; why it failed.
+/// Why the last attempt failed; `None` if it succeeded.
 #[derive(Default)]
 pub(super) struct Writes(Mutex<Option<String>>);
 
 impl Writes {
-    /// True too before the first attempt.
+    /// True also before the first attempt.
     pub(super) fn are_taken(&self) -> bool {
         self.0.lock().is_none()
     }
 
-    /// Takes an outcome; true where it changes the state.
+    /// Records an outcome; true if it changes the state.
     fn record(&self, refusal: Option<String>) -> bool {
         let mut last = self.0.lock();
         let changed = last.is_some() != refusal.is_some();
@@ -44,7 +44,7 @@ impl Writes {
     }
 }
 
-/// Tries for as long as the connection lasts; returns only what ended it.
+/// Tries for as long as the connection lasts; returns why it ended.
 pub(super) async fn watch(shared: &Shared, node: &Node, mut link: Link) -> String {
     let Some(key) = key(shared, &node.server) else { return std::future::pending().await };
     loop {
@@ -75,7 +75,7 @@ fn settle(shared: &Shared, node: &Node, refusal: Option<String>) {
     shared.report();
 }
 
-/// A real publication, as publishers make it; what it leaves goes by itself.
+/// Makes a real publication, as publishers do; what it leaves expires by itself.
 async fn attempt(shared: &Shared, link: &mut Link, key: &str) -> RedisResult<()> {
     let arguments: [&[u8]; 3] = [b"{}", b"60", b"1"];
     let connection = &mut link.connection;
@@ -86,7 +86,7 @@ async fn attempt(shared: &Shared, link: &mut Link, key: &str) -> RedisResult<()>
     fault::ask::<Value>(connection, &end).await.map(|_| ())
 }
 
-/// A key of ours that is kept on that server; in a cluster a name is tried until it falls to it.
+/// A key of the gateway's own on that server; in a cluster names are tried until one falls to it.
 fn key(shared: &Shared, server: &Server) -> Option<String> {
     let map: &Map = &shared.directory.current();
     let at = map.masters.iter().position(|master| master == server)?;

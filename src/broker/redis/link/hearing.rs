@@ -1,6 +1,6 @@
-//! Whether publications can arrive on a subscribing connection, and since when they cannot. A connection
-//! that is open proves nothing: one hears once its canary came back and it has subscribed to everything
-//! that was wanted.
+//! Whether publications can arrive on a subscribing connection, and since when they cannot. An open
+//! connection proves nothing: it hears once its canary has come back and it has subscribed to
+//! all wanted channels.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 
 use crate::broker::SilentPart;
 
-/// Channels that no connection has: no other part has this number.
+/// The part of the channels that no connection has; no other part has this number.
 pub(in super::super) const UNSERVED: u64 = 0;
 
 fn next_part() -> u64 {
@@ -18,9 +18,9 @@ fn next_part() -> u64 {
 }
 
 struct State {
-    /// `None` while it hears.
+    /// `None` while the connection hears.
     silent: Option<SilentPart>,
-    /// The latest moment at which a publication was made that arrived.
+    /// The time of the latest publication that is known to have arrived.
     proof: Option<Instant>,
     connected: bool,
     proven: bool,
@@ -28,13 +28,13 @@ struct State {
 }
 
 pub(in super::super) struct Hearing {
-    /// Which part of the broker this is.
+    /// The number of the part of the broker that this connection is.
     pub(in super::super) part: u64,
     state: Mutex<State>,
 }
 
 impl Hearing {
-    /// Silent, for as long as what it takes over was, or from now on.
+    /// Begins silent: since the channels that it takes over have been, or from now on.
     pub(super) fn new(before: Option<SilentPart>) -> Self {
         let part = next_part();
         let now = Instant::now();
@@ -57,24 +57,24 @@ impl Hearing {
         state.silent.get_or_insert(SilentPart { part: self.part, noticed: now, since });
     }
 
-    /// The canary that was published then came back.
+    /// Notes that the canary published at that time came back.
     pub(in super::super) fn proven(&self, published: Instant) {
         let mut state = self.state.lock();
         state.proven = true;
         state.proof = Some(published);
     }
 
-    /// No canary can prove it: it is trusted.
+    /// Trusts the connection because no canary can prove it.
     pub(in super::super) fn trusted(&self) {
         self.state.lock().proven = true;
     }
 
-    /// It is subscribed to everything that was wanted when it was made.
+    /// Notes that the connection has subscribed to everything that was wanted when it was made.
     pub(super) fn caught_up(&self) {
         self.state.lock().caught_up = true;
     }
 
-    /// It takes over channels that are silent.
+    /// Takes over channels that are silent.
     pub(super) fn takes_over(&self, silent: SilentPart) {
         self.state.lock().silent.get_or_insert(SilentPart { part: self.part, ..silent });
     }
@@ -100,9 +100,11 @@ mod tests {
         let hearing = Hearing::new(None);
         let began = hearing.silent(false);
         assert!(began.is_some());
+
         hearing.connected();
         hearing.caught_up();
         assert_eq!(hearing.silent(false), began, "it may be deaf");
+
         let proof = Instant::now();
         hearing.proven(proof);
         assert_eq!(hearing.silent(true), began, "something is not subscribed");
@@ -112,7 +114,7 @@ mod tests {
         let lost = hearing.silent(false).unwrap();
         assert_eq!(lost.since, proof);
         assert!(lost.noticed >= proof);
-        // One that is deaf again and again is silent since the first time.
+        // A connection that becomes deaf repeatedly has been silent since the first time.
         hearing.connected();
         hearing.lost();
         hearing.connected();
@@ -120,7 +122,8 @@ mod tests {
         assert_eq!(hearing.silent(false), Some(lost));
         hearing.caught_up();
         assert_eq!(hearing.silent(false), None);
-        // What another one had takes its time along.
+
+        // Channels of another connection bring the time of their silence along.
         hearing.takes_over(lost);
         assert_eq!(hearing.silent(true).map(|s| s.since), Some(proof));
     }

@@ -1,4 +1,4 @@
-//! Carrying out a connection's operations: positions, SUBSCRIBE, UNSUBSCRIBE, and what to do about a
+//! Carries out a connection's operations: positions, SUBSCRIBE, UNSUBSCRIBE, and the reaction to a
 //! server that refuses some of them.
 
 use std::time::Duration;
@@ -17,20 +17,21 @@ use crate::metrics;
 
 /// Channels in one SUBSCRIBE.
 const PER_COMMAND: usize = 512;
-/// Histories without a publication are opened again this often: they last an hour.
+/// The interval at which histories without a publication are opened again: they last an hour.
 const KEEP_OPEN: Duration = Duration::from_secs(20 * 60);
-/// Channels whose operations go out together.
+/// Channels whose operations are sent together.
 const PER_ROUND: usize = 1024;
-/// Rounds that follow each other so soon wait so long for company: in a rush of new connections a
-/// command for each would cost more than all the rest of them. A lone subscription does not wait.
+/// A round that follows the previous one sooner than this waits for this long, so that more
+/// operations join it: in a rush of new connections, one command for each would cost more than
+/// everything else about them. A lone subscription does not wait.
 const PACE: Duration = Duration::from_millis(1);
-/// Between two attempts at a channel that Redis refuses, and at one that was not where it was
-/// looked for.
+/// The time before another attempt at a channel that Redis refuses, and at one that was not at the
+/// server where it was expected.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Subscriber {
-    /// The next operations of one kind; true for subscriptions.
+    /// The next operations of one kind; true if they are subscriptions.
     fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Track)>)> {
         let mut wanted = self.wanted.lock();
         let subscribe = matches!(wanted.ops.front()?, Op::Subscribe(_));
@@ -42,13 +43,15 @@ impl Subscriber {
         Some((subscribe, names))
     }
 
-    /// Carries out what was asked, in order, until an operation fails for the connection's sake.
+    /// Carries out the queued operations in order, until one fails because of the connection.
     pub(super) async fn operate(&self, link: &connect::Link) -> String {
         let mut last = Instant::now();
+
         loop {
             if self.wanted.lock().has_caught_up() {
                 self.hearing.caught_up();
             }
+
             let Some((subscribe, names)) = self.next_ops() else {
                 self.changed.notified().await;
                 if last.elapsed() < PACE {
@@ -57,19 +60,21 @@ impl Subscriber {
                 last = Instant::now();
                 continue;
             };
+
             let carried_out = if subscribe {
                 self.subscribe_to(link, &names).await
             } else {
                 self.command_all(link, false, &names).await
             };
+
             if let Err(e) = carried_out {
                 return fault::describe(&e);
             }
         }
     }
 
-    /// Subscribes, and answers who waits for channels with histories with where these stand then: a look
-    /// before it would leave out what is published in between.
+    /// Subscribes, and then reads the positions of the tracked histories to answer those who wait.
+    /// A read before the subscription would leave out what is published in between.
     async fn subscribe_to(
         &self,
         link: &connect::Link,
@@ -86,7 +91,7 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Sends commands for all of these channels, together.
+    /// Sends the commands for all of these channels together.
     async fn command_all(
         &self,
         link: &connect::Link,
@@ -94,14 +99,17 @@ impl Subscriber {
         names: &[(ChannelName, Track)],
     ) -> Result<(), RedisError> {
         let names: Vec<_> = names.iter().map(|(channel, _)| self.shared.key(channel)).collect();
+
         let commands = self.batches(&names).into_iter().map(|batch| async move {
             let result = self.command(link, subscribe, &batch).await;
             (batch, result)
         });
+
         for (batch, result) in join_all(commands).await {
             match result {
                 Ok(()) => {}
-                // What could not be given up goes on arriving, and nobody is there to have it.
+                // Messages of a channel that could not be unsubscribed keep arriving, and nobody
+                // receives them.
                 Err(e) if !subscribe && Fault::of(&e).is_an_answer() => {}
                 Err(e) if Fault::of(&e).is_an_answer() && batch.len() == 1 => {
                     self.refuse(&batch[0], &e);
@@ -110,11 +118,12 @@ impl Subscriber {
                 Err(e) => return Err(e),
             }
         }
+
         Ok(())
     }
 
-    /// In a cluster the channels of one command would have to share a slot, and the library counts
-    /// one confirmation to a command that it does not know.
+    /// Splits names into commands. In a cluster the channels of one command would have to share a
+    /// slot, and the library expects one confirmation for a command that it does not know.
     fn batches(&self, names: &[String]) -> Vec<Vec<String>> {
         let size = if self.shared.is_cluster() { 1 } else { PER_COMMAND };
         names.chunks(size).map(<[String]>::to_vec).collect()
@@ -139,7 +148,7 @@ impl Subscriber {
         }
     }
 
-    /// Where the histories of these channels stand now.
+    /// Reads the current positions of these channels' histories.
     async fn read_positions(
         &self,
         link: &connect::Link,
@@ -149,6 +158,7 @@ impl Subscriber {
             let key = self.shared.key(channel);
             (channel, history::position(&self.shared, link, &key, *track).await)
         });
+
         let mut positions = Vec::with_capacity(tracked.len());
         for (channel, position) in join_all(reads).await {
             let position = match position {
@@ -161,12 +171,14 @@ impl Subscriber {
                 }
                 Err(e) => return Err(e),
             };
+
             positions.push((channel.clone(), position));
         }
+
         Ok(positions)
     }
 
-    /// Returns only what ended it.
+    /// Runs until the connection fails; returns the reason.
     pub(super) async fn keep_histories(&self, link: &connect::Link) -> String {
         loop {
             let kept = tokio::select! {
@@ -194,7 +206,8 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Where the tracked histories stand now. Another epoch says by itself what that means.
+    /// Reads the positions of the tracked histories again. A new epoch tells by itself what that
+    /// means.
     async fn read_again(&self, link: &connect::Link) -> Result<(), RedisError> {
         for chunk in self.followed(Track::Read).chunks(PER_COMMAND) {
             let positions = self.read_positions(link, chunk).await?;
@@ -209,14 +222,15 @@ impl Subscriber {
         Ok(())
     }
 
-    /// The channels that are followed that closely, or more.
+    /// The channels that are followed at least that closely.
     fn followed(&self, track: Track) -> Vec<(ChannelName, Track)> {
         let wanted = self.wanted.lock();
         let closely = wanted.channels.iter().filter(|(_, want)| want.track >= track);
         closely.map(|(channel, want)| (channel.clone(), want.track)).collect()
     }
 
-    /// Redis refuses a whole command for the sake of one channel (ACL, slot): which one was it?
+    /// Finds out which channel made Redis refuse a whole command (ACL, slot), by asking for each
+    /// alone.
     async fn one_by_one(&self, link: &connect::Link, names: &[String]) -> Result<(), RedisError> {
         for name in names {
             if let Err(e) = self.command(link, true, std::slice::from_ref(name)).await {
@@ -229,8 +243,9 @@ impl Subscriber {
         Ok(())
     }
 
-    /// Answers the waiting subscribers of a channel that Redis refused. Where the channel was live
-    /// before, its sockets are told that it is not, and it is asked for again after a while.
+    /// Answers the waiting subscribers of a channel that Redis refused. If the channel was live
+    /// before, its clients are told that it is not any more, and it is asked for again after a
+    /// while.
     fn refuse(&self, name: &str, error: &RedisError) {
         let moved = fault::is_moved(error);
         if moved {
@@ -240,11 +255,13 @@ impl Subscriber {
             let error = format!("{name}: {}", fault::describe(error));
             self.shared.note(Role::Subscriber, &self.server, "Redis refused SUBSCRIBE", &error);
         }
+
         let Some(name) = self.shared.strip(name.as_bytes()) else { return };
         let mut wanted = self.wanted.lock();
         if !wanted.answered(name) {
             return;
         }
+
         let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
         let channel = channel.clone();
         let Some(want) = wanted.interrupt(name) else { return };
@@ -252,6 +269,7 @@ impl Subscriber {
             wanted.refused.push((Instant::now() + LOOK_AGAIN, channel));
             return;
         }
+
         for confirmation in want.confirmations.drain(..) {
             confirmation.send_replace(Some(Err(fault::classify(error))));
         }
@@ -259,13 +277,14 @@ impl Subscriber {
             wanted.channels.remove(name);
             return;
         }
+
         want.refused = true;
         let reason = GapReason::BrokerRefused;
         self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
         wanted.refused.push((Instant::now() + ASK_AGAIN, channel));
     }
 
-    /// Asks again for what was refused, now and then; never returns.
+    /// Asks again for refused channels, at intervals; never returns.
     pub(super) async fn ask_again(&self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(LOOK_AGAIN / 2).await;

@@ -1,6 +1,8 @@
-//! What the fuzz target `tap` sees of a [`Tap`]: one stream in pieces of chosen sizes, and what came out.
+//! What the fuzz target `tap` sees of a [`Tap`]: one stream in pieces of chosen sizes, and what
+//! came out.
 //!
-//! Not here: what should have come out, which the target says. Compiled for fuzzing only.
+//! Not here: what should have come out, which the target determines. It is compiled for fuzzing
+//! only.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -20,12 +22,12 @@ pub const MAX_DIGITS: usize = super::MAX_DIGITS;
 pub const MAX_LINE: usize = super::MAX_LINE;
 pub const MAX_STRING: usize = super::MAX_STRING;
 
-/// A push that was told.
+/// A push that was reported.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Told {
     /// The channel and the payload.
     Message(Vec<u8>, Vec<u8>),
-    /// The channel, what the payload begins with, and its length.
+    /// The channel, the beginning of the payload, and the payload's length.
     TooLarge(Vec<u8>, Vec<u8>, usize),
     Subscribed(Vec<u8>),
     Unsubscribed(Vec<u8>),
@@ -57,12 +59,12 @@ pub struct Seen {
     pub error: Option<String>,
 }
 
-/// What that took.
+/// What the reading cost.
 #[derive(Debug)]
 pub struct Cost {
     /// The most room that the tap had for bytes at any time.
     pub room: usize,
-    /// Bytes in which it looked for the end of a line.
+    /// Bytes that it searched for the end of a line.
     pub looked: usize,
 }
 
@@ -74,7 +76,7 @@ pub(super) fn looked_at(bytes: usize) {
     LOOKED.set(LOOKED.get() + bytes);
 }
 
-/// A stream that gives at most so many bytes at a time as the function says.
+/// A stream that yields at most as many bytes at a time as the function says.
 struct Pieces<'w, F> {
     rest: &'w [u8],
     next: F,
@@ -95,7 +97,7 @@ impl<F: FnMut() -> usize + Unpin> AsyncRead for Pieces<'_, F> {
     }
 }
 
-/// Reads a stream to its end or its error in pieces of sizes that `next` gives.
+/// Reads a stream to its end or its error, in pieces of the sizes that `next` gives.
 pub fn read(
     wire: &[u8],
     (payload, answer): (usize, usize),

@@ -1,10 +1,11 @@
-//! What comes on a channel between the confirmation of its subscription and the answer that says where
-//! its history stands: a round trip, in which nobody knows yet what of it is new.
+//! What arrives on a channel between the confirmation of its subscription and the answer with its
+//! history's position. For this round trip nobody knows yet which of it is new.
 
 use crate::broker::Event;
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 
-/// What is kept of one channel; more is declared, or read from the history.
+/// Most publications and bytes that are kept for one channel. What exceeds them is declared, or
+/// read from the history.
 const MAX_HELD: usize = 256;
 const MAX_HELD_BYTES: usize = 64 * 1024;
 
@@ -12,7 +13,7 @@ const MAX_HELD_BYTES: usize = 64 * 1024;
 pub(super) struct Early {
     publications: Vec<Publication>,
     bytes: usize,
-    /// More came.
+    /// More arrived than is kept.
     overflowed: bool,
 }
 
@@ -25,7 +26,8 @@ impl Early {
         }
     }
 
-    /// In the order in which it came. What a first subscriber is told that it has, at `known`, is left out.
+    /// The events in the order of arrival. Publications that `known`, the position told to a first
+    /// subscriber, already covers are left out.
     pub(super) fn events(self, channel: &ChannelName, known: Option<&Position>) -> Vec<Event> {
         let is_new = |publication: &Publication| {
             let position = publication.position.as_ref();
