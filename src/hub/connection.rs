@@ -1,8 +1,8 @@
-//! One socket as the hub sees it: writes go straight to it, and only what it would block on waits
-//! in a bounded queue for the connection's task.
+//! One connection as the hub sees it. Writes go straight to its socket, and only bytes on which the
+//! socket would block wait in a bounded queue for the connection's task.
 //!
 //! Not here: reading, frames, commands (`http::socket`, `session`). Invariants: bytes leave in the
-//! order in which they were given; once a close was asked for, nothing follows but the close frame;
+//! order in which they were given; once a close was requested, nothing follows but the close frame;
 //! an idle connection owns no buffer.
 
 mod deliver;
@@ -27,17 +27,18 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::protocol::{Reply, Wire};
 
-/// Slices in one vectored write.
+/// Most slices in one vectored write.
 const MAX_SLICES: usize = 32;
 
-/// Bytes from which a chunk of an HTTP response is large enough.
+/// A chunk of an HTTP response is large enough from this many bytes on.
 const TOGETHER: usize = 16 * 1024;
 
-/// How long a client may take to be caught up on all of its channels, and how often that is looked at.
+/// How long a client may take to be caught up on all of its channels, and how often its queue is
+/// checked meanwhile.
 const CATCH_UP: Duration = Duration::from_secs(30);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 
-/// No wheel entry counts.
+/// Means that no wheel entry counts.
 const NO_TIMER: u32 = u32::MAX;
 
 const TIMER: u8 = 1;
@@ -47,16 +48,16 @@ const BLOCKED: u8 = 4;
 #[derive(Default)]
 struct Outbound {
     queue: Queue,
-    /// Asked for and not yet taken by the connection's task.
+    /// A close that was requested and that the connection's task has not taken yet.
     close: Option<Close>,
-    /// A close was asked for, whether the task has taken it or not.
+    /// True once a close was requested, whether or not the task has taken it.
     closing: bool,
-    /// Nothing is accepted any more.
+    /// True once nothing is accepted any more.
     closed: bool,
-    /// What is queued waits for more.
+    /// True while the queued bytes wait for more.
     corked: bool,
     user: Option<Arc<str>>,
-    /// What its token can be revoked by.
+    /// Identifies the connection's token for a revocation.
     token: TokenId,
 }
 
@@ -74,11 +75,11 @@ pub struct Connection {
     wire: Wire,
     flags: AtomicU8,
     missed: AtomicBool,
-    /// The tick of the wheel entry that counts; older ones are stale.
+    /// The tick of the wheel entry that counts; earlier entries are stale.
     timer: AtomicU32,
     waker: AtomicWaker,
     out: Mutex<Outbound>,
-    /// `None`: an HTTP response, whose task takes what is queued.
+    /// `None` for an HTTP response, whose task takes the queued bytes.
     stream: Option<TcpStream>,
     bounds: Arc<Bounds>,
     opened: Instant,
@@ -133,12 +134,12 @@ impl Connection {
         self.out.lock().queue.bytes()
     }
 
-    /// The token that counts from now on.
+    /// Sets the token that counts from now on.
     pub fn set_token(&self, token: TokenId) {
         self.out.lock().token = token;
     }
 
-    /// What the token of this connection can be revoked by.
+    /// Identifies this connection's token for a revocation.
     #[must_use]
     pub fn token(&self) -> TokenId {
         self.out.lock().token.clone()
@@ -169,7 +170,7 @@ impl Connection {
     }
 
     pub(super) fn fire_timer(&self, tick: u32) {
-        // Taken: the same tick may be asked for again.
+        // The entry is cleared, because the same tick may be requested again.
         let taken =
             self.timer.compare_exchange(tick, NO_TIMER, Ordering::AcqRel, Ordering::Acquire);
         if taken.is_ok() {
@@ -177,13 +178,13 @@ impl Connection {
         }
     }
 
-    /// Lets the session look at what may have ended, as if its timer had fired.
+    /// Lets the session check what may have ended, as if its timer had fired.
     pub fn look(&self) {
         self.wake(TIMER);
     }
 
-    /// The timer fired while nobody could act on it: the next [`Connection::wait`] that follows
-    /// the work in hand says so again.
+    /// Notes that the timer fired while nobody could act on it: the [`Connection::wait`] that
+    /// follows the current work reports it again.
     pub fn missed_timer(&self) {
         self.missed.store(true, Ordering::Release);
     }
@@ -193,7 +194,7 @@ impl Connection {
         self.waker.wake();
     }
 
-    /// Asks the connection's task to close. The first request counts.
+    /// Requests that the connection's task closes it. Only the first request counts.
     pub fn close(&self, close: Close) {
         let mut out = self.out.lock();
         self.ask(&mut out, close);
@@ -208,16 +209,18 @@ impl Connection {
         self.wake(CLOSE);
     }
 
-    /// Queues the first bytes, which wait for whatever is sent next, or for [`Connection::flush`].
+    /// Queues the first bytes, which wait for the next ones to be sent, or for
+    /// [`Connection::flush`].
     pub fn cork(&self, bytes: Bytes) {
         let mut out = self.out.lock();
         out.corked = true;
-        // As if begun: a cut must not take the answer that what follows it needs.
+        // The chunk counts as begun, so that a cut does not remove the answer that the following
+        // bytes need.
         self.changed(&mut out, |queue| queue.push(bytes, 0, true));
     }
 
-    /// Waits until a client that is being caught up since `began` has taken most of what it has, but not
-    /// for longer than it may take for all of it.
+    /// Waits until a client that has been catching up since `began` has taken most of its queue,
+    /// but not longer than it may take to catch up completely.
     pub async fn has_room(&self, began: Instant) {
         let bytes = self.bounds.queue_bytes.load(Ordering::Relaxed) / 4;
         let messages = self.bounds.queue_messages.load(Ordering::Relaxed) / 4;
@@ -234,7 +237,7 @@ impl Connection {
         }
     }
 
-    /// True once a close was asked for.
+    /// True once a close was requested.
     #[must_use]
     pub fn is_closing(&self) -> bool {
         self.out.lock().closing
@@ -245,7 +248,7 @@ impl Connection {
         self.out.lock().close.take()
     }
 
-    /// Accepts nothing more, and ends what waits with `frame`.
+    /// Accepts nothing more, and ends the queue with `frame`.
     pub fn finish(&self, frame: Bytes) {
         let mut out = self.out.lock();
         (out.closing, out.closed) = (true, true);
@@ -254,7 +257,7 @@ impl Connection {
         self.flush();
     }
 
-    /// Queues one frame behind everything else without writing yet.
+    /// Queues one frame behind everything else, without writing yet.
     pub(super) fn enqueue(&self, frame: Bytes) {
         let mut out = self.out.lock();
         if out.closed {
@@ -269,7 +272,7 @@ impl Connection {
         self.send(self.wire.frame(reply));
     }
 
-    /// The next of what is queued, for the task of an HTTP response: small chunks go together.
+    /// The next queued bytes, for the task of an HTTP response; small chunks are joined.
     pub fn take_queued(&self) -> Option<Bytes> {
         let mut out = self.out.lock();
         self.changed(&mut out, |queue| {
@@ -287,13 +290,13 @@ impl Connection {
         })
     }
 
-    /// Sends one frame, at once if the socket takes it.
+    /// Sends one frame, at once if the socket accepts it.
     pub fn send(&self, frame: Bytes) {
         self.enqueue(frame);
         self.flush();
     }
 
-    /// Writes as much of the queue as the socket takes.
+    /// Writes as much of the queue as the socket accepts.
     pub fn flush(&self) {
         let mut out = self.out.lock();
         out.corked = false;
@@ -311,7 +314,7 @@ impl Connection {
         }
     }
 
-    /// Changes what is queued, and what all queues hold together with it.
+    /// Changes the queue, and accounts for the change in the total of all queues.
     fn changed<T>(&self, out: &mut Outbound, change: impl FnOnce(&mut Queue) -> T) -> T {
         let before = out.queue.held();
         let done = change(&mut out.queue);
@@ -331,16 +334,16 @@ impl Connection {
         }
     }
 
-    /// The socket is dead: reading will say so too; until then nothing is kept for it.
+    /// The socket is dead. Reading will report that too; until then nothing is kept for it.
     fn broken(&self, out: &mut Outbound) {
         (out.closing, out.closed) = (true, true);
         self.changed(out, |queue| *queue = Queue::default());
     }
 
-    /// Closes the connection when its queue is over a bound.
+    /// Closes the connection if its queue exceeds a bound.
     fn check(&self, out: &mut Outbound) {
         if out.queue.messages() > self.bounds.queue_messages.load(Ordering::Relaxed)
-            // One message alone always fits: what may be published can be delivered.
+            // A single message always fits: whatever may be published can be delivered.
             || (out.queue.bytes() > self.bounds.queue_bytes.load(Ordering::Relaxed)
                 && out.queue.messages() > 1)
             || self.bounds.is_full()
@@ -378,7 +381,8 @@ mod tests {
         Connection::new(ConnId(1), 0, Wire::Plain, stream, Arc::new(bounds))
     }
 
-    /// The drain goes over the connections twice; who was sent away is not sent away again.
+    /// The drain visits the connections twice; a connection that was asked to leave is not asked
+    /// again.
     #[test]
     fn a_connection_whose_close_is_taken_is_closing() {
         let connection = connection(1000, None);
@@ -391,7 +395,7 @@ mod tests {
         assert!(connection.take_close().is_none(), "the first request counts");
     }
 
-    /// Of small messages most of the memory is not their bytes.
+    /// Small messages take much more memory than their bytes.
     #[test]
     fn field_f2_the_bound_on_all_queues_counts_what_they_hold() {
         let bounds = Bounds {
@@ -424,13 +428,13 @@ mod tests {
         assert_eq!(bounds.queued.load(Ordering::Relaxed), 0);
     }
 
-    /// Whoever is closed at its first words has still to be told that it is a socket.
+    /// A client that is closed at once still has to receive the answer that makes it a WebSocket.
     #[tokio::test]
     async fn a_cut_spares_the_answer_that_is_held_back() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let (server, _) = listener.accept().await.unwrap();
-        // All queues together are full.
+        // The bound on all queues together is exceeded.
         let connection = connection(0, Some(server));
         connection.cork(Bytes::from_static(b"101;"));
         connection.send(Bytes::from_static(b"connected;"));

@@ -1,10 +1,10 @@
-//! The fan-out: all pending pushes of a shard become one batch, and every connection that the
-//! batch touches gets one write.
+//! The fan-out: all pending pushes of a shard become one batch, and every connection that the batch
+//! concerns gets one write.
 //!
 //! A batch is encoded into one buffer per wire, in order. A connection's share is a list of byte
 //! ranges; neighbouring ranges are joined, so that a connection with one busy channel is sent one
-//! slice. Invariants: no lock is held while sockets are written, a client is never waited for, and
-//! the runtime gets a turn every few hundred writes.
+//! slice. Invariants: the shard's table is not locked while sockets are written, no client is
+//! waited for, and the runtime gets a turn every few hundred writes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,28 +19,28 @@ use crate::lifecycle::unix_micros;
 use crate::metrics::Fanout;
 use crate::protocol::Wire;
 
-/// The end of a list.
+/// Marks the end of a list.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Sockets written between two turns for the runtime.
+/// Sockets that are written between two turns for the runtime.
 const WRITES_PER_TURN: usize = 256;
 
-/// Ranges after which a batch takes no further push: 16 bytes each, and a push adds at most one per
-/// subscriber.
+/// A batch with this many ranges accepts no further push. A range takes 16 bytes, and a push adds
+/// at most one per subscriber.
 const MAX_NODES: usize = 262_144;
 
-/// Bytes after which a batch takes no further push: its offsets reach 4 GiB, and one push adds at most
-/// its own size and an id for each stream.
+/// A batch with this many bytes accepts no further push. Its offsets reach 4 GiB, and one push adds
+/// at most its own size and an id for each stream.
 const MAX_BYTES: usize = 64 << 20;
 
-/// A batch that took longer than this is followed by a rest, of the least that the timer can do.
+/// A batch that took longer than this is followed by a rest, the shortest that the timer can do.
 const BUSY: Duration = Duration::from_millis(8);
 const REST: Duration = Duration::from_millis(1);
 
-/// Capacity, in elements, that the scratch lists keep between batches.
+/// The capacity, in elements, that the scratch lists keep between batches.
 const KEPT: usize = 65_536;
 
-/// A range of a batch's buffer: some whole frames.
+/// A range of a batch's buffer, which consists of whole frames.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Node {
     pub(super) start: u32,
@@ -49,19 +49,19 @@ pub(super) struct Node {
     pub(super) next: u32,
 }
 
-/// The batch that is being put together, and its scratch memory.
+/// The batch that is being composed, and its scratch memory.
 #[derive(Default)]
 pub(super) struct Batch {
     buffers: [BytesMut; Wire::COUNT],
     nodes: Vec<Node>,
     dirty: Vec<u32>,
     deliveries: [u64; Wire::COUNT],
-    /// When its publications were published, of those that say so.
+    /// When its publications were published, for those that tell it.
     published: Vec<u64>,
 }
 
 impl Batch {
-    /// Encodes something into the wire's buffer; the range it takes there.
+    /// Encodes a message into the wire's buffer; returns its range there.
     pub(super) fn encode(&mut self, wire: Wire, write: impl FnOnce(&mut BytesMut)) -> (u32, u32) {
         let buffer = &mut self.buffers[wire as usize];
         let start = buffer.len() as u32;
@@ -69,7 +69,8 @@ impl Batch {
         (start, buffer.len() as u32)
     }
 
-    /// Adds a range to a connection's list: so many messages, none for a part of the next one.
+    /// Adds a range to a connection's list. `messages`: how many end in the range; 0 if the range
+    /// belongs to the message that follows it.
     pub(super) fn append(
         &mut self,
         index: u32,
@@ -78,6 +79,7 @@ impl Batch {
         messages: u32,
     ) {
         self.deliveries[slot.wire as usize] += u64::from(messages);
+
         let node = self.nodes.len() as u32;
         if slot.head == NONE {
             slot.head = node;
@@ -91,6 +93,7 @@ impl Batch {
             }
             tail.next = node;
         }
+
         slot.tail = node;
         self.nodes.push(Node { start, end, messages, next: NONE });
     }
@@ -117,6 +120,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
     let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
     let mut passed: Vec<oneshot::Sender<()>> = Vec::new();
     let (mut next, mut took) = (0, Duration::ZERO);
+
     loop {
         if next == items.len() {
             items.shrink_to(KEPT);
@@ -124,10 +128,11 @@ pub(super) async fn run(shard: Arc<Shard>) {
             items = shard.inbox.take(items).await;
             next = 0;
         }
+
         let began = Instant::now();
         let buffers = {
             let mut table = shard.table.lock();
-            // What does not fit into the batch's bounds is the next batch.
+            // Items beyond the batch's bounds go into the next batch.
             while next < items.len() && !batch.is_full() {
                 match &mut items[next] {
                     Item::Push(push) => {
@@ -143,13 +148,16 @@ pub(super) async fn run(shard: Arc<Shard>) {
                 }
                 next += 1;
             }
+
             let buffers: [Bytes; Wire::COUNT] =
                 std::array::from_fn(|w| std::mem::take(&mut batch.buffers[w]).freeze());
+
             for slot in &batch.dirty {
                 let Some((connection, head)) = table.take_list(*slot) else { continue };
                 if connection.wire().is_stream() {
-                    // Its ids say where all of its channels stand, so its events must not be overtaken
-                    // by what another channel sends first. It only queues.
+                    // A stream's ids tell the positions of all of its channels, so its events must
+                    // not be overtaken by what another channel sends first. Its delivery only
+                    // queues.
                     connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
                 } else {
                     lists.push((connection, head));
@@ -157,39 +165,44 @@ pub(super) async fn run(shard: Arc<Shard>) {
             }
             buffers
         };
+
         for (i, (connection, head)) in lists.drain(..).enumerate() {
             connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
             if i % WRITES_PER_TURN == WRITES_PER_TURN - 1 {
                 tokio::task::yield_now().await;
             }
         }
+
         for done in passed.drain(..) {
-            // Whoever asked may be gone.
+            // The one who asked may be gone.
             let _ = done.send(());
         }
+
         for (counter, n) in metrics.deliveries.iter().zip(&mut batch.deliveries) {
             if *n > 0 {
                 counter.increment(std::mem::take(n));
             }
         }
+
         if !batch.published.is_empty() {
             let now = unix_micros();
             for at in &batch.published {
-                // Another machine's clock may be ahead of ours.
+                // The clock of another machine may be ahead of this one.
                 metrics.delivery.record(Duration::from_micros(now.saturating_sub(*at)));
             }
         }
+
         took = began.elapsed();
         metrics.seconds.record(took);
         batch.reset();
     }
 }
 
-/// Lets the next batch grow. Whoever reads from the broker had no turn during the last writes; and where
-/// the last batch was long and not of one event, publishers that wait for their events to arrive are
-/// about to send the next ones: a short rest makes one batch of what would be two. With eight events
-/// outstanding to 1,000 subscribers an event costs a third less, and is there sooner. A lone event
-/// never waits.
+/// Lets the next batch grow. The reader of the broker had no turn during the last writes. If the
+/// last batch took long and had more than one event, publishers that wait for their events to
+/// arrive are about to send the next ones: a short rest makes one batch of what would be two. With
+/// eight events outstanding to 1,000 subscribers an event costs a third less, and arrives sooner. A
+/// lone event never waits.
 async fn gather(items: usize, took: Duration) {
     if items > 1 && took > BUSY {
         tokio::time::sleep(REST).await;

@@ -1,4 +1,4 @@
-//! A shard's inbox: what comes waits here until the fan-out takes all of it at once.
+//! A shard's inbox: items wait here until the fan-out takes all of them at once.
 
 use std::mem;
 use std::sync::Arc;
@@ -11,22 +11,22 @@ use super::table::Outage;
 use crate::channel::ChannelName;
 use crate::protocol::Push;
 
-/// Above either bound the pump waits; what then piles up behind it is the broker queue's to bound.
+/// Above either bound the pump waits; the broker's queue bounds what then accumulates behind it.
 const MAX_ITEMS: usize = 8192;
 const MAX_BYTES: usize = 16 << 20;
 
-/// What a shard is handed.
+/// An item that a shard is given.
 pub(super) enum Item {
     Push(Push),
     Mark(ChannelName, Arc<Mark>),
-    /// What is silent now; `None`: nothing.
+    /// What is silent now; `None` if nothing is.
     Outage(Option<Arc<Outage>>),
-    /// Answered when everything before has been sent.
+    /// Answered when everything before it has been sent.
     Pass(Option<oneshot::Sender<()>>),
 }
 
-/// Passes every shard of a channel behind all that was dispatched before it; the last one it passes
-/// is followed by `done`.
+/// A barrier that passes each shard of a channel behind everything that was dispatched before it.
+/// `done` is called when it has passed the last one.
 pub(super) struct Mark {
     left: AtomicU32,
     done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -67,13 +67,14 @@ fn size(item: &Item) -> usize {
 }
 
 impl Inbox {
-    /// Adds one item, waiting while the inbox is full.
+    /// Adds one item; waits while the inbox is full.
     pub(super) async fn push(&self, item: Item) {
         loop {
-            // Registered before the look, so that a take right after it is not missed by any of those
-            // who wait.
+            // The waiter registers before it checks the room, so that none of the waiters misses a
+            // take right after the check.
             let mut emptied = std::pin::pin!(self.emptied.notified());
             emptied.as_mut().enable();
+
             {
                 let mut state = self.state.lock();
                 if state.items.len() < MAX_ITEMS && state.bytes < MAX_BYTES {
@@ -85,11 +86,12 @@ impl Inbox {
                     return;
                 }
             }
+
             emptied.await;
         }
     }
 
-    /// Waits for items and takes them all; `spare` becomes the next batch's buffer.
+    /// Waits for items and takes all of them; `spare` becomes the buffer for the next ones.
     pub(super) async fn take(&self, mut spare: Vec<Item>) -> Vec<Item> {
         spare.clear();
         loop {

@@ -1,8 +1,8 @@
-//! The hub: which connections there are, and which of them get what.
+//! The hub: which connections there are, and which of them receive what.
 //!
 //! Connections are spread over shards. A shard owns the channel table of its connections, a timing
-//! wheel and one fan-out task (`fanout`). DashMaps hold what is asked across shards: connection by
-//! id, connections of a user, and which shards a channel has subscribers in.
+//! wheel and one fan-out task (`fanout`). DashMaps hold what is asked across shards: connections by
+//! id, connections by user, and which shards have subscribers of a channel.
 //!
 //! Not here: brokers, access, sessions. Invariants: a connection's channels are listed in its slot
 //! and nowhere else, so removing the slot removes every subscription; a shard's bit in `routes` is
@@ -40,20 +40,20 @@ pub use wheel::{TICK, TICKS_PER_SECOND};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// One bit per shard in a word of `routes`.
+/// Each shard has one bit in a word of `routes`.
 const MAX_SHARDS: usize = 64;
 
 type Routes = DashMap<ChannelName, u64, ahash::RandomState>;
 
-/// Bounds that fan-out and queues keep; changed on reload.
+/// The bounds for fan-out and queues, which a reload may change.
 #[derive(Debug)]
 pub struct Bounds {
     pub queue_messages: AtomicUsize,
     pub queue_bytes: AtomicUsize,
-    /// For all queues together.
+    /// The bound for all queues together.
     pub queue_bytes_total: AtomicUsize,
     pub channels_per_connection: AtomicUsize,
-    /// What all queues hold now, in bytes.
+    /// The bytes that all queues hold now.
     pub queued: AtomicUsize,
 }
 
@@ -68,14 +68,16 @@ impl Bounds {
         metrics::unqueued(bytes);
     }
 
-    /// Whoever makes a queue longer now is closed: it reads too slowly, as all that have one.
+    /// True while all queues together exceed their bound. A connection whose queue grows now is
+    /// closed: it reads too slowly, like every connection that has a queue.
     fn is_full(&self) -> bool {
         let queued = self.queued.load(Ordering::Relaxed);
         queued > self.queue_bytes_total.load(Ordering::Relaxed)
     }
 }
 
-/// What a subscription begins with: where it stands, what was missed, and what is in that already.
+/// What a subscription begins with: its position, the publications that were missed, and the
+/// position up to which the client then has everything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Begin<'b> {
     pub position: Option<&'b Position>,
@@ -88,7 +90,7 @@ struct Shard {
     table: Mutex<Table>,
     inbox: Inbox,
     wheel: Mutex<Wheel>,
-    /// The tick that the shard's task processed last: its heartbeat.
+    /// The tick that the shard's timer task processed last, which is its heartbeat.
     ticked: AtomicU32,
 }
 
@@ -102,7 +104,7 @@ pub struct Hub {
     next_id: AtomicU64,
     subscriptions: AtomicUsize,
     started: Instant,
-    /// When the deliveries' runtime last had a turn.
+    /// When the runtime of the deliveries last had a turn.
     beat: AtomicU32,
 }
 
@@ -118,6 +120,7 @@ impl Hub {
                 ticked: AtomicU32::new(0),
             })
         };
+
         let count = u32::try_from(shards.clamp(1, MAX_SHARDS)).unwrap_or(1);
         Arc::new(Self {
             shards: (0..count).map(shard).collect(),
@@ -137,26 +140,27 @@ impl Hub {
         &self.bounds
     }
 
-    /// Ticks since the hub began: the clock of wheel and sessions.
+    /// Ticks since the hub began: the clock of the wheels and sessions.
     #[must_use]
     pub fn now(&self) -> u32 {
         u32::try_from(self.started.elapsed().as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
     }
 
-    /// Takes a connection in; it has no subscriptions yet. Without a stream it is an HTTP response,
-    /// whose task takes what is queued.
+    /// Adds a connection, which has no subscriptions yet. Without a stream it is an HTTP response,
+    /// whose task takes the queued bytes.
     pub fn register(&self, stream: Option<TcpStream>, wire: Wire) -> Arc<Connection> {
         let id = ConnId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let shard = &self.shards[(id.0 % self.shards.len() as u64) as usize];
         let connection = Connection::new(id, shard.index, wire, stream, Arc::clone(&self.bounds));
         let connection = Arc::new(connection);
+
         let slot = shard.table.lock().insert(Arc::clone(&connection));
         connection.set_slot(slot);
         self.connections.insert(id, Arc::clone(&connection));
         connection
     }
 
-    /// Takes a connection out, with all its subscriptions, and returns the channels it had.
+    /// Removes a connection with all its subscriptions; returns the channels it had.
     pub fn remove(&self, connection: &Connection) -> Vec<ChannelName> {
         if self.connections.remove(&connection.id()).is_none() {
             return Vec::new();
@@ -164,6 +168,7 @@ impl Hub {
         if let Some(user) = connection.user() {
             self.unbind(&user, connection.id());
         }
+
         let shard = self.shard(connection);
         let channels = {
             let mut table = shard.table.lock();
@@ -173,11 +178,13 @@ impl Hub {
             }
             channels
         };
+
         self.subscriptions.fetch_sub(channels.len(), Ordering::Relaxed);
         channels
     }
 
-    /// Says whose connection this is. False, and nothing changed, when the user has `max` already.
+    /// Binds a connection to its user. Changes nothing and returns false if the user has `max`
+    /// connections already.
     pub fn bind(&self, connection: &Connection, user: &Arc<str>, max: usize) -> bool {
         let mut ids = self.users.entry(Arc::clone(user)).or_default();
         if ids.len() >= max {
@@ -198,7 +205,7 @@ impl Hub {
     /// Adds a subscription whose events are held back until [`Hub::activate`].
     ///
     /// # Errors
-    /// When the connection has the channel already, or too many.
+    /// When the connection is subscribed to the channel already, or has too many subscriptions.
     pub fn subscribe(
         &self,
         connection: &Connection,
@@ -216,8 +223,8 @@ impl Hub {
         Ok(())
     }
 
-    /// The broker has the subscription: what is held back from now on belongs to it, whatever
-    /// [`Hub::mark`] passes for others.
+    /// The broker has confirmed the subscription: what is held back from now on belongs to it,
+    /// whatever barrier [`Hub::mark`] sends for other subscriptions.
     pub fn confirmed(&self, connection: &Connection, channel: &ChannelName) {
         self.shard(connection).table.lock().confirmed(connection.slot(), channel);
     }
@@ -234,7 +241,7 @@ impl Hub {
         connection.flush();
     }
 
-    /// True if the connection had the subscription.
+    /// Ends a subscription. Returns true if the connection had it.
     pub fn unsubscribe(&self, connection: &Connection, channel: &ChannelName) -> bool {
         let shard = self.shard(connection);
         let mut table = shard.table.lock();
@@ -249,7 +256,7 @@ impl Hub {
         true
     }
 
-    /// Call with the shard's table locked.
+    /// The caller has to hold the lock of the shard's table.
     fn clear_route(&self, channel: &ChannelName, shard: &Shard) {
         self.routes.remove_if_mut(channel, |_, mask| {
             *mask &= !(1 << shard.index);
@@ -257,7 +264,7 @@ impl Hub {
         });
     }
 
-    /// Hands a push to every shard with subscribers; waits only when one is far behind.
+    /// Gives a push to every shard with subscribers; waits only if one of them is far behind.
     pub async fn dispatch(&self, push: Push) {
         let mut mask = self.route(push.channel());
         while mask != 0 {
@@ -271,9 +278,9 @@ impl Hub {
         }
     }
 
-    /// Calls `done` when everything dispatched before has passed, and drops what those of the
-    /// channel's held-back subscriptions that still wait for the broker have collected until then:
-    /// it is older than their subscription.
+    /// A barrier: calls `done` once every shard with subscribers of the channel has processed what
+    /// was dispatched before. Unconfirmed subscriptions of the channel discard their buffers then:
+    /// those events predate them.
     pub async fn mark(&self, channel: &ChannelName, done: impl FnOnce() + Send + 'static) {
         let mut mask = self.route(channel);
         if mask == 0 {
@@ -287,7 +294,8 @@ impl Hub {
         }
     }
 
-    /// Tells all connections what is silent now, behind what was dispatched before; `None`: nothing.
+    /// Tells all connections what is silent now, behind everything that was dispatched before;
+    /// `None` means that nothing is.
     pub async fn tell(&self, outage: Option<Outage>) {
         let outage = outage.map(Arc::new);
         for shard in &self.shards {
@@ -295,13 +303,13 @@ impl Hub {
         }
     }
 
-    /// Says `connected`, the first message of a connection that was let in.
+    /// Sends `connected`, the first message of a connection that was admitted.
     pub fn greet(&self, connection: &Connection, connected: &Reply<'_>) {
         self.shard(connection).table.lock().greet(connection, connected);
         connection.flush();
     }
 
-    /// Waits until what was dispatched to the connection's shard before has been sent.
+    /// Waits until everything that was dispatched to the connection's shard before has been sent.
     pub async fn passed(&self, connection: &Connection) {
         let (passed, done) = oneshot::channel();
         self.shard(connection).inbox.push(Item::Pass(Some(passed))).await;
@@ -309,24 +317,25 @@ impl Hub {
         let _ = done.await;
     }
 
-    /// Where a stream's client is; `None` once it has been told of all of its channels.
+    /// Sets where a stream's client is; `None` once it has been told of all of its channels.
     pub fn stands(&self, connection: &Connection, place: Option<&Place>) {
         self.shard(connection).table.lock().stands(connection.slot(), place);
     }
 
-    /// The shards that have subscribers of a channel, one bit each.
+    /// The shards that have subscribers of a channel, as one bit each.
     fn route(&self, channel: &ChannelName) -> u64 {
         self.routes.get(channel.as_str()).map_or(0, |mask| *mask)
     }
 
-    /// Asks for the connection's timer at `tick`; replaces an earlier request.
+    /// Requests the connection's timer for `tick`; this replaces an earlier request.
     pub fn schedule(&self, connection: &Connection, tick: u32) {
-        // An entry that is there already must not become many.
+        // A repeated request must not add another entry.
         if connection.timer() == tick {
             return;
         }
         let mut wheel = self.shard(connection).wheel.lock();
-        // A tick that has passed comes due with the next one; the connection has to know which.
+        // A tick that has passed comes due with the next one, and the connection has to know which
+        // one that is.
         let tick = wheel.insert(connection.id(), tick);
         connection.set_timer(tick);
     }
@@ -368,7 +377,8 @@ impl Hub {
         self.shard(connection).table.lock().channels_of(connection.slot())
     }
 
-    /// How many ticks the slowest shard's timers or the deliveries' runtime are behind: liveness.
+    /// How many ticks the slowest shard's timers or the runtime of the deliveries are behind, as a
+    /// measure of liveness.
     #[must_use]
     pub fn lag(&self) -> u32 {
         let now = self.now();
@@ -376,14 +386,14 @@ impl Hub {
         turns.map(|at| now.saturating_sub(at.load(Ordering::Relaxed))).max().unwrap_or(0)
     }
 
-    /// Gives memory back that many connections have left.
+    /// Returns memory after many connections have ended.
     pub fn shrink(&self) {
         shrink_shared(&self.connections);
         shrink_shared(&self.users);
         shrink_shared(&self.routes);
     }
 
-    /// Starts the shards' fan-out, on the current runtime.
+    /// Starts the fan-out of the shards on the current runtime.
     pub fn start_fanout(self: &Arc<Self>) {
         for shard in &self.shards {
             crate::lifecycle::spawn("fanout", fanout::run(Arc::clone(shard)));
@@ -391,7 +401,7 @@ impl Hub {
         crate::lifecycle::spawn("beat", wheel::beat(Arc::clone(self)));
     }
 
-    /// Starts the shards' timers, on the current runtime: the connections' one.
+    /// Starts the timers of the shards on the current runtime, which is that of the connections.
     pub fn start_timers(self: &Arc<Self>) {
         for shard in &self.shards {
             crate::lifecycle::spawn("wheel", wheel::run(Arc::clone(self), Arc::clone(shard)));
@@ -399,7 +409,7 @@ impl Hub {
     }
 }
 
-/// Sizes of the registry.
+/// The sizes of the registry.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
     pub connections: usize,

@@ -1,4 +1,5 @@
-//! The bounded outbound queue of one connection: what its socket would not take yet.
+//! The bounded outbound queue of one connection, for the bytes that its socket would not accept
+//! yet.
 //!
 //! Pure: no socket. Invariant: chunks are whole frames except that the first may be partly sent,
 //! and an empty queue owns no memory.
@@ -13,8 +14,8 @@ struct Chunk {
     messages: u32,
 }
 
-/// What a chunk takes besides its bytes: its place in the list, which grows by doubling, and the allocation that
-/// its bytes are in.
+/// What a chunk takes besides its bytes: its place in the list, which grows by doubling, and the
+/// allocation that its bytes are in.
 const CHUNK: usize = 2 * size_of::<Chunk>() + 80;
 
 #[derive(Default)]
@@ -22,7 +23,7 @@ pub(super) struct Queue {
     chunks: VecDeque<Chunk>,
     bytes: usize,
     messages: usize,
-    /// Some of the first chunk has been sent.
+    /// True if some bytes of the first chunk have been sent.
     begun: bool,
 }
 
@@ -35,7 +36,7 @@ impl Queue {
         self.bytes
     }
 
-    /// The memory that it takes: of small messages several times their bytes.
+    /// The memory that the queue takes, which for small messages is several times their bytes.
     pub(super) fn held(&self) -> usize {
         self.bytes + self.chunks.len() * CHUNK
     }
@@ -44,7 +45,7 @@ impl Queue {
         self.messages
     }
 
-    /// Adds bytes; `begun` when what comes before them in their frame has been sent already.
+    /// Adds bytes. `begun`: the bytes before them in their frame have been sent already.
     pub(super) fn push(&mut self, data: Bytes, messages: u32, begun: bool) {
         self.bytes += data.len();
         self.messages += messages as usize;
@@ -52,7 +53,7 @@ impl Queue {
         self.chunks.push_back(Chunk { data, messages });
     }
 
-    /// The next bytes to send.
+    /// Fills `out` with the next bytes to send; returns how many slices it filled.
     pub(super) fn slices<'q>(&'q self, out: &mut [IoSlice<'q>]) -> usize {
         let mut n = 0;
         for (slot, chunk) in out.iter_mut().zip(&self.chunks) {
@@ -62,7 +63,7 @@ impl Queue {
         n
     }
 
-    /// Takes the first chunk out, whole, and says how many messages end in it.
+    /// Removes the first chunk as a whole; returns it and how many messages end in it.
     pub(super) fn pop(&mut self) -> Option<(Bytes, u32)> {
         let first = self.chunks.pop_front()?;
         self.bytes -= first.data.len();
@@ -74,7 +75,7 @@ impl Queue {
         Some((first.data, first.messages))
     }
 
-    /// Takes out what was sent.
+    /// Removes the bytes that were sent.
     pub(super) fn advance(&mut self, mut sent: usize) {
         self.bytes -= sent;
         while let Some(first) = self.chunks.front_mut() {
@@ -91,7 +92,8 @@ impl Queue {
         self.chunks = VecDeque::new();
     }
 
-    /// Drops all but the rest of a chunk that was begun, so that a close frame can follow it.
+    /// Drops everything but the rest of a chunk that was begun, so that a close frame can follow
+    /// it.
     pub(super) fn cut(&mut self) {
         self.chunks.truncate(usize::from(self.begun));
         self.bytes = self.chunks.iter().map(|c| c.data.len()).sum();
@@ -102,9 +104,9 @@ impl Queue {
     }
 }
 
-/// The bytes that have to wait: by reference or, where they are less than a quarter of the batch, as
-/// a copy, because a slow client must not keep a large batch alive for the sake of a few frames.
-/// What a client holds is so at most four times what its queue counts.
+/// The bytes that have to wait. They are kept by reference or, if they are less than a quarter of
+/// the batch, as a copy, because a slow client must not keep a large batch alive for a few frames.
+/// So a client holds at most four times what its queue counts.
 pub(super) fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
     let len = end - start;
     if len * 4 < batch.len() {

@@ -1,4 +1,5 @@
-//! A shard's channel table: which slot listens to which channel. Pure: no sockets, no waiting.
+//! A shard's channel table: which slot is subscribed to which channel. Pure: no sockets, no
+//! waiting.
 
 mod outage;
 
@@ -27,27 +28,27 @@ pub enum SubscribeError {
     TooMany,
 }
 
-/// Of the events that a stream of many channels missed, each so many have an id.
+/// Of the events that a stream of many channels missed, one in this many has an id.
 const EACH: usize = 50;
 
-/// Most pushes held back for one subscription while its reply is on the way.
+/// Most pushes that are held back for one subscription while its reply is on the way.
 const MAX_HELD: usize = 1024;
 
 pub(super) struct Slot {
     pub(super) connection: Arc<Connection>,
     pub(super) wire: Wire,
-    /// `connected` was said.
+    /// True once `connected` was sent.
     greeted: bool,
-    /// The connection's list in the batch that is being put together.
+    /// The connection's list in the batch that is being composed.
     pub(super) head: u32,
     pub(super) tail: u32,
     channels: Vec<ChannelName>,
-    /// Where the channels of a stream stand: its `id:`.
+    /// The positions of a stream's channels, which are its `id:`.
     standing: Option<Box<Standing>>,
 }
 
 impl Slot {
-    /// Where a stream stands after this publication; `None` where its id stays as it was.
+    /// Where a stream stands after this publication; `None` if its id does not change.
     fn passed(&mut self, publication: &Publication) -> Option<&Standing> {
         let position = publication.position.as_ref()?;
         let standing = self.standing.as_mut()?;
@@ -56,8 +57,8 @@ impl Slot {
     }
 }
 
-/// A subscriber: its slot, whether its events are held back, and whether some that are on their way
-/// were sent to it already.
+/// A subscriber: its slot, whether its events are held back, and whether it already has some events
+/// that are still on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Subscriber(u32);
 
@@ -69,7 +70,7 @@ impl Subscriber {
         self.0 & !(HELD | AHEAD)
     }
 
-    /// Neither held back nor ahead: nearly all are.
+    /// True if the subscriber is neither held back nor ahead, as nearly all are.
     fn is_simple(self) -> bool {
         self.0 & (HELD | AHEAD) == 0
     }
@@ -83,7 +84,7 @@ impl Subscriber {
 struct Held {
     pushes: Vec<Push>,
     overflowed: bool,
-    /// The broker has the subscription.
+    /// True once the broker has confirmed the subscription.
     confirmed: bool,
 }
 
@@ -97,7 +98,7 @@ impl Held {
     }
 }
 
-/// True for a publication that is not after a position.
+/// True for a publication whose position `after` has reached.
 fn is_old(push: &Push, after: &Position) -> bool {
     match push {
         Push::Publication(p) => p.position.as_ref().is_some_and(|p| after.has_reached(p)),
@@ -109,13 +110,13 @@ fn is_old(push: &Push, after: &Position) -> bool {
 pub(super) struct Table {
     slots: Slab<Slot>,
     channels: HashMap<ChannelName, Vec<Subscriber>, ahash::RandomState>,
-    /// What came for subscriptions that are held back; empty nearly always.
+    /// The pushes of subscriptions that are held back; nearly always empty.
     held: HashMap<(u32, ChannelName), Held, ahash::RandomState>,
-    /// Up to where the subscriptions that are ahead have everything.
+    /// The position up to which each subscription that is ahead has everything.
     ahead: HashMap<(u32, ChannelName), Position, ahash::RandomState>,
-    /// What is silent now, for who is greeted meanwhile.
+    /// What is silent now, for connections that are greeted meanwhile.
     outage: Option<Arc<Outage>>,
-    /// Which slots were told of it.
+    /// The slots that were told of it, and what each was told.
     told: HashMap<u32, Silent, ahash::RandomState>,
 }
 
@@ -129,7 +130,8 @@ impl Table {
         u32::try_from(self.slots.insert(slot)).unwrap_or(AHEAD - 1)
     }
 
-    /// The channels that the slot had, and those of them that nobody here has any more.
+    /// Removes a slot; returns its channels, and those of them that have no subscriber here any
+    /// more.
     pub(super) fn remove(&mut self, slot: u32) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let Some(gone) = self.slots.try_remove(slot as usize) else {
             return (Vec::new(), Vec::new());
@@ -147,7 +149,7 @@ impl Table {
         (gone.channels, emptied)
     }
 
-    /// Adds a held-back subscription; true if it is the channel's first here.
+    /// Adds a held-back subscription; true if it is the channel's first one here.
     pub(super) fn subscribe(
         &mut self,
         slot: u32,
@@ -163,11 +165,13 @@ impl Table {
         if entry.channels.len() >= max {
             return Err(SubscribeError::TooMany);
         }
-        // One allocation per name: every list shares the table's own.
+
+        // A name is allocated only once: every list shares the table's own.
         let name = match self.channels.get_key_value(channel) {
             Some((name, _)) => name.clone(),
             None => channel.clone(),
         };
+
         entry.channels.reserve_exact(1);
         entry.channels.push(name.clone());
         let subscribers = self.channels.entry(name.clone()).or_default();
@@ -175,19 +179,20 @@ impl Table {
         if first {
             subscribers.reserve_exact(1);
         }
+
         subscribers.push(Subscriber(slot | HELD));
         self.held.insert((slot, name), Held::default());
         Ok(first)
     }
 
-    /// See [`super::Hub::confirmed`].
+    /// Marks a subscription as confirmed; see [`super::Hub::confirmed`].
     pub(super) fn confirmed(&mut self, slot: u32, channel: &ChannelName) {
         if let Some(held) = self.held.get_mut(&(slot, channel.clone())) {
             held.confirmed = true;
         }
     }
 
-    /// Lets events through, beginning with what was missed and what was held back.
+    /// Lets events through, beginning with those that were missed and those that were held back.
     pub(super) fn activate(
         &mut self,
         connection: &Connection,
@@ -197,13 +202,15 @@ impl Table {
     ) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
+
         if let Some(standing) = &mut slot.standing {
             standing.moves(channel, begin.position);
         }
+
         for reply in replies {
             let mut frame = BytesMut::new();
-            // Together with what it says of the channel: a gap and the position behind it, or
-            // neither, is what a client has that comes back.
+            // The position goes into the same frame as the reply: a client that comes back then has
+            // both a gap and the position behind it, or neither.
             if matches!(reply, Reply::Subscribed { .. })
                 && let Some(standing) = &slot.standing
             {
@@ -212,8 +219,10 @@ impl Table {
             frame.extend_from_slice(&slot.wire.frame(reply));
             connection.enqueue(frame.freeze());
         }
+
         let Some(held) = self.held.remove(&(index, channel.clone())) else { return };
         shrink(&mut self.held);
+
         let flag = if begin.after.is_some() { AHEAD } else { 0 };
         if let Some(subscribers) = self.channels.get_mut(channel)
             && let Some(s) = subscribers.iter_mut().find(|s| s.0 == index | HELD)
@@ -223,10 +232,13 @@ impl Table {
         if let Some(after) = begin.after {
             self.ahead.insert((index, channel.clone()), after.clone());
         }
+
         let gap = held.overflowed.then(|| Push::Gap(channel.clone(), GapReason::Overflow));
         let missed = begin.publications.iter().cloned().map(Push::Publication);
         let new = |push: &Push| begin.after.is_none_or(|after| !is_old(push, after));
-        // Many events behind one another: a long id on each would be more than they are.
+
+        // Many events follow each other here, and a long id on each would be larger than the
+        // events.
         let last = begin.publications.len().saturating_sub(1);
         let mut sent = 0;
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
@@ -241,11 +253,13 @@ impl Table {
             connection.enqueue(frame.freeze());
             sent = n + 1;
         }
+
         metrics::delivered(slot.wire, sent);
         self.tell_one(connection);
     }
 
-    /// `None` if the slot did not have the channel; else whether nobody here has it any more.
+    /// Ends a subscription. `None` if the slot did not have the channel; otherwise true if the
+    /// channel has no subscriber here any more.
     pub(super) fn unsubscribe(&mut self, slot: u32, channel: &ChannelName) -> Option<bool> {
         let entry = self.slots.get_mut(slot as usize)?;
         let at = entry.channels.iter().position(|c| c == channel)?;
@@ -263,12 +277,15 @@ impl Table {
         if !self.ahead.is_empty() {
             self.ahead.remove(&(slot, channel.clone()));
         }
+
         let Some(subscribers) = self.channels.get_mut(channel) else {
             return false;
         };
+
         if let Some(at) = subscribers.iter().position(|s| s.slot() == slot) {
             subscribers.swap_remove(at);
         }
+
         if subscribers.is_empty() {
             self.channels.remove(channel);
             shrink(&mut self.channels);
@@ -281,7 +298,7 @@ impl Table {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
     }
 
-    /// Where a stream's client is; `None` once it has been told of all of its channels.
+    /// Sets where a stream's client is; `None` once it has been told of all of its channels.
     pub(super) fn stands(&mut self, slot: u32, place: Option<&Place>) {
         let slot = self.slots.get_mut(slot as usize);
         if let Some(standing) = slot.and_then(|slot| slot.standing.as_mut()) {
@@ -304,11 +321,13 @@ impl Table {
         }
     }
 
-    /// Puts one push on the lists of all its subscribers, encoding it once per wire that occurs.
+    /// Puts one push on the lists of all its subscribers; encodes it only once per wire that
+    /// occurs.
     pub(super) fn append(&mut self, push: &Push, batch: &mut Batch) {
         let Some(subscribers) = self.channels.get_mut(push.channel()) else {
             return;
         };
+
         let mut ranges = [None; Wire::COUNT];
         for subscriber in subscribers {
             let index = subscriber.slot();
@@ -323,15 +342,17 @@ impl Table {
                 if self.ahead.get(&key).is_some_and(|after| is_old(push, after)) {
                     continue;
                 }
-                // Plain publications have no place in the order: the next durable one decides.
+                // Plain publications have no place in the order, so the next durable one decides.
                 if matches!(push, Push::Publication(p) if p.position.is_some()) {
                     self.ahead.remove(&key);
                     *subscriber = Subscriber(index);
                 }
             }
+
             let Some(slot) = self.slots.get_mut(index as usize) else {
                 continue;
             };
+
             if let Push::Publication(publication) = push
                 && let wire = slot.wire
                 && let Some(standing) = slot.passed(publication)
@@ -339,6 +360,7 @@ impl Table {
                 let range = batch.encode(wire, |out| standing.encode(out));
                 batch.append(index, slot, range, 0);
             }
+
             let wire = slot.wire;
             let range = *ranges[wire as usize]
                 .get_or_insert_with(|| batch.encode(wire, |out| push.encode(wire, out)));

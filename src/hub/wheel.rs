@@ -1,4 +1,4 @@
-//! One timing wheel per shard: pings, deadlines and token ends of all its connections cost one
+//! One timing wheel per shard: the pings, deadlines and token ends of all its connections cost one
 //! interval timer. A due entry only wakes its connection, whose session decides what to do.
 
 use std::sync::Arc;
@@ -13,12 +13,12 @@ use super::{ConnId, Hub, Shard};
 pub const TICK: Duration = Duration::from_millis(250);
 pub const TICKS_PER_SECOND: u32 = 4;
 
-/// Slots: 128 s ahead; what is later goes round again.
+/// The number of slots, which reach 128 s ahead; later entries go round again.
 const SLOTS: u32 = 512;
 
 pub(super) struct Wheel {
     slots: Box<[Vec<(ConnId, u32)>]>,
-    /// Everything up to this tick has been taken.
+    /// All entries up to this tick have been taken.
     taken: u32,
 }
 
@@ -29,7 +29,7 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    /// Returns when the entry will come due: not before the next tick.
+    /// Adds an entry; returns when it will come due, which is not before the next tick.
     pub(super) fn insert(&mut self, id: ConnId, due: u32) -> u32 {
         let due = due.max(self.taken + 1);
         let at = due.min(self.taken + SLOTS - 1);
@@ -37,7 +37,7 @@ impl Wheel {
         due
     }
 
-    /// The entries that are due at or before `now`.
+    /// Takes the entries that are due at or before `now`.
     fn take(&mut self, now: u32) -> Vec<(ConnId, u32)> {
         let mut due = Vec::new();
         while self.taken < now {
@@ -74,7 +74,7 @@ pub(super) async fn run(hub: Arc<Hub>, shard: Arc<Shard>) {
     }
 }
 
-/// The sign of life of the runtime that this runs on, which is not the timers'.
+/// The heartbeat of the runtime that this runs on, which is not that of the timers.
 pub(super) async fn beat(hub: Arc<Hub>) {
     let mut beats = interval(TICK);
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);

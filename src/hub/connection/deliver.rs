@@ -1,4 +1,5 @@
-//! The fan-out's way into a connection: straight to the socket, and what it would block on to the queue.
+//! The fan-out's way into a connection: bytes go straight to the socket, and those on which it
+//! would block go to the queue.
 
 use std::io::{ErrorKind, IoSlice};
 
@@ -9,13 +10,14 @@ use super::super::queue::keep;
 use super::{BLOCKED, Connection, MAX_SLICES};
 
 impl Connection {
-    /// The fan-out's write: the ranges of `batch` that the list at `head` names, in one call where
-    /// the socket takes them.
+    /// The fan-out's write. Sends the ranges of `batch` in the list at `head`, in one call if the
+    /// socket accepts them.
     pub(in crate::hub) fn deliver(&self, batch: &Bytes, nodes: &[Node], head: u32) {
         let mut out = self.out.lock();
         if out.closed {
             return;
         }
+
         let (mut at, mut sent) = (head, 0);
         while out.queue.is_empty() && at != NONE {
             let node = &nodes[at as usize];
@@ -26,6 +28,7 @@ impl Connection {
             } else {
                 self.write_list(batch, nodes, at, sent)
             };
+
             match written {
                 Ok(mut n) => {
                     while at != NONE {
@@ -44,9 +47,11 @@ impl Connection {
                 Err(_) => return self.broken(&mut out),
             }
         }
+
         if at == NONE {
             return;
         }
+
         self.changed(&mut out, |queue| {
             while at != NONE {
                 let node = &nodes[at as usize];
@@ -56,6 +61,7 @@ impl Connection {
                 at = node.next;
             }
         });
+
         self.check(&mut out);
         drop(out);
         self.wake(BLOCKED);

@@ -1,4 +1,4 @@
-//! The connection's task's side of it: waiting, reading, the end.
+//! What a connection's own task does with it: waiting, reading, and ending it.
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
@@ -16,26 +16,29 @@ pub struct Wake {
 }
 
 impl Connection {
-    /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), room
-    /// to write (if something waits for it).
+    /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), room to
+    /// write (if something is queued).
     pub async fn wait(&self, read: bool) -> Wake {
         poll_fn(|cx| {
             self.waker.register(cx.waker());
             let flags = self.flags.swap(0, Ordering::AcqRel);
             let mut wake =
                 Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
+
             if self.out.lock().has_work() {
-                // An HTTP response is told once that there is something to take.
+                // The task of an HTTP response is told only once that there is something to take.
                 wake.writable = match &self.stream {
                     Some(stream) => stream.poll_write_ready(cx).is_ready(),
                     None => flags & BLOCKED != 0,
                 };
             }
+
             if read {
                 wake.timer |= self.missed.swap(false, Ordering::AcqRel);
                 let stream = self.stream.as_ref();
                 wake.readable = stream.is_some_and(|s| s.poll_read_ready(cx).is_ready());
             }
+
             if wake.close || wake.timer || wake.readable || wake.writable {
                 Poll::Ready(wake)
             } else {
@@ -45,21 +48,21 @@ impl Connection {
         .await
     }
 
-    /// Reads what has arrived.
+    /// Reads the bytes that have arrived.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing has, or the socket's own error.
+    /// `WouldBlock` if there are none, or the socket's own error.
     pub fn try_read(&self, buffer: &mut [u8]) -> std::io::Result<usize> {
         self.stream.as_ref().map_or(Ok(0), |stream| stream.try_read(buffer))
     }
 
-    /// True while something waits to be written.
+    /// True while something is queued to be written.
     #[must_use]
     pub fn has_queued(&self) -> bool {
         !self.out.lock().queue.is_empty()
     }
 
-    /// Ends the sending side of the socket; what was written still arrives.
+    /// Ends the sending side of the socket; everything written before still arrives.
     pub fn shutdown(&self) {
         // A failure means that the peer is gone already.
         if let Some(stream) = &self.stream {

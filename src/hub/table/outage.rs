@@ -1,5 +1,5 @@
-//! What a shard's connections are told of an outage: that nothing can arrive, on which of their channels,
-//! and that it is over. Nobody is told before `connected`, or twice the same.
+//! What a shard's connections are told of an outage: that nothing can arrive, on which of their
+//! channels, and when it is over. No connection is told before `connected`, or twice the same.
 
 use bytes::BytesMut;
 
@@ -10,20 +10,20 @@ use crate::hub::fanout::Batch;
 use crate::protocol::{Reply, Wire};
 use crate::sizes::shrink;
 
-/// A connection with more silent channels than these is told that all are: lists for everybody could take
-/// more memory than everything else.
+/// A connection with more silent channels than this is told that all are silent: lists for every
+/// connection could take more memory than everything else.
 const LISTED: usize = 32;
 
-/// Nothing can arrive now on all channels, or on some.
+/// The fact that nothing can arrive now, on all channels or on some.
 pub struct Outage {
-    /// When it began, in Unix seconds.
+    /// When the outage began, in Unix seconds.
     since: u64,
     concerns: Option<Concerns>,
 }
 
 type Concerns = Box<dyn Fn(&ChannelName) -> bool + Send + Sync>;
 
-/// Which channels of a connection are silent.
+/// The channels of a connection that are silent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Silent {
     All,
@@ -31,13 +31,13 @@ pub(super) enum Silent {
 }
 
 impl Outage {
-    /// Of all channels.
+    /// An outage of all channels.
     #[must_use]
     pub fn of_all(since: u64) -> Self {
         Self { since, concerns: None }
     }
 
-    /// Of those that it concerns.
+    /// An outage of those channels for which `concerns` is true.
     pub fn of_some(
         since: u64,
         concerns: impl Fn(&ChannelName) -> bool + Send + Sync + 'static,
@@ -66,7 +66,8 @@ impl Outage {
 }
 
 impl Table {
-    /// Says `connected`, and behind it what is silent. From now on the connection is told of outages.
+    /// Sends `connected`, and behind it what is silent. From now on the connection is told of
+    /// outages.
     pub(in crate::hub) fn greet(&mut self, connection: &Connection, connected: &Reply<'_>) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
@@ -76,7 +77,7 @@ impl Table {
         self.tell_one(connection);
     }
 
-    /// Tells a connection what is silent of what it has now, unless it knows.
+    /// Tells a connection which of its present channels are silent, unless it knows that already.
     pub(super) fn tell_one(&mut self, connection: &Connection) {
         let Some(outage) = &self.outage else { return };
         let index = connection.slot();
@@ -88,16 +89,18 @@ impl Table {
         }
     }
 
-    /// Tells everybody whom it concerns, in the place where this comes: encoded once per wire, but for
-    /// lists of channels.
+    /// Tells every connection that the change concerns, at this place among the pushes. Messages
+    /// are encoded once per wire, except those with lists of channels.
     pub(in crate::hub) fn tell(&mut self, outage: Option<&super::Arc<Outage>>, batch: &mut Batch) {
         let mut ranges = [[None; Wire::COUNT]; 2];
+
         for (index, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.greeted) {
             let index = u32::try_from(index).unwrap_or(u32::MAX);
             let silent = outage.and_then(|outage| outage.silent_of(&slot.channels));
             if silent.as_ref() == self.told.get(&index) {
                 continue;
             }
+
             let wire = slot.wire;
             let mut encode = |reply: &Reply<'_>| {
                 batch.encode(wire, |out: &mut BytesMut| wire.append(reply, out))
@@ -108,12 +111,14 @@ impl Table {
                     .get_or_insert_with(|| encode(&outage.message(&Silent::All))),
                 _ => *ranges[1][wire as usize].get_or_insert_with(|| encode(&Reply::Live)),
             };
+
             batch.append(index, slot, range, 1);
             match silent {
                 Some(silent) => drop(self.told.insert(index, silent)),
                 None => drop(self.told.remove(&index)),
             }
         }
+
         shrink(&mut self.told);
         self.outage = outage.cloned();
     }
@@ -151,7 +156,7 @@ mod tests {
         Some(Outage::of_some(since, |channel| names.contains(&channel.as_str())))
     }
 
-    /// The types and data of what has come since the last look.
+    /// The types and data of the messages that have come since the last call.
     async fn came(hub: &Hub, connection: &Connection) -> Vec<String> {
         hub.passed(connection).await;
         let bytes = connection.take_queued().unwrap_or_default();
@@ -183,7 +188,8 @@ mod tests {
         {
             channels.iter().for_each(|channel| join(&hub, connection, channel));
         }
-        // One has not been greeted, and is told nothing before that.
+
+        // One connection has not been greeted, and is told nothing before that.
         for connection in [&both, &one, &none] {
             hub.greet(connection, &greeting);
             assert_eq!(came(&hub, connection).await, ["connected"]);
@@ -193,8 +199,10 @@ mod tests {
         assert_eq!(came(&hub, &both).await, ["interrupted a b"]);
         assert_eq!(came(&hub, &one).await, ["interrupted b"]);
         assert!(came(&hub, &none).await.is_empty() && came(&hub, &silent).await.is_empty());
+
         hub.greet(&silent, &greeting);
         assert_eq!(came(&hub, &silent).await, ["connected", "interrupted a"]);
+
         // A channel that is subscribed meanwhile is silent too.
         join(&hub, &none, "a");
         assert_eq!(came(&hub, &none).await, ["interrupted a"]);
@@ -203,11 +211,13 @@ mod tests {
         assert_eq!(came(&hub, &both).await, ["interrupted a"]);
         assert_eq!(came(&hub, &one).await, ["live"]);
         assert!(came(&hub, &none).await.is_empty() && came(&hub, &silent).await.is_empty());
+
         hub.tell(Some(Outage::of_all(1))).await;
         for connection in [&both, &one, &none, &silent] {
             assert_eq!(came(&hub, connection).await, ["interrupted"]);
         }
-        // Whoever has the place of one that left was told nothing.
+
+        // A connection that takes the slot of one that left has not been told anything.
         hub.remove(&silent);
         let late = connection();
         hub.tell(None).await;
@@ -217,6 +227,7 @@ mod tests {
         for connection in [&both, &one, &none] {
             assert_eq!(came(&hub, connection).await, ["live"]);
         }
+
         hub.tell(None).await;
         assert!(came(&hub, &both).await.is_empty());
     }
