@@ -182,7 +182,7 @@ impl<W: Write> Writer<W> {
 
 impl<W: Write> Write for Writer<W> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        // Lines that were dropped came before this one.
+        // The lines that were dropped came before this one.
         self.tell();
         if !self.put(line) {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);

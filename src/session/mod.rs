@@ -52,7 +52,7 @@ pub struct Context {
     pub doctor: Doctor,
 }
 
-/// What the handshake found out about the token.
+/// The outcome of the handshake for the token.
 #[derive(Debug)]
 pub enum Admission {
     /// A valid token.
@@ -154,7 +154,7 @@ impl Session {
         self
     }
 
-    /// Carries on from the handshake.
+    /// Begins the session with the outcome of the handshake.
     ///
     /// # Errors
     /// Why the connection has to be closed.
