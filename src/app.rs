@@ -79,7 +79,8 @@ impl Running {
     /// `delivery`: they must not wait behind a rush of new connections (ADR 7).
     ///
     /// # Errors
-    /// An address that cannot be bound.
+    /// A signal handler cannot be installed, an address cannot be bound, a file of the
+    /// configuration cannot be used, or there is no randomness.
     pub fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, values } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
@@ -121,7 +122,7 @@ impl Running {
     /// Serves until a signal, then drains.
     ///
     /// # Errors
-    /// A signal handler cannot be installed.
+    /// There is none at present: signal handlers are installed by `start`.
     pub async fn run(self, reload: Reload) -> anyhow::Result<()> {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();

@@ -234,7 +234,6 @@ impl Session {
         let named: Vec<_> =
             channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
         let connected = Reply::Connected { user, connection_id: &id, expires_at, channels: &named };
-
         self.context.gateway.hub().greet(&self.connection, &connected);
 
         for (channel, resumed) in &channels {
