@@ -1,9 +1,9 @@
-//! Who may subscribe to what: [`decide`] goes through the rules in order; the first pattern that
-//! matches decides, and where none does the answer is no.
+//! Access: who may subscribe to what. [`decide`] goes through the rules in order; the first one
+//! whose pattern matches decides, and without a match the answer is no.
 //!
 //! Not here: tokens (`auth`), sockets, IO of any kind. Invariant: matching is exact, segment by
-//! segment; an id is compared whole, never as a prefix or a pattern. A user's id stands in a name as
-//! [`encode_id`] writes it, and in no other way.
+//! segment; an id is compared whole, never as a prefix or a pattern. A user's id stands in a name
+//! as [`encode_id`] writes it, and in no other way.
 
 use std::sync::Arc;
 
@@ -11,24 +11,24 @@ use serde_json::Value;
 
 use crate::channel::{ChannelName, ChannelNameError, Retention, encode_id, is_forbidden};
 
-/// What a token can be revoked by: its `jti`, its `iat` in Unix seconds.
+/// What a token can be revoked by: its `jti`, and its `iat` in Unix seconds.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TokenId {
     pub jti: Option<Box<str>>,
     pub issued_at: Option<u64>,
 }
 
-/// Whom a token speaks for.
+/// The user that a token stands for, and what the token says of access.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
     pub user: Arc<str>,
     /// Unix seconds; `None` when the token has no `exp` and none is required.
     pub expires_at: Option<u64>,
-    /// The token's `channels` claim: what `allow = "granted"` looks at.
+    /// The token's `channels` claim, for `allow = "granted"`.
     pub granted: Box<[ChannelName]>,
     /// What the token can be revoked by.
     pub token: TokenId,
-    /// The claims that rules look at, and no others.
+    /// The claims that rules use, and no others.
     pub claims: Box<[(Box<str>, Value)]>,
 }
 
@@ -46,7 +46,7 @@ enum Segment {
     Placeholder(Box<str>),
 }
 
-/// A channel pattern such as `user:{user}`: a placeholder stands for one whole segment.
+/// A channel pattern such as `user:{user}`. A placeholder stands for one whole segment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pattern(Box<[Segment]>);
 
@@ -58,25 +58,30 @@ impl std::str::FromStr for Pattern {
             if part.is_empty() {
                 return Err("a pattern has no empty parts".to_owned());
             }
+
             if let Some(name) = part.strip_prefix('{').and_then(|p| p.strip_suffix('}'))
                 && !name.is_empty()
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
             {
                 return Ok(Segment::Placeholder(name.into()));
             }
+
             if part.chars().any(is_forbidden) {
                 return Err(format!(
                     "{part:?} is neither a plain word nor a placeholder such as {{id}}"
                 ));
             }
+
             Ok(Segment::Literal(part.into()))
         };
+
         Ok(Self(s.split(':').map(segment).collect::<Result<_, _>>()?))
     }
 }
 
 impl Pattern {
-    /// `None`: no match. Otherwise what the first placeholder stands for, if there is one.
+    /// `None` if the channel does not match. Otherwise the part that the first placeholder stands
+    /// for, if there is a placeholder.
     fn matches<'c>(&self, channel: &'c ChannelName) -> Option<Option<&'c str>> {
         let mut first = None;
         let mut parts = channel.as_str().split(':');
@@ -114,23 +119,23 @@ impl Pattern {
 /// What a rule asks of the subscriber.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Allow {
-    /// The placeholder stands for the user.
+    /// The placeholder is the user's id.
     Owner,
     /// Any connection with a token.
     Authenticated,
     /// Any connection.
     Public,
-    /// The token has this claim: equal to the value, or `true` where none is given.
+    /// The token has this claim: with this value, or `true` if the rule gives none.
     Claim(Box<str>, Option<Value>),
     /// The channel is listed in the token's `channels`.
     Granted,
-    /// A subscription token for the channel comes with the subscription.
+    /// The subscription comes with a subscription token for the channel.
     Token,
     /// The application is asked, and told these claims.
     Callback(Box<[Box<str>]>),
 }
 
-/// What is left to be done for a subscriber that is not denied.
+/// What is left to do for a subscriber that is not denied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision<'r> {
     Allowed,
@@ -145,7 +150,7 @@ pub struct Rule {
     pub pattern: Pattern,
     pub allow: Allow,
     pub auto_subscribe: bool,
-    /// The channels' publications are kept.
+    /// How the channels' publications are kept, if they are.
     pub history: Option<Retention>,
 }
 
@@ -155,13 +160,13 @@ pub fn rule<'r>(channel: &ChannelName, rules: &'r [Rule]) -> Option<&'r Rule> {
     rules.iter().find(|rule| rule.pattern.matches(channel).is_some())
 }
 
-/// How the history of a channel is kept, by the rule that decides on it.
+/// How a channel's history is kept, by the rule that decides on the channel.
 #[must_use]
 pub fn history(channel: &ChannelName, rules: &[Rule]) -> Option<Retention> {
     rule(channel, rules)?.history
 }
 
-/// Whether anybody may ever have the channel.
+/// Whether a rule matches the channel, without which nobody can have it.
 #[must_use]
 pub fn is_given(channel: &ChannelName, rules: &[Rule]) -> bool {
     rules.iter().any(|rule| rule.pattern.matches(channel).is_some())
@@ -177,7 +182,7 @@ pub enum Denied {
 }
 
 impl Denied {
-    /// Safe to show to the client.
+    /// The reason as text. It is safe to show to the client.
     #[must_use]
     pub fn reason(self) -> &'static str {
         match self {
@@ -190,7 +195,7 @@ impl Denied {
     }
 }
 
-/// May this subscriber (`None`: without a token) have this channel?
+/// Decides whether this subscriber (`None`: without a token) may have this channel.
 ///
 /// # Errors
 /// Why not.
@@ -203,10 +208,13 @@ pub fn decide<'r>(
         .iter()
         .find_map(|rule| rule.pattern.matches(channel).map(|id| (rule, id)))
         .ok_or(Denied::NoRule)?;
+
     if rule.allow == Allow::Public {
         return Ok(Decision::Allowed);
     }
+
     let identity = identity.ok_or(Denied::NeedsToken)?;
+
     match &rule.allow {
         Allow::Public | Allow::Authenticated => Ok(Decision::Allowed),
         Allow::Owner if id == Some(&*encode_id(&identity.user)) => Ok(Decision::Allowed),
@@ -223,8 +231,8 @@ pub fn decide<'r>(
     }
 }
 
-/// The channels to subscribe at connect: what `auto_subscribe` rules name for this identity and
-/// [`decide`] allows.
+/// The channels to subscribe at connect: those that rules with `auto_subscribe` name for this
+/// identity and that [`decide`] allows.
 #[must_use]
 pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName> {
     let mut channels: Vec<ChannelName> = Vec::new();
@@ -240,6 +248,7 @@ pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName
             }
             _ => Vec::new(),
         };
+
         for channel in named {
             let allowed = decide(identity, &channel, rules) == Ok(Decision::Allowed);
             if allowed && !channels.contains(&channel) {
@@ -247,6 +256,7 @@ pub fn automatic(identity: Option<&Identity>, rules: &[Rule]) -> Vec<ChannelName
             }
         }
     }
+
     channels
 }
 
@@ -297,6 +307,7 @@ mod tests {
     #[test]
     fn the_first_matching_rule_decides_and_nothing_else_is_allowed() {
         let (rules, id) = (rules(), identity("u1"));
+
         for (channel, with_token, without) in [
             ("user:u1", Ok(Decision::Allowed), Err(Denied::NeedsToken)),
             ("user:u12", Err(Denied::NotOwner), Err(Denied::NeedsToken)),
@@ -335,6 +346,7 @@ mod tests {
         let named = |user: &str| automatic(Some(&identity(user)), &rules).swap_remove(0);
         let user = identity("did:privy:1");
         assert_eq!(named("did:privy:1").as_str(), "user:did%3Aprivy%3A1");
+
         for (channel, allowed) in [
             ("user:did%3Aprivy%3A1", Ok(Decision::Allowed)),
             ("user:did%3aprivy%3a1", Err(Denied::NotOwner)),
@@ -349,10 +361,12 @@ mod tests {
                 "{channel}"
             );
         }
+
         let spelled = identity("did%3Aprivy%3A1");
         assert_eq!(named("did%3Aprivy%3A1").as_str(), "user:did%253Aprivy%253A1");
         assert!(decide(Some(&spelled), &named("did:privy:1"), &rules).is_err());
-        // Three bytes for each colon: no room.
+
+        // Each colon takes three bytes, so there is no room for this id.
         let long = identity(&":".repeat(100));
         let names = automatic(Some(&long), &rules);
         assert!(!names.iter().any(|c| c.as_str().starts_with("user:")), "{names:?}");
@@ -368,7 +382,8 @@ mod tests {
     }
 
     proptest! {
-        /// The same for ids that hold what a channel's name cannot.
+        /// The owner is exactly the user also where ids hold characters that a channel's name
+        /// cannot.
         #[test]
         fn field_c10_owner_means_exactly_the_user_whatever_the_id(
             user in "[a%:*3A ]{1,5}", other in "[a%:*3A ]{1,5}", written in "[a%3A25]{1,7}",
@@ -376,6 +391,7 @@ mod tests {
             let channel = automatic(Some(&identity(&other)), &rules()).swap_remove(0);
             let allowed = decide(Some(&identity(&user)), &channel, &rules()).is_ok();
             prop_assert_eq!(allowed, user == other);
+
             let channel: ChannelName = format!("user:{written}").parse().unwrap();
             let is_owner = |user: &str| decide(Some(&identity(user)), &channel, &rules()).is_ok();
             prop_assert!(!(is_owner(&user) && is_owner(&other)) || user == other);

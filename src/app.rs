@@ -1,7 +1,7 @@
 //! The composition root: from a configuration to a running gateway, and its end.
 //!
-//! Not here: what the parts do; reading the configuration again (`app/reload.rs`). The order of a drain: not ready (`settle`), no new connections,
-//! sockets told to go over `window`, exit.
+//! Not here: what the parts do; reading the configuration again (`app/reload.rs`). The order of a
+//! drain: not ready (`settle`), no new connections, sockets closed one by one over `window`, exit.
 
 mod reload;
 
@@ -36,31 +36,32 @@ use crate::upstream::callback::{self, Callback};
 use crate::upstream::jwks::{self, Jwks};
 use reload::InForce;
 
-/// The admin listener serves scrapers and people, not clients.
+/// The admin listener's connections. It serves scrapers and people, not clients.
 const ADMIN_CONNECTIONS: usize = 64;
 
-/// So many of one address.
+/// The admin listener's connections of one address.
 const ADMIN_SHARE: usize = ADMIN_CONNECTIONS / 2;
 
-/// Descriptors are set aside for connections to so many servers of Redis, and for whatever else we open.
+/// Descriptors are set aside for connections to this many servers of Redis, and for whatever else
+/// we open.
 const REDIS_SERVERS: usize = 16;
 const OTHER_FILES: usize = 64;
 
-/// After the drain's window, what is still there gets this long.
+/// How long connections that are still open after the drain's window may take to end.
 const LAST_WORDS: Duration = Duration::from_secs(3);
 const _: () = assert!(LAST_WORDS.as_millis() > http::socket::LINGER.as_millis());
 
-/// Reads the configuration again; `None` when there is nothing to read.
+/// Reads the configuration again.
 pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<config::Problem>> + Send>;
 
-/// Where the listeners ended up; port 0 has become a real one.
+/// The addresses that the listeners are bound to. A port 0 has become a real one.
 #[derive(Debug, Clone, Copy)]
 pub struct Addresses {
     pub public: SocketAddr,
     pub admin: SocketAddr,
 }
 
-/// A gateway that is about to run.
+/// A gateway that is ready to run.
 pub struct Running {
     config: Config,
     app: App,
@@ -74,36 +75,44 @@ pub struct Running {
 }
 
 impl Running {
-    /// Binds the listeners and starts broker and hub. What brings events to sockets runs on `delivery`:
-    /// it must not wait behind a rush of new connections (ADR 7).
+    /// Binds the listeners and starts broker and hub. The tasks that bring events to sockets run on
+    /// `delivery`: they must not wait behind a rush of new connections (ADR 7).
     ///
     /// # Errors
-    /// An address that cannot be bound.
+    /// A signal handler cannot be installed, an address cannot be bound, a file of the
+    /// configuration cannot be used, or there is no randomness.
     pub fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, values } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
         let hangup = Hangup::install().context("cannot handle signals")?;
+
         let metrics = metrics::install();
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
+
         let limits = &config.limits;
         enough_files(limits.connections, dev);
+
         let listen = |address, connections| {
             Listener::bind(address, connections, limits.handshake_timeout.0)
                 .with_context(|| format!("cannot listen on {address}"))
         };
         let public = listen(config.server.listen, limits.http_connections)?;
         let admin = listen(config.admin.listen, ADMIN_CONNECTIONS)?;
+
         let lifecycle = Lifecycle::default();
         for warning in &policy.warnings {
             tracing::warn!("configuration: {warning}");
         }
+
         let gateway = gateway(&config, &lifecycle, delivery)?;
         let app = App::new(Arc::new(context(&config, policy, gateway)?), lifecycle, metrics);
         apply_limits(&app, &config);
         Ok(Self { config, app, public, admin, values, sha, dev, termination, hangup })
     }
 
+    /// The addresses of the listeners.
+    ///
     /// # Errors
     /// A listener's own.
     pub fn addresses(&self) -> std::io::Result<Addresses> {
@@ -113,35 +122,42 @@ impl Running {
     /// Serves until a signal, then drains.
     ///
     /// # Errors
-    /// When signals cannot be handled.
+    /// There is none at present: signal handlers are installed by `start`.
     pub async fn run(self, reload: Reload) -> anyhow::Result<()> {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
+
         let dev = dev.then_some(config.server.listen.ip());
         let public = public.limited(clients(&app, &config));
         let admin = admin.limited(Clients {
             reserve: 0,
             share: Box::new(|_, _| Share { connections: ADMIN_SHARE, http: ADMIN_SHARE }),
         });
+
         let accepting =
             http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
         lifecycle::spawn("accept", accepting);
-        // The admin listener's tasks are its own: a scraper must not hold up the end of a drain.
+
+        // The admin listener has a lifecycle of its own: a scraper must not hold up the end of a
+        // drain.
         let admin_routes = http::admin(app.clone(), config.admin.listen.ip());
         lifecycle::spawn(
             "admin",
             http::serve(admin, admin_routes, Lifecycle::default(), Phase::Draining),
         );
+
         lifecycle::spawn("log", logging::sum_up());
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
         lifecycle::spawn("jwks", Arc::clone(&app.context.jwks).run());
         lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));
+
         let drift = (config.drift.issuers.clone(), config.drift.interval.0);
         lifecycle::spawn("keys", keys::watch(Arc::clone(&app.context), drift.0, drift.1));
         lifecycle::spawn(
             "reload",
             reload::watch(app.clone(), reload, hangup, InForce { values, sha }),
         );
+
         termination.signalled().await;
         tokio::select! {
             () = drain(&app, &config) => {}
@@ -153,7 +169,7 @@ impl Running {
     }
 }
 
-/// What the clients of the public listener leave to others and to ourselves.
+/// What the clients of the public listener may hold, and what is left to others and to ourselves.
 fn clients(app: &App, config: &Config) -> Clients {
     let context = Arc::clone(&app.context);
     let share = move |ip, files: usize| {
@@ -161,17 +177,18 @@ fn clients(app: &App, config: &Config) -> Clients {
         if http::headers::is_trusted(ip, &policy.trusted_proxies) {
             return Share::ALL;
         }
+
         let limits = &policy.limits;
         let (one, all) = (limits.connections_per_ip, limits.connections);
-        // Where files are fewer than limits.connections, its share of those, and half of them at least.
+        // With fewer files than limits.connections, an address may hold half of them.
         let of_files = if one < all { (files / 2).max(files / all * one) } else { files };
         Share { connections: one.min(of_files), http: limits.http_connections_per_ip }
     };
     Clients { reserve: reserved_files(config), share: Box::new(share) }
 }
 
-/// The files that are ours: the admin listener's connections, those to Redis and to the application, and a few
-/// for listeners, files that are read, and name servers.
+/// The files that are ours: the admin listener's connections, those to Redis and to the
+/// application, and a few for listeners, files that are read, and name servers.
 fn reserved_files(config: &Config) -> u64 {
     let redis = match config.broker.kind {
         BrokerKind::Redis => REDIS_SERVERS * (config.redis.subscriber_connections + 2),
@@ -181,7 +198,8 @@ fn reserved_files(config: &Config) -> u64 {
     (ADMIN_CONNECTIONS + redis + upstream + OTHER_FILES) as u64
 }
 
-/// Each socket is a file, and there are others: listeners, Redis, HTTP connections.
+/// Raises the limit on open files, and warns if it is too low: each socket is a file, and there are
+/// others, such as listeners and the connections to Redis.
 fn enough_files(connections: usize, dev: bool) {
     let allowed = lifecycle::raise_open_files();
     if allowed < connections as u64 + 1000 && !dev {
@@ -194,16 +212,18 @@ fn enough_files(connections: usize, dev: bool) {
     }
 }
 
-/// What the sessions share.
+/// Makes what all sessions share.
 fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Result<Context> {
     let jwks = jwks_of(&config.auth.jwks)?;
     let doctor = doctor::Settings {
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
+
     let callback = ArcSwapOption::from(callback_of(&config.callback, &policy, None)?);
     let mut policy = with_revocations(policy, &gateway);
     jwks.adopt(policy.verifier.keys_mut());
+
     Ok(Context {
         gateway,
         policy: ArcSwap::from_pointee(policy),
@@ -214,10 +234,10 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
     })
 }
 
-/// The key sets' fetcher.
+/// Makes the fetcher of the key sets.
 ///
 /// # Errors
-/// A `ca_file` that cannot be used.
+/// A `ca_file` cannot be used.
 pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
     let ca = given("auth.jwks.ca_file", &section.ca_file)?;
     let client = upstream::client(section.timeout.0, ca.as_deref());
@@ -231,7 +251,7 @@ pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
     Ok(Jwks::new(client, settings, unix_now))
 }
 
-/// The content of a file that a setting names; `None` where it names none.
+/// The content of the file that a setting names; `None` if it names none.
 fn given(setting: &str, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let content = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
     content.with_context(|| format!("{setting}: {path}"))
@@ -245,6 +265,7 @@ fn callback_of(
     if section.url.is_empty() {
         return Ok(None);
     }
+
     let settings = callback::Settings {
         url: section.url.clone(),
         secret: policy.callback_secret.clone(),
@@ -254,6 +275,7 @@ fn callback_of(
         cache_ttl: section.cache_ttl.0,
         cache_entries: section.cache_entries,
     };
+
     let callback = Callback::start(settings, before);
     Ok(Some(callback.map_err(|e| anyhow::anyhow!("callback: {e}"))?))
 }
@@ -277,10 +299,12 @@ fn gateway(
         queued: AtomicUsize::new(0),
         channels_per_connection: AtomicUsize::new(limits.channels_per_connection),
     };
+
     let hub = Hub::new(shards, bounds);
     hub.start_timers();
     let _delivery = delivery.enter();
     hub.start_fanout();
+
     let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
     let node = NodeInfo {
         uid: random_hex()?,
@@ -288,6 +312,7 @@ fn gateway(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         ..NodeInfo::default()
     };
+
     let linger = config.broker.linger.0;
     let gateway = match config.broker.kind {
         BrokerKind::Memory => {
@@ -302,10 +327,12 @@ fn gateway(
             Gateway::new(hub, Arc::new(started.context("redis.url")?), linger, node)
         }
     };
+
     let gateway = gateway
         .confirm_within(config.redis.command_timeout.0)
         .interrupted_after(config.broker.interrupted_after.0);
     let gateway = Arc::new(gateway);
+
     lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
     lifecycle::spawn("housekeeping", Arc::clone(&gateway).housekeeping());
     lifecycle::spawn("revocations", Arc::clone(&gateway).recall_revocations());
@@ -317,14 +344,17 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     let certificate = given("redis.cert_file", &redis.cert_file)?;
     let own = certificate.zip(given("redis.key_file", &redis.key_file)?);
     let given = given("redis.ca_file", &redis.ca_file)?;
-    // The texts have been judged with the configuration.
+
+    // These texts were checked with the configuration.
     let pinned = redis.tls_fingerprints.iter().filter_map(|text| text.parse().ok()).collect();
     let trust = Trust { given: given.as_deref(), by_name: false, pinned };
+
     let connector = || {
         let own = own.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
         let client = trust.client(own).map_err(|e| anyhow::anyhow!("TLS to Redis: {e}"))?;
         anyhow::Ok(TlsConnector::from(Arc::new(client)))
     };
+
     let tls = redis.url.0.starts_with("rediss").then(connector).transpose()?;
     let file = |path: &String| (!path.is_empty()).then(|| path.into());
     Ok(Settings {
@@ -360,9 +390,10 @@ fn apply_limits(app: &App, config: &Config) {
     bounds.queue_bytes.store(limits.queue_bytes, Ordering::Relaxed);
     bounds.queue_bytes_total.store(limits.queue_bytes_total, Ordering::Relaxed);
     bounds.channels_per_connection.store(limits.channels_per_connection, Ordering::Relaxed);
+
     metrics::connections_limit(limits.connections);
     gateway.set_max_publication(limits.publication_bytes);
-    // What a client missed has to fit into its queue, beside what comes meanwhile.
+    // What a client missed has to fit into its queue, beside what arrives meanwhile.
     gateway.set_opens(history.opens_per_user, history.opens);
     gateway.set_history_bounds(broker::Bounds {
         messages: history.max_messages.min(limits.queue_messages / 2),
@@ -377,7 +408,7 @@ fn random_hex() -> anyhow::Result<String> {
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
-/// The node's name: in Kubernetes the pod's.
+/// The node's name. In Kubernetes it is the pod's.
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
@@ -398,17 +429,20 @@ async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
     }
 }
 
-/// Not ready, then no new connections, then every socket told to come back elsewhere, spread
-/// evenly over the window so that the other replicas see a ramp and not a cliff.
+/// Ends the replica: not ready, then no new connections, then every socket told to reconnect
+/// elsewhere. The closes are spread evenly over the window, so that the other replicas see a ramp
+/// and not a cliff.
 async fn drain(app: &App, config: &Config) {
     let hub = app.context.gateway.hub();
     metrics::draining();
     app.lifecycle.advance(Phase::Settling);
     tracing::info!(sockets = hub.counts().connections, "draining: not ready any more");
     sleep(config.drain.settle.0).await;
+
     app.lifecycle.advance(Phase::Draining);
     let mut ids = hub.ids();
     fastrand::shuffle(&mut ids);
+
     let window = config.drain.window.0;
     let began = Instant::now();
     let total = ids.len().max(1) as f64;
@@ -421,10 +455,12 @@ async fn drain(app: &App, config: &Config) {
             send_away(&connection);
         }
     }
-    // A request that was already on its way when the listener closed may have made one more.
+
+    // A request that was on its way when the listener closed may have opened a connection since.
     for connection in hub.ids().into_iter().filter_map(|id| hub.get(id)) {
         send_away(&connection);
     }
+
     if timeout(LAST_WORDS, app.lifecycle.connections_ended()).await.is_err() {
         tracing::warn!(sockets = hub.counts().connections, "drained: some did not close in time");
     } else {
@@ -436,7 +472,8 @@ fn send_away(connection: &crate::hub::Connection) {
     if connection.is_closing() {
         return;
     }
-    // A short jitter on top of the spread, so that one moment's sockets come back as several.
+    // The delay adds a short jitter to the spread, so that sockets of one moment do not reconnect
+    // in one.
     connection.say(&Reply::Reconnect { after_ms: fastrand::u64(50..=1000) });
     connection.close(Close::new(CloseCode::Restart, "draining"));
 }

@@ -2,7 +2,7 @@
 //!
 //! Not here: who may subscribe (`access`), how a publication looks on a wire (`protocol`).
 //! Invariant: a `ChannelName` that exists is valid; two are the same channel exactly when their
-//! bytes are equal. There are no patterns and no case folding, so `user:1` never is `user:12`.
+//! bytes are equal. There are no patterns and no case folding, so `user:1` is never `user:12`.
 
 mod id;
 
@@ -16,14 +16,14 @@ use bytes::Bytes;
 
 pub use id::{IdError, MAX_ID_BYTES, check_id, decode_id, encode_id};
 
-/// Longest channel name in bytes.
+/// The longest channel name in bytes.
 pub const MAX_CHANNEL_BYTES: usize = 255;
 
-/// First parts of names that the Redis contract uses for itself below the same prefix.
+/// First parts of names that the Redis contract uses for itself under the same prefix.
 const RESERVED: [&str; 3] = [CONTROL, "canary", "gateway"];
 
 const CONTROL: &str = "control";
-/// The same for replicas of version 0.1, which listen elsewhere.
+/// The control channel of replicas of version 0.1, which listen to another name.
 const CONTROL_0_1: &str = "control:0.1";
 
 /// A valid channel name, for example `post:42`: segments joined by `:`.
@@ -45,8 +45,8 @@ pub enum ChannelNameError {
     Reserved,
 }
 
-/// True for characters that never belong into a channel name or an id in one: white space, control
-/// characters, and what Redis, JSON or a shell would read as more than a letter.
+/// True for characters that never belong in a channel name or an id in one: white space, control
+/// characters, and those that Redis, JSON or a shell would read as more than a letter.
 #[must_use]
 pub fn is_forbidden(c: char) -> bool {
     c.is_whitespace()
@@ -62,7 +62,7 @@ impl ChannelName {
         Self(Arc::from(CONTROL))
     }
 
-    /// The same, where replicas of version 0.1 hear it.
+    /// The control channel of replicas of version 0.1.
     #[must_use]
     pub fn control_0_1() -> Self {
         Self(Arc::from(CONTROL_0_1))
@@ -122,10 +122,10 @@ impl Borrow<str> for ChannelName {
     }
 }
 
-/// Longest epoch in bytes.
+/// The longest epoch in bytes.
 pub const MAX_EPOCH_BYTES: usize = 32;
 
-/// A place in a channel's history: `offset` counts publications from 1 within one `epoch`; a new
+/// A place in a channel's history: `offset` counts publications from 1 within one `epoch`. A new
 /// epoch means that the history started over.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Position {
@@ -134,7 +134,7 @@ pub struct Position {
 }
 
 impl Position {
-    /// `None` for an epoch that no broker gives: empty, too long, or not letters and digits.
+    /// `None` for an epoch that no broker gives: empty, too long, or not of letters and digits.
     #[must_use]
     pub fn new(epoch: &str, offset: u64) -> Option<Self> {
         let good = !epoch.is_empty()
@@ -143,7 +143,7 @@ impl Position {
         good.then(|| Self { epoch: Arc::from(epoch), offset })
     }
 
-    /// True when both are of one history, and this is not behind `other`.
+    /// True if both are in one epoch, and this one is not behind `other`.
     #[must_use]
     pub fn has_reached(&self, other: &Self) -> bool {
         self.epoch == other.epoch && self.offset >= other.offset
@@ -171,11 +171,11 @@ impl FromStr for Position {
 /// How a channel's history is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Retention {
-    /// Publications that are kept.
+    /// How many publications are kept.
     pub size: u32,
-    /// How long they are kept after the last one.
+    /// How long publications are kept after the last one.
     pub ttl: Duration,
-    /// Others may come beside them, by plain `PUBLISH`, which are not kept.
+    /// Whether plain publications may come beside the durable ones. They are not kept.
     pub plain: bool,
 }
 
@@ -184,35 +184,36 @@ pub struct Retention {
 pub struct Publication {
     pub channel: ChannelName,
     pub payload: Bytes,
-    /// How many bytes the payload had, where that was too much to take it in: it is empty then.
+    /// The size of a payload that was too large to be accepted. The payload is empty then.
     pub cut: Option<usize>,
-    /// Set for durable publications only; plain `PUBLISH` has no position.
+    /// Set for durable publications only; a plain `PUBLISH` has no position.
     pub position: Option<Position>,
-    /// When it was published, in microseconds since 1970, where that is known: durable publications (by Redis'
-    /// clock), those by the server API (by the replica's). Not of what others `PUBLISH` or what is read again.
+    /// When it was published, in microseconds since 1970, if that is known: for durable
+    /// publications by Redis' clock, for those of the server API by the replica's. It is not known
+    /// for what others `PUBLISH` and for what is read from the history.
     pub published: Option<u64>,
 }
 
 /// Why a channel's subscribers may have missed events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum GapReason {
-    /// The subscription in Redis was lost and is back.
+    /// The subscription in Redis was lost and is restored.
     BrokerReconnected,
-    /// Redis refuses the channel, which it had before (its ACL changed): nothing comes until it is
-    /// allowed again.
+    /// Redis now refuses a channel that it allowed before (its ACL changed). Nothing arrives until
+    /// it is allowed again.
     BrokerRefused,
     /// The queue between the broker and the fan-out was full.
     Overflow,
-    /// Something was published that is not JSON text.
+    /// Somebody published something that is not JSON text.
     InvalidPayload,
-    /// Something was published that is larger than `limits.publication_bytes`.
+    /// Somebody published something that is larger than `limits.publication_bytes`.
     PayloadTooLarge,
-    /// Something was published whose `type` is one of the gateway's own messages.
+    /// Somebody published an event whose `type` is one of the gateway's own messages.
     ReservedType,
-    /// The channel's history began anew (Redis lost its data, was restarted or failed over), or no
+    /// The channel's history began anew (Redis lost its data, was restarted or failed over), no
     /// longer reaches back far enough, or could not be read.
     HistoryLost,
-    /// The development page asked for one.
+    /// The demo page asked for a gap.
     Requested,
 }
 
@@ -252,6 +253,7 @@ mod tests {
         for good in ["post:42", "user:u1", "a", "room:a:b", "user:auth0|x", "user:a@b.c"] {
             assert_eq!(good.parse::<ChannelName>().unwrap().as_str(), good);
         }
+
         for (bad, why) in [
             ("", ChannelNameError::Empty),
             ("post:", ChannelNameError::Empty),
@@ -268,6 +270,7 @@ mod tests {
         ] {
             assert_eq!(bad.parse::<ChannelName>(), Err(why), "{bad:?}");
         }
+
         assert_eq!("x".repeat(256).parse::<ChannelName>(), Err(ChannelNameError::TooLong));
     }
 }

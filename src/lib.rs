@@ -1,9 +1,9 @@
-//! Tollgate: a horizontally scaled real-time gateway. Backends publish JSON on channels; every
-//! authorised socket subscribed to the channel gets it, in order and once, or is told that it may
-//! have missed some.
+//! Tollgate: a horizontally scaled real-time gateway. Backends publish JSON on channels. Every
+//! authorised connection that is subscribed to a channel gets its events in order and once, or is
+//! told that it may have missed some.
 //!
-//! The modules in layers; imports go downward only (`tests/tidy.rs` holds them to it). Start with
-//! `ARCHITECTURE.md` for the map and the walkthroughs.
+//! The modules stand in layers, and imports go downward only, which `tests/tidy.rs` enforces. Start
+//! with `ARCHITECTURE.md` for the map and the walkthroughs.
 
 // 0 vocabulary: no IO, no tasks
 pub mod access;

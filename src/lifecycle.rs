@@ -1,5 +1,5 @@
-//! The process's life: readiness, signals, the phases of a drain, the wall clock, and the only place
-//! that spawns.
+//! The process's life: readiness, signals, the phases of a drain, limits of the system, the wall
+//! clock, and the only place that spawns tasks.
 //!
 //! Not here: what a drain does to sockets (`app`). Invariant: a phase only ever moves forward, and
 //! a second signal ends the process at once.
@@ -15,17 +15,17 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
-/// Where the process is in its life.
+/// The phases of the process's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Running,
     /// Not ready, still accepting, so that load balancers notice.
     Settling,
-    /// Not accepting; sockets are told to go.
+    /// Not accepting; sockets are told to reconnect elsewhere.
     Draining,
 }
 
-/// Shared handle on the process's life.
+/// A shared handle on the process's life.
 #[derive(Clone)]
 pub struct Lifecycle {
     phase: watch::Sender<Phase>,
@@ -66,11 +66,11 @@ impl Lifecycle {
     /// Waits until the phase is `phase` or later.
     pub async fn reached(&self, phase: Phase) {
         let mut rx = self.phase.subscribe();
-        // An error means that the sender is gone; we hold one.
+        // An error would mean that there is no sender, and `self` holds one.
         let _ = rx.wait_for(|p| *p >= phase).await;
     }
 
-    /// The broker answered for the first time.
+    /// Notes that the broker answered for the first time.
     pub fn set_ready(&self) {
         self.ready.store(true, Ordering::Release);
     }
@@ -80,7 +80,7 @@ impl Lifecycle {
         self.ready.load(Ordering::Acquire)
     }
 
-    /// A reload was refused for this reason, or (`None`) taken.
+    /// Notes that a reload was refused for this reason, or succeeded (`None`).
     pub fn reloaded(&self, problem: Option<String>) {
         *self.reload.lock() = problem;
     }
@@ -90,7 +90,7 @@ impl Lifecycle {
         self.reload.lock().clone()
     }
 
-    /// Spawns a connection's task: the drain waits for these.
+    /// Spawns a connection's task. The drain waits for these tasks.
     #[expect(clippy::disallowed_methods, reason = "the one place that spawns tracked tasks")]
     pub fn spawn_connection<F>(&self, task: F)
     where
@@ -99,14 +99,14 @@ impl Lifecycle {
         tokio::spawn(self.tasks.track_future(task));
     }
 
-    /// Waits until all connection tasks ended.
+    /// Waits until all connections' tasks have ended.
     pub async fn connections_ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }
 }
 
-/// Spawns a task that lives as long as the process or its handle's owner wants.
+/// Spawns a task that lives as long as the process, or as the owner of its handle wants.
 #[expect(clippy::disallowed_methods, reason = "the one place that spawns background tasks")]
 pub fn spawn<F>(name: &'static str, task: F) -> JoinHandle<()>
 where
@@ -118,16 +118,18 @@ where
     })
 }
 
-/// Raises the soft limit on open files to the hard one: each socket is a file. Answers the limit.
+/// Raises the soft limit on open files to the hard one, since each socket is a file. Answers the
+/// limit.
 pub fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
-    // Where that is refused, the soft limit stays.
+    // If that is refused, the soft limit stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// A core file would have secrets and tokens in it. The hard limit stays, for whoever wants one all the same.
+/// Forbids core files, which would contain secrets and tokens. The hard limit stays, so that
+/// somebody who wants a core file can still have one.
 pub fn leave_no_core() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Core);
@@ -135,7 +137,7 @@ pub fn leave_no_core() {
     let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
 }
 
-/// How many files this process may have open, now: the limit can be changed from outside.
+/// How many files this process may have open at this moment: the limit can be changed from outside.
 #[must_use]
 pub fn open_files() -> u64 {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
@@ -148,23 +150,25 @@ pub fn unix_now() -> u64 {
     unix_micros() / 1_000_000
 }
 
-/// The same in microseconds.
+/// The wall clock in Unix microseconds.
 #[must_use]
 pub fn unix_micros() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// SIGTERM and SIGINT. Installed before anything listens, and kept: a signal that comes before it is
-/// waited for, or right behind another, counts.
+/// SIGTERM and SIGINT. The handlers are installed before anything listens, and kept: a signal
+/// counts even if it comes before anybody waits for it, or right behind another.
 pub struct Termination {
     term: Signal,
     int: Signal,
 }
 
 impl Termination {
+    /// Installs the handlers.
+    ///
     /// # Errors
-    /// When the handlers cannot be installed.
+    /// A handler cannot be installed.
     pub fn install() -> std::io::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
@@ -178,17 +182,20 @@ impl Termination {
     }
 }
 
-/// SIGHUP. Without a handler it would end the process, so this too is installed before anything runs.
+/// SIGHUP. Without a handler it would end the process, so its handler too is installed before
+/// anything runs.
 pub struct Hangup(Signal);
 
 impl Hangup {
+    /// Installs the handler.
+    ///
     /// # Errors
-    /// When the handler cannot be installed.
+    /// The handler cannot be installed.
     pub fn install() -> std::io::Result<Self> {
         Ok(Self(signal(SignalKind::hangup())?))
     }
 
-    /// Waits for the next one.
+    /// Waits for the next signal.
     pub async fn signalled(&mut self) {
         self.0.recv().await;
     }

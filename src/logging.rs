@@ -1,8 +1,9 @@
-//! The log: a thread of its own writes it, so that whoever reads it, or does not, can neither hold up
-//! nor end the gateway.
+//! The log. A thread of its own writes it, so that the log's reader can neither hold up nor end the
+//! gateway, whether it reads or not.
 //!
-//! Not here: what is logged. Invariants: nobody who logs ever waits; what waits to be written is bounded
-//! in lines and bytes; a line that cannot be written is dropped and counted, and changes nothing else.
+//! Not here: what is logged. Invariants: no task that logs ever waits; the lines that wait to be
+//! written are bounded in number and bytes; a line that cannot be written is dropped and counted,
+//! and changes nothing else.
 
 mod repeated;
 mod writer;
@@ -17,13 +18,13 @@ use tracing_subscriber::EnvFilter;
 pub use repeated::{Kind, repeated, repeated_each, set_interval};
 use writer::{Lines, MAX_LINES, State, Writer};
 
-/// How long an end waits for what is still to be written.
+/// How long the process's end waits for lines that are still to be written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// How often repeated lines that are due are looked for, and a log that lost some is tried again.
+/// How often repeated lines that are due are looked for, and a log that lost lines is tried again.
 const SWEEP: Duration = Duration::from_secs(1);
 
-/// The process's log, once there is one.
+/// The process's log, once it has begun.
 static LOG: OnceLock<Log> = OnceLock::new();
 
 struct Log {
@@ -31,17 +32,17 @@ struct Log {
     state: Arc<State>,
 }
 
-/// How lines look.
+/// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     Text,
     Json,
 }
 
-/// Begins the process's log on standard error. Panics go there too.
+/// Begins the process's log on standard error. Panics are logged there too.
 ///
 /// # Errors
-/// A filter that cannot be read.
+/// The filter cannot be parsed.
 pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
     let filter = EnvFilter::builder().parse(filter);
     let filter = filter.map_err(|e| anyhow::anyhow!("log.level: {e}"))?;
@@ -51,7 +52,7 @@ pub fn init(filter: &str, format: Format) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(lines.clone())
-        // It would print to standard error by itself.
+        // By default the library prints its own errors to standard error directly.
         .log_internal_errors(false);
     match format {
         Format::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
@@ -68,13 +69,14 @@ fn start(out: impl Write + Send + 'static, format: Format, state: Arc<State>) ->
     let writer = Writer::new(out, format, Arc::clone(&state));
     let builder = NonBlockingBuilder::default().lossy(true).thread_name("log");
     let (queue, guard) = builder.buffered_lines_limit(MAX_LINES).finish(writer);
-    // Its drop would print to standard output when the thread is stuck. `end` waits for the lines instead.
+    // The guard's drop would print to standard output when the thread is stuck. `end` waits for the
+    // lines instead.
     std::mem::forget(guard);
     Lines::new(queue, state)
 }
 
-/// The default hook writes to standard error itself: that may fail, which would be another panic, or
-/// last for ever.
+/// Logs a panic. The default hook writes to standard error itself, which may fail, which would be
+/// another panic, or never return.
 fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied();
@@ -83,7 +85,7 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
     tracing::error!(thread, at, "panicked: {}", text.unwrap_or("without a text"));
 
-    // Where a panic ends the process, this is the last chance to say so.
+    // If a panic ends the process, this is the last chance to write the line.
     if cfg!(panic = "abort") {
         end();
     }
@@ -95,7 +97,7 @@ pub fn dropped() -> u64 {
     LOG.get().map_or(0, |log| log.state.dropped())
 }
 
-/// Sums repeated lines up when they are due, for ever.
+/// Sums up repeated lines when they are due, for ever.
 pub async fn sum_up() {
     loop {
         tokio::time::sleep(SWEEP).await;
@@ -106,7 +108,7 @@ pub async fn sum_up() {
     }
 }
 
-/// Writes what is still to be said, as far as that goes in a short time.
+/// Writes the lines that are still to be written, as far as that goes in a short time.
 pub fn end() {
     repeated::finish();
     let Some(log) = LOG.get() else { return };
@@ -117,11 +119,13 @@ pub fn end() {
     }
 }
 
-/// Writes a text that is no line of the log, without waiting longer for it than for the log's last lines.
+/// Writes a text that is no line of the log. It waits no longer for that than for the log's last
+/// lines.
+
 pub fn write_within(mut out: impl Write + Send + 'static, text: String) {
     let (done, wait) = std::sync::mpsc::sync_channel(1);
     let writing = std::thread::Builder::new().name("print".to_owned()).spawn(move || {
-        // Whoever was to read it may be gone: that is no failure of ours.
+        // The reader may be gone, which is no failure of ours.
         let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
         let _ = done.send(());
     });
@@ -142,7 +146,7 @@ mod tests {
         bytes: Vec<u8>,
     }
 
-    /// A log whose reader the test holds up, and a disk that the test fills.
+    /// A log whose reader the test holds up, on a disk that the test fills.
     #[derive(Clone, Default)]
     struct Disk(Arc<(Mutex<Kept>, Condvar)>);
 
@@ -162,7 +166,7 @@ mod tests {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
             let mut state = self.0.0.lock();
             self.0.1.wait_while(&mut state, |state| state.hung);
-            // A full disk takes a part first.
+            // A full disk still takes a part of a line.
             let room = if state.full {
                 3_usize.saturating_sub(state.bytes.len() % 4)
             } else {
@@ -222,6 +226,7 @@ mod tests {
             let (disk, mut lines, state) = log(format);
             lines.write_all(b"one\n").unwrap();
             settle(&state);
+
             disk.set(false, true);
             for _ in 0..10 {
                 lines.write_all(b"lost\n").unwrap();
@@ -230,7 +235,7 @@ mod tests {
             assert_eq!(state.dropped(), 10);
 
             disk.set(false, false);
-            // Nobody logs; that it goes again is found and told.
+            // Without another line, the probe finds that the log takes lines again.
             lines.probe();
             settle(&state);
             let text = disk.text();
@@ -240,7 +245,7 @@ mod tests {
                 format == Format::Json,
                 serde_json::from_str::<serde_json::Value>(last).is_ok()
             );
-            // What was cut off has a line of its own.
+            // The line that was cut off stands on a line of its own.
             assert!(text.starts_with("one\n") && text.lines().count() >= 3, "{text}");
             lines.probe();
             settle(&state);
@@ -248,7 +253,7 @@ mod tests {
         }
     }
 
-    /// Lines are bounded by their bytes too.
+    /// Waiting lines are bounded by their bytes too.
     #[test]
     fn field_a2_long_lines_do_not_fill_the_memory() {
         let (disk, mut lines, state) = log(Format::Text);
@@ -258,6 +263,7 @@ mod tests {
             lines.write_all(long.as_bytes()).unwrap();
         }
         assert!(state.waiting() < 10 && state.dropped() > 90);
+
         disk.set(false, false);
         settle(&state);
     }

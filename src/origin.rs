@@ -1,18 +1,19 @@
 //! Origins of web pages (RFC 6454), and which of them may open sockets and streams.
 //!
-//! Pure. Invariant: an origin is compared whole: scheme, host and port; a wildcard stands for exactly
-//! one label of a host's name.
+//! Pure. Invariant: an origin is compared whole: scheme, host and port. A wildcard stands for
+//! exactly one label of a host's name.
 
 use std::fmt;
 use std::net::IpAddr;
 
-/// What a browser calls a page: `scheme://host[:port]`, in lower case, without the scheme's own port.
+/// A page's origin as browsers send it: `scheme://host[:port]`, in lower case, without the scheme's
+/// own port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
-    /// Empty for `file://` and its like.
+    /// Empty for `file://` and the like.
     host: String,
-    /// `None` only where the scheme has no port of its own and none is given.
+    /// `None` only if the scheme has no port of its own and none is given.
     port: Option<u16>,
 }
 
@@ -42,7 +43,7 @@ pub enum OriginError {
     Host,
 }
 
-/// The schemes whose pages come from the host that they name.
+/// The own ports of the schemes whose pages come from the host that they name.
 fn default_port(scheme: &str) -> Option<u16> {
     match scheme {
         "http" => Some(80),
@@ -56,29 +57,34 @@ impl std::str::FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, OriginError> {
         let (scheme, rest) = text.split_once("://").ok_or(OriginError::Shape)?;
+
         let mut letters = scheme.bytes();
         let is_scheme = letters.next().is_some_and(|b| b.is_ascii_alphabetic())
             && letters.all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
         if !is_scheme {
             return Err(OriginError::Shape);
         }
-        // Some clients that are no browsers write the socket's own scheme.
+
+        // Some clients that are not browsers send the socket's own scheme.
         let scheme = match scheme.to_ascii_lowercase().as_str() {
             "ws" => "http".to_owned(),
             "wss" => "https".to_owned(),
             other => other.to_owned(),
         };
+
         if rest.contains(['/', '?', '#', '\\']) {
             return Err(OriginError::Rest);
         }
         if rest.contains('@') {
             return Err(OriginError::UserInfo);
         }
+
         let (host, port) = host_and_port(rest)?;
         let default = default_port(&scheme);
         if host.is_empty() && (default.is_some() || port.is_some()) {
             return Err(OriginError::Shape);
         }
+
         Ok(Self { scheme, host: host.to_ascii_lowercase(), port: port.or(default) })
     }
 }
@@ -89,7 +95,9 @@ fn host_and_port(text: &str) -> Result<(&str, Option<u16>), OriginError> {
     } else {
         text.find(':').unwrap_or(text.len())
     };
+
     let (host, port) = text.split_at(end);
+
     let port = match port.strip_prefix(':') {
         None if port.is_empty() => None,
         Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
@@ -97,6 +105,7 @@ fn host_and_port(text: &str) -> Result<(&str, Option<u16>), OriginError> {
         }
         None | Some(_) => return Err(OriginError::Port),
     };
+
     let inner = host.strip_prefix('[').and_then(|h| h.strip_suffix(']'));
     let is_host = match inner {
         Some(address) => address.parse::<std::net::Ipv6Addr>().is_ok(),
@@ -116,26 +125,29 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// A page of the same host as the request, which came over TLS or may have.
+    /// Whether this is a page of the host that the request names. A page without TLS is not, if the
+    /// request is known to have come over TLS.
     fn is_of(&self, own: &Own<'_>) -> bool {
         let Some(default) = default_port(&self.scheme) else { return false };
-        // Who can change what is on the way to an unencrypted page is not let in by TLS.
+        // Somebody who can change an unencrypted page on its way must not gain access to the TLS
+        // side.
         if self.scheme == "http" && own.secure {
             return false;
         }
+
         let Ok((host, port)) = host_and_port(own.host) else { return false };
         !host.is_empty()
             && host.eq_ignore_ascii_case(&self.host)
             && port.unwrap_or(default) == self.port.unwrap_or(default)
     }
 
-    /// A page of this machine.
+    /// Whether this is a page of this machine.
     fn is_loopback(&self) -> bool {
         default_port(&self.scheme).is_some() && is_loopback(&self.host)
     }
 }
 
-/// A host name that never leads to another machine, however DNS answers.
+/// Whether a host name never leads to another machine, whatever DNS answers.
 #[must_use]
 pub fn is_loopback(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
@@ -145,28 +157,28 @@ pub fn is_loopback(host: &str) -> bool {
         || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// The host of a `Host` header, without its port; `None` for what is none.
+/// The host of a `Host` header, without its port; `None` for a header that holds no host.
 #[must_use]
 pub fn host_of(header: &str) -> Option<&str> {
     host_and_port(header).ok().map(|(host, _)| host).filter(|host| !host.is_empty())
 }
 
-/// What a request says of its own address.
+/// The address of the gateway as a request has it.
 #[derive(Debug, Clone, Copy)]
 pub struct Own<'r> {
     /// The `Host` header.
     pub host: &'r str,
-    /// A proxy that is believed says that the client came over TLS.
+    /// Whether a trusted proxy says that the client came over TLS.
     pub secure: bool,
 }
 
 /// An entry of `server.allowed_origins`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Entry {
-    /// What browsers send for pages that have no origin: sandboxed frames, files, redirects.
+    /// The origin that browsers send for pages without one: sandboxed frames, files, redirects.
     Null,
     Exactly(Origin),
-    /// `https://*.example.com`: the host is what follows the first label, with the dot.
+    /// `https://*.example.com`. The host is the part behind the first label, with the dot.
     OneLabel(Origin),
 }
 
@@ -180,6 +192,7 @@ impl std::str::FromStr for Entry {
         if text == "*" {
             return Err(OriginError::Wildcard);
         }
+
         let mut origin: Origin = text.parse()?;
         let Some(suffix) = origin.host.strip_prefix('*').map(str::to_owned) else {
             return if origin.host.contains('*') {
@@ -188,7 +201,8 @@ impl std::str::FromStr for Entry {
                 Ok(Self::Exactly(origin))
             };
         };
-        // Below a top-level domain anybody may have a name.
+
+        // Anybody may have a name below a top-level domain.
         let name = suffix.strip_prefix('.').unwrap_or_default();
         let enough = name.contains('.') || name == "localhost";
         let labels = name.split('.').all(|label| !label.is_empty() && !label.contains('*'));
@@ -196,6 +210,7 @@ impl std::str::FromStr for Entry {
         if !enough || !labels || digits {
             return Err(OriginError::Wildcard);
         }
+
         origin.host = suffix;
         Ok(Self::OneLabel(origin))
     }
@@ -220,15 +235,17 @@ impl Entry {
 #[derive(Debug, Clone, Default)]
 pub struct AllowedOrigins {
     entries: Vec<Entry>,
-    /// As they were written.
+    /// The entries as they were written.
     texts: Vec<String>,
-    /// Pages of this machine, on any port (`--dev`).
+    /// Whether pages of this machine are allowed, on any port (`--dev`).
     loopback: bool,
 }
 
 impl AllowedOrigins {
+    /// Parses the entries.
+    ///
     /// # Errors
-    /// What is wrong with which entry.
+    /// The index of each wrong entry, and what is wrong with it.
     pub fn new(texts: &[String], loopback: bool) -> Result<Self, Vec<(usize, OriginError)>> {
         let parsed = texts.iter().map(|text| text.parse::<Entry>());
         let (mut entries, mut wrong) = (Vec::new(), Vec::new());
@@ -238,6 +255,7 @@ impl AllowedOrigins {
                 Err(why) => wrong.push((i, why)),
             }
         }
+
         if wrong.is_empty() {
             Ok(Self { entries, texts: texts.to_vec(), loopback })
         } else {
@@ -245,7 +263,8 @@ impl AllowedOrigins {
         }
     }
 
-    /// May a page of this origin open a socket here? Exactly, or the request's own host.
+    /// Whether a page of this origin may open a socket or stream here: its origin is an entry, or
+    /// the request's own host.
     #[must_use]
     pub fn allow(&self, origin: &str, own: &Own<'_>) -> bool {
         if origin == "null" {
@@ -257,7 +276,8 @@ impl AllowedOrigins {
             || (self.loopback && origin.is_loopback())
     }
 
-    /// The line of the configuration that allows this origin too; `None` for what is no origin.
+    /// The line of the configuration that allows this origin too; `None` if the text is not an
+    /// origin.
     #[must_use]
     pub fn line_with(&self, origin: &str) -> Option<String> {
         let added = match origin {
@@ -281,6 +301,7 @@ mod tests {
     #[test]
     fn a10_origins_are_compared_exactly() {
         let allowed = allowed(&["https://app.example.com"]);
+
         for (origin, host, expected) in [
             ("https://app.example.com", "gw.example.com", true),
             ("https://APP.example.com", "gw.example.com", true),
@@ -316,7 +337,9 @@ mod tests {
             "https://app.example.com:8443",
             "http://[::1]:5173",
         ]);
+
         let own = Own { host: "gw.example.com", secure: false };
+
         for (origin, expected) in [
             ("capacitor://localhost", true),
             ("capacitor://localhost:1", false),
@@ -352,6 +375,7 @@ mod tests {
         ] {
             assert_eq!(allowed.allow(origin, &own), expected, "{origin}");
         }
+
         let null = AllowedOrigins::new(&["null".to_owned()], false).unwrap();
         assert!(null.allow("null", &own) && !null.allow("https://x.example", &own));
     }
@@ -359,6 +383,7 @@ mod tests {
     #[test]
     fn field_d2_what_is_no_origin_is_refused_with_what_is_wrong() {
         use OriginError as E;
+
         for (text, why) in [
             ("app.example.com", E::Shape),
             ("https://", E::Shape),
@@ -393,12 +418,13 @@ mod tests {
     #[test]
     fn field_f9_a_page_without_tls_is_not_of_the_same_host_as_a_request_with() {
         let none = AllowedOrigins::default();
+
         for (origin, host, secure, expected) in [
             ("https://gw.example.com", "gw.example.com", true, true),
             ("http://gw.example.com", "gw.example.com", true, false),
             ("http://gw.example.com:443", "gw.example.com:443", true, false),
             ("http://gw.example.com", "gw.example.com", false, true),
-            // A proxy that nobody believes, or that says nothing, may have ended the TLS.
+            // A proxy that is not trusted, or that says nothing, may have ended the TLS.
             ("https://gw.example.com", "gw.example.com", false, true),
             ("https://gw.example.com", "gw.example.com:443", false, true),
             ("https://gw.example.com", "gw.example.com:8443", false, false),
@@ -429,9 +455,11 @@ mod tests {
         ] {
             assert_eq!(dev.allow(origin, &own), expected, "{origin}");
         }
+
         let list = allowed(&["https://a.example"]);
         let line = list.line_with("HTTPS://B.example:443").unwrap();
         assert_eq!(line, r#"allowed_origins = ["https://a.example", "https://b.example"]"#);
+
         for bad in ["", "x", "https://*.b.example", "https://b.example/\n", "https://b\".example"] {
             assert_eq!(list.line_with(bad), None, "{bad:?}");
         }

@@ -1,4 +1,4 @@
-//! `redis.url`: which servers, which topology, which credentials.
+//! `redis.url`: the servers, their topology, the credentials.
 //!
 //! Pure. Not here: connecting. Invariant: no error quotes the URL, which may hold a password.
 
@@ -25,13 +25,13 @@ impl fmt::Display for Server {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Topology {
     Standalone(Server),
-    /// Asks these for the address of the master of that name.
+    /// Asks these Sentinels for the address of the master of that name.
     Sentinel(Vec<Server>, String),
-    /// Asks any of these for the slots.
+    /// Asks any of these servers for the slots.
     Cluster(Vec<Server>),
 }
 
-/// A URL taken apart.
+/// A parsed URL.
 #[derive(Clone, Debug)]
 pub struct Target {
     pub topology: Topology,
@@ -40,7 +40,7 @@ pub struct Target {
     pub tls: bool,
 }
 
-/// What is wrong with a URL; never quotes it.
+/// What is wrong with a URL. The text never quotes the URL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     #[error(
@@ -61,30 +61,38 @@ pub enum UrlError {
 }
 
 impl Target {
+    /// Parses a URL.
+    ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the URL.
     pub fn parse(url: &str) -> Result<Self, UrlError> {
         let (scheme, rest) = url.split_once("://").ok_or(UrlError::Scheme)?;
         let (plain, kind) = scheme.split_once('+').map_or((scheme, ""), |(s, k)| (s, k));
+
         let tls = match plain {
             "redis" => false,
             "rediss" => true,
             _ => return Err(UrlError::Scheme),
         };
+
         let default_port = if kind == "sentinel" { 26379 } else { 6379 };
         let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
-        // Before the host they may be letters of a password.
+
+        // In front of the host these characters may belong to a password.
         let host_at = authority.rfind('@').map_or(0, |at| at + 1);
         if let Some((_, option)) = rest[host_at..].split_once(['?', '#']) {
             return Err(UrlError::Option(advice(option)));
         }
+
         let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
         let (user, hosts) =
             authority.rsplit_once('@').map_or((None, authority), |(u, h)| (Some(u), h));
+
         let servers: Result<Vec<_>, _> =
             hosts.split(',').map(|host| server(host, default_port)).collect();
         let servers = servers?;
         let first = servers.first().cloned().ok_or(UrlError::Host)?;
+
         let (topology, database) = match kind {
             "" if servers.len() == 1 => (Topology::Standalone(first), path),
             "sentinel" => {
@@ -98,6 +106,7 @@ impl Target {
             "cluster" => return Err(UrlError::Database),
             _ => return Err(UrlError::Scheme),
         };
+
         // The library reads credentials and database, so that they mean what its users know.
         let user = user.map_or_else(String::new, |u| format!("{u}@"));
         let like = format!("redis://{user}host:1/{database}");
@@ -107,11 +116,12 @@ impl Target {
     }
 }
 
-/// Which setting does what an option of another library's URL does. What stands there is not quoted: it
-/// may be a password.
+/// Names the setting that does what an option in another library's URL does. The option is not
+/// quoted: it may be a password.
 fn advice(option: &str) -> &'static str {
     let name = option.split(['=', '&']).next().unwrap_or_default().to_ascii_lowercase();
     let is = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
+
     if is(&["insecure", "ssl", "tls", "cert", "verify", "_ca", "cafile"]) {
         "redis.tls_fingerprints names the certificates to trust, whoever signed them; redis.ca_file, \
          cert_file and key_file are files, and rediss:// is TLS"
@@ -174,6 +184,7 @@ mod tests {
             let (topology, tls, db) = shown(url).unwrap();
             assert_eq!((topology.as_str(), tls, db), expected, "{url}");
         }
+
         for (url, error) in [
             ("h:6379", UrlError::Scheme),
             ("http://h", UrlError::Scheme),
@@ -208,6 +219,7 @@ mod tests {
             assert!(matches!(error, UrlError::Option(_)) && text.contains(part), "{url}: {text}");
             assert!(!text.contains("hunter2"), "{text}");
         }
+
         let target = Target::parse("redis://:p%23w%3F@h").unwrap();
         assert_eq!(target.redis.password(), Some("p#w?"));
     }

@@ -1,6 +1,6 @@
-//! JSON from outside as types of ours: an object has to be an object. A derived struct also takes a list
-//! of its fields in their order, which no caller means; this is the one place where foreign JSON
-//! becomes a struct (`tests/tidy.rs` looks).
+//! Foreign JSON as types of ours: an object has to be an object. A derived struct also accepts a
+//! list of its fields in their order, which no caller means. This is the one place where foreign
+//! JSON becomes a struct (`tests/tidy.rs` checks that).
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -32,22 +32,26 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for MapOnly<T> {
     }
 }
 
+/// Reads a `T` from bytes.
+///
 /// # Errors
-/// When the bytes are not a JSON object that makes a `T`.
+/// The bytes are not a JSON object that makes a `T`.
 pub fn from_slice<'de, T: Deserialize<'de>>(bytes: &'de [u8]) -> serde_json::Result<T> {
     serde_json::from_slice::<Object<T>>(bytes).map(|Object(value)| value)
 }
 
+/// Reads a `T` from a text.
+///
 /// # Errors
-/// When the text is not a JSON object that makes a `T`.
+/// The text is not a JSON object that makes a `T`.
 pub fn from_str<'de, T: Deserialize<'de>>(text: &'de str) -> serde_json::Result<T> {
     serde_json::from_str::<Object<T>>(text).map(|Object(value)| value)
 }
 
-/// For a field that holds another struct: `#[serde(deserialize_with = "strict::object")]`.
+/// Reads a field that holds another struct: `#[serde(deserialize_with = "strict::object")]`.
 ///
 /// # Errors
-/// When the field is not a JSON object that makes a `T`.
+/// The field is not a JSON object that makes a `T`.
 pub fn object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,

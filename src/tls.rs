@@ -1,9 +1,9 @@
-//! Whom our own TLS connections trust: the system's authorities, or what a file holds instead, or
-//! exactly the certificates of certain fingerprints.
+//! What our own TLS connections trust: the system's authorities, the certificates of a file
+//! instead, or exactly the certificates with certain fingerprints.
 //!
-//! A certificate that signed itself is often given as its own authority. Other programs take that;
-//! strict verification does not, because an authority is no server. Here a server whose certificate
-//! stands in the file is trusted as it is. Not here: connecting.
+//! A certificate that signed itself is often given as its own authority. Other programs accept
+//! that; strict verification does not, because an authority is no server. Here a server whose
+//! certificate is in the file is trusted directly. Not here: connecting.
 
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl std::fmt::Display for Fingerprint {
 impl std::str::FromStr for Fingerprint {
     type Err = &'static str;
 
-    /// Hexadecimal digits, with colons or without, also behind `sha256 Fingerprint=`.
+    /// Reads hexadecimal digits, with colons or without, also behind `sha256 Fingerprint=`.
     fn from_str(text: &str) -> Result<Self, &'static str> {
         let wrong = "is not a SHA-256 fingerprint: 64 hexadecimal digits, as \
                      `openssl x509 -noout -fingerprint -sha256 -in FILE` prints them";
@@ -62,19 +62,20 @@ impl std::str::FromStr for Fingerprint {
     }
 }
 
-/// Who is trusted.
+/// Which servers are trusted.
 #[derive(Debug, Clone, Default)]
 pub struct Trust<'a> {
     /// PEM of the certificates to trust instead of the system's authorities.
     pub given: Option<&'a [u8]>,
-    /// A given certificate has to name the host, also where it is the server's own.
+    /// Whether a given certificate has to name the host even if it is the server's own.
     pub by_name: bool,
-    /// Not empty: exactly these servers' certificates, whoever signed them, whatever they name.
+    /// If not empty, exactly the certificates with these fingerprints are trusted, whoever signed
+    /// them and whatever they name.
     pub pinned: Vec<Fingerprint>,
 }
 
 impl Trust<'_> {
-    /// The configuration of a client; `own`: its certificates and key, in PEM.
+    /// The configuration of a client. `own` is the client's certificates and key, in PEM.
     ///
     /// # Errors
     /// What is wrong with a file, or that the system has no authorities.
@@ -93,7 +94,7 @@ impl Trust<'_> {
             .map_err(|e| e.to_string())
     }
 
-    /// What looks at a server's certificate.
+    /// The verifier of servers' certificates.
     ///
     /// # Errors
     /// What is wrong with the given certificates, or that the system has no authorities.
@@ -108,9 +109,11 @@ impl Trust<'_> {
             pinned: self.pinned.clone(),
             provider: Arc::clone(provider),
         };
+
         if !verifier.pinned.is_empty() {
             return Ok(verifier);
         }
+
         let mut roots = RootCertStore::empty();
         match self.given {
             Some(pem) => {
@@ -124,9 +127,11 @@ impl Trust<'_> {
                 let _ = roots.add_parsable_certificates(system.certs);
             }
         }
+
         if roots.is_empty() {
             return Err("this system trusts no authority".to_owned());
         }
+
         let usual =
             WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider));
         verifier.usual = Some(usual.build().map_err(|e| e.to_string())?);
@@ -134,10 +139,10 @@ impl Trust<'_> {
     }
 }
 
-/// The certificates of a PEM file; at least one.
+/// The certificates of a PEM file, at least one.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the file.
 pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| e.to_string())?;
@@ -149,7 +154,7 @@ pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> 
 
 #[derive(Debug)]
 struct Verifier {
-    /// Against authorities; none where certificates are pinned.
+    /// The verification against authorities; `None` if certificates are pinned.
     usual: Option<Arc<WebPkiServerVerifier>>,
     given: Vec<CertificateDer<'static>>,
     by_name: bool,
@@ -158,7 +163,8 @@ struct Verifier {
 }
 
 impl Verifier {
-    /// The server's own certificate was given: nobody else has to vouch for it.
+    /// Checks the dates, and the name if that is asked for, of a server's certificate that was
+    /// given itself. Nobody else has to vouch for it.
     fn is_in_force(
         &self,
         certificate: &CertificateDer<'_>,
@@ -167,6 +173,7 @@ impl Verifier {
     ) -> Result<(), Error> {
         let parsed =
             Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
+
         let validity = parsed.tbs_certificate().validity();
         if now.as_secs() < validity.not_before.to_unix_duration().as_secs() {
             return Err(CertificateError::NotValidYet.into());
@@ -174,9 +181,11 @@ impl Verifier {
         if now.as_secs() > validity.not_after.to_unix_duration().as_secs() {
             return Err(CertificateError::Expired.into());
         }
+
         if self.by_name {
             verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
         }
+
         Ok(())
     }
 }
@@ -195,14 +204,17 @@ impl ServerCertVerifier for Verifier {
             if self.pinned.contains(&found) {
                 return Ok(ServerCertVerified::assertion());
             }
+
             let why =
                 format!("the server's certificate is another one: its fingerprint is {found}");
             return Err(Error::General(why));
         };
+
         if self.given.contains(end_entity) {
             self.is_in_force(end_entity, name, now)?;
             return Ok(ServerCertVerified::assertion());
         }
+
         usual.verify_server_cert(end_entity, intermediates, name, ocsp, now)
     }
 

@@ -1,8 +1,9 @@
-//! Reading the configuration again: on SIGHUP, and when the content of a watched file changes.
+//! Reading the configuration again, on SIGHUP and when the content of a watched file changes.
 //!
-//! Invariants: what is refused changes nothing, and what is the same does nothing; a file is compared
-//! with what was read of it, so no change is lost whenever it comes; a refused configuration is tried
-//! again by itself, because what it lacks (a secret that is mounted later) may not be a watched file.
+//! Invariants: a refused configuration changes nothing, and an unchanged one does nothing; a file
+//! is compared with its content at the last reading, so no change is lost whenever it comes; a
+//! refused configuration is tried again by itself, because what it lacks (a secret that is mounted
+//! later) may not be a watched file.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,24 +17,25 @@ use crate::lifecycle::Hangup;
 use crate::metrics;
 use crate::session::Change;
 
-/// How often watched files are looked at.
+/// How often watched files are read.
 const WATCH_EVERY: Duration = Duration::from_secs(2);
 
-/// Connections that look at new rules together, and the pause behind them: 100,000 take some seconds.
+/// How many connections are judged by new rules together, and the pause after them. 100,000
+/// connections take some seconds.
 const AT_ONCE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long they wait for the application to have room.
+/// How long the next connections wait for the application to have room.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
-/// The configuration that counts.
+/// The configuration in force.
 pub(super) struct InForce {
     pub(super) values: Values,
-    /// Of what is shown of it.
+    /// The hash of the configuration as it is printed.
     pub(super) sha: String,
 }
 
-/// Watches for ever.
+/// Reloads the configuration when that is asked for or files have changed, for ever.
 pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_force: InForce) {
     let mut files = app.context.policy.load().files.clone();
     loop {
@@ -41,10 +43,12 @@ pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_f
             () = hangup.signalled() => true,
             () = sleep(WATCH_EVERY) => false,
         };
+
         let changed = files.look();
         if !asked && !changed && app.lifecycle.reload_problem().is_none() {
             continue;
         }
+
         match reload() {
             Ok(loaded) => {
                 files = loaded.policy.files.clone();
@@ -57,7 +61,8 @@ pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_f
     }
 }
 
-/// Keeps the old configuration. Tried again by itself and refused for the same, it is no news.
+/// Keeps the old configuration. The same refusal of an attempt that nobody asked for is not logged
+/// again.
 fn refused(app: &App, problems: &[Problem], news: bool) {
     let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
     let all = all.join("; ");
@@ -68,7 +73,7 @@ fn refused(app: &App, problems: &[Problem], news: bool) {
     app.lifecycle.reloaded(Some(all));
 }
 
-/// Takes a configuration in, if it is another one. True when what is allowed has changed.
+/// Puts a configuration in force if it differs. True if what is allowed has changed.
 fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     app.lifecycle.reloaded(None);
     let Loaded { config, policy, printed, values } = loaded;
@@ -101,8 +106,9 @@ fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     rules_changed
 }
 
-/// What the new configuration does not touch stays: key sets, the callback's answers and connections.
-/// True when the rules are others, or connections without a token are not let in any more.
+/// Replaces the policy. What the new configuration does not touch stays: key sets, the callback's
+/// answers and connections. True if the rules differ, or if connections without a token are not
+/// allowed any more.
 fn put_in_force(app: &App, policy: Policy, config: &Config) -> bool {
     let mut policy = with_revocations(policy, &app.context.gateway);
     app.context.jwks.adopt(policy.verifier.keys_mut());
@@ -123,8 +129,8 @@ fn put_in_force(app: &App, policy: Policy, config: &Config) -> bool {
     true
 }
 
-/// Lets every session look at the new rules: a few at a time, so that nothing else waits for them, and
-/// only while the application has room for questions.
+/// Lets every session judge its channels by the new rules: a few at a time, so that nothing else
+/// waits for them, and only while the application has room for questions.
 async fn judge_again(app: &App) {
     let hub = app.context.gateway.hub();
     let ids = hub.ids();
@@ -135,6 +141,7 @@ async fn judge_again(app: &App) {
         {
             sleep(PAUSE).await;
         }
+
         some.iter().filter_map(|id| hub.get(*id)).for_each(|connection| connection.look());
         sleep(PAUSE).await;
     }

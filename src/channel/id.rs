@@ -1,12 +1,13 @@
-//! Ids in channel names. An id is any text that the application has for a user or a thing; a part of
-//! a channel's name holds less. What it cannot hold is percent-encoded, so that no two ids ever
-//! share a channel, and the id can be read back.
+//! Ids in channel names. An id is any text that the application has for a user or a thing, but a
+//! part of a channel's name may not hold every character. The others are percent-encoded, so that
+//! no two ids ever share a channel, and the id can be read back.
 
 use std::borrow::Cow;
 
 use super::is_forbidden;
 
-/// Longest id in bytes, as it is: a Kubernetes service account's name has up to 339.
+/// The longest id in bytes, before it is encoded. A Kubernetes service account's name has up to
+/// 339.
 pub const MAX_ID_BYTES: usize = 512;
 
 /// Why a text is not an id.
@@ -20,10 +21,10 @@ pub enum IdError {
     Control,
 }
 
-/// Is this an id? Any text is that is not empty, not endless, and of characters that can be shown.
+/// Checks an id. Any text is one that is not empty, not too long, and without control characters.
 ///
 /// # Errors
-/// Why it is none.
+/// Why the text is not an id.
 pub fn check_id(id: &str) -> Result<(), IdError> {
     if id.is_empty() {
         return Err(IdError::Empty);
@@ -37,9 +38,9 @@ pub fn check_id(id: &str) -> Result<(), IdError> {
     Ok(())
 }
 
-/// The part of a channel's name that stands for an id: `did:privy:1` is `did%3Aprivy%3A1`. Encoded are
-/// `%`, `:` and what no name may hold, each byte of their UTF-8 as `%` and two upper-case digits. All
-/// else stays as it is.
+/// The part of a channel's name that stands for an id: `did:privy:1` is `did%3Aprivy%3A1`. `%`, `:`
+/// and everything that no name may hold are encoded, each byte of their UTF-8 as `%` and two
+/// upper-case digits. All else stays as it is.
 #[must_use]
 pub fn encode_id(id: &str) -> Cow<'_, str> {
     let is_odd = |c: char| matches!(c, '%' | ':') || is_forbidden(c);
@@ -59,7 +60,8 @@ pub fn encode_id(id: &str) -> Cow<'_, str> {
     Cow::Owned(encoded)
 }
 
-/// The id that a part of a channel's name stands for; `None` for a part that [`encode_id`] never makes.
+/// The id that a part of a channel's name stands for; `None` for a part that [`encode_id`] never
+/// makes.
 #[must_use]
 pub fn decode_id(part: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(part.len());
@@ -109,6 +111,7 @@ mod tests {
             assert_eq!(encode_id(id), part, "{id}");
             assert_eq!(decode_id(part).as_deref(), Some(id), "{part}");
         }
+
         for part in ["%", "%3", "%zz", "%3a", "%41", "a b", "a:b", "%FF", "%C3", "%+1"] {
             assert_eq!(decode_id(part), None, "{part}");
         }
@@ -126,7 +129,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is somebody else has another channel, and every id can be read back.
+        /// Two ids always have two channels, and every id can be read back.
         #[test]
         fn field_c10_encoding_is_reversible_and_never_joins_two_ids(
             one in "([%:*a2A5 '\u{e9}\u{3000}]|\\PC){1,12}",

@@ -1,4 +1,5 @@
-//! Listening and serving HTTP/1.1 connections. An upgraded socket leaves here with its TCP stream.
+//! Listening and serving HTTP/1.1 connections. A connection that is upgraded leaves with its TCP
+//! stream.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -29,35 +30,38 @@ use crate::lifecycle::{self, Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 
-/// Connections that the kernel may hold for us: a burst must not lose SYNs, which would come again
+/// Connections that the kernel may hold for us. A burst must not lose SYNs, which clients repeat
 /// only after a second.
 const BACKLOG: u32 = 4096;
 
 /// How long a peer may leave bytes of ours unacknowledged, or its window closed, before the kernel
-/// ends the connection (tcp(7), TCP_USER_TIMEOUT): whoever does not read an answer holds no place.
+/// ends the connection (tcp(7), TCP_USER_TIMEOUT). A client that does not read its answer holds no
+/// place.
 const UNREAD: Duration = Duration::from_secs(20);
 
-/// An HTTP connection that did not become a socket ends after this and its answer in hand.
+/// An HTTP connection that did not become a socket or a stream ends after this time, with the
+/// answer that it is waiting for.
 const LIFETIME: Duration = Duration::from_secs(600);
 
-/// And gets this long for that answer.
+/// How long the last answer may take after `LIFETIME`.
 const LAST_ANSWER: Duration = Duration::from_secs(30);
 
 /// Bounds for one listener's HTTP connections.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
     connections: usize,
-    /// For a request's head, from the first wait for it: no slowloris.
+    /// The time for a request's head, from the first wait for it. It ends slowloris attacks.
     head: Duration,
 }
 
 pub type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
 
-/// What those who connect leave to others.
+/// What a listener's clients leave to others.
 pub struct Clients {
-    /// File descriptors that are not theirs.
+    /// File descriptors that clients may not take.
     pub reserve: u64,
-    /// What an address may hold, as it is configured now, where there are so many descriptors.
+    /// What an address may hold, by the current configuration and the number of descriptors for
+    /// clients.
     pub share: Shares,
 }
 
@@ -75,28 +79,35 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Binds the address.
+    ///
     /// # Errors
     /// The address cannot be bound.
     pub fn bind(address: SocketAddr, connections: usize, head: Duration) -> std::io::Result<Self> {
         let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
         socket.set_reuseaddr(true)?;
-        // Linux gives these to every connection that it accepts (tcp(7)): two calls fewer for each.
-        // Replies and events are whole when they are written; waiting for more would only add delay.
+
+        // Linux copies these options to every connection that it accepts (tcp(7)), which saves two
+        // calls for each. Replies and events are whole when they are written; waiting for more
+        // would only add delay.
         socket.set_nodelay(true)?;
         SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD))?;
+
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
         let bounds = Bounds { connections, head };
         Ok(Self { listener, bounds, clients: Clients::default() })
     }
 
-    /// Holds whoever connects to this.
+    /// Sets the limits for those who connect.
     #[must_use]
     pub fn limited(mut self, clients: Clients) -> Self {
         self.clients = clients;
         self
     }
 
+    /// The bound address.
+    ///
     /// # Errors
     /// The socket's own.
     pub fn address(&self) -> std::io::Result<SocketAddr> {
@@ -104,22 +115,23 @@ impl Listener {
     }
 }
 
-/// What an HTTP connection holds beside its socket; handlers find it among the request's extensions.
+/// What an HTTP connection holds beside its socket. Handlers find it among the request's
+/// extensions.
 #[derive(Clone)]
 pub(super) struct Tenure(Arc<State>);
 
 struct State {
     seat: Arc<Seat>,
     streams: AtomicUsize,
-    /// What is written waits for the socket that the connection becomes.
+    /// Whether written bytes are held back for the socket that the connection becomes.
     holds: AtomicBool,
 }
 
-/// An answer without end is under way on the connection.
+/// An endless answer on the connection, for as long as it is under way.
 pub(super) struct Streaming(Arc<State>);
 
 impl Tenure {
-    /// The connection becomes a stream: limited as a socket is, and not by its age.
+    /// Turns the connection into a stream, which is limited as a socket is, and not by its age.
     pub(super) fn stream(&self) -> Streaming {
         self.0.seat.leave_http();
         self.0.streams.fetch_add(1, Ordering::Relaxed);
@@ -131,7 +143,8 @@ impl Tenure {
         Arc::clone(&self.0.seat)
     }
 
-    /// The answer under way goes out with the first words of the socket that the connection becomes.
+    /// Holds the answer back, so that it leaves with the first messages of the socket that the
+    /// connection becomes.
     pub(super) fn hold(&self) {
         self.0.holds.store(true, Ordering::Relaxed);
     }
@@ -151,21 +164,24 @@ impl Drop for Streaming {
     }
 }
 
-/// Accepts until the drain begins (`until` is reached), then closes the listening socket.
+/// Accepts connections until the phase is `until`, then closes the listening socket.
 pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, until: Phase) {
     let Listener { listener, bounds, clients } = listener;
     let places = Arc::new(Places::default());
     let ended = lifecycle.reached(until);
     tokio::pin!(ended);
+
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             () = &mut ended => return,
         };
+
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
-                // Out of file descriptors, mostly: shed, log, and do not spin.
+                // Mostly the process is out of file descriptors. The pause keeps the loop from
+                // spinning.
                 logging::repeated(("cannot accept", ""), &e.kind(), move |repeated| {
                     tracing::warn!(error = %e, repeated, "cannot accept");
                 });
@@ -174,6 +190,7 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
                 continue;
             }
         };
+
         let seat = match seat(&stream, peer.ip(), (&places, &clients, bounds)) {
             Ok(seat) => Arc::new(seat),
             Err(what) => {
@@ -183,6 +200,7 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
                 continue;
             }
         };
+
         let router = router.clone();
         let ended = {
             let lifecycle = lifecycle.clone();
@@ -193,14 +211,15 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             streams: AtomicUsize::new(0),
             holds: AtomicBool::new(false),
         }));
+
         lifecycle.spawn_connection(async move {
             connection((stream, peer), router, (bounds.head, tenure), ended).await;
         });
     }
 }
 
-/// RFC 9112 section 3.2: exactly one Host, and a valid one. Who disagrees with a proxy about the host of a request
-/// can be made to answer in another's name. HTTP/1.0 needs none.
+/// RFC 9112 section 3.2: exactly one Host, and a valid one. A server that disagrees with a proxy
+/// about a request's host can be made to answer in another's name. HTTP/1.0 needs no Host.
 fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -213,28 +232,32 @@ fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// A place for a connection that was accepted.
+/// Takes a place for a connection that was accepted.
 fn seat(
     stream: &TcpStream,
     ip: IpAddr,
     (places, clients, bounds): (&Arc<Places>, &Clients, Bounds),
 ) -> Result<Seat, Rejected> {
-    // The kernel gives the lowest number that is free: below this one all are taken.
+    // The kernel gives the lowest free number: all below this one are taken.
     let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
     let limit = lifecycle::open_files();
-    // Where there are few at all, a quarter has to do.
+
+    // Of a low limit, no more than a quarter is set aside.
     let room = limit - clients.reserve.min(limit / 4);
     if clients.reserve > 0 && taken >= room {
         return Err(Rejected::OpenFiles);
     }
+
     let share = (clients.share)(ip, usize::try_from(room).unwrap_or(usize::MAX));
     places.take(ip, share, bounds.connections)
 }
 
-/// Says that it may come again (RFC 9110 section 15.6.4), as far as that goes without waiting.
+/// Answers that the client may come again (RFC 9110 section 15.6.4), as far as that goes without
+/// waiting.
 fn put_off(stream: &TcpStream) {
     let mut socket = &*SockRef::from(stream);
-    // Closing with unread bytes is a reset, which overtakes the answer. Failures leave it at that.
+    // Closing with unread bytes is a reset, which would overtake the answer. Errors are ignored:
+    // the connection ends in any case.
     let _ = socket.read(&mut [0; MAX_HEAD]);
     let _ = socket.write(
         b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
@@ -242,7 +265,7 @@ fn put_off(stream: &TcpStream) {
     );
 }
 
-/// Waits until the connection has had its time; a stream has no such end.
+/// Waits until the connection has had its time. A stream has no such end.
 async fn outlived(tenure: &Tenure, time: Duration) {
     loop {
         tokio::time::sleep(time).await;
@@ -252,7 +275,8 @@ async fn outlived(tenure: &Tenure, time: Duration) {
     }
 }
 
-/// Serves one connection. When `ended` comes, an idle one is closed and a busy one after its answer.
+/// Serves one connection. When `ended` completes, an idle connection is closed at once and a busy
+/// one after its answer.
 async fn connection(
     (stream, peer): (TcpStream, SocketAddr),
     router: Router,
@@ -263,6 +287,7 @@ async fn connection(
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
         request.extensions_mut().insert(held.clone());
+
         let named = names_its_host(request.version(), request.headers());
         let answer = named.then(|| router.clone().call(request));
         let beyond = held.0.seat.is_beyond();
@@ -275,13 +300,14 @@ async fn connection(
                     refuse(StatusCode::BAD_REQUEST, why)
                 }
             };
-            // One too many of its address has one answer.
+            // A connection beyond its address's share gets one answer.
             if beyond && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             Ok::<_, Infallible>(answer)
         }
     });
+
     let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(head)
@@ -289,11 +315,13 @@ async fn connection(
         .serve_connection(TokioIo::new(Wire::new(stream, tenure.clone())), service)
         .with_upgrades();
     tokio::pin!(serving);
+
     let served = tokio::select! {
         served = &mut serving => Some(served),
         () = ended => None,
         () = outlived(&tenure, LIFETIME) => None,
     };
+
     let served = match served {
         Some(served) => served,
         None => {
@@ -304,6 +332,7 @@ async fn connection(
             }
         }
     };
+
     if let Err(e) = served {
         if e.is_timeout() {
             metrics::rejected(Rejected::Timeout);

@@ -1,4 +1,4 @@
-//! The admin listener: metrics, health, debugging. It is never public.
+//! The admin listener: metrics, health, debugging. It must never be public.
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -13,10 +13,10 @@ use crate::lifecycle::Phase;
 use crate::logging;
 use crate::session::unix_now;
 
-/// Most connections that one answer lists.
+/// The most connections that one answer lists.
 const MAX_LISTED: usize = 1000;
 
-/// A shard that did not get a turn for this long makes no progress.
+/// A shard whose task has had no turn for this long makes no progress.
 const STUCK_TICKS: u32 = 20 * TICKS_PER_SECOND;
 
 pub(super) async fn metrics(State(app): State<App>) -> Response {
@@ -27,8 +27,8 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
 }
 
-/// Fails only when the process cannot make progress: a restart would then help, and nothing else
-/// that is wrong is mended by one.
+/// Liveness. It fails only when the process makes no progress, since a restart mends that and
+/// nothing else.
 pub(super) async fn livez(State(app): State<App>) -> Response {
     let lag = app.context.gateway.hub().lag();
     let alive = lag < STUCK_TICKS;
@@ -37,10 +37,10 @@ pub(super) async fn livez(State(app): State<App>) -> Response {
     json_response(status, &json!({ "alive": alive, "secondsBehind": seconds }))
 }
 
-/// Not ready before the first round trip to the broker, before what was revoked has been read, and
-/// while draining. A later outage of the
-/// broker keeps it ready, or every replica would leave the load balancer at once; it shows in the
-/// checks here, in the metrics and in the alerts.
+/// Readiness. A replica is not ready before the first round trip to the broker, before the key sets
+/// and the revocations have been read, and while it drains. A later outage of the broker leaves it
+/// ready, or every replica would leave the load balancer at once; the outage shows in the checks
+/// here, in the metrics and in the alerts.
 pub(super) async fn readyz(State(app): State<App>) -> Response {
     let health = app.context.gateway.broker().health();
     let started = app.lifecycle.is_broker_ready();
@@ -49,8 +49,10 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     let problem = app.lifecycle.reload_problem();
     let draining = app.lifecycle.phase() > Phase::Running;
     let revocations = app.context.gateway.revocations_health();
+
     let ready = started && has_keys && revocations.known && !draining;
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+
     let body = json!({
         "ready": ready,
         "checks": {
@@ -85,6 +87,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
             "what": error.what,
         })),
     });
+
     json_response(status, &body)
 }
 
@@ -94,10 +97,10 @@ pub(super) struct Filter {
     limit: Option<usize>,
 }
 
-/// Longest body of a question to the doctor.
+/// The longest body of a request for a token's diagnosis.
 const MAX_TOKEN: usize = 256 * 1024;
 
-/// The doctor's whole report on the token in the body.
+/// Answers the whole diagnosis of the token in the body.
 pub(super) async fn check_token(State(app): State<App>, body: axum::body::Body) -> Response {
     let Ok(body) = axum::body::to_bytes(body, MAX_TOKEN).await else {
         return json_response(StatusCode::PAYLOAD_TOO_LARGE, &json!({ "error": "too large" }));
@@ -109,15 +112,17 @@ pub(super) async fn check_token(State(app): State<App>, body: axum::body::Body) 
     json_response(StatusCode::OK, &serde_json::to_value(&report).unwrap_or_default())
 }
 
-/// The connections of this replica, or of one user with `?user=`.
+/// Lists the connections of this replica, or of one user with `?user=`.
 pub(super) async fn connections(State(app): State<App>, Query(filter): Query<Filter>) -> Response {
     let gateway = &app.context.gateway;
     let hub = gateway.hub();
     let limit = filter.limit.unwrap_or(100).min(MAX_LISTED);
+
     let found: Vec<_> = match &filter.user {
         Some(user) => hub.of_user(user),
         None => hub.ids().into_iter().take(limit).filter_map(|id| hub.get(id)).collect(),
     };
+
     let listed: Vec<_> = found
         .iter()
         .take(limit)
@@ -132,6 +137,7 @@ pub(super) async fn connections(State(app): State<App>, Query(filter): Query<Fil
             })
         })
         .collect();
+
     let total = hub.counts().connections;
     json_response(StatusCode::OK, &json!({ "total": total, "connections": listed }))
 }

@@ -1,4 +1,5 @@
-//! Who gets in: the counts, and where a token was carried. All pure but for the counts.
+//! Who is admitted: the counts of connections, and where a token was carried. All but the counts is
+//! pure.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use crate::auth::SessionCookie;
 use crate::metrics::Rejected;
 use crate::session::tokens::Brought;
 
-/// Sockets in all and per address.
+/// The counts of sockets and streams, in all and per address.
 #[derive(Default)]
 pub(super) struct Admissions {
     pub(super) refusals: Refusals,
@@ -24,22 +25,23 @@ pub(super) struct Admissions {
     courtesies: AtomicUsize,
 }
 
-/// Sockets beyond a limit that may be open at once, only to be told why; more get a status.
+/// How many sockets beyond a limit may be open at once, only to be told why. More of them get a
+/// status.
 const MAX_COURTESIES: usize = 256;
 
-/// A socket's place; given back when dropped.
+/// A socket's or stream's place; given back when dropped.
 pub(super) struct Place {
     admissions: Arc<Admissions>,
-    /// `None`: a socket beyond a limit, on its way out.
+    /// `None` for a socket beyond a limit, which is about to be closed.
     ip: Option<IpAddr>,
-    /// Its connection's place, which ends with the socket.
+    /// The place of its HTTP connection, which ends with the socket.
     seat: Option<Arc<Seat>>,
-    /// Whoever has it was refused, and has waited for that.
+    /// Whether the client was refused already, and has waited for its answer.
     refused: bool,
 }
 
 impl Admissions {
-    /// Takes a place for a socket from `ip`.
+    /// Takes a place for a socket or stream from `ip`.
     pub(super) fn take(
         self: &Arc<Self>,
         ip: IpAddr,
@@ -60,7 +62,7 @@ impl Admissions {
         Ok(Place { admissions: Arc::clone(self), ip: Some(ip), seat: None, refused: false })
     }
 
-    /// A place for a socket that is opened only to be closed with a reason.
+    /// Takes a place for a socket that is opened only to be closed with a reason.
     pub(super) fn courtesy(self: &Arc<Self>) -> Option<Place> {
         let place = Place { admissions: Arc::clone(self), ip: None, seat: None, refused: true };
         let before = self.courtesies.fetch_add(1, Ordering::Relaxed);
@@ -75,13 +77,13 @@ impl Place {
         self
     }
 
-    /// For somebody whose token was refused in the handshake.
+    /// Marks the place as that of a client whose token was refused in the handshake.
     pub(super) fn of_refused(mut self) -> Self {
         self.refused = true;
         self
     }
 
-    /// Its socket's token is refused: how long the answer waits.
+    /// How long the answer waits when the token of the place's socket is refused.
     pub(super) fn refuse(&mut self, longest: Duration) -> Duration {
         match self.ip {
             Some(ip) if !self.refused => self.admissions.refusals.wait(ip, longest),
@@ -104,7 +106,7 @@ impl Drop for Place {
     }
 }
 
-/// An IPv6 customer has a whole /64: it counts as one.
+/// The network that an address counts for: an IPv6 customer has a whole /64.
 pub(super) fn network(ip: IpAddr) -> IpAddr {
     match ip.to_canonical() {
         IpAddr::V4(ip) => IpAddr::V4(ip),
@@ -118,16 +120,16 @@ pub(super) fn network(ip: IpAddr) -> IpAddr {
 /// The subprotocol that a client offers beside `bearer.<jwt>`, and that is selected.
 pub(super) const SUBPROTOCOL: &str = "tollgate";
 
-/// Where cookies are looked for.
+/// The cookies that may hold a token.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Cookies<'p> {
-    /// One that holds a token.
+    /// The name of the cookie that holds a token.
     pub(super) token: Option<&'p str>,
     pub(super) session: Option<&'p SessionCookie>,
 }
 
-/// So many tokens of one request are looked at: of each way that the page itself gives one, and of
-/// cookies, which the browser adds.
+/// How many tokens of one request are checked: of each carrier that the page itself sets, and of
+/// the cookies, which the browser adds.
 const MAX_GIVEN: usize = 2;
 const MAX_AMBIENT: usize = 6;
 
@@ -140,8 +142,9 @@ pub(super) fn brought<'r>(
     let given = |by, token| Brought { by, session: None, token };
     let header = bearer(headers).map(|token| given("header", token));
     let subprotocols = offered(headers).filter_map(|p| p.strip_prefix("bearer."));
+
     let pairs: Vec<_> = headers::cookies(headers).collect();
-    // One name may come with several paths, and an emptied cookie is what a sign-out leaves.
+    // One name may come with several paths, and a sign-out leaves an empty cookie.
     let named = |pair: &&(&str, &str)| cookies.token == Some(pair.0) && !pair.1.is_empty();
     let tokens = pairs.iter().filter(named).map(|(_, token)| given("cookie", (*token).into()));
     let sessions = cookies.session.map(|session| session.find(&pairs)).unwrap_or_default();
@@ -181,9 +184,11 @@ mod tests {
             ("cookie", "a=b; jwt=; jwt=c; jwt=d"),
             ("cookie", "s.1=b; s.0=a; s.3=d; s=whole; t="),
         ]);
+
         let session =
             SessionCookie { names: ["s", "t"].map(str::to_owned).to_vec(), secrets: vec![] };
         let cookies = Cookies { token: Some("jwt"), session: Some(&session) };
+
         let found = brought(&map, &uri, cookies);
         let found: Vec<_> = found.iter().map(|b| (b.by, b.session, &*b.token)).collect();
         let expected = [
@@ -197,8 +202,10 @@ mod tests {
             ("query", None, "r"),
         ];
         assert_eq!(found, expected);
+
         let many: Uri = format!("/ws?{}", "token=x&".repeat(100)).parse().unwrap();
         assert_eq!(brought(&map, &many, cookies).len(), expected.len());
+
         let none = headers(&[("cookie", "jwt=; s=; a=b")]);
         assert!(brought(&none, &"/ws".parse().unwrap(), cookies).is_empty());
         assert!(
@@ -211,12 +218,15 @@ mod tests {
     fn places_are_given_back() {
         let admissions = Arc::new(Admissions::default());
         let (a, b) = ("1.1.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+
         let first = admissions.take(a, 2, 1).ok().unwrap();
         assert_eq!(admissions.take(a, 2, 1).err(), Some(Rejected::PerIp));
         let second = admissions.take(b, 2, 1).ok().unwrap();
+
         let third = admissions.take("2001:db8::2".parse().unwrap(), 3, 1);
         assert_eq!(third.err(), Some(Rejected::PerIp), "one /64");
         assert_eq!(admissions.take(a, 2, 9).err(), Some(Rejected::Connections));
+
         let courtesies: Vec<_> = (0..300).filter_map(|_| admissions.courtesy()).collect();
         assert_eq!(courtesies.len(), MAX_COURTESIES);
         drop((first, second, courtesies));

@@ -1,4 +1,4 @@
-//! Letting a request become a socket or a stream: its place, its token, its format.
+//! Admitting a request that becomes a socket or a stream: its place, its token, its format.
 
 use std::net::IpAddr;
 
@@ -19,7 +19,7 @@ use crate::protocol::codes::{Close, CloseCode};
 use crate::session::Admission;
 use crate::session::tokens::close_of;
 
-/// Who asks to be let in.
+/// What a request asks to become.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Asking {
     /// `by_close`: a refusal is a socket that is closed with a reason.
@@ -29,7 +29,8 @@ pub(super) enum Asking {
     Stream,
 }
 
-/// The token's fate, and the socket's or stream's place; or the answer that refuses it.
+/// Decides on a request: the outcome for its token, and its place among sockets and streams; or the
+/// answer that refuses it.
 pub(super) async fn admit(
     app: &App,
     policy: &Policy,
@@ -40,13 +41,15 @@ pub(super) async fn admit(
     let ip = client_ip(&request.extensions, &request.headers, policy);
     let seat = request.extensions.get::<Tenure>().map(Tenure::seat);
     let limits = &policy.limits;
+
     let take = || {
-        // The connection itself is one too many of its address.
+        // The connection itself is beyond its address's share.
         if seat.as_ref().is_some_and(|seat| seat.is_beyond()) {
             return Err(Rejected::PerIp);
         }
         app.admissions.take(ip, limits.connections, limits.connections_per_ip)
     };
+
     let place = match take() {
         Ok(place) => place.on(seat.clone()),
         Err(what) => {
@@ -63,8 +66,10 @@ pub(super) async fn admit(
             return Err(too_many());
         }
     };
+
     let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
     let brought = admission::brought(&request.headers, &request.uri, cookies);
+
     let checked = if brought.is_empty() {
         match without_token(policy, request, asking) {
             Some(admission) => return Ok((admission, place)),
@@ -73,6 +78,7 @@ pub(super) async fn admit(
     } else {
         app.context.check_first(&brought, ip).await
     };
+
     match checked {
         Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
         Err(reason) if by_close && reason.is_ours() => {
@@ -80,7 +86,7 @@ pub(super) async fn admit(
         }
         Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
         Err(reason) => {
-            // Whoever waits holds nothing but its own connection.
+            // While its answer waits, a refused client holds nothing but its own connection.
             drop(place);
             hold_back(app, ip, policy).await;
             if !by_close {
@@ -92,20 +98,22 @@ pub(super) async fn admit(
     }
 }
 
-/// What becomes of a request that brought no token; `None`: it is refused.
+/// The outcome for a request without a token; `None` refuses it.
 fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<Admission> {
     let announced = || parameters(&request.uri, "auth").any(|how| how == "message");
     let by_cookie = policy.cookie.is_some() || policy.verifier.session().is_some();
+
     match asking {
         Asking::Socket { .. } if announced() => Some(Admission::AwaitToken),
         _ if policy.anonymous => Some(Admission::Anonymous),
-        // Pages that rely on their cookie send no message: they are signed out, and have to hear it now.
+        // Pages that rely on their cookie send no first message: they are signed out, and have to
+        // learn it now.
         Asking::Socket { .. } if !by_cookie => Some(Admission::AwaitToken),
         Asking::Socket { .. } | Asking::Stream => None,
     }
 }
 
-/// An address that is refused again and again waits for its answer.
+/// Delays the answer to an address that is refused again and again.
 pub(super) async fn hold_back(app: &App, ip: IpAddr, policy: &Policy) {
     let wait = app.admissions.refusals.wait(ip, policy.limits.refusal_wait.0);
     if wait.is_zero() {
@@ -129,7 +137,7 @@ pub(super) fn client_ip(extensions: &Extensions, headers: &HeaderMap, policy: &P
     headers::client_ip(peer, headers, &policy.trusted_proxies)
 }
 
-/// `?format=`.
+/// Reads `?format=`.
 pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
     match parameters(&request.uri, "format").next().as_deref() {
         None | Some("plain") => Ok(false),

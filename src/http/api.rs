@@ -1,9 +1,9 @@
 //! The server API: Centrifugo's method names, shapes and error codes, so that existing backend
-//! libraries work. `X-API-Key: KEY` or `Authorization: apikey KEY`.
+//! libraries work. The key comes as `X-API-Key: KEY` or `Authorization: apikey KEY`.
 //!
-//! As there, a call that was understood answers 200 with `result` or `error`; a missing key is 401
-//! and a body that is not JSON 400. A field that this version does not have is refused by name
-//! with code 108 rather than ignored.
+//! As in Centrifugo, a call that was understood is answered with 200 and `result` or `error`; a
+//! missing key is 401, and a body that is not JSON is 400. A field that this version does not have
+//! is refused by name with code 108 rather than ignored.
 
 use std::sync::Arc;
 
@@ -32,10 +32,10 @@ use crate::metrics::{self, Rejected};
 use crate::session::unix_now;
 use crate::strict;
 
-/// Most channels in one broadcast.
+/// The most channels of one broadcast.
 const MAX_BROADCAST: usize = 1000;
 
-/// An error as Centrifugo numbers them.
+/// An error with Centrifugo's number.
 struct ApiError(u32, String);
 
 impl ApiError {
@@ -80,6 +80,7 @@ pub(super) async fn call(
             "unauthorized: send a key of api.keys as X-API-Key\n",
         );
     }
+
     let limits = &policy.limits;
     let deadline = Instant::now() + limits.request_timeout.0;
     let body = Limited::new(request.into_body(), limits.request_body_bytes).collect();
@@ -94,11 +95,13 @@ pub(super) async fn call(
             return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n");
         }
     };
+
     let work = dispatch(&app, &method, &body);
     let result = match timeout_at(deadline, work).await {
         Ok(result) => result,
         Err(_) => Err(ApiError(100, "the broker did not answer in time".to_owned())),
     };
+
     match result {
         Ok(result) => json_response(StatusCode::OK, &json!({ "result": result })),
         Err(error) => json_response(StatusCode::OK, &json!({ "error": error_value(&error) })),
@@ -109,7 +112,8 @@ fn error_value(ApiError(code, message): &ApiError) -> Value {
     json!({ "code": code, "message": message })
 }
 
-/// Compares with every key, in a time that depends on neither: hashes of equal length, all of them.
+/// Compares the given key with every configured one, in a time that depends on no content: all are
+/// compared, by hashes of equal length.
 fn key_accepted(headers: &HeaderMap, keys: &[Arc<[u8]>]) -> bool {
     let given = headers.get("x-api-key").map(|v| v.as_bytes()).or_else(|| {
         let value = headers.get(header::AUTHORIZATION)?.as_bytes();
@@ -142,7 +146,7 @@ fn parse<'b, T: Deserialize<'b>>(body: &'b [u8]) -> Result<T, ApiError> {
     strict::from_slice(body).map_err(|e| ApiError::bad_request(format!("bad request: {e}")))
 }
 
-/// Fields that were sent and that this version does not have.
+/// Refuses fields that were sent and that this version does not have.
 fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
     let is_set = |v: &&Value| !matches!(v, Value::Null | Value::Bool(false)) && *v != "";
     match rest.iter().find(|(_, v)| is_set(v)) {
@@ -176,7 +180,7 @@ async fn publish(app: &App, request: Publish<'_>) -> ApiResult {
     publish_one(app, &channel, payload, request.kept).await
 }
 
-/// How a publication is to be kept; without a word, as the channel's rule says.
+/// How a publication is to be kept. By default the channel's rule decides.
 #[derive(Deserialize, Clone, Default)]
 struct Keep {
     #[serde(default)]
@@ -185,20 +189,22 @@ struct Keep {
     idempotency_key: Option<String>,
 }
 
-/// Longest idempotency key in bytes.
+/// The longest idempotency key in bytes.
 const MAX_IDEMPOTENCY_KEY: usize = 256;
 
-/// The answer holds the position where the channel has a history.
+/// Publishes to one channel. The answer holds the position where the channel has a history.
 async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Keep) -> ApiResult {
     let idempotency_key = keep.idempotency_key.filter(|key| !key.is_empty());
     if idempotency_key.as_ref().is_some_and(|key| key.len() > MAX_IDEMPOTENCY_KEY) {
         return Err(ApiError::bad_request("idempotency_key: at most 256 bytes"));
     }
+
     let policy = app.context.policy.load();
     if !access::is_given(channel, &policy.rules) {
         let why = "no rule of [[channels]] gives this channel: nobody can be subscribed to it";
         return Err(ApiError(102, format!("unknown channel: {why}")));
     }
+
     let retention = access::history(channel, &policy.rules);
     drop(policy);
     let durable = match retention.filter(|_| !keep.skip_history) {
@@ -210,6 +216,7 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
         }
         None => None,
     };
+
     let position = app.context.gateway.publish(channel, payload, durable).await?;
     Ok(position.map_or_else(|| json!({}), |p| json!({ "offset": p.offset, "epoch": &*p.epoch })))
 }
@@ -225,12 +232,14 @@ struct Broadcast<'a> {
     rest: Map<String, Value>,
 }
 
-/// One answer per channel, in their order; one bad channel does not hold back the others.
+/// Publishes to several channels, with one answer per channel in their order. A bad channel does
+/// not hold back the others.
 async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
     refuse_rest(&request.rest)?;
     if request.channels.is_empty() || request.channels.len() > MAX_BROADCAST {
         return Err(ApiError::bad_request(format!("channels: 1 to {MAX_BROADCAST} names")));
     }
+
     let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
     let publications = request.channels.iter().map(|name| {
         let (payload, keep) = (payload.clone(), request.kept.clone());
@@ -245,11 +254,12 @@ async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
             }
         }
     });
+
     let responses = futures_util::future::join_all(publications).await;
     Ok(json!({ "responses": responses }))
 }
 
-/// A text, or a whole number as its decimal text.
+/// Reads a text, or a whole number as its decimal text.
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let text =
@@ -257,7 +267,7 @@ fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     Ok(text.into_owned())
 }
 
-/// A user's id as the token has it, not as channels do.
+/// Reads a user's id in the form of the token, not in that of a channel's name.
 fn user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let user = text(deserializer)?;
     check_id(&user).map_err(|e| D::Error::custom(format!("user: {e}")))?;
@@ -283,10 +293,10 @@ async fn disconnect(app: &App, request: Disconnect) -> ApiResult {
     Ok(json!({}))
 }
 
-/// How long a revocation holds when the call does not say: longer than any honest token lives.
+/// How long a revocation holds by default: longer than any honest token lives.
 const REVOKED_FOR: u64 = 30 * 86_400;
 
-/// The end of the year 9999; what is later counts milliseconds.
+/// The end of the year 9999. A larger number must be milliseconds.
 const MAX_SECONDS: u64 = 253_402_300_799;
 
 #[derive(Deserialize)]
@@ -294,7 +304,7 @@ struct RevokeToken {
     /// The token's `jti`; Centrifugo's name for it is `uid`.
     #[serde(alias = "uid", deserialize_with = "text")]
     jti: String,
-    /// Unix seconds: the token's own end, after which nobody need remember.
+    /// Unix seconds: the token's own end, after which the revocation may be forgotten.
     #[serde(default)]
     expire_at: Option<u64>,
     #[serde(flatten)]
@@ -314,8 +324,8 @@ async fn revoke_token(app: &App, request: RevokeToken) -> ApiResult {
 struct InvalidateUserTokens {
     #[serde(deserialize_with = "user")]
     user: String,
-    /// Unix seconds; tokens with an earlier `iat`, and those without one, are revoked. Without it all that
-    /// were issued up to now, this second included.
+    /// Unix seconds. Tokens with an earlier `iat` are revoked, and those without one. By default
+    /// that is all tokens that were issued up to now, this second included.
     #[serde(default)]
     issued_before: Option<u64>,
     #[serde(default)]
@@ -330,9 +340,10 @@ async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> Api
         return Err(ApiError::bad_request("issued_before counts seconds, not milliseconds"));
     }
     let (user, until) = (request.user, until(request.expire_at)?);
-    // `iat` has whole seconds: what was issued in this one may be older than the call. A token that is
-    // issued after it in the same second is refused too, which costs one new token; the other way round
-    // a stolen token would stay.
+
+    // `iat` has whole seconds: a token of this second may be older than the call. A token that is
+    // issued after the call in the same second is refused as well, which costs one new token. The
+    // other way round, a stolen token would stay valid.
     let issued_before = request.issued_before.unwrap_or_else(|| unix_now().saturating_add(1));
     revoke(app, Revocation::User { user, issued_before, until }).await
 }

@@ -1,5 +1,5 @@
-//! The demo page and what stands in for a shop's API; routed only with `--dev`, which listens on
-//! loopback only.
+//! The demo page, and what stands in for a shop's API. Both are routed only with `--dev`, which
+//! listens on loopback only.
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
@@ -31,8 +31,8 @@ pub(super) struct User {
     user: String,
 }
 
-/// What a login would give: a token of ten minutes. It is signed with a secret that only this process
-/// has, never with a configured key, whose tokens other gateways accept too.
+/// Answers what a login would: a token of ten minutes. It is signed with a secret that only this
+/// process has, never with a configured key, whose tokens other gateways accept too.
 pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
     let policy = app.context.policy.load();
     let claims = Value::Object(policy.verifier.claims_for(&user, unix_now(), 600));
@@ -48,7 +48,7 @@ pub(super) struct Purchase {
     post: String,
 }
 
-/// What a purchase API does when the payment went through: one publication on the buyer's channel.
+/// Does what a purchase API does after the payment: publishes one event on the buyer's channel.
 pub(super) async fn purchase(
     State(app): State<App>,
     axum::Json(Object(Purchase { user, post })): axum::Json<Object<Purchase>>,
@@ -56,6 +56,7 @@ pub(super) async fn purchase(
     let Ok(channel) = format!("user:{}", encode_id(&user)).parse::<ChannelName>() else {
         return json_response(StatusCode::BAD_REQUEST, &json!({ "error": "bad user" }));
     };
+
     let event = json!({ "type": "post_purchased", "postId": post, "at": unix_now() });
     let payload = Bytes::from(event.to_string());
     match app.context.gateway.publish(&channel, payload, None).await {
@@ -66,7 +67,7 @@ pub(super) async fn purchase(
     }
 }
 
-/// What the sockets see when Redis was away: a declared gap on the user's channel.
+/// Declares a gap on the user's channel, which sockets see after an outage of Redis.
 pub(super) async fn gap(
     State(app): State<App>,
     axum::Json(Object(User { user })): axum::Json<Object<User>>,

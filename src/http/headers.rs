@@ -1,7 +1,8 @@
-//! What a request's headers and query say. Pure.
+//! Reading a request's headers and query. Pure.
 //!
-//! Invariant: headers are bytes, and whatever one part of them holds harms that part only. Another application's
-//! cookie may hold Latin-1, and a client may write anything before what a proxy appends.
+//! Invariant: headers are bytes, and an odd part of a header harms that part only. Another
+//! application's cookie may hold Latin-1, and a client may write anything in front of what a proxy
+//! appends.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -9,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use axum::http::{HeaderMap, HeaderName, Uri, header};
 use ipnet::IpNet;
 
-/// The parts of all lines of a header, in order. A part that is not UTF-8 is left out.
+/// The parts of all lines of a header, in order. A part that is not UTF-8 is `None`.
 fn parts(
     headers: &HeaderMap,
     name: HeaderName,
@@ -20,13 +21,13 @@ fn parts(
     parts.map(|part| std::str::from_utf8(part.trim_ascii()).ok())
 }
 
-/// True where a list has this token, as `Connection: keep-alive, Upgrade` has `upgrade`.
+/// Whether a list has this token, as `Connection: keep-alive, Upgrade` has `upgrade`.
 #[must_use]
 pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     parts(headers, name, b',').flatten().any(|part| part.eq_ignore_ascii_case(token))
 }
 
-/// True where the client takes this kind of answer by name, whatever it prefers.
+/// Whether the client accepts this media type by name, whatever it prefers.
 #[must_use]
 pub fn accepts(headers: &HeaderMap, kind: &str) -> bool {
     let kinds = parts(headers, header::ACCEPT, b',').flatten();
@@ -34,7 +35,7 @@ pub fn accepts(headers: &HeaderMap, kind: &str) -> bool {
     kinds.map(named).any(|named| named.eq_ignore_ascii_case(kind))
 }
 
-/// What stands behind `Bearer`.
+/// The token behind `Bearer`.
 #[must_use]
 pub fn bearer(headers: &HeaderMap) -> Option<Cow<'_, str>> {
     headers.get_all(header::AUTHORIZATION).into_iter().find_map(|line| {
@@ -49,12 +50,12 @@ pub fn offered(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     parts(headers, header::SEC_WEBSOCKET_PROTOCOL, b',').flatten()
 }
 
-/// Names and values of the cookies.
+/// The names and values of the cookies.
 pub fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     parts(headers, header::COOKIE, b';').flatten().filter_map(|pair| pair.split_once('='))
 }
 
-/// Is this one of the proxies whose word on the client's address is believed?
+/// Whether the address is that of a proxy whose word on the client's address is believed.
 #[must_use]
 pub fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     let ip = ip.to_canonical();
@@ -62,7 +63,8 @@ pub fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
 }
 
 /// The client's address: the TCP peer's, or, where that is a trusted proxy, the last entry of
-/// `X-Forwarded-For` that is not one. What a client wrote itself stands before that and is ignored.
+/// `X-Forwarded-For` that is not one. Entries that the client wrote itself stand before that and
+/// are ignored.
 #[must_use]
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let trusts = |ip: IpAddr| is_trusted(ip, trusted);
@@ -70,6 +72,7 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
     if !trusts(ip) {
         return ip;
     }
+
     for entry in parts(headers, HeaderName::from_static("x-forwarded-for"), b',').rev() {
         let Some(hop) = entry.and_then(address) else {
             return ip;
@@ -82,7 +85,7 @@ pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr
     ip
 }
 
-/// An address as proxies write it: some add the port, and brackets.
+/// Reads an address as proxies write it: some add the port, and brackets.
 fn address(entry: &str) -> Option<IpAddr> {
     let bare = entry.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(entry);
     let with_port = || entry.parse::<SocketAddr>().map(|address| address.ip());
@@ -91,7 +94,8 @@ fn address(entry: &str) -> Option<IpAddr> {
 
 /// The values of a query parameter.
 pub fn parameters<'r>(uri: &'r Uri, name: &'static str) -> impl Iterator<Item = Cow<'r, str>> {
-    // Compared before it is decoded: the value of another may be a long token.
+    // Names are compared before they are decoded: the value of another parameter may be a long
+    // token.
     let pairs = uri.query().unwrap_or_default().split('&');
     pairs.filter_map(move |pair| {
         let (found, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -121,7 +125,7 @@ mod tests {
         map
     }
 
-    /// A cookie of another application in raw UTF-8 or Latin-1 took the whole header with it.
+    /// Another application's cookie in raw UTF-8 or Latin-1 used to spoil the whole header.
     #[test]
     fn field_d1_one_odd_part_of_a_header_harms_itself_only() {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
@@ -143,7 +147,7 @@ mod tests {
             let map = headers(&[("accept", &around(b",", b"text/event-stream;q=0.9"))]);
             assert!(accepts(&map, "text/event-stream"), "{odd:?}");
 
-            // The proxy's word stands behind it.
+            // The proxy's entry stands behind the odd one.
             let forwarded = [odd, b"9.9.9.9"].join(&b", "[..]);
             let map = headers(&[("x-forwarded-for", odd), ("x-forwarded-for", &forwarded)]);
             assert_eq!(client_ip(ip("10.0.0.1"), &map, &trusted), ip("9.9.9.9"), "{odd:?}");
@@ -196,7 +200,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever stands beside it, a cookie is found, and so is what a proxy appended.
+        /// A cookie is found whatever stands beside it, and so is the address that a proxy
+        /// appended.
         #[test]
         fn field_d1_whatever_stands_beside(before in value(), after in value()) {
             let without = |bytes: &[u8], separator| bytes.iter().all(|b| *b != separator);
@@ -205,6 +210,7 @@ mod tests {
                 let map = headers(&[("cookie", &line)]);
                 prop_assert!(cookies(&map).any(|pair| pair == ("jwt", "good")));
             }
+
             let line = [&before[..], b"9.9.9.9"].join(&b","[..]);
             let map = headers(&[("x-forwarded-for", &line)]);
             let trusted = ["10.0.0.0/8".parse().unwrap()];

@@ -1,8 +1,9 @@
-//! Pages that sign tokens or show sockets answer only to names that lead to this machine.
+//! Pages that sign tokens or show connections answer only to names that lead to this machine.
 //!
-//! A page of a foreign name whose DNS is turned to this address (DNS rebinding) is of the same origin
-//! for its browser, so that it could read them; its name stands in `Host`. What scrapers and probes ask
-//! for, by pod addresses or any name, is not among these pages.
+//! With DNS rebinding, the DNS of a foreign page's name is turned to this address. For the browser
+//! this server is then of the page's own origin, so that the page could read its answers; but
+//! `Host` holds the foreign name. What scrapers and probes ask for, by pod addresses or any name,
+//! is not among these pages.
 
 use std::net::IpAddr;
 
@@ -14,7 +15,7 @@ use axum::response::Response;
 use super::refuse;
 use crate::origin::{host_of, is_loopback};
 
-/// Lets a request pass that names a loopback name or the address that is listened on.
+/// Lets a request pass whose host is a loopback name or the address that is listened on.
 pub(super) async fn only_here(
     State(listen): State<IpAddr>,
     request: Request,
@@ -23,12 +24,15 @@ pub(super) async fn only_here(
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next().and_then(|h| h.to_str().ok()).and_then(host_of);
     let named = request.uri().host();
+
     let here = hosts.next().is_none()
         && host.is_some_and(|host| is_here(host, listen))
         && named.is_none_or(|host| is_here(host, listen));
+
     if here {
         return next.run(request).await;
     }
+
     refuse(
         StatusCode::MISDIRECTED_REQUEST,
         "this page is not shown under this name: ask by a loopback name (localhost, 127.0.0.1) or \
@@ -36,7 +40,7 @@ pub(super) async fn only_here(
     )
 }
 
-/// An address in `Host` is no name that anybody could turn.
+/// Whether the host leads here. An address in `Host` is no name whose DNS somebody could turn.
 fn is_here(host: &str, listen: IpAddr) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     is_loopback(host) || address.is_ok_and(|ip| ip == listen || listen.is_unspecified())

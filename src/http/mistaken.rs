@@ -1,7 +1,7 @@
-//! Clients of other services that were given Tollgate's address: each is told in its own protocol that it is wrong
-//! here and what to use, in the way that ends its retries.
+//! Clients of other services that were given Tollgate's address. Each is told in its own protocol
+//! that this is the wrong server and what to use, in the way that ends its retries.
 //!
-//! Not here: access. Nothing is given to anybody, so that neither origin nor token is looked at.
+//! Not here: access. Nobody is given anything, so neither origin nor token is checked.
 
 mod speak;
 
@@ -21,20 +21,20 @@ use super::{App, not_found, refuse, unavailable};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 
-/// What every one of them is told. A close reason has 123 bytes.
+/// The text that every one of them gets. A close reason has 123 bytes.
 const WHY: &str = "wrong server: Tollgate does not speak this protocol. Use a plain WebSocket at /ws, \
                    or EventSource at /sse";
 
-/// How many of them may be told at once, or be kept from asking again.
+/// How many such clients may be told at once, or be kept from reconnecting.
 static PLACES: Semaphore = Semaphore::const_new(256);
 
-/// Whose client it is.
+/// The service that a client belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Client {
     Centrifuge,
-    /// pusher-js, and laravel-echo with it.
+    /// pusher-js, and laravel-echo, which uses it.
     Pusher,
-    /// phoenix, and supabase-js.
+    /// phoenix and supabase-js.
     Phoenix,
     ActionCable,
     Ably,
@@ -57,7 +57,7 @@ impl Client {
         }
     }
 
-    /// The subprotocols of which it wants one selected.
+    /// The subprotocols of which the client wants one selected.
     fn protocols(self) -> &'static [&'static str] {
         match self {
             Self::Centrifuge => &["centrifuge-protobuf", "centrifuge-json"],
@@ -68,7 +68,7 @@ impl Client {
         }
     }
 
-    /// By its subprotocol, on whatever path.
+    /// Recognises a client by its subprotocol, on whatever path.
     pub(super) fn by_protocol(request: &Parts) -> Option<Self> {
         let known = [Self::Centrifuge, Self::ActionCable, Self::GraphQl, Self::Phoenix];
         known.into_iter().find(|client| client.offered(request).is_some())
@@ -82,8 +82,10 @@ impl Client {
     fn recognise(request: &Parts) -> Option<Self> {
         let has = |name| parameters(&request.uri, name).next().is_some();
         let path = request.uri.path();
-        // Some are mounted below a path of the application's own.
+
+        // Some services are mounted below a path of the application's own.
         let ends = |end: &str| path.trim_end_matches('/').ends_with(end);
+
         let by_path = if path.starts_with("/connection/") || path == "/emulation" {
             Some(Self::Centrifuge)
         } else if path.starts_with("/app/") && has("protocol") {
@@ -101,11 +103,12 @@ impl Client {
         } else {
             None
         };
+
         by_path.or_else(|| Self::by_protocol(request))
     }
 }
 
-/// The handler for whatever has no route.
+/// The handler of everything without a route.
 pub(super) async fn answer(State(app): State<App>, request: Request) -> Response<Body> {
     let (request, _) = request.into_parts();
     match Client::recognise(&request) {
@@ -124,11 +127,14 @@ pub(super) fn turn_away(app: &App, client: Client, request: Parts) -> Response<B
             "a client of another service: Tollgate's address is /ws for a plain WebSocket, /sse for EventSource"
         );
     });
+
     if has_token(&request.headers, header::UPGRADE, "websocket") {
         return upgrade(app, client, request);
     }
+
     let mut response = over_http(client, &request);
-    // It says nothing that others may not read, and without this a page could not read it either.
+    // The answer says nothing that is not public, and without these headers a page could not read
+    // it.
     if let Some(origin) = request.headers.get(header::ORIGIN) {
         let asked = request.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
         let headers = response.headers_mut();
@@ -140,6 +146,7 @@ pub(super) fn turn_away(app: &App, client: Client, request: Parts) -> Response<B
             headers.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, asked.clone());
         }
     }
+
     response
 }
 
@@ -163,23 +170,26 @@ fn upgrade(app: &App, client: Client, mut request: Parts) -> Response<Body> {
         let protocol = HeaderValue::from_static(protocol);
         response.headers_mut().insert(header::SEC_WEBSOCKET_PROTOCOL, protocol);
     }
+
     let words = speak::Words::of(client, &request);
     let lifecycle = app.lifecycle.clone();
-    // It counts for its address until it ends.
+    // The client counts for its address until it ends.
     let seat = request.extensions.get::<Tenure>().map(Tenure::seat);
     app.lifecycle.spawn_connection(async move {
         let _places = (place, seat);
         speak::to(upgrade, words, lifecycle).await;
     });
+
     response
 }
 
-/// Long polling, and what else is no WebSocket.
+/// Answers long polling and everything else that is not a WebSocket.
 fn over_http(client: Client, request: &Parts) -> Response<Body> {
     if request.method == Method::OPTIONS {
         let headers = [(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST")];
         return (StatusCode::NO_CONTENT, headers).into_response();
     }
+
     let path = request.uri.path();
     let is_json = request
         .headers
@@ -187,6 +197,7 @@ fn over_http(client: Client, request: &Parts) -> Response<Body> {
         .is_none_or(|kind| kind.as_bytes().starts_with(b"application/json"));
     let first = parameters(&request.uri, "sid").next().is_none();
     let json = |status, body: serde_json::Value| super::json(status, &body);
+
     match client {
         Client::Centrifuge if is_json && path.ends_with("/http_stream") => {
             (StatusCode::OK, format!("{}\n", speak::disconnect())).into_response()
@@ -246,6 +257,7 @@ mod tests {
         ] {
             assert_eq!(recognised(uri, protocols), client, "{uri} {protocols}");
         }
+
         assert!(WHY.len() <= 123);
     }
 }

@@ -1,6 +1,6 @@
-//! The HTTP side: every route on this page, and what the handlers share.
+//! The HTTP side: every route is on this page, and what the handlers share.
 //!
-//! Not here: what a session does (`session`). Invariant: nothing is taken from a request without a
+//! Not here: what a session does (`session`). Invariant: everything that is read of a request has a
 //! bound on its size and a deadline; tokens and query strings never reach a log.
 
 mod accept;
@@ -36,7 +36,7 @@ use admission::Admissions;
 use admit::unavailable;
 pub use places::Share;
 
-/// The longest request head; a token may be 16 KiB of it.
+/// The longest request head, of which a token may be 16 KiB.
 const MAX_HEAD: usize = 64 * 1024;
 
 /// The client's TCP address.
@@ -59,7 +59,8 @@ impl App {
     }
 }
 
-/// The public listener's routes; the demo page only with `--dev`, for the address that is listened on.
+/// The public listener's routes. With `--dev` the demo page is one of them, for the address that is
+/// listened on.
 pub fn public(app: App, dev: Option<IpAddr>) -> Router {
     let mut router = Router::new()
         .route("/ws", any(websocket::upgrade))
@@ -77,7 +78,8 @@ pub fn public(app: App, dev: Option<IpAddr>) -> Router {
     router.fallback(mistaken::answer).with_state(app)
 }
 
-/// The admin listener's routes. Probes and scrapers come by any name or address; the rest not.
+/// The admin listener's routes. Probes and scrapers may use any name or address; the debug pages
+/// are for this machine's names.
 pub fn admin(app: App, listen: IpAddr) -> Router {
     let debug = Router::new()
         .route("/debug/connections", get(admin::connections))
@@ -92,7 +94,7 @@ pub fn admin(app: App, listen: IpAddr) -> Router {
         .with_state(app)
 }
 
-/// A plain-text answer that ends the connection: what came behind a refused request is not read.
+/// A plain-text answer that ends the connection: bytes behind a refused request are not read.
 fn refuse(status: StatusCode, message: &'static str) -> Response {
     refuse_with(status, message.to_owned())
 }

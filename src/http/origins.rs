@@ -1,4 +1,5 @@
-//! May this page open a socket or a stream (RFC 6455 section 10.2)? Only browsers send an origin.
+//! Whether a page may open a socket or a stream (RFC 6455 section 10.2). Only browsers send an
+//! origin.
 
 use std::net::IpAddr;
 
@@ -12,29 +13,32 @@ use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::origin::Own;
 
-/// Longest origin that is logged, in bytes.
+/// The longest part of an origin that is logged, in bytes.
 const MAX_SHOWN: usize = 200;
 
-/// True if it may; else that is counted and told.
+/// True if the page may; a refusal is counted and logged.
 pub(super) fn allowed(request: &Parts, policy: &Policy) -> bool {
     let mut origins = request.headers.get_all(header::ORIGIN).iter();
     let Some(origin) = origins.next() else {
         return true;
     };
+
     let host = request.headers.get(header::HOST).and_then(|h| h.to_str().ok());
     let peer = request.extensions.get::<Peer>().map(|peer| peer.0.ip());
     let secure = peer.is_some_and(|peer| by_tls(peer, &request.headers, &policy.trusted_proxies));
     let own = Own { host: host.unwrap_or_default(), secure };
+
     let text = origin.to_str().unwrap_or_default();
     if origins.next().is_none() && policy.allowed_origins.allow(text, &own) {
         return true;
     }
+
     metrics::rejected(Rejected::Origin);
     refused(origin.as_bytes(), policy);
     false
 }
 
-/// A browser tells its user nothing, so the log says what to write where.
+/// Logs a refused origin. A browser tells its user nothing, so the log says what to write where.
 fn refused(origin: &[u8], policy: &Policy) {
     let shown = origin[..origin.len().min(MAX_SHOWN)].escape_ascii().to_string();
     let text = std::str::from_utf8(origin).unwrap_or_default();
@@ -51,7 +55,7 @@ fn refused(origin: &[u8], policy: &Policy) {
     });
 }
 
-/// A proxy that is believed says that the client came to it, or to the one before it, over TLS.
+/// Whether a trusted proxy says that the client used TLS, to it or to a proxy in front of it.
 fn by_tls(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> bool {
     let peer = peer.to_canonical();
     let values = headers.get_all("x-forwarded-proto").iter().filter_map(|v| v.to_str().ok());
@@ -84,6 +88,7 @@ mod tests {
             for value in proto {
                 headers.append("x-forwarded-proto", HeaderValue::from_static(value));
             }
+
             assert_eq!(
                 by_tls(peer.parse().unwrap(), &headers, &trusted),
                 expected,

@@ -1,9 +1,10 @@
-//! Who holds connections: each counts for its address from accept to its end, whatever is asked on it and
-//! whatever it becomes.
+//! How many connections an address holds. A connection counts for its address from accept to its
+//! end, whatever is asked on it and whatever it becomes.
 //!
-//! Not here: the limit on sockets and streams (`admission`), which behind a trusted proxy counts clients.
-//! Invariants: one address leaves places for the others; whoever has its share gets a few connections
-//! more, for one request each, so that it can be told; every map entry is a connection that is there.
+//! Not here: the limit on sockets and streams (`admission`), which behind a trusted proxy counts
+//! clients. Invariants: one address leaves places for the others; an address that has its share
+//! gets a few connections more, for one request each, so that it can be told; every map entry
+//! stands for a connection that is open.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::metrics::Rejected;
 /// Connections beyond its share that an address may have, to be answered and closed.
 const BEYOND_PER_ADDRESS: usize = 8;
 
-/// And all addresses together.
+/// Connections beyond their shares that all addresses together may have.
 const BEYOND: usize = 256;
 
 /// What one address may hold.
@@ -25,12 +26,12 @@ const BEYOND: usize = 256;
 pub struct Share {
     /// Connections of any kind.
     pub connections: usize,
-    /// Of these, such as are not sockets or streams.
+    /// Those of them that are neither sockets nor streams.
     pub http: usize,
 }
 
 impl Share {
-    /// For a proxy that carries everybody.
+    /// The share of a proxy, which carries everybody.
     pub const ALL: Self = Self { connections: usize::MAX, http: usize::MAX };
 }
 
@@ -53,14 +54,15 @@ pub(super) struct Places {
 pub(super) struct Seat {
     places: Arc<Places>,
     ip: IpAddr,
-    /// Its address has had its share already.
+    /// Whether its address had its share already.
     beyond: bool,
-    /// It is neither a socket nor a stream.
+    /// Whether it is neither a socket nor a stream.
     http: AtomicBool,
 }
 
 impl Places {
-    /// Takes a place for a connection from `ip`, of `http` that may be neither sockets nor streams.
+    /// Takes a place for a connection from `ip`. At most `http` connections may be neither sockets
+    /// nor streams.
     pub(super) fn take(
         self: &Arc<Self>,
         ip: IpAddr,
@@ -72,6 +74,7 @@ impl Places {
             self.http.fetch_sub(1, Ordering::Relaxed);
             return Err(Rejected::HttpConnections);
         }
+
         let mut held = self.by_ip.entry(ip).or_default();
         let beyond = held.connections >= share.connections || held.http >= share.http;
         if !beyond {
@@ -90,10 +93,12 @@ impl Places {
             self.http.fetch_sub(1, Ordering::Relaxed);
             return Err(Rejected::PerIp);
         }
+
         Ok(Seat { places: Arc::clone(self), ip, beyond, http: AtomicBool::new(true) })
     }
 
-    /// Takes something off what an address holds, and its entry with the last.
+    /// Subtracts something from what an address holds, and removes its entry with the last
+    /// connection.
     fn forget(&self, ip: IpAddr, what: impl FnOnce(&mut Held)) {
         self.by_ip.remove_if_mut(&ip, |_, held| {
             what(held);
@@ -103,16 +108,17 @@ impl Places {
 }
 
 impl Seat {
-    /// Its address holds its share without it: it is told so and nothing else.
+    /// Whether the connection is beyond its address's share: it gets one answer that says so.
     pub(super) fn is_beyond(&self) -> bool {
         self.beyond
     }
 
-    /// The connection has become a socket or a stream, or ended.
+    /// Notes that the connection has become a socket or a stream, or has ended.
     pub(super) fn leave_http(&self) {
         if !self.http.swap(false, Ordering::Relaxed) {
             return;
         }
+
         self.places.http.fetch_sub(1, Ordering::Relaxed);
         if !self.beyond
             && let Some(mut held) = self.places.by_ip.get_mut(&self.ip)
@@ -175,8 +181,10 @@ mod tests {
         let places = Arc::new(Places::default());
         let share = Share { connections: 0, http: 0 };
         let take = |n: u32| places.take(IpAddr::V4(n.into()), share, 10_000);
+
         let seats: Vec<_> = (0..1000).filter_map(|n| take(n).ok()).collect();
         assert_eq!((seats.len(), places.by_ip.len()), (BEYOND, BEYOND));
+
         drop(seats);
         assert_eq!(take(7).ok().map(|seat| seat.is_beyond()), Some(true));
         assert!(places.by_ip.is_empty());

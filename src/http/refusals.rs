@@ -1,7 +1,7 @@
 //! Addresses that are refused again and again wait for their answer, longer each time.
 //!
-//! Invariants: only a refusal waits; whoever waits holds its own connection and no place of others; what is
-//! remembered is bounded in number and time.
+//! Invariants: only a refusal waits; a waiting client holds its own connection and no other place;
+//! what is remembered is bounded in number and time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -10,23 +10,23 @@ use dashmap::DashMap;
 
 use super::admission::network;
 
-/// So many refusals in a row are answered at once: a page with several tabs whose token has ended.
+/// Refusals in a row that are answered at once: a page with several tabs whose token has ended.
 const AT_ONCE: u32 = 5;
 
-/// The first wait; each further one is twice as long.
+/// The first wait. Each further one is twice as long.
 const FIRST: Duration = Duration::from_millis(50);
 
-/// An address without a refusal for so long begins anew.
+/// An address without a refusal for this long begins anew.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// Addresses that are remembered at once.
+/// The most addresses that are remembered at once.
 const MAX_ADDRESSES: usize = 16_384;
 
 #[derive(Default)]
 pub(super) struct Refusals(DashMap<IpAddr, (u32, Instant), ahash::RandomState>);
 
 impl Refusals {
-    /// Counts a refusal, and says how long its answer waits.
+    /// Counts a refusal, and answers how long its answer waits.
     pub(super) fn wait(&self, ip: IpAddr, longest: Duration) -> Duration {
         if longest.is_zero() {
             return longest;
@@ -35,8 +35,9 @@ impl Refusals {
     }
 
     fn count(&self, ip: IpAddr, longest: Duration, now: Instant) -> Duration {
-        // A wait does not count as quiet.
+        // A wait does not count as a time without refusals.
         let remembered = REMEMBERED + longest;
+
         let is_new = !self.0.contains_key(&ip);
         if is_new && self.0.len() >= MAX_ADDRESSES {
             self.0.retain(|_, (_, last)| now.duration_since(*last) < remembered);
@@ -44,10 +45,12 @@ impl Refusals {
                 return Duration::ZERO;
             }
         }
+
         let mut entry = self.0.entry(ip).or_insert((0, now));
         let (count, last) = *entry;
         let count = if now.duration_since(last) < remembered { count.saturating_add(1) } else { 1 };
         *entry = (count, now);
+
         match count.checked_sub(AT_ONCE + 1) {
             None => Duration::ZERO,
             Some(n) => (FIRST * 2u32.pow(n.min(20))).min(longest),

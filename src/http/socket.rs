@@ -1,10 +1,11 @@
-//! The life of one socket: read, hand to the session, close properly.
+//! The life of one socket: reading, handing requests to the session, closing properly.
 //!
 //! Invariants: a read goes into the worker thread's one buffer, so an idle socket owns none; while
-//! the session waits for the broker, closes and writes still go on; however it ends, the session
-//! is taken out of everything before the last bytes are awaited. An idle socket's task is small: what
-//! only the beginning, a command or the end needs is in a box of its own, made at the call, because
-//! whatever a future is given by value stays in it for ever.
+//! the session waits for the broker, closes and writes still go on; however a socket ends, its
+//! session is removed from all tables before the last bytes are awaited.
+//!
+//! An idle socket's task is small. What only the beginning, a command or the end needs is in a box
+//! of its own, made at the call, because a future keeps room for whatever it is given by value.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -27,16 +28,17 @@ use crate::protocol::codes::{Close, CloseCode};
 use crate::session::{Admission, Context, Heard, Session, Since};
 use crate::websocket::{Decoder, Message, Opcode, ProtocolError, Tail, close_frame, encode};
 
-/// The worker's read buffer.
+/// The size of the worker thread's read buffer.
 const READ_BYTES: usize = 64 * 1024;
 
-/// How long a client may take to answer our Close frame, and to end. A drain waits for it.
+/// How long a client may take to answer our Close frame and to end. A drain waits for that.
 pub const LINGER: Duration = Duration::from_secs(2);
 
-/// How much it may send meanwhile, for instance the rest of a message that was too large.
+/// How much a client may send meanwhile, such as the rest of a message that was too large.
 const LAST_BYTES: usize = 8 << 20;
 
-/// How long the handshake's answer waits for the session's first words: a round trip to the broker.
+/// How long the handshake's answer waits for the session's first messages: a round trip to the
+/// broker.
 const HELD_BACK: Duration = Duration::from_millis(20);
 
 thread_local! {
@@ -45,9 +47,9 @@ thread_local! {
 
 /// How a socket or stream ended.
 pub(super) enum End {
-    /// We close, for this reason.
+    /// We close it, for this reason.
     Ours(Close),
-    /// The client closed with this code.
+    /// The client closed it with this code.
     Theirs(u16),
     /// The connection is gone.
     Gone,
@@ -67,16 +69,16 @@ impl End {
     }
 }
 
-/// A stream that hyper has let go of.
+/// A TCP stream that hyper has let go of.
 pub struct HandedOver {
     pub stream: TcpStream,
-    /// What was read beyond the request.
+    /// Bytes that were read beyond the request.
     pub early: Vec<u8>,
-    /// What was held back of the answer.
+    /// Bytes of the answer that were held back.
     pub held: Vec<u8>,
 }
 
-/// Waits for the raw stream.
+/// Waits for hyper to let the TCP stream go.
 pub async fn handed_over(upgrade: OnUpgrade) -> Option<HandedOver> {
     let upgraded = upgrade.await.ok()?;
     let parts = upgraded.downcast::<TokioIo<Wire>>().ok()?;
@@ -84,14 +86,14 @@ pub async fn handed_over(upgrade: OnUpgrade) -> Option<HandedOver> {
     Some(HandedOver { stream, early: parts.read_buf.to_vec(), held })
 }
 
-/// What the handshake found.
+/// What a socket begins with.
 pub(super) struct Beginning {
     pub(super) admission: Admission,
     /// When the request came.
     pub(super) began: Instant,
-    /// What was read behind it.
+    /// Bytes that were read behind the request.
     pub(super) early: Vec<u8>,
-    /// The answer to it, as far as it was held back.
+    /// The answer to the request, as far as it was held back.
     pub(super) held: Vec<u8>,
     pub(super) since: Since,
     pub(super) place: Place,
@@ -106,7 +108,7 @@ pub(super) struct Socket {
     place: Place,
 }
 
-/// Begins a socket's session. `None` if that has ended already, and the socket with it.
+/// Begins a socket's session. `None` if the session has ended already, and the socket with it.
 pub(super) async fn begin(
     context: Arc<Context>,
     connection: Arc<Connection>,
@@ -115,10 +117,12 @@ pub(super) async fn begin(
     metrics::connections(connection.wire()).increment(1.0);
     let Beginning { admission, began, mut early, held, since, place } = beginning;
     connection.cork(held.into());
+
     let session = Session::new(context, Arc::clone(&connection), began).resuming(since);
     let decoder = Decoder::default();
     let mut socket = Box::new(Socket { session, connection, decoder, place });
     let Socket { session, connection, .. } = &mut *socket;
+
     let mut begun = {
         let mut beginning = pin!(drive(connection, Box::pin(session.begin(admission))));
         tokio::select! {
@@ -130,7 +134,8 @@ pub(super) async fn begin(
             }
         }
     };
-    // Not every session begins with words.
+
+    // A session that waits for its token sends no first message.
     connection.flush();
     if begun.is_err() {
         socket.decoder.hold(&early);
@@ -138,6 +143,7 @@ pub(super) async fn begin(
         let input = take(&mut socket, &mut early);
         begun = apply(&mut socket, input).await;
     }
+
     match begun {
         Ok(()) => Some(socket),
         Err(end) => {
@@ -161,22 +167,26 @@ async fn live(socket: &mut Socket) -> End {
         {
             return End::Ours(close);
         }
+
         if wake.timer
             && let Err(close) = socket.session.on_timer()
         {
             return End::Ours(close);
         }
+
         if socket.session.has_questions()
             && let Err(end) = Box::pin(ask(socket)).await
         {
             return end;
         }
+
         if wake.writable {
             socket.connection.flush();
         }
         if !wake.readable {
             continue;
         }
+
         match read(socket) {
             Ok(None) => {}
             Ok(Some(input)) => {
@@ -189,7 +199,7 @@ async fn live(socket: &mut Socket) -> End {
     }
 }
 
-/// What has arrived, if anything.
+/// Reads what has arrived, if anything.
 fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
     READ.with_borrow_mut(|buffer| match socket.connection.try_read(buffer) {
         Ok(0) => Err(End::Gone),
@@ -200,12 +210,14 @@ fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
 }
 
 impl Socket {
-    /// Takes the session out of everything and says goodbye. The place stays taken until that is over.
+    /// Removes the session from all tables and closes the socket. The place stays taken until that
+    /// is over.
     async fn end(self: Box<Self>, end: End) {
         let Self { session, connection, decoder, mut place } = *self;
         session.end();
         let (opened, longest) = (session.was_opened(), session.refusal_wait());
         drop(session);
+
         metrics::connections(connection.wire()).decrement(1.0);
         if opened {
             end.count();
@@ -217,7 +229,7 @@ impl Socket {
 
         let (frame, tail) = match end {
             End::Ours(close) => (connection.wire().close(&close), Some(decoder.into_tail())),
-            // An empty close frame answers one without a code (RFC 6455 section 5.5.1).
+            // An empty Close frame answers one without a code (RFC 6455 section 5.5.1).
             End::Theirs(1005) => {
                 let mut out = BytesMut::new();
                 encode(&mut out, Opcode::Close, b"");
@@ -242,11 +254,13 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
     let (max, wire) = (session.max_message(), connection.wire());
+
     let fed = decoder.feed(bytes, max, |message| {
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
             input.end = Some(End::Ours(Close::new(CloseCode::TooMany, "too many messages")));
             return false;
         }
+
         match message {
             Message::Text(text) => input.requests.push(wire.decode(text)),
             Message::Binary(_) => input.requests.push(wire.decode_binary()),
@@ -263,6 +277,7 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
         }
         true
     });
+
     if let Err(error) = fed {
         if error == ProtocolError::TooBig {
             metrics::rejected(Rejected::MessageSize);
@@ -270,6 +285,7 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
         let code = CloseCode::from_protocol_error(error);
         input.end = Some(End::Ours(Close::new(code, error.to_string())));
     }
+
     session.on_bytes(Heard { completed: decoder.has_completed(), partial: decoder.is_partial() });
     input
 }
@@ -287,7 +303,7 @@ async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {
     input.end.map_or(Ok(()), Err)
 }
 
-/// Runs the session's work while closes are heard and the queue still drains.
+/// Runs the session's work, while closes are noticed and the queue still drains.
 async fn drive(
     connection: &Connection,
     mut work: Pin<Box<impl Future<Output = Result<(), Close>>>>,
@@ -306,7 +322,7 @@ async fn drive(
     }
 }
 
-/// What cannot wait for the session's work: a close ends it, a timer is kept for after it.
+/// Does what cannot wait for the session's work: a close ends it, a timer is kept for later.
 pub(super) fn attend(connection: &Connection, wake: Wake) -> Result<(), End> {
     if wake.timer {
         connection.missed_timer();
@@ -317,11 +333,13 @@ pub(super) fn attend(connection: &Connection, wake: Wake) -> Result<(), End> {
     }
 }
 
-/// The closing handshake (RFC 6455 section 7.1): our frame, the client's Close, the end of our side, and the
-/// client's end. `tail` is what it sends until then; `None` if our frame answers its own.
+/// The closing handshake (RFC 6455 section 7.1): our frame, the client's Close, the end of our
+/// side, and the client's end. `tail` reads what the client sends until then; it is `None` if our
+/// frame answers the client's own.
 ///
-/// Clients that see the end of the connection at once behind our frame may take it for a broken one and never
-/// learn the code: browsers over HTTP/2, and Firefox. A client that answers nothing is ended by the deadline.
+/// Some clients take the connection for a broken one and never learn the code if it ends directly
+/// behind our frame: browsers over HTTP/2, and Firefox. A client that answers nothing is ended by
+/// the deadline.
 pub async fn goodbye(connection: Arc<Connection>, frame: Bytes, mut tail: Option<Tail>) {
     connection.finish(frame);
     let exchange = async {
@@ -350,12 +368,12 @@ pub async fn goodbye(connection: Arc<Connection>, frame: Bytes, mut tail: Option
         }
     };
 
-    // The deadline passing is an end like any other.
+    // The deadline is an end like any other.
     let _ = tokio::time::timeout(LINGER, exchange).await;
     connection.shutdown();
 }
 
-/// Reads what has arrived and throws it away.
+/// Reads what has arrived and discards it.
 fn pass(connection: &Connection, tail: Option<&mut Tail>) -> std::io::Result<usize> {
     READ.with_borrow_mut(|buffer| {
         let n = connection.try_read(buffer)?;

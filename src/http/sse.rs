@@ -1,8 +1,8 @@
 //! `GET /sse`: the events of a session as server-sent events (HTML Standard, section 9.2).
 //!
-//! The session lives in a task of its own; the response's body takes from its queue. What is wrong for
-//! good is an HTTP status, after which an `EventSource` gives up; what is wrong for now is a stream
-//! that says when to come back and ends, because an `EventSource` comes back from nothing else.
+//! The session lives in a task of its own; the response's body takes from its queue. Permanent
+//! errors are HTTP statuses: an `EventSource` stops after one. Temporary ones are a stream with
+//! `retry:` that ends at once, because an `EventSource` reconnects after nothing else.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -36,7 +36,7 @@ use crate::session::{Admission, Context, Refusal, Session};
 
 const EVENTS: &str = "text/event-stream";
 
-/// What is still queued when a stream ends gets this long to leave.
+/// How long the messages that are still queued when a stream ends may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
 type Answer = Result<mpsc::Receiver<Bytes>, Refusal>;
@@ -47,16 +47,18 @@ struct Beginning {
     began: Instant,
     channels: Vec<ChannelName>,
     from: Standing,
-    /// Held for as long as it lives.
+    /// Held for as long as the stream lives.
     places: (Place, Option<Streaming>),
 }
 
-/// The handler.
+/// The handler of `GET /sse`.
 pub(super) async fn stream(State(app): State<App>, request: Request) -> Response<Body> {
     let began = Instant::now();
     let (request, _) = request.into_parts();
+
     let policy = app.context.policy.load_full();
-    // A foreign page's <img> sends cookies and no origin; it could use up its visitor's connections.
+    // A foreign page's <img> sends cookies and no origin. It could use up its visitor's
+    // connections.
     let hidden = !request.headers.contains_key(header::ORIGIN)
         && request.headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if hidden {
@@ -68,6 +70,7 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
             "this origin may not open a stream here: add it to server.allowed_origins\n",
         );
     }
+
     let mut response = match request.method {
         Method::OPTIONS => preflight(&policy.allowed_headers),
         _ => match begin(&app, &policy, &request, began).await {
@@ -75,7 +78,8 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
             Err(response) => response,
         },
     };
-    // Another site's page that is allowed may read the answer, and send its cookies.
+
+    // A page of another site that is allowed may read the answer, and send its cookies.
     if let Some(origin) = request.headers.get(header::ORIGIN) {
         let headers = response.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin.clone());
@@ -86,11 +90,12 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     response
 }
 
-/// Headers that a page may send: what the gateway reads, and what tracing and HTTP libraries add by themselves.
+/// Headers that a page may send: those that the gateway reads, and those that tracing and HTTP
+/// libraries add by themselves.
 const ALLOWED_HEADERS: &str = "accept, authorization, cache-control, content-type, last-event-id, \
     pragma, x-requested-with, traceparent, tracestate, baggage, sentry-trace";
 
-/// Asked by a page that fetches with a header of its own.
+/// Answers a preflight, which a browser sends for a page that sets headers of its own.
 fn preflight(more: &[String]) -> Response<Body> {
     let allowed = [&[ALLOWED_HEADERS.to_owned()], more].concat().join(", ");
     let headers = [
@@ -110,18 +115,22 @@ async fn begin(
     if request.method != Method::GET {
         return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a stream begins with GET\n"));
     }
+
     let later = |message| for_now(&request.headers, message);
     if app.lifecycle.phase() >= Phase::Draining {
         metrics::rejected(Rejected::Draining);
         return Err(later("draining: connect again, another replica answers\n"));
     }
+
     let wire = if wants_envelope(request)? { Wire::SseEnvelope } else { Wire::Sse };
     let bad = |message: String| {
         metrics::rejected(Rejected::BadRequest);
         refuse_with(StatusCode::BAD_REQUEST, message)
     };
+
     let max = policy.limits.channels_per_connection;
     let channels = channels(request, max).map_err(bad)?;
+
     let (admission, place) = match admit(app, policy, request, Asking::Stream).await {
         Ok(admitted) => admitted,
         Err(response) => {
@@ -130,17 +139,22 @@ async fn begin(
             return Err(if temporary { later("not now: connect again\n") } else { response });
         }
     };
+
     let from = from(request).map_err(bad)?;
     let streaming = request.extensions.get::<Tenure>().map(Tenure::stream);
     let beginning = Beginning { admission, began, channels, from, places: (place, streaming) };
+
     let (answer, answered) = oneshot::channel();
     let context = Arc::clone(&app.context);
     let connection = context.gateway.hub().register(None, wire);
-    // The drain's last look may have been before this.
+
+    // The drain may have looked for connections before this one was registered.
     if app.lifecycle.phase() >= Phase::Draining {
         connection.close(Close::new(CloseCode::Restart, "draining"));
     }
-    // A task of its own: the session ends in an orderly way even when this request is dropped.
+
+    // The session has a task of its own, so that it ends in order even when this request is
+    // dropped.
     app.lifecycle.spawn_connection(run(context, connection, beginning, answer));
     match answered.await {
         Ok(Ok(events)) => Ok(events),
@@ -149,7 +163,7 @@ async fn begin(
     }
 }
 
-/// `?channels=a,b`, also more than once.
+/// Reads `?channels=a,b`, which may occur more than once.
 fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
     let mut found: Vec<ChannelName> = Vec::new();
     for list in parameters(&request.uri, "channels") {
@@ -166,12 +180,13 @@ fn channels(request: &Parts, max: usize) -> Result<Vec<ChannelName>, String> {
     Ok(found)
 }
 
-/// Names of the query under which clients bring their last id, without case, `-` and `_`: some that stand in for
-/// `EventSource` cannot set the header, or spare themselves a preflight.
+/// Names of query parameters with which clients send their last id, in lower case and without `-`
+/// and `_`. Some replacements of `EventSource` cannot set the header, or save a preflight.
 const LAST_ID: [&str; 2] = ["lasteventid", "evslasteventid"];
 
-/// Where the client is: `Last-Event-ID`, which an `EventSource` sends when it comes back, the same in the query,
-/// and `?since=`. A page that opened its stream with one comes back with two: the later position counts.
+/// Where the client resumes: `Last-Event-ID`, which an `EventSource` sends when it reconnects, the
+/// same in the query, and `?since=`. A page that opened its stream with one of them reconnects with
+/// two: the later position counts.
 fn from(request: &Parts) -> Result<Standing, String> {
     let mut place = Standing::default();
     for id in request.headers.get_all("last-event-id") {
@@ -192,11 +207,11 @@ fn from(request: &Parts) -> Result<Standing, String> {
 fn event_stream(body: Body) -> Response<Body> {
     let headers = [
         (header::CONTENT_TYPE.as_str(), EVENTS),
-        // Middleware that compresses would collect what should go on at once; it leaves this alone.
+        // Middleware that compresses would hold events back. It leaves such an answer alone.
         (header::CACHE_CONTROL.as_str(), "no-cache, no-transform"),
-        // nginx would otherwise collect what should go on at once.
+        // nginx would otherwise hold events back.
         ("x-accel-buffering", "no"),
-        // It has given up its place among the connections that may ask again.
+        // The connection has given up its place among those that may carry another request.
         (header::CONNECTION.as_str(), "close"),
     ];
     (headers, body).into_response()
@@ -209,7 +224,8 @@ fn body(mut events: mpsc::Receiver<Bytes>) -> Response<Body> {
     event_stream(Body::from_stream(stream))
 }
 
-/// Not now. Who asks for an event stream gets one that ends; others a status.
+/// Refuses for the moment: a client that asks for an event stream gets one that ends, others a
+/// status.
 fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
     if accepts(headers, EVENTS) {
         let close = Close::new(CloseCode::TryAgainLater, message.trim_end());
@@ -242,13 +258,15 @@ async fn run(
 ) {
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);
+
     let Beginning { admission, began, channels, from, places } = beginning;
     let session = Session::new(context, Arc::clone(&connection), began);
     let mut session = session.streaming(channels, from);
+
     let end = match session.permit_stream(&admission).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);
-            // Gone already: the first event that cannot be handed over says so.
+            // If the client is gone already, the first event that cannot be handed over shows it.
             let _ = answer.send(Ok(body));
             let end = match open(&mut session, &connection, &events, admission).await {
                 Ok(()) => live(&mut session, &connection, &events).await,
@@ -264,6 +282,7 @@ async fn run(
             End::Ours(Close::new(CloseCode::Normal, "refused"))
         }
     };
+
     drop(places);
     gauge.decrement(1.0);
     if session.was_opened() {
@@ -281,8 +300,8 @@ async fn open(
     drive(connection, events, session.subscribe_stream()).await
 }
 
-/// Runs the session's work while the client takes what is there already: catching up may be more than
-/// its queue holds.
+/// Runs the session's work while the client takes what is queued: catching up may be more than its
+/// queue holds.
 async fn drive(
     connection: &Connection,
     events: &mpsc::Sender<Bytes>,
@@ -319,15 +338,18 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
                 if wake.close && let Some(close) = connection.take_close() {
                     return End::Ours(close);
                 }
+
                 if wake.timer && let Err(close) = session.on_timer() {
                     return End::Ours(close);
                 }
+
                 if session.has_questions()
                     && let Err(end) = drive(connection, events, session.ask_questions()).await
                 {
                     return end;
                 }
             }
+
             room = events.reserve(), if connection.has_queued() => {
                 if let Err(end) = hand_over(connection, room) {
                     return end;
@@ -338,7 +360,7 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
     }
 }
 
-/// What is queued, and why the stream ends.
+/// Hands over what is queued, and the reason of the stream's end.
 async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: &End) {
     let End::Ours(close) = end else { return };
     connection.finish(connection.wire().close(close));
@@ -349,6 +371,6 @@ async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: 
             }
         }
     };
-    // A client that does not read them does without.
+    // A client that does not read its last messages does without them.
     let _ = timeout(LAST_WORDS, leave).await;
 }

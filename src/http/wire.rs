@@ -1,5 +1,6 @@
-//! An HTTP connection's stream. Where it becomes a socket, the answer that says so is held back, to leave
-//! in one packet with the socket's first words: one write and one wake-up of the client fewer.
+//! An HTTP connection's stream. Where it becomes a socket, the answer that says so is held back, to
+//! leave in one packet with the socket's first messages: one write and one wake-up of the client
+//! fewer.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,7 +14,8 @@ use super::accept::Tenure;
 pub(super) struct Wire {
     stream: TcpStream,
     tenure: Tenure,
-    /// One answer of ours, of a few hundred bytes, and what may wait before it.
+    /// What is held back: one answer of a few hundred bytes, and whatever was written in front of
+    /// it.
     held: Vec<u8>,
 }
 
@@ -22,7 +24,7 @@ impl Wire {
         Self { stream, tenure, held: Vec::new() }
     }
 
-    /// The stream, and what was held back.
+    /// The stream, and the bytes that were held back.
     pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.held)
     }

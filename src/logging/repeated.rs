@@ -1,8 +1,8 @@
-//! Lines that somebody outside can cause again and again: the first is told at once, then one for each
-//! kind and interval, with a count and one example.
+//! Lines that somebody outside can cause again and again. The first is logged at once, then one for
+//! each kind and interval, with a count and one example.
 //!
-//! Invariants: kinds are a closed set, and the subjects of each are bounded; no lock is held while a line
-//! is told; what was counted is told, if only when the interval ends.
+//! Invariants: kinds are a closed set, and the subjects of each are bounded; no lock is held while
+//! a line is logged; what was counted is logged, at the latest after the interval.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,23 +12,23 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// Subjects of one kind that are told apart; the others share a line.
+/// Subjects of one kind that are told apart. The others share a line.
 const MAX_SUBJECTS: usize = 16;
 
-/// What a line says, in the code's own words, and of which sort.
+/// The kind of a line: what it says, in words of the code, and a sort of that.
 pub type Kind = (&'static str, &'static str);
 
-/// Says the line; `Some(n)`: it stands for so many since the last, of which it is one.
+/// Logs the line. With `Some(n)` it stands for n lines since the last one, itself included.
 type Tell = Box<dyn FnOnce(Option<u64>) + Send>;
 
 struct Entry {
-    /// A hash; `None`: all that have no entry of their own.
+    /// A hash of the subject; `None` for all subjects without an entry of their own.
     subject: Option<u64>,
     interval: Duration,
     told_at: Instant,
-    /// How many were not told since.
+    /// How many lines were not logged since.
     more: u64,
-    /// The first of them.
+    /// The first of those lines.
     example: Option<Tell>,
 }
 
@@ -43,14 +43,14 @@ static LINES: LazyLock<Lines> = LazyLock::new(Lines::default);
 /// `log.summary_interval` in milliseconds.
 static INTERVAL: AtomicU64 = AtomicU64::new(10_000);
 
-/// How often a line of one kind is told.
+/// Sets how often a line of one kind is logged.
 pub fn set_interval(interval: Duration) {
     let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
     INTERVAL.store(millis, Ordering::Relaxed);
 }
 
-/// Tells a line now, or later with others of its kind about the same subject. `tell` gets how many it
-/// stands for, and puts that into the line as `repeated`.
+/// Logs a line now, or later together with others of its kind about the same subject. `tell` gets
+/// how many lines it stands for, and puts that into the line as `repeated`.
 pub fn repeated<F>(kind: Kind, subject: &(impl Hash + ?Sized), tell: F)
 where
     F: FnOnce(Option<u64>) + Send + 'static,
@@ -59,7 +59,7 @@ where
     repeated_each(interval, kind, subject, tell);
 }
 
-/// The same with an interval of its own.
+/// Logs a line as [`repeated`] does, with an interval of its own.
 pub fn repeated_each<F>(interval: Duration, kind: Kind, subject: &(impl Hash + ?Sized), tell: F)
 where
     F: FnOnce(Option<u64>) + Send + 'static,
@@ -68,12 +68,12 @@ where
     LINES.add((interval, Instant::now()), kind, subject, tell);
 }
 
-/// Tells what is due.
+/// Logs the lines that are due.
 pub(super) fn sweep() {
     LINES.sweep(|entry| entry.told_at.elapsed() >= entry.interval);
 }
 
-/// Tells everything that was held back.
+/// Logs everything that was held back.
 pub(super) fn finish() {
     LINES.sweep(|_| true);
 }
@@ -107,11 +107,12 @@ impl Lines {
                 return;
             }
         };
+
         drop(kinds);
         tell(stands_for);
     }
 
-    /// Tells what was held back of the entries that are due, and forgets those that have nothing.
+    /// Logs what was held back of the entries that are due, and removes those that have nothing.
     fn sweep(&self, is_due: impl Fn(&Entry) -> bool) {
         let mut due = Vec::new();
         self.kinds.lock().retain(|_, entries| {
@@ -126,6 +127,7 @@ impl Lines {
             });
             !entries.is_empty()
         });
+
         for (tell, more) in due {
             tell(Some(more));
         }

@@ -1,4 +1,5 @@
-//! Both ends of the log's queue: what is handed in, and the thread's side, which writes it.
+//! Both ends of the log's queue: the side that accepts lines, and the thread's side, which writes
+//! them.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
@@ -12,25 +13,25 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 use super::Format;
 
-/// Most lines that wait to be written.
+/// The most lines that wait to be written.
 pub(super) const MAX_LINES: usize = 4096;
 
-/// And most bytes.
+/// The most bytes that wait to be written.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
-/// While lines are lost again and again, that is told this often.
+/// How often the number of dropped lines is logged while lines are lost again and again.
 const TELL_EVERY: Duration = Duration::from_secs(1);
 
-/// How long a pipe that never blocks is waited for, and in what steps.
+/// How often a pipe that does not take bytes at once is tried again, and the pause before each try.
 const PATIENCE: (u32, Duration) = (100, Duration::from_millis(10));
 
-/// What both ends count.
+/// The counts that both ends share.
 #[derive(Debug, Default)]
 pub(super) struct State {
     lines: AtomicUsize,
     bytes: AtomicUsize,
     dropped: AtomicU64,
-    /// How many of these the log itself has been told.
+    /// How many of the dropped lines the log itself has reported.
     told: AtomicU64,
 }
 
@@ -64,7 +65,7 @@ impl State {
     }
 }
 
-/// Takes lines in. What does not fit is dropped and counted.
+/// Accepts lines. A line that does not fit is dropped and counted.
 #[derive(Clone)]
 pub(super) struct Lines {
     queue: NonBlocking,
@@ -76,7 +77,7 @@ impl Lines {
         Self { queue, state }
     }
 
-    /// Has it tried whether the log takes lines again, when some were lost and no other comes.
+    /// Tests whether the log takes lines again, after some were lost and no other line follows.
     pub(super) fn probe(&self) {
         if self.state.untold() > 0 && self.state.waiting() == 0 && self.state.enter(0) {
             let _ = self.queue.clone().write(b"");
@@ -87,7 +88,7 @@ impl Lines {
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if self.state.enter(line.len()) {
-            // Its queue has room for all that is let in.
+            // The queue has room for every line that `enter` admits.
             let _ = self.queue.write(line);
         } else {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
@@ -108,12 +109,12 @@ impl MakeWriter<'_> for Lines {
     }
 }
 
-/// The thread's side. It has no errors: an error is a line dropped.
+/// The thread's side. It has no errors: an error is a dropped line.
 pub(super) struct Writer<W> {
     out: W,
     format: Format,
     state: Arc<State>,
-    /// A line was cut off: the next one begins on a line of its own.
+    /// Whether a line was cut off: the next one begins on a line of its own.
     torn: bool,
     told_at: Option<Instant>,
 }
@@ -123,7 +124,7 @@ impl<W: Write> Writer<W> {
         Self { out, format, state, torn: false, told_at: None }
     }
 
-    /// Writes the whole line or answers false.
+    /// Writes the whole line, or answers false.
     fn put(&mut self, line: &[u8]) -> bool {
         if self.torn {
             self.torn = !self.put_all(b"\n");
@@ -151,7 +152,7 @@ impl<W: Write> Writer<W> {
         true
     }
 
-    /// Says how many lines were dropped.
+    /// Logs how many lines were dropped.
     fn tell(&mut self) {
         let untold = self.state.untold();
         let lately = self.told_at.is_some_and(|at| at.elapsed() < TELL_EVERY);
@@ -181,7 +182,7 @@ impl<W: Write> Writer<W> {
 
 impl<W: Write> Write for Writer<W> {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
-        // What was lost was lost before this line.
+        // The lines that were dropped came before this one.
         self.tell();
         if !self.put(line) {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
@@ -190,7 +191,8 @@ impl<W: Write> Write for Writer<W> {
         Ok(line.len())
     }
 
-    /// A probe is an empty line, which `Write` says nothing about: the library calls this for each.
+    /// The library calls this for each line. A probe is an empty line, for which the default would
+    /// not call `write`.
     fn write_all(&mut self, line: &[u8]) -> std::io::Result<()> {
         self.write(line).map(|_| ())
     }

@@ -11,7 +11,7 @@ pub enum Reconnect {
     Yes,
     /// Connect again only with a new token.
     NewToken,
-    /// Do not connect again by itself.
+    /// Do not connect again automatically.
     No,
 }
 
@@ -112,6 +112,7 @@ impl CloseCode {
                 "A limit was hit: connections (in all, per user or per IP) or commands a second.",
             ),
         };
+
         CloseRow { code, label, reconnect, meaning }
     }
 

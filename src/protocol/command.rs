@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::codes::ErrorCode;
 use crate::channel::{ChannelName, Position};
 
-/// A client's message: what it wants and the `id` to answer with.
+/// A client's message: its command, and the `id` to answer with.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     /// The JSON of `id`, as the client wrote it.
@@ -20,17 +20,17 @@ pub enum Command {
     Auth(String),
     Refresh(String),
     Ping,
-    /// Nothing can be done but answer this.
+    /// A message that cannot be carried out. It is answered with this error.
     Invalid(ErrorCode, Cow<'static, str>),
 }
 
-/// A `subscribe`.
+/// A `subscribe` command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Subscribe {
     pub channel: ChannelRef,
     /// A subscription token.
     pub token: Option<String>,
-    /// What the client has of the channel already.
+    /// The client's last position in the channel.
     pub since: Option<Position>,
 }
 
@@ -42,7 +42,7 @@ pub struct ChannelRef {
 }
 
 impl ChannelRef {
-    /// The reference that a bare name makes, for subscriptions the gateway starts itself.
+    /// The reference for a bare name, for subscriptions that the gateway starts itself.
     #[must_use]
     pub fn from_name(name: ChannelName) -> Self {
         Self { raw: format!("\"{name}\"").into(), name }

@@ -1,6 +1,6 @@
 //! The one table of the `type`s of the gateway's own messages. On the plain wires an event is the
-//! published JSON itself, so an event of one of these types could not be told from the gateway's word:
-//! they are reserved.
+//! published JSON itself, so an event of one of these types could not be told from the gateway's
+//! own message. They are reserved.
 
 /// The `type` of a message of the gateway's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -53,7 +53,7 @@ impl Kind {
         }
     }
 
-    /// The kind whose name that is, to the byte.
+    /// The kind with exactly this name, compared by bytes.
     pub(super) fn named(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name().as_bytes() == name)
     }

@@ -1,10 +1,10 @@
-//! What travels on the wires: [`Command`] (what clients ask), [`Reply`] (what the gateway answers and says
-//! of itself), [`Push`] (what the fan-out sends), [`Wire`] (the closed set of formats, which alone knows how
-//! they look), and the tables of codes and of the gateway's own messages.
+//! What travels on the wires: [`Command`] (what clients ask), [`Reply`] (the gateway's own
+//! messages), [`Push`] (what the fan-out sends), [`Wire`] (the closed set of formats, which alone
+//! knows how they look), and the tables of codes and of the gateway's own messages.
 //!
 //! Not here: sockets, access, delivery. Invariant: the bytes of a push depend on the wire alone,
-//! never on the subscriber, so that one encoding serves all (the `id:` of a stream is a field before
-//! them).
+//! never on the subscriber, so that one encoding serves all (the `id:` of a stream is a field in
+//! front of them).
 
 pub mod codes;
 mod command;
@@ -41,7 +41,7 @@ impl Push {
         }
     }
 
-    /// When it was published, in microseconds, where that is known.
+    /// When it was published, in microseconds; `None` where that is not known.
     #[must_use]
     pub fn published(&self) -> Option<u64> {
         match self {

@@ -1,7 +1,7 @@
-//! Looking at what was published before it goes out as it is: it has to be JSON text, and its `type`
-//! must not be one of the gateway's own.
+//! Checking a payload before it goes out unchanged: it has to be JSON text, and its `type` must not
+//! be one of the gateway's own.
 //!
-//! One pass, without a copy. Invariant: what is wrong is said without a byte of the content.
+//! The check is one pass, without a copy. Invariant: an error never contains a byte of the payload.
 
 use std::fmt;
 
@@ -15,17 +15,17 @@ use super::kind::Kind;
 pub enum Fault {
     #[error("byte {at} is not UTF-8")]
     NotUtf8 { at: usize },
-    /// The library's text: what it expected, line and column.
+    /// The library's text: what was expected, and the line and column.
     #[error("it is not JSON: {0}")]
     NotJson(String),
     #[error("its type is \"{}\", which is reserved for the gateway's own messages", .0.name())]
     Reserved(Kind),
 }
 
-/// Can this be delivered as an event?
+/// Checks that a payload can be delivered as an event.
 ///
 /// # Errors
-/// Why not, and where that shows.
+/// Why not, and where in the payload that shows.
 pub fn check(payload: &[u8]) -> Result<(), Fault> {
     let text = match std::str::from_utf8(payload) {
         Ok(text) => text,
@@ -41,8 +41,8 @@ pub fn check(payload: &[u8]) -> Result<(), Fault> {
     }
 }
 
-/// The reserved `type` of an object. Where it has several, readers differ in which one they take: one
-/// that is reserved counts.
+/// The reserved `type` of an object. Readers of an object with several of them differ in which one
+/// they take, so one that is reserved counts.
 struct TopLevel(Option<Kind>);
 
 impl<'de> Deserialize<'de> for TopLevel {
@@ -80,8 +80,8 @@ fn reserved(value: &str) -> Option<Kind> {
     Kind::named(name.as_bytes())
 }
 
-/// Whether a field's name is `type`, however it is escaped. Read as bytes: a name may hold half of a
-/// surrogate pair, which JSON allows and Rust's strings do not.
+/// Whether a field's name is `type`, however it is escaped. The name is read as bytes: it may hold
+/// half of a surrogate pair, which JSON allows and Rust's strings do not.
 struct IsType(bool);
 
 impl<'de> Deserialize<'de> for IsType {
@@ -130,6 +130,7 @@ mod tests {
     #[test]
     fn field_c6_other_events_pass_as_they_did() {
         let deep = format!(r#"{{"type":{}1{}}}"#, "[".repeat(5000), "]".repeat(5000));
+
         for text in [
             r#"{"type":"post_purchased","postId":"p1"}"#,
             r#"{"type":"Gap"}"#,

@@ -1,13 +1,15 @@
-//! Where a stream stands on its channels, as its `id:` says it and as a client brings it back.
+//! Where a stream stands on its channels, as its `id:` says it and as a client sends it back.
 //!
-//! A client keeps only its last id, so that every id is a complete place. It has one of two forms:
+//! A client keeps only its last id, so every id is a complete place. It has one of two forms:
 //!
-//! - Of few channels each is named, `<channel>=<epoch>-<offset>`, with nothing behind the `=` of one without a
-//!   history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`. Version 0.1 had only this.
-//! - Of more channels each that has a history takes six bytes or a few more: a `Tag` and its offset as a
-//!   LEB128 varint, all of them in base64url, in pieces that look like channels without a history:
-//!   `_2.3q2-7wE…=&_2.…=`. So a replica of version 0.1 takes it for a place in other channels, and declares a gap
-//!   on its own. A tag can be compared with a channel's epoch, and never be turned back into it.
+//! - With few channels each is named, `<channel>=<epoch>-<offset>`, with nothing behind the `=` of
+//!   one without a history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`.
+//!   Version 0.1 had only this form.
+//! - With more channels each that has a history takes six bytes or a few more: a `Tag` and its
+//!   offset as a LEB128 varint, all of them in base64url, in pieces that look like channels without
+//!   a history: `_2.3q2-7wE…=&_2.…=`. A replica of version 0.1 takes such an id for a place in
+//!   other channels, and declares a gap on its own. A tag can be compared with a channel's epoch,
+//!   but not be turned back into it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -17,26 +19,27 @@ use sha2::{Digest as _, Sha256};
 use super::sse::{MAX_ID, id, parse_id};
 use crate::channel::{ChannelName, Position};
 
-/// Up to so many channels are named.
+/// The most channels that are named.
 const FEW: usize = 8;
 
-/// Before each piece of the short form, which ends with `=`.
+/// Begins each piece of the short form, which ends with `=`.
 const PIECE: &str = "_2.";
 
-/// With its prefix a piece has to be a valid channel's name, whose length is bounded.
+/// The length of a piece. With its prefix it has to be a valid channel's name, whose length is
+/// bounded.
 const PIECE_BYTES: usize = 240;
 
-/// A tag and the longest varint.
+/// The size of a tag and the longest varint.
 const MAX_MARK: usize = 5 + 10;
 
-/// Marks that fit into an id, whatever their offsets are.
+/// How many marks fit into an id, whatever their offsets are.
 const MAX_MARKS: usize = (MAX_ID - MAX_ID / PIECE_BYTES * (PIECE.len() + 2) - 8) * 3 / 4 / MAX_MARK;
 
-/// The first bytes of a hash of a channel's name and its history's epoch: two channels of one stream, or two
-/// epochs of one channel, have the same one once in 10^12.
+/// The first bytes of a hash of a channel's name and its history's epoch. Two channels of one
+/// stream, or two epochs of one channel, have the same tag once in 10^12.
 type Tag = [u8; 5];
 
-/// What of an id is about one channel's history.
+/// The part of an id that is about one channel's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Mark {
     tag: Tag,
@@ -46,7 +49,7 @@ struct Mark {
 fn tag(channel: &ChannelName, epoch: &str) -> Tag {
     let mut hash = Sha256::new();
     hash.update(channel.as_str());
-    // No name has it.
+    // The separator: no name holds this byte.
     hash.update([0]);
     hash.update(epoch);
     let mut tag = Tag::default();
@@ -54,17 +57,17 @@ fn tag(channel: &ChannelName, epoch: &str) -> Tag {
     tag
 }
 
-/// What a client said of where it is.
+/// A client's last positions, as it sent them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Place {
     marks: Vec<Mark>,
-    /// The same by name, where it was said so and is one place.
+    /// The same by name, if all were named and make one place.
     named: Option<Vec<(ChannelName, Option<Position>)>>,
-    /// It was somewhere, be it on channels without a history.
+    /// Whether the client has been on the stream before, be it on channels without a history.
     somewhere: bool,
 }
 
-/// Nowhere yet.
+/// The place of a client that has not been anywhere yet.
 impl Default for Place {
     fn default() -> Self {
         Self { marks: Vec::new(), named: Some(Vec::new()), somewhere: false }
@@ -75,7 +78,7 @@ impl Place {
     /// Reads an id, from `Last-Event-ID` or a query. An empty one is no place.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// What is wrong with the id.
     pub fn read(text: &str) -> Result<Self, &'static str> {
         let mut place = Self::default();
         if text.is_empty() {
@@ -92,7 +95,7 @@ impl Place {
         Ok(place)
     }
 
-    /// Of two places of one client the later one counts, channel by channel.
+    /// Adds another place of the same client. Channel by channel the later position counts.
     pub fn merge(&mut self, other: Self) {
         self.somewhere |= other.somewhere;
         other.marks.into_iter().for_each(|mark| self.insert(mark));
@@ -102,7 +105,7 @@ impl Place {
         }
     }
 
-    /// Leaves only channels of the stream that is asked for, as far as they are named.
+    /// Removes named channels that are not on the stream that is asked for.
     pub fn retain(&mut self, mut wanted: impl FnMut(&ChannelName) -> bool) {
         if let Some(named) = &mut self.named {
             named.retain(|(channel, _)| wanted(channel));
@@ -120,28 +123,30 @@ impl Place {
         if let Some(Position { epoch, offset }) = &position {
             self.insert(Mark { tag: tag(&channel, epoch), offset: *offset });
         }
+
         let Some(named) = &mut self.named else { return };
         let Some((_, known)) = named.iter_mut().find(|(c, _)| *c == channel) else {
             return named.push((channel, position));
         };
+
         match (known, position) {
             (_, None) => {}
             (Some(known), Some(new)) if known.epoch == new.epoch => {
                 known.offset = known.offset.max(new.offset);
             }
             (known @ None, new) => *known = new,
-            // Which of the two is over, the channel's history knows.
+            // Only the channel's history knows which of the two epochs is over.
             (Some(_), Some(_)) => self.named = None,
         }
     }
 
-    /// False for a client that comes for the first time.
+    /// False for a client that connects for the first time.
     #[must_use]
     pub fn is_somewhere(&self) -> bool {
         self.somewhere
     }
 
-    /// The offset in this epoch of a channel's history, where it is known.
+    /// The offset in this epoch of a channel's history, if the place has one.
     #[must_use]
     pub fn offset(&self, channel: &ChannelName, epoch: &str) -> Option<u64> {
         let tag = tag(channel, epoch);
@@ -149,17 +154,20 @@ impl Place {
     }
 }
 
-/// The marks of an id in the short form; `None` for one that is not.
+/// The marks of an id in the short form; `None` for an id in the other form.
 fn marks(text: &str) -> Result<Option<Vec<Mark>>, &'static str> {
     if text.len() > MAX_ID {
         return Err("it is too long");
     }
+
     let piece = |pair| str::strip_prefix(pair, PIECE).and_then(|piece| piece.strip_suffix('='));
     let Some(pieces) = text.split('&').map(piece).collect::<Option<Vec<&str>>>() else {
         return Ok(None);
     };
+
     let damaged = "it is damaged: give an id back as it came";
     let bytes = URL_SAFE_NO_PAD.decode(pieces.concat()).map_err(|_| damaged)?;
+
     let mut rest = bytes.as_slice();
     let mut found = Vec::new();
     while let Some((tag, behind)) = rest.split_first_chunk() {
@@ -167,10 +175,11 @@ fn marks(text: &str) -> Result<Option<Vec<Mark>>, &'static str> {
         found.push(Mark { tag: *tag, offset });
         rest = behind;
     }
+
     if rest.is_empty() { Ok(Some(found)) } else { Err(damaged) }
 }
 
-/// True for an id that only a stream can take.
+/// True for an id that only a stream can use.
 #[must_use]
 pub fn is_short(text: &str) -> bool {
     !matches!(marks(text), Ok(None))
@@ -202,19 +211,19 @@ fn put(out: &mut Vec<u8>, Mark { tag, offset }: Mark) {
     out.push(left.to_le_bytes()[0]);
 }
 
-/// Where a stream stands: what its next `id:` says.
+/// Where a stream stands now: the content of its next `id:`.
 #[derive(Debug, Default)]
 pub struct Standing {
     channels: Vec<(ChannelName, Option<Position>)>,
-    /// The tags of those, where they have a position.
+    /// The tags of the channels that have a position.
     tags: Vec<Tag>,
-    /// Where the client says that it is, until it has been told of all channels: who is cut off meanwhile
-    /// comes back to that.
+    /// The marks that the client brought, until it has been told of all channels: a client that is
+    /// cut off meanwhile resumes from them.
     brought: Vec<Mark>,
 }
 
 impl Standing {
-    /// The client comes from there.
+    /// Begins with the place that the client brought.
     pub fn begin(&mut self, place: &Place) {
         match &place.named {
             Some(named) if named.len() <= FEW => {
@@ -224,12 +233,12 @@ impl Standing {
         }
     }
 
-    /// All channels have been told of.
+    /// Notes that the client has been told of all channels.
     pub fn settle(&mut self) {
         self.brought = Vec::new();
     }
 
-    /// A channel stands there now.
+    /// Sets the position of a channel.
     pub fn moves(&mut self, channel: &ChannelName, position: Option<&Position>) {
         let at = match self.channels.iter().position(|(known, _)| known == channel) {
             Some(at) => at,
@@ -239,6 +248,7 @@ impl Standing {
                 self.tags.len() - 1
             }
         };
+
         let (known, new) = (&mut self.channels[at].1, position);
         match (known, new) {
             (Some(known), Some(new)) if known.epoch == new.epoch => known.offset = new.offset,
@@ -250,7 +260,7 @@ impl Standing {
         }
     }
 
-    /// The stream does not have the channel any more.
+    /// Removes a channel that the stream does not have any more.
     pub fn leaves(&mut self, channel: &ChannelName) {
         if let Some(at) = self.channels.iter().position(|(known, _)| known == channel) {
             self.channels.swap_remove(at);
@@ -258,17 +268,18 @@ impl Standing {
         }
     }
 
-    /// Its id is short whatever its channels do.
+    /// Whether the id is short in any case, whatever the channels do.
     #[must_use]
     pub fn is_small(&self) -> bool {
         self.channels.len() <= FEW
     }
 
-    /// The field `id:`.
+    /// Appends the field `id:`.
     pub fn encode(&self, out: &mut BytesMut) {
         if self.is_small() && self.brought.is_empty() {
             return id(out, &self.channels);
         }
+
         let mut bytes = Vec::with_capacity((self.tags.len() + self.brought.len()) * 8);
         for ((_, position), tag) in self.channels.iter().zip(&self.tags) {
             if let Some(position) = position {
@@ -294,7 +305,8 @@ impl Standing {
     }
 }
 
-/// False where the ids of a stream of so many channels could become too long to come back.
+/// False if the ids of a stream with this many channels could become too long for the client to
+/// send back.
 #[must_use]
 pub fn fits(channels: usize) -> bool {
     channels <= MAX_MARKS / 2
@@ -334,6 +346,7 @@ mod tests {
         standing.moves(&name("news"), None);
         let id = text(&standing);
         assert_eq!(id, "post%3A0=1764000000000000-7&post%3A1=1764000000000001-8&news=");
+
         let place = Place::read(&id).unwrap();
         assert_eq!(place.offset(&name("post:1"), "1764000000000001"), Some(8));
         assert_eq!(place.offset(&name("post:1"), "1764000000000002"), None, "another epoch");
@@ -341,7 +354,7 @@ mod tests {
         assert_eq!(place.offset(&name("news"), ""), None);
     }
 
-    /// 4,955 bytes for an event of 7.
+    /// An id of this form had 4,955 bytes for an event of 7.
     #[test]
     fn field_f3_the_id_of_a_stream_of_many_channels_is_short_and_complete() {
         let standing = stands(120, |n| n as u64 * 3);
@@ -354,13 +367,13 @@ mod tests {
             assert_eq!(place.offset(&channel, "1"), None);
         }
 
-        // A replica of 0.1 reads it as a place in channels that its stream does not have.
+        // A replica of 0.1 reads the id as a place in channels that its stream does not have.
         let old = parse_id(&id).unwrap();
         assert!(old.iter().all(|(channel, position)| {
             channel.as_str().starts_with(PIECE) && position.is_none()
         }));
 
-        // The largest that there can be, in a stream that comes back to as many other epochs.
+        // The largest possible id: a full stream whose client brings as many other epochs.
         let mut full = stands(MAX_MARKS / 2, |_| u64::MAX);
         let mut other = Place { marks: Vec::new(), named: None, somewhere: true };
         for n in 0..MAX_MARKS as u64 {
@@ -374,18 +387,21 @@ mod tests {
         assert!(fits(150), "as many as in 0.1");
     }
 
-    /// Old epochs, channels without a history, and none with one.
+    /// The place has old epochs, the stream channels without a history and one with.
     #[test]
     fn a_place_survives_a_stream_that_is_cut_off_at_its_beginning() {
         let place = Place::read(&text(&stands(9, |_| 300))).unwrap();
         let mut standing = Standing::default();
         standing.begin(&place);
+
         let position = Position::new("1764000000000003", 301).unwrap();
         standing.moves(&name("post:3"), Some(&position));
         standing.moves(&name("plain:1"), None);
+
         let again = Place::read(&text(&standing)).unwrap();
         assert_eq!(again.offset(&name("post:3"), "1764000000000003"), Some(301));
         assert_eq!(again.offset(&name("post:8"), "1764000000000008"), Some(300));
+
         standing.settle();
         let again = Place::read(&text(&standing)).unwrap();
         assert_eq!(again.offset(&name("post:8"), "1764000000000008"), None);
@@ -396,6 +412,7 @@ mod tests {
         assert_eq!(id, "_2.=");
         assert!(Place::read(&id).unwrap().is_somewhere());
         assert!(!Place::read("").unwrap().is_somewhere());
+
         nowhere.leaves(&name("plain:0"));
         assert_eq!(nowhere.channels.len(), 8);
     }
@@ -408,7 +425,7 @@ mod tests {
         assert_eq!([of("a", "1"), of("b", "1"), of("d", "1")], [Some(7), Some(5), Some(1)]);
         assert_eq!([of("c", "1"), of("c", "2")], [Some(30), Some(9)], "the epoch decides");
 
-        // Who is cut off before anything has come is told to come back to the same.
+        // A client that is cut off before any event has come is told the same place again.
         let place = Place::read("a=1-7&b=&x=1-1").and_then(|mut place| {
             place.merge(Place::read("a=1-9&b=2-2")?);
             place.retain(|channel| channel.as_str() != "x");
@@ -423,6 +440,7 @@ mod tests {
     fn damaged_ids_are_refused() {
         let id = text(&stands(50, |n| n as u64 * 100));
         assert!(is_short(&id));
+
         for bad in ["_2.!!=", "_2.AAAA=", "_2.AAAAAIA=", "_2.AAAAAID_____________="] {
             assert!(Place::read(bad).is_err(), "{bad}");
         }

@@ -1,7 +1,7 @@
 //! The plain protocol: commands in, replies and events out, one JSON object per text message.
 //!
-//! A channel name holds nothing that JSON would escape (see `channel`), so it is written as it is;
-//! everything else that a client or a token brought goes through `serde_json`.
+//! A channel's name holds nothing that JSON would escape (see `channel`), so it is written as it
+//! is. Everything else that a client or a token brought goes through `serde_json`.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ use super::reply::{Reply, Start};
 use crate::channel::{ChannelName, Position, Publication, check_id, encode_id};
 use crate::strict;
 
-/// Longest `id` that is echoed, in bytes of JSON.
+/// The longest `id` that is echoed, in bytes of JSON.
 const MAX_ID_BYTES: usize = 128;
 
 #[derive(Deserialize)]
@@ -31,17 +31,19 @@ struct Raw<'a> {
     since: Option<&'a RawValue>,
 }
 
-/// Reads one text message. It never fails: what is wrong comes back as [`Command::Invalid`] with
-/// the `id`, where there was one.
+/// Reads one text message. It never fails: a message that is wrong becomes [`Command::Invalid`],
+/// with its `id` if there is one.
 #[must_use]
 pub fn parse(text: &str) -> Request {
     let invalid = |m| Command::Invalid(ErrorCode::BadRequest, Cow::Borrowed(m));
+
     let Ok(raw) = strict::from_str::<Raw<'_>>(text) else {
         return Request {
             id: None,
             command: invalid("a message is a JSON object with type, and id, channel or token"),
         };
     };
+
     let id = match raw.id.map(RawValue::get) {
         None => None,
         Some(id) if id.len() <= MAX_ID_BYTES && !id.starts_with(['{', '[']) => Some(id.into()),
@@ -49,6 +51,7 @@ pub fn parse(text: &str) -> Request {
             return Request { id: None, command: invalid("id is a short string or a number") };
         }
     };
+
     let command = match raw.kind.as_deref() {
         Some("subscribe") => match (channel_ref(raw.channel), since(raw.since)) {
             (Ok(channel), Some(since)) => {
@@ -73,10 +76,11 @@ pub fn parse(text: &str) -> Request {
         Some(_) => invalid("type is one of subscribe, unsubscribe, refresh, auth, ping"),
         None => invalid("type is missing"),
     };
+
     Request { id, command }
 }
 
-/// The position of `since`, if there is one; `None` when it is not a position.
+/// Reads `since`. `Some(None)` if there is none; `None` if it is not a position.
 fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -94,23 +98,29 @@ fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     }
 }
 
-/// `"post:42"`, or an object with `type` and exactly one other field, whose value is an id.
+/// Reads a channel: `"post:42"`, or an object with `type` and exactly one other field, whose value
+/// is an id.
 fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let invalid = |m: String| Command::Invalid(ErrorCode::BadRequest, Cow::Owned(m));
+
     let shape = || {
         invalid("channel is a text like \"post:42\", or an object with type and one id".to_owned())
     };
+
     let raw = raw.ok_or_else(|| invalid("channel is missing".to_owned()))?.get();
+
     let name = if raw.starts_with('"') {
         serde_json::from_str::<String>(raw).map_err(|_| shape())?
     } else {
         let fields = serde_json::from_str::<Fields<'_>>(raw).map_err(|_| shape())?;
+
         let (kind, (field, id)) = fields.0.ok_or_else(shape)?;
         let kind = serde_json::from_str::<String>(kind)
             .map_err(|_| invalid("the type of a channel is a text".to_owned()))?;
         if kind.contains(':') {
             return Err(invalid("the type of a channel cannot hold a colon".to_owned()));
         }
+
         let id = id_text(id).ok_or_else(|| {
             let field = field.chars().filter(|c| !c.is_control()).take(40).collect::<String>();
             invalid(format!("{field} of a channel is neither a text nor a whole number"))
@@ -118,11 +128,12 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
         check_id(&id).map_err(|e| invalid(format!("channel: {e}")))?;
         format!("{kind}:{}", encode_id(&id))
     };
+
     let name: ChannelName = name.parse().map_err(|e| invalid(format!("channel: {e}")))?;
     Ok(ChannelRef { raw: raw.into(), name })
 }
 
-/// The text of an id: of a JSON string, or the digits of a whole number, however many they are.
+/// The text of an id: the content of a JSON string, or the digits of a whole number, however many.
 fn id_text(raw: &RawValue) -> Option<String> {
     let raw = raw.get();
     if raw.starts_with('"') {
@@ -133,8 +144,8 @@ fn id_text(raw: &RawValue) -> Option<String> {
     is_whole.then(|| raw.to_owned())
 }
 
-/// `type`, and the one other field of a channel object with its name; `None` for any other shape. What
-/// is null counts as absent.
+/// `type` of a channel's object, and the one other field with its name; `None` for any other shape.
+/// A field that is null counts as absent.
 struct Fields<'a>(Option<(&'a str, (Cow<'a, str>, &'a RawValue))>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -158,6 +169,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                     }
                     count += 1;
                 }
+
                 Ok(Fields(if count == 2 { kind.zip(id) } else { None }))
             }
         }
@@ -165,7 +177,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
     }
 }
 
-/// An event with its channel and, where it has one, its position.
+/// An event with its channel and, if it is durable, its position.
 #[must_use]
 pub fn envelope(publication: &Publication) -> Vec<u8> {
     let position = publication.position.as_ref().map_or_else(String::new, position_fields);
@@ -225,7 +237,7 @@ fn id_of<'r>(reply: &Reply<'r>) -> Option<&'r str> {
     }
 }
 
-/// The fields of `data`; empty where there is none.
+/// The fields of `data`; empty if there is none.
 fn data_of(reply: &Reply<'_>) -> String {
     match *reply {
         Reply::Connected { user, connection_id, expires_at, channels } => {
@@ -314,7 +326,7 @@ fn json_string(s: &str) -> String {
     serde_json::to_string(s).unwrap_or_default()
 }
 
-/// The entries of a JSON array or object, each of several pieces.
+/// Appends the entries of a JSON array or object, each made of several pieces.
 fn list<'p, const N: usize>(text: &mut String, entries: impl Iterator<Item = [&'p str; N]>) {
     for (n, entry) in entries.enumerate() {
         text.push_str(if n > 0 { "," } else { "" });
@@ -342,6 +354,7 @@ mod tests {
         assert_eq!(subscribe("\"post:42\"").unwrap(), "post:42");
         assert_eq!(subscribe("{\"type\":\"post\",\"postId\":\"42\"}").unwrap(), "post:42");
         assert_eq!(subscribe("{\"id\":\"42\",\"type\":\"post\"}").unwrap(), "post:42");
+
         for bad in [
             "42",
             "null",
@@ -377,6 +390,7 @@ mod tests {
         ] {
             assert_eq!(subscribe(raw).as_deref(), Ok(name), "{raw}");
         }
+
         for (raw, field) in [
             ("1.0", "postId"),
             ("1e3", "postId"),
@@ -410,6 +424,7 @@ mod tests {
         };
         assert_eq!(since(r#"{"epoch":"1a","offset":7}"#), Ok(Some("1a-7".to_owned())));
         assert_eq!(since("null"), Ok(None));
+
         for bad in [
             "7",
             "{}",
@@ -428,10 +443,12 @@ mod tests {
     fn replies_are_json_whatever_the_values_hold() {
         let evil = "a\"\u{1}\\";
         let position = Position::new("1a", 7).unwrap();
+
         let start = Start { position: Some(&position), recovered: Some(true) };
         let channel = ChannelRef::from_name("a:b".parse().unwrap());
         let (id, channels) = (Some("1"), [(channel.name.clone(), start)]);
         let (code, message) = (ErrorCode::BadRequest, evil);
+
         for reply in [
             Reply::Subscribed { id, channel: &channel, data: Some("{}"), start },
             Reply::Gap { channel: &channel.name, reason: GapReason::Overflow },

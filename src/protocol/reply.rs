@@ -1,11 +1,12 @@
-//! What the gateway says to one connection, whatever its wire.
+//! The gateway's messages to one connection, whatever its wire.
 
 use super::codes::{Close, ErrorCode};
 use super::command::ChannelRef;
 use super::kind::Kind;
 use crate::channel::{ChannelName, GapReason, Position};
 
-/// A message of the gateway's own. `id` is the client's, as it wrote it; times are in Unix seconds.
+/// A message of the gateway's own. `id` is the client's, as the client wrote it; times are in Unix
+/// seconds.
 #[derive(Debug, Clone, Copy)]
 pub enum Reply<'r> {
     /// The first message of an accepted connection.
@@ -15,7 +16,7 @@ pub enum Reply<'r> {
         expires_at: Option<u64>,
         channels: &'r [(ChannelName, Start<'r>)],
     },
-    /// `data`: JSON that came with the permission.
+    /// `data` is JSON that came with the permission.
     Subscribed {
         id: Option<&'r str>,
         channel: &'r ChannelRef,
@@ -48,18 +49,19 @@ pub enum Reply<'r> {
         channel: &'r ChannelName,
         reason: GapReason,
     },
-    /// Nothing can arrive since then, on these channels or on any.
+    /// Since this time nothing can arrive on these channels, or (`None`) on any.
     Interrupted {
         since: u64,
         channels: Option<&'r [ChannelName]>,
     },
     /// Everything arrives again.
     Live,
-    /// A drain is about to close the connection; come back after so many milliseconds.
+    /// A drain is about to close the connection; the client should reconnect after this many
+    /// milliseconds.
     Reconnect {
         after_ms: u64,
     },
-    /// The stream ends, as a Close frame says on a socket.
+    /// The stream ends, which a Close frame says on a socket.
     Close(&'r Close),
     /// `channel` is as the client wrote it.
     Error {
@@ -70,7 +72,7 @@ pub enum Reply<'r> {
     },
 }
 
-/// What a subscription begins with, for clients that know positions.
+/// Where a subscription begins, for clients that know positions.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Start<'p> {
     pub position: Option<&'p Position>,

@@ -1,46 +1,51 @@
-//! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as text,
-//! which also the `since` of a socket's URL is. What an `id:` says is in [`super::place`].
+//! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as
+//! text, which are also the `since` of a socket's URL. The content of an `id:` is in
+//! [`super::place`].
 //!
-//! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by `fetch` take
-//! one without it for an empty message.
+//! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by
+//! `fetch` take one without it for an empty message.
 
 use bytes::BytesMut;
 
 use crate::channel::{ChannelName, Position};
 
-/// Longest id in bytes: with its header's name it fits into the 8 KiB that proxies give a header.
+/// The longest id in bytes. With its header's name it fits into the 8 KiB that proxies allow for a
+/// header.
 pub const MAX_ID: usize = 8000;
 
-/// Between two attempts of a client whose stream ended, in milliseconds: random in this range, so that
-/// they do not all come back together.
+/// The milliseconds that a client waits before it reconnects, random in this range, so that clients
+/// whose streams ended together do not all reconnect together.
 const RETRY_MS: std::ops::RangeInclusive<u32> = 500..=2000;
 
-/// Ends the event that the fields before it make, with `data` as its text.
+/// Appends `data:` with this text, which ends the event that the fields before it began.
 pub fn data(out: &mut BytesMut, text: &[u8]) {
-    // A line break of any kind would end the field; JSON has them only between its tokens.
+    // A line break of any kind would end the field. JSON has them only between its tokens.
     let mut rest = text;
     loop {
         let end = rest.iter().position(|b| matches!(b, b'\n' | b'\r'));
         let (line, after) = end.map_or((rest, None), |at| (&rest[..at], Some(&rest[at + 1..])));
+
         out.extend_from_slice(b"data: ");
         out.extend_from_slice(line);
         out.extend_from_slice(b"\n");
+
         match after {
             Some(after) => rest = after,
             None => break,
         }
     }
+
     out.extend_from_slice(b"\n");
 }
 
-/// The field that names the event's type.
+/// Appends the field that names the event's type.
 pub fn event(out: &mut BytesMut, kind: &str) {
     out.extend_from_slice(b"event: ");
     out.extend_from_slice(kind.as_bytes());
     out.extend_from_slice(b"\n");
 }
 
-/// The field that says where the stream stands, with its channels named.
+/// Appends the field that says where the stream stands, with its channels named.
 pub fn id<'p>(
     out: &mut BytesMut,
     positions: impl IntoIterator<Item = &'p (ChannelName, Option<Position>)>,
@@ -58,7 +63,7 @@ pub fn id<'p>(
 /// Reads named positions, from an id or `?since=`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// What is wrong with the text.
 pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'static str> {
     if text.len() > MAX_ID {
         return Err("it is too long");
@@ -66,6 +71,7 @@ pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'st
     if !text.is_empty() && !text.split('&').all(|pair| pair.contains('=')) {
         return Err("it is <channel>=<epoch>-<offset>, joined by &");
     }
+
     let mut found: Vec<(ChannelName, Option<Position>)> = Vec::new();
     for (channel, position) in form_urlencoded::parse(text.as_bytes()) {
         let channel: ChannelName = channel.parse().map_err(|_| "it names no valid channel")?;
@@ -73,20 +79,23 @@ pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'st
             "" => None,
             text => Some(text.parse().map_err(|()| "a position is <epoch>-<offset>")?),
         };
+
         if found.iter().any(|(c, _)| *c == channel) {
             return Err("it names a channel twice");
         }
         found.push((channel, position));
     }
+
     Ok(found)
 }
 
-/// The field that says when to come back. It travels with the first words of a stream and with the last.
+/// Appends the field that says when to reconnect. It is part of a stream's first message and of its
+/// last.
 pub fn retry(out: &mut BytesMut) {
     out.extend_from_slice(format!("retry: {}\n", fastrand::u32(RETRY_MS)).as_bytes());
 }
 
-/// Keeps proxies from taking a quiet stream for a dead one: a comment, which ends no block.
+/// A comment, which ends no block. It keeps proxies from taking a quiet stream for a dead one.
 pub const HEARTBEAT: &[u8] = b":\n";
 
 #[cfg(test)]
@@ -142,6 +151,7 @@ mod tests {
         ] {
             assert!(parse_id(bad).is_err(), "{bad:?}");
         }
+
         assert!(parse_id(&"a=1-1&".repeat(10_000)).is_err());
     }
 }

@@ -12,7 +12,7 @@ use super::{plain, sse};
 use crate::channel::Publication;
 use crate::websocket::{Opcode, close_frame, encode};
 
-/// How a connection wants its messages.
+/// The format in which a connection receives its messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Wire {
     /// `GET /ws`: an event is the published JSON itself.
@@ -25,10 +25,10 @@ pub enum Wire {
     SseEnvelope,
 }
 
-/// What keeps a quiet connection alive.
+/// The message that keeps a quiet connection alive.
 pub struct Ping {
     pub frame: Bytes,
-    /// The client has to answer it in time.
+    /// Whether the client has to answer it in time.
     pub is_answered: bool,
 }
 
@@ -36,7 +36,7 @@ impl Wire {
     pub const ALL: [Self; 4] = [Self::Plain, Self::Envelope, Self::Sse, Self::SseEnvelope];
     pub const COUNT: usize = Self::ALL.len();
 
-    /// Metric label.
+    /// The metric label of the format.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -45,39 +45,39 @@ impl Wire {
         }
     }
 
-    /// Metric label.
+    /// The metric label of the transport.
     #[must_use]
     pub fn transport(self) -> &'static str {
         if self.is_stream() { "sse" } else { "websocket" }
     }
 
-    /// An HTTP response without end rather than a socket.
+    /// True for an HTTP response without end, false for a socket.
     #[must_use]
     pub fn is_stream(self) -> bool {
         matches!(self, Self::Sse | Self::SseEnvelope)
     }
 
-    /// Its clients learn where a channel stands, and can resume there.
+    /// Whether clients learn the positions of their channels, and can resume from them.
     #[must_use]
     pub fn has_positions(self) -> bool {
         self != Self::Plain
     }
 
-    /// Reads a text message of a client. It never fails: what is wrong comes back as
+    /// Reads a text message of a client. It never fails: a message that is wrong becomes
     /// [`Command::Invalid`].
     #[must_use]
     pub fn decode(self, text: &str) -> Request {
         plain::parse(text)
     }
 
-    /// The request that a binary message makes.
+    /// The request for a binary message, which the plain protocol does not have.
     #[must_use]
     pub fn decode_binary(self) -> Request {
         let why = Cow::Borrowed("the plain protocol is text, not binary");
         Request { id: None, command: Command::Invalid(ErrorCode::BadRequest, why) }
     }
 
-    /// One message of the gateway's own as it stands on this wire.
+    /// Encodes one message of the gateway's own.
     #[must_use]
     pub fn frame(self, reply: &Reply<'_>) -> Bytes {
         let mut out = BytesMut::with_capacity(128);

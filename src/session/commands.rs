@@ -1,4 +1,4 @@
-//! The commands of the plain protocol, one function each; `subscribe` has a room of its own.
+//! The commands of the plain protocol, one function each. `subscribe` is in `session::subscribe`.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::protocol::codes::{Close, ErrorCode};
 use crate::protocol::{ChannelRef, Command, Reply, Request};
 
 impl Session {
-    /// Carries out the requests of one read, in order.
+    /// Carries out the requests of one read, in order. Neighbouring subscriptions go together.
     ///
     /// # Errors
     /// Why the connection has to be closed.
@@ -28,6 +28,7 @@ impl Session {
                 }
             }
         }
+
         self.subscribe_all(&mut wanted).await;
         Ok(())
     }
@@ -47,9 +48,10 @@ impl Session {
             }
             (State::Open, Command::Unsubscribe(channel)) => self.unsubscribe(id, &channel).await,
             (State::Open, Command::Refresh(token)) => self.refresh(id, &token).await,
-            // Taken by `handle`.
+            // `handle` collects these before.
             (State::Open, Command::Subscribe(_)) => {}
         }
+
         Ok(())
     }
 
@@ -63,8 +65,8 @@ impl Session {
         self.connection.say(&Reply::Error { id, code, message, channel });
     }
 
-    /// The first message brought the token. A refused one ends the connection, as it would have in
-    /// the handshake.
+    /// Checks the token that the first message brought. A refused one ends the connection, as it
+    /// would have in the handshake.
     async fn auth(&mut self, token: &str) -> Result<(), Close> {
         match self.context.check_token(token, Carried::by("message")).await {
             Ok(identity) => {
@@ -77,7 +79,8 @@ impl Session {
 
     async fn unsubscribe(&mut self, id: Option<&str>, channel: &ChannelRef) {
         if self.give_up(&channel.name) {
-            // Nothing of it follows the answer, and a new subscription begins behind it.
+            // The answer waits for the fan-out: no event of the channel follows it, and a new
+            // subscription begins behind it.
             self.left_behind().await;
             self.connection.say(&Reply::Unsubscribed { id, channel });
         } else {
@@ -86,7 +89,7 @@ impl Session {
         }
     }
 
-    /// A new token for the same user. A refused one changes nothing: the old one still counts.
+    /// Takes a new token of the same user. A refused one changes nothing: the old one still counts.
     async fn refresh(&mut self, id: Option<&str>, token: &str) {
         let connection = Arc::clone(&self.connection);
         let refused = |reason: Reason| {
@@ -94,10 +97,12 @@ impl Session {
             let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
             connection.say(&Reply::Error { id, code, message: reason.slug(), channel: None });
         };
+
         let identity = match self.context.check_token(token, Carried::by("refresh")).await {
             Ok(identity) => identity,
             Err(reason) => return refused(reason),
         };
+
         let old_user = self.identity.as_ref().map(|i| &*i.user);
         if old_user != Some(&*identity.user) {
             metrics::auth_failure(Reason::ClaimInvalid);
@@ -107,25 +112,29 @@ impl Session {
             });
             return refused(Reason::ClaimInvalid);
         }
+
         let before = self.connection.token();
         self.connection.set_token(identity.token.clone());
-        // Revoked while it was checked: whoever revoked did not find it on this socket yet.
+        // A revocation during the check did not find this token on the connection yet.
         if self.context.gateway.revocations().covers(&identity, unix_now()) {
             self.connection.set_token(before);
             metrics::auth_failure(Reason::Revoked);
             return refused(Reason::Revoked);
         }
+
         let policy = self.context.policy.load_full();
         self.timers.token_until(identity.expires_at, &policy);
+
         let expires_at = identity.expires_at;
         self.drop_what_is_denied(&identity, &policy.rules);
         self.identity = Some(Box::new(identity));
+
         self.ask_again().await;
         self.connection.say(&Reply::Refreshed { id, expires_at });
         self.schedule();
     }
 
-    /// A new token may allow less than the old one did.
+    /// Ends the subscriptions that a new token does not allow any more.
     fn drop_what_is_denied(&mut self, identity: &Identity, rules: &[access::Rule]) {
         for channel in self.context.gateway.hub().channels_of(&self.connection) {
             if let Err(why) = access::decide(Some(identity), &channel, rules) {

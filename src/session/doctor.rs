@@ -1,7 +1,9 @@
-//! The doctor in the running gateway: looks into refused tokens off the hot path, sampled.
+//! The token diagnosis of the running gateway: it examines a sample of the refused tokens, off the
+//! hot path.
 //!
-//! Invariants: offering a token costs the refusing side one atomic operation when the sample is full;
-//! at most `per_second` are examined; a cause is logged once per `log_interval`, with the advice.
+//! Invariants: offering a token costs the refusing side one atomic operation when the sample is
+//! full; at most `per_second` tokens are examined; a cause is logged once per `log_interval`, with
+//! the advice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +30,7 @@ pub struct Settings {
 pub struct Doctor {
     settings: Settings,
     started: Instant,
-    /// Millisecond from which the next token is taken.
+    /// The millisecond from which the next token is accepted.
     free_at: AtomicU64,
     waiting: Mutex<Vec<Box<str>>>,
     offered: Notify,
@@ -46,17 +48,19 @@ impl Doctor {
         }
     }
 
-    /// A token was refused: perhaps it is looked into.
+    /// Offers a refused token. It is examined if the sample has room.
     pub fn offer(&self, reason: Reason, token: &str) {
-        // These explain themselves, or have nothing to look at.
+        // These reasons explain themselves, or come without a token to examine.
         if matches!(reason, Reason::Missing | Reason::Expired | Reason::Oversize | Reason::Revoked)
             || self.settings.per_second == 0
         {
             return;
         }
+
         let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX);
         let free_at = self.free_at.load(Ordering::Relaxed);
         let next = now + u64::from(1000 / self.settings.per_second.min(1000));
+
         if now < free_at
             || self
                 .free_at
@@ -65,6 +69,7 @@ impl Doctor {
         {
             return;
         }
+
         let mut waiting = self.waiting.lock();
         if waiting.len() < MAX_WAITING {
             waiting.push(token.into());
@@ -72,7 +77,7 @@ impl Doctor {
         }
     }
 
-    /// Examines what was offered, for ever.
+    /// Examines the offered tokens, for ever.
     pub async fn run(context: Arc<Context>) {
         let doctor = &context.doctor;
         loop {
@@ -82,7 +87,9 @@ impl Doctor {
                 let policy = context.policy.load_full();
                 let report = diagnose::examine(&policy.verifier, &token, &[], unix_now());
                 let Some(finding) = report.finding() else { continue };
+
                 metrics::auth_diagnosis(finding.cause);
+
                 let (cause, side) = (finding.cause.slug(), finding.side.label());
                 let (reason, advice) = (report.reason.unwrap_or_default(), finding.advice.clone());
                 let each = doctor.settings.log_interval;

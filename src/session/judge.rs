@@ -1,8 +1,9 @@
-//! Judging again what a session has, after the rules have changed: only the channels whose own rule is
-//! another one, by what the session knows. What is not allowed any more is ended with a reason.
+//! Judging a session's channels again after the rules have changed: only the channels whose own
+//! rule is another one, by what the session knows. A subscription that is not allowed any more ends
+//! with a reason.
 //!
-//! Invariant: a change that comes while a session decides something by the old rules is looked at once
-//! that is done, so no subscription escapes it.
+//! Invariant: a change that arrives while a session decides by the old rules is judged right after
+//! that decision, so no subscription escapes it.
 
 use super::{Session, State};
 use crate::access::{self, Decision, Rule};
@@ -13,29 +14,30 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::{ChannelRef, Reply};
 
-/// How often the application is asked about a channel that its new rule leaves to it, and the seconds
-/// between two attempts, so that a deploy of both does not cost the subscriptions.
+/// How often the application is asked about a channel that its new rule leaves to the application.
+/// `ASK_AGAIN` is the seconds between two attempts, so that a deploy of gateway and application
+/// together does not cost the subscriptions.
 const ATTEMPTS: u8 = 4;
 const ASK_AGAIN: std::ops::RangeInclusive<u32> = 5..=10;
 
-/// What the rules were before they changed last.
+/// The latest change of the rules.
 #[derive(Debug, Default)]
 pub struct Change {
-    /// How often they have changed.
+    /// How often the rules have changed.
     pub number: u32,
     pub before: Vec<Rule>,
 }
 
-/// Channels that the application has to be asked about.
+/// Channels that the application has to be asked about again.
 pub(super) struct Questions {
     channels: Vec<ChannelName>,
     attempts: u8,
-    /// On the hub's clock.
+    /// The tick of the hub's clock at which the application is asked.
     due: u32,
 }
 
 impl Session {
-    /// Looks at the rules if they have changed since this session looked at them.
+    /// Judges the session's channels if the rules have changed since it judged them last.
     ///
     /// # Errors
     /// Why the connection has to be closed.
@@ -61,7 +63,8 @@ impl Session {
                 continue;
             }
             match access::decide(self.identity.as_deref(), &channel, &policy.rules) {
-                // A subscription token that is not needed any more takes nothing away when it ends.
+                // Without the need for a subscription token, the end of the one that was given
+                // takes nothing away.
                 Ok(Decision::Allowed) => self.grants.retain(|(c, _)| *c != channel),
                 Ok(Decision::Token) if self.grants.iter().any(|(c, _)| *c == channel) => {}
                 Ok(Decision::Token) => {
@@ -77,11 +80,14 @@ impl Session {
             let due = self.now();
             self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));
         }
+
         self.has_something()
     }
 
+    /// Checks that a connection without a token may still be here.
+    ///
     /// # Errors
-    /// When connections without a token are not let in any more, and this is one.
+    /// This connection has no token, and `anonymous` does not allow that.
     pub(super) fn may_stay(&self, anonymous: bool) -> Result<(), Close> {
         if self.identity.is_some() || anonymous {
             return Ok(());
@@ -90,7 +96,8 @@ impl Session {
         Err(Close::new(CloseCode::TokenRefused, Reason::Missing.slug()))
     }
 
-    /// A stream cannot subscribe to anything else: without a channel it is over.
+    /// Checks that a stream still has a channel: it cannot subscribe to another one, so without any
+    /// it is over.
     fn has_something(&self) -> Result<(), Close> {
         let channels = || self.context.gateway.hub().channels_of(&self.connection);
         if self.stream.is_some() && channels().is_empty() {
@@ -108,20 +115,21 @@ impl Session {
         }
     }
 
-    /// Is the application to be asked now?
+    /// Whether the application is to be asked now.
     #[must_use]
     pub fn has_questions(&self) -> bool {
         self.questions.as_ref().is_some_and(|questions| self.now() >= questions.due)
     }
 
     /// Asks the application about channels that were subscribed under another rule. A clear no ends
-    /// one; so does having no answer after several attempts.
+    /// a subscription; several attempts without an answer end it too.
     ///
     /// # Errors
     /// Why the connection has to be closed.
     pub async fn ask_questions(&mut self) -> Result<(), Close> {
         let Some(questions) = self.questions.take() else { return Ok(()) };
         let Questions { channels, attempts, .. } = *questions;
+
         let mut unanswered = Vec::new();
         for (channel, answer) in self.ask_about(channels).await {
             match answer {
@@ -147,10 +155,11 @@ impl Session {
             self.timers.wake_at(due);
             self.schedule();
         }
+
         self.has_something()
     }
 
-    /// When the application is to be asked again.
+    /// The tick at which the application is to be asked again.
     pub(super) fn questions_due(&self) -> Option<u32> {
         self.questions.as_ref().map(|questions| questions.due)
     }

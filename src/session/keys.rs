@@ -1,5 +1,5 @@
-//! What is said about keys: which ones count (`key_info`), and whether the issuers have the same
-//! (`issuer_key_match`): each keeps its fingerprint in the store under `issuer:<name>`.
+//! Metrics about keys: which ones count (`key_info`), and whether the issuers sign with the same
+//! ones (`issuer_key_match`). Each issuer keeps its fingerprint in the store under `issuer:<name>`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::metrics;
 
 type Shown = BTreeSet<(String, &'static str, String)>;
 
-/// Looks at keys and issuers now and then, for ever.
+/// Compares keys and issuers at each interval, for ever.
 pub async fn watch(context: Arc<Context>, issuers: Vec<String>, interval: Duration) {
     let mut shown = Shown::new();
     let mut differs = BTreeSet::new();
@@ -53,7 +53,8 @@ fn show_keys(context: &Context, shown: &mut Shown) {
 }
 
 async fn compare(context: &Context, issuer: &str, differs: &mut BTreeSet<String>) {
-    // Without an answer, or without a heartbeat of the issuer's, there is nothing to compare.
+    // Without an answer of the store, or without the issuer's heartbeat, there is nothing to
+    // compare.
     let Ok(Some(theirs)) = context.gateway.store().read(&format!("issuer:{issuer}")).await else {
         return;
     };

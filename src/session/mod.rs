@@ -1,9 +1,11 @@
 //! A client's session without its socket: what it may do, what it gets, when it ends.
 //!
 //! Not here: reading and writing (`http::socket`), the token's checks (`auth`), the rules
-//! (`access`). Invariants: nothing is subscribed without `access::decide`; the first message of an
-//! accepted session is `connected`, sent once its automatic subscriptions are live; every way to
-//! end is a [`Close`] with a code from the table.
+//! (`access`).
+//!
+//! Invariants: nothing is subscribed without `access::decide`; the first message of an accepted
+//! session is `connected`, sent once its automatic subscriptions are live; every end of a session
+//! is a [`Close`] with a code from the table.
 
 mod commands;
 pub mod doctor;
@@ -43,14 +45,14 @@ use timers::{Moment, Timers};
 pub struct Context {
     pub gateway: Arc<Gateway>,
     pub policy: ArcSwap<Policy>,
-    /// Stored after the policy that made it, so that who sees it sees that policy too.
+    /// Stored after the policy that caused it: a session that sees the change sees that policy too.
     pub change: ArcSwap<Change>,
     pub jwks: Arc<Jwks>,
     pub callback: ArcSwapOption<Callback>,
     pub doctor: Doctor,
 }
 
-/// What the handshake found out about the token.
+/// The outcome of the handshake for the token.
 #[derive(Debug)]
 pub enum Admission {
     /// A valid token.
@@ -59,7 +61,7 @@ pub enum Admission {
     Anonymous,
     /// No token yet: the first message has to bring one.
     AwaitToken,
-    /// To be closed at once, so that a browser can read why.
+    /// A refusal: the socket is closed at once, so that a browser can read the reason.
     Refused(Close),
 }
 
@@ -69,7 +71,7 @@ enum State {
     Open,
 }
 
-/// Where a client is in channels that it had before; nothing for one without a history.
+/// A client's last position in each channel that it had before; `None` for a channel without one.
 pub type Since = Vec<(ChannelName, Option<Position>)>;
 
 pub struct Session {
@@ -78,24 +80,23 @@ pub struct Session {
     identity: Option<Box<Identity>>,
     state: State,
     timers: Timers,
-    /// Where the client is in channels that it has been subscribed to before, until they are
-    /// subscribed again.
+    /// The positions that the client brought, each until its channel is subscribed again.
     since: Since,
-    /// A channel was taken away, and what the fan-out had for it may still be on its way.
+    /// Whether a channel was given up whose events may still be in the fan-out.
     left: bool,
-    /// What only a stream has.
+    /// The state that only a stream has.
     stream: Option<Box<stream::Stream>>,
     /// The subscription tokens that count, at most one per subscribed channel.
     grants: Vec<(ChannelName, subscribe::Grant)>,
-    /// What the application is to be asked since the rules have changed.
+    /// Channels that the application is to be asked about after a change of the rules.
     questions: Option<Box<Questions>>,
-    /// The change of the rules that was looked at last.
+    /// The number of the change of the rules that was judged last.
     judged: u32,
     /// Token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
     began: Instant,
-    /// It was let in, and counted as opened.
+    /// Whether the session was accepted, and counted as opened.
     opened: bool,
 }
 
@@ -107,13 +108,14 @@ impl Session {
     /// A session whose handshake began at `began`.
     #[must_use]
     pub fn new(context: Arc<Context>, connection: Arc<Connection>, began: Instant) -> Self {
-        // Before the policy: at worst the same rules are looked at twice.
+        // The change is read before the policy: at worst the same rules are judged twice.
         let judged = context.change.load().number;
         let policy = context.policy.load();
         let now = context.gateway.hub().now();
         let (allowance, timers) =
             (policy.limits.command_burst as f32, Timers::new(now, &policy.limits));
         drop(policy);
+
         Self {
             context,
             connection,
@@ -133,7 +135,7 @@ impl Session {
         }
     }
 
-    /// Was it ever let in?
+    /// Whether the session was ever accepted.
     #[must_use]
     pub fn was_opened(&self) -> bool {
         self.opened
@@ -145,14 +147,14 @@ impl Session {
         self.context.policy.load().limits.refusal_wait.0
     }
 
-    /// Where the client says that it is in its channels.
+    /// Sets the positions from which the client resumes.
     #[must_use]
     pub fn resuming(mut self, since: Since) -> Self {
         self.since = since;
         self
     }
 
-    /// Carries on from the handshake.
+    /// Begins the session with the outcome of the handshake.
     ///
     /// # Errors
     /// Why the connection has to be closed.
@@ -180,7 +182,7 @@ impl Session {
         self.context.gateway.hub().now()
     }
 
-    /// Takes one message from the command rate; false when there are none left.
+    /// Takes one message from the command rate; false when none is left.
     pub fn allow_message(&mut self) -> bool {
         let limits = &self.context.policy.load().limits;
         let now = self.now();
@@ -188,15 +190,18 @@ impl Session {
         let rate = limits.commands_per_second as f32 / crate::hub::TICKS_PER_SECOND as f32;
         self.allowance = (self.allowance + ticks as f32 * rate).min(limits.command_burst as f32);
         self.allowance_at = now;
+
         if self.allowance < 1.0 {
             metrics::rejected(Rejected::Rate);
             return false;
         }
+
         self.allowance -= 1.0;
         true
     }
 
-    /// The identity is known: claim its place, subscribe what is automatic, say `connected`.
+    /// Opens the session once the identity is known: claims its place, subscribes the automatic
+    /// channels, and says `connected`.
     async fn open(&mut self, identity: Option<Box<Identity>>) -> Result<(), Close> {
         let policy = self.context.policy.load_full();
         if let Some(identity) = &identity {
@@ -206,19 +211,23 @@ impl Session {
                 metrics::rejected(Rejected::PerUser);
                 return Err(Close::new(CloseCode::TooMany, "too many connections of this user"));
             }
+
             self.connection.set_token(identity.token.clone());
-            // Revoked while it was checked: whoever revoked did not find it on this socket yet.
+            // A revocation during the check did not find this token on the connection yet.
             if self.context.gateway.revocations().covers(identity, unix_now()) {
                 metrics::auth_failure(Reason::Revoked);
                 return Err(tokens::close_of(Reason::Revoked));
             }
             self.timers.token_until(identity.expires_at, &policy);
         }
+
         self.identity = identity;
-        // It was let in by what counted when its request came.
+        // The policy may have changed since the handshake admitted a connection without a token.
         self.may_stay(policy.anonymous)?;
+
         let began = Instant::now();
         let channels = self.subscribe_automatic(&policy).await?;
+
         let user = self.identity.as_ref().map(|i| &*i.user);
         let expires_at = self.identity.as_ref().and_then(|i| i.expires_at);
         let id = self.context.gateway.connection_id(&self.connection);
@@ -226,6 +235,7 @@ impl Session {
             channels.iter().map(|(c, resumed)| (c.clone(), start_of(resumed))).collect();
         let connected = Reply::Connected { user, connection_id: &id, expires_at, channels: &named };
         self.context.gateway.hub().greet(&self.connection, &connected);
+
         for (channel, resumed) in &channels {
             let reference = ChannelRef::from_name(channel.clone());
             let replies = if self.stream.is_some() {
@@ -236,6 +246,7 @@ impl Session {
             self.connection.has_room(began).await;
             self.context.gateway.activate(&self.connection, channel, &replies, resumed);
         }
+
         self.state = State::Open;
         metrics::opened(self.began.elapsed());
         self.opened = true;
@@ -254,7 +265,7 @@ impl Session {
         }
     }
 
-    /// What a confirmed subscription begins with.
+    /// Determines where a confirmed subscription begins, and whether the client missed anything.
     async fn resume(
         &mut self,
         channel: &ChannelName,
@@ -264,15 +275,18 @@ impl Session {
         if !self.connection.wire().has_positions() {
             return Resumed::default();
         }
+
         let (was_there, since) = match (since, self.take_since(channel)) {
             (Some(since), _) => (true, Some(since)),
             (None, Some(since)) => (true, since),
             (None, None) => self.been(channel),
         };
+
         let mut resumed = self.context.gateway.resume(channel, since.as_ref(), began).await;
         if was_there && since.is_none() {
             resumed.recovered = Some(false);
         }
+
         resumed
     }
 
@@ -282,6 +296,7 @@ impl Session {
     ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
         let gateway = Arc::clone(&self.context.gateway);
         let wanted = access::automatic(self.identity.as_deref(), &policy.rules);
+
         let identity = self.identity.as_deref();
         if let Some(error) = identity.and_then(|id| access::unnameable(id, &policy.rules)) {
             let bytes = identity.map(|id| id.user.len());
@@ -290,7 +305,9 @@ impl Session {
                 tracing::warn!(%error, bytes, repeated, "{what}");
             });
         }
+
         self.begin_stream(&wanted)?;
+
         let mut begun: Vec<(ChannelName, Waiting)> = Vec::with_capacity(wanted.len());
         for channel in wanted {
             let track = self.track(&channel, policy);
@@ -302,8 +319,10 @@ impl Session {
                 }
             }
         }
+
         let mut live = Vec::with_capacity(begun.len());
         let began = Instant::now();
+        // All channels are asked for before the first is waited for, so that the client waits once.
         for (channel, waiting) in begun {
             if let Err(e) = gateway.confirmed(&self.connection, &channel, waiting).await {
                 tracing::debug!(%channel, error = %e, "automatic subscription failed");
@@ -312,6 +331,7 @@ impl Session {
             let resumed = self.resume(&channel, None, began).await;
             live.push((channel, resumed));
         }
+
         Ok(live)
     }
 
@@ -320,27 +340,30 @@ impl Session {
         Some(self.since.swap_remove(at).1)
     }
 
-    /// The timer of this session came due.
+    /// Acts on the session's timer, which came due.
     ///
     /// # Errors
-    /// Which deadline passed.
+    /// The deadline that passed.
     pub fn on_timer(&mut self) -> Result<(), Close> {
         let policy = self.context.policy.load_full();
         let moment = Moment { now: self.now(), unix: unix_now() };
+
         self.end_subscriptions(moment.now, moment.unix);
         self.judge()?;
         self.questions_due().into_iter().for_each(|due| self.timers.wake_at(due));
+
         self.timers.check(moment, &policy, &self.connection).map_err(|overdue| {
             let waits = self.state == State::AwaitToken;
             let failure = overdue.failure().or(waits.then_some(Reason::Missing));
             failure.into_iter().for_each(metrics::auth_failure);
             overdue.close()
         })?;
+
         self.schedule();
         Ok(())
     }
 
-    /// Bytes came: the client is alive.
+    /// Notes that bytes arrived: the client is alive.
     pub fn on_bytes(&mut self, heard: Heard) {
         let now = self.now();
         let pong = self.context.policy.load().limits.pong_timeout.0;
@@ -353,7 +376,7 @@ impl Session {
         self.context.gateway.hub().schedule(&self.connection, self.timers.next());
     }
 
-    /// Takes the connection out of everything.
+    /// Removes the connection from all tables.
     pub fn end(&self) {
         self.context.gateway.remove(&self.connection);
     }

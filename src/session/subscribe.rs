@@ -1,5 +1,5 @@
-//! Subscribing: permission, the broker, the reply. Neighbouring subscriptions go together, so that a
-//! client with many channels waits once.
+//! Subscribing: permission, the broker, the reply. Neighbouring subscriptions go together, so that
+//! a client with many channels waits once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -25,25 +25,25 @@ pub(super) struct Wanted {
     pub(super) what: Subscribe,
 }
 
-/// What a permission comes with.
+/// What comes with a permission.
 #[derive(Default)]
 pub(super) struct Permission {
-    /// For the reply.
+    /// The application's data for the reply.
     data: Option<Arc<RawValue>>,
     grant: Option<Grant>,
 }
 
 /// A subscription token that was accepted for a channel.
 pub(super) struct Grant {
-    /// Unix seconds at which it ends, leeway included.
+    /// Unix seconds at which the token ends, leeway included.
     until: Option<u64>,
     token: TokenId,
 }
 
-/// Why a channel is not given.
+/// Why a channel is refused.
 pub struct Refusal(pub ErrorCode, pub String);
 
-/// A subscription that was begun and waits for the broker.
+/// A subscription that waits for the broker's confirmation.
 pub(super) struct Begun {
     id: Option<Box<str>>,
     channel: ChannelRef,
@@ -53,21 +53,25 @@ pub(super) struct Begun {
 }
 
 impl Session {
-    /// Carries out neighbouring subscriptions; every one is answered.
+    /// Carries out neighbouring subscriptions. Every one is answered.
     pub(super) async fn subscribe_all(&mut self, wanted: &mut Vec<Wanted>) {
         if wanted.is_empty() {
             return;
         }
         self.left_behind().await;
+
         let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
         let permissions = permissions.await;
+
         let mut begun: Vec<Begun> = Vec::with_capacity(wanted.len());
         for (Wanted { id, what }, permission) in wanted.drain(..).zip(permissions) {
             let channel = &what.channel;
-            // Asked for twice: the second answer is `subscribed` too, and no sooner than the first.
+            // Of two commands for one channel the second is answered `subscribed` too, after the
+            // first.
             if begun.iter().any(|b| b.channel.name == channel.name) {
                 self.finish(&mut begun).await;
             }
+
             match permission {
                 Ok(permission) => begun.extend(self.begin_one(id, what, permission)),
                 Err(Refusal(code, message)) => {
@@ -75,17 +79,20 @@ impl Session {
                 }
             }
         }
+
         self.finish(&mut begun).await;
     }
 
-    /// May this session have the channel?
+    /// Checks that this session may have the channel.
     pub(super) async fn permit(&self, wanted: &Wanted) -> Result<Permission, Refusal> {
         let Subscribe { channel, token, .. } = &wanted.what;
         let name = &channel.name;
+
         let policy = self.context.policy.load_full();
         let identity = self.identity.as_deref();
         let decision = access::decide(identity, name, &policy.rules)
             .map_err(|why| Refusal(ErrorCode::Forbidden, why.reason().to_owned()))?;
+
         match (decision, token, identity) {
             (Decision::Allowed, None, _) => Ok(Permission::default()),
             (Decision::Allowed | Decision::Callback(_), Some(_), _) => Err(Refusal(
@@ -99,6 +106,7 @@ impl Session {
                     let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
                     Refusal(code, reason.slug().to_owned())
                 })?;
+
                 let leeway = policy.leeway.as_secs();
                 let until = accepted.expires_at.map(|exp| exp.saturating_add(leeway));
                 let grant = Some(Grant { until, token: accepted.token });
@@ -126,12 +134,14 @@ impl Session {
                 "the application could not be asked; try again".to_owned(),
             )
         };
+
         let Some(callback) = self.context.callback.load_full() else {
             logging::repeated(("callback", "no url"), "", |repeated| {
                 tracing::error!(repeated, "a rule asks the application, and callback.url is empty");
             });
             return Err(failed());
         };
+
         match callback.ask(question).await {
             Ok(answer) if answer.allow => {
                 metrics::callback(Some(true));
@@ -155,7 +165,7 @@ impl Session {
         }
     }
 
-    /// Asks the broker. Errors are answered at once.
+    /// Asks the broker for the subscription. Errors are answered at once.
     pub(super) fn begin_one(
         &mut self,
         id: Option<Box<str>>,
@@ -168,6 +178,7 @@ impl Session {
             self.error(id.as_deref(), ErrorCode::BadRequest, message, Some(&channel.raw));
             return None;
         }
+
         let track = self.track(&channel.name, &self.context.policy.load());
         match self.context.gateway.subscribe(&self.connection, &channel.name, track) {
             Ok(waiting) => Some(Begun { id, channel, since, permission, waiting }),
@@ -178,8 +189,8 @@ impl Session {
                 None
             }
             Err(SubscribeError::Already) => {
-                // Asked for again, for example by two parts of a page: it is subscribed, so say so.
-                // With a later token it is renewed.
+                // A repeated subscription, for example by two parts of a page, is answered
+                // `subscribed` as well. A later token renews the grant.
                 let data = permission.data.as_deref().map(RawValue::get);
                 let (id, start) = (id.as_deref(), Start::default());
                 self.connection.say(&Reply::Subscribed { id, channel: &channel, data, start });
@@ -197,12 +208,14 @@ impl Session {
 
     pub(super) async fn finish(&mut self, begun: &mut Vec<Begun>) {
         let began = Instant::now();
+
         for Begun { id, channel, since, permission, waiting } in begun.drain(..) {
             let gateway = Arc::clone(&self.context.gateway);
             match gateway.confirmed(&self.connection, &channel.name, waiting).await {
                 Ok(()) => {
                     let resumed = self.resume(&channel.name, since, began).await;
                     self.connection.has_room(began).await;
+
                     let data = permission.data.as_deref().map(RawValue::get);
                     let replies = if self.stream.is_some() {
                         stream::replies(&channel, data, &resumed)
@@ -221,7 +234,7 @@ impl Session {
         }
     }
 
-    /// The grant that counts for a channel from now on.
+    /// Keeps the grant that counts for a channel from now on.
     fn keep_grant(&mut self, channel: ChannelName, grant: Option<Grant>) {
         let Some(grant) = grant else { return };
         if let Some(until) = grant.until {
@@ -240,19 +253,20 @@ impl Session {
         had
     }
 
-    /// Waits until nothing of the channels that were given up is on its way any more.
+    /// Waits until no event of a channel that was given up is in the fan-out any more.
     pub(super) async fn left_behind(&mut self) {
         if std::mem::take(&mut self.left) {
             self.context.gateway.passed(&self.connection).await;
         }
     }
 
-    /// Takes back the subscriptions whose token has ended or was revoked.
+    /// Ends the subscriptions whose token has ended or was revoked.
     pub(super) fn end_subscriptions(&mut self, now: u32, unix: u64) {
         self.timers.forget_ends();
         if self.grants.is_empty() {
             return;
         }
+
         let user = self.identity.as_ref().map(|i| Arc::clone(&i.user)).unwrap_or_default();
         let revocations = self.context.gateway.revocations();
         let over = |grant: &Grant| {
@@ -261,17 +275,19 @@ impl Session {
             }
             grant.until.is_some_and(|until| until <= unix).then_some(Reason::Expired)
         };
+
         let ended = self.grants.iter().filter_map(|(c, grant)| Some((c.clone(), over(grant)?)));
         for (channel, why) in ended.collect::<Vec<_>>() {
             self.end_subscription(channel, ErrorCode::TokenRefused, why.slug());
         }
+
         if let Some(until) = self.grants.iter().filter_map(|(_, grant)| grant.until).min() {
             self.timers.look_at(now, until, unix);
         }
     }
 
-    /// After a refresh: asks again for the channels that the application decides on. Only a clear no
-    /// takes one away.
+    /// Asks the application again, after a refresh, about the channels that it decides on. Only a
+    /// clear no ends a subscription.
     pub(super) async fn ask_again(&mut self) {
         let policy = self.context.policy.load_full();
         let channels = self.context.gateway.hub().channels_of(&self.connection);
@@ -287,7 +303,7 @@ impl Session {
         }
     }
 
-    /// May it have these channels, which it has?
+    /// Whether the session may keep these channels.
     pub(super) async fn ask_about(
         &self,
         channels: Vec<ChannelName>,

@@ -1,4 +1,4 @@
-//! What a session waits for, in ticks of the hub's wheel: one entry on the wheel serves them all.
+//! The deadlines of a session, in ticks of the hub's wheel. One entry on the wheel serves them all.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
 
-/// Nothing is waited for.
+/// No deadline.
 const NEVER: u32 = u32::MAX;
 
-/// A token's end is announced when this share of its life is left, if not later: a client that answers with a
-/// token of the same kind has done so for a while.
+/// A token's end is announced when this share of its life is left, or later if so configured. A
+/// client that answers with a token of the same kind has it for three quarters of its life.
 const NOTICE_SHARE: u64 = 4;
 
 /// Seconds after which a token's end is compared with the wall clock again.
@@ -21,20 +21,21 @@ const LOOK_AT_CLOCK: u32 = 30;
 
 #[derive(Debug)]
 pub(super) struct Timers {
-    /// A token has to have come.
+    /// When a token has to have arrived.
     token_due: u32,
     next_ping: u32,
-    /// Something has to have been heard.
+    /// When bytes have to have arrived.
     pong_due: u32,
-    /// A begun message has to be complete.
+    /// When a message that was begun has to be complete.
     rest_due: u32,
-    /// Look at the token's end again.
+    /// When the token's end is compared with the clock again.
     expiry: u32,
-    /// Look at the subscriptions.
+    /// When subscriptions and rules are to be looked at.
     ends: u32,
     /// Unix seconds.
     expires_at: Option<u64>,
-    /// Unix seconds at which the client is told; `None` once it has been, or where no time is left for it.
+    /// Unix seconds at which the client is told of the token's end; `None` once it has been told,
+    /// or where no time is left for that.
     notice: Option<u64>,
 }
 
@@ -43,7 +44,7 @@ pub(super) struct Timers {
 pub(super) enum Overdue {
     NoToken,
     NoPong,
-    /// A message was begun and not finished.
+    /// A message was begun and not finished in time.
     Unfinished,
     /// The token has ended.
     Expired,
@@ -59,7 +60,7 @@ impl Overdue {
         }
     }
 
-    /// What it says of a token.
+    /// The token's failure in this deadline, for the metric.
     pub(super) fn failure(self) -> Option<Reason> {
         match self {
             Self::NoToken => Some(Reason::Missing),
@@ -69,16 +70,16 @@ impl Overdue {
     }
 }
 
-/// What a read held: the end of what was incomplete, the beginning of something else. A message's deadline is
-/// its own: control frames between its parts do not renew it.
+/// What one read held: the end of an incomplete message, the beginning of another. Each message has
+/// its own deadline, which control frames between its parts do not renew.
 #[derive(Debug, Clone, Copy)]
 pub struct Heard {
     pub completed: bool,
     pub partial: bool,
 }
 
-/// The same moment on both clocks: the wheel's, which never jumps, and the wall's, which tokens
-/// speak of.
+/// The same moment on both clocks: the wheel's, which never jumps, and the wall clock, which tokens
+/// refer to.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Moment {
     pub(super) now: u32,
@@ -91,8 +92,8 @@ fn ticks(duration: Duration) -> u32 {
 }
 
 impl Timers {
-    /// Pings begin at a random moment of the first interval, so that connections that came together
-    /// are not pinged together.
+    /// Pings begin at a random moment of the interval's second half, so that connections that were
+    /// opened together are not pinged together.
     pub(super) fn new(now: u32, limits: &Limits) -> Self {
         let interval = ticks(limits.ping_interval.0);
         Self {
@@ -107,13 +108,13 @@ impl Timers {
         }
     }
 
-    /// A subscription ends at `until`.
+    /// Plans a look at the subscriptions for `until`, when one of them ends.
     pub(super) fn look_at(&mut self, now: u32, until: u64, unix: u64) {
         let seconds = u32::try_from(until.saturating_sub(unix)).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.ends = self.ends.min(now + seconds * TICKS_PER_SECOND);
     }
 
-    /// Something is to be looked at then.
+    /// Plans a look at the subscriptions for a tick.
     pub(super) fn wake_at(&mut self, tick: u32) {
         self.ends = self.ends.min(tick);
     }
@@ -130,36 +131,37 @@ impl Timers {
         self.token_due = NEVER;
     }
 
-    /// The token that counts now ends then.
+    /// Sets the end of the token that counts now.
     pub(super) fn token_until(&mut self, expires_at: Option<u64>, policy: &Policy) {
         self.expires_at = expires_at;
         self.notice = expires_at.and_then(|end| {
-            // What is left of its life when it comes: the client may keep it in store for a while.
+            // The notice goes by the life that is left on arrival: the client may have stored the
+            // token for a while.
             let left = end.saturating_sub(unix_now());
             let before = policy.expiring_notice.as_secs().min(left.div_ceil(NOTICE_SHARE));
             (before < left).then(|| end - before)
         });
-        // Looked at with the next timer, which also plans the one after.
+        // The next timer compares the token's end and plans the look after that.
         self.expiry = if expires_at.is_some() { 0 } else { NEVER };
     }
 
-    /// Bytes came. True when the wheel has to know.
+    /// Notes that bytes arrived. True if the wheel has to know a new deadline.
     pub(super) fn heard(&mut self, now: u32, heard: Heard, within: Duration) -> bool {
         self.pong_due = NEVER;
         if !heard.partial {
             self.rest_due = NEVER;
             return false;
         }
-        // The deadline is for one message: where one was completed, the next has its own.
+        // The deadline is for one message: after a completed one, the next has its own.
         let begun = self.rest_due == NEVER;
         if begun || heard.completed {
             self.rest_due = now + ticks(within);
         }
-        // A later deadline is found when the earlier one comes due.
+        // The wheel finds a later deadline when the earlier one comes due.
         begun
     }
 
-    /// Does what has come due.
+    /// Acts on the deadlines that have come due.
     pub(super) fn check(
         &mut self,
         Moment { now, unix }: Moment,
@@ -185,11 +187,13 @@ impl Timers {
                 self.pong_due = self.pong_due.min(now + ticks(policy.limits.pong_timeout.0));
             }
         }
+
         if now >= self.expiry
             && let Some(expires_at) = self.expires_at
         {
             self.check_token(Moment { now, unix }, expires_at, policy, connection)?;
         }
+
         Ok(())
     }
 
@@ -204,18 +208,22 @@ impl Timers {
         if unix >= end {
             return Err(Overdue::Expired);
         }
+
         if self.notice.is_some_and(|notice| unix >= notice) {
             self.notice = None;
             connection.say(&Reply::TokenExpiring { expires_at });
         }
+
         let next = self.notice.unwrap_or(end);
-        // The wall clock may be set, or the machine sleep: it is looked at now and then.
+        // The wall clock may be set, or the machine may sleep, so it is read again every now and
+        // then.
         let seconds = u32::try_from(next - unix).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.expiry = now.saturating_add(seconds.saturating_mul(TICKS_PER_SECOND)).min(NEVER - 1);
+
         Ok(())
     }
 
-    /// The earliest of all.
+    /// The earliest deadline.
     pub(super) fn next(&self) -> u32 {
         [self.token_due, self.next_ping, self.pong_due, self.rest_due, self.expiry, self.ends]
             .into_iter()
@@ -228,7 +236,8 @@ impl Timers {
 mod tests {
     use super::*;
 
-    /// A busy client whose reads always end within a message was closed for not finishing one.
+    /// A busy client whose reads always ended within a message used to be closed for not finishing
+    /// one.
     #[test]
     fn each_message_has_its_own_deadline() {
         let mut timers = Timers {
@@ -241,14 +250,19 @@ mod tests {
             expires_at: None,
             notice: None,
         };
+
         let within = Duration::from_secs(10);
         let partial = |completed| Heard { completed, partial: true };
+
         assert!(timers.heard(0, partial(false), within), "the wheel has to know");
         assert_eq!(timers.rest_due, 40);
+
         assert!(!timers.heard(30, partial(false), within));
         assert_eq!(timers.rest_due, 40, "bytes alone do not extend it");
+
         assert!(!timers.heard(39, partial(true), within));
         assert_eq!(timers.rest_due, 79, "the next message has its own");
+
         timers.heard(50, Heard { completed: true, partial: false }, within);
         assert_eq!(timers.rest_due, NEVER);
     }

@@ -1,5 +1,5 @@
-//! Checking tokens on behalf of a session: the verifier, and around it what takes time or is told to
-//! somebody: a fetch for an unknown `kid`, the metric, the log line, the doctor.
+//! Checking tokens on behalf of a session: the verifier, and around it what takes time or is
+//! reported: a fetch for an unknown `kid`, the metric, the log line, the diagnosis.
 //!
 //! Invariant: whatever refuses a token, its reason is counted and logged here and nowhere else.
 
@@ -20,13 +20,13 @@ use crate::upstream::jwks::Look;
 pub struct Brought<'r> {
     /// `header`, `subprotocol`, `cookie`, `session_cookie` or `query`.
     pub by: &'static str,
-    /// The session cookie's name, where it is one.
+    /// The session cookie's name, if the token is one.
     pub session: Option<&'r str>,
     pub token: Cow<'r, str>,
 }
 
 impl Brought<'_> {
-    /// The browser added it by itself: the page may know nothing of it.
+    /// Whether the browser added the token by itself: the page may know nothing of it.
     fn is_ambient(&self) -> bool {
         matches!(self.by, "cookie" | "session_cookie")
     }
@@ -35,7 +35,7 @@ impl Brought<'_> {
 /// How a token came, for the log.
 #[derive(Debug, Clone, Copy)]
 pub struct Carried {
-    /// As of [`Brought`], or `message`, `refresh`, `subscribe`, `none`.
+    /// As in [`Brought`], or `message`, `refresh`, `subscribe`, `none`.
     pub by: &'static str,
     pub ip: Option<IpAddr>,
 }
@@ -47,7 +47,7 @@ impl Carried {
     }
 }
 
-/// How a refused token ends its connection: our own faults let the client come back.
+/// How a refused token ends its connection. After a fault of ours the client may try again.
 #[must_use]
 pub fn close_of(reason: Reason) -> Close {
     let code = if reason.is_ours() { CloseCode::TryAgainLater } else { CloseCode::TokenRefused };
@@ -55,11 +55,11 @@ pub fn close_of(reason: Reason) -> Close {
 }
 
 impl Context {
-    /// Whom does the first of these tokens that verifies speak for?
+    /// The identity of the first of these tokens that verifies.
     ///
     /// # Errors
-    /// Of several reasons one that is ours, else that of the token that the page gave itself. Each has
-    /// been counted and logged.
+    /// A reason that is our fault, if there is one; else that of a token that the page gave itself.
+    /// Every reason has been counted and logged.
     pub async fn check_first(
         &self,
         brought: &[Brought<'_>],
@@ -71,6 +71,7 @@ impl Context {
                 Some(name) => v.verify_session(name, &one.token, unix_now()),
                 None => v.verify(&one.token, unix_now()),
             };
+
             match self.look(&one.token, check).await {
                 Ok(identity) => {
                     for (other, reason) in refused {
@@ -85,20 +86,21 @@ impl Context {
         for (one, reason) in &refused {
             self.refused(*reason, &one.token, Carried { by: one.by, ip: Some(ip) });
         }
+
         let ours = refused.iter().find(|(_, reason)| reason.is_ours());
         let given = refused.iter().find(|(one, _)| !one.is_ambient());
         let said = ours.or(given).or(refused.first());
         Err(said.map_or(Reason::Missing, |(_, reason)| *reason))
     }
 
-    /// No token came, and none can come.
+    /// Refuses a request that brought no token and cannot bring one later.
     #[must_use]
     pub fn no_token(&self, ip: IpAddr) -> Reason {
         self.refused(Reason::Missing, "", Carried { by: "none", ip: Some(ip) });
         Reason::Missing
     }
 
-    /// Whom does the token speak for?
+    /// The identity that the token stands for.
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
@@ -106,7 +108,8 @@ impl Context {
         self.with_keys(token, carried, |v| v.verify(token, unix_now())).await
     }
 
-    /// May the user have this channel? The answer holds the token's end and what it is revoked by.
+    /// Checks that the token gives the user this channel. The answer holds the token's end, and the
+    /// ids by which it can be revoked.
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
@@ -130,7 +133,7 @@ impl Context {
         found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
 
-    /// The check, perhaps with new keys; nothing is counted.
+    /// Checks a token, with newly fetched keys if its own is unknown. Nothing is counted here.
     async fn look<T>(
         &self,
         token: &str,
@@ -139,6 +142,7 @@ impl Context {
         self.revocations_known().await;
         let policy = self.policy.load_full();
         let mut found = check(&policy.verifier);
+
         // A key may have been added since the set was fetched.
         if matches!(found, Err(Reason::KidUnknown))
             && !policy.verifier.keys().remotes().is_empty()
@@ -150,12 +154,13 @@ impl Context {
                 Look::Failed => found = Err(Reason::KeysUnavailable),
             }
         }
+
         found
     }
 
-    /// A replica that has just started reads what was revoked before any token is accepted. Who comes
-    /// in that time waits, for as long as a client may take for its token; after that the token is
-    /// refused for our fault.
+    /// Waits until the revocations are known: a replica that has just started reads them before it
+    /// accepts any token. A client waits for as long as it may take to send its token; after that
+    /// the verifier refuses the token as our fault.
     async fn revocations_known(&self) {
         let revocations = self.gateway.revocations();
         if !revocations.are_known() {
@@ -171,15 +176,16 @@ impl Context {
             let ip = ip.map(tracing::field::display);
             tracing::info!(%reason, carrier = by, ip, repeated, "token refused");
         });
-        // The doctor looks at connection tokens: another's channel or user is no riddle.
+        // The diagnosis is for connection tokens: a subscription token of another channel or user
+        // is no riddle.
         if carried.by != "subscribe" || reason != Reason::ClaimInvalid {
             self.doctor.offer(reason, token);
         }
     }
 }
 
-/// A token was refused and that of another carrier counts: a stale cookie, for one, of which nobody else
-/// would hear.
+/// Logs a token that was refused while that of another carrier was accepted. Nobody else would hear
+/// of it, such as a stale cookie.
 fn log_passed_over((by, reason): (&'static str, Reason), counts: &'static str, ip: IpAddr) {
     logging::repeated(("token passed over", by), reason.slug(), move |repeated| {
         let what = "token passed over, and that of another carrier accepted";

@@ -1,7 +1,7 @@
-//! The `callback` rule: asks the application whether a user may have a channel.
+//! The `callback` rule: asking the application whether a user may have a channel.
 //!
-//! Invariants: bounded in time and in requests under way, of which a user has a share; an answer is kept for `cache_ttl`, a
-//! failure never; whatever is not a clear yes is a no.
+//! Invariants: questions are bounded in time and in number at once, of which a user has a share; an
+//! answer is kept for `cache_ttl`, a failure never; anything but a clear yes is a no.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::UpstreamError;
 use crate::strict;
 
-/// Longest answer, `data` included.
+/// The longest answer, `data` included.
 const MAX_ANSWER: usize = 64 * 1024;
 
 #[derive(Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct Settings {
     pub cache_entries: usize,
 }
 
-/// What is asked.
+/// What the application is asked.
 #[derive(Debug, Serialize)]
 pub struct Question<'a> {
     pub user: Option<&'a str>,
@@ -40,7 +40,7 @@ pub struct Question<'a> {
     pub claims: Map<String, Value>,
 }
 
-/// What the application says: `{"allow":true,"data":…}`.
+/// The application's answer: `{"allow":true,"data":…}`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Answer {
     pub allow: bool,
@@ -49,7 +49,7 @@ pub struct Answer {
     pub data: Option<Arc<RawValue>>,
 }
 
-/// By the whole question: other claims are another question.
+/// Answers by the whole question: with other claims it is another question.
 type Cache = DashMap<Box<[u8]>, (Answer, Instant), ahash::RandomState>;
 
 pub struct Callback {
@@ -60,13 +60,14 @@ pub struct Callback {
     cache: Arc<Cache>,
 }
 
-/// The places of each user who is asked about now, by name; whoever has none shares one.
+/// The places of each user with a question under way, by name. Connections without a user share one
+/// entry.
 type Users = DashMap<Box<str>, Arc<Semaphore>, ahash::RandomState>;
 
-/// One user leaves so much of all places to others: three quarters.
+/// The share of one user is one part in this many; three quarters stay for others.
 const SHARE: usize = 4;
 
-/// A user's places, while there is a question that has or wants one.
+/// A user's places, for a question that has or wants one.
 struct Own<'c> {
     users: &'c Users,
     user: &'c str,
@@ -83,27 +84,31 @@ impl<'c> Own<'c> {
 
 impl Drop for Own<'_> {
     fn drop(&mut self) {
-        // The table's own and this one: nobody else has it, and nobody can take it meanwhile.
+        // A count of two is the table and this question: no other one has the places, and the
+        // entry's lock keeps others from taking them meanwhile.
         self.users.remove_if(self.user, |_, places| Arc::strong_count(places) <= 2);
     }
 }
 
 impl Callback {
-    /// Keeps of the one before what these settings do not touch: all of it where they are the same, the
-    /// answers where the same application gives them, the connections, the places.
+    /// Starts a callback. It keeps of the one before what these settings do not touch: all of it if
+    /// they are the same; else the answers if they come from the same application, the connections,
+    /// the places.
     ///
     /// # Errors
-    /// When no client can be made.
+    /// No client can be made.
     pub fn start(settings: Settings, before: Option<&Arc<Self>>) -> Result<Arc<Self>, String> {
         if let Some(same) = before.filter(|b| b.settings == settings) {
             return Ok(Arc::clone(same));
         }
+
         let same_client =
             |b: &&Arc<Self>| b.settings.timeout == settings.timeout && b.settings.ca == settings.ca;
         let client = match before.filter(same_client) {
             Some(before) => before.client.clone(),
             None => super::client(settings.timeout, settings.ca.as_deref().map(str::as_bytes))?,
         };
+
         let under_way = match before.filter(|b| b.settings.concurrency == settings.concurrency) {
             Some(before) => Arc::clone(&before.under_way),
             None => Arc::new(Semaphore::new(settings.concurrency)),
@@ -112,21 +117,24 @@ impl Callback {
             Some(before) => Arc::clone(&before.users),
             None => Arc::default(),
         };
+
         let cache = before.filter(|b| b.settings.url == settings.url);
         let cache = cache.map(|before| Arc::clone(&before.cache)).unwrap_or_default();
+
         Ok(Arc::new(Self { client, settings, under_way, users, cache }))
     }
 
-    /// A question that is asked now would not wait for its place.
+    /// Whether a question that is asked now gets its place without waiting.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.under_way.available_permits() > 0
     }
 
-    /// Asks, or remembers.
+    /// Asks the application, or remembers its answer.
     ///
     /// # Errors
-    /// When there is no clear answer in time: then the answer is no, and may be asked for again.
+    /// There is no clear answer in time. Then the answer is no, and the question may be asked
+    /// again.
     pub async fn ask(&self, question: &Question<'_>) -> Result<Answer, UpstreamError> {
         let body: Box<[u8]> = serde_json::to_vec(question).unwrap_or_default().into();
         let kept = self.cache.get(&body).map(|c| c.clone());
@@ -135,15 +143,18 @@ impl Callback {
         {
             return Ok(answer);
         }
+
         let share = (self.settings.concurrency / SHARE).max(1);
         let own = Own::new(&self.users, question.user.unwrap_or_default(), share);
         let work = async {
-            // Waiting for one's own place keeps none of the others'.
+            // A question that waits for a place of its own user keeps none from the others.
             let _own = own.places.acquire().await.map_err(|_| UpstreamError::TimedOut)?;
             self.request(&body).await
         };
+
         let asked = tokio::time::timeout(self.settings.timeout, work).await;
         let answer = asked.map_err(|_| UpstreamError::TimedOut)??;
+
         if !self.settings.cache_ttl.is_zero() {
             self.keep(body, answer.clone());
         }

@@ -1,9 +1,9 @@
-//! Key sets at URLs, kept fresh in the background: fetched at the start, again after `refresh`, and
-//! when a token names a `kid` that nobody knows, one fetch at a time and not more often than
-//! `min_interval`.
+//! Key sets at URLs, kept fresh in the background. A set is fetched at the start, again after
+//! `refresh`, and when a token names a `kid` that is in no set: one fetch at a time, and not more
+//! often than `min_interval`.
 //!
-//! Invariant: a failed fetch changes nothing but the age of what there is; a good one replaces it
-//! whole, so that a withdrawn key is out.
+//! Invariant: a failed fetch changes nothing but the age of the keys; a good one replaces the whole
+//! set, so that a withdrawn key is out.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::auth::{KeySet, Remote};
 use crate::logging;
 use crate::metrics;
 
-/// Unknown `kid`s that are remembered, so that they do not fetch again.
+/// Unknown `kid`s that are remembered, so that they do not cause another fetch.
 const MAX_UNKNOWN: usize = 1024;
 
-/// Longest `kid` that is looked for.
+/// The longest `kid` that is looked for.
 const MAX_KID: usize = 256;
 
-/// After a failure it is tried again after this, doubling up to `refresh`.
+/// The wait after a first failure. It doubles with each further one, up to `refresh`.
 const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -43,22 +43,22 @@ pub struct Settings {
 struct Progress {
     next: Option<Instant>,
     failures: u32,
-    /// The last attempt, successful or not.
+    /// When the last attempt began, successful or not.
     attempt: Option<Instant>,
     /// How many fetches have succeeded.
     successes: u64,
     error: Option<String>,
-    /// What the last good fetch left out; said again only when it is something else.
+    /// What the last good fetch left out. It is logged again only when it changes.
     left_out: LeftOut,
-    /// When each was last not found.
+    /// When each `kid` was last not found.
     unknown: HashMap<Box<str>, Instant>,
 }
 
-/// One set.
+/// One key set.
 struct Entry {
     remote: Arc<Remote>,
     progress: Mutex<Progress>,
-    /// One fetch at a time.
+    /// Permits one fetch at a time.
     turn: Semaphore,
 }
 
@@ -68,7 +68,7 @@ impl Entry {
     }
 }
 
-/// How a set is doing, for the readiness body.
+/// The state of a set, for the readiness body.
 #[derive(Debug, Clone)]
 pub struct Health {
     pub url: String,
@@ -79,12 +79,12 @@ pub struct Health {
     pub error: Option<String>,
 }
 
-/// What looking for an unknown `kid` led to.
+/// The outcome of looking for an unknown `kid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Look {
-    /// The sets have changed since: looking again makes sense.
+    /// The sets have changed since the token was checked, so another check makes sense.
     Changed,
-    /// It is in no set.
+    /// The `kid` is in no set.
     Unknown,
     /// A set cannot be fetched, so nobody knows.
     Failed,
@@ -93,7 +93,8 @@ pub enum Look {
 pub struct Jwks {
     client: Client,
     settings: Settings,
-    /// All sets of the start have been there; a set that is added later does not undo it.
+    /// Whether all sets of the start have been fetched. A set that is added later does not undo
+    /// that.
     started: AtomicBool,
     entries: ArcSwap<Vec<Arc<Entry>>>,
     now: fn() -> u64,
@@ -107,7 +108,7 @@ impl Jwks {
         Arc::new(Self { client, settings, started, entries: ArcSwap::default(), now })
     }
 
-    /// Takes over the sets of a configuration; one that was there before goes on as it was.
+    /// Takes over the sets of a configuration. A set that was there before goes on as it was.
     pub fn adopt(&self, keys: &mut KeySet) {
         let old = self.entries.load();
         let entries = keys.remotes_mut().iter_mut().map(|remote| {
@@ -127,7 +128,7 @@ impl Jwks {
         self.entries.store(Arc::new(entries.collect()));
     }
 
-    /// All sets were there at least once: until then no token of theirs can be accepted.
+    /// Whether all sets were fetched at least once. Until then no token of theirs can be accepted.
     #[must_use]
     pub fn is_started(&self) -> bool {
         if self.started.load(Ordering::Acquire) {
@@ -138,7 +139,7 @@ impl Jwks {
         all
     }
 
-    /// Fetches every set once, and says what went wrong.
+    /// Fetches every set once, and answers what went wrong.
     pub async fn fetch_all(&self) -> Vec<String> {
         let entries = self.entries.load_full();
         let mut problems = Vec::new();
@@ -183,12 +184,13 @@ impl Jwks {
         }
     }
 
-    /// A token names a `kid` that is in no set: fetches where that may help, or waits for a fetch that
-    /// is under way.
+    /// Looks for a `kid` that a token names and no set has: fetches where that may help, or waits
+    /// for a fetch that is under way.
     pub async fn wanted(&self, kid: &str) -> Look {
         if kid.is_empty() || kid.len() > MAX_KID {
             return Look::Unknown;
         }
+
         let entries = self.entries.load_full();
         let mut look = Look::Unknown;
         for entry in entries.iter() {
@@ -197,6 +199,7 @@ impl Jwks {
             if under_way || self.is_worth_asking(entry, kid) {
                 self.fetch(entry, Some(kid)).await;
             }
+
             let progress = entry.progress.lock();
             let has = entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid));
             if has || progress.successes != seen {
@@ -206,6 +209,7 @@ impl Jwks {
                 look = Look::Failed;
             }
         }
+
         look
     }
 
@@ -216,15 +220,17 @@ impl Jwks {
         !remembered && progress.attempt.is_none_or(|at| at.elapsed() >= self.settings.min_interval)
     }
 
-    /// Fetches one set. With a `kid`, whoever waited for another's fetch does not fetch again.
+    /// Fetches one set. With a `kid`, a task that waited for another's fetch does not fetch again.
     async fn fetch(&self, entry: &Entry, kid: Option<&str>) {
         let Ok(_turn) = entry.turn.acquire().await else { return };
         if kid.is_some_and(|kid| !self.is_worth_asking(entry, kid)) {
             return;
         }
+
         entry.progress.lock().attempt = Some(Instant::now());
         let fetched = self.get(&entry.remote).await;
         metrics::jwks_fetched(fetched.is_ok());
+
         let mut progress = entry.progress.lock();
         match fetched {
             Ok(Set { keys, left_out }) => {
@@ -261,6 +267,7 @@ impl Jwks {
                 progress.error = Some(said);
             }
         }
+
         if let Some(kid) = kid
             && progress.error.is_none()
             && !entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid))

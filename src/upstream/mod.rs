@@ -1,8 +1,8 @@
 //! Requests to the application's side: key sets (`jwks`) and permission for a channel (`callback`).
 //!
 //! Not here: what a key or a permission means (`auth`, `session`). Invariants: every request has a
-//! deadline and a bound on what is read; redirects are not followed; only configured URLs are asked,
-//! never one that a token or a client names.
+//! deadline and a bound on what is read; redirects are not followed; only configured URLs are
+//! asked, never one that a token or a client names.
 
 pub mod callback;
 pub mod jwks;
@@ -14,7 +14,7 @@ use reqwest::{Client, Response};
 
 use crate::tls::Trust;
 
-/// Why an answer could not be had; safe to log.
+/// Why there is no usable answer. Safe to log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UpstreamError {
     #[error("no answer in time")]
@@ -34,7 +34,7 @@ impl From<reqwest::Error> for UpstreamError {
         if error.is_timeout() {
             return Self::TimedOut;
         }
-        // The innermost source says what it was; the outer ones repeat the URL.
+        // The innermost source says what happened; the outer ones repeat the URL.
         let error = error.without_url();
         let mut source: &dyn std::error::Error = &error;
         while let Some(inner) = source.source() {
@@ -44,11 +44,11 @@ impl From<reqwest::Error> for UpstreamError {
     }
 }
 
-/// A client whose every request ends within `timeout`. `ca` takes the place of the system's
+/// Makes a client whose every request ends within `timeout`. `ca` takes the place of the system's
 /// authorities; it may be the server's own certificate.
 ///
 /// # Errors
-/// When `ca` holds no certificate, or the system has no authorities.
+/// `ca` holds no certificate, or the system has no authorities.
 pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
     let mut builder = Client::builder()
         .timeout(timeout)
@@ -63,7 +63,7 @@ pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
     builder.build().map_err(|e| UpstreamError::from(e).to_string())
 }
 
-/// The body of a good answer.
+/// The body of an answer with status 200.
 async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, UpstreamError> {
     let status = response.status().as_u16();
     if status != 200 {

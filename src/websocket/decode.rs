@@ -4,7 +4,7 @@ use std::mem;
 
 use super::{Opcode, Tail, is_valid_close_code};
 
-/// Most fragments that one message may arrive in; endless tiny fragments are an attack, not a use.
+/// The most fragments of one message. Endless tiny fragments are an attack, not a use.
 const MAX_FRAGMENTS: u32 = 4096;
 
 /// A received message, borrowed from the buffer it arrived in.
@@ -14,11 +14,11 @@ pub enum Message<'a> {
     Binary(&'a [u8]),
     Ping(&'a [u8]),
     Pong,
-    /// The peer's code, 1005 when it sent none.
+    /// The peer's code; 1005 if it sent none.
     Close(u16),
 }
 
-/// What the peer did wrong, and the close code that says so (RFC 6455 section 7.4.1).
+/// A violation of the protocol, which has a close code (RFC 6455 section 7.4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProtocolError {
     #[error("reserved bit or opcode")]
@@ -55,15 +55,15 @@ struct Fragments {
     data: Vec<u8>,
 }
 
-/// Per-connection state: three words while nothing is incomplete.
+/// The state of one connection: three words while nothing is incomplete.
 #[derive(Debug, Default)]
 pub struct Decoder {
-    /// The start of a frame whose rest has not arrived.
+    /// The beginning of a frame whose rest has not arrived.
     #[expect(clippy::box_collection, reason = "one word, not three, in every idle connection")]
     carry: Option<Box<Vec<u8>>>,
     /// The fragments of a message whose last one has not arrived.
     fragments: Option<Box<Fragments>>,
-    /// What was incomplete before the last bytes is complete.
+    /// Whether what was incomplete before the last bytes is complete now.
     completed: bool,
 }
 
@@ -83,18 +83,18 @@ impl Decoder {
         self.carry.is_some() || self.fragments.is_some()
     }
 
-    /// True where what was incomplete before the last bytes came is complete now, so that what is incomplete
-    /// since has begun with them. Control frames within a message do not complete it.
+    /// True if what was incomplete before the last bytes is complete now: what is incomplete since
+    /// then began with those bytes. Control frames within a message do not complete it.
     #[must_use]
     pub fn has_completed(&self) -> bool {
         self.completed
     }
 
-    /// Takes bytes as they came from the socket and hands every complete message to `on_message`,
+    /// Decodes bytes as they came from the socket and hands every complete message to `on_message`,
     /// which answers whether to go on. `data` is unmasked in place.
     ///
     /// # Errors
-    /// The first violation of the protocol; the connection has to be closed with its code.
+    /// The first violation of the protocol. The connection has to be closed with its code.
     pub fn feed(
         &mut self,
         data: &mut [u8],
@@ -102,28 +102,31 @@ impl Decoder {
         mut on_message: impl FnMut(Message<'_>) -> bool,
     ) -> Result<(), ProtocolError> {
         self.completed = !self.is_partial();
+
         let Some(mut carry) = self.carry.take() else {
             let (used, parsed) = self.parse(data, max_message, &mut on_message);
             self.hold(&data[used..]);
             return parsed;
         };
+
         carry.extend_from_slice(data);
         let (used, parsed) = self.parse(&mut carry, max_message, &mut on_message);
         if used < carry.len() {
             carry.drain(..used);
             self.carry = Some(carry);
         }
+
         parsed
     }
 
-    /// Keeps bytes that nobody has looked at, behind what is kept.
+    /// Keeps bytes for later without decoding them, behind those that are kept already.
     pub fn hold(&mut self, data: &[u8]) {
         if !data.is_empty() {
             self.carry.get_or_insert_default().extend_from_slice(data);
         }
     }
 
-    /// What the client sends from here on, of which only its end counts.
+    /// Turns the decoder into one that looks only for the client's Close.
     #[must_use]
     pub fn into_tail(self) -> Tail {
         let mut tail = Tail::default();
@@ -131,8 +134,8 @@ impl Decoder {
         tail
     }
 
-    /// Parses whole frames, and returns how many bytes they took and whether all was well: the frame
-    /// that a refused header begins is not among them.
+    /// Parses whole frames. Returns how many bytes they took, and the violation if there was one; a
+    /// frame whose header is refused is not among those bytes.
     fn parse(
         &mut self,
         data: &mut [u8],
@@ -146,11 +149,13 @@ impl Decoder {
                 Ok(None) => return (at, Ok(())),
                 Err(error) => return (at, Err(error)),
             };
+
             let payload = &mut data[frame.start..frame.end];
             unmask(payload, frame.mask);
             at = frame.end;
             let accepted = self.accept(&frame, payload, max_message, on_message);
             self.completed |= self.fragments.is_none();
+
             match accepted {
                 Ok(true) => {}
                 Ok(false) => return (at, Ok(())),
@@ -174,26 +179,31 @@ impl Decoder {
                 if self.fragments.is_some() {
                     return Err(ProtocolError::Fragments);
                 }
+
                 let text = frame.opcode == Opcode::Text;
                 if frame.fin {
                     return deliver(text, payload, on_message);
                 }
+
                 let data = payload.to_vec();
                 self.fragments = Some(Box::new(Fragments { text, count: 1, data }));
                 Ok(true)
             }
             Opcode::Continuation => {
                 let fragments = self.fragments.as_mut().ok_or(ProtocolError::Fragments)?;
+
                 fragments.count += 1;
                 if fragments.data.len() + payload.len() > max_message
                     || fragments.count > MAX_FRAGMENTS
                 {
                     return Err(ProtocolError::TooBig);
                 }
+
                 fragments.data.extend_from_slice(payload);
                 if !frame.fin {
                     return Ok(true);
                 }
+
                 let whole = mem::take(&mut self.fragments).unwrap_or_default();
                 deliver(whole.text, &whole.data, on_message)
             }
@@ -213,13 +223,14 @@ fn deliver(
     Ok(on_message(Message::Text(text)))
 }
 
-/// The frame that begins at `at`, or `None` when its rest has not arrived. What is wrong with a
-/// header is said before its payload is waited for.
+/// Reads the frame that begins at `at`; `None` if its rest has not arrived. A wrong header is
+/// refused before its payload is waited for.
 fn frame_at(data: &[u8], at: usize, max_message: usize) -> Result<Option<Frame>, ProtocolError> {
     let rest = &data[at..];
     let [b0, b1, ..] = *rest else {
         return Ok(None);
     };
+
     if b0 & 0x70 != 0 {
         return Err(ProtocolError::Reserved);
     }
@@ -235,6 +246,7 @@ fn frame_at(data: &[u8], at: usize, max_message: usize) -> Result<Option<Frame>,
     if b1 & 0x80 == 0 {
         return Err(ProtocolError::Unmasked);
     }
+
     let fin = b0 & 0x80 != 0;
     let (len, header) = match b1 & 0x7f {
         126 => match rest.get(2..4) {
@@ -247,17 +259,21 @@ fn frame_at(data: &[u8], at: usize, max_message: usize) -> Result<Option<Frame>,
         },
         n => (u64::from(n), 2),
     };
+
     if opcode as u8 >= 8 && (!fin || len > 125) {
         return Err(ProtocolError::Control);
     }
+
     let len = usize::try_from(len).map_err(|_| ProtocolError::TooBig)?;
     if len > max_message.max(125) {
         return Err(ProtocolError::TooBig);
     }
+
     let (start, end) = (at + header + 4, at + header + 4 + len);
     if data.len() < end {
         return Ok(None);
     }
+
     let mask = [rest[header], rest[header + 1], rest[header + 2], rest[header + 3]];
     Ok(Some(Frame { fin, opcode, start, end, mask }))
 }
@@ -330,7 +346,7 @@ mod tests {
     }
 
     proptest! {
-        /// However the bytes are cut, the messages are the same, and nothing is kept afterwards.
+        /// The messages are the same however the bytes are cut, and nothing is kept afterwards.
         #[test]
         fn cuts_do_not_matter(
             payloads in prop::collection::vec("[a-zü]{0,200}", 1..8),
@@ -343,6 +359,7 @@ mod tests {
                 bytes.extend(client_frame(true, 9, b"hi"));
                 bytes.extend(client_frame(true, 0, b));
             }
+
             let mut decoder = Decoder::default();
             let mut got = Vec::new();
             for part in bytes.chunks_mut(cut) {
@@ -351,6 +368,7 @@ mod tests {
                     true
                 }).unwrap();
             }
+
             prop_assert_eq!(got, payloads);
             prop_assert!(!decoder.is_partial());
         }
@@ -367,6 +385,7 @@ mod tests {
     fn violations_have_their_codes() {
         let big = client_frame(true, 2, &[0; 1001]);
         let unmasked = vec![0x81, 1, b'x'];
+
         for (bytes, code) in [
             (unmasked, 1002),
             (client_frame(true, 3, b""), 1002),

@@ -1,5 +1,5 @@
-//! Server frames: never masked (RFC 6455 section 5.1), never fragmented, so one encoded frame
-//! serves every subscriber.
+//! Server frames. They are never masked (RFC 6455 section 5.1) and never fragmented, so one encoded
+//! frame serves every subscriber.
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -8,7 +8,7 @@ use super::Opcode;
 /// The longest header of an unmasked frame.
 pub const MAX_HEADER: usize = 10;
 
-/// The header of a final, unmasked frame: the bytes and how many of them count.
+/// The header of a final, unmasked frame: its bytes, and how many of them count.
 #[must_use]
 pub fn header(opcode: Opcode, len: usize) -> ([u8; MAX_HEADER], usize) {
     let mut h = [0; MAX_HEADER];
@@ -35,17 +35,19 @@ pub fn encode(out: &mut BytesMut, opcode: Opcode, payload: &[u8]) {
     out.put_slice(payload);
 }
 
-/// A close frame. The reason is cut at a character boundary so that it fits into the 125 bytes of
-/// a control frame (RFC 6455 section 5.5).
+/// Makes a Close frame. The reason is cut at a character boundary so that it fits into the 125
+/// bytes of a control frame (RFC 6455 section 5.5).
 #[must_use]
 pub fn close_frame(code: u16, reason: &str) -> Bytes {
     let mut end = reason.len().min(123);
     while !reason.is_char_boundary(end) {
         end -= 1;
     }
+
     let mut payload = Vec::with_capacity(2 + end);
     payload.extend_from_slice(&code.to_be_bytes());
     payload.extend_from_slice(&reason.as_bytes()[..end]);
+
     let mut out = BytesMut::new();
     encode(&mut out, Opcode::Close, &payload);
     out.freeze()

@@ -1,10 +1,12 @@
 //! RFC 6455 framing without IO: [`Decoder`] turns received bytes into [`Message`]s, [`encode()`]
-//! writes server frames. Not here: sockets, time, what a message means.
+//! writes server frames.
 //!
-//! Invariant: an idle decoder owns no memory. Bytes are parsed where they were read; only a frame
-//! or a message that is still incomplete is copied, and only as far as it has arrived, so an
-//! announced length never allocates. Extensions are never negotiated (no permessage-deflate, so no
-//! decompression bombs); see `docs/adr/0001-own-websocket-codec.md`.
+//! Not here: sockets, time, what a message means. Invariant: an idle decoder owns no memory. Bytes
+//! are parsed where they were read; only a frame or a message that is still incomplete is copied,
+//! and only as far as it has arrived, so an announced length never allocates.
+//!
+//! Extensions are never negotiated: without permessage-deflate there are no decompression bombs.
+//! See `docs/adr/0001-own-websocket-codec.md`.
 
 mod decode;
 mod encode;

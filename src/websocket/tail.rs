@@ -1,11 +1,12 @@
-//! What a client still sends behind our Close frame: passed over, and kept nowhere, until its own Close.
+//! What a client still sends behind our Close frame. It is skipped and not kept, up to the client's
+//! own Close.
 
 use super::Opcode;
 
-/// The longest header without its mask.
+/// The longest header, without its mask.
 const MAX_HEAD: usize = 10;
 
-/// Passes over frames, whole ones and broken ones, by their lengths alone.
+/// Skips frames, whole and broken ones, by their lengths alone.
 #[derive(Debug, Default)]
 pub struct Tail {
     head: [u8; MAX_HEAD],
@@ -17,7 +18,7 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// The client's Close frame has come, whole.
+    /// Whether the client's whole Close frame has arrived.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over
@@ -42,7 +43,7 @@ impl Tail {
         }
     }
 
-    /// Begins a frame's payload if its header is whole.
+    /// Begins a frame's payload if its header is complete.
     fn begin(&mut self) {
         let length = self.head[1] & 0x7f;
         let whole = match (self.filled, length) {
@@ -78,7 +79,8 @@ mod tests {
             vec![0x81, 0x80, 1, 2, 3, 4],
             [vec![0x82, 0xfe, 0, 200, 1, 2, 3, 4], vec![0x88; 200]].concat(),
             [vec![0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4], vec![0x88; 65_536]].concat(),
-            // Without a mask; with a reserved bit; a control frame that is too long.
+            // These frames are wrong: without a mask, with a reserved bit, a control frame that is
+            // too long.
             vec![0x81, 2, 0x88, 0x80],
             vec![0xf3, 0x81, 1, 2, 3, 4, 0x88],
             [vec![0x89, 0xfe, 0, 126, 1, 2, 3, 4], vec![0x88; 126]].concat(),

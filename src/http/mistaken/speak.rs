@@ -1,4 +1,4 @@
-//! What is said on such a client's WebSocket.
+//! What a mistaken client is told on its WebSocket.
 
 use std::time::Duration;
 
@@ -19,21 +19,21 @@ use crate::websocket::{Decoder, Message, Opcode, close_frame, encode};
 /// The largest message that is read.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// A client that is kept says something more often: its heartbeats.
+/// A client that is kept sends something more often than this: its heartbeats.
 const QUIET: Duration = Duration::from_secs(90);
 
-/// What a client is told, and how that ends.
+/// What a client is told, and how its socket ends.
 pub(super) struct Words {
     messages: BytesMut,
     end: Ending,
 }
 
 enum Ending {
-    /// With this code.
+    /// We close with this code.
     Close(u16),
-    /// The client closes by itself; after a while without it.
+    /// The client closes by itself; if it does not, we close after a while.
     TheirClose,
-    /// It comes back after every end, whatever the code: so it is answered until it leaves.
+    /// The client reconnects after every end, whatever the code, so it is answered until it leaves.
     Phoenix,
 }
 
@@ -52,8 +52,8 @@ pub(super) fn socket_io(request: &Parts) -> Vec<String> {
     if parameters(&request.uri, "EIO").any(|version| version == "4") {
         return vec![open, format!("44{}", json!({ "message": WHY }))];
     }
-    // Version 3 has its payloads' lengths before the packets, in characters, and knows no refusal that lasts:
-    // it is disconnected.
+    // Version 3 has its payloads' lengths, in characters, in front of the packets. It knows no
+    // lasting refusal, so the client is disconnected.
     let packets = [open, format!("44{}", json!(WHY)), "41".to_owned()];
     if parameters(&request.uri, "transport").any(|transport| transport == "websocket") {
         return packets.into();
@@ -80,7 +80,7 @@ impl Words {
         let text = |text: String| vec![(Opcode::Text, text.into_bytes())];
         let (said, end) = match client {
             Client::Centrifuge => (Vec::new(), Ending::Close(3501)),
-            // "Path not found"; of 4000 to 4099 none is tried again.
+            // 4005 is "Path not found". Clients do not try again after 4000 to 4099.
             Client::Pusher => {
                 let data = json!({ "code": 4005, "message": WHY });
                 let error = json!({ "event": "pusher:error", "data": data });
@@ -100,13 +100,14 @@ impl Words {
             Client::EngineIo => (Vec::new(), Ending::Close(1008)),
             Client::GraphQl => (Vec::new(), Ending::Close(4400)),
         };
+
         let mut messages = BytesMut::new();
         said.iter().for_each(|(opcode, text)| encode(&mut messages, *opcode, text));
         Self { messages, end }
     }
 }
 
-/// Says it, and waits for the client's end as far as it is due.
+/// Sends the words, and waits for the client's end as far as it is due.
 pub(super) async fn to(upgrade: OnUpgrade, words: Words, lifecycle: Lifecycle) {
     let Some(HandedOver { mut stream, early, held }) = handed_over(upgrade).await else { return };
     let first = [&held[..], &words.messages].concat();
@@ -155,7 +156,7 @@ impl Socket {
         while self.step(|_| None).await {}
     }
 
-    /// Reads what comes next, and answers it; false at the client's Close or end.
+    /// Reads the next bytes and answers them; false at the client's Close or end.
     async fn step(&mut self, reply: impl Fn(&str) -> Option<String>) -> bool {
         let mut buffer = [0; 4096];
         let mut bytes = std::mem::take(&mut self.early);
@@ -165,6 +166,7 @@ impl Socket {
                 _ => return false,
             }
         }
+
         let (mut out, mut closed) = (BytesMut::new(), false);
         let fed = self.decoder.feed(&mut bytes, MAX_MESSAGE, |message| {
             match message {
@@ -181,22 +183,26 @@ impl Socket {
             }
             !closed
         });
+
         let wrote = timeout(LINGER, self.stream.write_all(&out)).await;
         !closed && fed.is_ok() && matches!(wrote, Ok(Ok(())))
     }
 }
 
-/// The answers to one message of Phoenix' protocol, in version 1 (objects) or 2 (lists), one a line: a channel is
-/// refused and closed, which ends the client's attempts to join it; a heartbeat is answered.
+/// Answers one message of Phoenix' protocol, in version 1 (objects) or 2 (lists), with one message
+/// a line. A channel is refused and closed, which ends the client's attempts to join it; a
+/// heartbeat is answered.
 fn phoenix(text: &str) -> Option<String> {
     let message = serde_json::from_str::<Value>(text).ok()?;
     let at = |index: usize, name: &str| {
         let field = if message.is_array() { message.get(index) } else { message.get(name) };
         field.cloned().unwrap_or(Value::Null)
     };
+
     let (join, reference, topic) = (at(0, "join_ref"), at(1, "ref"), at(2, "topic"));
     let event = at(3, "event");
     let is_list = message.is_array();
+
     let line = |reference: &Value, event: &str, payload: Value| {
         if is_list {
             json!([join, reference, topic, event, payload])
@@ -208,6 +214,7 @@ fn phoenix(text: &str) -> Option<String> {
     let reply = |status: &str, response: Value| {
         line(&reference, "phx_reply", json!({ "status": status, "response": response }))
     };
+
     match event.as_str()? {
         "heartbeat" | "phx_leave" => Some(reply("ok", json!({}))),
         "phx_join" => {
@@ -227,11 +234,13 @@ mod tests {
         let heartbeat = phoenix(r#"[null,"7","phoenix","heartbeat",{}]"#).unwrap();
         let ok = r#"[null,"7","phoenix","phx_reply",{"response":{},"status":"ok"}]"#;
         assert_eq!(heartbeat, ok);
+
         let join = phoenix(r#"{"topic":"a:b","event":"phx_join","ref":"1","payload":{}}"#).unwrap();
         let lines: Vec<Value> =
             join.lines().map(|l| serde_json::from_str::<Value>(l).unwrap()).collect();
         assert_eq!(lines[0]["payload"]["response"]["reason"], WHY);
         assert_eq!((&lines[1]["event"], &lines[1]["topic"]), (&json!("phx_close"), &json!("a:b")));
+
         for nothing in ["", "7", "[]", "{}", "[1,2,3,4]"] {
             assert_eq!(phoenix(nothing), None);
         }
