@@ -1,5 +1,6 @@
-//! What a token costs: verification per algorithm, a refusal, and the doctor. For ADR 4 the signature
-//! alone stands beside it: by aws-lc-rs with the key parsed once, and by `jsonwebtoken` over RustCrypto.
+//! The costs of a token: verification per algorithm, a refusal, and the doctor. For ADR 4 two
+//! others stand beside the verification: the signature alone by aws-lc-rs, with the key parsed
+//! once, and decoding by `jsonwebtoken` over RustCrypto.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark")]
 
@@ -63,7 +64,8 @@ fn parsed(algorithm: &'static dyn VerificationAlgorithm, key: &[u8]) -> Direct {
     Box::new(move |signed, signature| key.verify_sig(signed, signature).is_ok())
 }
 
-/// Ours; the signature alone with a key that is parsed once; and the other crate's.
+/// Measures our verification, the signature alone with a key that is parsed once, and the other
+/// crate's decoding.
 fn both(
     c: &mut Criterion,
     (alg, verifier): (Algorithm, &Verifier),
@@ -74,12 +76,15 @@ fn both(
     c.bench_function(&format!("verify {}", alg.name()), |b| {
         b.iter(|| verifier.verify(black_box(token), NOW).unwrap());
     });
+
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let signature = URL_SAFE_NO_PAD.decode(signature).unwrap();
     c.bench_function(&format!("aws-lc-rs {}", alg.name()), |b| {
         b.iter(|| assert!(direct(black_box(signed.as_bytes()), &signature)));
     });
+
     let Some(key) = theirs else { return };
+
     let mut validation = Validation::new(alg.name().parse().unwrap());
     validation.validate_exp = false;
     c.bench_function(&format!("jsonwebtoken {}", alg.name()), |b| {
@@ -129,11 +134,13 @@ fn ecdsa(c: &mut Criterion) {
 fn rsa_and_ed25519(c: &mut Criterion) {
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
     let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
+
     type Rsa = (Algorithm, &'static dyn sig::RsaEncoding, &'static dyn VerificationAlgorithm);
     let paddings: [Rsa; 2] = [
         (Algorithm::Rs256, &sig::RSA_PKCS1_SHA256, &sig::RSA_PKCS1_2048_8192_SHA256),
         (Algorithm::Ps256, &sig::RSA_PSS_SHA256, &sig::RSA_PSS_2048_8192_SHA256),
     ];
+
     for (alg, encoding, verification) in paddings {
         let key = Key::new(None, vec![alg], PublicKey::from_der(spki.as_ref()).unwrap());
         let token = token(alg, |text| {
@@ -145,6 +152,7 @@ fn rsa_and_ed25519(c: &mut Criterion) {
         let direct = parsed(verification, spki.as_ref());
         both(c, (alg, &verifier(key)), &token, &direct, Some(theirs));
     }
+
     let pair = Ed25519KeyPair::generate().unwrap();
     let key = PublicKey::of_family(tollgate::auth::Family::Ed25519, pair.public_key().as_ref());
     let key = Key::new(None, vec![Algorithm::EdDsa], key.unwrap());
@@ -154,15 +162,17 @@ fn rsa_and_ed25519(c: &mut Criterion) {
     both(c, (Algorithm::EdDsa, &verifier(key)), &token, &direct, Some(theirs));
 }
 
-/// What a flood of bad tokens costs: the refusal, and offering each to a doctor whose sample is full;
-/// and what one diagnosis costs, at most `doctor.per_second` of them.
+/// Measures a flood of bad tokens: the refusal, and the offer of each to a doctor whose sample is
+/// full. Measures one diagnosis too, of which at most `doctor.per_second` are made.
 fn refusals(c: &mut Criterion) {
     let claims = json!({"sub": "u1", "exp": NOW + 600});
     let bad = secret(Algorithm::Hs256, "somebody else's").sign(&claims, None).unwrap();
     let verifier = verifier(secret(Algorithm::Hs256, SECRET));
+
     c.bench_function("refuse a bad signature", |b| {
         b.iter(|| verifier.verify(black_box(&bad), NOW).unwrap_err());
     });
+
     let doctor =
         Doctor::new(DoctorSettings { per_second: 1, log_interval: Duration::from_secs(60) });
     c.bench_function("refuse it and offer it to the doctor", |b| {
@@ -171,9 +181,11 @@ fn refusals(c: &mut Criterion) {
             doctor.offer(reason, &bad);
         });
     });
+
     c.bench_function("doctor: nothing fits", |b| {
         b.iter(|| examine(&verifier, black_box(&bad), &[], NOW));
     });
+
     let placeholder = secret(Algorithm::Hs256, "your-secret-key").sign(&claims, None).unwrap();
     c.bench_function("doctor: a placeholder", |b| {
         b.iter(|| {

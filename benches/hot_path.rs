@@ -1,4 +1,4 @@
-//! What every message and every handshake costs in our own code, without sockets.
+//! The cost of every message and every handshake in our own code, without sockets.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 mod parts;
@@ -15,6 +15,7 @@ use tollgate::websocket::Decoder;
 
 fn codec(c: &mut Criterion) {
     let push = push();
+
     for wire in Wire::ALL {
         c.bench_function(&format!("encode {}", wire.label()), |b| {
             b.iter_batched_ref(
@@ -24,14 +25,17 @@ fn codec(c: &mut Criterion) {
             );
         });
     }
+
     if let Push::Publication(publication) = &push {
         c.bench_function("check a payload", |b| {
             b.iter(|| payload::check(black_box(&publication.payload)));
         });
     }
+
     let command = br#"{"type":"subscribe","channel":{"type":"post","postId":"42"},"id":1}"#;
     let mut frame = vec![0x81, 0x80 | command.len() as u8, 1, 2, 3, 4];
     frame.extend(command.iter().enumerate().map(|(i, b)| b ^ [1, 2, 3, 4][i & 3]));
+
     let mut group = c.benchmark_group("client frame");
     group.throughput(Throughput::Bytes(frame.len() as u64));
     group.bench_function("decode and parse a subscribe", |b| {
@@ -62,6 +66,7 @@ fn access_rules(c: &mut Criterion) {
             history: None,
         })
         .collect();
+
     let identity = Identity {
         token: TokenId::default(),
         user: "u1".into(),
@@ -70,6 +75,7 @@ fn access_rules(c: &mut Criterion) {
         claims: Box::default(),
     };
     let channel: ChannelName = "room:42".parse().unwrap();
+
     c.bench_function("decide by the third rule", |b| {
         b.iter(|| access::decide(Some(&identity), black_box(&channel), &rules));
     });

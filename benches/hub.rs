@@ -1,4 +1,5 @@
-//! The hub with sockets whose writes cost what a socket's do: loopback TCP, read outside of what is timed.
+//! The hub with sockets whose writes cost as much as real ones: loopback TCP, read outside of the
+//! timed part.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 mod parts;
@@ -38,10 +39,11 @@ fn subscribe(hub: &Hub, stream: Option<tokio::net::TcpStream>, wire: Wire) -> Ar
     connection
 }
 
-/// So many subscribers of one channel, and their clients' ends.
+/// Creates so many subscribers of one channel, each with its client's end.
 async fn sockets(hub: &Hub, count: usize) -> Vec<(TcpStream, Arc<Connection>)> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut sockets = Vec::new();
+
     for _ in 0..count {
         let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (server, _) = listener.accept().unwrap();
@@ -51,20 +53,24 @@ async fn sockets(hub: &Hub, count: usize) -> Vec<(TcpStream, Arc<Connection>)> {
         server.writable().await.unwrap();
         sockets.push((client, subscribe(hub, Some(server), Wire::Plain)));
     }
+
     sockets
 }
 
-/// Publishes `burst` events and waits until they have left; then the clients read, which is not timed.
+/// Publishes `burst` events and waits until they have left. The clients read after that, which is
+/// not timed.
 async fn round(hub: &Hub, sockets: &mut [(TcpStream, Arc<Connection>)], burst: usize) -> Duration {
     let mut frame = BytesMut::new();
     push().encode(Wire::Plain, &mut frame);
     let mut read = vec![0; frame.len() * burst];
+
     let began = Instant::now();
     for _ in 0..burst {
         hub.dispatch(push()).await;
     }
     hub.passed(&sockets[0].1).await;
     let took = began.elapsed();
+
     for (client, _) in sockets {
         client.read_exact(&mut read).unwrap();
     }
@@ -84,6 +90,7 @@ fn fanout(c: &mut Criterion) {
             let sockets = sockets(&hub, subscribers).await;
             (hub, sockets)
         });
+
         group.throughput(Throughput::Elements(deliveries));
         let id = BenchmarkId::new(format!("{burst} events"), subscribers);
         group.bench_function(id, |b| {
@@ -100,7 +107,7 @@ fn fanout(c: &mut Criterion) {
     }
 }
 
-/// What a queue costs: a stream of server-sent events is only ever queued for, and taken from.
+/// Measures the queue: a stream of server-sent events is only ever queued for, and taken from.
 fn queue(c: &mut Criterion) {
     let runtime = runtime();
     let (hub, connection) = runtime.block_on(async {
@@ -108,6 +115,7 @@ fn queue(c: &mut Criterion) {
         let connection = subscribe(&hub, None, Wire::Sse);
         (hub, connection)
     });
+
     let mut group = c.benchmark_group("queue");
     group.throughput(Throughput::Elements(32));
     group.bench_function("32 events queued and taken", |b| {

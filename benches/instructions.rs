@@ -1,8 +1,9 @@
-//! The hot path for `make instructions`, which runs this under callgrind: with NAME and ROUNDS
-//! it does one thing so many times and nothing else; with `--list` it says what there is, and how many rounds that needs.
+//! The hot path for `make instructions`, which runs this under callgrind. With NAME and ROUNDS it
+//! runs that one scenario so many times and nothing else; with `--list` it prints the scenarios and
+//! the number of rounds that each needs.
 //!
-//! Everything is the same in every run: fixed inputs, one thread. What is left is the random keys of the
-//! hash tables and the hub's four ticks a second, which move a count by less than 1 %.
+//! Everything is the same in every run: fixed inputs, one thread. Only the random keys of the hash
+//! tables and the hub's four ticks a second differ, which move a count by less than 1 %.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the list is for the script that reads it")]
 
@@ -41,7 +42,8 @@ use tollgate::upstream::jwks::{Jwks, Settings as JwksSettings};
 use tollgate::websocket::{Decoder, Message};
 use tower_service::Service as _;
 
-/// A name, how many rounds make the start of the process small beside them, and what runs them.
+/// A name, the number of rounds that makes the start of the process small beside them, and the
+/// function that runs them.
 type Scenario = (&'static str, u32, fn(u32));
 
 const SCENARIOS: [Scenario; 10] = [
@@ -60,7 +62,7 @@ const SCENARIOS: [Scenario; 10] = [
 const SECRET: &str = "a benchmark's secret of sufficient length";
 const IAT: u64 = 1_700_000_000;
 const NOW: u64 = 1_800_000_000;
-/// In the year 2096: the router has the machine's clock.
+/// In the year 2096, because the router uses the machine's clock.
 const EXP: u64 = 4_000_000_000;
 const SUBSCRIBERS: usize = 100;
 
@@ -73,19 +75,20 @@ fn main() -> ExitCode {
         }
         return if matches!(args[..], ["--list"]) { ExitCode::SUCCESS } else { ExitCode::from(2) };
     };
+
     let (.., scenario) =
         SCENARIOS.iter().find(|(known, ..)| *known == name).expect("one of --list");
     scenario(rounds.parse().expect("a number of rounds"));
     ExitCode::SUCCESS
 }
 
-/// On this thread.
+/// Runs a future on this thread.
 fn run(future: impl Future<Output = ()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.unwrap().block_on(future);
 }
 
-/// A durable publication of 200 bytes.
+/// A durable publication whose event has 200 bytes.
 fn push() -> Push {
     let event = |pad| json!({"type": "post_purchased", "postId": "p1", "pad": "x".repeat(pad)});
     let pad = 200 - event(0).to_string().len();
@@ -107,7 +110,8 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// One wire alone: an allocation more does not show beside the slowest of them.
+/// Encodes for one wire alone: one more allocation of a fast wire would not show beside the slowest
+/// wire.
 fn codec_encode(wire: Wire, rounds: u32) {
     let push = push();
     let mut out = BytesMut::with_capacity(4096);
@@ -118,21 +122,25 @@ fn codec_encode(wire: Wire, rounds: u32) {
     }
 }
 
-/// A text frame of 60 bytes, and a message in three fragments that come one by one.
+/// Decodes a text frame of 60 bytes, and a message in three fragments that come one by one.
 fn codec_decode(rounds: u32) {
     let text = br#"{"type":"subscribe","channel":"post:42","id":1,"pad":"1234"}"#;
     assert_eq!(text.len(), 60);
+
     let frames = [
         frame(0x81, text),
         frame(0x01, &text[..20]),
         frame(0x00, &text[20..40]),
         frame(0x80, &text[40..]),
     ];
+
     let mut decoder = Decoder::default();
     let (mut read, mut messages) = ([0; 128], 0);
+
     for _ in 0..rounds {
         for frame in &frames {
-            // Unmasked in place, as it came from the socket.
+            // The decoder unmasks in place, so each round needs the bytes as they came from the
+            // socket.
             let read = &mut read[..frame.len()];
             read.copy_from_slice(black_box(frame));
             let fed = decoder.feed(read, 65536, |message| {
@@ -142,6 +150,7 @@ fn codec_decode(rounds: u32) {
             fed.unwrap();
         }
     }
+
     assert_eq!(messages, 2 * rounds);
 }
 
@@ -180,6 +189,7 @@ fn verify_hs256(rounds: u32) {
         max_granted: 128,
     };
     let verifier = Verifier::new(settings, KeySet::new(vec![key()], vec![]));
+
     let token = token();
     for _ in 0..rounds {
         black_box(verifier.verify(black_box(&token), NOW).unwrap());
@@ -197,16 +207,18 @@ fn hub() -> Arc<Hub> {
     Hub::new(1, bounds)
 }
 
-/// One publication to 100 sockets, and each client's `read`, which costs a system call's few
-/// instructions: the kernel's own are not counted.
+/// One publication to 100 sockets, and each client's `read`, which counts only as the few
+/// instructions of a system call: the kernel's own are not counted.
 async fn hub_fanout(rounds: u32) {
     tollgate::metrics::install();
     let (hub, push) = (hub(), push());
     hub.start_fanout();
     hub.start_timers();
+
     let channel = push.channel().clone();
     let mut frame = BytesMut::new();
     push.encode(Wire::Plain, &mut frame);
+
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut clients = Vec::new();
     for _ in 0..SUBSCRIBERS {
@@ -221,28 +233,33 @@ async fn hub_fanout(rounds: u32) {
         hub.activate(&connection, &channel, &[], &Begin::default());
         clients.push((client, connection));
     }
+
     let mut read = vec![0; frame.len()];
     for _ in 0..rounds {
         hub.dispatch(push.clone()).await;
-        // The fan-out's turns: one for the batch, one in which it waits for the next.
+        // The fan-out needs two turns: one for the batch, and one in which it waits for the next.
         yield_now().await;
         yield_now().await;
         for (client, _) in &mut clients {
             client.read_exact(&mut read).unwrap();
         }
     }
+
     assert_eq!(read, frame);
 }
 
-/// A connection comes, subscribes where 100 others are, is told so, and goes.
+/// A connection registers, subscribes to a channel with 100 other subscribers, gets its reply, and
+/// ends.
 fn hub_subscribe(rounds: u32) {
     tollgate::metrics::install();
     let hub = hub();
     let channel: ChannelName = "post:42".parse().unwrap();
     let (user, begin) = (Arc::from("u1"), Begin::default());
+
     let named = ChannelRef::from_name(channel.clone());
     let (id, start) = (Some("1"), Start::default());
     let reply = [Reply::Subscribed { id, channel: &named, data: None, start }];
+
     let enter = |user: &Arc<str>| {
         let connection = hub.register(None, Wire::Plain);
         assert!(hub.bind(&connection, user, 10));
@@ -252,12 +269,15 @@ fn hub_subscribe(rounds: u32) {
         black_box(connection.take_queued().unwrap());
         connection
     };
+
     let others = (0..SUBSCRIBERS).map(|n| enter(&Arc::from(format!("other{n}"))));
     let others: Vec<_> = others.collect();
+
     for _ in 0..rounds {
         let connection = enter(&user);
         assert_eq!(hub.remove(&connection).len(), 1);
     }
+
     assert_eq!(hub.counts().connections, others.len());
 }
 
@@ -273,10 +293,12 @@ fn app() -> App {
         dev_secret: None,
     };
     let Loaded { config, policy, .. } = load(&sources).unwrap();
+
     let events = Arc::new(Events::new(config.broker.queue_messages, config.broker.queue_bytes));
     let broker = Arc::new(MemoryBroker::new(events, config.broker.history_bytes));
     let gateway = Gateway::new(hub(), broker, config.broker.linger.0, NodeInfo::default());
     let gateway = Arc::new(gateway);
+
     let verifier = policy.verifier.revoking(Arc::clone(gateway.revocations()));
     let jwks = JwksSettings {
         refresh: config.auth.jwks.refresh.0,
@@ -284,11 +306,13 @@ fn app() -> App {
         timeout: config.auth.jwks.timeout.0,
         max_bytes: config.auth.jwks.max_bytes,
     };
+
     let client = upstream::client(config.auth.jwks.timeout.0, None).unwrap();
     let doctor = DoctorSettings {
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
+
     let context = Context {
         gateway,
         policy: ArcSwap::from_pointee(tollgate::config::Policy { verifier, ..policy }),
@@ -297,14 +321,16 @@ fn app() -> App {
         callback: ArcSwapOption::empty(),
         doctor: Doctor::new(doctor),
     };
+
     App::new(Arc::new(context), Lifecycle::default(), tollgate::metrics::install())
 }
 
-/// From a parsed request with a browser's headers and its token as a subprotocol to the answer: routes,
-/// checks, limits, token. The socket is never handed over, so its task ends at once.
+/// From a parsed request, with a browser's headers and its token as a subprotocol, to the answer:
+/// routes, checks, limits, token. The socket is never handed over, so its task ends at once.
 async fn handshake(rounds: u32) {
     let mut router: Router = tollgate::http::public(app(), None);
     let peer: SocketAddr = "192.0.2.7:50000".parse().unwrap();
+
     let request = Request::get("/ws")
         .header("host", "realtime.example.com")
         .header("connection", "Upgrade")
@@ -323,8 +349,9 @@ async fn handshake(rounds: u32) {
         .header("sec-websocket-protocol", format!("tollgate, bearer.{}", token()))
         .body(())
         .unwrap();
+
     for _ in 0..rounds {
-        // Of a message without one: a promise that is not kept.
+        // This upgrade belongs to a message without one, so it is a promise that is never kept.
         let upgrade = hyper::upgrade::on(Request::new(()));
         let mut request = black_box(&request).clone().map(|()| Body::empty());
         request.extensions_mut().insert(upgrade);

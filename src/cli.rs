@@ -1,4 +1,5 @@
-//! The command line: `serve`, `config check`, `config print`, and `token` and `doctor` (in rooms of their own).
+//! The command line: `serve`, `config check` and `config print` are here, `token` and `doctor` in
+//! modules of their own.
 
 pub mod doctor;
 mod token;
@@ -15,7 +16,7 @@ use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
 use crate::lifecycle;
 use crate::logging::{self, Format};
 
-/// The configuration cannot be used (sysexits.h, EX_CONFIG).
+/// Exit status of a configuration that cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
 
 /// A real-time gateway: backends publish JSON, every authorised socket hears it.
@@ -96,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Token { command } => token::run(&command),
         Command::Doctor(args) => doctor::run(&args),
     };
+
     match result {
         Ok(code) => code,
         Err(e) => {
@@ -105,14 +107,14 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Standard output may be a closed pipe; that is no failure of ours.
+/// Writes to standard output. A closed pipe there is no failure of ours.
 #[expect(clippy::unnecessary_wraps, reason = "the last step of commands that can fail")]
 fn print(text: &str) -> anyhow::Result<ExitCode> {
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
 }
 
-/// Standard error may be a pipe that nobody reads: that does not hold up the end.
+/// Writes to standard error. A pipe there that nobody reads does not delay the end of the process.
 fn complain(text: &str) {
     logging::write_within(std::io::stderr(), text.to_owned());
 }
@@ -155,6 +157,7 @@ impl Serve {
             sources.dev_secret = Some(dev_secret.to_owned());
             sources.presets = vec![("server.listen", "127.0.0.1:8000".into())];
         }
+
         let text = |a: SocketAddr| toml::Value::String(a.to_string());
         if let Some(address) = self.listen {
             sources.flags.push(("server.listen", text(address), "--listen"));
@@ -174,11 +177,13 @@ fn random_secret() -> anyhow::Result<String> {
 
 fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     lifecycle::leave_no_core();
+
     let sources = args.sources(&random_secret()?);
     let loaded = match config::load(&sources) {
         Ok(loaded) => loaded,
         Err(found) => return Ok(problems(&found)),
     };
+
     if args.dev && !loaded.config.server.listen.ip().is_loopback() {
         return Ok(problems(&[Problem {
             path: "server.listen".to_owned(),
@@ -188,12 +193,15 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
                 .to_owned(),
         }]));
     }
+
     init_log(&loaded.config)?;
+
     let workers = loaded.config.server.workers;
     let runtime = runtime("tollgate", workers)?;
     let delivery = self::runtime("delivery", workers)?;
     let dev = args.dev;
     let handle = delivery.handle().clone();
+
     runtime.block_on(async move {
         let running = Running::start(loaded, dev, &handle)?;
         let addresses = running.addresses()?;
@@ -201,12 +209,15 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
             public = %addresses.public, admin = %addresses.admin,
             version = env!("CARGO_PKG_VERSION"), "tollgate runs"
         );
+
         if dev {
             let text = format!("\n  Demo: http://{}/\n\n", addresses.public);
             logging::write_within(std::io::stdout(), text);
         }
+
         running.run(Box::new(move || config::load(&sources))).await
     })?;
+
     logging::end();
     // Connections that did not close in time are not waited for.
     runtime.shutdown_background();
@@ -214,7 +225,7 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Threads under that name; 0: one per CPU.
+/// A runtime whose threads have that name; 0 workers means one per CPU.
 fn runtime(name: &str, workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     if workers > 0 {

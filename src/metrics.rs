@@ -19,7 +19,7 @@ use crate::protocol::Wire;
 use crate::protocol::codes::{CloseCode, ErrorCode};
 pub use rejected::Rejected;
 
-/// What kind of series a row makes.
+/// The kind of series that a row makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Counter,
@@ -136,14 +136,15 @@ pub fn markdown() -> String {
     out
 }
 
-/// Bucket bounds of all `_seconds` histograms: from a lone event's fan-out to a stuck handshake.
+/// Bucket bounds of all `_seconds` histograms: from the fan-out of a single event to a stuck
+/// handshake.
 const SECONDS: [f64; 14] = [
     0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
     10.0,
 ];
 
-/// Installs the recorder, once per process, and makes every series with a closed set of labels
-/// exist at zero, so that the first increase is one.
+/// Installs the recorder, once per process. Every series with a closed set of labels exists at zero
+/// from then on, so that its first increase is visible as one.
 ///
 /// # Panics
 /// When another recorder was installed before.
@@ -188,10 +189,12 @@ fn zero() {
     for what in Rejected::ALL {
         metrics::counter!(REJECTED, "reason" => what.label()).increment(0);
     }
+
     for wire in Wire::ALL {
         connections(wire).set(0.0);
         deliveries(wire).increment(0);
     }
+
     for result in ["ok", "failed", "unchanged"] {
         metrics::counter!(CONFIG_RELOADS, "result" => result).increment(0);
     }
@@ -204,9 +207,11 @@ fn zero() {
     for result in ["allowed", "denied", "failed"] {
         metrics::counter!(CALLBACKS, "result" => result).increment(0);
     }
+
     for cause in Cause::ALL {
         metrics::counter!(AUTH_DIAGNOSES, "cause" => cause.slug()).increment(0);
     }
+
     metrics::counter!(CONNECTIONS_OPENED).increment(0);
     metrics::counter!(SLOW_CONSUMERS).increment(0);
     metrics::counter!(REDIS_RECONNECTS).increment(0);
@@ -215,12 +220,14 @@ fn zero() {
     metrics::counter!(LOG_LINES_DROPPED).increment(0);
     metrics::counter!(CLAIMS_REFUTED).increment(0);
     metrics::counter!(HISTORIES_NOT_BEGUN).increment(0);
+
     for result in ["filled", "declared"] {
         metrics::counter!(RECOVERIES, "result" => result).increment(0);
     }
     for result in ["recovered", "lost"] {
         metrics::counter!(RESUMES, "result" => result).increment(0);
     }
+
     for gauge in [SUBSCRIPTIONS, CHANNELS, OUTBOUND_QUEUE_BYTES, DRAINING] {
         metrics::gauge!(gauge).set(0.0);
     }
@@ -248,7 +255,7 @@ fn deliveries(wire: Wire) -> Counter {
     metrics::counter!(DELIVERIES, "wire" => wire.label())
 }
 
-/// Sent outside of the fan-out: what a subscription begins with.
+/// Counts deliveries outside of the fan-out: those with which a subscription begins.
 pub fn delivered(wire: Wire, n: usize) {
     if n > 0 {
         deliveries(wire).increment(n as u64);
@@ -280,7 +287,7 @@ pub fn auth_diagnosis(cause: Cause) {
     metrics::counter!(AUTH_DIAGNOSES, "cause" => cause.slug()).increment(1);
 }
 
-/// The keys that count now; `true` for those that come, `false` for those that go.
+/// Sets the gauge of one verifying key: `true` when it begins to count, `false` when it ends.
 pub fn key_info(kid: &str, alg: &'static str, fingerprint: &str, now: bool) {
     let labels =
         [("kid", kid.to_owned()), ("alg", alg.to_owned()), ("fingerprint", fingerprint.to_owned())];
@@ -297,7 +304,7 @@ pub fn jwks_fetched(ok: bool) {
     metrics::counter!(JWKS_FETCHES, "result" => result).increment(1);
 }
 
-/// `None`: there was no clear answer.
+/// Counts a question of the callback rule; `None` means that there was no clear answer.
 pub fn callback(allowed: Option<bool>) {
     let result = match allowed {
         Some(true) => "allowed",
@@ -327,7 +334,7 @@ pub fn rejected(what: Rejected) {
     metrics::counter!(REJECTED, "reason" => what.label()).increment(1);
 }
 
-/// `kind`: plain or durable.
+/// The counter for a broker's publications; `kind` is plain or durable.
 pub fn publications(broker: &'static str, kind: &'static str) -> Counter {
     metrics::counter!(PUBLICATIONS_RECEIVED, "broker" => broker, "kind" => kind)
 }
@@ -340,7 +347,7 @@ pub fn slow_consumer() {
     metrics::counter!(SLOW_CONSUMERS).increment(1);
 }
 
-/// The gauge of queued bytes, looked up once: replies pass through it.
+/// The gauge of queued bytes, looked up once, because every reply changes it.
 fn outbound() -> &'static Gauge {
     static GAUGE: OnceLock<Gauge> = OnceLock::new();
     GAUGE.get_or_init(|| metrics::gauge!(OUTBOUND_QUEUE_BYTES))
@@ -372,7 +379,7 @@ pub fn redis_reconnect() {
     metrics::counter!(REDIS_RECONNECTS).increment(1);
 }
 
-/// `fault`: what the error concerns, from a closed set.
+/// Counts an error; `fault` is what it concerns, from a closed set.
 pub fn redis_error(fault: &'static str) {
     metrics::counter!(REDIS_ERRORS, "fault" => fault).increment(1);
 }
@@ -390,7 +397,7 @@ pub fn canary_missed() {
     metrics::counter!(CANARY_MISSED).increment(1);
 }
 
-/// How a hole ended: filled from the history, or declared.
+/// Counts how a hole ended: filled from the history, or declared.
 pub fn recovery(filled: bool) {
     let result = if filled { "filled" } else { "declared" };
     metrics::counter!(RECOVERIES, "result" => result).increment(1);
@@ -421,23 +428,23 @@ pub fn config_info(sha: &str) {
     metrics::gauge!(CONFIG_INFO, "sha" => sha.to_owned()).set(1.0);
 }
 
-/// The old configuration's series goes to 0 when another takes its place.
+/// Sets the series of the old configuration to 0 when another one takes its place.
 pub fn config_replaced(old: &str, new: &str) {
     metrics::gauge!(CONFIG_INFO, "sha" => old.to_owned()).set(0.0);
     config_info(new);
 }
 
-/// `result`: ok, failed or unchanged.
+/// Counts a reload; `result` is ok, failed or unchanged.
 pub fn config_reload(result: &'static str) {
     metrics::counter!(CONFIG_RELOADS, "result" => result).increment(1);
 }
 
-/// So many since the start.
+/// Sets the number of lines that were dropped since the start.
 pub fn log_lines_dropped(n: u64) {
     metrics::counter!(LOG_LINES_DROPPED).absolute(n);
 }
 
-/// The registry's sizes and what the process uses, set when metrics are read.
+/// Sets the sizes of the hub and the figures of the process, when metrics are read.
 pub fn sizes(subscriptions: usize, channels: usize) {
     metrics_process::Collector::default().collect();
     metrics::gauge!(SUBSCRIPTIONS).set(subscriptions as f64);

@@ -1,4 +1,4 @@
-//! What the benchmarks share.
+//! Helpers that the benchmarks share.
 
 use bytes::Bytes;
 use serde_json::json;

@@ -14,7 +14,7 @@ fn check(reply: &Reply<'_>) {
 }
 
 fuzz_target!(|text: &str| {
-    // What is accepted as an id of a stream is written again as it can be read.
+    // A text that is accepted as an id of a stream is written in a form that can be read again.
     if let Ok(since) = sse::parse_id(text) {
         let mut id = bytes::BytesMut::new();
         sse::id(&mut id, &since);
@@ -22,9 +22,11 @@ fuzz_target!(|text: &str| {
         let again = sse::parse_id(id.trim_end()).unwrap_or_default();
         assert!(again == since || id.len() > sse::MAX_ID);
     }
+
     let request = Wire::Plain.decode(text);
     let id = request.id.as_deref();
     check(&Reply::Pong { id });
+
     match request.command {
         Command::Subscribe(Subscribe { channel, .. }) | Command::Unsubscribe(channel) => {
             let name = channel.name.as_str();

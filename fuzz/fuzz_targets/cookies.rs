@@ -1,5 +1,5 @@
-//! Session cookies: found among whatever else a browser sends, whole or in chunks of any length; opened only as
-//! they were made; and what is in them counts only while it is valid.
+//! Session cookies: found among whatever else a browser sends, whole or in chunks of any length;
+//! opened only in the form in which they were made. Their content counts only while it is valid.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -34,25 +34,28 @@ fn verifier() -> &'static Verifier {
             kept_claims: vec!["plan".into()],
             max_granted: 8,
         };
+
         let session =
             SessionCookie { names: vec![NAME.to_owned()], secrets: vec![SECRET.to_owned()] };
         Verifier::new(settings, KeySet::new(vec![], vec![])).with_session(Some(session))
     })
 }
 
-/// What NextAuth 4 makes of a text.
+/// A text as NextAuth 4 seals it.
 fn sealed(text: &str) -> String {
     let mut key = [0; 32];
     let info = [&b"NextAuth.js Generated Encryption Key"[..]];
     let prk = Salt::new(HKDF_SHA256, b"").extract(SECRET.as_bytes());
     let okm = prk.expand(&info, &AES_256_GCM).expect("a length");
     okm.fill(&mut key).expect("the same length");
+
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).expect("a key"));
     let header = URL_SAFE_NO_PAD.encode(br#"{"alg":"dir","enc":"A256GCM"}"#);
     let (iv, mut data) = ([7; 12], text.as_bytes().to_vec());
     let nonce = Nonce::assume_unique_for_key(iv);
     let aad = Aad::from(header.as_bytes());
     let tag = key.seal_in_place_separate_tag(nonce, aad, &mut data).expect("it is short");
+
     let [iv, data, tag] = [&iv[..], &data, tag.as_ref()].map(|b| URL_SAFE_NO_PAD.encode(b));
     format!("{header}..{iv}.{data}.{tag}")
 }
@@ -62,18 +65,21 @@ fn good() -> &'static str {
     GOOD.get_or_init(|| sealed(&json!({"sub": "u1", "exp": NOW + 60}).to_string()))
 }
 
-/// The good one in chunks, in any order, with other applications' cookies around each; then it is found.
+/// Checks that the good cookie is found in chunks, in any order, with other applications' cookies
+/// around each.
 fn in_chunks(how: &[u8], other: &[u8]) {
     if other.contains(&b';') || other.windows(9).any(|nine| nine == b"next-auth") {
         return;
     }
+
     let count = 1 + how.len() % CHUNKS;
     let mut ends: Vec<_> =
         how.iter().cycle().take(count - 1).enumerate().map(|(i, b)| usize::from(*b) + i).collect();
     ends.sort_unstable();
+
     let (mut rest, mut from, mut chunks) = (good(), 0, Vec::new());
     for end in ends {
-        // None is empty: a browser leaves such a one where there was a longer one.
+        // No chunk is empty: a browser leaves an empty one where there was a longer cookie.
         let size = (end - from).clamp(1, rest.len() - (count - chunks.len() - 1));
         let (chunk, behind) = rest.split_at(size);
         chunks.push(chunk);
@@ -86,11 +92,13 @@ fn in_chunks(how: &[u8], other: &[u8]) {
     if how.len() % 2 == 1 {
         pairs.reverse();
     }
+
     let mut line = format!("{NAME}=; ").into_bytes();
     for (number, chunk) in pairs {
         line.extend_from_slice(other);
         line.extend_from_slice(format!("; {NAME}.{number}={chunk};").as_bytes());
     }
+
     let Ok(value) = HeaderValue::from_bytes(&line) else { return };
     let map = HeaderMap::from_iter([(header::COOKIE, value)]);
     let pairs: Vec<_> = headers::cookies(&map).collect();
@@ -98,12 +106,13 @@ fn in_chunks(how: &[u8], other: &[u8]) {
     assert_eq!(session.find(&pairs), [(NAME, good().to_owned())]);
 }
 
-/// Whatever a Cookie header holds.
+/// Checks any Cookie header.
 fn anything(line: &[u8]) {
     let Ok(value) = HeaderValue::from_bytes(line) else { return };
     let map = HeaderMap::from_iter([(header::COOKIE, value)]);
     let pairs: Vec<_> = headers::cookies(&map).collect();
     let found = verifier().session().expect("it has one").find(&pairs);
+
     assert!(found.len() <= 2, "whole and in chunks");
     for (name, token) in found {
         assert!(!token.is_empty() && token.len() <= line.len());
@@ -112,7 +121,7 @@ fn anything(line: &[u8]) {
     }
 }
 
-/// The good one after something was done to it.
+/// Checks the good cookie after it was damaged.
 fn damaged(how: u8, at: usize, text: &str) {
     let (head, tail) = good().split_at(at % good().len());
     let token = match how % 5 {
@@ -122,10 +131,11 @@ fn damaged(how: u8, at: usize, text: &str) {
         3 => format!("{good}{text}", good = good()),
         _ => text.to_owned(),
     };
+
     let opened = verifier().verify_session(NAME, &token, NOW);
     assert_eq!(opened.is_ok(), token == good(), "{token:?}");
     assert!(token.len() <= session_cookie::MAX_BYTES || opened.is_err());
-    // The doctor tries hundreds of keys.
+    // Only some runs ask the doctor, which tries hundreds of keys.
     if how >= 224 {
         let report = examine(verifier(), &token, &[], NOW);
         assert!(!report.accepted() || opened.is_ok());
@@ -133,7 +143,7 @@ fn damaged(how: u8, at: usize, text: &str) {
     }
 }
 
-/// A text that the application sealed.
+/// Checks a text that the application sealed.
 fn content(text: &str) {
     let Ok(identity) = verifier().verify_session(NAME, &sealed(text), NOW) else { return };
     let claims: Value = serde_json::from_str(text).expect("JSON");

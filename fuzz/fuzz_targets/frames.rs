@@ -1,4 +1,4 @@
-//! Frames: no input panics, and however the bytes are cut the messages are the same.
+//! Frames: no input panics, and however the bytes are cut, the messages are the same.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

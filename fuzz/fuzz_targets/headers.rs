@@ -1,4 +1,5 @@
-//! Headers: whatever a client or another application writes into one part of them, the rest means what it meant.
+//! Headers: whatever a client or another application writes into one part of them, the rest keeps
+//! its meaning.
 #![no_main]
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
@@ -20,19 +21,22 @@ fuzz_target!(|parts: (&[u8], &[u8])| {
         assert!(found.any(|(_, value)| value == "good"));
         assert!(cookies(&map).count() <= 3);
     }
+
     let offers = [before, b"bearer.good", after];
     if apart(b',') && let Some(map) = line(header::SEC_WEBSOCKET_PROTOCOL, &offers, b", ") {
         assert!(offered(&map).any(|offer| offer == "bearer.good"));
         assert!(offered(&map).count() <= 3);
     }
+
     if let Some(map) = line(header::CONNECTION, &[before, b"Upgrade", after], b",") {
         assert!(has_token(&map, header::CONNECTION, "upgrade"));
     }
+
     if let Some(map) = line(header::ACCEPT, &[before, b"text/event-stream", after], b",") {
         assert!(accepts(&map, "text/event-stream"));
     }
 
-    // What the last trusted proxy appended counts, whatever the client wrote before.
+    // The address that the last trusted proxy appended counts, whatever the client wrote before it.
     let (peer, trusted) = ("10.0.0.1".parse().unwrap(), ["10.0.0.0/8".parse().unwrap()]);
     let name = HeaderName::from_static("x-forwarded-for");
     if let Some(mut map) = line(name.clone(), &[before, b"192.0.2.9, 10.0.0.7"], b",") {

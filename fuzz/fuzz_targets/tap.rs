@@ -1,7 +1,7 @@
-//! The stream of a subscribing connection: whatever a server sends, and however it is cut, the same messages
-//! are told and everything else passes byte for byte; and no length that is claimed costs memory.
+//! The stream of a subscribing connection. Whatever a server sends, and however it is cut, the same
+//! messages are told, everything else passes byte for byte, and no claimed length costs memory.
 //!
-//! The constants of the tap are a thousandth of what they are otherwise, so that a few bytes come to them.
+//! The constants of the tap are a thousandth of their usual values, so that a few bytes reach them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -9,20 +9,20 @@ use tollgate::broker::redis::tap_fuzzing::{
     BEGIN, Cost, KEPT, MAX_DIGITS, MAX_LINE, MAX_STRING, Told, read,
 };
 
-/// Bytes and elements of one answer.
+/// Most bytes and elements of one answer.
 const ANSWER: usize = 1024;
 
-/// What stands next in the stream.
+/// The next item of the stream.
 enum Item {
-    /// So many bytes, of which this is told; they pass if it is no message.
+    /// An item of so many bytes, of which this is told. The bytes pass if the item is no message.
     Whole(usize, Option<Told>),
-    /// The stream ends before it is over.
+    /// The stream ends before the item does.
     Cut,
     /// The connection ends here.
     Refused,
 }
 
-/// A line without its end, and what stands behind it.
+/// A line without its end, and the bytes behind it.
 fn line(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = bytes.windows(2).position(|two| two == b"\r\n")?;
     Some((&bytes[..end], &bytes[end + 2..]))
@@ -35,12 +35,13 @@ fn length(line: &[u8], sign: u8) -> Option<usize> {
     std::str::from_utf8(digits).ok().filter(|_| good)?.parse().ok()
 }
 
-/// What one push of Pub/Sub is, seen as a whole; `None` where it is none.
+/// Reads one push of Pub/Sub, seen as a whole; `None` where the bytes are no push.
 fn push(bytes: &[u8], limit: usize) -> Option<Item> {
     let (head, mut rest) = line(bytes)?;
     if length(head, b'>') != Some(3) {
         return None;
     }
+
     let mut names = [&b""[..]; 2];
     for name in &mut names {
         let (head, behind) = line(rest)?;
@@ -56,18 +57,21 @@ fn push(bytes: &[u8], limit: usize) -> Option<Item> {
     if rest.first() == Some(&b':') && line(rest).is_none() && rest.len() > MAX_DIGITS + 9 {
         return Some(Item::Refused);
     }
+
     let (head, behind) = line(rest)?;
     if head.first() == Some(&b':') {
         let whole = bytes.len() - behind.len();
         let refused = head.len() > MAX_DIGITS + 8;
         return Some(if refused { Item::Refused } else { told(&kind, channel, vec![], whole) });
     }
+
     let len = length(head, b'$')?;
     let whole = bytes.len() - behind.len() + len + 2;
     let is_message = matches!(&kind[..], b"message" | b"smessage");
     if len > MAX_STRING || len > limit && !is_message {
         return Some(Item::Refused);
     }
+
     if len > limit {
         let begin = behind.get(..len.min(BEGIN));
         return Some(match begin {
@@ -75,6 +79,7 @@ fn push(bytes: &[u8], limit: usize) -> Option<Item> {
             None => Item::Cut,
         });
     }
+
     let Some(payload) = behind.get(..len + 2) else { return Some(Item::Cut) };
     Some(told(&kind, channel, payload[..len].into(), whole))
 }
@@ -90,21 +95,24 @@ fn told(kind: &[u8], channel: Vec<u8>, payload: Vec<u8>, whole: usize) -> Item {
     Item::Whole(whole, Some(told))
 }
 
-/// An answer of any kind: lines and strings, counted until nothing of it is due any more.
+/// Reads an answer of any kind: lines and strings, counted until nothing more of it is due.
 fn answer(bytes: &[u8]) -> Item {
     let (mut rest, mut due, mut size) = (bytes, 1_usize, 0_usize);
     while due > 0 {
         let Some((head, behind)) = line(rest) else {
             return if rest.len() > MAX_LINE + 1 { Item::Refused } else { Item::Cut };
         };
+
         let number: Option<usize> =
             head.get(1..).and_then(|n| std::str::from_utf8(n).ok()).and_then(|n| n.parse().ok());
         let kind = head.first().copied().unwrap_or_default();
         let number = number.filter(|_| b"$!=*~>%|".contains(&kind));
         size = size.saturating_add(head.len() + 2).saturating_add(number.unwrap_or(0));
+
         if head.len() > MAX_LINE || size > ANSWER {
             return Item::Refused;
         }
+
         let (string, elements) = match (kind, number) {
             (b'$' | b'!' | b'=', Some(len)) => (len + 2, 0),
             (b'*' | b'~' | b'>', Some(len)) => (0, len),
@@ -112,16 +120,18 @@ fn answer(bytes: &[u8]) -> Item {
             (b'|', Some(len)) => (0, len * 2 + 1),
             _ => (0, 0),
         };
+
         let Some(behind) = behind.get(string..) else { return Item::Cut };
         (rest, due) = (behind, due - 1 + elements);
     }
     Item::Whole(bytes.len() - rest.len(), None)
 }
 
-/// What has to come out of a stream: what is told, what passes, where an item that is not whole begins, and
-/// whether it is refused.
+/// The expected result of a stream: what is told, what passes, where an incomplete item begins, and
+/// whether the stream is refused.
 fn expected(wire: &[u8], limit: usize) -> (Vec<Told>, Vec<u8>, usize, bool) {
     let (mut all, mut passed, mut at) = (Vec::new(), Vec::new(), 0);
+
     while let Some(rest) = wire.get(at..).filter(|rest| !rest.is_empty()) {
         match push(rest, limit).unwrap_or_else(|| answer(rest)) {
             Item::Whole(len, told) => {
@@ -143,22 +153,24 @@ fuzz_target!(|input: (u16, u64, &[u8])| {
     let (limit, seed, wire) = input;
     let limit = usize::from(limit) % 2048;
     let mut random = seed;
+
     let mixed = move || {
         random =
             random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let most = if random >> 63 == 0 { 4 } else { 300 };
         (random >> 40) as usize % most
     };
+
     let (whole, mut cost) = read(wire, (limit, ANSWER), || usize::MAX);
     for (parts, its) in [read(wire, (limit, ANSWER), || 1), read(wire, (limit, ANSWER), mixed)] {
         assert_eq!(whole, parts, "it depends on the reads");
         cost = Cost { room: cost.room.max(its.room), looked: cost.looked.max(its.looked) };
     }
 
-    // Two buffers, each of which doubles when it has to grow.
+    // There are two buffers, each of which doubles when it has to grow.
     let needed = limit + 2 * MAX_LINE + 100;
     assert!(cost.room <= 2 * 2 * (KEPT + needed), "{cost:?} for payloads of {limit}");
-    // The count in a push is looked at from its beginning, and is short.
+    // The count in a push is read from its beginning again each time, and is short.
     assert!(cost.looked <= 10 * wire.len(), "{cost:?} for {} bytes", wire.len());
 
     let (told, passed, at, refused) = expected(wire, limit);

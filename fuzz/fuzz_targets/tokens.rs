@@ -1,6 +1,6 @@
-//! Tokens: no text panics or is accepted, whatever the doctor makes of it; what is signed with the right key
-//! is accepted only while it is valid; and what the doctor says of a text's form can be seen in the text,
-//! also of good tokens that something was done to.
+//! Tokens: no text panics or is accepted, whatever the doctor makes of it. A text that is signed
+//! with the right key is accepted only while it is valid. The doctor's statements about a text's
+//! form are true of the text, also for good tokens that were damaged.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -44,18 +44,19 @@ fn verifiers() -> &'static [Verifier; 2] {
     })
 }
 
-/// The object that a part of a token is, as another reader sees it.
+/// The object in a part of a token, as another reader sees it.
 fn object(part: &str) -> Option<Value> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
     serde_json::from_slice::<Value>(&bytes).ok().filter(Value::is_object)
 }
 
-/// What a cause says of a text, looked at once more.
+/// Checks a cause's statement about a text once more.
 fn holds(cause: &str, text: &str) -> bool {
     let trimmed = text.trim();
     let parts: Vec<&str> = trimmed.split('.').collect();
     let header = object(parts[0]);
     let is_text = |name: &str| header.as_ref().is_some_and(|h| h[name].is_string());
+
     match cause {
         "token_truncated" => match parts[..] {
             [only] => only.starts_with("eyJ") && object(only).is_none(),
@@ -85,7 +86,7 @@ fn holds(cause: &str, text: &str) -> bool {
         "standard_base64" => text.contains(['+', '/']),
         "json_wrapped" => trimmed.starts_with('{'),
         "text_around" => trimmed.contains("eyJ"),
-        // What needs a key to be true is checked with it, in the gateway's own tests.
+        // Causes that need a key to be true are checked with it, in the gateway's own tests.
         _ => true,
     }
 }
@@ -95,16 +96,18 @@ fn look(verifier: &Verifier, text: &str) -> Report {
     let said = format!("{}{}", report.text(), serde_json::to_string(&report).expect("JSON"));
     assert!(!said.contains(&SECRET[5..20]), "a part of the secret");
     assert!(said.chars().all(|c| c == '\n' || !c.is_control()), "{said:?}");
+
     let cause = report.cause.unwrap_or_default();
     assert!(holds(cause, text), "{cause} is not so: {text:?}");
     report
 }
 
-/// A good token that something was done to.
+/// A good token that was damaged.
 fn damaged(how: u8, at: usize, text: &str) -> String {
     let claims = json!({"sub": "u1", "aud": "rt", "exp": NOW + 60});
     let good = key().sign(&claims, None).expect("a secret signs");
     let (head, tail) = good.split_at(at % good.len());
+
     match how % 6 {
         0 => head.to_owned(),
         1 => format!("{head}{text}{tail}"),
@@ -115,10 +118,11 @@ fn damaged(how: u8, at: usize, text: &str) -> String {
     }
 }
 
-/// The text as claims, signed with the right key.
+/// Checks the text as claims, signed with the right key.
 fn signed(v: &Verifier, text: &str) {
     let Ok(claims @ Value::Object(_)) = serde_json::from_str::<Value>(text) else { return };
     let token = key().sign(&claims, None).expect("a secret signs");
+
     let report = look(v, &token);
     assert!(report.cause != Some("token_truncated"), "it is whole");
     if let Ok(identity) = v.verify(&token, NOW) {
@@ -130,11 +134,12 @@ fn signed(v: &Verifier, text: &str) {
     }
 }
 
-// One report a run: the doctor tries hundreds of keys.
+// Each run makes one report: the doctor tries hundreds of keys.
 fuzz_target!(|input: (u8, u16, &str)| {
     let (how, at, text) = input;
     let v = &verifiers()[usize::from(how % 2)];
     assert!(v.verify(text, NOW).is_err(), "a token without our signature");
+
     match how / 64 {
         0 => assert!(!look(v, text).accepted()),
         1 => signed(v, text),

@@ -1,9 +1,9 @@
-//! The signature algorithms of JWS (RFC 7518 section 3.1, RFC 8037 section 3.1) and the kinds of
-//! key that each needs. A closed set: whatever else a header names is not allowed.
+//! The signature algorithms of JWS (RFC 7518 section 3.1, RFC 8037 section 3.1) and the kind of key
+//! that each needs. The set is closed: any other algorithm in a header is not allowed.
 
 use serde::{Deserialize, Serialize};
 
-/// What a key has to be for an algorithm.
+/// The kind of key that an algorithm needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Family {
     Hmac,
@@ -15,7 +15,7 @@ pub enum Family {
 }
 
 impl Family {
-    /// What people call it.
+    /// The name that people use for the kind.
     #[must_use]
     pub fn label(self) -> &'static str {
         match self {
@@ -28,7 +28,7 @@ impl Family {
         }
     }
 
-    /// The algorithms that a key of this kind can have.
+    /// The algorithms that a key of this kind can be used with.
     pub fn algorithms(self) -> impl Iterator<Item = Algorithm> {
         Algorithm::ALL.into_iter().filter(move |a| a.family() == self)
     }
@@ -101,7 +101,7 @@ impl Algorithm {
         }
     }
 
-    /// By its exact name: `alg` is case-sensitive (RFC 7515 section 4.1.1).
+    /// Looks an algorithm up by its exact name: `alg` is case-sensitive (RFC 7515 section 4.1.1).
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|a| a.name() == name)
@@ -121,7 +121,7 @@ impl Algorithm {
     }
 }
 
-/// The names of a list, for messages.
+/// The names of a list of algorithms, for messages.
 #[must_use]
 pub fn names(algs: &[Algorithm]) -> String {
     algs.iter().map(|a| a.name()).collect::<Vec<_>>().join(", ")

@@ -8,11 +8,11 @@ use super::{Reason, Settings};
 use crate::access::{Identity, TokenId};
 use crate::channel::check_id;
 
-/// The end of the year 9999: what ends later ends then, so that no arithmetic overflows.
+/// The last second of the year 9999. Later ends count as this one, so that no arithmetic overflows.
 const LAST_MOMENT: f64 = 253_402_300_799.0;
 
-/// A time that is one of our days (2001 to 2100) only if it counts something smaller than seconds, and
-/// what. Any other far moment is a far moment.
+/// The unit in which a time would be one of our days (2001 to 2100), if that unit is finer than a
+/// second. A far moment for which there is no such unit is simply far away.
 pub(super) fn finer_than_seconds(time: f64) -> Option<&'static str> {
     let units = [("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)];
     units.into_iter().find(|(_, of)| (1e9..4.2e9).contains(&(time / of))).map(|(name, _)| name)
@@ -27,6 +27,7 @@ impl UserClaim {
         if let Some(value) = present(claims, &self.0) {
             return Some(value);
         }
+
         let mut path = self.0.split('.');
         let mut value = claims.get(path.next()?)?;
         for name in path {
@@ -35,13 +36,13 @@ impl UserClaim {
         Some(value).filter(|value| !value.is_null())
     }
 
-    /// It may stand in this claim.
+    /// True if the user's id may stand in this claim.
     pub(super) fn reads(&self, name: &str) -> bool {
         self.0 == name || self.0.split('.').next() == Some(name)
     }
 }
 
-/// Claims that pass these settings, as far as it is for them.
+/// Claims that pass these settings, as far as claims alone can.
 pub(super) fn made(
     settings: &Settings,
     user: &str,
@@ -68,7 +69,7 @@ pub(super) fn made(
     claims
 }
 
-/// A claim that is there: many libraries write null for one that is not.
+/// A claim that is there. Many libraries write null for one that is not, so null counts as absent.
 fn present<'v>(claims: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
     claims.get(name).filter(|value| !value.is_null())
 }
@@ -86,16 +87,20 @@ pub(super) fn check(
         Some(exp) if now as f64 >= exp + settings.leeway as f64 => return Err(Reason::Expired),
         Some(exp) => Some(exp.min(LAST_MOMENT) as u64),
     };
+
     if let Some(nbf) = numeric_date(claims, "nbf")?
         && now as f64 + (settings.leeway as f64) < nbf
     {
         return Err(Reason::NotYetValid);
     }
+
     issuer(claims, &settings.issuer)?;
     audience(claims, &settings.audience)?;
+
     let user = settings.user_claim.iter().find_map(|c| c.find(claims));
     let user = user.ok_or(Reason::UserMissing)?;
     let user = id_text(user).filter(|user| check_id(user).is_ok()).ok_or(Reason::ClaimInvalid)?;
+
     let kept = |name: &String| Some((name.as_str().into(), claims.get(name)?.clone()));
     Ok(Identity {
         user: user.as_ref().into(),
@@ -106,8 +111,9 @@ pub(super) fn check(
     })
 }
 
-/// An id as issuers write it: a text, or a whole number, which is its decimal text. What JSON's reader
-/// holds as a float (a fraction, an exponent, more than 64 bits) may have been rounded: not an id.
+/// An id as issuers write it: a text, or a whole number, which becomes its decimal text. A number
+/// that the JSON reader holds as a float (a fraction, an exponent, more than 64 bits) may have been
+/// rounded, so it is no id.
 #[must_use]
 pub fn id_text(value: &Value) -> Option<Cow<'_, str>> {
     match value {
@@ -119,8 +125,8 @@ pub fn id_text(value: &Value) -> Option<Cow<'_, str>> {
     }
 }
 
-/// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2), also before 1970 and far
-/// ahead. Milliseconds are refused: a token that should end would never end.
+/// A NumericDate: a JSON number of seconds, whole or not (RFC 7519 section 2), also before 1970 and
+/// far ahead. Milliseconds are refused: a token that should end would never end.
 fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, Reason> {
     match present(claims, name) {
         None => Ok(None),
@@ -136,7 +142,7 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, 
 const MAX_JTI_BYTES: usize = 256;
 
 /// `jti` and `iat` (RFC 7519 sections 4.1.6 and 4.1.7). An `iat` in the future is no reason to
-/// refuse: that is what `nbf` is for.
+/// refuse a token: issuers have `nbf` for that.
 fn token_id(claims: &Map<String, Value>) -> Result<TokenId, Reason> {
     let jti = match present(claims, "jti").map(id_text) {
         None => None,
@@ -160,6 +166,7 @@ fn audience(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reas
     if accepted.is_empty() {
         return Ok(());
     }
+
     let given: Vec<&str> = match present(claims, "aud") {
         None => return Err(Reason::AudienceMismatch),
         Some(Value::String(aud)) => vec![aud],
@@ -168,6 +175,7 @@ fn audience(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reas
         }
         Some(_) => return Err(Reason::ClaimInvalid),
     };
+
     if given.iter().any(|aud| accepted.iter().any(|a| a == aud)) {
         Ok(())
     } else {
@@ -175,8 +183,8 @@ fn audience(claims: &Map<String, Value>, accepted: &[String]) -> Result<(), Reas
     }
 }
 
-/// The `channels` claim: names that `granted` rules look at. Entries that are not channel names
-/// grant nothing; more than the limit refuses the token rather than cutting the list in silence.
+/// The `channels` claim: the names that `granted` rules look at. Entries that are not channel names
+/// grant nothing. A list above the limit refuses the token; it is never cut in silence.
 fn granted(
     claims: &Map<String, Value>,
     max: usize,

@@ -1,7 +1,8 @@
 //! Short fingerprints of keys: two services that print the same one have the same key.
 //!
-//! A secret's is keyed by the secret itself, so that it says nothing of it beyond 64 bits of a MAC; a
-//! weak secret could still be guessed from it, which is why weak secrets do not start.
+//! A secret's fingerprint is keyed by the secret itself, so it reveals nothing beyond 64 bits of a
+//! MAC. A weak secret could still be guessed from it, so a gateway with a weak secret does not
+//! start.
 
 use std::fmt;
 
@@ -9,10 +10,10 @@ use aws_lc_rs::{digest, hmac};
 
 use super::keys::{Key, Material};
 
-/// What is authenticated under the secret.
+/// The text that is authenticated under the secret.
 const LABEL: &[u8] = b"tollgate-fingerprint";
 
-/// The first 8 bytes, as 16 hex digits.
+/// The first 8 bytes of a hash, shown as 16 hex digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 8]);
 
@@ -35,7 +36,8 @@ pub fn of_secret(bytes: &[u8]) -> Fingerprint {
 }
 
 impl Key {
-    /// Of a public key: SHA-256 of its SubjectPublicKeyInfo in DER.
+    /// For a secret as [`of_secret`]; for a public key the SHA-256 of its SubjectPublicKeyInfo in
+    /// DER.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         match self.material() {
@@ -47,7 +49,8 @@ impl Key {
     }
 }
 
-/// How the other side prints the fingerprint of the secret in a variable: name and command.
+/// Commands with which the other side prints the fingerprint of the secret in a variable: name and
+/// command.
 pub const RECIPES: [(&str, &str); 3] = [
     (
         "Node",

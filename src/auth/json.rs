@@ -1,9 +1,11 @@
-//! The JSON of a token: one object. What others read is read; strict is only what protects.
+//! The JSON of a token: one object. It is read as leniently as other libraries read it, and
+//! strictly where strictness protects.
 //!
-//! Two readers that each take another of two equal names are an attack (RFC 7519 section 4 lets a parser
-//! refuse them), so the members that somebody here reads are unique at any depth, and their texts are
-//! texts. What nobody reads only has to be JSON: numbers of any size, halves of surrogate pairs and
-//! names that come twice are the issuer's business, as with the other libraries.
+//! Two readers that each take another of two equal names are an attack (RFC 7519 section 4 lets a
+//! parser refuse equal names). The members that the gateway reads are therefore unique at any
+//! depth, and their texts are texts. All other members only have to be JSON: numbers of any size,
+//! halves of surrogate pairs and repeated names are the issuer's business, as with the other
+//! libraries.
 
 use std::fmt;
 
@@ -19,7 +21,8 @@ use super::Reason;
 /// Deepest nesting of a member that is read.
 const MAX_DEPTH: usize = 128;
 
-/// Why a part of a token is no object that can be used. Names come out of the token: hostile text.
+/// Why a part of a token is not a usable object. The names come out of the token, so they are
+/// hostile text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Defect {
     /// Not base64url.
@@ -28,15 +31,15 @@ pub(super) enum Defect {
     StrayBits,
     Empty,
     NotUtf8,
-    /// The beginning of an object.
+    /// The JSON ends too early: it is only the beginning of an object.
     Ends,
     NotJson,
     /// JSON, but no object.
     NotObject,
-    /// This member, or one in it, comes twice.
+    /// This member, or one inside it, comes twice.
     Duplicate(String),
     TooDeep(String),
-    /// This member holds half of a surrogate pair, which is no text.
+    /// This member holds half of a surrogate pair, which is not text.
     NotText(String),
 }
 
@@ -46,7 +49,7 @@ impl From<Defect> for Reason {
     }
 }
 
-/// Strict: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
+/// Decodes strictly: no padding, no other alphabet, no stray bits (RFC 7515 section 2).
 pub(super) fn decode(part: &str) -> Result<Vec<u8>, Defect> {
     URL_SAFE_NO_PAD.decode(part).map_err(|e| match e {
         DecodeError::InvalidLastSymbol(..) => Defect::StrayBits,
@@ -55,7 +58,8 @@ pub(super) fn decode(part: &str) -> Result<Vec<u8>, Defect> {
     })
 }
 
-/// A base64url part that holds one JSON object; `is_read` says which members somebody reads.
+/// Decodes a base64url part that holds one JSON object; `is_read` says which members the gateway
+/// reads.
 pub(super) fn object(
     part: &str,
     is_read: &dyn Fn(&str) -> bool,
@@ -68,7 +72,7 @@ pub(super) fn header(part: &str) -> Result<Map<String, Value>, Defect> {
     object(part, &|name| ["alg", "enc", "kid", "crit", "b64", "zip"].contains(&name))
 }
 
-/// One JSON object, perhaps behind a byte order mark (RFC 8259 section 8.1).
+/// Reads one JSON object, perhaps behind a byte order mark (RFC 8259 section 8.1).
 pub(super) fn object_of(
     bytes: &[u8],
     is_read: &dyn Fn(&str) -> bool,
@@ -77,8 +81,10 @@ pub(super) fn object_of(
         None => Defect::Ends,
         Some(_) => Defect::NotUtf8,
     })?;
+
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let is_blank = |c: char| matches!(c, ' ' | '\t' | '\n' | '\r');
+
     let body = text.trim_start_matches(is_blank);
     if body.is_empty() {
         return Err(Defect::Empty);
@@ -97,7 +103,7 @@ pub(super) fn object_of(
             }
             strict(raw.get(), 1).map_err(|flaw| flaw.of(&name))?
         } else {
-            // Whatever it is: nobody looks.
+            // Nobody reads this member, so any value will do.
             serde_json::from_str::<Value>(raw.get()).unwrap_or(Value::Null)
         };
         map.insert(name, value);
@@ -112,7 +118,7 @@ fn members(text: &str) -> Result<Members<'_>, Defect> {
     })
 }
 
-/// What is wrong inside of a member that is read.
+/// What is wrong inside a member that is read.
 enum Flaw {
     Duplicate,
     TooDeep,
@@ -129,11 +135,12 @@ impl Flaw {
     }
 }
 
-/// A value of which somebody reads something. The text is known to be JSON.
+/// Reads a value of which the gateway reads some part. The text is known to be JSON.
 fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
     if depth > MAX_DEPTH {
         return Err(Flaw::TooDeep);
     }
+
     match raw.as_bytes().first() {
         Some(b'{') => {
             let Members(members) = members(raw).map_err(|_| Flaw::NotText)?;
@@ -155,14 +162,15 @@ fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
     }
 }
 
-/// A number, and where it is larger than any float the largest one: what others read as infinite.
+/// A number. One that is larger than any float becomes the largest float, where other libraries
+/// read infinity.
 fn number(raw: &str) -> Value {
     let largest = if raw.starts_with('-') { f64::MIN } else { f64::MAX };
     let number = serde_json::from_str::<Value>(raw).ok();
     number.or_else(|| Number::from_f64(largest).map(Value::Number)).unwrap_or_default()
 }
 
-/// An object's members as they stand, names that come twice included.
+/// An object's members as they stand, including names that come twice.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -187,7 +195,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// A member's name. Read as bytes, because that is how the library takes halves of surrogate pairs.
+/// A member's name. It is read as bytes, the form in which serde_json accepts halves of surrogate
+/// pairs.
 struct Name(String);
 
 impl<'de> Deserialize<'de> for Name {
@@ -248,6 +257,7 @@ mod tests {
     fn what_is_read_is_unique_text_and_shallow() {
         let of = |name: &str| name.to_owned();
         let deep = format!("{{\"user\":{}1{}}}", "[".repeat(500), "]".repeat(500));
+
         for (text, defect) in [
             (r#"{"sub":"a","sub":"b"}"#, Defect::Duplicate(of("sub"))),
             (r#"{"sub":"a","s\u0075b":"b"}"#, Defect::Duplicate(of("sub"))),
@@ -268,8 +278,10 @@ mod tests {
         ] {
             assert_eq!(read(text), Err(defect), "{text:.40}");
         }
+
         assert_eq!(object_of(b"{\"a\":\"\xff\"}", &|_| true), Err(Defect::NotUtf8));
         assert_eq!(object_of(b"{\"a\":\"\xc3", &|_| true), Err(Defect::Ends));
+
         for (part, defect) in
             [("e30=", Defect::Base64), ("e", Defect::Base64), ("e31", Defect::StrayBits)]
         {

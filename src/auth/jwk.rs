@@ -1,5 +1,5 @@
-//! JSON Web Keys (RFC 7517), read one by one: a key that cannot be used is skipped with a reason
-//! and never takes the rest of its set along.
+//! JSON Web Keys (RFC 7517), read one by one: an unusable key is skipped with a reason and never
+//! makes the rest of its set unusable.
 
 use std::fmt;
 
@@ -16,24 +16,25 @@ use super::secret::{Encoding, Secret};
 /// Most keys that are taken from one set.
 const MAX_KEYS: usize = 64;
 
-/// Most entries of a set that are looked at: reading a key costs, and whoever writes the set is far away.
+/// Most entries of a set that are looked at: reading a key costs time, and the set comes from
+/// outside.
 const MAX_LOOKED_AT: usize = 1024;
 
-/// Most reasons that are told apart of what was left out.
+/// Most different reasons that are listed for keys that were left out.
 const MAX_REASONS: usize = 4;
 
-/// What a set yields: keys to use, and what was left out and why.
+/// The content of a set: usable keys, and the keys that were left out with their reasons.
 #[derive(Debug, Default)]
 pub struct Set {
     pub keys: Vec<Key>,
     pub left_out: LeftOut,
 }
 
-/// What was left out of a set, summed up: however many keys there are, this is one line.
+/// The keys that were left out of a set, summed up: one line, however many there are.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct LeftOut {
     count: usize,
-    /// Each reason with one example, and how many there are.
+    /// Each reason with one example, and the number of keys that it applies to.
     reasons: Vec<(String, String, usize)>,
 }
 
@@ -56,7 +57,7 @@ impl LeftOut {
         self.count == 0
     }
 
-    /// How many keys.
+    /// The number of keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.count
@@ -84,14 +85,15 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Reads a set (`{"keys":[…]}`), or one key by itself. `allowed` bounds the algorithms of keys that
-/// do not name one; `with_secrets` says whether symmetric keys may be in it.
+/// Reads a set (`{"keys":[…]}`), or one key by itself. `allowed` bounds the algorithms of the keys;
+/// `with_secrets` says whether symmetric keys may be in the set.
 ///
 /// # Errors
-/// When it is neither.
+/// When the text is neither.
 pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Set, String> {
     // Some editors put a byte order mark in front (RFC 8259 section 8.1).
     let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(text);
+
     let value = serde_json::from_slice::<Value>(text).map_err(|e| format!("is not JSON: {e}"))?;
     let list = match value {
         Value::Object(mut set) => match set.remove("keys") {
@@ -105,6 +107,7 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
             return Err("is not a JWK set".to_owned());
         }
     };
+
     let mut set = Set::default();
     for (i, jwk) in list.iter().enumerate() {
         let kid = jwk.get("kid").and_then(Value::as_str).map_or_else(String::new, shown);
@@ -128,7 +131,7 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
     Ok(set)
 }
 
-/// A text from outside, fit for a log.
+/// A text from outside, fit for a log: escaped, and cut to 64 characters.
 pub(super) fn shown(text: &str) -> String {
     text.chars().take(64).flat_map(char::escape_debug).collect()
 }
@@ -137,6 +140,7 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
     let Value::Object(jwk) = jwk else {
         return Err("not an object".to_owned());
     };
+
     match jwk.get("use") {
         None => {}
         Some(Value::String(use_)) if use_ == "sig" => {}
@@ -149,7 +153,9 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
             return Err("`key_ops` does not have \"verify\"".to_owned());
         }
     }
+
     let (family, material) = material(jwk, with_secrets)?;
+
     let algs: Vec<Algorithm> = match jwk.get("alg") {
         None => family.algorithms().filter(|a| allowed.contains(a)).collect(),
         Some(alg) => {
@@ -166,11 +172,13 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
     if algs.is_empty() {
         return Err(format!("`algs` has none for {}", family.label()));
     }
+
     let kid = match jwk.get("kid") {
         None => None,
         Some(Value::String(kid)) if kid.len() <= 256 => Some(kid.clone()),
         Some(_) => return Err("`kid` is not a short string".to_owned()),
     };
+
     Ok(Key::new(kid, algs, material))
 }
 
@@ -186,6 +194,7 @@ fn material(jwk: &Map<String, Value>, with_secrets: bool) -> Result<(Family, Mat
             .decode(text)
             .map_err(|_| format!("`{name}` is not base64url"))
     };
+
     let key = match (kty, crv) {
         ("RSA", _) => PublicKey::from_rsa(&bytes("n")?, &bytes("e")?),
         ("EC", "P-256") => PublicKey::from_point(Family::P256, &bytes("x")?, &bytes("y")?),
@@ -204,6 +213,7 @@ fn material(jwk: &Map<String, Value>, with_secrets: bool) -> Result<(Family, Mat
         ("EC" | "OKP", crv) => return Err(format!("curve {} is not supported", shown(crv))),
         (kty, _) => return Err(format!("kty {} is not supported", shown(kty))),
     };
+
     let key = key.map_err(|e| e.to_string())?;
     Ok((key.family(), key.into()))
 }

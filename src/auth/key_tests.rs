@@ -19,7 +19,7 @@ const NOW: u64 = 1_800_000_000;
 
 type Sign = dyn Fn(Algorithm, &[u8]) -> Vec<u8>;
 
-/// A private key with everything that the tests ask of it.
+/// A private key with everything that the tests need of it.
 struct Pair {
     family: Family,
     spki: Vec<u8>,
@@ -48,10 +48,12 @@ fn rsa() -> Pair {
     let pair = RsaKeyPair::generate(KeySize::Rsa2048).unwrap();
     let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
     let pkcs8: Pkcs8V1Der<'static> = pair.as_der().unwrap();
-    // SEQUENCE { INTEGER n, INTEGER e }: 2048 bits have a sign octet.
+
+    // The form is SEQUENCE { INTEGER n, INTEGER e }; a modulus of 2048 bits has a sign octet.
     let pkcs1 = pair.public_key().as_ref();
     let n = &pkcs1[9..9 + 256];
     let jwk = json!({"kty": "RSA", "n": b64(n), "e": "AQAB"});
+
     let sign = move |alg, text: &[u8]| {
         #[expect(clippy::wildcard_enum_match_arm, reason = "RSA only")]
         let encoding: &'static dyn RsaEncoding = match alg {
@@ -67,6 +69,7 @@ fn rsa() -> Pair {
         pair.sign(encoding, &SystemRandom::new(), text, &mut out).unwrap();
         out
     };
+
     let (spki, pkcs8) = (spki.as_ref().to_vec(), pkcs8.as_ref().to_vec());
     Pair { family: Family::Rsa, spki, pkcs8, jwk, sign: Box::new(sign) }
 }
@@ -129,10 +132,12 @@ fn every_algorithm_verifies_what_its_key_signed_and_nothing_else() {
             assert_eq!(key.family(), p.family);
             Key::new(None, algs.to_vec(), key)
         };
+
         for alg in &algs {
             let signed = token(pair, &json!({"alg": alg.name()}), *alg);
             let verdict = |keys| verifier(keys).verify(&signed, NOW).map(|i| i.user.to_string());
             assert_eq!(verdict(vec![key(pair, &[*alg])]), Ok("u1".to_owned()), "{}", alg.name());
+
             let other = match pair.family {
                 Family::Rsa => rsa(),
                 Family::P256 => ec(Family::P256, &sig::ECDSA_P256_SHA256_FIXED_SIGNING, "P-256"),
@@ -140,6 +145,7 @@ fn every_algorithm_verifies_what_its_key_signed_and_nothing_else() {
                 Family::P521 => ec(Family::P521, &sig::ECDSA_P521_SHA512_FIXED_SIGNING, "P-521"),
                 Family::Ed25519 | Family::Hmac => ed(),
             };
+
             assert_eq!(verdict(vec![key(&other, &[*alg])]), Err(Reason::BadSignature));
             for wrong in algs.iter().filter(|a| *a != alg) {
                 assert_eq!(verdict(vec![key(pair, &[*wrong])]), Err(Reason::AlgNotAllowed));
@@ -148,7 +154,8 @@ fn every_algorithm_verifies_what_its_key_signed_and_nothing_else() {
                 let found = verifier(vec![key(pair, &[*wrong])]).verify(&lies, NOW);
                 assert_eq!(found.map(|_| ()), Err(Reason::BadSignature));
             }
-            // A2: the public key's text as an HMAC secret.
+
+            // Attack A2: the public key's text as an HMAC secret.
             let confused = {
                 let claims = json!({"sub": "u1", "exp": NOW + 60});
                 let signed = format!(
@@ -189,11 +196,13 @@ fn keys_are_read_in_every_form_people_have_them() {
             let odd = read.oddities.join("; ");
             assert!(oddity.map_or(odd.is_empty(), |o| odd.contains(o)), "{odd}: {text}");
         }
+
         let set = jwk::read(pair.jwk.to_string().as_bytes(), &Algorithm::ALL, false).unwrap();
         let [key] = &set.keys[..] else { panic!("{}", set.left_out) };
         let Material::Public(key) = key.material() else { panic!("public") };
         assert_eq!(key.spki(), &*pair.spki);
     }
+
     for (text, error) in [
         ("nothing", PemError::NoBlock),
         ("-----BEGIN PUBLIC KEY-----\nAAAA", PemError::Base64),
@@ -228,6 +237,7 @@ fn a_set_is_read_key_by_key() {
         jwk[name] = value;
         jwk
     };
+
     let set = json!({"keys": [
         with(&rsa.jwk, "kid", json!("a")),
         with(&with(&p256.jwk, "kid", json!("b")), "alg", json!("ES256")),
@@ -241,19 +251,23 @@ fn a_set_is_read_key_by_key() {
         {"kty": "EC", "crv": "secp256k1", "x": "AA", "y": "AA"},
         "nonsense",
     ]});
+
     let read = jwk::read(set.to_string().as_bytes(), &Algorithm::ALL, false).unwrap();
     let kids: Vec<_> = read.keys.iter().map(|k| k.kid().unwrap()).collect();
     assert_eq!(kids, ["a", "b"]);
     assert_eq!(read.keys[1].algs(), [Algorithm::Es256]);
     assert_eq!(read.left_out.len(), 9, "{}", read.left_out);
+
     let secrets = jwk::read(set.to_string().as_bytes(), &Algorithm::ALL, true).unwrap();
     assert_eq!(secrets.keys.len(), 3);
+
     for bad in ["", "[]", "{}", "{\"keys\":1}", "null"] {
         assert!(jwk::read(bad.as_bytes(), &Algorithm::ALL, false).is_err(), "{bad}");
     }
 }
 
-/// The points of small order in their one encoding, and every way to write them or other points twice.
+/// The points of small order in their one encoding, and every second encoding of these or of other
+/// points.
 fn unsafe_ed25519_points() -> Vec<[u8; 32]> {
     let hex = |text: &str| <[u8; 32]>::try_from(Encoding::Hex.decode(text).unwrap()).unwrap();
     let order_8 = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a";
@@ -269,12 +283,12 @@ fn unsafe_ed25519_points() -> Vec<[u8; 32]> {
         signed[31] |= 0x80;
         points.push(signed);
     }
-    // Not on the curve at all.
+    // This one is not on the curve at all.
     points.push(hex(&format!("02{}", "00".repeat(31))));
     points
 }
 
-/// With the identity as key, R = B and S = 1 was a signature of every text.
+/// Regression: with the identity as the key, R = B and S = 1 was a signature of every text.
 #[test]
 fn field_f4_a_key_after_which_anything_verifies_is_refused_wherever_keys_enter() {
     let prefix = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
@@ -293,7 +307,7 @@ fn field_f4_a_key_after_which_anything_verifies_is_refused_wherever_keys_enter()
     }
 }
 
-/// The same kind in other families: keys that are none, or that anybody can sign for.
+/// The same kind of key in other families: keys that are impossible, or for which anybody can sign.
 #[test]
 fn weak_and_impossible_keys_of_every_family_are_refused() {
     let [rsa, p256, p384, p521, _] = pairs();
@@ -301,11 +315,13 @@ fn weak_and_impossible_keys_of_every_family_are_refused() {
         let set = jwk::read(jwk.to_string().as_bytes(), &Algorithm::ALL, true).unwrap();
         set.keys.len()
     };
+
     for exponent in [&[][..], &[0], &[1], &[2], &[1, 0, 0], &[0, 0, 1]] {
         let mut jwk = rsa.jwk.clone();
         jwk["e"] = json!(b64(exponent));
         assert_eq!(read(&jwk), 0, "exponent {exponent:?}");
     }
+
     let mut even = URL_SAFE_NO_PAD.decode(rsa.jwk["n"].as_str().unwrap()).unwrap();
     *even.last_mut().unwrap() &= 0xfe;
     for modulus in [even, vec![], vec![0; 256], vec![7], vec![0xc1; 64], vec![0xc1; 128]] {
@@ -313,6 +329,7 @@ fn weak_and_impossible_keys_of_every_family_are_refused() {
         jwk["n"] = json!(b64(&modulus));
         assert_eq!(read(&jwk), 0, "modulus of {} bytes", modulus.len());
     }
+
     for (pair, length) in [(p256, 32), (p384, 48), (p521, 66)] {
         for x in [vec![0; length], vec![1; length], vec![0xff; length]] {
             let mut jwk = pair.jwk.clone();
@@ -320,6 +337,7 @@ fn weak_and_impossible_keys_of_every_family_are_refused() {
             assert_eq!(read(&jwk), 0, "{} off the curve", pair.family.label());
         }
     }
+
     assert!(PublicKey::from_der(&[0]).is_err(), "the point at infinity");
     for secret in
         [&b""[..], b"secret", &[7; 31], b"super-secret-jwt-token-with-at-least-32-characters-long"]
@@ -328,7 +346,7 @@ fn weak_and_impossible_keys_of_every_family_are_refused() {
     }
 }
 
-/// Each of 60,000 keys that cannot be used had a line of its own in the log.
+/// Regression: each of 60,000 unusable keys had a line of its own in the log.
 #[test]
 fn field_f5_however_many_keys_a_set_has_what_is_left_out_is_one_line() {
     let [_, good, ..] = pairs();
@@ -377,24 +395,29 @@ fn a_remote_set_is_used_until_it_is_too_old() {
         verifier(vec![]).settings.clone(),
         KeySet::new(vec![], vec![Arc::clone(&remote)]),
     );
+
     let verdict = |now| v.verify(&signed, now).map(|_| ());
     assert_eq!(verdict(NOW), Err(Reason::KeysUnavailable), "never fetched: our fault");
+
     let mut jwk = pair.jwk.clone();
     let mut fetch = |kid: &str| {
         jwk["kid"] = json!(kid);
         let keys = jwk::read(jwk.to_string().as_bytes(), &remote.algs, false).unwrap().keys;
         remote.replace(keys::Fetched { keys, fetched_at: Some(NOW - 100) });
     };
+
     fetch("k1");
     assert_eq!(verdict(NOW), Ok(()));
     assert_eq!(verdict(NOW + 1), Err(Reason::KeysUnavailable), "too old");
     fetch("k2");
     assert_eq!(verdict(NOW), Err(Reason::KidUnknown), "withdrawn");
+
     let hs = format!("{}.e30.AAAA", b64(br#"{"alg":"HS256"}"#));
     assert_eq!(v.verify(&hs, NOW).map(|_| ()), Err(Reason::AlgNotAllowed));
 }
 
-/// Beside a secret without a `kid`, a new key of the set was `alg_not_allowed` and never fetched.
+/// Regression: beside a secret without a `kid`, a new key of the set was `alg_not_allowed` and
+/// never fetched.
 #[test]
 fn an_unknown_kid_is_one_beside_keys_of_other_algorithms() {
     let pair = ec(Family::P256, &sig::ECDSA_P256_SHA256_FIXED_SIGNING, "P-256");
@@ -403,6 +426,7 @@ fn an_unknown_kid_is_one_beside_keys_of_other_algorithms() {
     let remote = Arc::new(Remote::new("https://x".into(), vec![Algorithm::Es256], 100));
     let keys = jwk::read(jwk.to_string().as_bytes(), &remote.algs, false).unwrap().keys;
     remote.replace(keys::Fetched { keys, fetched_at: Some(NOW) });
+
     let secret = Secret::new("kept-0123456789abcdef0123456789abcdef", Encoding::Utf8).unwrap();
     let fixed = vec![
         Key::new(None, vec![Algorithm::Hs256], secret),
@@ -414,6 +438,7 @@ fn an_unknown_kid_is_one_beside_keys_of_other_algorithms() {
     ];
     let keys = KeySet::new(fixed, vec![remote]);
     let v = Verifier::new(verifier(vec![]).settings.clone(), keys);
+
     for (header, expected) in [
         (json!({"alg": "ES256", "kid": "k1"}), Ok(())),
         (json!({"alg": "ES256", "kid": "k2"}), Err(Reason::KidUnknown)),

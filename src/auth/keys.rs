@@ -1,9 +1,10 @@
-//! The set of verification keys: each bound to its algorithms, looked up in a fixed set and never
-//! fetched or opened because of what a token says (RFC 8725 sections 3.1 and 3.10).
+//! The set of verification keys. Each key is bound to its algorithms. Keys are looked up in a fixed
+//! set and are never fetched or opened because of what a token says (RFC 8725 sections 3.1 and
+//! 3.10).
 //!
-//! A remote set is a place that something else fills (`upstream::jwks`); here it is only read.
-//! Invariant: a key past its `valid_until` verifies nothing, but still counts as known, so that its
-//! tokens are refused for their signature and the doctor can say which key it was.
+//! A remote set is filled by `upstream::jwks`; here it is only read. Invariant: a key past its
+//! `valid_until` verifies nothing, but still counts as known, so that its tokens are refused for
+//! their signature and the doctor can say which key it was.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use super::algorithm::{Algorithm, Family};
 use super::public_key::PublicKey;
 use super::secret::Secret;
 
-/// What a key is made of.
+/// The material of a key: a shared secret or a public key.
 #[derive(Debug)]
 pub enum Material {
     Secret(Box<Secret>),
@@ -43,7 +44,7 @@ pub struct Key {
     material: Material,
     /// Unix seconds.
     valid_until: Option<u64>,
-    /// Where it is configured, for messages.
+    /// Where the key is configured, for messages.
     name: Box<str>,
 }
 
@@ -84,7 +85,7 @@ impl Key {
         Self { kid, algs: algs.into(), material, valid_until: None, name: Box::default() }
     }
 
-    /// The key is only for tokens that come before this moment.
+    /// Limits the key to tokens that arrive before this moment.
     #[must_use]
     pub fn until(mut self, valid_until: Option<u64>) -> Self {
         self.valid_until = valid_until;
@@ -138,7 +139,7 @@ impl Key {
         self.valid_until.is_some_and(|until| now >= until)
     }
 
-    /// Where it is configured.
+    /// Where the key is configured.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -170,10 +171,12 @@ impl Key {
         if !self.allows(alg) {
             return Err(SignError::Algorithm);
         }
+
         let mut header = serde_json::json!({ "alg": alg.name(), "typ": "JWT" });
         if let Some(kid) = &self.kid {
             header["kid"] = (**kid).into();
         }
+
         let part = |v: &serde_json::Value| URL_SAFE_NO_PAD.encode(v.to_string());
         let signed = format!("{}.{}", part(&header), part(claims));
         let tag = secret.sign(alg, signed.as_bytes()).ok_or(SignError::Algorithm)?;
@@ -181,7 +184,7 @@ impl Key {
     }
 }
 
-/// Keys that are fetched. `fetched_at` is the Unix second of the last success.
+/// The keys of a remote set. `fetched_at` is the Unix second of the last successful fetch.
 #[derive(Debug, Default)]
 pub struct Fetched {
     pub keys: Vec<Key>,
@@ -200,12 +203,12 @@ pub fn shown_url(url: &str) -> String {
     format!("{scheme}://{host}{path}")
 }
 
-/// A set of keys at a URL, as it was when it could last be fetched.
+/// A set of keys at a URL, as it was at the last successful fetch.
 #[derive(Debug)]
 pub struct Remote {
     pub url: String,
     pub algs: Vec<Algorithm>,
-    /// Seconds after which keys that could not be fetched again are not used any more.
+    /// Seconds after which the keys of the last successful fetch may not be used any more.
     pub max_age: u64,
     state: ArcSwap<Fetched>,
 }
@@ -216,23 +219,23 @@ impl Remote {
         Self { url, algs, max_age, state: ArcSwap::default() }
     }
 
-    /// Takes the place of what was there: a key that was withdrawn is out.
+    /// Replaces all keys: a key that was withdrawn from the set is gone.
     pub fn replace(&self, fetched: Fetched) {
         self.state.store(Arc::new(fetched));
     }
 
-    /// The keys of one are the keys of the other: same place, same algorithms.
+    /// True if both have the same keys: same place, same algorithms.
     #[must_use]
     pub fn is_same_set(&self, other: &Self) -> bool {
         self.url == other.url && self.algs == other.algs
     }
 
-    /// Begins with what another one has.
+    /// Starts with the keys that another set has fetched.
     pub fn take_over(&self, other: &Self) {
         self.state.store(other.state());
     }
 
-    /// The URL without what may be a secret: user, password and query.
+    /// The URL without the parts that may be secret: user, password, query and fragment.
     #[must_use]
     pub fn shown_url(&self) -> String {
         shown_url(&self.url)
@@ -243,7 +246,7 @@ impl Remote {
         self.state.load_full()
     }
 
-    /// What there is may be used.
+    /// True if the keys are fresh enough to be used.
     #[must_use]
     pub fn is_usable(&self, now: u64) -> bool {
         let fetched_at = self.state.load().fetched_at;
@@ -301,10 +304,11 @@ impl KeySet {
         self.fixed.iter().find(|k| k.secret().is_some())
     }
 
-    /// The key that signs a token that is accepted now: the first secret, or the one of a `kid`.
+    /// The key that signs a token that is accepted now: the first secret, or the one with this
+    /// `kid`.
     ///
     /// # Errors
-    /// Why there is none.
+    /// Why there is no such key.
     pub fn signing(&self, kid: Option<&str>, now: u64) -> Result<&Key, SignError> {
         let named = || self.fixed.iter().filter(|k| kid.is_none() || k.kid() == kid);
         let secrets = || named().filter(|k| k.secret().is_some());
@@ -324,20 +328,24 @@ impl KeySet {
     /// without one fits any key.
     pub(super) fn verify(&self, token: &Signed<'_>, now: u64) -> Result<(), Reason> {
         let alg = Algorithm::named(token.alg).ok_or(Reason::AlgNotAllowed)?;
+
         let mut search = Search::default();
         let mut hit = |keys: &[Key]| keys.iter().any(|key| search.tries(key, alg, token, now));
         if hit(&self.fixed) {
             return Ok(());
         }
+
         for remote in &self.remotes {
             if remote.is_usable(now) && hit(&remote.state.load().keys) {
                 return Ok(());
             }
         }
+
         for remote in self.remotes.iter().filter(|r| r.algs.contains(&alg)) {
             search.alg = true;
             search.unavailable |= !remote.is_usable(now);
         }
+
         Err(match search {
             Search { unavailable: true, .. } => Reason::KeysUnavailable,
             Search { both: true, .. } => Reason::BadSignature,
@@ -354,6 +362,7 @@ impl Search {
         self.alg |= fits_alg;
         self.known |= token.kid.is_some() && key.kid() == token.kid;
         self.both |= fits_alg && fits_kid;
+
         fits_alg
             && fits_kid
             && !key.is_retired(now)
@@ -361,7 +370,7 @@ impl Search {
     }
 }
 
-/// What a signature is checked with.
+/// A signature with what is needed to check it.
 pub(super) struct Signed<'t> {
     pub(super) alg: &'t str,
     pub(super) kid: Option<&'t str>,

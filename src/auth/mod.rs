@@ -1,10 +1,12 @@
-//! Tokens: [`Verifier::verify`] says whom a token speaks for, or the one [`Reason`] why not.
+//! Tokens: [`Verifier::verify`] says for whom a token speaks, or gives the one [`Reason`] why it is
+//! refused.
 //!
 //! Not here: where a token was carried (`http`), what its user may do (`access`), fetching of keys
-//! (`upstream`). The cryptography is the `aws-lc-rs` crate's; what a token has to look like is
-//! checked here, because the JWT crates let pass what we refuse (ADR 4).
+//! (`upstream`). Signatures are made and verified by `jsonwebtoken` with `aws-lc-rs` underneath, or
+//! by `aws-lc-rs` alone for what that crate lacks. The form of a token is checked here, because the
+//! JWT crates accept forms that we refuse (ADR 4).
 //!
-//! Invariant: no claim of a token is looked at before its signature verified, so no unverified
+//! Invariant: no claim of a token is looked at before its signature has verified, so no unverified
 //! text chooses a reason. The time is an argument: the same token and time give the same answer.
 
 pub mod algorithm;
@@ -143,7 +145,8 @@ impl Reason {
         self.row().1
     }
 
-    /// The fault is the gateway's, not the token's: the client may come back with the same token.
+    /// True if the fault is the gateway's, not the token's: the client may come back with the same
+    /// token.
     #[must_use]
     pub fn is_ours(self) -> bool {
         matches!(self, Self::KeysUnavailable | Self::RevocationsUnavailable | Self::ConfigError)
@@ -164,12 +167,12 @@ pub fn markdown() -> String {
     format!("| reason | meaning |\n| --- | --- |\n{}", rows.concat())
 }
 
-/// What a token is checked against.
+/// The settings that a token is checked against.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Accepted `iss` values; empty: not checked.
+    /// Accepted `iss` values; if empty, `iss` is not checked.
     pub issuer: Vec<String>,
-    /// Accepted `aud` values; empty: not checked.
+    /// Accepted `aud` values; if empty, `aud` is not checked.
     pub audience: Vec<String>,
     /// Clock difference to forgive, in seconds.
     pub leeway: u64,
@@ -178,12 +181,13 @@ pub struct Settings {
     pub max_token_bytes: usize,
     /// The claims that access rules look at.
     pub kept_claims: Vec<String>,
-    /// Most entries taken from the `channels` claim.
+    /// Most entries that the `channels` claim may have.
     pub max_granted: usize,
 }
 
 impl Settings {
-    /// Somebody looks at this claim, or into it: it has to be one and a text.
+    /// True if a check or a rule looks at this claim, or into it: such a claim must be unique, and
+    /// its texts must be texts.
     fn reads(&self, name: &str) -> bool {
         let always = ["exp", "nbf", "iat", "jti", "iss", "aud", "channel", "channels"];
         always.contains(&name)
@@ -199,14 +203,14 @@ pub fn kid_of(token: &str) -> Option<String> {
     Some(header.get("kid")?.as_str()?.to_owned())
 }
 
-/// Checks tokens with a set of keys. Replaced whole when the configuration changes; what was revoked
-/// stays revoked.
+/// Checks tokens with a set of keys. The verifier is replaced whole when the configuration changes;
+/// the table of revocations is shared, so revoked tokens stay revoked.
 #[derive(Debug)]
 pub struct Verifier {
     settings: Settings,
     keys: KeySet,
     revocations: Arc<Revocations>,
-    /// With the settings for its claims.
+    /// The accepted session cookies, with the settings for their claims.
     session: Option<(SessionCookie, Settings)>,
 }
 
@@ -219,10 +223,12 @@ impl Verifier {
     /// Accepts session cookies too.
     #[must_use]
     pub fn with_session(mut self, session: Option<SessionCookie>) -> Self {
-        // Issuer and audience are not asked: these libraries do not set them.
+        // Issuer and audience are not checked, because the libraries of session cookies do not set
+        // them.
         let leeway = self.settings.leeway.max(session_cookie::TOLERANCE);
         let settings =
             Settings { issuer: vec![], audience: vec![], leeway, ..self.settings.clone() };
+
         self.session = session.map(|session| (session, settings));
         self
     }
@@ -233,10 +239,10 @@ impl Verifier {
         self.session.as_ref().map(|(session, _)| session)
     }
 
-    /// Whom does a session cookie speak for? `name` is the cookie's, without a chunk number.
+    /// Returns for whom a session cookie speaks. `name` is the cookie's, without a chunk number.
     ///
     /// # Errors
-    /// As [`Verifier::verify`]; `bad_signature` when no secret decrypts it.
+    /// As [`Verifier::verify`]; `bad_signature` when no secret decrypts the cookie.
     pub fn verify_session(&self, name: &str, token: &str, now: u64) -> Result<Identity, Reason> {
         let (session, settings) = self.session.as_ref().ok_or(Reason::Encrypted)?;
         let plain = session.open(name, token)?;
@@ -244,13 +250,13 @@ impl Verifier {
         self.unrevoked(claims::check(&claims, settings, now)?, now)
     }
 
-    /// The claims that a token for a user needs here: for `token mint` and the development page.
+    /// The claims that a token for this user needs here: for `token mint` and the development page.
     #[must_use]
     pub fn claims_for(&self, user: &str, now: u64, seconds: u64) -> Map<String, Value> {
         claims::made(&self.settings, user, (now, now.saturating_add(seconds)))
     }
 
-    /// Looks revoked tokens up in a table that is shared.
+    /// Looks revoked tokens up in a shared table.
     #[must_use]
     pub fn revoking(mut self, revocations: Arc<Revocations>) -> Self {
         self.revocations = revocations;
@@ -271,11 +277,11 @@ impl Verifier {
         &self.keys
     }
 
-    /// Whom does `token` speak for at `now` (Unix seconds)?
+    /// Returns for whom `token` speaks at `now` (Unix seconds).
     ///
     /// # Errors
-    /// The first check that fails, in the order: size, parts and JSON, JWE, alg none, crit, alg,
-    /// key, signature, exp, nbf, iss, aud, user, revoked.
+    /// The first check that fails, in this order: size, number of parts (five are a JWE), header
+    /// JSON, alg none, crit, alg, key, signature, payload JSON, exp, nbf, iss, aud, user, revoked.
     pub fn verify(&self, token: &str, now: u64) -> Result<Identity, Reason> {
         let claims = self.authentic(token, now)?;
         let identity = claims::check(&claims, &self.settings, now)?;
@@ -286,10 +292,11 @@ impl Verifier {
         self.unrevoked(identity, now)
     }
 
-    /// Whom a subscription token (`channel`, and the same user) gives the channel.
+    /// Returns for whom a subscription token speaks. Its `channel` must be the channel, and its
+    /// user must be the connection's.
     ///
     /// # Errors
-    /// As [`Verifier::verify`]; `claim_invalid` when it is for another channel or user.
+    /// As [`Verifier::verify`]; `claim_invalid` when the token is for another channel or user.
     pub fn verify_subscription(
         &self,
         token: &str,
@@ -299,15 +306,17 @@ impl Verifier {
     ) -> Result<Identity, Reason> {
         let claims = self.authentic(token, now)?;
         let identity = self.unrevoked(claims::check(&claims, &self.settings, now)?, now)?;
+
         let its = claims.get("channel").and_then(Value::as_str);
         if its != Some(channel.as_str()) || &*identity.user != user {
             return Err(Reason::ClaimInvalid);
         }
+
         Ok(identity)
     }
 
     fn unrevoked(&self, identity: Identity, now: u64) -> Result<Identity, Reason> {
-        // Any token might be among what is not known yet.
+        // Until the table is known, any token might be in it.
         if !self.revocations.are_known() {
             return Err(Reason::RevocationsUnavailable);
         }
@@ -317,14 +326,16 @@ impl Verifier {
         Ok(identity)
     }
 
-    /// The claims of a token whose signature verifies; nothing is known of them but who wrote them.
+    /// The claims of a token whose signature verifies. The claims themselves have not been checked:
+    /// only their author is known.
     ///
     /// # Errors
-    /// The first check up to the signature that fails.
+    /// The first check that fails, up to the signature and the payload's JSON.
     pub fn authentic(&self, token: &str, now: u64) -> Result<Map<String, Value>, Reason> {
         if token.len() > self.settings.max_token_bytes {
             return Err(Reason::Oversize);
         }
+
         let parts = Parts::split(token)?;
         let header = json::header(parts.header)?;
         let signature = json::decode(parts.signature)?;
@@ -334,6 +345,7 @@ impl Verifier {
             Some(Value::String(kid)) => Some(kid.as_str()),
             Some(_) => return Err(Reason::Malformed),
         };
+
         let signed = Signed { alg: &alg, kid, signed: parts.signed, signature: &signature };
         self.keys.verify(&signed, now)?;
         Ok(json::object(parts.payload, &|name| self.settings.reads(name))?)
@@ -355,14 +367,15 @@ impl<'t> Parts<'t> {
             4 => return Err(Reason::Encrypted),
             _ => return Err(Reason::Malformed),
         }
+
         let (signed, signature) = token.rsplit_once('.').ok_or(Reason::Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(Reason::Malformed)?;
         Ok(Self { header, payload, signature, signed: signed.as_bytes() })
     }
 }
 
-/// The header's `alg`; refuses `none` and every extension that we would have to understand
-/// (RFC 7515 section 4.1.11, RFC 7797, RFC 7516 section 4.1.3).
+/// The header's `alg`. Refuses `none` and every extension that we would have to understand (RFC
+/// 7515 section 4.1.11, RFC 7797, RFC 7516 section 4.1.3).
 fn header_alg(header: &Map<String, Value>) -> Result<String, Reason> {
     let alg = match header.get("alg") {
         Some(Value::String(alg)) if alg.eq_ignore_ascii_case("none") => {
@@ -371,6 +384,7 @@ fn header_alg(header: &Map<String, Value>) -> Result<String, Reason> {
         Some(Value::String(alg)) => alg.clone(),
         None | Some(_) => return Err(Reason::Malformed),
     };
+
     if header.contains_key("crit") || header.contains_key("b64") || header.contains_key("zip") {
         return Err(Reason::CritUnsupported);
     }

@@ -1,6 +1,6 @@
 //! PEM as people configure it: with `\n` as two characters, on one line, in quotes, wrapped once
-//! more in base64; a certificate or a private key where a public key was meant. All of it is read,
-//! and what was odd is said, so that it can be mended.
+//! more in base64; a certificate or a private key where a public key was meant. All of these forms
+//! are read, and oddities are reported so that the operator can mend them.
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{
@@ -28,7 +28,7 @@ pub enum PemError {
     Key(#[from] PublicKeyError),
 }
 
-/// A key, and what was odd about its text.
+/// A key, and the oddities of its text.
 #[derive(Debug)]
 pub struct Read {
     pub key: PublicKey,
@@ -38,7 +38,7 @@ pub struct Read {
 /// Reads the first key of a PEM text.
 ///
 /// # Errors
-/// What is wrong with it.
+/// The first thing that is wrong with the text.
 pub fn public_key(text: &str) -> Result<Read, PemError> {
     let (text, mut oddities) = normalised(text);
     let (kind, der) = block(&text)?;
@@ -56,6 +56,7 @@ pub fn public_key(text: &str) -> Result<Read, PemError> {
         "CERTIFICATE REQUEST" => return Err(PemError::Kind("CERTIFICATE REQUEST")),
         _ => return Err(PemError::Kind("foreign")),
     };
+
     Ok(Read { key, oddities })
 }
 
@@ -68,12 +69,14 @@ pub fn looks_like_pem(text: &str) -> bool {
 fn normalised(text: &str) -> (String, Vec<&'static str>) {
     let mut oddities = Vec::new();
     let mut text = text.trim().trim_start_matches('\u{feff}').to_owned();
+
     for quote in ['"', '\''] {
         if text.len() > 1 && text.starts_with(quote) && text.ends_with(quote) {
             oddities.push("is wrapped in quotes: remove them");
             text = text[1..text.len() - 1].to_owned();
         }
     }
+
     if !text.contains("-----BEGIN ")
         && let Ok(inner) = STANDARD.decode(text.split_whitespace().collect::<String>())
         && let Ok(inner) = String::from_utf8(inner)
@@ -82,12 +85,14 @@ fn normalised(text: &str) -> (String, Vec<&'static str>) {
         oddities.push("is base64 of a PEM: decode it once (base64 -d)");
         text = inner;
     }
+
     if text.contains("\\n") {
         oddities.push("holds \\n as two characters instead of line breaks");
         text = text.replace("\\r", "").replace("\\n", "\n");
     } else if text.contains("-----BEGIN ") && !text.trim().contains('\n') {
         oddities.push("has lost its line breaks");
     }
+
     (text, oddities)
 }
 
@@ -111,11 +116,13 @@ fn public_half(der: &[u8]) -> Option<Vec<u8>> {
     if let Ok(pair) = RsaKeyPair::from_pkcs8(der).or_else(|_| RsaKeyPair::from_der(der)) {
         return Some(pair.public_key().as_ref().to_vec());
     }
+
     let curves: [&'static EcdsaSigningAlgorithm; 3] = [
         &sig::ECDSA_P256_SHA256_FIXED_SIGNING,
         &sig::ECDSA_P384_SHA384_FIXED_SIGNING,
         &sig::ECDSA_P521_SHA512_FIXED_SIGNING,
     ];
+
     for curve in curves {
         let pair = EcdsaKeyPair::from_pkcs8(curve, der)
             .or_else(|_| EcdsaKeyPair::from_private_key_der(curve, der));
@@ -124,6 +131,7 @@ fn public_half(der: &[u8]) -> Option<Vec<u8>> {
             return Some(spki.as_ref().to_vec());
         }
     }
+
     let pair = Ed25519KeyPair::from_pkcs8(der).ok()?;
     Some(pair.public_key().as_ref().to_vec())
 }

@@ -1,7 +1,7 @@
-//! Secrets from examples, tutorials and defaults of well-known software. Whoever signs with one of
-//! these did not load a secret at all: `process.env.X || "your-secret-key"`.
+//! Secrets from examples, tutorials and defaults of well-known software. An issuer that signs with
+//! one of these did not load a secret at all: `process.env.X || "your-secret-key"`.
 
-/// As they are written where they come from. Compared also without case and separators.
+/// The secrets as their sources write them. They are compared without case and separators too.
 pub(super) const PLACEHOLDERS: [&str; 104] = [
     "secret",
     "your-secret",
@@ -109,7 +109,7 @@ pub(super) const PLACEHOLDERS: [&str; 104] = [
     "placeholder",
 ];
 
-/// Letters and digits only, in lower case.
+/// The letters and digits of a text, in lower case.
 fn plain(text: &str) -> String {
     text.chars().filter(char::is_ascii_alphanumeric).collect::<String>().to_ascii_lowercase()
 }
@@ -127,6 +127,7 @@ pub fn is_placeholder(secret: &str) -> bool {
                     !n.is_empty() && n.chars().all(|c| c.is_ascii_uppercase() || c == '_')
                 }))
     };
+
     let bare = plain(secret);
     looks_unexpanded(secret) || (!bare.is_empty() && PLACEHOLDERS.iter().any(|p| plain(p) == bare))
 }

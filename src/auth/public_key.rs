@@ -1,7 +1,8 @@
 //! Public keys: read from DER, PEM or JWK components, and ready to verify.
 //!
-//! Invariant: a `PublicKey` that exists was parsed and is strong enough; a signature is checked
-//! with the algorithm that the caller names, and only if the key's family has it.
+//! Invariant: a `PublicKey` that exists was parsed and is strong enough. A signature is checked
+//! with the algorithm that the caller names, and only if that algorithm belongs to the key's
+//! family.
 
 use std::fmt;
 
@@ -28,17 +29,17 @@ pub enum PublicKeyError {
     Ed25519Point,
 }
 
-/// A key of one family.
+/// A public key of one family.
 pub struct PublicKey {
     family: Family,
     spki: Box<[u8]>,
     key: Key,
 }
 
-/// What a signature is verified with.
+/// The form in which a key verifies signatures.
 enum Key {
     Crate(DecodingKey),
-    /// The crate has no P-521.
+    /// `jsonwebtoken` has no P-521.
     P521(ParsedPublicKey),
 }
 
@@ -48,7 +49,7 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// What reads a family's keys.
+/// The aws-lc-rs algorithm that parses keys of a family.
 fn parser(family: Family) -> Option<&'static dyn VerificationAlgorithm> {
     Some(match family {
         Family::Hmac => return None,
@@ -60,8 +61,9 @@ fn parser(family: Family) -> Option<&'static dyn VerificationAlgorithm> {
     })
 }
 
-/// The library takes any 32 bytes. For a point of small order a signature that anybody can write down
-/// verifies every text, and a point in a second encoding is a second name of one key.
+/// True if a point is safe to verify with, which the library does not check: it takes any 32 bytes.
+/// With a point of small order, a signature that anybody can write down verifies every text. A
+/// point in a second encoding is a second name of one key.
 fn is_safe_point(spki: &[u8]) -> bool {
     let Some(bytes) = spki.last_chunk::<32>() else { return false };
     let encoded = CompressedEdwardsY(*bytes);
@@ -71,11 +73,12 @@ fn is_safe_point(spki: &[u8]) -> bool {
 }
 
 impl PublicKey {
-    /// From a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), a PKCS#1 `RSAPublicKey`, an
+    /// Reads a SubjectPublicKeyInfo (RFC 5280 section 4.1.2.7), a PKCS#1 `RSAPublicKey`, an
     /// uncompressed EC point or the 32 bytes of an Ed25519 key.
     ///
     /// # Errors
-    /// When it is none of them, or an RSA key of a size that is not accepted.
+    /// When the bytes are none of them, an RSA key of a size that is not accepted, or an unsafe
+    /// Ed25519 point.
     pub fn from_der(der: &[u8]) -> Result<Self, PublicKeyError> {
         let families =
             [Family::Rsa, Family::P256, Family::P384, Family::P521, Family::Ed25519].into_iter();
@@ -85,23 +88,26 @@ impl PublicKey {
             .unwrap_or(Err(PublicKeyError::Unreadable))
     }
 
-    /// From bytes that are said to be of one family.
+    /// Reads bytes that are said to be of one family.
     ///
     /// # Errors
-    /// When they are not.
+    /// As [`PublicKey::from_der`], when they are not.
     pub fn of_family(family: Family, der: &[u8]) -> Result<Self, PublicKeyError> {
         let parser = parser(family).ok_or(PublicKeyError::Unreadable)?;
         let parsed = ParsedPublicKey::new(parser, der).map_err(|_| PublicKeyError::Unreadable)?;
         let spki: PublicKeyX509Der<'static> =
             parsed.as_der().map_err(|_| PublicKeyError::Unreadable)?;
         let spki: Box<[u8]> = spki.as_ref().into();
+
         if family == Family::Rsa {
-            // The library refuses what is too small by itself, without saying so.
+            // The library refuses keys that are too small, but does not say that size is the
+            // reason.
             let bits = PublicEncryptingKey::from_der(&spki).map_or(0, |key| key.key_size_bits());
             if !RSA_BITS.contains(&bits) {
                 return Err(PublicKeyError::RsaSize);
             }
         }
+
         if family == Family::Ed25519 && !is_safe_point(&spki) {
             return Err(PublicKeyError::Ed25519Point);
         }
@@ -117,7 +123,7 @@ impl PublicKey {
         Ok(Self { family, spki, key })
     }
 
-    /// From the modulus and exponent of a JWK (RFC 7518 section 6.3.1), big-endian.
+    /// Builds a key from the modulus and exponent of a JWK (RFC 7518 section 6.3.1), big-endian.
     ///
     /// # Errors
     /// As [`PublicKey::from_der`].
@@ -130,10 +136,11 @@ impl PublicKey {
         Self::of_family(Family::Rsa, der.as_ref())
     }
 
-    /// From the coordinates of a JWK (RFC 7518 section 6.2.1): each exactly as long as the field.
+    /// Builds a key from the coordinates of a JWK (RFC 7518 section 6.2.1), each exactly as long as
+    /// the field.
     ///
     /// # Errors
-    /// A point that is not on the curve, or of another length.
+    /// When the point is not on the curve, or a coordinate has another length.
     pub fn from_point(family: Family, x: &[u8], y: &[u8]) -> Result<Self, PublicKeyError> {
         let length = match family {
             Family::P256 => 32,
@@ -152,13 +159,13 @@ impl PublicKey {
         self.family
     }
 
-    /// The SubjectPublicKeyInfo in DER: what the fingerprint is of.
+    /// The SubjectPublicKeyInfo in DER, from which the fingerprint is made.
     #[must_use]
     pub fn spki(&self) -> &[u8] {
         &self.spki
     }
 
-    /// True if `signature` over `signed` is this key's with this algorithm.
+    /// True if `signature` over `signed` was made with this key and this algorithm.
     #[must_use]
     pub fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
         if alg.family() != self.family {

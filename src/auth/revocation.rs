@@ -1,8 +1,9 @@
-//! Tokens that were taken back before their end: one by its `jti`, or all of a user that were
+//! Tokens that were revoked before their end: one by its `jti`, or all tokens of a user that were
 //! issued before a moment.
 //!
-//! Pure memory; `gateway` brings what other replicas and the time before a restart knew. Invariant:
-//! an entry is kept until no token that it covers can still be valid, and the table has a bound.
+//! This is memory only; `gateway` brings the revocations of other replicas and of the time before a
+//! restart. Invariant: an entry is kept until no token that it covers can still be valid, and the
+//! table has a bound.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,10 +15,10 @@ use tokio::sync::watch;
 use crate::access::Identity;
 use crate::logging;
 
-/// Most entries; beyond it a new one is not taken, and the caller told.
+/// Most entries. A full table takes no further entry, and the caller is told.
 const MAX_ENTRIES: usize = 1_000_000;
 
-/// What was revoked. `until` is the Unix second from which the entry is not needed any more.
+/// One revocation. `until` is the Unix second from which the entry is not needed any more.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Revocation {
@@ -41,7 +42,7 @@ impl Revocation {
         }
     }
 
-    /// Does it concern a token like this?
+    /// True if the revocation covers this token of this user.
     #[must_use]
     pub fn covers(&self, user: &str, token: &TokenId) -> bool {
         match self {
@@ -59,16 +60,17 @@ pub use crate::access::TokenId;
 #[derive(Debug, Default)]
 struct Tables {
     tokens: HashMap<Box<str>, u64, ahash::RandomState>,
-    /// Issued before, until.
+    /// For each user, `issued_before` and `until`.
     users: HashMap<Box<str>, (u64, u64), ahash::RandomState>,
 }
 
-/// What is revoked now.
+/// The revocations that hold now.
 #[derive(Debug)]
 pub struct Revocations {
     tables: RwLock<Tables>,
     any: AtomicBool,
-    /// All that was revoked before is here. Until then nobody can say of a token that it is not.
+    /// True once all earlier revocations are in the tables. Until then no token can be said not to
+    /// be revoked.
     known: watch::Sender<bool>,
 }
 
@@ -80,7 +82,7 @@ impl Default for Revocations {
 }
 
 impl Revocations {
-    /// Of a process that has to read what others revoked before it.
+    /// The table of a process that first has to read what others revoked before it started.
     #[must_use]
     pub fn unread() -> Self {
         Self { known: watch::Sender::new(false), ..Self::default() }
@@ -91,18 +93,19 @@ impl Revocations {
         *self.known.borrow()
     }
 
-    /// All of them have been read.
+    /// Notes that all earlier revocations have been read.
     pub fn read(&self) {
         self.known.send_if_modified(|known| !std::mem::replace(known, true));
     }
 
-    /// Waits until they are known.
+    /// Waits until the earlier revocations are known.
     pub async fn known(&self) {
-        // An error means that the sender is gone; we hold it.
+        // An error would mean that the sender is gone; we hold it.
         let _ = self.known.subscribe().wait_for(|known| *known).await;
     }
 
-    /// Adds an entry; the stricter of two for the same thing counts. False when there is no room.
+    /// Adds an entry. Of two entries for the same token or user the stricter values count. Returns
+    /// false when there is no room.
     pub fn add(&self, revocation: &Revocation) -> bool {
         let mut tables = self.tables.write();
         if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
@@ -111,6 +114,7 @@ impl Revocations {
             });
             return false;
         }
+
         match revocation {
             Revocation::Token { jti, until } => {
                 let kept = tables.tokens.entry(jti.as_str().into()).or_default();
@@ -121,11 +125,12 @@ impl Revocations {
                 *kept = (kept.0.max(*issued_before), kept.1.max(*until));
             }
         }
+
         self.any.store(true, Ordering::Release);
         true
     }
 
-    /// It is known already, and holds as long.
+    /// True if the entry is in the table, and holds at least as long.
     #[must_use]
     pub fn has(&self, revocation: &Revocation) -> bool {
         let tables = self.tables.read();
@@ -140,7 +145,7 @@ impl Revocations {
         }
     }
 
-    /// At most `limit` entries that are not in the other table, or not for as long.
+    /// At most `limit` entries that are not in the other table, or do not hold as long there.
     #[must_use]
     pub fn beyond(&self, other: &Self, limit: usize) -> Vec<Revocation> {
         let tables = self.tables.read();
@@ -148,40 +153,45 @@ impl Revocations {
             .tokens
             .iter()
             .map(|(jti, until)| Revocation::Token { jti: jti.to_string(), until: *until });
+
         let users = tables.users.iter().map(|(user, (issued_before, until))| Revocation::User {
             user: user.to_string(),
             issued_before: *issued_before,
             until: *until,
         });
+
         tokens.chain(users).filter(|entry| !other.has(entry)).take(limit).collect()
     }
 
-    /// Is this identity's token revoked?
+    /// True if this identity's token is revoked.
     #[must_use]
     pub fn covers(&self, identity: &Identity, now: u64) -> bool {
         self.covers_token(&identity.user, &identity.token, now)
     }
 
-    /// Is this token of a user revoked?
+    /// True if this token of a user is revoked.
     #[must_use]
     pub fn covers_token(&self, user: &str, token: &TokenId, now: u64) -> bool {
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
+
         let tables = self.tables.read();
         let TokenId { jti, issued_at } = token;
+
         if let Some(jti) = jti
             && tables.tokens.get(jti).is_some_and(|until| now < *until)
         {
             return true;
         }
+
         tables
             .users
             .get(user)
             .is_some_and(|(before, until)| now < *until && issued_at.is_none_or(|at| at < *before))
     }
 
-    /// Forgets what no valid token can have any more.
+    /// Forgets entries whose tokens have all ended.
     pub fn sweep(&self, now: u64) {
         if !self.any.load(Ordering::Acquire) {
             return;
@@ -189,6 +199,7 @@ impl Revocations {
         let mut tables = self.tables.write();
         tables.tokens.retain(|_, until| now < *until);
         tables.users.retain(|_, (_, until)| now < *until);
+
         let any = !tables.tokens.is_empty() || !tables.users.is_empty();
         self.any.store(any, Ordering::Release);
     }
@@ -225,6 +236,7 @@ mod tests {
         assert!(table.add(&Revocation::Token { jti: "a".into(), until: 100 }));
         assert!(table.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 100 }));
         assert!(table.add(&Revocation::User { user: "u".into(), issued_before: 40, until: 90 }));
+
         for (id, covered) in [
             (identity("x", Some("a"), None), true),
             (identity("x", Some("b"), None), false),
@@ -236,8 +248,10 @@ mod tests {
             assert_eq!(table.covers(&id, 99), covered, "{id:?}");
             assert!(!table.covers(&id, 100), "over");
         }
+
         table.sweep(99);
         assert_eq!(table.len(), 2);
+
         let other = Revocations::default();
         assert!(other.add(&Revocation::User { user: "u".into(), issued_before: 50, until: 90 }));
         assert_eq!(table.beyond(&other, 9).len(), 2, "not for as long");
@@ -245,6 +259,7 @@ mod tests {
         let token = Revocation::Token { jti: "a".into(), until: 100 };
         assert_eq!(table.beyond(&other, 9), [token]);
         assert!(table.beyond(&table, 9).is_empty() && table.beyond(&other, 0).is_empty());
+
         table.sweep(100);
         assert!(table.is_empty());
     }

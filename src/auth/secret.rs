@@ -1,6 +1,6 @@
 //! HMAC secrets: from the configured text to bytes, and what is wrong or odd about them.
 //!
-//! Invariant: no part of a secret ever reaches a message; what is said is its length, the class of
+//! Invariant: no part of a secret ever reaches a message. Messages state its length, the class of
 //! its characters, and what stands around it.
 
 use std::fmt;
@@ -33,7 +33,7 @@ pub enum Encoding {
 impl Encoding {
     pub const ALL: [Self; 4] = [Self::Utf8, Self::Base64, Self::Base64url, Self::Hex];
 
-    /// As the configuration writes it.
+    /// The name that the configuration uses.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -56,7 +56,7 @@ impl Encoding {
     }
 }
 
-/// Padding may be there or not: both are seen, and neither changes the bytes.
+/// Decodes with or without padding: people use both, and the bytes are the same.
 fn lenient(alphabet: &Alphabet, text: &str) -> Option<Vec<u8>> {
     let config = GeneralPurposeConfig::new()
         .with_decode_padding_mode(DecodePaddingMode::Indifferent)
@@ -112,7 +112,7 @@ impl fmt::Debug for Secret {
 
 impl Secret {
     /// # Errors
-    /// What makes it unusable. Weakness is not asked here, see [`Secret::weakness`].
+    /// What makes the secret unusable. Weakness is a question of its own, see [`Secret::weakness`].
     pub fn new(text: &str, encoding: Encoding) -> Result<Self, SecretError> {
         if text.is_empty() {
             return Err(SecretError::Empty);
@@ -120,13 +120,14 @@ impl Secret {
         if looks_like_pem(text) {
             return Err(SecretError::Pem);
         }
+
         let bytes = encoding.decode(text).ok_or(SecretError::Undecodable(encoding.name()))?;
-        // The one thing that the crate refuses.
+        // An empty secret is the only one that the crate refuses.
         let key = DecodingKey::from_secret(&bytes).map_err(|_| SecretError::Empty)?;
         Ok(Self { text: text.into(), encoding, bytes: bytes.into(), key })
     }
 
-    /// Why it is not safe, if it is not.
+    /// Why the secret is not safe, if it is not.
     #[must_use]
     pub fn weakness(&self) -> Option<SecretError> {
         let decoded = std::str::from_utf8(&self.bytes).unwrap_or_default();
@@ -136,7 +137,7 @@ impl Secret {
         (self.bytes.len() < MIN_SECRET_BYTES).then_some(SecretError::TooShort(self.bytes.len()))
     }
 
-    /// As configured.
+    /// The text as configured.
     #[must_use]
     pub fn text(&self) -> &str {
         &self.text
@@ -152,20 +153,20 @@ impl Secret {
         &self.bytes
     }
 
-    /// In constant time.
+    /// True if the signature was made with this secret. The comparison takes constant time.
     #[must_use]
     pub fn verifies(&self, alg: Algorithm, signed: &[u8], signature: &[u8]) -> bool {
         alg.family() == Family::Hmac && signature::verifies(alg, &self.key, signed, signature)
     }
 
-    /// `None` for an algorithm that is not HMAC.
+    /// Signs a text; `None` for an algorithm that is not HMAC.
     #[must_use]
     pub fn sign(&self, alg: Algorithm, text: &[u8]) -> Option<Vec<u8>> {
         let key = EncodingKey::from_secret(&self.bytes).ok()?;
         signature::sign(alg, &key, text)
     }
 
-    /// What stands around the secret and probably should not, with the fix.
+    /// Characters around or in the secret that probably should not be there, each with its fix.
     #[must_use]
     pub fn oddities(&self) -> Vec<&'static str> {
         oddities(&self.text)
@@ -181,9 +182,11 @@ fn oddities(text: &str) -> Vec<&'static str> {
              (docker --env-file does not strip quotes)",
         );
     }
+
     if text.starts_with('\u{feff}') {
         found.push("begins with a byte order mark: save the file as UTF-8 without BOM");
     }
+
     if text.ends_with(['\n', '\r']) {
         found.push("ends in a line break: write it with printf or `echo -n`");
     } else if text.trim() != text {
@@ -191,17 +194,20 @@ fn oddities(text: &str) -> Vec<&'static str> {
     } else if text.contains(['\n', '\r']) {
         found.push("spans lines: make it with openssl rand -base64 48 | tr -d '\\n'");
     }
+
     if text.contains(['\u{200b}', '\u{a0}', '\u{200c}', '\u{200d}', '\u{2060}']) {
         found.push("holds an invisible character, probably from copying it out of a document");
     }
+
     found
 }
 
-/// What may be said of a secret: its length and what its characters look like.
+/// Describes a secret without revealing it: its length and the class of its characters.
 #[must_use]
 pub fn describe(text: &str) -> String {
     let inner = text.trim().trim_matches(['"', '\'']);
     let all = |f: fn(&char) -> bool| !inner.is_empty() && inner.chars().all(|c| f(&c));
+
     let class = if inner.is_empty() {
         "empty"
     } else if all(char::is_ascii_hexdigit) && inner.len().is_multiple_of(2) {
@@ -215,5 +221,6 @@ pub fn describe(text: &str) -> String {
     } else {
         "text with non-ASCII characters"
     };
+
     format!("{} characters, {class}", text.chars().count())
 }

@@ -1,9 +1,9 @@
-//! Session cookies of NextAuth 4 and Auth.js 5: compact JWE (RFC 7516) with `alg` `dir`, whose key is
-//! derived from the application's secret (HKDF, RFC 5869). Only these two forms are read; what the
-//! header says beyond that is refused, `zip` above all.
+//! Session cookies of NextAuth 4 and Auth.js 5: compact JWE (RFC 7516) with `alg` `dir`, whose key
+//! is derived from the application's secret (HKDF, RFC 5869). Only these two forms are read; any
+//! other demand in the header is refused, `zip` above all.
 //!
-//! Invariant: a session cookie is looked for in cookies of its name only, and a signed token is
-//! never accepted in its place, nor the other way round.
+//! Invariant: a session cookie is looked for only in cookies of its name. A signed token is never
+//! accepted in place of a session cookie, and a session cookie never in place of a signed token.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use aws_lc_rs::cipher::{AES_256, DecryptionContext, PaddedBlockDecryptingKey, UnboundCipherKey};
@@ -19,10 +19,10 @@ use super::json;
 /// Seconds of clock difference that both libraries forgive.
 pub const TOLERANCE: u64 = 15;
 
-/// Longest cookie after joining, in bytes.
+/// Longest cookie after its chunks were joined, in bytes.
 pub const MAX_BYTES: usize = 64 * 1024;
 
-/// Most chunks that a cookie may come in.
+/// Most chunks of one cookie.
 const MAX_CHUNKS: usize = 16;
 
 /// The names that the two libraries give their cookies.
@@ -33,7 +33,7 @@ pub const NAMES: [&str; 4] = [
     "__Secure-next-auth.session-token",
 ];
 
-/// Which library made it.
+/// The library that made a cookie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Maker {
     NextAuth4,
@@ -49,7 +49,8 @@ impl Maker {
         }
     }
 
-    /// By what the libraries write into the header, and nothing beside it: Auth.js adds a `kid`.
+    /// Recognizes the library by the header that it writes, which has nothing else in it: Auth.js
+    /// adds a `kid`.
     pub(super) fn by_header(header: &Map<String, Value>) -> Option<Self> {
         let text = |name: &str| header.get(name).and_then(Value::as_str);
         match (text("alg")?, text("enc")?, text("kid"), header.len()) {
@@ -82,7 +83,7 @@ impl Encryption {
     }
 }
 
-/// What is accepted.
+/// The session cookies that are accepted.
 #[derive(Clone)]
 pub struct SessionCookie {
     /// Cookie names, without chunk numbers; the name is the salt of Auth.js 5.
@@ -99,13 +100,14 @@ impl std::fmt::Debug for SessionCookie {
 
 impl SessionCookie {
     /// Finds the cookies among `name=value` pairs and joins chunks in order: `name`, and `name.0`,
-    /// `name.1` and so on. Returns names and values: a browser may hold one of an earlier version or
-    /// length beside the one that counts.
+    /// `name.1` and so on. Returns names and values. There may be several: a browser may hold a
+    /// cookie of an earlier version or length beside the one that counts.
     #[must_use]
     pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Vec<(&'n str, String)> {
         // A browser may still send a cookie that was emptied at a sign-out.
         let is = |name: &str, (n, v): &(&str, &str)| *n == name && !v.is_empty();
         let value = |name: &str| cookies.iter().find(|c| is(name, c)).map(|(_, v)| *v);
+
         let found = |name: &'n String| {
             let chunks = (0..MAX_CHUNKS).map_while(|i| value(&format!("{name}.{i}")));
             let joined: String = chunks.collect();
@@ -113,13 +115,15 @@ impl SessionCookie {
             let joined = (!joined.is_empty()).then_some(joined);
             whole.into_iter().chain(joined).map(|value| (name.as_str(), value))
         };
+
         self.names.iter().flat_map(found).collect()
     }
 
-    /// What is in a cookie that one of the secrets decrypts.
+    /// The content of a cookie that one of the secrets decrypts.
     ///
     /// # Errors
-    /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` when no secret fits.
+    /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` when no secret fits;
+    /// `oversize` above [`MAX_BYTES`].
     pub fn open(&self, name: &str, token: &str) -> Result<Vec<u8>, Reason> {
         let jwe = Jwe::split(token)?;
         let opened = self.secrets.iter().find_map(|secret| jwe.open(secret.as_bytes(), name));
@@ -143,24 +147,29 @@ impl<'t> Jwe<'t> {
         if token.len() > MAX_BYTES {
             return Err(Reason::Oversize);
         }
+
         let parts: Vec<&str> = token.split('.').collect();
         let [header, key, iv, ciphertext, tag] = parts[..] else {
             return Err(Reason::Malformed);
         };
+
         let fields = json::header(header)?;
         let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default();
         if ["crit", "zip", "b64"].iter().any(|n| fields.contains_key(*n)) {
             return Err(Reason::CritUnsupported);
         }
+
         let encryption = match (text("alg"), text("enc")) {
             ("dir", "A256GCM") => Encryption::Gcm,
             ("dir", "A256CBC-HS512") => Encryption::CbcHs512,
             _ => return Err(Reason::AlgNotAllowed),
         };
+
         // With `dir` there is no encrypted key (RFC 7516 section 5.2 step 10).
         if !key.is_empty() {
             return Err(Reason::Malformed);
         }
+
         let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed);
         let (iv, ciphertext, tag) = (bytes(iv)?, bytes(ciphertext)?, bytes(tag)?);
         let lengths = match encryption {
@@ -175,11 +184,12 @@ impl<'t> Jwe<'t> {
         if !lengths {
             return Err(Reason::Malformed);
         }
+
         let kid = fields.get("kid").and_then(Value::as_str).map(str::to_owned);
         Ok(Self { header, kid, encryption, iv, ciphertext, tag })
     }
 
-    /// Its tag, which comes last, is not whole.
+    /// True if the tag, the last part, is not whole.
     pub(super) fn is_cut_off(token: &str) -> bool {
         let parts: Vec<&str> = token.split('.').collect();
         let [header, _, _, _, tag] = parts[..] else { return false };
@@ -192,8 +202,9 @@ impl<'t> Jwe<'t> {
         tag.len() < (whole * 4).div_ceil(3)
     }
 
-    /// Which library's way of making keys opens it with this secret, under any of these names. What
-    /// no library does by itself is not tried: this is for many secrets.
+    /// Returns the library whose way of making keys opens the cookie with this secret, under any of
+    /// these names. Ways that no library takes by itself are not tried, because this runs for many
+    /// secrets.
     pub(super) fn opener(&self, secret: &[u8], names: &[&str]) -> Option<Maker> {
         let bytes = self.encryption.key_bytes();
         match self.encryption {
@@ -203,7 +214,7 @@ impl<'t> Jwe<'t> {
             }
             Encryption::CbcHs512 => names.iter().find_map(|name| {
                 let key = derive(Maker::AuthJs5, secret, name, bytes)?;
-                // Auth.js names the key by its hash, which costs less to compare than opening.
+                // Auth.js names the key by its hash; comparing hashes costs less than decrypting.
                 let is_named = self.kid.as_ref().is_none_or(|kid| *kid == thumbprint(&key));
                 is_named.then(|| self.open_cbc(&key))?.map(|_| Maker::AuthJs5)
             }),
@@ -216,6 +227,7 @@ impl<'t> Jwe<'t> {
             Encryption::Gcm => &[Maker::NextAuth4, Maker::AuthJs5],
             Encryption::CbcHs512 => &[Maker::AuthJs5],
         };
+
         makers.iter().find_map(|maker| {
             let key = derive(*maker, secret, cookie, self.encryption.key_bytes())?;
             let plain = match self.encryption {
@@ -229,13 +241,15 @@ impl<'t> Jwe<'t> {
     fn open_gcm(&self, key: &[u8]) -> Option<Vec<u8>> {
         let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).ok()?);
         let nonce = Nonce::try_assume_unique_for_key(&self.iv).ok()?;
+
         let mut data = [&self.ciphertext[..], &self.tag].concat();
         let length = key.open_in_place(nonce, Aad::from(self.header), &mut data).ok()?.len();
         data.truncate(length);
         Some(data)
     }
 
-    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything is decrypted.
+    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything is
+    /// decrypted.
     fn open_cbc(&self, key: &[u8]) -> Option<Vec<u8>> {
         let (mac_key, enc_key) = key.split_at(32);
         let aad_bits = (self.header.len() as u64 * 8).to_be_bytes();
@@ -244,9 +258,11 @@ impl<'t> Jwe<'t> {
             mac.update(part);
         }
         constant_time::verify_slices_are_equal(&mac.sign().as_ref()[..32], &self.tag).ok()?;
+
         let key = UnboundCipherKey::new(&AES_256, enc_key).ok()?;
         let key = PaddedBlockDecryptingKey::cbc_pkcs7(key).ok()?;
         let iv = DecryptionContext::Iv128(FixedLength::from(<[u8; 16]>::try_from(&*self.iv).ok()?));
+
         let mut data = self.ciphertext.clone();
         let length = key.decrypt(&mut data, iv).ok()?.len();
         data.truncate(length);
@@ -254,7 +270,7 @@ impl<'t> Jwe<'t> {
     }
 }
 
-/// Length of a derived key, as the library wants it.
+/// Length of a derived key, as the `hkdf` module asks for it.
 struct Length(usize);
 
 impl hkdf::KeyType for Length {

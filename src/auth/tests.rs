@@ -57,6 +57,7 @@ fn the_order_of_checks() {
     let good = json!({"userId": "u1", "exp": NOW + 1});
     let hs = r#"{"alg":"HS256"}"#;
     let payload = good.to_string();
+
     for (what, token, expected) in [
         ("good", token(&good), Ok("u1".to_owned())),
         ("size", "x".repeat(16385), Err(Reason::Oversize)),
@@ -89,9 +90,11 @@ fn the_order_of_checks() {
     ] {
         assert_eq!(outcome(&v, &token), expected, "{what}");
     }
-    // An expired token with a wrong signature is told about its signature, not about its claims.
+
+    // An expired token with a wrong signature is refused for its signature, not for its claims.
     let both = raw(hs, &json!({"userId": "u", "exp": 1}).to_string(), "another");
     assert_eq!(outcome(&v, &both), Err(Reason::BadSignature));
+
     // 32 bytes leave two unused bits in the last character; the next character sets one of them.
     const ALPHABET: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut stray = token(&good);
@@ -108,6 +111,7 @@ fn claims_are_strict() {
         leeway: 10,
         ..settings()
     };
+
     let base = json!({"iss":"https://app/","aud":["x","ws"],"exp":NOW+1,"sub":"u1"});
     let with = |name: &str, value: Value| {
         let mut claims = base.clone();
@@ -119,6 +123,7 @@ fn claims_are_strict() {
         claims.as_object_mut().unwrap().remove(name);
         claims
     };
+
     for (claims, expected) in [
         (base.clone(), Ok("u1".to_owned())),
         (with("aud", json!("rt")), Ok("u1".to_owned())),
@@ -133,7 +138,7 @@ fn claims_are_strict() {
         (with("exp", json!(NOW as f64 * 1e9)), Err(Reason::ClaimInvalid)),
         (with("exp", json!(-1)), Err(Reason::Expired)),
         (with("exp", json!(0)), Err(Reason::Expired)),
-        // What .NET writes for a date that nobody set.
+        // .NET writes this for a date that nobody set.
         (with("nbf", json!(-62_135_596_800i64)), Ok("u1".to_owned())),
         (with("iat", json!(-62_135_596_800i64)), Ok("u1".to_owned())),
         (without("exp"), Err(Reason::ExpMissing)),
@@ -158,7 +163,7 @@ fn claims_are_strict() {
     }
 }
 
-/// Whatever is later than the year 5138 was called milliseconds.
+/// Regression: every time after the year 5138 was taken for milliseconds.
 #[test]
 fn field_d7_a_far_year_is_a_far_year() {
     let v = verifier(settings());
@@ -178,7 +183,8 @@ fn field_d7_a_far_year_is_a_far_year() {
     }
 }
 
-/// What jsonwebtoken, jose and PyJWT accept (`tests/issuers` compares) was `malformed`.
+/// Regression: tokens that jsonwebtoken, jose and PyJWT accept (`tests/issuers` compares) were
+/// `malformed`.
 #[test]
 fn field_d8_json_that_other_libraries_read_is_read() {
     let v = verifier(settings());
@@ -187,6 +193,7 @@ fn field_d8_json_that_other_libraries_read_is_read() {
         let payload = format!("{{{member},\"sub\":\"u1\",\"exp\":{}}}", NOW + 1);
         outcome(&v, &raw(hs, &payload, SECRET))
     };
+
     let deep = format!("\"x\":{}{}", "[".repeat(3000), "]".repeat(3000));
     for member in [
         r#""x":1e400"#,
@@ -205,13 +212,15 @@ fn field_d8_json_that_other_libraries_read_is_read() {
     ] {
         assert_eq!(with(member), Ok("u1".to_owned()), "{member:.60}");
     }
+
     let marked = format!("\u{feff}{{\"sub\":\"u1\",\"exp\":{}}}\n", NOW + 1);
     assert_eq!(outcome(&v, &raw(hs, &marked, SECRET)), Ok("u1".to_owned()), "byte order mark");
     let header = r#"{"alg":"HS256","x":1e400,"x":"\ud83d"}"#;
     let good = json!({"sub": "u1", "exp": NOW + 1}).to_string();
     assert_eq!(outcome(&v, &raw(header, &good, SECRET)), Ok("u1".to_owned()));
 
-    // Strict where it protects: what is read is one value, and a text.
+    // The gateway is strict where that protects: a member that it reads has one value, and its
+    // texts are texts.
     for member in [
         r#""sub":"admin""#,
         r#""s\u0075b":"admin""#,
@@ -251,6 +260,7 @@ fn field_c10_any_text_is_a_user() {
 #[test]
 fn field_c9_numbers_are_ids_exactly_and_null_is_absent() {
     let v = verifier(settings());
+
     for (claims, expected) in [
         (r#"{"sub":7}"#, Ok("7")),
         (r#"{"userId":9007199254740993}"#, Ok("9007199254740993")),
@@ -265,7 +275,7 @@ fn field_c9_numbers_are_ids_exactly_and_null_is_absent() {
         (r#"{"sub":"s1","jti":5}"#, Ok("s1")),
         (r#"{"userId":null,"sub":null}"#, Err(Reason::UserMissing)),
         (r#"{"sub":"s1","exp":null}"#, Err(Reason::ExpMissing)),
-        // These may have been rounded by whoever wrote them, or would be here.
+        // These numbers may have been rounded by their writer, or would be here.
         (r#"{"sub":18446744073709551616}"#, Err(Reason::ClaimInvalid)),
         (r#"{"sub":7.0}"#, Err(Reason::ClaimInvalid)),
         (r#"{"sub":1e3}"#, Err(Reason::ClaimInvalid)),
@@ -297,6 +307,7 @@ fn keys_are_bound_to_kid_and_algorithm() {
         vec![],
     );
     let v = Verifier::new(settings(), keys);
+
     let payload = json!({"sub":"u1","exp":NOW+1}).to_string();
     for (header, secret, expected) in [
         (r#"{"alg":"HS256","kid":"new"}"#, SECRET, Ok("u1".to_owned())),
@@ -318,10 +329,12 @@ fn secrets_are_decoded_and_judged() {
         let secret = Secret::new(secret, encoding)?;
         secret.weakness().map_or(Ok(()), Err)
     };
+
     let b64 = base64::engine::general_purpose::STANDARD.encode(SECRET);
     assert!(make(&b64, Encoding::Base64).is_ok());
     assert!(make(b64.trim_end_matches('='), Encoding::Base64).is_ok());
     assert!(make(&"ab".repeat(32), Encoding::Hex).is_ok());
+
     for (secret, encoding, error) in [
         ("", Encoding::Utf8, SecretError::Empty),
         ("-----BEGIN PUBLIC KEY-----", Encoding::Utf8, SecretError::Pem),
@@ -338,8 +351,10 @@ fn secrets_are_decoded_and_judged() {
     ] {
         assert_eq!(make(secret, encoding), Err(error), "{secret:?}");
     }
+
     let secret = Secret::new(SECRET, Encoding::Utf8).unwrap();
     assert!(!format!("{secret:?}").contains("0123"));
+
     for (odd, why) in [
         ("\"0123456789abcdef0123456789abcdef\"", "quotes"),
         ("0123456789abcdef0123456789abcdef\r\n", "line break"),

@@ -1,4 +1,4 @@
-//! `tollgate token`: mint one for a test, ask the doctor about one, compare keys.
+//! `tollgate token`: mints a token for a test, asks the doctor about one, compares keys.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
@@ -15,7 +15,8 @@ use crate::auth::{Algorithm, Encoding, Key, KeySet, Verifier, algorithm, fingerp
 use crate::config::{self, Loaded, Problem, Sources};
 use crate::session::unix_now;
 
-/// More than any token; what is longer is refused as `oversize`.
+/// Longest input that is read, above the limit of any token: the gateway refuses longer ones as
+/// `oversize`.
 const MAX_INPUT: u64 = 1 << 20;
 
 #[derive(Debug, Subcommand)]
@@ -78,7 +79,8 @@ pub(super) fn run(command: &Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The configuration, with weak secrets allowed and warned about: a doctor sees sick patients.
+/// The configuration, with weak secrets allowed and warned about, because the doctor is called when
+/// something is wrong.
 fn load(file: &File) -> Result<Loaded, ExitCode> {
     let loaded = config::load(&Sources { dev: true, ..sources(file) });
     let loaded = loaded.map_err(|found| problems(&found))?;
@@ -102,6 +104,7 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(found) => return Ok(problems(&found)),
     };
+
     let verifier = &loaded.policy.verifier;
     let now = unix_now();
     let key = signing_key(verifier, args.kid.as_deref(), now)?;
@@ -112,6 +115,7 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
         })?),
         None => None,
     };
+
     let valid = humantime::parse_duration(&args.expires_in)
         .map_err(|e| anyhow::anyhow!("--expires-in: {e}"))?;
     let mut claims = verifier.claims_for(&args.user, now, valid.as_secs());
@@ -132,6 +136,7 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
 
 fn signing_key<'v>(verifier: &'v Verifier, kid: Option<&str>, now: u64) -> anyhow::Result<&'v Key> {
     let keys = verifier.keys();
+
     keys.signing(kid, now).map_err(|e| {
         let kids: Vec<_> = keys.fixed().iter().filter_map(Key::kid).map(diagnose::shown).collect();
         match (e, kid) {
@@ -151,7 +156,8 @@ fn signing_key<'v>(verifier: &'v Verifier, kid: Option<&str>, now: u64) -> anyho
     })
 }
 
-/// Why the configuration that minted a token does not accept it: what was asked for is the reason.
+/// Why the configuration that minted a token does not accept it; the cause is in the arguments of
+/// `mint`.
 fn refusal(
     verifier: &Verifier,
     token: &str,
@@ -164,6 +170,7 @@ fn refusal(
         let found = verifier.verify_subscription(token, channel, user, now);
         return found.err().map(|reason| format!("{reason}. {}", reason.meaning()));
     }
+
     let report = diagnose::examine(verifier, token, &[], now);
     let reason = report.reason?;
     Some(report.advice.map_or_else(|| reason.to_owned(), |advice| format!("{reason}. {advice}")))
@@ -174,33 +181,40 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
         Ok(loaded) => loaded,
         Err(code) => return Ok(code),
     };
+
     let extra = match named_secrets(args) {
         Ok(extra) => extra,
         Err(problem) => return Ok(problems(&[problem])),
     };
+
     if std::io::stdin().is_terminal() {
         complain("paste the token, then press Ctrl-D:\n");
     }
     let mut token = Vec::new();
     std::io::stdin().take(MAX_INPUT).read_to_end(&mut token)?;
     let token = String::from_utf8_lossy(&token);
-    // The line break that a shell or an editor puts behind it is not the token's.
+    // A shell or an editor puts a line break behind the token, which is no part of it.
     let token = token.strip_suffix('\n').unwrap_or(&token);
     let token = token.strip_suffix('\r').unwrap_or(token);
+
     let mut verifier = loaded.policy.verifier;
     let unfetched = fetch_key_sets(&loaded.config.auth.jwks, verifier.keys_mut())?;
+
     let mut report = diagnose::examine(&verifier, token, &extra, args.now.unwrap_or_else(unix_now));
     let oddities = loaded.policy.warnings.iter().map(ToString::to_string);
     report.warnings.extend(oddities.chain(unfetched));
+
     print(&if args.json {
         format!("{}\n", serde_json::to_string(&report)?)
     } else {
         report.text()
     })?;
+
     Ok(ExitCode::from(u8::from(!report.accepted())))
 }
 
-/// Fetches the key sets once, as the gateway would; what could not be fetched is said.
+/// Fetches the key sets once, as the gateway would. Returns a message for each set that could not
+/// be fetched.
 fn fetch_key_sets(section: &config::Jwks, keys: &mut KeySet) -> anyhow::Result<Vec<String>> {
     if keys.remotes().is_empty() {
         return Ok(Vec::new());
@@ -215,18 +229,21 @@ fn named_secrets(args: &Check) -> Result<Vec<NamedSecret>, Problem> {
     let problem = |path: &str, message| Problem { path: path.to_owned(), origin: None, message };
     let all = sources(&args.file);
     let mut out = Vec::new();
+
     for name in &args.also_secret_env {
         let text = all.variable(name).ok_or_else(|| {
             problem("--also-secret-env", format!("the environment variable {name} is not set"))
         })?;
         out.push(NamedSecret { name: name.clone(), text: text.to_owned() });
     }
+
     for path in &args.also_secret_file {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path)
             .map_err(|e| problem("--also-secret-file", format!("{shown} cannot be read: {e}")))?;
         out.push(NamedSecret { name: shown, text: text.trim_end_matches(['\r', '\n']).to_owned() });
     }
+
     Ok(out)
 }
 
@@ -237,17 +254,21 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
     };
     let verifier = &loaded.policy.verifier;
     let mut out = String::new();
+
     for key in verifier.keys().fixed() {
         out.push_str(&line(key));
     }
+
     let cookies = verifier.session().map_or(&[][..], |session| &session.secrets);
     for (i, text) in cookies.iter().enumerate() {
         let (print, what) = (fingerprint::of_secret(text.as_bytes()), secret::describe(text));
         out.push_str(&format!("{print}  auth.session_cookie, secret {}  {what}\n", i + 1));
     }
+
     for remote in verifier.keys().remotes() {
         out.push_str(&format!("{}: its keys are the issuer's own\n", remote.shown_url()));
     }
+
     for warning in &loaded.policy.warnings {
         complain(&format!("warning: {warning}\n"));
     }
@@ -267,7 +288,7 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
 fn line(key: &Key) -> String {
     let kid = key.kid().map_or_else(String::new, |k| format!("  kid {}", diagnose::shown(k)));
     let what = match key.secret() {
-        // The recipes take the text: where it is decoded, another fingerprint is no sign of drift.
+        // The recipes take the text. Where we decode it, another fingerprint is no sign of drift.
         Some(secret) if secret.encoding() != Encoding::Utf8 => format!(
             "secret of {}, decoded ({}); of its text {}",
             secret::describe(secret.text()),

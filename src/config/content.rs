@@ -1,8 +1,8 @@
-//! What a configuration was made of: the values of its settings and what its files held, as digests, so
-//! that reading it again can say what is different.
+//! The content that a configuration was made of: the values of its settings and the contents of its
+//! files, as digests, so that a later reading can say what is different.
 //!
-//! Invariant: a file's digest is that of the bytes that were made use of, not of what the file held a
-//! moment before or after, so no change is lost whenever it comes.
+//! Invariant: a file's digest is that of the bytes that were used, not of what the file held a
+//! moment before or after. No change is lost, whenever it comes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,26 +18,26 @@ fn digest(bytes: &[u8]) -> Digest {
     Sha256::digest(bytes).into()
 }
 
-/// One file; `None`: it could not be read.
+/// One file; `digest` is `None` if it could not be read.
 #[derive(Debug, Clone)]
 struct Held {
     path: PathBuf,
     digest: Option<Digest>,
-    /// It is not the configuration's own, whose content stands in the values.
+    /// False for the configuration's own file, whose content is in the values already.
     counts: bool,
 }
 
-/// The files that a configuration hangs on.
+/// The files that a configuration depends on.
 #[derive(Debug, Clone, Default)]
 pub struct Files(Vec<Held>);
 
 impl Files {
-    /// Reads a file and notes what it held.
+    /// Reads a file and notes its content.
     pub(super) fn read(&mut self, path: &Path) -> std::io::Result<String> {
         self.take(path, true)
     }
 
-    /// The same for the configuration's own file.
+    /// Does the same for the configuration's own file.
     pub(super) fn read_settings(&mut self, path: &Path) -> std::io::Result<String> {
         self.take(path, false)
     }
@@ -55,9 +55,9 @@ impl Files {
         self.0.append(&mut other.0);
     }
 
-    /// Looks at all of them; true when a content is new. Compared by content, because a Kubernetes
-    /// mount swaps a symlink and keeps the path. A file that is missing for a moment is not a new
-    /// content.
+    /// Reads all files again; true when one has new content. Content is compared, because a
+    /// Kubernetes mount swaps a symlink and keeps the path. A file that is missing for a moment
+    /// does not count as new content.
     pub fn look(&mut self) -> bool {
         let mut changed = false;
         for file in &mut self.0 {
@@ -70,7 +70,7 @@ impl Files {
         changed
     }
 
-    /// The files whose content is another one, or that were not there before.
+    /// The files with other content than before, and those that were not there before.
     #[must_use]
     pub fn differing(&self, before: &Self) -> Vec<String> {
         let was =
@@ -80,7 +80,8 @@ impl Files {
     }
 }
 
-/// The digest of each setting's value; secrets stand in them too, so they are never shown.
+/// The digest of each setting's value. Even digests are never shown, because some values are
+/// secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Values(BTreeMap<String, Digest>);
 
@@ -92,7 +93,7 @@ impl Values {
         Self(paths.iter().map(|p| (p.clone(), digest(value(p).as_bytes()))).collect())
     }
 
-    /// The settings whose value is another one.
+    /// The settings with another value than before.
     #[must_use]
     pub fn differing(&self, before: &Self) -> Vec<String> {
         let all = self.0.keys().chain(before.0.keys().filter(|path| !self.0.contains_key(*path)));
@@ -100,7 +101,7 @@ impl Values {
     }
 }
 
-/// Is this setting taken over by a reload? The manual, `default.toml`, says the same.
+/// True if a reload takes over this setting. The manual, `default.toml`, says the same.
 #[must_use]
 pub fn is_reloaded(path: &str) -> bool {
     match path.split_once('.') {
@@ -128,6 +129,7 @@ mod tests {
             values("[limits]\nconnections = 1\n[api]\nkeys = [\"b\"]\n[redis]\nurl = \"x\"\n");
         assert_eq!(now.differing(&before), ["api.keys", "redis.url"]);
         assert_eq!(before.differing(&now), ["api.keys", "redis.url"]);
+
         let folder = tempfile::tempdir().unwrap();
         let (own, secret) = (folder.path().join("own"), folder.path().join("secret"));
         std::fs::write(&own, "1").unwrap();
@@ -138,11 +140,13 @@ mod tests {
             files.read(&secret).unwrap();
             files
         };
+
         let mut first = read();
         assert!(!first.look());
         std::fs::write(&own, "2").unwrap();
         assert!(read().differing(&first).is_empty(), "what it says stands in the values");
         assert!(first.look() && !first.look(), "and it is read again for that, once");
+
         std::fs::write(&secret, "2").unwrap();
         assert_eq!(read().differing(&first), [secret.display().to_string()]);
         std::fs::remove_file(&secret).unwrap();

@@ -1,5 +1,5 @@
-//! `[[auth.keys]]`: from settings to keys. Also where secret and key files are read, and where what
-//! is odd about them is noted, with the fix.
+//! `[[auth.keys]]`: from settings to keys. Secret and key files are read here too, and their
+//! oddities are noted, each with its fix.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::{Problem, Redacted, Span};
 use crate::auth::algorithm::names;
 use crate::auth::{Algorithm, Encoding, Family, Key, Remote, Secret, jwk, pem};
 
-/// One `[[auth.keys]]`.
+/// One `[[auth.keys]]` entry.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AuthKey {
@@ -44,10 +44,12 @@ impl<'de> Deserialize<'de> for Moment {
             Date(toml::value::Datetime),
             Text(String),
         }
+
         let text = match Raw::deserialize(deserializer)? {
             Raw::Date(date) => date.to_string(),
             Raw::Text(text) => text,
         };
+
         let since = humantime::parse_rfc3339(&text).ok();
         since
             .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
@@ -59,7 +61,7 @@ impl<'de> Deserialize<'de> for Moment {
     }
 }
 
-/// Bounds of every `jwks_url`.
+/// Bounds for every `jwks_url`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
@@ -71,20 +73,20 @@ pub struct Jwks {
     pub ca_file: String,
 }
 
-/// What reading the keys yields besides them.
+/// The keys, and what else reading them yields.
 #[derive(Debug, Default)]
 pub(super) struct Found {
     pub(super) keys: Vec<Key>,
     pub(super) remotes: Vec<Arc<Remote>>,
     pub(super) problems: Vec<Problem>,
     pub(super) warnings: Vec<Problem>,
-    /// Files whose change calls for reading all again.
+    /// Files whose change requires a new reading of the configuration.
     pub(super) files: Files,
 }
 
-/// What the reading depends on.
+/// The circumstances of the reading.
 pub(super) struct Reading<'a> {
-    /// Weak secrets and unencrypted JWKS URLs are allowed.
+    /// True if weak secrets and unencrypted JWKS URLs are allowed.
     pub(super) dev: bool,
     pub(super) env: &'a dyn Fn(&str) -> Option<String>,
     pub(super) max_age: Duration,
@@ -119,20 +121,24 @@ impl Found {
             ("jwks_file", key.jwks_file.is_some()),
             ("jwks_url", key.jwks_url.is_some()),
         ];
+
         let mut given = sources.iter().filter(|(_, is)| *is).map(|(name, _)| *name);
         let (Some(name), None) = (given.next(), given.next()) else {
             let names: Vec<_> = sources.iter().map(|(name, _)| *name).collect();
             let message = format!("give exactly one of {}", names.join(", "));
             return note(&mut self.problems, at.to_owned(), message);
         };
+
         let path = format!("{at}.{name}");
         if key.encoding.is_some() && !name.starts_with("secret") {
             note(&mut self.problems, format!("{at}.encoding"), "belongs to a secret");
         }
+
         let text = match self.text(key, reading) {
             Ok(text) => text,
             Err(why) => return note(&mut self.problems, path, why),
         };
+
         let result = match name {
             "secret" | "secret_env" | "secret_file" => {
                 self.secret(&path, (at, key), &text, reading.dev)
@@ -141,12 +147,13 @@ impl Found {
             "jwks_url" => self.remote(at, key, &text, reading),
             _ => self.set(&path, at, key, &text),
         };
+
         if let Err(why) = result {
             note(&mut self.problems, path, why);
         }
     }
 
-    /// What the setting holds or points to.
+    /// The text that the setting holds or points to.
     fn text(&mut self, key: &AuthKey, reading: &Reading<'_>) -> Result<String, String> {
         let files = [&key.secret_file, &key.public_key_file, &key.jwks_file];
         if let Some(path) = files.into_iter().flatten().next() {
@@ -154,14 +161,16 @@ impl Found {
                 .files
                 .read(path)
                 .map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-            // The one newline that editors and `echo` put at the end is no part of a secret.
+            // Editors and `echo` put one newline at the end, which is no part of a secret.
             let text = text.strip_suffix('\n').unwrap_or(&text);
             return Ok(text.strip_suffix('\r').unwrap_or(text).to_owned());
         }
+
         if let Some(name) = &key.secret_env {
             return (reading.env)(name)
                 .ok_or_else(|| format!("the environment variable {name} is not set"));
         }
+
         let texts = [key.secret.as_ref().map(|s| &s.0), key.jwk.as_ref().map(|s| &s.0)];
         let texts = texts.into_iter().chain([key.public_key_pem.as_ref(), key.jwks_url.as_ref()]);
         texts.flatten().next().cloned().ok_or_else(|| "is missing".to_owned())
@@ -182,9 +191,11 @@ impl Found {
             }
             note(&mut self.warnings, path.to_owned(), weak.to_string());
         }
+
         for odd in secret.oddities() {
             note(&mut self.warnings, path.to_owned(), format!("the secret {odd}"));
         }
+
         let algs = bound(key, Family::Hmac, &[Algorithm::Hs256])?;
         self.keys.push(made(key, at, Key::new(key.kid.clone(), algs, secret)));
         Ok(())
@@ -201,6 +212,7 @@ impl Found {
         for odd in read.oddities {
             note(&mut self.warnings, path.to_owned(), format!("the key {odd}"));
         }
+
         let family = read.key.family();
         let default: Vec<_> = match family {
             Family::Rsa => vec![Algorithm::Rs256],
@@ -208,18 +220,20 @@ impl Found {
                 family.algorithms().collect()
             }
         };
+
         let algs = bound(key, family, &default)?;
         self.keys.push(made(key, at, Key::new(key.kid.clone(), algs, read.key)));
         Ok(())
     }
 
-    /// A JWK, or a file with a set of them.
+    /// Reads a JWK, or a file with a set of them.
     fn set(&mut self, path: &str, at: &str, key: &AuthKey, text: &str) -> Result<(), String> {
         if key.kid.is_some() {
             return Err("has its keys' own `kid`: leave kid out".to_owned());
         }
         let allowed = key.algs.clone().unwrap_or_else(|| Algorithm::ALL.to_vec());
         let set = jwk::read(text.as_bytes(), &allowed, true)?;
+
         if set.keys.is_empty() && set.left_out.is_empty() {
             return Err("holds no key".to_owned());
         }
@@ -229,6 +243,7 @@ impl Found {
         if !set.left_out.is_empty() {
             note(&mut self.warnings, path.to_owned(), set.left_out.to_string());
         }
+
         self.keys.extend(set.keys.into_iter().map(|one| made(key, at, one)));
         Ok(())
     }
@@ -247,6 +262,7 @@ impl Found {
                 .trim_matches(['[', ']'])
                 .parse()
                 .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
+
         match parsed.as_ref().ok().and_then(|u| u.scheme_str()) {
             Some("https") => {}
             Some("http") if is_local || reading.dev => {}
@@ -255,10 +271,12 @@ impl Found {
             }
             _ => return Err("is not a URL such as https://issuer/.well-known/jwks.json".to_owned()),
         }
+
         if key.kid.is_some() || key.valid_until.is_some() {
             let wrong = if key.kid.is_some() { "kid" } else { "valid_until" };
             note(&mut self.problems, format!("{at}.{wrong}"), "is the set's own: leave it out");
         }
+
         let asymmetric = |a: &Algorithm| a.family() != Family::Hmac;
         let all = Algorithm::ALL.into_iter().filter(asymmetric).collect();
         let algs = key.algs.clone().unwrap_or(all);
@@ -266,6 +284,7 @@ impl Found {
             let why = format!("{} needs a secret, which is in no public set", symmetric.name());
             note(&mut self.problems, format!("{at}.algs"), why);
         }
+
         self.remotes.push(Arc::new(Remote::new(url.to_owned(), algs, reading.max_age.as_secs())));
         Ok(())
     }
@@ -275,7 +294,8 @@ fn made(key: &AuthKey, at: &str, made: Key) -> Key {
     made.until(key.valid_until.map(|m| m.0)).named(at)
 }
 
-/// The algorithms that a key is bound to: what is configured, as far as its kind has them.
+/// The algorithms that a key is bound to: the configured ones, or the default. A configured
+/// algorithm that keys of this kind do not have is an error.
 fn bound(key: &AuthKey, family: Family, default: &[Algorithm]) -> Result<Vec<Algorithm>, String> {
     let algs = key.algs.clone().unwrap_or_else(|| default.to_vec());
     match algs.iter().find(|a| a.family() != family) {

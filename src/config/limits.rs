@@ -1,4 +1,5 @@
-//! Judging numbers, durations and the `[redis]` section: values of the right type that make no sense.
+//! Judges numbers, durations and the `[redis]` section: values of the right type that make no
+//! sense.
 
 use std::time::Duration;
 
@@ -8,10 +9,10 @@ use crate::channel::Retention;
 use crate::redis_url::Target;
 use crate::tls::Fingerprint;
 
-/// What the names of the gateway's own keys and channels in Redis begin with.
+/// The beginning of the names of the gateway's own keys and channels in Redis.
 const OWN: &str = "gateway:";
 
-/// The largest message, event or request body that can be configured: a batch of events has to stay
+/// The largest message, event or request body that can be configured. A batch of events has to stay
 /// far below the 4 GiB that its offsets reach.
 const MAX_BYTES: usize = 64 << 20;
 
@@ -51,6 +52,7 @@ impl Judge {
                 self.problem(name, "must be at least 1: everything has a bound");
             }
         }
+
         for (name, value) in [
             ("limits.publication_bytes", l.publication_bytes),
             ("limits.message_bytes", l.message_bytes),
@@ -60,6 +62,7 @@ impl Judge {
                 self.problem(name, format!("must be at most {MAX_BYTES}"));
             }
         }
+
         self.times(config);
         self.proportions(config);
     }
@@ -69,6 +72,7 @@ impl Judge {
         if l.refusal_wait.0 > MAX_REFUSAL_WAIT {
             self.problem("limits.refusal_wait", "must be at most 30s");
         }
+
         let (r, second) = (&config.redis, Duration::from_secs(1));
         for (name, Span(value)) in [
             ("limits.handshake_timeout", l.handshake_timeout),
@@ -84,6 +88,7 @@ impl Judge {
                 self.problem(name, "must be at least 1s");
             }
         }
+
         for (name, Span(value)) in [
             ("redis.connect_timeout", r.connect_timeout),
             ("redis.command_timeout", r.command_timeout),
@@ -99,40 +104,47 @@ impl Judge {
         }
     }
 
-    /// Values that make sense only beside others.
+    /// Judges values that make sense only in proportion to others.
     fn proportions(&mut self, config: &Config) {
         let (l, r) = (&config.limits, &config.redis);
         if config.auth.jwks.max_age.0 < config.auth.jwks.refresh.0 {
             self.problem("auth.jwks.max_age", "must not be below auth.jwks.refresh");
         }
+
         if r.reconnect_max.0 < r.reconnect_min.0 {
             self.problem("redis.reconnect_max", "must not be below redis.reconnect_min");
         }
+
         if l.queue_bytes < l.publication_bytes {
             self.problem(
                 "limits.queue_bytes",
                 "must be at least limits.publication_bytes, or one event closes every client",
             );
         }
+
         if l.queue_bytes_total < l.queue_bytes {
             self.problem("limits.queue_bytes_total", "must be at least limits.queue_bytes");
         }
+
         if r.subscriber_connections > MAX_SUBSCRIBERS {
             let message = format!("must be at most {MAX_SUBSCRIBERS}");
             self.problem("redis.subscriber_connections", message);
         }
     }
 
-    /// A rule's `history`.
+    /// Judges a rule's `history`.
     pub(super) fn history(&mut self, path: &str, kept: Kept) -> Option<Retention> {
         let Kept { size, ttl, plain } = kept;
         let (size_ok, ttl_ok) = ((1..=100_000).contains(&size), (SECOND..=YEAR).contains(&ttl.0));
+
         if !size_ok {
             self.problem(format!("{path}.size"), "is from 1 to 100000");
         }
+
         if !ttl_ok {
             self.problem(format!("{path}.ttl"), "is from 1s to 365 days");
         }
+
         (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0, plain })
     }
 
@@ -140,6 +152,7 @@ impl Judge {
         if config.broker.kind != BrokerKind::Redis {
             return;
         }
+
         let redis = &config.redis;
         let mut in_url = false;
         match Target::parse(&redis.url.0) {
@@ -154,6 +167,7 @@ impl Judge {
             }
             Err(e) => self.problem("redis.url", e.to_string()),
         }
+
         let in_text = !redis.sentinel_password.0.is_empty();
         for (path, file, other) in [
             ("redis.password_file", &redis.password_file, ("redis.url", in_url)),
@@ -164,27 +178,33 @@ impl Judge {
             ),
         ] {
             if !file.is_empty() {
-                // Read again for each connection; watched, so that a bad one is told before that.
+                // The file is read again for each connection. It is watched from now on, so that a
+                // bad one is reported before that.
                 self.in_file(path, file, other);
             }
         }
+
         for (i, text) in redis.tls_fingerprints.iter().enumerate() {
             if let Err(why) = text.parse::<Fingerprint>() {
                 self.problem(format!("redis.tls_fingerprints[{i}]"), why);
             }
         }
+
         if !redis.tls_fingerprints.is_empty() && !redis.ca_file.is_empty() {
             let why = "stand in the place of ca_file: give one of them";
             self.problem("redis.tls_fingerprints", why);
         }
+
         if redis.cert_file.is_empty() != redis.key_file.is_empty() {
             self.problem("redis.cert_file", "and key_file belong together");
         }
+
         let prefix = &redis.prefix;
         if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
             self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
         }
-        // A publisher's pattern for it would reach what is the gateway's own.
+
+        // A publisher's Redis ACL pattern for the prefix would include the gateway's own names.
         if !prefix.is_empty() && (OWN.starts_with(prefix.as_str()) || prefix.starts_with(OWN)) {
             self.problem(
                 "redis.prefix",

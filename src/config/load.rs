@@ -1,7 +1,7 @@
-//! Reads the configuration: defaults, file, environment, flags, each over the one before. It goes
-//! on after a problem, so that all of them are reported at once, each with where it came from.
+//! Reads the configuration: defaults, file, environment, flags, each over the one before. Reading
+//! goes on after a problem, so that all problems are reported at once, each with its origin.
 //!
-//! The only place that reads the environment, by a lookup that the caller passes in.
+//! This is the only place that reads the environment, by a lookup that the caller passes in.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -16,22 +16,22 @@ use super::tree::{
 };
 use super::{AuthKey, Channel, Config, DEFAULT_TOML, Policy, Problem};
 
-/// Where to read from. Tests pass their own; `cli` passes the process's.
+/// The sources of a configuration. Tests pass their own; `cli` passes the process's.
 pub struct Sources<'a> {
-    /// Defaults of this call that stand in for built-in ones (`--dev`).
+    /// Defaults that replace built-in ones in this call (`--dev`).
     pub presets: Vec<(&'a str, Value)>,
     pub file: Option<PathBuf>,
     pub env: Vec<(String, String)>,
-    /// Path, value and the flag's name.
+    /// Path, value and name of each flag.
     pub flags: Vec<(&'a str, Value, &'a str)>,
-    /// `--dev`: weak secrets are allowed.
+    /// True with `--dev`: weak secrets are allowed.
     pub dev: bool,
-    /// What the page of `--dev` signs with.
+    /// The secret that the page of `--dev` signs with.
     pub dev_secret: Option<String>,
 }
 
 impl Sources<'_> {
-    /// The process's environment; `TOLLGATE_CONFIG` counts where no file is given.
+    /// The process's environment; `TOLLGATE_CONFIG` names the file where none is given.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>) -> Self {
         let env = Self::process_env();
@@ -59,11 +59,11 @@ pub struct Loaded {
     pub policy: Policy,
     /// The effective tree with secrets redacted, as TOML.
     pub printed: String,
-    /// Which values it has, to be compared with those of another reading.
+    /// The digests of its values, for comparison with another reading.
     pub values: Values,
 }
 
-/// The lists of tables: their elements are checked one by one.
+/// The lists of tables, whose elements are checked one by one.
 const LISTS: [&str; 2] = ["auth.keys", "channels"];
 
 /// Reads and judges everything.
@@ -75,6 +75,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     for (path, value) in &sources.presets {
         put(&mut tree.values, path, value.clone());
     }
+
     let file =
         sources.file.clone().or_else(|| sources.variable("TOLLGATE_CONFIG").map(PathBuf::from));
     if let Some(path) = &file {
@@ -86,6 +87,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     for (path, value, flag) in &sources.flags {
         tree.set(path, value.clone(), format!("from {flag}"));
     }
+
     let (printed, values) = (tree.printed(), Values::of(&tree.values));
     let keys = tree.elements::<AuthKey>("auth.keys");
     let channels = tree.elements::<Channel>("channels");
@@ -94,12 +96,15 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
         config.channels = channels;
         config
     });
+
     let Some(config) = config else {
         return Err(tree.problems);
     };
+
     let judged = Policy::build(&config, (sources.dev, sources.dev_secret.as_deref()), &|name| {
         sources.variable(name).map(str::to_owned)
     });
+
     match judged {
         Ok(mut policy) if tree.problems.is_empty() => {
             policy.files.append(&mut tree.files);
@@ -118,7 +123,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
 struct Tree {
     values: Table,
     defaults: Table,
-    /// Where a path's value came from, where not from the defaults.
+    /// The origins of values that are not defaults, by path.
     origins: BTreeMap<String, String>,
     problems: Vec<Problem>,
     files: Files,
@@ -138,7 +143,8 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// Notes a problem with the origin of its path or of what it is part of.
+    /// Notes a problem with the origin of its path, or of the nearest part of the path that has
+    /// one.
     fn problem(&mut self, path: &str, message: String) {
         let mut key = path;
         let origin = loop {
@@ -163,10 +169,11 @@ impl Tree {
                 return;
             }
         };
+
         let table: Table = match text.parse() {
             Ok(table) => table,
             Err(e) => {
-                // Not its whole text: that quotes the line, which may hold a secret.
+                // The error's whole text would quote the line, which may hold a secret.
                 let error: toml::de::Error = e;
                 let line = error.span().map(|at| text[..at.start].matches('\n').count() + 1);
                 let at = line.map_or_else(String::new, |n| format!("line {n}: "));
@@ -174,12 +181,13 @@ impl Tree {
                 return;
             }
         };
+
         for (section, value) in table {
             self.merge(&section, value, &text, &shown);
         }
     }
 
-    /// Takes over one value of the file; tables are taken over name by name.
+    /// Takes over one value of the file; a table is taken over name by name.
     fn merge(&mut self, path: &str, value: Value, text: &str, file: &str) {
         let line = line_of(text, path);
         let origin = line.map_or_else(|| file.to_owned(), |n| format!("{file}:{n}"));
@@ -195,8 +203,8 @@ impl Tree {
     }
 
     fn merge_env(&mut self, name: &str, text: &str) {
-        // Kubernetes puts TOLLGATE_PORT, TOLLGATE_SERVICE_HOST and the like into every pod beside
-        // a Service called tollgate: only names with a section are ours.
+        // Kubernetes puts TOLLGATE_PORT, TOLLGATE_SERVICE_HOST and the like into every pod beside a
+        // Service called tollgate, so only names with a section are ours.
         let Some(rest) = name.strip_prefix("TOLLGATE_") else {
             return;
         };
@@ -205,6 +213,7 @@ impl Tree {
             None if rest == "CHANNELS" => "channels".to_owned(),
             None => return,
         };
+
         let origin = format!("from the environment, {name}");
         let is_list = LISTS.contains(&path.as_str());
         let value = match lookup(&self.defaults, &path) {
@@ -213,6 +222,7 @@ impl Tree {
             None if is_list => json_value(text),
             None => return self.unknown(&path, origin),
         };
+
         self.set(&path, value, origin);
     }
 
@@ -237,11 +247,12 @@ impl Tree {
         self.problems.push(Problem { path: path.to_owned(), origin: Some(origin), message });
     }
 
-    /// The elements of a list of tables, each read by itself.
+    /// Reads the elements of a list of tables, each by itself, and takes the list out of the tree.
     fn elements<T: DeserializeOwned>(&mut self, path: &str) -> Vec<T> {
         let Some(Value::Array(list)) = lookup(&self.values, path).cloned() else {
             return Vec::new();
         };
+
         if let Some((section, name)) = path.split_once('.') {
             if let Some(Value::Table(table)) = self.values.get_mut(section) {
                 table.remove(name);
@@ -249,6 +260,7 @@ impl Tree {
         } else {
             self.values.remove(path);
         }
+
         let mut out = Vec::new();
         for (i, element) in list.into_iter().enumerate() {
             out.extend(self.element::<T>(&format!("{path}[{i}]"), element));
@@ -256,23 +268,26 @@ impl Tree {
         out
     }
 
-    /// Reads one element; a bad field is noted and taken out, and the rest is read again.
+    /// Reads one element. A bad field is noted and removed, and the rest is read again.
     fn element<T: DeserializeOwned>(&mut self, at: &str, mut element: Value) -> Option<T> {
         loop {
             let error = match serde_path_to_error::deserialize::<_, T>(element.clone()) {
                 Ok(value) => return Some(value),
                 Err(error) => error,
             };
+
             let message = without_value(at, error.inner().message().trim());
             let unknown = unknown_field(&message);
             let field = match error.path().iter().next() {
                 Some(serde_path_to_error::Segment::Map { key }) => Some(key.clone()),
                 _ => unknown.clone(),
             };
+
             let Some(field) = field else {
                 self.problem(at, message);
                 return None;
             };
+
             let said = error.path().to_string();
             match unknown {
                 Some(name) => {
@@ -283,24 +298,27 @@ impl Tree {
                 }
                 None => self.problem(&format!("{at}.{said}"), message),
             }
+
             let table = element.as_table_mut()?;
             table.remove(&field)?;
         }
     }
 
-    /// The sections; a bad value is noted and its default tried instead.
+    /// Reads the sections. A bad value is noted, and its default is tried instead.
     fn config(&mut self) -> Option<Config> {
         loop {
             let error = match serde_path_to_error::deserialize::<_, Config>(self.values.clone()) {
                 Ok(config) => return Some(config),
                 Err(error) => error,
             };
+
             let path = error.path().to_string();
             let message = without_value(&path, error.inner().message().trim());
             self.problem(&path, message);
             let names: Vec<_> = path.splitn(3, '.').take(2).collect();
             let key = names.join(".");
             let key = key.split('[').next().unwrap_or_default();
+
             let default = lookup(&self.defaults, key)?.clone();
             if lookup(&self.values, key) == Some(&default) {
                 return None;

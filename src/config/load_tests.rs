@@ -77,6 +77,7 @@ pattern = "b:{id}"
 allow = "authenticated"
 history = { size = 1, tll = "1m" }
 "#;
+
     let problems = run(Some(file), &[("TOLLGATE_REDIS__PREFX", "x")]).unwrap_err().join("\n");
     for expected in [
         "server.listen: ",
@@ -92,6 +93,7 @@ history = { size = 1, tll = "1m" }
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
     }
+
     assert!(problems.contains(":3)"), "the line of server.listen\n{problems}");
     assert!(!problems.contains("0123456789abcdef"), "a secret was shown\n{problems}");
 }
@@ -116,6 +118,7 @@ fn field_f16_sections_are_compared_with_sections_and_names_with_names() {
         let problems = run(Some(file), &[("TOLLGATE_AUTH__KEYS", KEY)]).unwrap_err().join("\n");
         assert!(problems.contains(meant), "{meant}\n--- in\n{problems}");
     }
+
     for (name, meant) in [
         ("TOLLGATE_LIMITZ__QUEUE_BYTES", "; did you mean limits.queue_bytes?"),
         ("TOLLGATE_LIMITZ__ZZZ", "; did you mean the section limits?"),
@@ -161,6 +164,7 @@ pattern = "h:{id}"
 allow = "authenticated"
 history = { size = 0, ttl = "10ms" }
 "#;
+
     let problems = run(Some(file), &[]).unwrap_err().join("\n");
     for expected in [
         "server.allowed_origins[0]: ",
@@ -197,6 +201,7 @@ sentinel_password_file = "/dev/null"
 secret = "hunter2"
 secret_file = "/etc/passwd"
 "#;
+
     let problems = run(Some(file), &[]).unwrap_err().join("\n");
     for expected in [
         "redis.password_file: gives what redis.url holds too: give one of them",
@@ -207,6 +212,7 @@ secret_file = "/etc/passwd"
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
     }
+
     assert!(!problems.contains("hunter2"), "{problems}");
 }
 
@@ -250,7 +256,8 @@ fn a_file_that_is_not_there_is_said_to_be() {
     assert!(load(&sources).unwrap_err()[0].to_string().contains("cannot be read"));
 }
 
-/// A value of the wrong type, or a line that is not TOML, was quoted in the message, secret and all.
+/// Regression: the message about a value of the wrong type, or a line that is not TOML, quoted it,
+/// secret and all.
 #[test]
 fn no_secret_is_in_a_message() {
     for (file, env) in [
@@ -271,7 +278,7 @@ fn no_secret_is_in_a_message() {
     }
 }
 
-/// A password before the scheme ended the process.
+/// Regression: a password before the scheme ended the process.
 #[test]
 fn a_malformed_redis_url_is_redacted_whole() {
     for url in ["a@b://c", "user:hunter2@redis://host", "hunter2@host", "redis://u:hunter2@host"] {
@@ -318,7 +325,7 @@ fn sections_within_sections_have_variables_too() {
     assert!(problems[0].contains("did you mean auth.jwks.refresh?"), "{problems:?}");
 }
 
-/// A publisher that may write to `<prefix>*` must not reach what is the gateway's own.
+/// A publisher that may write to `<prefix>*` must not reach the gateway's own names.
 #[test]
 fn field_e7_a_prefix_that_reaches_the_gateways_own_names_is_refused() {
     for (prefix, good) in [("ws:", true), ("gate", false), ("g", false), ("gateway:x:", false)] {

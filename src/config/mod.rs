@@ -21,15 +21,15 @@ pub use keys::{AuthKey, Jwks, Moment};
 pub use load::{Loaded, Sources, load};
 pub use policy::Policy;
 
-/// The built-in defaults and manual.
+/// The built-in defaults, which are the manual too.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
 
-/// One thing that is wrong with the configuration.
+/// One problem with the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// For example `redis.url` or `channels[1].pattern`.
+    /// The setting, for example `redis.url` or `channels[1].pattern`.
     pub path: String,
-    /// Where the value came from, when it came from somewhere.
+    /// The place that the value came from, if there is one.
     pub origin: Option<String>,
     pub message: String,
 }
@@ -118,7 +118,7 @@ pub struct Broker {
     pub history_bytes: usize,
 }
 
-/// `[history]`.
+/// The section `[history]`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct History {
     pub max_messages: usize,
@@ -178,7 +178,7 @@ pub struct Auth {
     pub keys: Vec<AuthKey>,
 }
 
-/// `[auth.session_cookie]`.
+/// The section `[auth.session_cookie]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct SessionCookie {
     pub enabled: bool,
@@ -188,7 +188,7 @@ pub struct SessionCookie {
     pub secret_files: Vec<std::path::PathBuf>,
 }
 
-/// `[callback]`.
+/// The section `[callback]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Callback {
     pub url: String,
@@ -201,14 +201,14 @@ pub struct Callback {
     pub cache_entries: usize,
 }
 
-/// `[doctor]`.
+/// The section `[doctor]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Doctor {
     pub per_second: u32,
     pub log_interval: Span,
 }
 
-/// `[drift]`.
+/// The section `[drift]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Drift {
     pub issuers: Vec<String>,

@@ -1,5 +1,5 @@
-//! From settings to what the session layer asks: verifier, rules, origins, limits. This is also
-//! where values are judged that have the right type but make no sense.
+//! From settings to what the session layer needs: verifier, rules, origins, limits. Values that
+//! have the right type but make no sense are judged here too.
 //!
 //! Invariant: a `Policy` that exists is usable. It is swapped whole on reload.
 
@@ -17,7 +17,7 @@ use crate::auth::{
 use crate::origin::AllowedOrigins;
 use crate::tls;
 
-/// Everything that may change while running.
+/// Everything that may change while the gateway runs.
 #[derive(Debug)]
 pub struct Policy {
     pub verifier: Verifier,
@@ -36,11 +36,11 @@ pub struct Policy {
     pub callback_secret: String,
     /// PEM of the certificates that the callback's server may have.
     pub callback_ca: Option<String>,
-    /// What `--dev` signs with; its tokens are accepted beside those of the configured keys.
+    /// The key of `--dev`; its tokens are accepted beside those of the configured keys.
     pub dev_key: Option<Key>,
-    /// What works but is probably not meant.
+    /// Settings that work but are probably not intended.
     pub warnings: Vec<Problem>,
-    /// The files whose change calls for reading all again, with what they held.
+    /// The files whose change requires a new reading of the configuration, with their contents.
     pub files: Files,
 }
 
@@ -63,12 +63,14 @@ impl Judge {
         self.warnings.push(Problem { path: path.into(), origin: None, message: message.into() });
     }
 
-    /// A secret that stands in a file, which is watched from now on, and not in another setting too.
+    /// Reads a secret from a file, which is watched from now on. The secret must not be in another
+    /// setting too.
     pub(super) fn in_file(&mut self, path: &str, file: &str, other: (&str, bool)) -> String {
         let text = self.files.read(Path::new(file));
         if let (other, true) = other {
             self.problem(path, format!("gives what {other} holds too: give one of them"));
         }
+
         let secret = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
         match &secret {
             Err(e) => self.problem(path, format!("{file} cannot be read: {e}")),
@@ -78,6 +80,7 @@ impl Judge {
             }
             Ok(_) => {}
         }
+
         secret.unwrap_or_default()
     }
 }
@@ -86,13 +89,14 @@ impl Policy {
     /// Judges a configuration.
     ///
     /// # Errors
-    /// All problems.
+    /// All problems that were found.
     pub fn build(
         config: &Config,
         (dev, dev_secret): (bool, Option<&str>),
         env: &dyn Fn(&str) -> Option<String>,
     ) -> Result<Self, Vec<Problem>> {
         let mut judge = Judge::default();
+
         judge.limits(config);
         judge.redis(config);
         let allowed_origins = judge.origins(&config.server.allowed_origins, dev);
@@ -101,11 +105,13 @@ impl Policy {
         let session = judge.session_cookie(&config.auth.session_cookie, dev, env);
         let callback_secret = judge.callback(config);
         let callback_ca = judge.callback_ca(config);
+
         let reading = Reading { dev, env, max_age: config.auth.jwks.max_age.0 };
         let mut found = Found::read(&config.auth.keys, &reading);
         judge.problems.append(&mut found.problems);
         judge.files.append(&mut found.files);
         judge.warnings.append(&mut found.warnings);
+
         let without_keys = config.auth.keys.is_empty() && session.is_none();
         if without_keys && !dev && !config.auth.anonymous {
             judge.problem(
@@ -114,16 +120,20 @@ impl Policy {
                  with secret_env or secret_file, or set TOLLGATE_AUTH__KEYS",
             );
         }
-        // A key of its own: what the configured ones sign is accepted elsewhere too.
+
+        // The page has a key of its own: tokens of the configured keys are accepted elsewhere too.
         let dev_key = dev_secret.and_then(|text| judge.dev_key(text));
         found.keys.extend(dev_secret.and_then(|text| judge.dev_key(text)));
+
         let api_keys = judge.api_keys(&config.api);
         if config.auth.user_claim.is_empty() {
             judge.problem("auth.user_claim", "name at least one claim");
         }
+
         if !judge.problems.is_empty() {
             return Err(judge.problems);
         }
+
         let auth = &config.auth;
         Ok(Self {
             verifier: Verifier::new(
@@ -160,6 +170,7 @@ fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
             vec![]
         }
     });
+
     Settings {
         issuer: auth.issuer.clone(),
         audience: auth.audience.clone(),
@@ -213,6 +224,7 @@ impl Judge {
                     continue;
                 }
             };
+
             if channel.allow == AllowKind::Owner && pattern.placeholders() != 1 {
                 self.problem(at("pattern"), "owner needs exactly one placeholder, the user");
             }
@@ -225,6 +237,7 @@ impl Judge {
                     "only owner and granted patterns, or ones without a placeholder, name a channel",
                 );
             }
+
             let allow = match (channel.allow, &channel.claim) {
                 (AllowKind::Owner, _) => Allow::Owner,
                 (AllowKind::Authenticated, _) => Allow::Authenticated,
@@ -243,6 +256,7 @@ impl Judge {
                     continue;
                 }
             };
+
             if channel.allow != AllowKind::Claim
                 && (channel.claim.is_some() || channel.value.is_some())
             {
@@ -251,27 +265,32 @@ impl Judge {
             if channel.allow != AllowKind::Callback && !channel.send_claims.is_empty() {
                 self.problem(at("send_claims"), "belongs to allow = \"callback\"");
             }
+
             let history = channel.history.and_then(|kept| self.history(&at("history"), kept));
             rules.push(Rule { pattern, allow, auto_subscribe: channel.auto_subscribe, history });
         }
         rules
     }
 
-    /// The secret that the gateway shows, or nothing.
+    /// Judges the section and returns the secret that the gateway shows to the callback's server,
+    /// or an empty text.
     fn callback(&mut self, config: &Config) -> String {
         let used = config.channels.iter().any(|c| c.allow == AllowKind::Callback);
         let url = &config.callback.url;
         if used && url.is_empty() {
             self.problem("callback.url", "is needed by the rules with allow = \"callback\"");
         }
+
         let parsed: Option<axum::http::Uri> = url.parse().ok();
         let scheme = parsed.as_ref().and_then(|u| u.scheme_str());
         if !url.is_empty() && !matches!(scheme, Some("http" | "https")) {
             self.problem("callback.url", "is not a URL such as https://app/api/may-subscribe");
         }
+
         if config.callback.concurrency == 0 || config.callback.timeout.0.is_zero() {
             self.problem("callback", "concurrency and timeout must not be 0");
         }
+
         let Callback { secret, secret_file, .. } = &config.callback;
         if secret_file.is_empty() {
             return secret.0.clone();
@@ -302,8 +321,10 @@ impl Judge {
         if !section.enabled {
             return None;
         }
+
         let at = "auth.session_cookie";
         let mut secrets: Vec<String> = section.secrets.iter().map(|s| s.0.clone()).collect();
+
         for name in &section.secrets_env {
             match env(name) {
                 Some(secret) => secrets.push(secret),
@@ -313,6 +334,7 @@ impl Judge {
                 ),
             }
         }
+
         for path in &section.secret_files {
             match self.files.read(path) {
                 Ok(text) => secrets.push(text.trim_end_matches(['\r', '\n']).to_owned()),
@@ -322,9 +344,11 @@ impl Judge {
                 ),
             }
         }
+
         if secrets.is_empty() || section.cookies.is_empty() {
             self.problem(at, "give secrets, secrets_env or secret_files, and cookies");
         }
+
         for secret in &secrets {
             let weak = Secret::new(secret, Encoding::Utf8).map(|s| s.weakness());
             match weak {
@@ -336,6 +360,7 @@ impl Judge {
                 self.warning(at, format!("a secret {odd}"));
             }
         }
+
         Some(SessionCookie { names: section.cookies.clone(), secrets })
     }
 
@@ -344,6 +369,7 @@ impl Judge {
         for (i, key) in api.keys.iter().enumerate() {
             keys.push((format!("api.keys[{i}]"), key.0.clone()));
         }
+
         if !api.key_file.is_empty() {
             match self.files.read(Path::new(&api.key_file)) {
                 Ok(text) => {
@@ -353,11 +379,13 @@ impl Judge {
                 Err(e) => self.problem("api.key_file", format!("cannot be read: {e}")),
             }
         }
+
         for (path, key) in &keys {
             if key.len() < MIN_API_KEY {
                 self.problem(path, format!("an API key needs at least {MIN_API_KEY} characters"));
             }
         }
+
         keys.into_iter().map(|(_, key)| key.into_bytes().into()).collect()
     }
 }

@@ -1,10 +1,10 @@
-//! TOML trees by dotted path, and the small texts around them: lines, nearest names, redaction.
+//! TOML trees by dotted path, and helpers for their texts: lines, nearest names, redaction.
 
 use toml::{Table, Value};
 
 use crate::auth::keys::shown_url;
 
-/// serde's text for an unknown field, reworded by the caller.
+/// The name in serde's message about an unknown field, which the caller words anew.
 pub(super) fn unknown_field(message: &str) -> Option<String> {
     let rest = message.strip_prefix("unknown field ")?;
     quoted(rest).next().map(str::to_owned)
@@ -18,8 +18,8 @@ pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> S
     closest(name, known).map_or_else(String::new, |best| format!("; did you mean {best}?"))
 }
 
-/// A setting or section that may have been meant: among the sections for a section, within the section
-/// for what is in one, and only then by its own name anywhere.
+/// A setting or section that may have been meant. A section is sought among the sections, a name
+/// within its section, and only after that anywhere.
 pub(super) fn nearest_path(path: &str, defaults: &Table, lists: &[&str]) -> String {
     let mut keys = Vec::new();
     all_paths(defaults, "", &mut keys);
@@ -28,7 +28,7 @@ pub(super) fn nearest_path(path: &str, defaults: &Table, lists: &[&str]) -> Stri
     let prefix =
         |section: &str| if section.is_empty() { String::new() } else { format!("{section}.") };
 
-    // The section is right: what is in it, and its own sections.
+    // The section is right: the name is sought among its settings and its own sections.
     let known = section.is_empty() || matches!(lookup(defaults, section), Some(Value::Table(_)));
     if known {
         let inside = prefix(section);
@@ -38,12 +38,12 @@ pub(super) fn nearest_path(path: &str, defaults: &Table, lists: &[&str]) -> Stri
         if let Some(best) = closest(name, names.into_iter()) {
             return format!("; did you mean {inside}{best}?");
         }
-        // It may stand in the wrong section.
+        // The name may be right, but in the wrong section.
         let same = |key: &&String| key.rsplit('.').next() == Some(name);
         return keys.iter().find(same).map_or_else(String::new, |k| format!("; did you mean {k}?"));
     }
 
-    // The section is wrong: which one is meant, and does it have the name?
+    // The section is wrong: the nearest section is sought, and the nearest name within it.
     let sections = keys.iter().filter_map(|key| Some(key.rsplit_once('.')?.0));
     let Some(meant) = closest(section, sections) else { return String::new() };
     let inside = prefix(meant);
@@ -94,16 +94,17 @@ pub(super) fn all_paths(table: &Table, prefix: &str, out: &mut Vec<String>) {
     }
 }
 
-/// A number, boolean or list from the environment; what is not JSON stays text and is refused by
-/// its type.
+/// A number, boolean or list from the environment. A value that is not JSON stays text and is
+/// refused by its type later.
 pub(super) fn json_value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
-/// The line on which the file sets `section.name`, 1-based.
+/// The line on which the file sets `section.name`, or begins the section of that name, 1-based.
 pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
     let (wanted_section, name) = path.rsplit_once('.').unwrap_or(("", path));
     let mut section = String::new();
+
     for (i, line) in text.lines().enumerate() {
         let line = line.trim();
         if let Some(rest) = line.strip_prefix('[') {
@@ -119,10 +120,11 @@ pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
             }
         }
     }
+
     None
 }
 
-/// True for what may hold a secret: its value must not be in a message about it.
+/// True for a setting that may hold a secret: messages must not contain its value.
 pub(super) fn is_secret(path: &str) -> bool {
     let secrets = [
         "api.keys",
@@ -140,11 +142,13 @@ pub(super) fn without_value(path: &str, message: &str) -> String {
     if !is_secret(path) {
         return message.to_owned();
     }
-    // These quote a name, not a value; a variant is a value, but of a closed set.
+
+    // These messages quote a name, not a value. A variant is a value, but of a closed set.
     let named = ["unknown field", "missing field", "duplicate field", "unknown variant"];
     if named.iter().any(|known| message.starts_with(known)) {
         return message.to_owned();
     }
+
     match message.rsplit_once(", expected ") {
         Some((_, expected)) => format!("has the wrong type: expected {expected}"),
         None => "has a value that cannot be used".to_owned(),
@@ -158,39 +162,47 @@ pub(super) fn redact(value: &mut Value, path: &str) {
                 redact(value, &format!("{path}.{name}"));
             }
         }
+
         Value::Array(list) if [".api.keys", ".auth.session_cookie.secrets"].contains(&path) => {
             for key in list {
                 *key = Value::String("<redacted>".to_owned());
             }
         }
+
         Value::Array(list) => {
             for element in list {
                 redact(element, path);
             }
         }
+
         Value::String(text)
             if [".secret", ".jwk", "password"].iter().any(|end| path.ends_with(end)) =>
         {
             "<redacted>".clone_into(text);
         }
+
         Value::String(text) if path.ends_with(".jwks_url") || path == ".callback.url" => {
             if !text.is_empty() {
                 *text = shown_url(text);
             }
         }
+
         Value::String(text) if path.ends_with("_pem") && text.contains("PRIVATE KEY") => {
             "<redacted>".clone_into(text);
         }
+
         Value::String(text) if path == ".callback.secret" && !text.is_empty() => {
             "<redacted>".clone_into(text);
         }
+
         Value::String(text) if path == ".redis.url" => {
-            // Whatever stands before the host may be a password, in a malformed URL too.
+            // Everything before the host may be a password, in a malformed URL too.
             if let Some(end) = text.rfind('@') {
                 let start = text.find("://").map_or(0, |at| at + 3);
                 text.replace_range(if start <= end { start..end } else { 0..end }, "<redacted>");
             }
         }
+
         Value::String(_)
         | Value::Integer(_)
         | Value::Float(_)

@@ -1,12 +1,12 @@
-//! The closed set of causes that the doctor names: slug, meaning, and what to do. `docs/tokens.md` is
-//! generated from this table.
+//! The closed set of causes that the doctor names: slug, meaning, and what to do. `docs/tokens.md`
+//! is generated from this table.
 
-/// Which side has to change.
+/// The side that has to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Side {
     Gateway,
-    /// Whoever makes the token, or carries it here.
+    /// The program that makes the token, or one that carries it to the gateway.
     Issuer,
 }
 
@@ -310,7 +310,7 @@ impl Cause {
     }
 }
 
-/// The table as Markdown.
+/// The table as Markdown, for `docs/tokens.md`.
 #[must_use]
 pub fn markdown() -> String {
     let cell = |text: &str| text.replace('|', "\\|");

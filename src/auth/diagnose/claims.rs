@@ -1,4 +1,5 @@
-//! Why a claim was refused. The signature has verified, so the claims may be shown, cut and escaped.
+//! Why a claim was refused. The signature has verified, so the claims may be shown, cut and
+//! escaped.
 
 use serde_json::{Map, Value};
 
@@ -19,11 +20,13 @@ pub(super) fn find(
         let value = claims.get(name)?.as_f64()?;
         Some((name, value, finer_than_seconds(value)?))
     });
+
     if let Some((name, value, unit)) = finer {
         let fix = Cause::ExpInMilliseconds.fix();
         let advice = format!("{name} is {value}, which counts {unit}: seconds are expected. {fix}");
         return Some(Finding::new(Cause::ExpInMilliseconds, Side::Issuer, advice));
     }
+
     let number = |name: &str| claims.get(name).and_then(Value::as_f64);
     match reason {
         Reason::Expired => Some(expired(number("exp").unwrap_or_default(), now)),
@@ -60,7 +63,8 @@ pub(super) fn find(
     }
 }
 
-/// An `exp` below this would be a moment before 1980, when no token could be made: ten years as a duration.
+/// Ten years in seconds. An `exp` below this would be a moment before 1980, when no token could be
+/// made, so it is a duration.
 const LONGEST_DURATION: f64 = 315_360_000.0;
 
 fn expired(exp: f64, now: u64) -> Finding {
@@ -68,11 +72,13 @@ fn expired(exp: f64, now: u64) -> Finding {
         let advice = format!("exp is {exp}, 1970 or before: a date that nobody set?");
         return Finding::new(Cause::TokenExpired, Side::Issuer, advice);
     }
+
     let at = moment(exp as u64);
     if exp < LONGEST_DURATION {
         let advice = format!("exp is {exp}, in {at}: {}", Cause::ExpIsDuration.fix());
         return Finding::new(Cause::ExpIsDuration, Side::Issuer, advice);
     }
+
     let ago = now.saturating_sub(exp as u64);
     let advice = format!("it ended at {at}, {ago} s ago. {}", Cause::TokenExpired.fix());
     Finding::new(Cause::TokenExpired, Side::Issuer, advice)
@@ -102,16 +108,19 @@ fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding
             }
         }
     }
+
     let named = |c: &UserClaim| Some((c.0.clone(), c.find(claims)?));
     let user = subject.settings.user_claim.iter().find_map(named);
     let why = |value: &Value| match id_text(value) {
         Some(text) => check_id(&text).err().map(|e| format!(": {e}")),
         None => Some(String::new()),
     };
+
     if let Some((name, value, why)) = user.and_then(|(n, v)| Some((n, v, why(v)?))) {
         let advice = format!("{name} is {}{why}. {}", kind(value), Cause::UserClaimUnusable.fix());
         return Some(Finding::new(Cause::UserClaimUnusable, Side::Issuer, advice));
     }
+
     subscription_token(claims)
 }
 
@@ -142,11 +151,13 @@ fn issuer(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
             format!("the token has no iss; auth.issuer is {ours}. {}", Cause::IssuerMissing.fix()),
         );
     };
+
     let no_slash = |s: &str| s.trim_end_matches('/').to_owned();
     let no_scheme = |s: &str| no_slash(s).replace("https://", "").replace("http://", "");
     let lower = |s: &str| no_scheme(s).to_lowercase();
     let same =
         |f: &dyn Fn(&str) -> String| subject.settings.issuer.iter().any(|o| f(o) == f(theirs));
+
     let cause = if same(&no_slash) {
         Cause::IssuerTrailingSlash
     } else if same(&no_scheme) {
@@ -156,6 +167,7 @@ fn issuer(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
     } else {
         Cause::IssuerOther
     };
+
     let side = if cause == Cause::IssuerOther { Side::Issuer } else { Side::Gateway };
     let advice = format!(
         "token: iss = {:?}; configuration: auth.issuer = {ours:?}. {}",
@@ -176,6 +188,7 @@ fn audience(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
         let advice = format!("{hint}auth.audience is {ours:?}. {}", Cause::AudienceMissing.fix());
         return Finding::new(Cause::AudienceMissing, Side::Issuer, advice);
     };
+
     let advice = format!(
         "token: aud = {}; configuration: auth.audience = {ours:?}. {}",
         shown(&theirs.to_string()),
@@ -186,6 +199,7 @@ fn audience(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
 
 fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
     let configured: Vec<&str> = subject.settings.user_claim.iter().map(|c| c.0.as_str()).collect();
+
     if claims.get("role").is_some_and(|r| r == "anon") {
         let advice =
             "this is the Supabase anon key, which speaks for nobody: send the user's access token";
@@ -195,6 +209,7 @@ fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
         let advice = "this is a subscription token: connect with the user's token, and send this one with subscribe";
         return Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned());
     }
+
     let usual = ["sub", "userId", "user_id", "uid", "id", "user.id", "email", "username"];
     let is_id = |n: &&str| UserClaim((*n).to_owned()).find(claims).and_then(id_text).is_some();
     let advice = match usual.into_iter().find(is_id) {
@@ -206,5 +221,6 @@ fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
             format!("the token has none of {configured:?}; its claims are {}", names.join(", "))
         }
     };
+
     Finding::new(Cause::UserClaimOther, Side::Gateway, advice)
 }

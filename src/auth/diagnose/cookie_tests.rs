@@ -16,7 +16,7 @@ impl hkdf::KeyType for Bytes32 {
     }
 }
 
-/// As NextAuth 4 makes it.
+/// A cookie as NextAuth 4 makes it.
 fn next_auth_4(secret: &str) -> String {
     next_auth_4_with(secret, &good())
 }
@@ -26,6 +26,7 @@ fn next_auth_4_with(secret: &str, claims: &Value) -> String {
     let prk = hkdf::Salt::new(hkdf::HKDF_SHA256, b"").extract(secret.as_bytes());
     let info: &[&[u8]] = &[b"NextAuth.js Generated Encryption Key"];
     prk.expand(info, Bytes32).unwrap().fill(&mut key).unwrap();
+
     let header = b64(json!({"alg": "dir", "enc": "A256GCM"}).to_string().as_bytes());
     let key = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &key).unwrap());
     let mut data = claims.to_string().into_bytes();
@@ -51,6 +52,7 @@ fn field_d10_a_cookie_of_another_spelling_of_the_secret_is_explained() {
     assert!(examine(&cookies(TEXT), &next_auth_4(TEXT), &[], NOW).accepted());
     let quoted = format!("\"{TEXT}\"");
     let newline = format!("{TEXT}\n");
+
     for (what, ours, theirs, cause, side) in [
         ("ours quoted", &*quoted, TEXT, "secret_quoted", Side::Gateway),
         ("theirs quoted", TEXT, &*quoted, "secret_quoted", Side::Issuer),
@@ -63,13 +65,14 @@ fn field_d10_a_cookie_of_another_spelling_of_the_secret_is_explained() {
         assert_eq!((found, whose), (cause, Some(side)), "{what}: {advice}");
         assert!(advice.contains("NextAuth 4") || cause == "secret_default", "{what}: {advice}");
     }
-    // A damaged cookie is mended as a token is.
+
+    // A damaged cookie is repaired as a token is.
     let (found, _, advice) = said(&cookies(TEXT), &format!("\"{}\"", next_auth_4(TEXT)));
     assert_eq!(found, "token_quoted");
     assert!(advice.contains("Apart from that"), "{advice}");
 }
 
-/// Nothing was wrong with the secret, and it was said that none opens the cookie.
+/// Regression: a cookie whose secret was right was reported as one that no secret opens.
 #[test]
 fn a_cookie_that_opens_is_not_said_to_be_anothers() {
     let claims = |name: &str, value: Value| {
@@ -77,6 +80,7 @@ fn a_cookie_that_opens_is_not_said_to_be_anothers() {
         claims[name] = value;
         next_auth_4_with(TEXT, &claims)
     };
+
     let v = cookies(TEXT);
     for (cookie, reason, cause) in [
         (claims("jti", json!({})), "claim_invalid", None),
@@ -86,6 +90,7 @@ fn a_cookie_that_opens_is_not_said_to_be_anothers() {
         let report = examine(&v, &cookie, &[], NOW);
         assert_eq!((report.reason, report.cause), (Some(reason), cause), "{report:?}");
     }
+
     let zipped = b64(br#"{"alg":"dir","enc":"A256GCM","zip":"DEF"}"#);
     let cookie = next_auth_4(TEXT);
     let zipped = cookie.replacen(cookie.split('.').next().unwrap(), &zipped, 1);
@@ -95,6 +100,7 @@ fn a_cookie_that_opens_is_not_said_to_be_anothers() {
 #[test]
 fn field_d10_a_cookie_in_a_tokens_place_is_named_by_its_header() {
     let tokens = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);
+
     for (secret, part) in [
         (TEXT, "It is of your own application"),
         (&*format!("'{TEXT}'"), "wrapped in single quotes"),
@@ -104,12 +110,14 @@ fn field_d10_a_cookie_in_a_tokens_place_is_named_by_its_header() {
         assert_eq!((cause, side), ("nextauth_v4_session", Some(Side::Gateway)), "{advice}");
         assert!(advice.contains(part), "{advice}");
     }
+
     let cookie = next_auth_4(TEXT);
     let end = cookie.len() - 5;
     for cut in [&cookie[..end], &cookie[..end - 60], &cookie[..cookie.len() - 30]] {
         assert_eq!(said(&tokens, cut).0, "nextauth_cookie_chunk", "{cut}");
         assert_eq!(said(&cookies(TEXT), cut).0, "nextauth_cookie_chunk", "{cut}");
     }
+
     assert_eq!(said(&tokens, "a.b.c.d.e").0, "not_a_jwt");
     let other = b64(br#"{"alg":"dir","enc":"A256GCM","typ":"JWT"}"#);
     let other = cookie.replacen(cookie.split('.').next().unwrap(), &other, 1);

@@ -1,6 +1,6 @@
-//! Five parts: whose encrypted token is it, and if it is a session cookie, why did it not open? The
-//! header names the library; the secrets of the gateway, and what people do to them, are tried as for
-//! signed tokens.
+//! Tokens of five parts: which library made the encrypted token, and why a session cookie did not
+//! open. The header names the library. The gateway's secrets, and common edits of them, are tried
+//! as for signed tokens.
 
 use super::causes::{Cause, Side};
 use super::secrets::{self, Candidate};
@@ -14,7 +14,7 @@ use crate::auth::{Reason, Verifier, is_placeholder};
 struct Own {
     place: String,
     secret: Secret,
-    /// One of those that are configured for cookies.
+    /// True if the secret is one of those configured for cookies.
     is_for_cookies: bool,
 }
 
@@ -32,6 +32,7 @@ pub(super) fn find(
         }
         Err(_) => return shape::find(subject, token),
     };
+
     let text =
         |name: &str| header.get(name).and_then(serde_json::Value::as_str).unwrap_or_default();
     if text("iss").contains("auth0.com") {
@@ -43,6 +44,7 @@ pub(super) fn find(
     if ["crit", "zip", "b64"].iter().any(|name| header.contains_key(*name)) {
         return Some(plain(Cause::CritUnsupported, Side::Issuer));
     }
+
     let Ok(jwe) = Jwe::split(token) else {
         return Some(if text("alg") == "dir" && Jwe::is_cut_off(token) {
             let what = "its header is that of an encrypted token, and its end is missing";
@@ -67,19 +69,23 @@ fn plain(cause: Cause, side: Side) -> Finding {
 fn own_secrets(verifier: &Verifier, subject: &Subject<'_>) -> Vec<Own> {
     let utf8 = |text: &str| Secret::new(text, Encoding::Utf8).ok();
     let mut all = Vec::new();
+
     for (i, text) in verifier.session().map_or(&[][..], |s| &s.secrets).iter().enumerate() {
         let place = format!("auth.session_cookie, secret {}", i + 1);
         all.extend(utf8(text).map(|secret| Own { place, secret, is_for_cookies: true }));
     }
+
     for key in subject.keys.fixed() {
         let secret = key.secret().and_then(|s| utf8(s.text()));
         let place = key.name().to_owned();
         all.extend(secret.map(|secret| Own { place, secret, is_for_cookies: false }));
     }
+
     for named in subject.extra {
         let (place, secret) = (named.name.clone(), utf8(&named.text));
         all.extend(secret.map(|secret| Own { place, secret, is_for_cookies: false }));
     }
+
     all
 }
 
@@ -91,7 +97,8 @@ fn names(verifier: &Verifier) -> Vec<&str> {
     all
 }
 
-/// One of our secrets opens it as it is; then there may still be no cause that is known.
+/// The outer `Some` says that one of our secrets opens the cookie unedited. The inner value is the
+/// finding; even an opened cookie may have no known cause.
 fn opened(
     verifier: &Verifier,
     subject: &Subject<'_>,
@@ -115,6 +122,7 @@ fn opened(
         );
         return Some(Some(Finding::new(cause, Side::Gateway, advice)));
     };
+
     let label = maker.label();
     if !own.is_for_cookies {
         let advice = format!(
@@ -124,6 +132,7 @@ fn opened(
         );
         return Some(Some(Finding::new(Cause::SecretOtherVariable, Side::Gateway, advice)));
     }
+
     if maker == Maker::AuthJs5 && !session.names.iter().any(|n| n == name) {
         let advice = format!(
             "it is a {label} session cookie that was made under the name {name:?}: add that to \
@@ -131,6 +140,7 @@ fn opened(
         );
         return Some(Some(Finding::new(Cause::CookieName, Side::Gateway, advice)));
     }
+
     Some(match json::object_of(&plain, &|name| subject.settings.reads(name)) {
         Ok(found) => claims::find(subject, reason, &found),
         Err(defect) => Some(shape::of_part("content", Cause::PayloadInvalid, defect)),
@@ -144,7 +154,7 @@ fn cause_of(maker: Maker) -> Cause {
     }
 }
 
-/// What people do to a secret, and what stands where nobody loaded one.
+/// Tries common edits of our secrets, and well-known placeholders.
 fn edited(verifier: &Verifier, jwe: &Jwe<'_>, own: &[Own]) -> Option<Finding> {
     let is_session_mode = verifier.session().is_some();
     if let Some(weak) = own.iter().find(|o| is_placeholder(o.secret.text())) {
@@ -173,7 +183,8 @@ fn edited(verifier: &Verifier, jwe: &Jwe<'_>, own: &[Own]) -> Option<Finding> {
     Some(Finding::new(cause, Side::Gateway, advice))
 }
 
-/// Said before anything else: whatever the other side has, it cannot be this.
+/// The finding for a placeholder as the gateway's own secret. It comes before all others: whatever
+/// the issuer's secret is, it cannot be this one.
 pub(super) fn own_placeholder(place: &str) -> Finding {
     let advice = format!(
         "the gateway's own secret ({place}) is a well-known placeholder: it did not load its secret. Set \
@@ -187,9 +198,11 @@ fn nothing_opens(verifier: &Verifier, maker: Option<Maker>, own: &[Own]) -> Find
         || "it is an encrypted token".to_owned(),
         |m| format!("by its header it is a session cookie of {}, encrypted, not signed", m.label()),
     );
+
     let ours: Vec<_> =
         own.iter().map(|o| format!("{}: {}", o.place, describe(o.secret.text()))).collect();
     let ours = if ours.is_empty() { "none".to_owned() } else { ours.join("; ") };
+
     let differs = format!(
         "{whose}. None of the gateway's secrets ({ours}), and no known edit of one, opens it under any \
          usual or configured cookie name: the application has another secret, or its cookie a name of \

@@ -1,5 +1,5 @@
-//! What happened to a token on its way, when it is not one any more: each repair is tried, and named
-//! when what comes out has the shape of a token. Texts that no repair helps are `shape`'s.
+//! Damage that made a token unreadable on its way. Each repair is tried, and is named when its
+//! result has the shape of a token. Texts that no repair helps are left to `shape`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -9,7 +9,8 @@ use super::causes::{Cause, Side};
 use super::{Finding, shown};
 use crate::auth::json;
 
-/// Three parts, the first of which is a JSON object in base64url.
+/// True if the text has the shape of a token: three parts, the first two JSON objects in base64url,
+/// or five parts, the first the header of an encrypted token.
 fn is_token(text: &str) -> bool {
     let parts: Vec<&str> = text.split('.').collect();
     let is_object = |part: &str| json::object(part, &|_| false).is_ok();
@@ -20,11 +21,12 @@ fn is_token(text: &str) -> bool {
     }
 }
 
-/// Nothing came, or a JavaScript value in a token's place.
+/// Recognizes an empty text, or a JavaScript value in place of a token.
 pub(super) fn no_token(text: &str) -> Option<Finding> {
     if text.is_empty() {
         return Some(finding(Cause::NoToken));
     }
+
     let values = ["undefined", "null", "NaN", "true", "false"];
     if values.contains(&text) || text.starts_with("[object ") {
         let what = format!("the token is the text {:?}: {}", shown(text), Cause::JsValue.fix());
@@ -37,8 +39,8 @@ pub(super) fn finding(cause: Cause) -> Finding {
     Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix()))
 }
 
-/// What may have happened, each with the token as it would be without it; only what has the shape of a
-/// token then. More than one may: which is right, only a key knows.
+/// The damages that may have happened, each with the token as it would be without it; only results
+/// with the shape of a token count. Several repairs may fit, and only a key shows which is right.
 pub(super) fn repairs(token: &str) -> Vec<(Cause, String)> {
     let trimmed = token.trim();
     let around = (Cause::TokenWhitespace, trimmed.to_owned());
@@ -53,23 +55,25 @@ pub(super) fn repairs(token: &str) -> Vec<(Cause, String)> {
 /// Most places in a text at which a token may begin.
 const MAX_PLACES: usize = 16;
 
-/// A whole token somewhere in the text: what begins like one, up to a character that none has.
+/// Whole tokens within the text: runs that begin like a token, up to a character that no token has.
 fn within(text: &str) -> Vec<(Cause, String)> {
-    // An unseen character behind a token is no text around it.
+    // A control character behind a token does not count as text around it.
     if text.chars().any(|c| c.is_control() && !c.is_whitespace()) {
         return Vec::new();
     }
     let is_of_a_token = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+
     let places = text.match_indices("eyJ").take(MAX_PLACES);
     let runs = places.map(|(at, _)| text[at..].split(|c| !is_of_a_token(c)).next());
     let runs = runs.flatten().map(|run| run.trim_end_matches('.').to_owned());
     runs.map(|run| (Cause::TextAround, run)).collect()
 }
 
-/// What stands around it.
+/// Repairs of what stands around the token.
 fn wrapped(text: &str) -> Vec<(Cause, String)> {
     let mut all = Vec::new();
     let mut bare = text;
+
     for _ in 0..4 {
         let Some((scheme, rest)) = bare.split_once(' ') else { break };
         let word = scheme.to_ascii_lowercase();
@@ -78,21 +82,26 @@ fn wrapped(text: &str) -> Vec<(Cause, String)> {
         }
         bare = rest.trim_start();
     }
+
     if bare != text {
         all.push((Cause::BearerPrefix, bare.to_owned()));
     }
+
     for quote in ['"', '\'', '`'] {
         if let Some(inner) = text.strip_prefix(quote).and_then(|t| t.strip_suffix(quote)) {
             all.push((Cause::TokenQuoted, inner.to_owned()));
         }
     }
+
     if let Some(inner) = text.strip_prefix("b'").and_then(|t| t.strip_suffix('\'')) {
         all.push((Cause::TokenQuoted, inner.to_owned()));
     }
+
     if let Ok(Value::Object(fields)) = serde_json::from_str::<Value>(text) {
         let strings = fields.values().filter_map(Value::as_str);
         all.extend(strings.take(16).map(|s| (Cause::JsonWrapped, s.to_owned())));
     }
+
     if let Some((name, value)) = text.split_once('=')
         && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.'))
         && !name.starts_with("eyJ")
@@ -100,6 +109,7 @@ fn wrapped(text: &str) -> Vec<(Cause, String)> {
         let value = value.split(';').next().unwrap_or_default();
         all.push((Cause::CookiePair, value.to_owned()));
     }
+
     if text.contains('%') {
         let decoded = form_urlencoded::parse(format!("t={}", text.replace('+', "%2B")).as_bytes())
             .next()
@@ -108,23 +118,27 @@ fn wrapped(text: &str) -> Vec<(Cause, String)> {
         let trimmed = decoded.trim().trim_matches('"').to_owned();
         all.push((Cause::UrlEncoded, trimmed));
     }
+
     all
 }
 
-/// What its characters are.
+/// Repairs of the characters of the token.
 fn alphabet(text: &str) -> Vec<(Cause, String)> {
     let mut all = Vec::new();
     let url_safe = |t: &str| t.replace('+', "-").replace('/', "_").replace('=', "");
+
     if text.contains('=') {
         all.push((Cause::Base64Padding, text.replace('=', "")));
     }
+
     if text.contains(['+', '/']) {
         all.push((Cause::StandardBase64, url_safe(text)));
     }
+
     if text.contains(char::is_whitespace) {
         let solid: String = text.split_whitespace().collect();
         all.push((Cause::TokenWhitespace, solid));
-        // Here a blank stands for a character.
+        // In these texts a blank stands for a character.
         let restored = text.replace(' ', "+");
         let whole =
             restored.split('.').all(|p| STANDARD_NO_PAD.decode(p.trim_end_matches('=')).is_ok());
@@ -132,8 +146,10 @@ fn alphabet(text: &str) -> Vec<(Cause, String)> {
             all.push((Cause::PlusToSpace, url_safe(&restored)));
         }
     }
+
     if !text.is_ascii() {
         all.push((Cause::NonAscii, text.chars().filter(char::is_ascii).collect()));
     }
+
     all
 }

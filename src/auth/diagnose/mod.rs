@@ -1,10 +1,11 @@
-//! The doctor: why a token was refused, which side has to change, and how. It tries what people get
-//! wrong with the gateway's own keys and names the one that verifies; it never makes a token
-//! acceptable.
+//! The doctor: why a token was refused, which side has to change, and how. It tries common mistakes
+//! with the gateway's own keys and names the mistake under which the token verifies; it never makes
+//! a token acceptable.
 //!
-//! Not here: when it runs (`session::doctor` in the gateway, `cli` by hand). Invariants: nothing that
-//! it prints holds a part of a secret; text out of a token is escaped and cut; a cause is named only
-//! when it was shown to be one; the work is bounded by the token's size and the number of keys.
+//! Not here: when it runs (`session::doctor` on its own, `http::admin` and `cli` on request).
+//! Invariants: nothing that it prints holds a part of a secret; text out of a token is escaped and
+//! cut; a cause is named only when it was shown to be the cause; the work is bounded by the token's
+//! size and the number of keys.
 
 mod causes;
 mod claims;
@@ -26,7 +27,7 @@ use super::{KeySet, Reason, Settings, Verifier, json, jwk};
 use crate::access::Identity;
 use signature::Jws;
 
-/// A secret that the operator names: what the issuer may have used.
+/// A secret that the operator names as one that the issuer may have used.
 pub struct NamedSecret {
     pub name: String,
     pub text: String,
@@ -37,7 +38,7 @@ pub struct NamedSecret {
 pub struct Finding {
     pub cause: Cause,
     pub side: Side,
-    /// One or two sentences for whoever has to mend it.
+    /// One or two sentences for the person who has to fix it.
     pub advice: String,
 }
 
@@ -47,7 +48,7 @@ impl Finding {
     }
 }
 
-/// What the doctor says of a token.
+/// The doctor's report on a token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// `accept` or `reject`.
@@ -77,7 +78,7 @@ impl Report {
     }
 }
 
-/// What the parts of the doctor look at.
+/// The input of the doctor's parts.
 struct Subject<'a> {
     keys: &'a KeySet,
     settings: &'a Settings,
@@ -105,6 +106,7 @@ pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64
     let found = verified(verifier, token, now);
     let header = header_of(token);
     let text = |name: &str| header.as_ref()?.get(name)?.as_str().map(shown);
+
     let mut report = Report {
         verdict: if found.is_ok() { "accept" } else { "reject" },
         reason: found.as_ref().err().map(|r| r.slug()),
@@ -117,8 +119,9 @@ pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64
         kid: text("kid"),
         finding: None,
     };
+
     if let Err(reason) = found {
-        // Bounded work, whatever was sent.
+        // The work stays bounded, whatever was sent.
         let limit = verifier.settings().max_token_bytes * 4;
         let token = if token.len() > limit { "" } else { token };
         let finding = find(verifier, token, reason, (extra, now));
@@ -131,17 +134,20 @@ pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64
     } else if let Ok(claims) = verifier.authentic(token, now) {
         report.warnings = report::warnings(&claims, now);
     }
+
     report
 }
 
-/// As the gateway would: five parts are a session cookie where those are accepted, by any of its names.
+/// Verifies as the gateway would, but tries a session cookie (five parts) under every configured
+/// name.
 fn verified(verifier: &Verifier, token: &str, now: u64) -> Result<Identity, Reason> {
     let found = verifier.verify(token, now);
     let (Err(Reason::Encrypted), Some(session)) = (&found, verifier.session()) else {
         return found;
     };
+
     let opened = session.names.iter().map(|name| verifier.verify_session(name, token, now));
-    // What was opened says more than what could not be.
+    // An error of an opened cookie says more than one of a cookie that could not be opened.
     opened.min_by_key(|f| (f.is_err(), *f == Err(Reason::BadSignature))).unwrap_or(found)
 }
 
@@ -158,6 +164,7 @@ fn find(
     let payload = token.split('.').nth(1).and_then(|p| json::object(p, &|_| false).ok());
     let (keys, settings) = (verifier.keys(), verifier.settings());
     let subject = Subject { keys, settings, extra, now, payload };
+
     let has_five_parts = token.split('.').count() == 5;
     if has_five_parts && (reason == Reason::Encrypted || verifier.session().is_some()) {
         let is_odd = matches!(reason, Reason::Malformed | Reason::Encrypted);
@@ -166,9 +173,11 @@ fn find(
         }
         return cookies::find(verifier, &subject, token, reason);
     }
+
     let fixed = |cause: Cause, side| {
         Some(Finding::new(cause, side, format!("{} {}", cause.meaning(), cause.fix())))
     };
+
     match reason {
         Reason::Missing => fixed(Cause::NoToken, Side::Issuer),
         Reason::Malformed => damaged(verifier, &subject, token, extra),
@@ -201,10 +210,11 @@ fn find(
 }
 
 fn signed(subject: &Subject<'_>, token: &str, header: &Map<String, Value>) -> Option<Finding> {
-    // An encrypted token that was cut off after three parts looks signed.
+    // An encrypted token that was cut off after three parts looks like a signed one.
     if header.contains_key("enc") {
         return shape::find(subject, token);
     }
+
     let (text, signature) = token.rsplit_once('.')?;
     let (_, payload_part) = text.split_once('.')?;
     let signature = json::decode(signature).ok()?;
@@ -222,25 +232,30 @@ fn key_unknown(
     if reason != Reason::KidUnknown {
         return Some(signature::nothing_fits(subject));
     }
+
     let kid = shown(header.get("kid").and_then(Value::as_str).unwrap_or_default());
     let remotes: Vec<_> = subject.keys.remotes().iter().map(|r| r.state()).collect();
     let keys = subject.keys.fixed().iter().chain(remotes.iter().flat_map(|r| &r.keys));
     let known: Vec<_> = keys.filter_map(|k| k.kid().map(shown)).collect();
+
     if known.is_empty() && !remotes.is_empty() {
         let cause = Cause::JwksEmpty;
         let advice = format!("{} {}", cause.meaning(), cause.fix());
         return Some(Finding::new(cause, Side::Gateway, advice));
     }
+
     // A set has up to 64 keys: the first ones show what they look like.
     let more = match known.len().saturating_sub(8) {
         0 => String::new(),
         n => format!(" and {n} more"),
     };
     let known = known[..known.len().min(8)].join(", ");
+
     let age = remotes.iter().filter_map(|r| r.fetched_at).min();
     let age = age.map_or_else(String::new, |at| {
         format!("; the key set was fetched {} s ago", subject.now.saturating_sub(at))
     });
+
     let advice = format!(
         "the token's kid is {kid:?}; the gateway knows {known}{more}{age}. {}",
         Cause::KidUnknown.fix()
@@ -248,7 +263,8 @@ fn key_unknown(
     Some(Finding::new(Cause::KidUnknown, Side::Gateway, advice))
 }
 
-/// Not a token as it came: a repair makes it one, or its form says what is wrong.
+/// Explains a text that is not a token as it came: a repair makes it one, or its form says what is
+/// wrong.
 fn damaged(
     verifier: &Verifier,
     subject: &Subject<'_>,
@@ -265,7 +281,8 @@ fn damaged(
     let verifies = |repaired: &str| {
         verifier.authentic(repaired, now).is_ok() || verified(verifier, repaired, now).is_ok()
     };
-    // What stands behind a token may as well be a character within it, unless a key says otherwise.
+    // Text behind a token may as well be a stray character within it, unless a key verifies the
+    // rest.
     let is_plain = |(cause, r): &&(Cause, String)| {
         *cause != Cause::TextAround || !trimmed.starts_with(r.as_str())
     };
@@ -274,11 +291,13 @@ fn damaged(
     let Some((cause, repaired)) = right else {
         return shape::find(subject, trimmed);
     };
+
     let mut finding = damage::finding(*cause);
     match verified(verifier, repaired, now) {
         Ok(_) => finding.advice.push_str(" Apart from that the token is good."),
         Err(next) => {
-            // Not mended again: a text may be wrapped in itself as often as it is long.
+            // A malformed text is not repaired again: it may be wrapped in itself as often as it is
+            // long.
             let then = if next == Reason::Malformed {
                 shape::find(subject, repaired)
             } else if next == Reason::Encrypted {

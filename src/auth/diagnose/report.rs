@@ -1,4 +1,4 @@
-//! The report as people read it, and what is odd about a token that was accepted.
+//! The report as people read it, and the oddities of an accepted token.
 
 use std::fmt::Write as _;
 
@@ -25,19 +25,23 @@ const CHECKS: [(&str, &[Reason]); 13] = [
 ];
 
 impl Report {
-    /// For a terminal: the verdict, the checks in order, what was found and who has to change what.
+    /// The report for a terminal: the verdict, the checks in order, what was found and which side
+    /// has to change what.
     #[must_use]
     pub fn text(&self) -> String {
         let mut out = String::new();
+
         let reason = self.reason.unwrap_or_default();
         let _ = match &self.user {
             Some(user) => writeln!(out, "ACCEPTED, user {}\n", super::shown(user)),
             None => writeln!(out, "REFUSED: {reason}\n"),
         };
+
         let header = [("alg", &self.alg), ("kid", &self.kid)];
         for (name, value) in header.iter().filter_map(|(n, v)| Some((n, v.as_ref()?))) {
             let _ = writeln!(out, "  {name} {value}");
         }
+
         let mut failed = false;
         for (name, reasons) in CHECKS {
             let here = reasons.iter().any(|r| r.slug() == reason);
@@ -49,9 +53,11 @@ impl Report {
             failed |= here;
             let _ = writeln!(out, "  [{mark}] {name}");
         }
+
         if let (Some(cause), Some(side)) = (self.cause, self.side) {
             let _ = write!(out, "\n  cause   {cause}\n  change  {}\n", side.label());
         }
+
         if let Some(advice) = &self.advice {
             let _ = writeln!(out, "\n{}", wrapped(advice, 78));
         } else if let Some(reason) =
@@ -59,9 +65,11 @@ impl Report {
         {
             let _ = writeln!(out, "\n{}", wrapped(reason.meaning(), 78));
         }
+
         for warning in &self.warnings {
             let _ = writeln!(out, "\nwarning: {warning}");
         }
+
         out
     }
 }
@@ -69,6 +77,7 @@ impl Report {
 fn wrapped(text: &str, width: usize) -> String {
     let mut out = String::from("  ");
     let mut column = 2;
+
     for word in text.split_whitespace() {
         let length = word.chars().count();
         if column > 2 && column + 1 + length > width {
@@ -84,24 +93,28 @@ fn wrapped(text: &str, width: usize) -> String {
     out
 }
 
-/// An accepted token's oddities.
+/// The oddities of an accepted token.
 pub(super) fn warnings(claims: &Map<String, Value>, now: u64) -> Vec<String> {
     let mut found = Vec::new();
     let number = |name: &str| claims.get(name).and_then(Value::as_f64);
+
     if let Some(iat) = number("iat").filter(|iat| *iat > now as f64 + 5.0) {
         found.push(format!(
             "iat is {:.0} s in the future: the issuer's clock is ahead",
             iat - now as f64
         ));
     }
+
     if let Some(exp) = number("exp").filter(|exp| *exp > now as f64 + 30.0 * 86400.0) {
         found.push(format!(
             "it is valid for {:.0} more days: short tokens and refresh are safer",
             (exp - now as f64) / 86400.0
         ));
     }
+
     if !claims.contains_key("exp") {
         found.push("it has no exp: it never ends".to_owned());
     }
+
     found
 }

@@ -14,6 +14,7 @@ fn a_secret_that_differs_is_explained() {
     let lines = format!("{}\n{}", "A1b2".repeat(16), "C3d4".repeat(6));
     let dollar = "abc$HOME-def-0123456789-0123456789-01234567";
     let twice = STANDARD.encode(TEXT);
+
     for (what, ours, encoding, theirs, cause, side) in [
         ("ours quoted", &*quoted, utf8, TEXT.into(), "secret_quoted", "gateway"),
         ("theirs quoted", TEXT, utf8, quoted.clone().into_bytes(), "secret_quoted", "issuer"),

@@ -1,6 +1,6 @@
-//! What people do to a secret on its way into two programs, tried one after the other: each candidate
-//! is the bytes that the issuer may have signed with, if that happened. Quotes, blanks and cuts are
-//! here, other ways of writing it in `spellings`.
+//! Common accidents of a secret on its way into two programs, tried one after the other: each
+//! candidate is the bytes that the issuer would have signed with after that accident. Quotes,
+//! blanks and cuts are here, other ways of writing a secret in `spellings`.
 //!
 //! Invariant: the list is bounded, and no candidate is ever printed.
 
@@ -16,7 +16,7 @@ pub(super) struct Candidate {
     pub(super) cause: Cause,
     pub(super) side: Side,
     pub(super) bytes: Vec<u8>,
-    /// What exactly differs, without any part of the secret.
+    /// The exact difference, without any part of the secret.
     pub(super) how: String,
 }
 
@@ -38,6 +38,7 @@ impl Candidates {
 pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {
     let mut all = Candidates(Vec::new());
     let text = secret.text();
+
     if secret.encoding() != Encoding::Utf8 {
         let how = format!(
             "the issuer uses the text as it is, the gateway decodes it ({})",
@@ -45,6 +46,7 @@ pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {
         );
         all.add(Cause::SecretEncoding, Side::Gateway, text, how);
     }
+
     quotes(&mut all, text);
     blanks(&mut all, text);
     lines(&mut all, text);
@@ -52,12 +54,14 @@ pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {
     prefixes(&mut all, text);
     spellings::encodings(&mut all, text, secret);
     spellings::spellings(&mut all, text);
+
     all.0
 }
 
 fn quotes(all: &mut Candidates, text: &str) {
     use Cause::SecretQuoted;
     let clean = text.trim();
+
     for (open, close) in [("\"", "\""), ("'", "'"), ("b'", "'"), ("b\"", "\""), ("`", "`")] {
         let name = match open {
             "\"" => "double quotes",
@@ -65,6 +69,7 @@ fn quotes(all: &mut Candidates, text: &str) {
             "`" => "backticks",
             _ => "Python's b'…'",
         };
+
         if clean.len() > open.len() + close.len()
             && let Some(inner) = clean.strip_prefix(open).and_then(|t| t.strip_suffix(close))
         {
@@ -81,6 +86,7 @@ fn quotes(all: &mut Candidates, text: &str) {
                 format!("the gateway's secret is wrapped in {name}"),
             );
         }
+
         for quoted in [format!("{open}{text}{close}"), format!("{open}{clean}{close}\n")] {
             all.add(
                 SecretQuoted,
@@ -89,6 +95,7 @@ fn quotes(all: &mut Candidates, text: &str) {
                 format!("the issuer's secret is wrapped in {name}"),
             );
         }
+
         if open.len() == 1 {
             let stray = "the issuer's secret has a stray quote";
             all.add(SecretQuoted, Side::Issuer, format!("{open}{text}"), stray);
@@ -108,6 +115,7 @@ fn quotes(all: &mut Candidates, text: &str) {
 fn blanks(all: &mut Candidates, text: &str) {
     use Cause::{SecretBom, SecretWhitespace};
     let invisible = ['\u{200b}', '\u{200c}', '\u{200d}', '\u{2060}', '\u{a0}'];
+
     if text.trim() != text {
         let what = if text.ends_with(['\n', '\r']) {
             "ends in a line break"
@@ -127,6 +135,7 @@ fn blanks(all: &mut Candidates, text: &str) {
             format!("the gateway's secret {what}"),
         );
     }
+
     if text.contains(invisible) {
         let clean = text.replace(invisible, "");
         all.add(
@@ -136,6 +145,7 @@ fn blanks(all: &mut Candidates, text: &str) {
             "the gateway's secret holds an invisible character",
         );
     }
+
     if let Some(clean) = text.strip_prefix('\u{feff}') {
         all.add(
             SecretBom,
@@ -144,11 +154,13 @@ fn blanks(all: &mut Candidates, text: &str) {
             "the gateway's secret begins with a byte order mark",
         );
     }
+
     endings(all, text);
 }
 
 fn endings(all: &mut Candidates, text: &str) {
     use Cause::{SecretBom, SecretWhitespace};
+
     for (end, name) in [
         ("\n", "ends in a newline (\\n)"),
         ("\r\n", "ends in a line break of Windows (\\r\\n)"),
@@ -167,10 +179,12 @@ fn endings(all: &mut Candidates, text: &str) {
             format!("the issuer's secret {name}"),
         );
     }
+
     for (start, name) in [(" ", "a blank"), ("\n", "a newline"), ("\t", "a tab")] {
         let how = format!("the issuer's secret begins with {name}");
         all.add(SecretWhitespace, Side::Issuer, format!("{start}{text}"), how);
     }
+
     all.add(
         SecretWhitespace,
         Side::Issuer,
@@ -189,6 +203,7 @@ fn endings(all: &mut Candidates, text: &str) {
 fn lines(all: &mut Candidates, text: &str) {
     use Cause::{SecretMultiline, SecretTruncated, SecretWhitespace};
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+
     if lines.len() > 1 {
         all.add(
             SecretTruncated,
@@ -201,6 +216,7 @@ fn lines(all: &mut Candidates, text: &str) {
         all.add(SecretMultiline, Side::Gateway, lines.join(" "), joined);
         all.add(SecretMultiline, Side::Gateway, lines.join("\\n"), joined);
     }
+
     for width in [64, 76] {
         if text.len() > width && text.is_ascii() && lines.len() == 1 {
             let how = format!("the issuer's secret is broken into lines of {width} characters");
@@ -212,20 +228,23 @@ fn lines(all: &mut Candidates, text: &str) {
             all.add(SecretTruncated, Side::Issuer, head, first);
         }
     }
+
     let solid: String = text.split_whitespace().collect();
     if solid != text {
         all.add(SecretWhitespace, Side::Gateway, solid, "the gateway's secret holds white space");
     }
 }
 
-/// What a loader cuts off, or expands.
+/// Parts of a secret that a loader cuts off or expands.
 fn cuts(all: &mut Candidates, text: &str) {
     use Cause::{SecretEnvExpansion, SecretPadding, SecretTruncated};
+
     if let Some((head, _)) = text.split_once('#') {
         let how = "the issuer's env loader cut the secret at #: quote it in .env";
         all.add(SecretTruncated, Side::Issuer, head, how);
         all.add(SecretTruncated, Side::Issuer, head.trim_end(), how);
     }
+
     if let Some((head, _)) = text.trim_start().split_once(' ') {
         all.add(
             SecretTruncated,
@@ -234,12 +253,14 @@ fn cuts(all: &mut Candidates, text: &str) {
             "the issuer has the secret up to its first blank",
         );
     }
+
     for length in [16, 24, 32, 48, 63, 64, 72, 127, 128, 255, 256] {
         if let Some(head) = text.as_bytes().get(..length).filter(|h| h.len() < text.len()) {
             let how = format!("the issuer has only the first {length} bytes of the secret");
             all.add(SecretTruncated, Side::Issuer, head, how);
         }
     }
+
     let bare = text.trim_end_matches('=');
     if bare != text {
         all.add(SecretPadding, Side::Issuer, bare, "the issuer's secret lacks the trailing =");
@@ -252,11 +273,13 @@ fn cuts(all: &mut Candidates, text: &str) {
             );
         }
     }
+
     for pad in ["=", "=="] {
         let how = "the gateway's secret lacks the trailing =";
         all.add(SecretPadding, Side::Gateway, format!("{text}{pad}"), how);
         all.add(SecretPadding, Side::Gateway, format!("{bare}{pad}"), how);
     }
+
     if text.contains('$') {
         for braces in [false, true] {
             let how = "the issuer's env loader expanded the $ in the secret";
@@ -285,9 +308,10 @@ fn cuts(all: &mut Candidates, text: &str) {
     }
 }
 
-/// What stands before it.
+/// Text in front of a secret.
 fn prefixes(all: &mut Candidates, text: &str) {
     use Cause::SecretPrefix;
+
     for prefix in ["base64:", "hex:", "secret:", "Bearer "] {
         all.add(
             SecretPrefix,
@@ -301,6 +325,7 @@ fn prefixes(all: &mut Candidates, text: &str) {
             all.add(SecretPrefix, Side::Gateway, STANDARD.decode(rest).unwrap_or_default(), how);
         }
     }
+
     if let Some((name, rest)) = text.split_once('=')
         && !name.is_empty()
         && !rest.trim_matches('=').is_empty()
@@ -312,10 +337,11 @@ fn prefixes(all: &mut Candidates, text: &str) {
     }
 }
 
-/// The text after a loader replaced `$name` (or `${name}`) by nothing.
+/// The text after a loader replaced each `$name` and `${name}`, or only the latter, by nothing.
 fn without_variables(text: &str, braces_only: bool) -> String {
     let mut out = String::new();
     let mut rest = text;
+
     while let Some((before, after)) = rest.split_once('$') {
         out.push_str(before);
         if let Some(inner) = after.strip_prefix('{') {
@@ -327,5 +353,6 @@ fn without_variables(text: &str, braces_only: bool) -> String {
             rest = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
         }
     }
+
     out + rest
 }

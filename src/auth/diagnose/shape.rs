@@ -1,5 +1,5 @@
-//! What is wrong with the form of a text that is no token and that no repair of `damage` makes one. The
-//! first thing that is wrong is named; what could be several things is named none of them.
+//! What is wrong with the form of a text that is not a token, even after the repairs of `damage`.
+//! The first defect is named; where several explanations are possible, none is.
 
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
@@ -10,14 +10,14 @@ use super::causes::{Cause, Side};
 use super::{Finding, Subject, shown, signature};
 use crate::auth::json::{self, Defect};
 
-/// Lengths at which columns, cookies and headers cut.
+/// Lengths at which database columns, cookies and headers cut.
 const COMMON_LIMITS: [usize; 10] = [120, 128, 255, 256, 512, 1024, 2048, 3933, 3936, 4096];
 
 pub(super) fn finding(cause: Cause, what: &str) -> Finding {
     Finding::new(cause, Side::Issuer, format!("{what}. {}", cause.fix()))
 }
 
-/// The text without what stands around it.
+/// Names the first defect of a text that was freed of blanks around it.
 pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
     if !text.is_ascii() {
         let other = text.chars().find(|c| !c.is_ascii()).unwrap_or_default();
@@ -62,7 +62,7 @@ fn is_of_a_token(c: char) -> bool {
     c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
 }
 
-/// One part that begins like a header.
+/// A single part that begins like a header.
 fn alone(part: &str, text: &str) -> Finding {
     match json::header(part) {
         Ok(_) => {
@@ -98,15 +98,15 @@ fn too_many(has_header: bool, count: usize) -> Finding {
     finding(Cause::NotAJwt, &what)
 }
 
-/// What is left of the part is the beginning of a JSON object and no more.
+/// True if the part is the beginning of a JSON object and nothing more.
 fn is_beginning(part: &str) -> bool {
-    // One character of a group of four is no byte yet.
+    // A single character of a group of four is no byte yet.
     let whole = &part[..part.len() - usize::from(part.len() % 4 == 1)];
     let bytes = lenient(whole).unwrap_or_default();
     bytes.starts_with(b"{") && json::object_of(&bytes, &|_| false) == Err(Defect::Ends)
 }
 
-/// Stray bits are passed over.
+/// Decodes base64url and ignores stray bits.
 fn lenient(part: &str) -> Option<Vec<u8>> {
     let config = NO_PAD.with_decode_allow_trailing_bits(true);
     GeneralPurpose::new(&URL_SAFE, config).decode(part).ok()
@@ -128,6 +128,7 @@ fn three(
         Ok(header) => header,
         Err(defect) => return Some(of_part("header", Cause::HeaderInvalid, defect)),
     };
+
     if !header.get("alg").is_some_and(Value::is_string) {
         let what = match header.get("alg") {
             None => "its header has no alg",
@@ -136,9 +137,11 @@ fn three(
         };
         return Some(finding(Cause::AlgMissing, what));
     }
+
     if header.get("kid").is_some_and(|kid| !kid.is_string()) {
         return Some(finding(Cause::HeaderInvalid, "kid in its header is no text"));
     }
+
     if let Err(defect) = json::decode(signature) {
         let whole = &signature[..signature.len() - usize::from(signature.len() % 4 == 1)];
         let bytes = lenient(whole)?;
@@ -146,12 +149,13 @@ fn three(
         let odd = || of_part("signature", Cause::Base64Noncanonical, Defect::StrayBits);
         return found.or_else(|| (defect == Defect::StrayBits).then(odd));
     }
+
     // The signature was right, or the payload would not have been looked at.
     let defect = json::object(payload, &|name| subject.settings.reads(name)).err()?;
     Some(of_part("payload", Cause::PayloadInvalid, defect))
 }
 
-/// What is wrong with a part; `general` is the cause that has no name of its own.
+/// Names the defect of a part; `general` is the cause for defects without a cause of their own.
 pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
     let (cause, what) = match defect {
         Defect::Base64 => (general, format!("its {part} is not base64url")),
@@ -180,5 +184,6 @@ pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
             (general, format!("{:?} in its {part} holds half of a surrogate pair", shown(&name)))
         }
     };
+
     finding(cause, &what)
 }

@@ -1,4 +1,5 @@
-//! Tokens that are none: each is told what is wrong with it, and never what is not.
+//! Texts that are not tokens: the doctor names a defect that each has, and none that it does not
+//! have.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -24,6 +25,7 @@ fn field_d9_what_is_wrong_with_a_malformed_token_is_named() {
     let token = hs256(TEXT.as_bytes());
     let parts: Vec<&str> = token.split('.').collect();
     let [header, body, signature] = parts[..] else { panic!("three") };
+
     let deep = format!("{{\"userId\":{}1{}}}", "[".repeat(500), "]".repeat(500));
     let behind = format!("{payload} x");
     let stray = |part: &str| {
@@ -32,6 +34,7 @@ fn field_d9_what_is_wrong_with_a_malformed_token_is_named() {
         format!("{}{}", &part[..part.len() - 1], &ALPHABET[last + 1..last + 2])
     };
     let session = json!({"alg": "dir", "enc": "A256GCM"}).to_string();
+
     for (what, token, cause) in [
         ("no alg", ours("{}", &payload), "alg_missing"),
         ("alg null", ours(r#"{"alg":null}"#, &payload), "alg_missing"),
@@ -83,7 +86,7 @@ fn field_d9_what_is_wrong_with_a_malformed_token_is_named() {
     }
 }
 
-/// Whole tokens within other text were refused for their characters, or as encrypted.
+/// Regression: whole tokens within other text were refused for their characters, or as encrypted.
 #[test]
 fn other_text_around_a_token_is_told() {
     let token = hs256(TEXT.as_bytes());
@@ -104,7 +107,8 @@ fn other_text_around_a_token_is_told() {
     }
 }
 
-/// D8's other half: such a token is good, and if something else is wrong that is said.
+/// The other half of D8: such a token is good, and if something else is wrong with it, that is
+/// named.
 #[test]
 fn field_d8_exotic_json_is_not_called_cut_off() {
     let odd = format!(r#"{{"x":1e400,"name":"\ud83d","sub":"u1","exp":{}}}"#, NOW + 60);
@@ -121,15 +125,18 @@ fn field_d7_only_what_would_be_our_days_counts_milliseconds() {
     let at = |exp: Value| {
         cause(&token(&json!({"alg": "HS256"}), &json!({"sub": "u1", "exp": exp}), TEXT.as_bytes()))
     };
+
     for exp in [json!(NOW * 1000), json!(NOW * 1_000_000), json!(1.8e18)] {
         assert_eq!(at(exp.clone()), "exp_in_milliseconds", "{exp}");
     }
+
     assert_eq!(at(json!(253_402_300_799u64)), "", "accepted");
     assert_eq!(at(json!(1e99)), "", "accepted");
     assert_eq!(at(json!(3600)), "exp_is_duration");
     assert_eq!(at(json!(1_000_000_000)), "token_expired");
     assert_eq!(at(json!(-1)), "token_expired");
     assert_eq!(at(json!(0)), "token_expired");
+
     // Far moments are written without the calendar's help.
     let far = token(
         &json!({"alg": "HS256"}),
@@ -139,10 +146,11 @@ fn field_d7_only_what_would_be_our_days_counts_milliseconds() {
     assert_eq!(cause(&far), "nbf_in_future");
 }
 
-/// Each cause that speaks of the token's form can be seen again in the text.
+/// True if a cause that speaks of the token's form can be seen in the text.
 fn holds(cause: &str, token: &str) -> bool {
     let parts: Vec<&str> = token.trim().split('.').collect();
     let header = json::header(parts[0]);
+
     match cause {
         "token_truncated" => match parts[..] {
             [only] => header.is_err() && only.starts_with("eyJ"),
@@ -177,7 +185,8 @@ fn holds(cause: &str, token: &str) -> bool {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// A token that is cut anywhere is told that it is cut, or what is missing; never anything else.
+    /// A token that is cut anywhere is reported as cut, or with the part that is missing, and as
+    /// nothing else.
     #[test]
     fn wherever_a_token_is_cut_the_cause_is_true(at in 0usize..200) {
         let token = hs256(TEXT.as_bytes());
@@ -193,7 +202,7 @@ proptest! {
         }
     }
 
-    /// One character changed, taken out or put in: what is said of the form is so.
+    /// One character is changed, taken out or put in: every cause that speaks of the form is true.
     #[test]
     fn whatever_is_done_to_a_token_the_cause_is_true(
         at in 0usize..150, put in any::<char>(), how in 0u8..4, wrong in any::<bool>(),
@@ -212,7 +221,7 @@ proptest! {
         prop_assert!(holds(&found, &token), "{found}: {token:?}");
     }
 
-    /// Whatever is signed as header and payload: nobody calls it cut off.
+    /// Whatever is signed as header and payload, no cause calls it cut off.
     #[test]
     fn whatever_is_signed_is_not_called_cut_off(
         header in prop_oneof![Just(HS.to_owned()), ".{0,30}", "\\{\"alg\":.{0,20}\\}"],

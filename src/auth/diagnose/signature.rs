@@ -45,7 +45,7 @@ impl Jws<'_> {
     }
 }
 
-/// Looks for the key or the edit of one that verifies the signature.
+/// Looks for a key, or an edit of one, that verifies the signature.
 pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<Finding> {
     if jws.signature.is_empty() {
         return Some(shape::finding(
@@ -53,6 +53,7 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<
             "its third part, the signature, is empty",
         ));
     }
+
     let length = || of_another_length(subject, jws.header, (&jws.signature, token));
     if jws.alg.is_some_and(|a| a.family() == Family::Hmac) {
         length().or_else(|| own_key(subject, jws)).or_else(|| shared_secret(subject, jws))
@@ -61,8 +62,8 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<
     }
 }
 
-/// A signature that is not as long as its algorithm makes it. That the token was cut off, or that
-/// something stands behind it, is said only where one of our secrets shows it.
+/// A signature with another length than its algorithm makes. Whether the token was cut off, or has
+/// text behind it, is said only where one of our secrets proves it.
 pub(super) fn of_another_length(
     subject: &Subject<'_>,
     header: &Map<String, Value>,
@@ -78,6 +79,7 @@ pub(super) fn of_another_length(
         (_, Family::P521) => 132,
         (_, Family::Hmac | Family::Rsa) => return None,
     };
+
     let (signed, part) = token.rsplit_once('.')?;
     let secrets = subject.keys.fixed().iter().filter_map(Key::secret);
     for tag in secrets.filter_map(|s| s.sign(alg, signed.as_bytes())) {
@@ -90,17 +92,21 @@ pub(super) fn of_another_length(
             return Some(shape::finding(Cause::TrailingCharacters, what));
         }
     }
+
     let what = format!("its signature has {} bytes, and {} makes {whole}", came.len(), alg.name());
     (came.len() != whole).then(|| shape::finding(Cause::SignatureLength, &what))
 }
 
-/// One of the configured keys verifies it as it is: then kid, algs or time stand in the way.
+/// A configured key that verifies the signature as it is: then `kid`, `algs` or `valid_until` is
+/// the obstacle.
 fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let alg = jws.alg?;
+
     let remotes: Vec<_> = subject.keys.remotes().iter().map(|r| r.state()).collect();
     let keys = subject.keys.fixed().iter().chain(remotes.iter().flat_map(|r| &r.keys));
     let key = keys.into_iter().find(|k| k.verifies(alg, jws.signed, &jws.signature))?;
     let name = shown_key(key);
+
     if key.is_retired(subject.now) {
         let until = moment(key.valid_until().unwrap_or_default());
         let advice = format!(
@@ -109,6 +115,7 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
         );
         return Some(Finding::new(Cause::SecretRetired, Side::Issuer, advice));
     }
+
     if !key.allows(alg) {
         let advice = format!(
             "the token is {} and verifies with {name}, which is bound to {}: add {:?} to its algs, or \
@@ -122,6 +129,7 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
             if key.family() == Family::Hmac { Cause::AlgMismatch } else { Cause::WrongPublicKey };
         return Some(Finding::new(cause, Side::Gateway, advice));
     }
+
     let kid = jws.kid()?;
     let advice = format!(
         "the token names kid {:?}, but {name} verifies it: correct the kid in the issuer, or set \
@@ -135,6 +143,7 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
 fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let secrets: Vec<_> =
         subject.keys.fixed().iter().filter_map(|k| Some((k, k.secret()?))).collect();
+
     let other = subject.extra.iter().find_map(|named| other_variable(subject, jws, named));
     let weak = secrets.iter().find(|(_, s)| s.weakness() == Some(SecretError::Placeholder));
     if let Some((key, _)) = weak {
@@ -142,15 +151,18 @@ fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
         finding.advice.push_str(&other.map_or_else(String::new, |o| format!("; {}", o.advice)));
         return Some(finding);
     }
+
     if other.is_some() {
         return other;
     }
+
     for (key, secret) in &secrets {
         let hit = |c: &Candidate| c.bytes != secret.bytes() && jws.is_hmac_of(&c.bytes);
         if let Some(candidate) = secrets::edits(secret).into_iter().find(hit) {
             return Some(edited(key, &candidate));
         }
     }
+
     if let Some(candidate) =
         spellings::placeholders().into_iter().find(|c| jws.is_hmac_of(&c.bytes))
     {
@@ -162,6 +174,7 @@ fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
         );
         return Some(Finding::new(candidate.cause, candidate.side, advice));
     }
+
     public_key_as_secret(subject, jws).or_else(|| {
         secrets.is_empty().then(|| {
             let advice = "the token is signed with a shared secret, and no secret is configured: add \
@@ -196,6 +209,7 @@ fn other_variable(subject: &Subject<'_>, jws: &Jws<'_>, named: &NamedSecret) -> 
     let plain = (Encoding::Utf8, named.text.as_bytes().to_vec());
     let (encoding, _) =
         std::iter::once(plain).chain(decoded).find(|(_, bytes)| jws.is_hmac_of(bytes))?;
+
     let advice = format!(
         "it verifies with {} ({}); the gateway uses {}: let both sides use the same variable",
         named.name,
@@ -205,12 +219,13 @@ fn other_variable(subject: &Subject<'_>, jws: &Jws<'_>, named: &NamedSecret) -> 
     Some(Finding::new(Cause::SecretOtherVariable, Side::Issuer, advice))
 }
 
-/// The classic confusion of RS256 and HS256: the public key is no secret.
+/// The classic confusion of RS256 and HS256: the public key used as a secret.
 fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let hit = subject.keys.fixed().iter().find(|key| match key.material() {
         Material::Secret(_) => false,
         Material::Public(public) => texts_of(public.spki()).iter().any(|t| jws.is_hmac_of(t)),
     })?;
+
     let advice = format!(
         "signed with the public key of {} as if it were a secret: an attack, or the issuer was \
          handed the public key in place of the private one",
@@ -219,7 +234,8 @@ fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding>
     Some(Finding::new(Cause::PublicKeyAsHmacSecret, Side::Issuer, advice))
 }
 
-/// A public key as files hold it: DER, and PEM with and without its last line break.
+/// A public key as files hold it: DER, PEM with and without its last line break, and the bare
+/// base64.
 fn texts_of(spki: &[u8]) -> Vec<Vec<u8>> {
     let body = base64::engine::general_purpose::STANDARD.encode(spki);
     let lines: Vec<&str> =
@@ -237,17 +253,21 @@ fn public_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
         );
         return Some(Finding::new(Cause::AlgUnsupported, Side::Issuer, advice));
     };
+
     if let Some(finding) = ecdsa(subject, jws, alg).or_else(|| azure(jws)) {
         return Some(finding);
     }
+
     let has = |key: &Key| key.family() == alg.family();
     let known = subject.keys.fixed().iter().any(has) || !subject.keys.remotes().is_empty();
     if known {
         return None;
     }
+
     let issuer = subject.unverified_claim("iss").map_or_else(String::new, |iss| {
         format!(" (iss {iss:?} may publish it, often at {iss}/.well-known/jwks.json)")
     });
+
     let advice = format!(
         "the token is {}, signed with a private key, and the gateway has no {} key: configure the \
          issuer's jwks_url or public_key_pem{issuer}",
@@ -264,11 +284,13 @@ fn ecdsa(subject: &Subject<'_>, jws: &Jws<'_>, alg: Algorithm) -> Option<Finding
         Family::P521 => 66,
         Family::Hmac | Family::Rsa | Family::Ed25519 => return None,
     };
+
     let half_is_zero = |half: &[u8]| half.iter().all(|b| *b == 0);
     if jws.signature.len() == 2 * field && jws.signature.chunks(field).any(half_is_zero) {
         let advice = Cause::EsZeroSignature.meaning().to_owned();
         return Some(Finding::new(Cause::EsZeroSignature, Side::Issuer, advice));
     }
+
     let fixed = fixed_from_der(&jws.signature, field)?;
     let remotes: Vec<_> = subject.keys.remotes().iter().map(|r| r.state()).collect();
     let mut keys = subject.keys.fixed().iter().chain(remotes.iter().flat_map(|r| &r.keys));
@@ -277,13 +299,14 @@ fn ecdsa(subject: &Subject<'_>, jws: &Jws<'_>, alg: Algorithm) -> Option<Finding
     Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
 }
 
-/// `SEQUENCE { INTEGER r, INTEGER s }` as r ‖ s.
+/// Converts `SEQUENCE { INTEGER r, INTEGER s }` to r ‖ s.
 fn fixed_from_der(der: &[u8], field: usize) -> Option<Vec<u8>> {
     let body = match der {
         [0x30, 0x81, len, body @ ..] if usize::from(*len) == body.len() => body,
         [0x30, len, body @ ..] if usize::from(*len) == body.len() => body,
         _ => return None,
     };
+
     let mut out = Vec::new();
     let mut rest = body;
     for _ in 0..2 {
@@ -294,11 +317,12 @@ fn fixed_from_der(der: &[u8], field: usize) -> Option<Vec<u8>> {
         out.extend(number);
         rest = after;
     }
+
     rest.is_empty().then_some(out)
 }
 
 /// Tokens for Microsoft Graph are signed over a header whose nonce is replaced by its hash, so that
-/// nobody but Graph can verify them; nonce and audience show it.
+/// only Graph can verify them. The nonce and the audience give them away.
 fn azure(jws: &Jws<'_>) -> Option<Finding> {
     jws.header.get("nonce")?;
     let claims = json::object(jws.payload_part, &|_| false).ok()?;
@@ -307,7 +331,7 @@ fn azure(jws: &Jws<'_>) -> Option<Finding> {
     Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
 }
 
-/// What is known when nothing fits: lengths and classes on our side, and what was tried.
+/// The finding when nothing fits: lengths and character classes on our side, and what was tried.
 pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
     let ours: Vec<_> = subject
         .keys
@@ -318,6 +342,7 @@ pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
             None => format!("{}: {}", k.name(), k.family().label()),
         })
         .collect();
+
     let advice = format!(
         "no known edit of the gateway's keys signed it. The gateway has {}; compare the length and the \
          fingerprint on the issuer's side (tollgate token fingerprint prints ours and how to get \
@@ -326,6 +351,7 @@ pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
         if ours.is_empty() { "no key of its own".to_owned() } else { ours.join("; ") },
         crate::auth::placeholders::PLACEHOLDERS.len(),
     );
+
     Finding::new(Cause::UnknownKey, Side::Issuer, advice)
 }
 

@@ -1,5 +1,5 @@
-//! Other ways of writing a secret: encodings, character sets, case; and what stands where nobody loaded
-//! one. Continues `secrets`.
+//! Other ways of writing a secret: encodings, character sets, case; and placeholders that a program
+//! uses when it did not load a secret. This is the second half of `secrets`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -12,11 +12,13 @@ use crate::auth::session_cookie;
 
 pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
     use Cause::{SecretDoubleBase64, SecretEncoding};
+
     for encoding in [Encoding::Hex, Encoding::Base64, Encoding::Base64url] {
         if encoding == secret.encoding() {
             continue;
         }
-        // Cleaned first: what Kubernetes tools or a wrapped line leave around it decodes nowhere.
+        // The text is trimmed first, because blanks and line breaks from Kubernetes tools or a
+        // wrapped line decode in no encoding.
         let Some(bytes) = encoding.decode(text.trim()).filter(|b| !b.is_empty()) else { continue };
         let printable = std::str::from_utf8(&bytes)
             .is_ok_and(|t| t.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r')));
@@ -33,7 +35,9 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
             all.add(SecretEncoding, Side::Gateway, bytes, how);
         }
     }
-    // Node's Buffer.from(text, "base64") takes any text and skips what is not of the alphabet.
+
+    // Node's Buffer.from(text, "base64") takes any text and skips characters outside of the
+    // alphabet.
     let loose: String = text
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_'))
@@ -44,6 +48,7 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
         let how = "the issuer decodes the secret (base64), the gateway does not";
         all.add(SecretEncoding, Side::Gateway, bytes, how);
     }
+
     for (inner, side_text) in [(text.as_bytes(), "text"), (secret.bytes(), "bytes")] {
         let how = format!("the issuer uses base64 of the secret's {side_text} as text");
         all.add(SecretDoubleBase64, Side::Issuer, STANDARD.encode(inner), how.clone());
@@ -57,6 +62,7 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
 
 pub(super) fn spellings(all: &mut Candidates, text: &str) {
     use Cause::{SecretCase, SecretCharset, SecretPercentEncoded};
+
     if !text.is_ascii() {
         if text.chars().all(|c| u32::from(c) < 256) {
             let latin: Vec<u8> =
@@ -68,8 +74,10 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
         let question: String = text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
         all.add(SecretCharset, Side::Issuer, question, "the issuer has ? for what is not ASCII");
     }
+
     let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     all.add(SecretCharset, Side::Issuer, utf16, "the issuer takes the secret as UTF-16");
+
     let decoded: String = form_urlencoded::parse(
         format!("k={}", text.replace('&', "%26").replace('+', "%2B")).as_bytes(),
     )
@@ -93,6 +101,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
             "the issuer's secret is percent-encoded",
         );
     }
+
     let plus = text.replace('+', " ");
     if plus != text {
         all.add(
@@ -102,6 +111,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
             "the issuer's secret has a blank for each +",
         );
     }
+
     for (other, name) in [(text.to_lowercase(), "lower"), (text.to_uppercase(), "upper")] {
         if other != text {
             all.add(
@@ -112,6 +122,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
             );
         }
     }
+
     if let Some(key) = session_cookie::next_auth_3_key(text) {
         all.add(
             Cause::NextauthV3Session,
@@ -122,9 +133,10 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
     }
 }
 
-/// Texts that stand where nobody loaded a secret.
+/// Texts that a program signs with when it did not load a secret.
 pub(super) fn placeholders() -> Vec<Candidate> {
     let mut all = Candidates(Vec::new());
+
     for text in PLACEHOLDERS {
         let how = format!("signed with the well-known text {text:?}");
         all.add(Cause::SecretDefault, Side::Issuer, text, how.clone());
@@ -140,6 +152,7 @@ pub(super) fn placeholders() -> Vec<Candidate> {
             all.add(Cause::SecretDefault, Side::Issuer, bytes, how);
         }
     }
+
     for name in ["JWT_SECRET", "NEXTAUTH_SECRET", "AUTH_SECRET", "SECRET_KEY", "SECRET"] {
         for text in [
             format!("${{{name}}}"),
@@ -151,6 +164,7 @@ pub(super) fn placeholders() -> Vec<Candidate> {
             all.add(Cause::SecretDefault, Side::Issuer, text, how);
         }
     }
+
     all.add(Cause::SecretEmpty, Side::Issuer, "", "signed with an empty secret");
     all.0
 }

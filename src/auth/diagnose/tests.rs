@@ -62,7 +62,7 @@ pub(super) fn hs256(secret: &[u8]) -> String {
     token(&json!({"alg": "HS256"}), &good(), secret)
 }
 
-/// Cause and side; and that no part of a secret is in what was said.
+/// Cause and side of a token. Fails if the report holds a part of a secret.
 pub(super) fn diagnosed(verifier: &Verifier, token: &str) -> (String, &'static str) {
     let report = examine(verifier, token, &[], NOW);
     let said = format!("{}{}", serde_json::to_string(&report).unwrap(), report.text());
@@ -90,6 +90,7 @@ fn keys_algorithms_and_other_secrets_are_explained() {
     };
     let retired = verifier(vec![key("k1", TEXT).until(Some(NOW - 1))]);
     let cookie = session_key_v3(TEXT);
+
     for (what, verifier, token, cause) in [
         ("kid", two(), by("k1", "HS256", BASE64), "kid_mismatch"),
         ("unknown kid", two(), by("k3", "HS256", "other"), "kid_unknown"),
@@ -115,6 +116,7 @@ fn keys_algorithms_and_other_secrets_are_explained() {
     ] {
         assert_eq!(diagnosed(&verifier, &token).0, cause, "{what}");
     }
+
     let named = [NamedSecret { name: "JWT_SECRET".into(), text: BASE64.into() }];
     for theirs in [BASE64.as_bytes().to_vec(), STANDARD.decode(BASE64).unwrap()] {
         let report = examine(
@@ -139,10 +141,12 @@ fn public_keys_are_explained() {
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
     let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).unwrap();
     let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
+
     let key = || {
         let key = PublicKey::from_der(spki.as_ref()).unwrap();
         verifier(vec![Key::new(None, vec![Algorithm::Es256], key)])
     };
+
     let signed = format!("{}.{}", b64(br#"{"alg":"ES256"}"#), b64(good().to_string().as_bytes()));
     let der = pair.sign(&SystemRandom::new(), signed.as_bytes()).unwrap();
     let azure = format!(
@@ -161,6 +165,7 @@ fn public_keys_are_explained() {
             .collect::<Vec<_>>()
             .join("\n")
     );
+
     for (token, cause) in [
         (format!("{signed}.{}", b64(der.as_ref())), "es_der_signature"),
         (format!("{signed}.{}", b64(&[0; 64])), "es_zero_signature"),
@@ -185,6 +190,7 @@ fn claims_are_explained() {
     };
     let keys = KeySet::new(vec![secret_key(TEXT, Encoding::Utf8)], vec![]);
     let v = Verifier::new(strict, keys);
+
     let base = json!({"iss": "https://tenant.example/", "aud": "realtime", "userId": "u1", "exp": NOW + 60});
     let with = |name: &str, value: Value| {
         let mut claims = base.clone();
@@ -196,6 +202,7 @@ fn claims_are_explained() {
         claims.as_object_mut().unwrap().remove(name);
         claims
     };
+
     let mut renamed = without("userId");
     renamed["sub"] = json!("u1");
     let mut anon = without("userId");
@@ -208,6 +215,7 @@ fn claims_are_explained() {
     before["iat"] = json!(NOW + 7200);
     let mut misplaced = without("exp");
     misplaced["expiresIn"] = json!("1h");
+
     for (claims, cause) in [
         (with("iss", json!("https://tenant.example")), "issuer_trailing_slash"),
         (with("iss", json!("http://tenant.example/")), "issuer_scheme"),
@@ -231,7 +239,7 @@ fn claims_are_explained() {
         (early, "exp_in_milliseconds"),
         (before, "token_expired"),
         (with("channel", json!("room:1")), "wrong_token_kind"),
-        // Something else is wrong: no cause is better than the wrong one.
+        // Another check refuses these: no cause is better than a wrong one.
         (with("jti", json!([5])), ""),
         (with("aud", json!({"x": 1})), ""),
         (with("channels", json!(["a", "b", "c", "d", "e", "f"])), ""),
@@ -246,6 +254,7 @@ fn damage_on_the_way_is_explained() {
     let v = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);
     let good = hs256(TEXT.as_bytes());
     let cookie = "eyJhbGciOiJkaXIiLCJlbmMiOiJBMjU2R0NNIn0..abc.def";
+
     for (token, cause) in [
         (String::new(), "no_token"),
         (format!("Bearer {good}"), "bearer_prefix"),
@@ -272,9 +281,9 @@ fn damage_on_the_way_is_explained() {
         (format!("{}\u{200b}{}", &good[..20], &good[20..]), "non_ascii"),
         (good[..good.len() / 2].to_owned(), "token_truncated"),
         (good[..30].to_owned(), "token_truncated"),
-        // What is left of the signature may be base64url all the same: one time in sixteen it was.
+        // The rest of the signature may still be valid base64url: one time in sixteen it was.
         (good[..good.len() - 3].to_owned(), "token_truncated"),
-        // A short signature that is not the beginning of the right one says nothing of cutting.
+        // A short signature that is not the beginning of the right one proves no cut.
         (format!("{}.AA", good.rsplit_once('.').unwrap().0), "signature_length"),
         (format!("{good}\n"), "token_whitespace"),
         (cookie.to_owned(), "nextauth_cookie_chunk"),
@@ -282,9 +291,12 @@ fn damage_on_the_way_is_explained() {
     ] {
         assert_eq!(diagnosed(&v, &token).0, cause, "{token}");
     }
+
     let report = examine(&v, &format!("\"{good}\""), &[], NOW);
     assert!(report.advice.unwrap().contains("Apart from that the token is good"));
-    // The other alphabet: found where the payload holds what only it writes so.
+
+    // The other base64 alphabet is found where the payload has characters that it writes
+    // differently.
     let claims = json!({"sub": "u1", "exp": NOW + 60, "n": "???>>>~~~ÿÿÿ"});
     let text = token(&json!({"alg": "HS256"}), &claims, TEXT.as_bytes());
     let standard = text.replace('-', "+").replace('_', "/");
@@ -304,11 +316,11 @@ fn encrypted_tokens_are_explained() {
     assert_eq!(diagnosed(&v, &foreign).0, "encrypted_token");
 }
 
-/// The doctor did not know the secrets and claims of session cookies.
+/// Regression: the doctor did not know the secrets and claims of session cookies.
 #[test]
 fn refused_session_cookies_are_explained() {
-    // {"alg":"dir","enc":"A256GCM"} by NextAuth 4's derivation is made by the real library in
-    // tests/issuers; here is one that nothing opens.
+    // The real library makes cookies of NextAuth 4's derivation in tests/issuers; nothing opens
+    // this one.
     let session = crate::auth::SessionCookie {
         names: vec!["next-auth.session-token".into()],
         secrets: vec![TEXT.into()],
@@ -326,7 +338,7 @@ fn refused_session_cookies_are_explained() {
     assert!(report.advice.unwrap().contains("session cookie of NextAuth 4"));
 }
 
-/// A token of nothing but prefixes kept a copy for each.
+/// Regression: a token of nothing but prefixes kept a copy for each.
 #[test]
 fn many_prefixes_cost_little() {
     let v = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);

@@ -11,21 +11,22 @@ use super::session::Socket;
 use super::target::{Target, millis};
 use crate::upstream::{self, UpstreamError};
 
-/// In the gateway's answer to a call without a key, and in nobody else's; `tests/it/doctor_url.rs` has it from
-/// a real one.
+/// A text in the gateway's answer to a call without a key, and in no other server's;
+/// `tests/it/doctor_url.rs` checks it with a real gateway.
 const ASKS_FOR_KEY: &str = "api.keys";
 
-/// Where to publish, and with what.
+/// The address to publish at, and the key.
 pub(super) struct Api {
     url: String,
-    /// The address was not named: it may well be none.
+    /// True if nobody named the address: there may be no server API at it.
     guessed: bool,
     key: String,
     client: reqwest::Client,
 }
 
 impl Api {
-    /// `url` may stop at the host, at `/api` or at `/api/publish`; without one it is beside the sockets.
+    /// `url` may stop at the host, at `/api` or at `/api/publish`. Without one, the API is expected
+    /// beside the sockets.
     pub(super) fn new(
         url: Option<&str>,
         target: &Target,
@@ -44,6 +45,7 @@ impl Api {
                 if url.password().is_some() || !url.username().is_empty() {
                     return Err("--api holds credentials: the key is all it takes".to_owned());
                 }
+
                 let path = url.path().trim_end_matches('/').to_owned();
                 if path.is_empty() {
                     url.set_path("/api/publish");
@@ -53,24 +55,27 @@ impl Api {
                 url.into()
             }
         };
+
         let client = upstream::client(patience, ca).map_err(|e| format!("--api: {e}"))?;
         Ok(Self { url, guessed, key, client })
     }
 
-    /// Is it a gateway that answers there? Asked without the key, which nobody else is to have: another
-    /// application's `/api/publish` would keep it in its log.
+    /// Checks that a gateway answers at the address. The request has no key, because no other
+    /// server may see it: another application's `/api/publish` would keep it in its log.
     ///
     /// # Errors
-    /// What answers instead. `None`: nothing said that the API is there, and where only backends may call
-    /// it, it is not.
+    /// The answer that came instead. The cause is `None` if nobody named the address: where only
+    /// backends may call the API, it is not beside the sockets.
     pub(super) async fn proves_itself(&self) -> Result<(), (Option<Cause>, String)> {
         let (status, text) = match self.ask(None, "{}".to_owned()).await {
             Ok(answer) => answer,
             Err(why) => return Err(((!self.guessed).then_some(Cause::ApiAway), why)),
         };
+
         if status == 401 && text.contains(ASKS_FOR_KEY) {
             return Ok(());
         }
+
         let found =
             format!("{} answers {status}, as no gateway does; the key was not sent", self.url);
         Err(((!self.guessed).then_some(Cause::ApiOther), found))
@@ -95,13 +100,16 @@ impl Api {
         let mark = format!("{:016x}", fastrand::u64(..));
         let event = json!({"type": "tollgate_doctor", "mark": mark});
         let body = json!({"channel": channel, "data": event}).to_string();
+
         let began = Instant::now();
         self.publish(body).await?;
         let published = began.elapsed();
+
         if !socket.receives(&mark, patience).await {
             let found = format!("published on {channel}, not received within {}", millis(patience));
             return Err(Trouble::new(Cause::EventLost, found));
         }
+
         let (published, all) = (millis(published), millis(began.elapsed()));
         Ok(((), format!("{channel}: published in {published}, received after {all}")))
     }
@@ -109,10 +117,12 @@ impl Api {
     async fn publish(&self, body: String) -> Result<(), Trouble> {
         let answer = self.ask(Some(&self.key), body).await;
         let (status, text) = answer.map_err(|why| Trouble::new(Cause::ApiAway, why))?;
+
         let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::Null);
         if status == 200 && value["result"].is_object() {
             return Ok(());
         }
+
         let ours = text.contains(ASKS_FOR_KEY);
         let cause = if ours { Cause::ApiKeyRefused } else { Cause::ApiAnswer };
         Err(Trouble::new(cause, format!("{} answers {status}: {text}", self.url)))

@@ -1,9 +1,9 @@
-//! The steps, and the one table of what can be found wrong. `docs/doctor.md` is generated from it, and a
-//! test compares the two.
+//! The steps, and the one table of what can be found wrong. `docs/doctor.md` is generated from it,
+//! and a test compares the two.
 
 use std::fmt::Write as _;
 
-/// What is looked at, in this order.
+/// The steps of an examination, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Step {
     Dns,

@@ -1,4 +1,4 @@
-//! Two clocks, the server's and ours, and what they make of the token. Pure.
+//! Compares two clocks, the server's and ours, and the times in the token with them. Pure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,18 +9,18 @@ use serde_json::Value;
 use super::causes::Cause;
 use super::report::{Checked, Trouble};
 
-/// `Date` has whole seconds, and an answer takes its time.
+/// Seconds of difference that prove nothing: `Date` has whole seconds, and an answer takes time.
 const TOLERANCE: i64 = 2;
 
-/// What is more is counted in milliseconds (the year 5138).
+/// A larger time counts milliseconds: in seconds it would be after the year 5138.
 const MILLISECONDS: f64 = 1e11;
 
-/// The server's clock, as an answer said it, and ours when that arrived.
+/// The server's clock as an answer states it, and ours when that answer arrived.
 #[derive(Debug, Clone)]
 pub(super) struct Clocks {
     pub(super) server: i64,
     pub(super) ours: i64,
-    /// Who said so.
+    /// The server or proxy that stated it.
     pub(super) by: String,
 }
 
@@ -30,14 +30,14 @@ fn unix(time: SystemTime) -> i64 {
 }
 
 impl Clocks {
-    /// From the `Date` of an answer that has just come.
+    /// Reads the `Date` of an answer that has just arrived.
     pub(super) fn read(date: Option<&str>, by: String) -> Option<Self> {
         let server = unix(httpdate::parse_http_date(date?).ok()?);
         Some(Self { server, ours: unix(SystemTime::now()), by })
     }
 }
 
-/// A number among the claims of a token, whoever signed it.
+/// The numbers among the claims of a token, whoever signed it.
 fn claims(token: &str) -> impl Fn(&str) -> Option<f64> {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let bytes = URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
@@ -49,10 +49,12 @@ pub(super) fn compare(clocks: &Clocks, token: Option<&str>) -> Checked<()> {
     let ahead = clocks.server - clocks.ours;
     let way = if ahead < 0 { "behind" } else { "ahead of" };
     let skew = format!("the server's clock is {} s {way} ours ({})", ahead.abs(), clocks.by);
+
     let claim = claims(token.unwrap_or_default());
     let server = clocks.server as f64;
     let until =
         |at: f64| humantime::format_duration(Duration::from_secs((at - server).abs() as u64));
+
     let trouble = match (claim("exp"), claim("nbf"), claim("iat")) {
         (Some(exp), ..) if exp > MILLISECONDS => Some((Cause::TokenMilliseconds, "exp", exp)),
         (Some(exp), ..) if exp <= server => Some((Cause::TokenExpired, "exp", exp)),
@@ -62,14 +64,17 @@ pub(super) fn compare(clocks: &Clocks, token: Option<&str>) -> Checked<()> {
         }
         _ => None,
     };
+
     if let Some((cause, name, at)) = trouble {
         let side = if at > server { "ahead of" } else { "behind" };
         let found = format!("{name} is {} {side} the server's clock; {skew}", until(at));
         return Err(Trouble::new(cause, found));
     }
+
     if ahead.abs() > TOLERANCE {
         return Err(Trouble::new(Cause::ClockSkew, skew));
     }
+
     let ends = claim("exp").map(|exp| format!("; the token ends in {}", until(exp)));
     Ok(((), skew + &ends.unwrap_or_default()))
 }

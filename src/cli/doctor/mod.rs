@@ -1,7 +1,8 @@
-//! `tollgate doctor`: a deployment looked at from outside, as a client meets it.
+//! `tollgate doctor`: examines a deployment from outside, as a client meets it.
 //!
-//! The handshake is made by hand (`wire`), because what proxies do to it is what is looked for; from 101 on a
-//! client library takes over. `causes` is the table of what can be wrong; `report` prints, and hides secrets.
+//! The handshake is made by hand (`wire`), because the doctor looks for what proxies do to it;
+//! after the answer 101 a client library takes over. `causes` is the table of possible causes;
+//! `report` prints, and hides secrets.
 
 mod api;
 mod causes;
@@ -30,10 +31,10 @@ use report::{Checked, Report, Secrets, Trouble};
 use session::Socket;
 use target::{Line, Target, connect, resolve};
 
-/// Nothing could be looked at.
+/// Exit status when nothing could be examined.
 const UNTRIED: u8 = 2;
 
-/// How long somebody who needs no token waits to be greeted.
+/// How long a socket without a token waits for the greeting, which comes where no token is needed.
 const GREETING: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -70,7 +71,7 @@ pub(super) struct Doctor {
     json: bool,
 }
 
-/// What is to be looked at, read and in order.
+/// The plan of an examination, read from the arguments and checked.
 struct Plan {
     line: Line,
     token: Option<String>,
@@ -92,20 +93,23 @@ pub(super) fn run(args: &Doctor) -> anyhow::Result<ExitCode> {
             return Ok(ExitCode::from(UNTRIED));
         }
     };
+
     let mut report = Report::new(args.json, secrets);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(examine(plan, &mut report));
     Ok(report.finish(&args.url))
 }
 
-/// A secret on one line, from a file or standard input.
+/// Reads a secret on one line from a file or standard input.
 fn secret(flag: &str, path: &Path) -> Result<String, String> {
     let text = if path == Path::new("-") {
         std::io::read_to_string(std::io::stdin())
     } else {
         std::fs::read_to_string(path)
     };
+
     let text = text.map_err(|e| format!("{flag}: {} cannot be read: {e}", path.display()))?;
+
     let text = text.trim().to_owned();
     if text.is_empty() || text.contains(|c: char| c.is_control() || c.is_whitespace()) {
         return Err(format!("{flag}: {} does not hold one word on one line", path.display()));
@@ -118,28 +122,35 @@ impl Doctor {
         let duration = |flag: &str, text: &str| {
             humantime::parse_duration(text).map_err(|e| format!("{flag}: {e}"))
         };
+
         let patience = duration("--timeout", &self.timeout)?;
         let idle = duration("--idle", &self.idle)?;
         let target = Target::parse(&self.url)?;
         let read = |path: &PathBuf| {
             std::fs::read(path).map_err(|e| format!("--ca: {} cannot be read: {e}", path.display()))
         };
+
         let ca = self.ca.as_ref().map(read).transpose()?;
         let token =
             self.token_file.as_ref().map(|path| secret("--token-file", path)).transpose()?;
+
         if self.origin.as_ref().is_some_and(|o| o.contains(char::is_control)) {
             return Err("--origin has control characters".to_owned());
         }
+
         let key = match &self.api_key_file {
             Some(path) => Some(secret("--api-key-file", path)?),
             None => Sources::of_process(None).variable("TOLLGATE_API_KEY").map(str::to_owned),
         };
+
         for text in token.iter().chain(&key) {
             secrets.add(text);
         }
+
         if self.api.is_some() && key.is_none() {
             return Err("--api needs a key: --api-key-file or $TOLLGATE_API_KEY".to_owned());
         }
+
         let ca = ca.as_deref();
         let api = key.map(|key| Api::new(self.api.as_deref(), &target, key, patience, ca));
         Ok(Plan {
@@ -153,17 +164,19 @@ impl Doctor {
     }
 }
 
-/// All steps, each as far as those before it allow.
+/// Takes all steps, each as far as those before it allow.
 async fn examine(mut plan: Plan, report: &mut Report) {
     if reach(&mut plan.line, report).await.is_none() {
         return;
     }
+
     let line = &plan.line;
     let (upgraded, clocks) = probes::upgrade(line).await;
     let mut session = None;
     if let Some(first) = report.note(Step::Upgrade, upgraded) {
         session = sockets(&plan, first, report).await;
     }
+
     let listened = match &mut session {
         Some(session) => converse(&plan, session, report).await,
         None => {
@@ -172,8 +185,10 @@ async fn examine(mut plan: Plan, report: &mut Report) {
             false
         }
     };
+
     let channel = plan.channel.as_deref().filter(|_| listened);
     rest(&plan, session, channel, report).await;
+
     match clocks {
         Some(clocks) => {
             report.note(Step::Clock, clock::compare(&clocks, plan.token.as_deref()));
@@ -182,16 +197,18 @@ async fn examine(mut plan: Plan, report: &mut Report) {
     }
 }
 
-/// From the name to a connection.
+/// Goes from the name to a connection.
 async fn reach(line: &mut Line, report: &mut Report) -> Option<()> {
     let addresses = report.note(Step::Dns, resolve(&line.target, line.patience).await)?;
     let connected = connect(&addresses, line.patience).await;
     let (address, stream) = report.note(Step::Tcp, connected)?;
     line.addresses = vec![address];
+
     if !line.target.secure {
         report.skip(Step::Tls, "the URL asks for none: tokens and events can be read on the way");
         return Some(());
     }
+
     let mut secured = line.secure(stream).await.map(|(_, said)| ((), said));
     let usable = secured.is_ok();
     if let Some(trouble) = line.ends_soon().filter(|_| usable) {
@@ -201,18 +218,20 @@ async fn reach(line: &mut Line, report: &mut Report) -> Option<()> {
     usable.then_some(())
 }
 
-/// What handshakes show; and a session, where there is a token or none is needed.
+/// Examines handshakes. Returns a session where there is a token or none is needed.
 async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<Socket> {
     let line = &plan.line;
     let greeted = match plan.token {
         Some(_) => None,
         None => first.greeted(GREETING).await.ok(),
     };
+
     report.note(Step::Query, probes::query(line).await);
     let carried = probes::carriers(line).await;
     let by_subprotocol =
         carried.as_ref().is_err_and(|trouble| trouble.cause == Cause::AuthorizationDropped);
     report.note(Step::Carriers, carried);
+
     match &plan.origin {
         Some(origin) => {
             report.note(Step::Origin, probes::origin(line, origin).await);
@@ -221,10 +240,12 @@ async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<
             report.skip(Step::Origin, "no --origin: whether pages may connect was not looked at")
         }
     }
+
     if let Some(token) = &plan.token {
         first.close().await;
         return report.note(Step::Token, probes::token(line, token, by_subprotocol).await);
     }
+
     match greeted {
         Some((_, said)) => report.note(Step::Token, Ok((first, format!("none needed: {said}")))),
         None => {
@@ -235,7 +256,7 @@ async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<
     }
 }
 
-/// Subscribes and publishes; whether the channel can be listened to.
+/// Subscribes and publishes. Returns whether the channel can be listened to.
 async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> bool {
     let patience = plan.line.patience;
     let mut listened = false;
@@ -246,6 +267,7 @@ async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> boo
         }
         None => report.skip(Step::Subscribe, "no --channel"),
     }
+
     match &plan.api {
         None => report.skip(Step::Publish, "no --api-key-file"),
         Some(_) if session.channels.is_empty() => {
@@ -253,10 +275,11 @@ async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> boo
         }
         Some(api) => publish(api, session, patience, report).await,
     }
+
     listened
 }
 
-/// The round trip, where a gateway answers; the key goes to nobody else.
+/// Makes the round trip if a gateway answers; no other server gets the key.
 async fn publish(api: &Api, session: &mut Socket, patience: Duration, report: &mut Report) {
     match api.proves_itself().await {
         Ok(()) => {
@@ -275,10 +298,11 @@ async fn publish(api: &Api, session: &mut Socket, patience: Duration, report: &m
     }
 }
 
-/// The stream; and socket and stream idle at the same time.
+/// Opens the stream, and lets socket and stream idle at the same time.
 async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, report: &mut Report) {
     let (line, idle) = (&plan.line, plan.idle);
     let bearer = plan.token.as_ref().map(|token| format!("Bearer {token}")).unwrap_or_default();
+
     let streaming = async {
         match stream::open(line, &bearer, channel).await {
             Ok((stream, said)) if idle.is_zero() => {
@@ -289,19 +313,23 @@ async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, repor
             Err(trouble) => (Err(trouble), None),
         }
     };
+
     let idling = async {
         match session {
             Some(mut socket) if !idle.is_zero() => Some(socket.idles(idle, line.patience).await),
             Some(_) | None => None,
         }
     };
+
     let ((streamed, stream_idled), idled): ((Checked<()>, _), _) = tokio::join!(streaming, idling);
+
     let refused = streamed.as_ref().is_err_and(|trouble| trouble.cause == Cause::SseRefused);
     if plan.token.is_none() && refused {
         report.skip(Step::Sse, "no --token-file; the gateway answers, so the path is right");
     } else {
         report.note(Step::Sse, streamed);
     }
+
     let mut stream_idled = stream_idled;
     if let (Some(Ok((first_ping, _))), Some(Ok((beats, said)))) = (&idled, &stream_idled)
         && stream::holds_back(*beats, *first_ping, idle)
@@ -309,6 +337,7 @@ async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, repor
         let found = format!("no heartbeat, though the socket had its first ping: {said}");
         stream_idled = Some(Err(Trouble::new(Cause::SseBuffered, found)));
     }
+
     let why = if idle.is_zero() { "--idle is 0" } else { "there is nothing to idle with" };
     conclude(Step::Idle, idled, why, report);
     conclude(Step::SseIdle, stream_idled, why, report);

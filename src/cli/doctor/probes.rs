@@ -1,5 +1,5 @@
-//! Handshakes that are made to see one thing each, without the real token: what is tried in a URL stands in the
-//! logs of every proxy, so a made-up token takes its place.
+//! Handshakes that each show one thing, without the real token. Every proxy logs what is tried in a
+//! URL, so a made-up token takes the place of the real one.
 
 use std::time::Duration;
 
@@ -16,13 +16,14 @@ use super::wire::{Answer, Asked};
 use crate::auth::Reason;
 use crate::protocol::codes::CloseCode;
 
-/// No token has this form: whoever sees it refuses it as `malformed`.
+/// A made-up token. No token has this form, so the gateway refuses it as `malformed`.
 const MADE_UP: &str = "tollgate-doctor";
 
 /// A subprotocol that the gateway selects where it is offered.
 const SUBPROTOCOL: &str = "tollgate";
 
-/// The handshake as a client makes it, without a token; and what its answer says of the time.
+/// Makes the handshake as a client does, without a token. Returns what its answer says of the time,
+/// too.
 pub(super) async fn upgrade(line: &Line) -> (Checked<Socket>, Option<Clocks>) {
     let clocks = |answer: &Answer| Clocks::read(answer.header("date"), answer.by());
     match Socket::open(line, &Asked::default()).await {
@@ -34,7 +35,8 @@ pub(super) async fn upgrade(line: &Line) -> (Checked<Socket>, Option<Clocks>) {
     }
 }
 
-/// The gateway refuses a format that it does not know: if it does not, it has not seen the query.
+/// Checks that the query arrives. The gateway refuses a format that it does not know: one that does
+/// not refuse has not seen the query.
 pub(super) async fn query(line: &Line) -> Checked<()> {
     let asked = Asked { query: &[("format", MADE_UP)], ..Asked::default() };
     match Socket::open(line, &asked).await {
@@ -46,6 +48,7 @@ pub(super) async fn query(line: &Line) -> Checked<()> {
         Err(Refused(_, answer)) if answer.body().contains(FORMAT) => {}
         Err(Refused(trouble, _)) => return Err(trouble),
     }
+
     let asked = Asked { query: &[("token", MADE_UP)], ..Asked::default() };
     match is_seen(line, &asked).await? {
         (true, _) => Ok(((), "it passes, and a made-up token in it is seen".to_owned())),
@@ -56,36 +59,40 @@ pub(super) async fn query(line: &Line) -> Checked<()> {
     }
 }
 
-/// Whether a made-up token reaches the gateway, which then refuses it; and whether the subprotocol was selected.
+/// Returns whether a made-up token reaches the gateway, which then refuses it, and whether the
+/// subprotocol was selected.
 async fn is_seen(line: &Line, asked: &Asked<'_>) -> Result<(bool, bool), Trouble> {
     let (mut socket, answer) = match Socket::open(line, asked).await {
         Ok(opened) => opened,
-        // `auth.reject = "http"`.
+        // The gateway has `auth.reject = "http"`.
         Err(Refused(trouble, answer)) if trouble.cause == Cause::TokenRefused => {
             return Ok((answer.body().trim() != Reason::Missing.slug(), true));
         }
         Err(Refused(trouble, _)) => return Err(trouble),
     };
+
     let selected = answer.has("sec-websocket-protocol", SUBPROTOCOL);
     match socket.hear(Instant::now() + line.patience).await {
         Heard::Closed(TOKEN_REFUSED, reason) => Ok((reason != Reason::Missing.slug(), selected)),
-        // No token came in time.
+        // The gateway waited for a token until the deadline.
         Heard::Closed(code, _) if code == CloseCode::Deadline.code() => Ok((false, selected)),
         Heard::Closed(code, reason) => Err(closed(code, &reason)),
-        // `auth.anonymous`, or nothing.
+        // The gateway has `auth.anonymous`, or nothing came.
         Heard::Message(_) | Heard::Nothing | Heard::Cut(_) => Ok((false, selected)),
     }
 }
 
-/// A token in `Authorization`, and one as a subprotocol.
+/// Sends a token in `Authorization`, and one as a subprotocol.
 pub(super) async fn carriers(line: &Line) -> Checked<()> {
     let bearer = format!("Bearer {MADE_UP}");
     let offered = format!("{SUBPROTOCOL}, bearer.{MADE_UP}");
     let by_header = [("Authorization", bearer.as_str())];
     let by_subprotocol = [("Sec-WebSocket-Protocol", offered.as_str())];
     let asked = [&by_header, &by_subprotocol].map(|headers| Asked { headers, ..Asked::default() });
+
     let (header, subprotocol) = tokio::join!(is_seen(line, &asked[0]), is_seen(line, &asked[1]));
     let ((header, _), (subprotocol, selected)) = (header?, subprotocol?);
+
     let passes = |passes: bool| if passes { "passes" } else { "does NOT pass" };
     let found = format!(
         "Authorization {}, a token as subprotocol {}, the selected subprotocol {}",
@@ -93,6 +100,7 @@ pub(super) async fn carriers(line: &Line) -> Checked<()> {
         passes(subprotocol),
         passes(selected)
     );
+
     match (header, subprotocol && selected) {
         (true, true) => Ok(((), found)),
         (false, _) => Err(Trouble::new(Cause::AuthorizationDropped, found)),
@@ -100,7 +108,7 @@ pub(super) async fn carriers(line: &Line) -> Checked<()> {
     }
 }
 
-/// As a page of this origin connects.
+/// Connects as a page of this origin does.
 pub(super) async fn origin(line: &Line, origin: &str) -> Checked<()> {
     let asked = Asked { headers: &[("Origin", origin)], ..Asked::default() };
     match Socket::open(line, &asked).await {
@@ -120,23 +128,25 @@ pub(super) async fn origin(line: &Line, origin: &str) -> Checked<()> {
     }
 }
 
-/// Why a page of the very host is refused; `None` for a page of another.
+/// Why a page of the gateway's own host is refused; `None` for a page of another host.
 fn own_host_refused(line: &Line, page: &Url) -> Option<(Cause, String)> {
     let target = &line.target;
     let host = page.host_str()?.trim_matches(['[', ']']);
     if !host.eq_ignore_ascii_case(&target.host) {
         return None;
     }
+
     let port = page.port_or_known_default()?;
     if port != target.port {
         let why = format!("the page has port {port}, the gateway {}", target.port);
         return Some((Cause::OriginPort, why));
     }
+
     let secure = page.scheme() == "https";
     (secure == target.secure).then(|| (Cause::HostChanged, "host and port are the same".to_owned()))
 }
 
-/// The real token.
+/// Connects with the real token.
 pub(super) async fn token(line: &Line, token: &str, by_subprotocol: bool) -> Checked<Socket> {
     let bearer = format!("Bearer {token}");
     let offered = format!("{SUBPROTOCOL}, bearer.{token}");
@@ -145,10 +155,12 @@ pub(super) async fn token(line: &Line, token: &str, by_subprotocol: bool) -> Che
     } else {
         ("Authorization", bearer.as_str())
     };
+
     let asked = Asked { headers: &[header], ..Asked::default() };
     let opened = Socket::open(line, &asked).await.map_err(|Refused(trouble, _)| trouble);
     let (mut socket, _) = opened?;
     let (data, said) = socket.greeted(line.patience).await?;
+
     let ends = data["expiresAt"].as_u64().map(|at| {
         let left = at.saturating_sub(crate::session::unix_now());
         format!(", ends in {}", humantime::format_duration(Duration::from_secs(left)))

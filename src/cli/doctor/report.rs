@@ -1,7 +1,7 @@
-//! What was found, for people as it comes and for machines at the end.
+//! The findings, printed one by one for people and at the end for machines.
 //!
-//! Invariant: everything that is printed went through [`Secrets::clean`]: servers and proxies quote requests in
-//! their error pages, and a request holds the token.
+//! Invariant: everything that is printed went through [`Secrets::clean`], because servers and
+//! proxies quote requests in their error pages, and a request holds the token.
 
 use std::process::ExitCode;
 
@@ -10,15 +10,15 @@ use serde_json::{Value, json};
 use super::causes::{Cause, Step};
 use crate::cli::print;
 
-/// So many characters tell a secret's part from other text.
+/// The number of characters that distinguish a part of a secret from other text.
 const TELLING: usize = 8;
 
 const HIDDEN: &str = "[secret]";
 
-/// The longest quotation of what a server said.
+/// Longest quotation of a server's answer, in characters.
 const MAX_QUOTED: usize = 400;
 
-/// Something is wrong.
+/// Something that is wrong: its cause, and what was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Trouble {
     pub(super) cause: Cause,
@@ -31,7 +31,7 @@ impl Trouble {
     }
 }
 
-/// A step's end: what it gave, and what is to be said; or what is wrong.
+/// The end of a step: its result and a sentence about it, or the trouble.
 pub(super) type Checked<T> = Result<(T, String), Trouble>;
 
 /// Texts that must not be shown: whole, and the beginnings of their parts.
@@ -50,13 +50,16 @@ impl Secrets {
         self.whole.push(secret.to_owned());
     }
 
-    /// Without secrets, and without what a terminal would take as a command. A secret's part goes from where
-    /// it begins to the next character that no token has, so one that was cut short goes too.
+    /// The text without secrets, and without characters that a terminal would take as a command. A
+    /// secret's part is removed from its beginning to the next character that no token has, so a
+    /// part that was cut short is removed too.
     fn clean(&self, text: &str) -> String {
         let mut text = text.to_owned();
+
         for whole in &self.whole {
             text = text.replace(whole.as_str(), HIDDEN);
         }
+
         for needle in &self.parts {
             let mut from = 0;
             while let Some(at) = text[from..].find(needle.as_str()).map(|at| from + at) {
@@ -67,6 +70,7 @@ impl Secrets {
                 from = at + HIDDEN.len();
             }
         }
+
         let shown: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let shown = shown.split_whitespace().collect::<Vec<_>>().join(" ");
         match shown.char_indices().nth(MAX_QUOTED) {
@@ -80,7 +84,7 @@ pub(super) struct Report {
     json: bool,
     secrets: Secrets,
     steps: Vec<Value>,
-    /// What was not come to yet.
+    /// The steps that have not been reached yet.
     left: Vec<Step>,
     wrong: usize,
 }
@@ -90,7 +94,7 @@ impl Report {
         Self { json, secrets, steps: Vec::new(), left: Step::ALL.to_vec(), wrong: 0 }
     }
 
-    /// Says how a step ended; what it gave is passed on.
+    /// Reports how a step ended and passes its result on.
     pub(super) fn note<T>(&mut self, step: Step, checked: Checked<T>) -> Option<T> {
         match checked {
             Ok((gave, found)) => {
@@ -105,7 +109,7 @@ impl Report {
         }
     }
 
-    /// A step that was not looked at, and why.
+    /// Reports a step that was not taken, and why.
     pub(super) fn skip(&mut self, step: Step, why: &str) {
         self.say(step, "skipped", why, None);
     }
@@ -115,6 +119,7 @@ impl Report {
         let found = self.secrets.clean(found);
         let (slug, fix) = (cause.map(Cause::slug), cause.map(Cause::fix));
         let meaning = cause.map(Cause::meaning);
+
         if !self.json {
             let mark = if result == "wrong" { "WRONG" } else { result };
             let mut text = format!("{mark:<8} {:<10} {found}\n", step.slug());
@@ -123,16 +128,18 @@ impl Report {
             }
             let _ = print(&text);
         }
+
         self.steps.push(json!({
             "step": step.slug(), "result": result, "found": found,
             "cause": slug, "meaning": meaning, "fix": fix,
         }));
     }
 
-    /// 0: nothing is wrong; 1: something is.
+    /// Ends the report. The exit code is 0 if nothing is wrong, 1 if something is.
     pub(super) fn finish(self, url: &str) -> ExitCode {
         let result = if self.wrong == 0 { "ok" } else { "wrong" };
         let left: Vec<_> = self.left.iter().map(|step| step.slug()).collect();
+
         let text = if self.json {
             let url = self.secrets.clean(url);
             format!(
@@ -150,6 +157,7 @@ impl Report {
                 ),
             }
         };
+
         let _ = print(&text);
         ExitCode::from(u8::from(self.wrong > 0))
     }
@@ -164,6 +172,7 @@ mod tests {
         let token = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJ1MSJ9.c2lnbmF0dXJlLW9mLWl0";
         let mut secrets = Secrets::default();
         secrets.add(token);
+
         for text in [
             format!("Cannot GET /ws?token={token}&x=1"),
             format!("Bearer {}", &token[..30]),
@@ -176,6 +185,7 @@ mod tests {
                 assert!(!cleaned.contains(part), "{cleaned}");
             }
         }
+
         assert!(secrets.clean(&format!("token={token}&x=1")).ends_with("&x=1"));
     }
 

@@ -1,4 +1,4 @@
-//! A WebSocket to the gateway, and what a client does with it: greeting, subscription, event, idling.
+//! A WebSocket to the gateway, and a client's actions on it: greeting, subscription, event, idling.
 
 use std::time::Duration;
 
@@ -17,15 +17,15 @@ use super::wire::{Answer, Asked, ask, tell_progress};
 use crate::auth::Reason;
 use crate::protocol::codes::CloseCode;
 
-/// The gateway did not like what a socket said or brought.
+/// The close code with which the gateway refuses a token.
 pub(super) const TOKEN_REFUSED: u16 = 4401;
 
-/// What comes out of a socket.
+/// What a socket received.
 #[derive(Debug)]
 pub(super) enum Heard {
     Message(Value),
     Closed(u16, String),
-    /// It ended without a close frame.
+    /// The socket ended without a close frame.
     Cut(String),
     Nothing,
 }
@@ -35,18 +35,19 @@ pub(super) struct Socket {
     opened: Instant,
     pings: u32,
     first_ping: Option<Instant>,
-    /// Automatic subscriptions, and then those that were asked for.
+    /// Automatic subscriptions, behind the ones that were asked for.
     pub(super) channels: Vec<String>,
 }
 
 impl Socket {
-    /// The handshake; the answer is given too where it refuses.
+    /// Makes the handshake. A refused one returns the answer too.
     pub(super) async fn open(line: &Line, asked: &Asked<'_>) -> Result<(Self, Answer), Refused> {
         let asking = ask(line, asked, true).await;
         let (stream, mut answer) = asking.map_err(|t| Refused(t, Answer::default()))?;
         if let Err(trouble) = verdict(&answer) {
             return Err(Refused(trouble, answer));
         }
+
         let early = std::mem::take(&mut answer.rest);
         let ws = WebSocketStream::from_partially_read(stream, early, Role::Client, None).await;
         Ok((
@@ -55,12 +56,13 @@ impl Socket {
         ))
     }
 
-    /// The next message until then. Pings are answered by the way.
+    /// The next message until that moment. Pings are answered on the way.
     pub(super) async fn hear(&mut self, until: Instant) -> Heard {
         loop {
             let Ok(next) = timeout_at(until, self.ws.next()).await else {
                 return Heard::Nothing;
             };
+
             match next {
                 Some(Ok(Message::Text(text))) => {
                     let value = serde_json::from_str::<Value>(&text).unwrap_or(Value::Null);
@@ -82,7 +84,7 @@ impl Socket {
         }
     }
 
-    /// Waits for a message that `wanted` takes; others are passed over.
+    /// Waits for a message that `wanted` accepts; others are passed over.
     async fn await_message<T>(
         &mut self,
         patience: Duration,
@@ -102,7 +104,7 @@ impl Socket {
     }
 
     async fn send(&mut self, message: &Value) {
-        // What cannot be sent is not answered either, and that is said.
+        // A message that cannot be sent is not answered either, and the missing answer is reported.
         let _ = self.ws.send(Message::text(message.to_string())).await;
     }
 
@@ -114,15 +116,18 @@ impl Socket {
     pub(super) async fn greeted(&mut self, patience: Duration) -> Checked<Value> {
         let greeting =
             |message: &Value| (message["type"] == "connected").then(|| message["data"].clone());
+
         match self.await_message(patience, greeting).await {
             Ok(data) => {
                 let channels = data["channels"].as_array().into_iter().flatten();
                 self.channels = channels.filter_map(|c| c.as_str().map(str::to_owned)).collect();
                 let user = data["userId"].as_str().unwrap_or("nobody");
+
                 let said = match self.channels.as_slice() {
                     [] => format!("accepted as user {user}, no automatic subscriptions"),
                     list => format!("accepted as user {user}, subscribed to {}", list.join(", ")),
                 };
+
                 Ok((data, said))
             }
             Err(Heard::Closed(code, reason)) => Err(closed(code, &reason)),
@@ -137,9 +142,11 @@ impl Socket {
     pub(super) async fn subscribe(&mut self, channel: &str, patience: Duration) -> Checked<()> {
         let began = Instant::now();
         self.send(&json!({"type": "subscribe", "channel": channel, "id": "doctor"})).await;
+
         let answer = self.await_message(patience, |message| {
             (message["id"] == "doctor").then(|| message.clone())
         });
+
         match answer.await {
             Ok(message) if message["type"] == "subscribed" => {
                 let name = message["data"]["channelKey"].as_str().unwrap_or(channel).to_owned();
@@ -165,13 +172,15 @@ impl Socket {
         self.await_message(patience, |m| (m["mark"] == mark).then_some(())).await.is_ok()
     }
 
-    /// Says nothing for a while, then asks whether anybody is there. Gives the time of the first ping.
+    /// Stays silent for a while, then checks that the gateway still answers. Returns the time of
+    /// the first ping.
     pub(super) async fn idles(
         &mut self,
         idle: Duration,
         patience: Duration,
     ) -> Checked<Option<Duration>> {
         let began = Instant::now();
+
         let listening = async {
             loop {
                 match self.hear(began + idle).await {
@@ -180,11 +189,14 @@ impl Socket {
                 }
             }
         };
+
         let end = tokio::select! {
             end = listening => end,
             never = tell_progress(idle) => match never {},
         };
+
         let after = format!("after {:.1} s", began.elapsed().as_secs_f32());
+
         match end {
             Heard::Closed(code, reason) => {
                 let said = format!("{after}: {}", closed(code, &reason).found);
@@ -195,6 +207,7 @@ impl Socket {
             }
             Heard::Nothing | Heard::Message(_) => {}
         }
+
         self.send(&json!({"type": "ping", "id": "still there"})).await;
         let pong = self.await_message(patience, |m| (m["type"] == "pong").then_some(()));
         match pong.await {
@@ -211,17 +224,19 @@ impl Socket {
     }
 }
 
-/// A handshake that failed, and the answer to it, empty where there was none.
+/// A handshake that failed, and the answer to it, which is empty if none came.
 pub(super) struct Refused(pub(super) Trouble, pub(super) Answer);
 
-/// What a close means.
+/// The trouble behind a close.
 pub(super) fn closed(code: u16, reason: &str) -> Trouble {
     let row = CloseCode::ALL.iter().map(|c| c.row()).find(|row| row.code == code);
     let meaning = row.map_or("not one of the gateway's codes", |row| row.meaning);
+
     if code != TOKEN_REFUSED {
         let found = format!("closed with {code} {reason}: {meaning}");
         return Trouble::new(Cause::ClosedAtOnce, found);
     }
+
     let why = Reason::ALL.iter().find(|r| r.slug() == reason).map_or("", |r| r.meaning());
     Trouble::new(Cause::TokenRefused, format!("closed with 4401 {reason}: {why}"))
 }

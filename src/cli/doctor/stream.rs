@@ -1,4 +1,4 @@
-//! `/sse`: do the first bytes come at once, and do the heartbeats of an idle stream?
+//! `/sse`: checks that the first bytes and the heartbeats of an idle stream come at once.
 
 use std::time::Duration;
 
@@ -13,13 +13,13 @@ use super::wire::{Asked, ask};
 /// The first words of every stream.
 const BEGINS: &[u8] = b"event: connected";
 
-/// A comment, as it stands between two chunks or behind an event.
+/// The heartbeat: a comment as it stands between two chunks or behind an event.
 const HEARTBEAT: &[u8] = b"\n:\n";
 
-/// The last words of one that the gateway ends.
+/// The beginning of the last event of a stream that the gateway ends.
 const ENDS: &[u8] = b"event: close";
 
-/// What of a stream is kept to be looked at.
+/// Most bytes of a stream that are kept for examination.
 const MAX_KEPT: usize = 4096;
 
 pub(super) struct Sse {
@@ -35,37 +35,45 @@ fn contains(bytes: &[u8], text: &[u8]) -> bool {
 pub(super) async fn open(line: &Line, bearer: &str, channel: Option<&str>) -> Checked<Sse> {
     let line = line.beside("sse");
     let query: Vec<_> = channel.map(|c| ("channels", c)).into_iter().collect();
-    // As browsers ask: a proxy that would compress the stream is to do so.
+
+    // Browsers ask for gzip: a proxy that would compress the stream shall do so now.
     let headers =
         [("Accept", "text/event-stream"), ("Accept-Encoding", "gzip"), ("Authorization", bearer)];
     let headers = if bearer.is_empty() { &headers[..2] } else { &headers[..] };
+
     let began = Instant::now();
     let asked = Asked { query: &query, headers };
     let (mut stream, answer) = match ask(&line, &asked, false).await {
         Ok(answered) => answered,
-        // A buffered head looks like no answer at all.
+        // A head that a proxy holds back looks like no answer at all.
         Err(Trouble { cause: Cause::NoAnswer, found }) => {
             return Err(Trouble::new(Cause::SseBuffered, found));
         }
         Err(trouble) => return Err(trouble),
     };
+
     let kind = answer.header("content-type").unwrap_or("no Content-Type").to_owned();
+
     if answer.status != 200 {
         let ours = matches!(answer.status, 400 | 401 | 403 | 405) && kind.starts_with("text/plain");
         let cause = if ours { Cause::SseRefused } else { Cause::SseAnswer };
         return Err(Trouble::new(cause, answer.told()));
     }
+
     if !kind.starts_with("text/event-stream") {
         let found = format!("200 with {kind} ({})", answer.by());
         return Err(Trouble::new(Cause::SseAnswer, found));
     }
+
     if let Some(coding) = answer.header("content-encoding") {
         let found = format!("Content-Encoding: {coding} ({})", answer.by());
         return Err(Trouble::new(Cause::SseCompressed, found));
     }
+
     let by = answer.by();
     let mut seen = answer.rest;
     let until = began + line.patience;
+
     while !contains(&seen, BEGINS) {
         match timeout_at(until, stream.read_buf(&mut seen)).await {
             Ok(Ok(n)) if n > 0 => {}
@@ -80,33 +88,36 @@ pub(super) async fn open(line: &Line, bearer: &str, channel: Option<&str>) -> Ch
             }
         }
     }
+
     let said = format!("first event after {}", millis(began.elapsed()));
     Ok((Sse { stream, seen }, said))
 }
 
-/// Whether heartbeats are held back on the way: the first is due within `limits.ping_interval`, and a socket's
-/// first ping after half of that or later.
+/// True if heartbeats are held back on the way. The first one is due within `limits.ping_interval`,
+/// and a socket's first ping after half of that or later.
 pub(super) fn holds_back(beats: u32, first_ping: Option<Duration>, idle: Duration) -> bool {
     let spare = Duration::from_secs(1);
     beats == 0 && first_ping.is_some_and(|first| idle > first * 2 + spare)
 }
 
 impl Sse {
-    /// Listens for a while; gives how many heartbeats came.
+    /// Listens for a while and returns how many heartbeats came.
     pub(super) async fn idles(mut self, idle: Duration) -> Checked<u32> {
         let began = Instant::now();
         let mut beats = 0u32;
         loop {
             if let Some(at) = self.seen.windows(HEARTBEAT.len()).position(|w| w == HEARTBEAT) {
                 beats += 1;
-                // The line's end is what the next one begins with.
+                // The line's end stays, because the next heartbeat begins with it.
                 self.seen.drain(..at + HEARTBEAT.len() - 1);
                 continue;
             }
+
             let read = timeout_at(began + idle, self.stream.read_buf(&mut self.seen)).await;
             let after = format!("after {:.1} s", began.elapsed().as_secs_f32());
+
             match read {
-                // Only the end is looked at; a busy channel must not fill the memory.
+                // Only the end is kept: a busy channel must not fill the memory.
                 Ok(Ok(n)) if n > 0 => {
                     let old = self.seen.len().saturating_sub(MAX_KEPT);
                     self.seen.drain(..old);

@@ -1,6 +1,7 @@
 //! Where the deployment is, and the way there: name, TCP, TLS.
 //!
-//! Invariant: nothing is sent over TLS that was not verified: a token would go to whoever answers.
+//! Invariant: nothing is sent over TLS that was not verified, because any server that answers would
+//! receive the token.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use super::report::{Checked, Trouble};
 use crate::session::unix_now;
 use crate::tls::Trust;
 
-/// A certificate that ends sooner than this should have been renewed.
+/// A certificate that ends within these seconds should have been renewed.
 const SOON: u64 = 7 * 24 * 3600;
 
 /// A connection, with TLS or without.
@@ -38,7 +39,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 pub(super) type Stream = Box<dyn Io>;
 
-/// The URL that is looked at.
+/// The URL that is examined.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
     pub(super) url: Url,
@@ -55,24 +56,28 @@ impl Target {
             "ws" | "http" => false,
             other => return Err(format!("--url: begins with wss:// or ws://, not {other}://")),
         };
+
         if url.query_pairs().any(|(name, _)| name == "token") || url.password().is_some() {
             return Err("--url holds a secret: give the token as --token-file FILE".to_owned());
         }
+
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = url.port_or_known_default().unwrap_or(if secure { 443 } else { 80 });
         if host.is_empty() {
             return Err("--url has no host".to_owned());
         }
-        // What we ask for ourselves is left out; what a proxy may route by stays.
+
+        // The doctor's own parameters are left out; others stay, because a proxy may route by them.
         let kept: Vec<_> = url.query_pairs().into_owned().collect();
         url.set_query(None);
         for (name, value) in kept.iter().filter(|(name, _)| name != "format" && name != "since") {
             url.query_pairs_mut().append_pair(name, value);
         }
+
         Ok(Self { url, secure, host, port })
     }
 
-    /// As the `Host` header says it.
+    /// The value of the `Host` header.
     pub(super) fn authority(&self) -> String {
         let host = self.url.host_str().unwrap_or_default();
         match self.url.port() {
@@ -81,7 +86,7 @@ impl Target {
         }
     }
 
-    /// What stands in a request line: the path, and the query with more in it.
+    /// The target of a request line: the path, and the query with these parameters added.
     pub(super) fn path(&self, query: &[(&str, &str)]) -> String {
         let mut url = self.url.clone();
         if !query.is_empty() {
@@ -113,7 +118,7 @@ impl Target {
 #[derive(Clone)]
 pub(super) struct Line {
     pub(super) target: Target,
-    /// What answered first; all that the name has, before that.
+    /// The address that answered first; before that, all addresses of the name.
     pub(super) addresses: Vec<SocketAddr>,
     tls: Option<Tls>,
     pub(super) patience: Duration,
@@ -129,12 +134,15 @@ struct Tls {
 /// The addresses of the name.
 pub(super) async fn resolve(target: &Target, patience: Duration) -> Checked<Vec<SocketAddr>> {
     let trouble = |why: String| Trouble::new(Cause::NameUnknown, format!("{}: {why}", target.host));
+
     let found = timeout(patience, lookup_host((target.host.as_str(), target.port))).await;
     let found = found.map_err(|_| trouble("no answer in time".to_owned()))?;
     let addresses: Vec<_> = found.map_err(|e| trouble(e.to_string()))?.collect();
+
     if addresses.is_empty() {
         return Err(trouble("no address".to_owned()));
     }
+
     let list: Vec<_> = addresses.iter().map(|a| a.ip().to_string()).collect();
     let said = format!("{} is {}", target.host, list.join(", "));
     Ok((addresses, said))
@@ -147,6 +155,7 @@ pub(super) async fn connect(
 ) -> Checked<(SocketAddr, TcpStream)> {
     let mut failed = Vec::new();
     let mut cause = Cause::TcpSilent;
+
     for address in addresses {
         let began = Instant::now();
         match timeout(patience, TcpStream::connect(address)).await {
@@ -166,6 +175,7 @@ pub(super) async fn connect(
             Err(_) => failed.push(format!("{address}: no answer in {patience:?}")),
         }
     }
+
     Err(Trouble::new(cause, failed.join(", ")))
 }
 
@@ -174,7 +184,7 @@ pub(super) fn millis(duration: Duration) -> String {
 }
 
 impl Line {
-    /// `ca`: PEM of the authorities to trust instead of the system's.
+    /// `ca` is the PEM of the authorities to trust instead of the system's.
     pub(super) fn new(
         target: Target,
         patience: Duration,
@@ -184,31 +194,33 @@ impl Line {
         Ok(Self { target, addresses: Vec::new(), tls, patience })
     }
 
-    /// The TLS handshake, and what there is to say about the certificate.
+    /// Makes the TLS handshake and describes the certificate.
     pub(super) async fn secure(&self, stream: TcpStream) -> Checked<Stream> {
         let Some(tls) = &self.tls else {
             return Ok((Box::new(stream), String::new()));
         };
+
         let connecting = tls.connector.connect(tls.name.clone(), stream);
         let stream = match timeout(self.patience, connecting).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(e)) => return Err(tls.trouble(&e)),
             Err(_) => return Err(Trouble::new(Cause::TlsFailed, "no answer to the handshake")),
         };
+
         let version = stream.get_ref().1.protocol_version();
         let version = version.and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         let said = format!("{version}, {}", describe(tls.leaf().as_ref()));
         Ok((Box::new(stream), said))
     }
 
-    /// A good certificate that should have been renewed by now.
+    /// The trouble with a valid certificate that should have been renewed by now.
     pub(super) fn ends_soon(&self) -> Option<Trouble> {
         let leaf = self.tls.as_ref()?.leaf()?;
         let said = describe(Some(&leaf));
         (left(&leaf) < SOON).then(|| Trouble::new(Cause::CertificateEnds, said))
     }
 
-    /// Another connection of the same kind.
+    /// Makes another connection of the same kind.
     pub(super) async fn dial(&self) -> Result<Stream, Trouble> {
         let ((_, stream), _) = connect(&self.addresses, self.patience).await?;
         self.secure(stream).await.map(|(stream, _)| stream)
@@ -226,14 +238,17 @@ impl Tls {
         let trust = Trust { given: ca, by_name: true, pinned: Vec::new() };
         let inner = trust.verifier(&provider);
         let inner = inner.map_err(|e| if ca.is_some() { format!("--ca: {e}") } else { e })?;
+
         let seen = Arc::default();
         let verifier = Arc::new(Watching { inner: Arc::new(inner), seen: Arc::clone(&seen) });
+
         let config = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .map_err(|e| e.to_string())?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_no_client_auth();
+
         let name = ServerName::try_from(host.to_owned()).map_err(|e| format!("--url: {e}"))?;
         Ok(Self { connector: TlsConnector::from(Arc::new(config)), name, seen })
     }
@@ -245,6 +260,7 @@ impl Tls {
     fn trouble(&self, error: &std::io::Error) -> Trouble {
         let inner = error.get_ref().and_then(|e| e.downcast_ref::<TlsError>());
         let leaf = self.leaf();
+
         let cause = if let Some(TlsError::InvalidCertificate(why)) = inner {
             self.certificate_cause(why, leaf.as_ref())
         } else if matches!(inner, Some(TlsError::InvalidMessage(_))) {
@@ -252,11 +268,13 @@ impl Tls {
         } else {
             Cause::TlsFailed
         };
+
         let mut found = error.to_string();
         if leaf.is_some() {
             let sent = self.seen.lock().len();
             found = format!("{found} ({}; certificates sent: {sent})", describe(leaf.as_ref()));
         }
+
         Trouble::new(cause, found)
     }
 
@@ -279,7 +297,7 @@ impl Tls {
     }
 }
 
-/// Seconds to its end.
+/// Seconds until the certificate ends.
 fn left(certificate: &Certificate) -> u64 {
     let end = certificate.tbs_certificate().validity().not_after.to_unix_duration();
     end.as_secs().saturating_sub(unix_now())
@@ -293,7 +311,8 @@ fn describe(leaf: Option<&Certificate>) -> String {
     })
 }
 
-/// The usual verification, and it keeps what the server sent: of a refused certificate rustls tells little.
+/// The usual verification, which also keeps the certificates that the server sent: rustls says
+/// little of a refused one.
 #[derive(Debug)]
 struct Watching {
     inner: Arc<dyn ServerCertVerifier>,

@@ -1,11 +1,12 @@
-//! What an answer to the opening handshake means (RFC 6455 section 4.1). Pure.
+//! The meaning of an answer to the opening handshake (RFC 6455 section 4.1). Pure.
 
 use super::causes::Cause;
 use super::report::Trouble;
 use super::wire::Answer;
 use crate::websocket::accept_key;
 
-/// Texts of the gateway's own answers (`http`); `tests/it/doctor_url.rs` has every one of them from a real one.
+/// Texts of the gateway's own answers (`http`); `tests/it/doctor_url.rs` checks each of them with a
+/// real gateway.
 const LACKS_UPGRADE: &str = "lacks Upgrade and Connection";
 const NEEDS_HTTP_11: &str = "a WebSocket needs HTTP/1.1";
 const FOREIGN_ORIGIN: &str = "server.allowed_origins";
@@ -15,16 +16,18 @@ const HEADERS: [&str; 2] = ["bad Sec-WebSocket-Key", "WebSocket version 13 only"
 const TOO_MANY: &str = "too many connections";
 pub(super) const FORMAT: &str = "format is plain or envelope";
 
-/// Whether this is the beginning of a WebSocket.
+/// Checks that the answer begins a WebSocket.
 pub(super) fn verdict(answer: &Answer) -> Result<(), Trouble> {
     if answer.status == 101 {
         return switched(answer);
     }
     let cause = cause(answer);
+
     let mut found = answer.told();
     if let Some(place) = answer.header("location") {
         found = format!("{} to {place} ({})", answer.status, answer.by());
     }
+
     Err(Trouble::new(cause, found))
 }
 
@@ -37,10 +40,12 @@ fn switched(answer: &Answer) -> Result<(), Trouble> {
     .into_iter()
     .filter_map(|(name, is_there)| (!is_there).then_some(name))
     .collect();
+
     if !lacking.is_empty() {
         let found = format!("101 without {} ({})", lacking.join(", "), answer.by());
         return Err(Trouble::new(Cause::AcceptMissing, found));
     }
+
     if answer.header("sec-websocket-accept") != accept_key(answer.key.as_bytes()).as_deref() {
         return Err(Trouble::new(Cause::AcceptWrong, format!("101 ({})", answer.by())));
     }
@@ -50,6 +55,7 @@ fn switched(answer: &Answer) -> Result<(), Trouble> {
 fn cause(answer: &Answer) -> Cause {
     let body = answer.body();
     let says = |text: &str| body.contains(text);
+
     match answer.status {
         _ if says(LACKS_UPGRADE) => Cause::UpgradeDropped,
         _ if says(NEEDS_HTTP_11) => Cause::Http10,
@@ -99,6 +105,7 @@ mod tests {
         let upgrade = [("Upgrade", "WebSocket"), ("Connection", "keep-alive, Upgrade")];
         let good = answer(101, &[upgrade[0], upgrade[1], accept], "");
         assert_eq!(verdict(&good), Ok(()));
+
         for (answer, expected) in [
             (answer(101, &upgrade, ""), Cause::AcceptMissing),
             (answer(101, &[upgrade[0], accept], ""), Cause::AcceptMissing),

@@ -1,5 +1,6 @@
-//! Requests and answers as they stand on the wire. By hand up to the end of the head, because what proxies
-//! do to it is what is looked for: a client library tells only that it failed.
+//! Requests and answers as they stand on the wire. They are made and read by hand up to the end of
+//! the head, because the doctor looks for what proxies do to it; a client library says only that it
+//! failed.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -14,23 +15,23 @@ use super::report::Trouble;
 use super::target::{Line, Stream, millis};
 use crate::cli::complain;
 
-/// The longest head and the longest part of a body that are read.
+/// Most bytes of a head, and most bytes of a body, that are read.
 const MAX_READ: usize = 32 * 1024;
 
-/// While nothing is to happen, this often something is said.
+/// How often progress is reported while nothing else happens.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// What a request has beside what every request has.
+/// The parts of a request beside those that every request has.
 #[derive(Debug, Default)]
 pub(super) struct Asked<'a> {
     pub(super) query: &'a [(&'a str, &'a str)],
     pub(super) headers: &'a [(&'a str, &'a str)],
 }
 
-/// An answer's head, and what was read behind it.
+/// The head of an answer, and the bytes that were read behind it.
 #[derive(Debug, Default)]
 pub(super) struct Answer {
-    /// 0: HTTP/1.0.
+    /// The minor version: 0 is HTTP/1.0.
     pub(super) minor: u8,
     pub(super) status: u16,
     pub(super) headers: Vec<(String, String)>,
@@ -46,7 +47,7 @@ impl Answer {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// Whether a list in a header has this word.
+    /// True if a list in a header has this word.
     pub(super) fn has(&self, name: &str, word: &str) -> bool {
         let values = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         let mut words = values.flat_map(|(_, value)| value.split(','));
@@ -57,7 +58,8 @@ impl Answer {
         String::from_utf8_lossy(&self.rest).into_owned()
     }
 
-    /// Who answered, as far as the headers say it. The gateway itself sends none of them.
+    /// The server that answered, as far as the headers name it. The gateway itself sends none of
+    /// them.
     pub(super) fn by(&self) -> String {
         let said = ["server", "via", "x-powered-by", "x-cache", "cf-ray"].map(|name| {
             self.header(name).map(|value| format!("{name}: {value}")).unwrap_or_default()
@@ -79,46 +81,55 @@ impl Answer {
     }
 }
 
-/// Sends a request and reads the head of the answer; `upgrade`: as a WebSocket's.
+/// Sends a request and reads the head of the answer; `upgrade` adds the headers of a WebSocket.
 pub(super) async fn ask(
     line: &Line,
     asked: &Asked<'_>,
     upgrade: bool,
 ) -> Result<(Stream, Answer), Trouble> {
     let mut stream = line.dial().await?;
+
     let mut key = [0; 16];
     fastrand::fill(&mut key);
     let key = STANDARD.encode(key);
+
     let mut request = format!(
         "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: tollgate-doctor/{}\r\n",
         line.target.path(asked.query),
         line.target.authority(),
         env!("CARGO_PKG_VERSION"),
     );
+
     if upgrade {
         request.push_str(&format!(
             "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
              Sec-WebSocket-Key: {key}\r\n"
         ));
     }
+
     for (name, value) in asked.headers {
         request.push_str(&format!("{name}: {value}\r\n"));
     }
     request.push_str("\r\n");
+
     let began = Instant::now();
     let answer = timeout(line.patience, async {
         let _ = stream.write_all(request.as_bytes()).await;
         let _ = stream.flush().await;
         head(&mut stream).await
     });
+
     let answer = answer.await.unwrap_or_else(|_| {
         let said = format!("no answer within {}", millis(line.patience));
         Err(Trouble::new(Cause::NoAnswer, said))
     });
+
     let mut answer = Answer { key, took: began.elapsed(), ..answer? };
+
     if answer.status >= 300 {
         read_body(&mut stream, &mut answer).await;
     }
+
     Ok((stream, answer))
 }
 
@@ -147,6 +158,7 @@ async fn head(stream: &mut Stream) -> Result<Answer, Trouble> {
                 return Err(Trouble::new(Cause::NotHttp, format!("it begins with {began:?}")));
             }
         }
+
         match stream.read_buf(&mut read).await {
             Ok(n) if n > 0 => {}
             Ok(_) if read.is_empty() => {
@@ -158,7 +170,7 @@ async fn head(stream: &mut Stream) -> Result<Answer, Trouble> {
     }
 }
 
-/// Reads what there is of a body: all of it, where its length is said, else what comes within a second.
+/// Reads a body: the whole of it if its length is stated, else what comes within a second.
 async fn read_body(stream: &mut Stream, answer: &mut Answer) {
     let length = answer.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(MAX_READ);
     let until = tokio::time::Instant::now() + Duration::from_secs(1);
@@ -170,7 +182,7 @@ async fn read_body(stream: &mut Stream, answer: &mut Answer) {
     }
 }
 
-/// Says every few seconds, on standard error, how far the idling is.
+/// Reports every few seconds, on standard error, how far the idling is.
 pub(super) async fn tell_progress(idle: Duration) -> Infallible {
     let mut every = interval(PROGRESS);
     let mut so_far = Duration::ZERO;
