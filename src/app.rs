@@ -180,8 +180,10 @@ fn clients(app: &App, config: &Config) -> Clients {
 
         let limits = &policy.limits;
         let (one, all) = (limits.connections_per_ip, limits.connections);
-        // With fewer files than limits.connections, an address may hold half of them.
-        let of_files = if one < all { (files / 2).max(files / all * one) } else { files };
+        // With fewer files than limits.connections an address has its share of them, and half of
+        // them at least.
+        let shared = files.saturating_mul(one) / all.max(1);
+        let of_files = if one < all { shared.max(files / 2) } else { files };
         Share { connections: one.min(of_files), http: limits.http_connections_per_ip }
     };
     Clients { reserve: reserved_files(config), share: Box::new(share) }

@@ -121,7 +121,6 @@ pub fn end() {
 
 /// Writes a text that is no line of the log. It waits no longer for that than for the log's last
 /// lines.
-
 pub fn write_within(mut out: impl Write + Send + 'static, text: String) {
     let (done, wait) = std::sync::mpsc::sync_channel(1);
     let writing = std::thread::Builder::new().name("print".to_owned()).spawn(move || {
