@@ -156,6 +156,61 @@ fn rooms_are_small() {
     assert!(crowded.is_empty(), "move walls: {crowded:?}");
 }
 
+/// Functions of that many lines have paragraphs.
+const MAX_PARAGRAPH: usize = 30;
+
+/// The functions of a file, as rustfmt writes them: name, indentation, and the lines of the body.
+fn functions(text: &str) -> Vec<(&str, usize, Vec<&str>)> {
+    let lines: Vec<_> = text.lines().collect();
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut found = Vec::new();
+    for (at, line) in lines.iter().enumerate() {
+        let head = line.trim_start();
+        let words = head.split(['(', '<']).next().unwrap_or_default();
+        let Some((before, name)) = words.rsplit_once("fn ") else { continue };
+        if before.contains("//") || before.contains('"') || before.contains('=') {
+            continue;
+        }
+
+        let ends = |line: &&str| line.ends_with('{') || line.ends_with(';') || line.ends_with('}');
+        let Some(open) = lines[at..].iter().position(|line| ends(&line.trim_end())) else {
+            continue;
+        };
+        if !lines[at + open].ends_with('{') {
+            continue;
+        }
+        let margin = indent(line);
+        let body = &lines[at + open + 1..];
+        let is_end = |line: &&str| line.trim() == "}" && indent(line) == margin;
+        let Some(end) = body.iter().position(is_end) else { continue };
+        found.push((name, margin, body[..end].to_vec()));
+    }
+    found
+}
+
+/// A long function without a blank line is a wall of text, unless it is one expression.
+#[test]
+fn long_functions_have_paragraphs() {
+    let mut walls = Vec::new();
+    for (path, text) in sources("src") {
+        for (name, margin, body) in functions(&text) {
+            let begins = |line: &&&str| {
+                let head = line.trim_start();
+                line.len() - head.len() == margin + 4 && !head.starts_with(['}', ')', ']', '.'])
+            };
+            let is_one = body.iter().filter(begins).count() <= 1;
+            let has_paragraphs = body.iter().any(|line| line.trim().is_empty());
+            if body.len() >= MAX_PARAGRAPH && !is_one && !has_paragraphs {
+                walls.push(format!("{}: {name}", path.display()));
+            }
+        }
+    }
+    assert!(walls.is_empty(), "separate the steps by blank lines:\n{}", walls.join("\n"));
+    // It sees them.
+    let wall = format!("pub fn wall(n: u8) {{\n{}}}\n", "    step(n);\n".repeat(40));
+    assert_eq!(functions(&wall)[0].2.len(), 40);
+}
+
 #[test]
 fn every_module_says_what_lives_there() {
     for (path, text) in sources("src").into_iter().chain(sources("benches/load/src")) {
