@@ -205,7 +205,11 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
         .await;
         assert_eq!(gateway.get_admin("/livez").await.0, 200);
     }
-    server.publish("tollgate:post:1", "\"heard\"");
+    // Connected is not subscribed yet.
+    eventually("somebody hears it", || async {
+        (server.publish("tollgate:post:1", "\"heard\"") > 0).then_some(())
+    })
+    .await;
     loop {
         let event = client.next().await;
         if event == json!("heard") {
