@@ -42,7 +42,7 @@ function inPage() {
 }
 
 for (const browser of BROWSERS) {
-  describe(`closes in ${browser}`, { timeout: 150_000, concurrency: true }, () => {
+  describe(`closes in ${browser}`, { timeout: 150_000 + REFUSALS * 4_000, concurrency: true }, () => {
     const sites = {};
     let opened;
 
