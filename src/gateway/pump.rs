@@ -331,8 +331,6 @@ impl Gateway {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-
     use bytes::Bytes;
 
     use super::*;
@@ -340,25 +338,14 @@ mod tests {
     use crate::broker::{Broker as _, Durable, Track};
     use crate::channel::Retention;
     use crate::gateway::{NodeInfo, PublishError, Resumed};
-    use crate::hub::{Bounds, Hub};
+    use crate::hub::Hub;
     use crate::protocol::Wire;
 
     /// Such an event comes from a publisher whose Redis function does not check it, as in an older
     /// version.
     #[tokio::test]
     async fn field_c6_a_durable_event_of_a_reserved_type_is_declared() {
-        let unbounded = || AtomicUsize::new(1 << 20);
-        let hub = Hub::new(
-            1,
-            Bounds {
-                queue_messages: unbounded(),
-                queue_bytes: unbounded(),
-                queue_bytes_total: unbounded(),
-                channels_per_connection: unbounded(),
-                queued: AtomicUsize::new(0),
-            },
-        );
-        hub.start_fanout();
+        let hub = Hub::unbounded();
         let events = Arc::new(Events::new(100, 10_000));
         let broker = Arc::new(MemoryBroker::new(Arc::clone(&events), 1 << 20));
         let (node, linger) = (NodeInfo::default(), Duration::from_secs(5));

@@ -135,6 +135,22 @@ impl Hub {
         })
     }
 
+    /// A hub of one shard whose bounds no test reaches, with its fan-out started.
+    #[cfg(test)]
+    pub(crate) fn unbounded() -> Arc<Self> {
+        let unbounded = || AtomicUsize::new(1 << 20);
+        let bounds = Bounds {
+            queue_messages: unbounded(),
+            queue_bytes: unbounded(),
+            queue_bytes_total: unbounded(),
+            channels_per_connection: unbounded(),
+            queued: AtomicUsize::new(0),
+        };
+        let hub = Self::new(1, bounds);
+        hub.start_fanout();
+        hub
+    }
+
     #[must_use]
     pub fn bounds(&self) -> &Bounds {
         &self.bounds

@@ -361,14 +361,7 @@ async fn r3_a_deaf_connection_is_found_by_its_canary() {
     client.subscribe(json!("plain:1")).await;
     assert_eq!(gateway.metric("canary_missed_total").await, 0.0);
     proxy.lead_to(new.port);
-    redis::cmd("CLIENT")
-        .arg("KILL")
-        .arg("TYPE")
-        .arg("normal")
-        .arg("SKIPME")
-        .arg("yes")
-        .exec(&mut old.connection())
-        .unwrap();
+    old.kill_clients("normal");
     gateway.metric_reaches("canary_missed_total", 1.0).await;
     loop {
         if client.next().await["data"]["channel"] == "plain:1" {

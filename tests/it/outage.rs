@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-use super::client::{Client, token};
+use super::client::{Client, now, token};
 use super::eventually;
 use super::gateway::Gateway;
 use super::redis::Redis;
@@ -50,10 +50,6 @@ async fn gaps_until_live(client: &mut Client) -> usize {
 
 async fn client(gateway: &Gateway, path: &str) -> Client {
     Client::connect_with(gateway, path, &token("u1")).await.with_interruptions()
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// The messages up to `live`, with it, as their types.
@@ -157,8 +153,7 @@ async fn field_b6_what_is_over_at_once_is_not_told() {
         let mut client = client(&gateway, "/ws").await;
         client.subscribe(json!("plain:1")).await;
         for _ in 0..3 {
-            let mut kill = redis::cmd("CLIENT");
-            kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
+            redis.kill_clients("pubsub");
             assert_eq!(client.next().await["type"], "gap");
         }
         client.nothing_came().await;

@@ -195,8 +195,7 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
 
     for n in 1..=3 {
         for kind in ["pubsub", "normal"] {
-            let mut kill = redis::cmd("CLIENT");
-            let _: i64 = kill.arg(&["KILL", "TYPE", kind]).query(&mut server.connection()).unwrap();
+            server.kill_clients(kind);
         }
         gateway.metric_reaches("redis_reconnects_total", f64::from(n)).await;
         eventually("connections and writing", || async {

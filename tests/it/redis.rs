@@ -83,6 +83,12 @@ impl Redis {
         redis::cmd("PUBLISH").arg(channel).arg(payload).query(&mut self.connection()).unwrap()
     }
 
+    /// Kills the clients of a type: `pubsub` or `normal`.
+    pub fn kill_clients(&self, kind: &str) {
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg(&["KILL", "TYPE", kind]).exec(&mut self.connection()).unwrap();
+    }
+
     /// Publishes durably as a backend would; offset and epoch.
     pub fn fcall(&self, channel: &str, data: &str) -> redis::RedisResult<(u64, String)> {
         let key = format!("tollgate:{channel}");

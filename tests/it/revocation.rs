@@ -147,12 +147,7 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
         .arg(entry)
         .exec(&mut redis.connection())
         .unwrap();
-    redis::cmd("CLIENT")
-        .arg("KILL")
-        .arg("TYPE")
-        .arg("pubsub")
-        .exec(&mut redis.connection())
-        .unwrap();
+    redis.kill_clients("pubsub");
     assert_eq!(client.closed().await.0, 4409);
 }
 
@@ -199,11 +194,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
 
     // Later it is degraded and goes on with what it knows.
     spoil();
-    let cut = || {
-        let mut kill = redis::cmd("CLIENT");
-        kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
-    };
-    cut();
+    redis.kill_clients("pubsub");
     gateway.logged("what is known of them still counts").await;
     assert_eq!(gateway.metric("revocations_readable").await, 0.0);
     eventually("degraded for that alone", || async {

@@ -61,8 +61,7 @@ async fn who_is_subscribed_again_gets_what_came_while_that_was_done() {
     let told = client.subscribe(json!("post:1")).await;
     let first = told["data"]["offset"].as_u64().unwrap();
     for offset in first + 1..first + 4 {
-        let mut kill = redis::cmd("CLIENT");
-        kill.arg("KILL").arg("TYPE").arg("pubsub").exec(&mut redis.connection()).unwrap();
+        redis.kill_clients("pubsub");
         let event: Value = client.next().await;
         assert_eq!(event["offset"], json!(offset), "{event}");
     }

@@ -50,7 +50,7 @@ use self::fence::Fence;
 use self::library::{Calling, Calls};
 pub use self::login::Login;
 use self::masters::{Directory, Map};
-use self::routes::Routes;
+use self::routes::{Roles, Routes};
 #[cfg(fuzzing)]
 pub use self::tap::fuzzing as tap_fuzzing;
 use super::{
@@ -121,20 +121,16 @@ impl Shared {
         // Reports come one at a time, so that the last one tells the latest state.
         let _reporting = self.reporting.lock();
 
-        let routes = self.routes.read();
-        let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
-        let writer = publisher && routes.writes_are_taken();
-        drop(routes);
-
-        if subscriber && publisher && writer {
+        let roles = self.routes.read().roles();
+        if roles.is_well() {
             *self.last_error.lock() = None;
         }
 
-        metrics::redis_connected(Role::Subscriber.label(), subscriber);
-        metrics::redis_connected(Role::Publisher.label(), publisher);
-        metrics::redis_connected(Role::Writer.label(), writer);
+        metrics::redis_connected(Role::Subscriber.label(), roles.subscriber);
+        metrics::redis_connected(Role::Publisher.label(), roles.publisher);
+        metrics::redis_connected(Role::Writer.label(), roles.writer);
 
-        if subscriber && publisher && !self.ready.swap(true, Ordering::AcqRel) {
+        if roles.subscriber && roles.publisher && !self.ready.swap(true, Ordering::AcqRel) {
             (self.on_ready)();
         }
     }
@@ -411,20 +407,18 @@ impl Broker for RedisBroker {
     }
 
     fn health(&self) -> Health {
-        let routes = self.shared.routes.read();
-        let (subscriber, publisher) = (routes.links_up(), routes.nodes_up());
-        let writer = publisher && routes.writes_are_taken();
-        drop(routes);
+        let roles = self.shared.routes.read().roles();
 
         // An error that continues while everything is connected is noted repeatedly, so the error
         // of an old note is over.
         let is_over = |failure: &Failure| {
             let age = failure.at.elapsed().unwrap_or_default();
-            subscriber && publisher && writer && age > ERROR_LASTS
+            roles.is_well() && age > ERROR_LASTS
         };
 
         let last_error = self.shared.last_error.lock().clone().filter(|error| !is_over(error));
         let ready = self.shared.ready.load(Ordering::Acquire);
+        let Roles { subscriber, publisher, writer } = roles;
         Health { kind: "redis", ready, subscriber, publisher, writer, last_error }
     }
 }

@@ -48,6 +48,23 @@ impl Places {
     }
 }
 
+/// What works on every master.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Roles {
+    /// Publications on every possible channel can arrive.
+    pub(super) subscriber: bool,
+    /// They can be sent.
+    pub(super) publisher: bool,
+    /// Durable publications are accepted.
+    pub(super) writer: bool,
+}
+
+impl Roles {
+    pub(super) fn is_well(self) -> bool {
+        self.subscriber && self.publisher && self.writer
+    }
+}
+
 pub(super) struct Routes {
     places: Places,
     spread: Arc<Spread>,
@@ -83,12 +100,6 @@ impl Routes {
         self.places.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
     }
 
-    /// True if publications on every possible channel can arrive.
-    pub(super) fn links_up(&self) -> bool {
-        let links = !self.links.is_empty() && self.links.iter().all(|l| l.is_up());
-        links && self.places.map.is_whole()
-    }
-
     /// The parts that are silent now.
     pub(super) fn silence(&self) -> Option<Silence> {
         let silent = self.links.iter().filter_map(|link| link.silent());
@@ -96,15 +107,18 @@ impl Routes {
         (!parts.is_empty()).then(|| Silence { parts, spread: Arc::clone(&self.spread) })
     }
 
-    /// True if publications on every possible channel can be sent.
-    pub(super) fn nodes_up(&self) -> bool {
-        let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|n| n.is_up());
-        nodes && !self.links.iter().any(|l| l.canary.is_mute())
-    }
+    /// What works now.
+    pub(super) fn roles(&self) -> Roles {
+        let links = !self.links.is_empty() && self.links.iter().all(|link| link.is_up());
+        let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|node| node.is_up());
+        let publisher = nodes && !self.links.iter().any(|link| link.canary.is_mute());
+        let taken = self.nodes.iter().all(|node| node.writes.are_taken());
 
-    /// True if every master accepts durable publications.
-    pub(super) fn writes_are_taken(&self) -> bool {
-        self.nodes.iter().all(|node| node.writes.are_taken())
+        Roles {
+            subscriber: links && self.places.map.is_whole(),
+            publisher,
+            writer: publisher && taken,
+        }
     }
 
     /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every

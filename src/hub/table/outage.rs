@@ -1,6 +1,8 @@
 //! What a shard's connections are told of an outage: that nothing can arrive, on which of their
 //! channels, and when it is over. No connection is told before `connected`, or twice the same.
 
+use std::sync::Arc;
+
 use bytes::BytesMut;
 
 use super::Table;
@@ -91,7 +93,7 @@ impl Table {
 
     /// Tells every connection that the change concerns, at this place among the pushes. Messages
     /// are encoded once per wire, except those with lists of channels.
-    pub(in crate::hub) fn tell(&mut self, outage: Option<&super::Arc<Outage>>, batch: &mut Batch) {
+    pub(in crate::hub) fn tell(&mut self, outage: Option<&Arc<Outage>>, batch: &mut Batch) {
         let mut ranges = [[None; Wire::COUNT]; 2];
 
         for (index, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.greeted) {
@@ -126,25 +128,8 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-
     use super::*;
-    use crate::hub::{Begin, Bounds, Hub};
-
-    fn hub() -> Arc<Hub> {
-        let unbounded = || AtomicUsize::new(1 << 20);
-        let bounds = Bounds {
-            queue_messages: unbounded(),
-            queue_bytes: unbounded(),
-            queue_bytes_total: unbounded(),
-            channels_per_connection: unbounded(),
-            queued: AtomicUsize::new(0),
-        };
-        let hub = Hub::new(1, bounds);
-        hub.start_fanout();
-        hub
-    }
+    use crate::hub::{Begin, Hub};
 
     fn join(hub: &Hub, connection: &Connection, channel: &str) {
         let channel = channel.parse().unwrap();
@@ -178,7 +163,7 @@ mod tests {
 
     #[tokio::test]
     async fn each_is_told_what_concerns_it_and_nothing_twice() {
-        let hub = hub();
+        let hub = Hub::unbounded();
         let greeting =
             Reply::Connected { user: None, connection_id: "c", expires_at: None, channels: &[] };
         let connection = || hub.register(None, Wire::Sse);
