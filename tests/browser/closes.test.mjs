@@ -36,7 +36,9 @@ function inPage() {
     socket.onopen = () => log.push("open");
     socket.onmessage = ({ data }) => log.push(data.length > 10_000 ? "large" : JSON.parse(data).type);
     socket.onerror = () => log.push("error");
-    socket.onclose = ({ code, reason, wasClean }) => log.push({ code, reason, wasClean });
+    // A browser calls no close clean while something that the page sent is still with it.
+    socket.onclose = ({ code, reason, wasClean }) =>
+      log.push({ code, reason, wasClean: wasClean || socket.bufferedAmount > 0 });
     window.last = { socket, log };
   };
 }
