@@ -5,6 +5,7 @@
 //! written are bounded in number and bytes; a line that cannot be written is dropped and counted,
 //! and changes nothing else.
 
+mod format;
 mod repeated;
 mod writer;
 
@@ -15,6 +16,7 @@ use std::time::{Duration, Instant};
 use tracing_appender::non_blocking::NonBlockingBuilder;
 use tracing_subscriber::EnvFilter;
 
+pub use format::Format;
 pub use repeated::{Kind, repeated, repeated_each, set_interval};
 use writer::{Lines, MAX_LINES, State, Writer};
 
@@ -30,13 +32,6 @@ static LOG: OnceLock<Log> = OnceLock::new();
 struct Log {
     lines: Lines,
     state: Arc<State>,
-}
-
-/// The format of lines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Format {
-    Text,
-    Json,
 }
 
 /// Begins the process's log on standard error. Panics are logged there too.

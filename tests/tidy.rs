@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "tidy/arrows.rs"]
+mod arrows;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -143,6 +146,28 @@ fn imports_go_downward_only() {
         }
         below.insert(*name);
     }
+}
+
+/// A room can be read from its lowest file to its highest: no file needs one that needs it.
+#[test]
+fn rooms_have_no_circles() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    let mut all = 0;
+    for (room, arrows) in arrows::Crate::read(&src).arrows() {
+        all += arrows.len();
+        for circle in arrows::circles(arrows.keys()) {
+            let mut lines = String::new();
+            for ((from, to), names) in &arrows {
+                if circle.contains(from) && circle.contains(to) {
+                    lines.push_str(&format!("\n    {from} -> {to} {names:?}"));
+                }
+            }
+            wrong.push(format!("{room}, {} files:{lines}", circle.len()));
+        }
+    }
+    assert!(all > 100, "{all} arrows: the rule sees nothing");
+    assert!(wrong.is_empty(), "circles among {all} arrows:\n{}", wrong.join("\n"));
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! The checks of a token's claims (RFC 7519 section 4.1).
+//! The checks of a token's claims, and the settings that they are checked against (RFC 7519 section 4.1).
 
 use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
-use super::{Reason, Settings};
+use super::reason::Reason;
 use crate::access::{Identity, TokenId};
 use crate::channel::check_id;
 
@@ -16,6 +16,35 @@ const LAST_MOMENT: f64 = 253_402_300_799.0;
 pub(super) fn finer_than_seconds(time: f64) -> Option<&'static str> {
     let units = [("milliseconds", 1e3), ("microseconds", 1e6), ("nanoseconds", 1e9)];
     units.into_iter().find(|(_, of)| (1e9..4.2e9).contains(&(time / of))).map(|(name, _)| name)
+}
+
+/// The settings that a token is checked against.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Accepted `iss` values; if empty, `iss` is not checked.
+    pub issuer: Vec<String>,
+    /// Accepted `aud` values; if empty, `aud` is not checked.
+    pub audience: Vec<String>,
+    /// Clock difference to forgive, in seconds.
+    pub leeway: u64,
+    pub require_exp: bool,
+    pub user_claim: Vec<UserClaim>,
+    pub max_token_bytes: usize,
+    /// The claims that access rules look at.
+    pub kept_claims: Vec<String>,
+    /// Most entries that the `channels` claim may have.
+    pub max_granted: usize,
+}
+
+impl Settings {
+    /// True if a check or a rule looks at this claim, or into it: such a claim must be unique, and
+    /// its texts must be texts.
+    pub(super) fn reads(&self, name: &str) -> bool {
+        let always = ["exp", "nbf", "iat", "jti", "iss", "aud", "channel", "channels"];
+        always.contains(&name)
+            || self.user_claim.iter().any(|claim| claim.reads(name))
+            || self.kept_claims.iter().any(|kept| kept == name)
+    }
 }
 
 /// Where the user's id stands: a claim's name, or a path into objects (`user.id`).

@@ -9,14 +9,13 @@
 
 use std::fmt;
 
+use super::reason::Reason;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use base64::{DecodeError, Engine as _};
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 use serde_json::error::Category;
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
-
-use super::Reason;
 
 /// Deepest nesting of a member that is read.
 const MAX_DEPTH: usize = 128;

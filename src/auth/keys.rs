@@ -13,9 +13,9 @@ use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-use super::Reason;
 use super::algorithm::{Algorithm, Family};
 use super::public_key::PublicKey;
+use super::reason::Reason;
 use super::secret::Secret;
 
 /// The material of a key: a shared secret or a public key.

@@ -13,8 +13,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
-use super::Reason;
 use super::json;
+use super::reason::Reason;
 
 /// Seconds of clock difference that both libraries forgive.
 pub const TOLERANCE: u64 = 15;

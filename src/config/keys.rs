@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::content::Files;
-use super::{Problem, Redacted, Span};
+use super::values::{Problem, Redacted, Span};
 use crate::auth::algorithm::names;
 use crate::auth::{Algorithm, Encoding, Family, Key, Remote, Secret, jwk, pem};
 

@@ -11,7 +11,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::fmt::format::Writer as Formatted;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
-use super::Format;
+use super::format::Format;
 
 /// The most lines that wait to be written.
 pub(super) const MAX_LINES: usize = 4096;
