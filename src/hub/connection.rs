@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 
 pub use task::Wake;
 
+use super::bounds::{Bounds, ConnId};
 use super::queue::Queue;
-use super::{Bounds, ConnId};
 use crate::access::TokenId;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};

@@ -9,109 +9,23 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tokio::sync::oneshot;
 
+use super::batch::{Batch, KEPT};
+use super::connection::Connection;
 use super::inbox::Item;
-use super::table::Slot;
-use super::{Connection, Shard};
+use super::shard::Shard;
 use crate::lifecycle::unix_micros;
 use crate::metrics::Fanout;
 use crate::protocol::Wire;
 
-/// Marks the end of a list.
-pub(super) const NONE: u32 = u32::MAX;
-
 /// Sockets that are written between two turns for the runtime.
 const WRITES_PER_TURN: usize = 256;
-
-/// A batch with this many ranges accepts no further push. A range takes 16 bytes, and a push adds
-/// at most one per subscriber.
-const MAX_NODES: usize = 262_144;
-
-/// A batch with this many bytes accepts no further push. Its offsets reach 4 GiB, and one push adds
-/// at most its own size and an id for each stream.
-const MAX_BYTES: usize = 64 << 20;
 
 /// A batch that took longer than this is followed by a rest, the shortest that the timer can do.
 const BUSY: Duration = Duration::from_millis(8);
 const REST: Duration = Duration::from_millis(1);
-
-/// The capacity, in elements, that the scratch lists keep between batches.
-const KEPT: usize = 65_536;
-
-/// A range of a batch's buffer, which consists of whole frames.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Node {
-    pub(super) start: u32,
-    pub(super) end: u32,
-    pub(super) messages: u32,
-    pub(super) next: u32,
-}
-
-/// The batch that is being composed, and its scratch memory.
-#[derive(Default)]
-pub(super) struct Batch {
-    buffers: [BytesMut; Wire::COUNT],
-    nodes: Vec<Node>,
-    dirty: Vec<u32>,
-    deliveries: [u64; Wire::COUNT],
-    /// When its publications were published, for those that tell it.
-    published: Vec<u64>,
-}
-
-impl Batch {
-    /// Encodes a message into the wire's buffer; returns its range there.
-    pub(super) fn encode(&mut self, wire: Wire, write: impl FnOnce(&mut BytesMut)) -> (u32, u32) {
-        let buffer = &mut self.buffers[wire as usize];
-        let start = buffer.len() as u32;
-        write(buffer);
-        (start, buffer.len() as u32)
-    }
-
-    /// Adds a range to a connection's list. `messages`: how many end in the range; 0 if the range
-    /// belongs to the message that follows it.
-    pub(super) fn append(
-        &mut self,
-        index: u32,
-        slot: &mut Slot,
-        (start, end): (u32, u32),
-        messages: u32,
-    ) {
-        self.deliveries[slot.wire as usize] += u64::from(messages);
-
-        let node = self.nodes.len() as u32;
-        if slot.head == NONE {
-            slot.head = node;
-            self.dirty.push(index);
-        } else {
-            let tail = &mut self.nodes[slot.tail as usize];
-            if tail.end == start {
-                tail.end = end;
-                tail.messages += messages;
-                return;
-            }
-            tail.next = node;
-        }
-
-        slot.tail = node;
-        self.nodes.push(Node { start, end, messages, next: NONE });
-    }
-
-    fn is_full(&self) -> bool {
-        let bytes: usize = self.buffers.iter().map(BytesMut::len).sum();
-        self.nodes.len() >= MAX_NODES || bytes >= MAX_BYTES
-    }
-
-    fn reset(&mut self) {
-        self.nodes.clear();
-        self.dirty.clear();
-        self.published.clear();
-        self.nodes.shrink_to(KEPT);
-        self.dirty.shrink_to(KEPT);
-        self.published.shrink_to(KEPT);
-    }
-}
 
 pub(super) async fn run(shard: Arc<Shard>) {
     let metrics = Fanout::default();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 
-use super::table::Outage;
+use super::outage::Outage;
 use crate::channel::ChannelName;
 use crate::protocol::Push;
 

@@ -8,11 +8,18 @@
 //! and nowhere else, so removing the slot removes every subscription; a shard's bit in `routes` is
 //! set exactly while its table has the channel (both change under the table's lock).
 
+mod batch;
+mod bounds;
 mod connection;
 mod fanout;
 mod inbox;
+mod outage;
 mod queue;
+mod ranges;
+mod shard;
+mod slot;
 mod table;
+mod tasks;
 mod wheel;
 
 use std::sync::Arc;
@@ -20,79 +27,25 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use dashmap::DashMap;
-use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
-use crate::channel::{ChannelName, Position, Publication};
-use crate::metrics;
+use crate::channel::ChannelName;
 use crate::protocol::place::Place;
 use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink_shared;
+pub use bounds::{Bounds, ConnId};
 pub use connection::{Connection, Wake};
-use inbox::{Inbox, Item, Mark};
-use table::Table;
-pub use table::{Outage, SubscribeError};
-use wheel::Wheel;
+use inbox::{Item, Mark};
+pub use outage::Outage;
+use shard::Shard;
+pub use table::{Begin, SubscribeError};
 pub use wheel::{TICK, TICKS_PER_SECOND};
-
-/// Identifies a connection within this process.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(pub u64);
 
 /// Each shard has one bit in a word of `routes`.
 const MAX_SHARDS: usize = 64;
 
 type Routes = DashMap<ChannelName, u64, ahash::RandomState>;
-
-/// The bounds for fan-out and queues, which a reload may change.
-#[derive(Debug)]
-pub struct Bounds {
-    pub queue_messages: AtomicUsize,
-    pub queue_bytes: AtomicUsize,
-    /// The bound for all queues together.
-    pub queue_bytes_total: AtomicUsize,
-    pub channels_per_connection: AtomicUsize,
-    /// The bytes that all queues hold now.
-    pub queued: AtomicUsize,
-}
-
-impl Bounds {
-    fn queued(&self, bytes: usize) {
-        self.queued.fetch_add(bytes, Ordering::Relaxed);
-        metrics::queued(bytes);
-    }
-
-    fn unqueued(&self, bytes: usize) {
-        self.queued.fetch_sub(bytes, Ordering::Relaxed);
-        metrics::unqueued(bytes);
-    }
-
-    /// True while all queues together exceed their bound. A connection whose queue grows now is
-    /// closed: it reads too slowly, like every connection that has a queue.
-    fn is_full(&self) -> bool {
-        let queued = self.queued.load(Ordering::Relaxed);
-        queued > self.queue_bytes_total.load(Ordering::Relaxed)
-    }
-}
-
-/// What a subscription begins with: its position, the publications that were missed, and the
-/// position up to which the client then has everything.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Begin<'b> {
-    pub position: Option<&'b Position>,
-    pub publications: &'b [Publication],
-    pub after: Option<&'b Position>,
-}
-
-struct Shard {
-    index: u32,
-    table: Mutex<Table>,
-    inbox: Inbox,
-    wheel: Mutex<Wheel>,
-    /// The tick that the shard's timer task processed last, which is its heartbeat.
-    ticked: AtomicU32,
-}
 
 /// The connections of this process.
 pub struct Hub {
@@ -111,19 +64,9 @@ pub struct Hub {
 impl Hub {
     #[must_use]
     pub fn new(shards: usize, bounds: Bounds) -> Arc<Self> {
-        let shard = |index| {
-            Arc::new(Shard {
-                index,
-                table: Mutex::default(),
-                inbox: Inbox::default(),
-                wheel: Mutex::default(),
-                ticked: AtomicU32::new(0),
-            })
-        };
-
         let count = u32::try_from(shards.clamp(1, MAX_SHARDS)).unwrap_or(1);
         Arc::new(Self {
-            shards: (0..count).map(shard).collect(),
+            shards: (0..count).map(|index| Arc::new(Shard::new(index))).collect(),
             connections: DashMap::default(),
             users: DashMap::default(),
             routes: Routes::default(),
@@ -407,21 +350,6 @@ impl Hub {
         shrink_shared(&self.connections);
         shrink_shared(&self.users);
         shrink_shared(&self.routes);
-    }
-
-    /// Starts the fan-out of the shards on the current runtime.
-    pub fn start_fanout(self: &Arc<Self>) {
-        for shard in &self.shards {
-            crate::lifecycle::spawn("fanout", fanout::run(Arc::clone(shard)));
-        }
-        crate::lifecycle::spawn("beat", wheel::beat(Arc::clone(self)));
-    }
-
-    /// Starts the timers of the shards on the current runtime, which is that of the connections.
-    pub fn start_timers(self: &Arc<Self>) {
-        for shard in &self.shards {
-            crate::lifecycle::spawn("wheel", wheel::run(Arc::clone(self), Arc::clone(shard)));
-        }
     }
 }
 

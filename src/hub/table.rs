@@ -9,15 +9,16 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use slab::Slab;
 
-use self::outage::Silent;
-use super::fanout::{Batch, NONE};
-use super::{Begin, Connection};
+use super::batch::Batch;
+use super::connection::Connection;
+use super::outage::{Outage, Silent};
+use super::ranges::NONE;
+use super::slot::Slot;
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
-use crate::protocol::place::{Place, Standing};
+use crate::protocol::place::Place;
 use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink;
-pub use outage::Outage;
 
 /// Why a subscription was not added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -33,29 +34,6 @@ const EACH: usize = 50;
 
 /// Most pushes that are held back for one subscription while its reply is on the way.
 const MAX_HELD: usize = 1024;
-
-pub(super) struct Slot {
-    pub(super) connection: Arc<Connection>,
-    pub(super) wire: Wire,
-    /// True once `connected` was sent.
-    greeted: bool,
-    /// The connection's list in the batch that is being composed.
-    pub(super) head: u32,
-    pub(super) tail: u32,
-    channels: Vec<ChannelName>,
-    /// The positions of a stream's channels, which are its `id:`.
-    standing: Option<Box<Standing>>,
-}
-
-impl Slot {
-    /// Where a stream stands after this publication; `None` if its id does not change.
-    fn passed(&mut self, publication: &Publication) -> Option<&Standing> {
-        let position = publication.position.as_ref()?;
-        let standing = self.standing.as_mut()?;
-        standing.moves(&publication.channel, Some(position));
-        Some(standing)
-    }
-}
 
 /// A subscriber: its slot, whether its events are held back, and whether it already has some events
 /// that are still on their way.
@@ -122,12 +100,7 @@ pub(super) struct Table {
 
 impl Table {
     pub(super) fn insert(&mut self, connection: Arc<Connection>) -> u32 {
-        let wire = connection.wire();
-        let standing = wire.is_stream().then(Box::default);
-        let channels = Vec::new();
-        let (greeted, head, tail) = (false, NONE, NONE);
-        let slot = Slot { connection, wire, greeted, head, tail, channels, standing };
-        u32::try_from(self.slots.insert(slot)).unwrap_or(AHEAD - 1)
+        u32::try_from(self.slots.insert(Slot::new(connection))).unwrap_or(AHEAD - 1)
     }
 
     /// Removes a slot; returns its channels, and those of them that have no subscriber here any
@@ -375,4 +348,13 @@ impl Table {
         slot.tail = NONE;
         (head != NONE).then(|| (Arc::clone(&slot.connection), head))
     }
+}
+
+/// What a subscription begins with: its position, the publications that were missed, and the
+/// position up to which the client then has everything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Begin<'b> {
+    pub position: Option<&'b Position>,
+    pub publications: &'b [Publication],
+    pub after: Option<&'b Position>,
 }

@@ -1,13 +1,9 @@
 //! One timing wheel per shard: the pings, deadlines and token ends of all its connections cost one
 //! interval timer. A due entry only wakes its connection, whose session decides what to do.
 
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval};
-
-use super::{ConnId, Hub, Shard};
+use super::bounds::ConnId;
 
 /// The wheel's resolution.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -38,7 +34,7 @@ impl Wheel {
     }
 
     /// Takes the entries that are due at or before `now`.
-    fn take(&mut self, now: u32) -> Vec<(ConnId, u32)> {
+    pub(super) fn take(&mut self, now: u32) -> Vec<(ConnId, u32)> {
         let mut due = Vec::new();
         while self.taken < now {
             self.taken += 1;
@@ -52,35 +48,6 @@ impl Wheel {
             }
         }
         due
-    }
-}
-
-pub(super) async fn run(hub: Arc<Hub>, shard: Arc<Shard>) {
-    let mut ticks = interval(TICK);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let now = hub.now();
-        let due = shard.wheel.lock().take(now);
-        for (i, (id, at)) in due.into_iter().enumerate() {
-            if let Some(connection) = hub.get(id) {
-                connection.fire_timer(at);
-            }
-            if i % 256 == 255 {
-                tokio::task::yield_now().await;
-            }
-        }
-        shard.ticked.store(now, Ordering::Relaxed);
-    }
-}
-
-/// The heartbeat of the runtime that this runs on, which is not that of the timers.
-pub(super) async fn beat(hub: Arc<Hub>) {
-    let mut beats = interval(TICK);
-    beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        beats.tick().await;
-        hub.beat.store(hub.now(), Ordering::Relaxed);
     }
 }
 

@@ -5,9 +5,9 @@ use std::io::{ErrorKind, IoSlice};
 
 use bytes::Bytes;
 
-use super::super::fanout::{NONE, Node};
-use super::super::queue::keep;
 use super::{BLOCKED, Connection, MAX_SLICES};
+use crate::hub::queue::keep;
+use crate::hub::ranges::{NONE, Node};
 
 impl Connection {
     /// The fan-out's write. Sends the ranges of `batch` in the list at `head`, in one call if the

@@ -1,0 +1,39 @@
+//! A slot: one connection in its shard's table, and the list of ranges that it is to be sent.
+
+use std::sync::Arc;
+
+use super::connection::Connection;
+use super::ranges::NONE;
+use crate::channel::{ChannelName, Publication};
+use crate::protocol::Wire;
+use crate::protocol::place::Standing;
+
+pub(super) struct Slot {
+    pub(super) connection: Arc<Connection>,
+    pub(super) wire: Wire,
+    /// True once `connected` was sent.
+    pub(super) greeted: bool,
+    /// The connection's list in the batch that is being composed.
+    pub(super) head: u32,
+    pub(super) tail: u32,
+    pub(super) channels: Vec<ChannelName>,
+    /// The positions of a stream's channels, which are its `id:`.
+    pub(super) standing: Option<Box<Standing>>,
+}
+
+impl Slot {
+    pub(super) fn new(connection: Arc<Connection>) -> Self {
+        let wire = connection.wire();
+        let standing = wire.is_stream().then(Box::default);
+        let (head, tail) = (NONE, NONE);
+        Self { connection, wire, greeted: false, head, tail, channels: Vec::new(), standing }
+    }
+
+    /// Where a stream stands after this publication; `None` if its id does not change.
+    pub(super) fn passed(&mut self, publication: &Publication) -> Option<&Standing> {
+        let position = publication.position.as_ref()?;
+        let standing = self.standing.as_mut()?;
+        standing.moves(&publication.channel, Some(position));
+        Some(standing)
+    }
+}
