@@ -5,12 +5,16 @@
 //! subscriber is told so; whatever cannot be delivered is declared as a gap on its channel; a
 //! channel's entry in the hub and its count in `interest` appear and disappear together.
 
+mod carry_out;
 mod continuity;
 mod control;
 mod interest;
+mod nodes;
 mod opens;
 mod outage;
 mod pump;
+mod reading;
+mod recall;
 mod resume;
 mod revoke;
 
@@ -26,20 +30,23 @@ use crate::auth::Revocations;
 use crate::broker::{Bounds, Broker, BrokerError, Store};
 pub use crate::broker::{Durable, Track};
 use crate::channel::{ChannelName, GapReason, Position};
-use crate::hub::{Begin, Connection, Hub, SubscribeError};
+use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics;
 use crate::protocol::payload::{self, Fault};
-use crate::protocol::{Kind, Push, Reply};
+use crate::protocol::{Kind, Push};
 #[cfg(fuzzing)]
 pub use continuity::simulation::live_by as live_in_simulation;
-pub use control::{Control, NodeInfo, Nodes};
+pub use control::{Control, ControlError};
 use interest::Interest;
 pub use interest::Waiting;
+use nodes::ANNOUNCE_EVERY;
+pub use nodes::{NodeInfo, Nodes};
 use opens::Opens;
-use pump::Read;
+use reading::Read;
+use recall::Recall;
+pub use recall::RevocationsHealth;
 pub use resume::Resumed;
-use revoke::Recall;
-pub use revoke::{RevocationsHealth, RevokeError};
+pub use revoke::RevokeError;
 
 pub struct Gateway {
     hub: Arc<Hub>,
@@ -85,15 +92,6 @@ pub enum PublishError {
     #[error("data: {0}")]
     Invalid(String),
     #[error(transparent)]
-    Broker(#[from] BrokerError),
-}
-
-/// Why a control message may not have reached all replicas.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum ControlError {
-    #[error("done here, but {reached} of {known} replicas were reached: try again")]
-    Partly { reached: usize, known: usize },
-    #[error("done here, but {0}: try again for the other replicas")]
     Broker(#[from] BrokerError),
 }
 
@@ -233,20 +231,6 @@ impl Gateway {
         result
     }
 
-    /// Sends `replies`, then the publications that were missed, and lets the subscription's events
-    /// through from then on.
-    pub fn activate(
-        &self,
-        connection: &Connection,
-        channel: &ChannelName,
-        replies: &[Reply<'_>],
-        resumed: &Resumed,
-    ) {
-        let Resumed { position, publications, after, .. } = resumed;
-        let begin = Begin { position: position.as_ref(), publications, after: after.as_ref() };
-        self.hub.activate(connection, channel, replies, &begin);
-    }
-
     /// Waits until everything that was dispatched to the connection's shard before has been sent.
     pub async fn passed(&self, connection: &Connection) {
         self.hub.passed(connection).await;
@@ -291,18 +275,6 @@ impl Gateway {
         Ok(self.broker.publish(channel, payload, durable).await?)
     }
 
-    /// Carries out a control message here, and sends it to every other replica.
-    ///
-    /// # Errors
-    /// When the broker did not accept it, or it reached fewer replicas than are known: some did not
-    /// receive it then, and it has to be sent again.
-    pub async fn control(&self, control: &Control) -> Result<(), ControlError> {
-        self.carry_out(control.clone());
-        let known = self.nodes.all(self.hub.counts()).len();
-        let reached = self.broker.control(control.encode()).await?;
-        if reached < known { Err(ControlError::Partly { reached, known }) } else { Ok(()) }
-    }
-
     /// Declares a gap on a channel to its local subscribers.
     pub async fn declare_gap(&self, channel: ChannelName, reason: GapReason) {
         metrics::gap_declared(reason);
@@ -326,10 +298,10 @@ impl Gateway {
                 self.hub.shrink();
             }
 
-            if second % control::ANNOUNCE_EVERY == 0 {
-                let counts = self.hub.counts();
+            if second % ANNOUNCE_EVERY == 0 {
+                let info = self.nodes.own(self.hub.counts());
                 // Without the broker, no other replica can be reached anyway.
-                let _ = self.broker.control(self.nodes.announcement(counts).encode()).await;
+                let _ = self.broker.control(Control::Node { info }.encode()).await;
             }
         }
     }

@@ -12,6 +12,7 @@ use tokio::time::{Interval, MissedTickBehavior};
 use super::Gateway;
 use super::continuity::{Flow, Step};
 use super::outage::{Outages, Tell};
+use super::reading::Read;
 use crate::broker::{Batch, BrokerError, Event, Events, History, Silence, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::hub::Outage;
@@ -29,13 +30,6 @@ const READ_WITHIN: Duration = Duration::from_secs(6);
 
 /// The time between two checks for silent parts.
 const LOOK: Duration = Duration::from_millis(100);
-
-/// What a reading for [`Step::Read`] tells the pump.
-pub(super) enum Read {
-    /// The reading begins once this is answered, so it cannot miss anything that is known by then.
-    Begins(ChannelName, u64, oneshot::Sender<()>),
-    Ended(ChannelName, u64, Result<Option<History>, BrokerError>),
-}
 
 /// What the pump does next.
 enum Next {

@@ -15,8 +15,10 @@ use super::continuity::{Tail, tails_are_full};
 use super::interest::Reading;
 use crate::broker::Bounds;
 use crate::channel::{ChannelName, Position, Publication};
+use crate::hub::{Begin, Connection};
 use crate::lifecycle;
 use crate::metrics;
+use crate::protocol::Reply;
 
 /// How long a client may be ahead of this replica: it received an event from another replica that
 /// is still on its way to this one.
@@ -106,6 +108,20 @@ impl Gateway {
             metrics::resume(recovered);
         }
         resumed
+    }
+
+    /// Sends `replies`, then the publications that were missed, and lets the subscription's events
+    /// through from then on.
+    pub fn activate(
+        &self,
+        connection: &Connection,
+        channel: &ChannelName,
+        replies: &[Reply<'_>],
+        resumed: &Resumed,
+    ) {
+        let Resumed { position, publications, after, .. } = resumed;
+        let begin = Begin { position: position.as_ref(), publications, after: after.as_ref() };
+        self.hub.activate(connection, channel, replies, &begin);
     }
 
     /// The position of the channel's history as this replica knows it, if there is one.

@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use parking_lot::Mutex;
-use tokio::sync::Notify;
 
-use super::{Control, ControlError, Gateway};
+use super::Gateway;
+use super::control::{Control, ControlError};
+use super::recall::RevocationsHealth;
 use crate::auth::{Revocation, Revocations};
 use crate::broker::BrokerError;
 use crate::channel::ChannelName;
@@ -44,52 +44,6 @@ pub enum RevokeError {
     /// The revocation is stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
     Control(#[from] ControlError),
-}
-
-/// The state of reading the store.
-#[derive(Default)]
-pub(super) struct Recall {
-    state: Mutex<Reading>,
-    /// Notified when control messages may have been missed.
-    due: Notify,
-}
-
-#[derive(Default)]
-struct Reading {
-    /// When the store was last read successfully, in Unix seconds.
-    read_at: Option<u64>,
-    /// Why it cannot be read since then.
-    error: Option<BrokerError>,
-    /// The number of unusable entries in the last reading.
-    unusable: usize,
-}
-
-impl Recall {
-    /// Has the store read at once.
-    pub(super) fn now(&self) {
-        self.due.notify_one();
-    }
-}
-
-/// Whether the revocations are known, for the readiness body.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RevocationsHealth {
-    /// True once the store has been read completely.
-    pub known: bool,
-    pub count: usize,
-    pub unusable: usize,
-    /// Unix seconds.
-    pub read_at: Option<u64>,
-    /// Why the last reading failed.
-    pub error: Option<String>,
-}
-
-impl RevocationsHealth {
-    /// True if every stored revocation is in force here.
-    #[must_use]
-    pub fn is_good(&self) -> bool {
-        self.known && self.error.is_none()
-    }
 }
 
 impl Gateway {
