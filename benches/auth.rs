@@ -25,7 +25,7 @@ use tollgate::auth::public_key::PublicKey;
 use tollgate::auth::{
     Algorithm, Encoding, Key, KeySet, Reason, Secret, Settings, UserClaim, Verifier,
 };
-use tollgate::session::doctor::{Doctor, Settings as DoctorSettings};
+use tollgate::diagnosis::sampler::{Sampler, Settings as SamplerSettings};
 
 const NOW: u64 = 1_800_000_000;
 const SECRET: &str = "a benchmark's secret of sufficient length";
@@ -174,7 +174,7 @@ fn refusals(c: &mut Criterion) {
     });
 
     let doctor =
-        Doctor::new(DoctorSettings { per_second: 1, log_interval: Duration::from_secs(60) });
+        Sampler::new(SamplerSettings { per_second: 1, log_interval: Duration::from_secs(60) });
     c.bench_function("refuse it and offer it to the doctor", |b| {
         b.iter(|| {
             let reason = verifier.verify(black_box(&bad), NOW).unwrap_err();

@@ -29,6 +29,7 @@ use tollgate::broker::Events;
 use tollgate::broker::memory::MemoryBroker;
 use tollgate::channel::{ChannelName, Position, Publication};
 use tollgate::config::{Loaded, Sources, load};
+use tollgate::diagnosis::sampler::{Sampler, Settings as SamplerSettings};
 use tollgate::gateway::{Gateway, NodeInfo};
 use tollgate::http::{App, Peer};
 use tollgate::hub::{Begin, Bounds, Hub};
@@ -36,7 +37,6 @@ use tollgate::lifecycle::Lifecycle;
 use tollgate::protocol::{ChannelRef, Command, Reply, Start};
 use tollgate::protocol::{Push, Wire};
 use tollgate::session::Context;
-use tollgate::session::doctor::{Doctor, Settings as DoctorSettings};
 use tollgate::upstream;
 use tollgate::upstream::jwks::{Jwks, Settings as JwksSettings};
 use tollgate::websocket::{Decoder, Message};
@@ -308,7 +308,7 @@ fn app() -> App {
     };
 
     let client = upstream::client(config.auth.jwks.timeout.0, None).unwrap();
-    let doctor = DoctorSettings {
+    let sampler = SamplerSettings {
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
@@ -319,7 +319,7 @@ fn app() -> App {
         change: ArcSwap::default(),
         jwks: Jwks::new(client, jwks, || NOW),
         callback: ArcSwapOption::empty(),
-        doctor: Doctor::new(doctor),
+        sampler: Arc::new(Sampler::new(sampler)),
     };
 
     App::new(Arc::new(context), Lifecycle::default(), tollgate::metrics::install())
@@ -328,7 +328,7 @@ fn app() -> App {
 /// From a parsed request, with a browser's headers and its token as a subprotocol, to the answer:
 /// routes, checks, limits, token. The socket is never handed over, so its task ends at once.
 async fn handshake(rounds: u32) {
-    let mut router: Router = tollgate::http::public(app(), None);
+    let mut router: Router = tollgate::http::public(app());
     let peer: SocketAddr = "192.0.2.7:50000".parse().unwrap();
 
     let request = Request::get("/ws")

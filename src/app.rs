@@ -16,10 +16,14 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
 
+use crate::auth::diagnose;
 use crate::broker::memory::MemoryBroker;
 use crate::broker::redis::{Login, RedisBroker, Settings};
 use crate::broker::{self, Events};
 use crate::config::{self, BrokerKind, Config, Loaded, Policy, Values};
+use crate::demo;
+use crate::diagnosis::key_drift;
+use crate::diagnosis::sampler::{self, Sampler};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::{self, App, Clients, Listener, Share};
 use crate::hub::{Bounds, Hub};
@@ -28,8 +32,7 @@ use crate::logging;
 use crate::metrics;
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::doctor::{self, Doctor};
-use crate::session::{Context, keys, unix_now};
+use crate::session::{Context, unix_now};
 use crate::tls::Trust;
 use crate::upstream;
 use crate::upstream::callback::{self, Callback};
@@ -127,16 +130,17 @@ impl Running {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
 
-        let dev = dev.then_some(config.server.listen.ip());
         let public = public.limited(clients(&app, &config));
         let admin = admin.limited(Clients {
             reserve: 0,
             share: Box::new(|_, _| Share { connections: ADMIN_SHARE, http: ADMIN_SHARE }),
         });
 
-        let accepting =
-            http::serve(public, http::public(app.clone(), dev), lifecycle.clone(), Phase::Draining);
-        lifecycle::spawn("accept", accepting);
+        let mut routes = http::public(app.clone());
+        if dev {
+            routes = routes.merge(demo::routes(app.clone(), config.server.listen.ip()));
+        }
+        lifecycle::spawn("accept", http::serve(public, routes, lifecycle.clone(), Phase::Draining));
 
         // The admin listener has a lifecycle of its own: a scraper must not hold up the end of a
         // drain.
@@ -149,10 +153,17 @@ impl Running {
         lifecycle::spawn("log", logging::sum_up());
         lifecycle::spawn("upkeep", upkeep(app.metrics.clone()));
         lifecycle::spawn("jwks", Arc::clone(&app.context.jwks).run());
-        lifecycle::spawn("doctor", Doctor::run(Arc::clone(&app.context)));
+        let context = Arc::clone(&app.context);
+        let examine = move |token: &str| {
+            diagnose::examine(&context.policy.load().verifier, token, &[], unix_now())
+        };
+        lifecycle::spawn("doctor", Arc::clone(&app.context.sampler).run(examine));
 
-        let drift = (config.drift.issuers.clone(), config.drift.interval.0);
-        lifecycle::spawn("keys", keys::watch(Arc::clone(&app.context), drift.0, drift.1));
+        let context = Arc::clone(&app.context);
+        let current = move || key_drift::fingerprints(context.policy.load().verifier.keys());
+        let store = Arc::clone(app.context.gateway.store());
+        let (issuers, interval) = (config.drift.issuers.clone(), config.drift.interval.0);
+        lifecycle::spawn("keys", key_drift::watch(store, current, issuers, interval));
         lifecycle::spawn(
             "reload",
             reload::watch(app.clone(), reload, hangup, InForce { values, sha }),
@@ -217,7 +228,7 @@ fn enough_files(connections: usize, dev: bool) {
 /// Makes what all sessions share.
 fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Result<Context> {
     let jwks = jwks_of(&config.auth.jwks)?;
-    let doctor = doctor::Settings {
+    let sampler = sampler::Settings {
         per_second: config.doctor.per_second,
         log_interval: config.doctor.log_interval.0,
     };
@@ -232,7 +243,7 @@ fn context(config: &Config, policy: Policy, gateway: Arc<Gateway>) -> anyhow::Re
         change: ArcSwap::default(),
         jwks,
         callback,
-        doctor: Doctor::new(doctor),
+        sampler: Arc::new(Sampler::new(sampler)),
     })
 }
 

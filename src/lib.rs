@@ -23,6 +23,7 @@ pub mod websocket;
 
 // 1 mechanism: none knows another
 pub mod broker;
+pub mod diagnosis;
 pub mod hub;
 pub mod upstream;
 
@@ -35,4 +36,5 @@ pub mod session;
 // 4 edge
 pub mod app;
 pub mod cli;
+pub mod demo;
 pub mod http;

@@ -34,6 +34,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
     ("broker", &["tls", "channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
     ("upstream", &["tls", "auth", "metrics", "lifecycle", "logging", "strict"]),
+    ("diagnosis", &["broker", "auth", "metrics", "lifecycle", "logging"]),
     // 2 mediation
     (
         "gateway",
@@ -57,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "gateway",
             "hub",
             "upstream",
+            "diagnosis",
             "auth",
             "access",
             "protocol",
@@ -71,7 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// The top layer: may import everything.
-const EDGE: [&str; 5] = ["http", "app", "cli", "main", "lib"];
+const EDGE: [&str; 6] = ["http", "demo", "app", "cli", "main", "lib"];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();

@@ -27,8 +27,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::Revocations;
-use crate::broker::{Bounds, Broker, BrokerError, Store};
-pub use crate::broker::{Durable, Track};
+use crate::broker::{Bounds, Broker, Store};
+pub use crate::broker::{BrokerError, Durable, Track};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics;

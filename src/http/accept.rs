@@ -7,7 +7,6 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -22,10 +21,12 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
 
-use super::admit::log_limit;
-use super::places::{Places, Seat, Share};
+use super::answers::refuse;
+use super::http_connection::HttpConnection;
+use super::limits::log_limit;
+use super::seats::{Seat, Seats, Share};
+use super::shared::{MAX_HEAD, Peer};
 use super::wire::Wire;
-use super::{MAX_HEAD, Peer, refuse};
 use crate::lifecycle::{self, Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
@@ -115,59 +116,10 @@ impl Listener {
     }
 }
 
-/// What an HTTP connection holds beside its socket. Handlers find it among the request's
-/// extensions.
-#[derive(Clone)]
-pub(super) struct Tenure(Arc<State>);
-
-struct State {
-    seat: Arc<Seat>,
-    streams: AtomicUsize,
-    /// Whether written bytes are held back for the socket that the connection becomes.
-    holds: AtomicBool,
-}
-
-/// An endless answer on the connection, for as long as it is under way.
-pub(super) struct Streaming(Arc<State>);
-
-impl Tenure {
-    /// Turns the connection into a stream, which is limited as a socket is, and not by its age.
-    pub(super) fn stream(&self) -> Streaming {
-        self.0.seat.leave_http();
-        self.0.streams.fetch_add(1, Ordering::Relaxed);
-        Streaming(Arc::clone(&self.0))
-    }
-
-    /// The connection's place, for the socket that it becomes.
-    pub(super) fn seat(&self) -> Arc<Seat> {
-        Arc::clone(&self.0.seat)
-    }
-
-    /// Holds the answer back, so that it leaves with the first messages of the socket that the
-    /// connection becomes.
-    pub(super) fn hold(&self) {
-        self.0.holds.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn holds(&self) -> bool {
-        self.0.holds.load(Ordering::Relaxed)
-    }
-
-    fn is_stream(&self) -> bool {
-        self.0.streams.load(Ordering::Relaxed) > 0
-    }
-}
-
-impl Drop for Streaming {
-    fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Accepts connections until the phase is `until`, then closes the listening socket.
 pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, until: Phase) {
     let Listener { listener, bounds, clients } = listener;
-    let places = Arc::new(Places::default());
+    let seats = Arc::new(Seats::default());
     let ended = lifecycle.reached(until);
     tokio::pin!(ended);
 
@@ -191,8 +143,8 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             }
         };
 
-        let seat = match seat(&stream, peer.ip(), (&places, &clients, bounds)) {
-            Ok(seat) => Arc::new(seat),
+        let seat = match seat(&stream, peer.ip(), (&seats, &clients, bounds)) {
+            Ok(seat) => seat,
             Err(what) => {
                 metrics::rejected(what);
                 log_limit(what, peer.ip());
@@ -206,14 +158,10 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             let lifecycle = lifecycle.clone();
             async move { lifecycle.reached(until).await }
         };
-        let tenure = Tenure(Arc::new(State {
-            seat,
-            streams: AtomicUsize::new(0),
-            holds: AtomicBool::new(false),
-        }));
+        let held = HttpConnection::new(seat);
 
         lifecycle.spawn_connection(async move {
-            connection((stream, peer), router, (bounds.head, tenure), ended).await;
+            connection((stream, peer), router, (bounds.head, held), ended).await;
         });
     }
 }
@@ -232,11 +180,11 @@ fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
     }
 }
 
-/// Takes a place for a connection that was accepted.
+/// Takes a seat for a connection that was accepted.
 fn seat(
     stream: &TcpStream,
     ip: IpAddr,
-    (places, clients, bounds): (&Arc<Places>, &Clients, Bounds),
+    (seats, clients, bounds): (&Arc<Seats>, &Clients, Bounds),
 ) -> Result<Seat, Rejected> {
     // The kernel gives the lowest free number: all below this one are taken.
     let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
@@ -249,7 +197,7 @@ fn seat(
     }
 
     let share = (clients.share)(ip, usize::try_from(room).unwrap_or(usize::MAX));
-    places.take(ip, share, bounds.connections)
+    seats.take(ip, share, bounds.connections)
 }
 
 /// Answers that the client may come again (RFC 9110 section 15.6.4), as far as that goes without
@@ -266,10 +214,10 @@ fn put_off(stream: &TcpStream) {
 }
 
 /// Waits until the connection has had its time. A stream has no such end.
-async fn outlived(tenure: &Tenure, time: Duration) {
+async fn outlived(held: &HttpConnection, time: Duration) {
     loop {
         tokio::time::sleep(time).await;
-        if !tenure.is_stream() {
+        if !held.is_stream() {
             return;
         }
     }
@@ -280,17 +228,17 @@ async fn outlived(tenure: &Tenure, time: Duration) {
 async fn connection(
     (stream, peer): (TcpStream, SocketAddr),
     router: Router,
-    (head, tenure): (Duration, Tenure),
+    (head, held): (Duration, HttpConnection),
     ended: impl Future<Output = ()>,
 ) {
-    let held = tenure.clone();
+    let shown = held.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
-        request.extensions_mut().insert(held.clone());
+        request.extensions_mut().insert(shown.clone());
 
         let named = names_its_host(request.version(), request.headers());
         let answer = named.then(|| router.clone().call(request));
-        let beyond = held.0.seat.is_beyond();
+        let beyond = shown.is_beyond();
         async move {
             let mut answer = match answer {
                 Some(answer) => answer.await?,
@@ -312,14 +260,14 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(Wire::new(stream, tenure.clone())), service)
+        .serve_connection(TokioIo::new(Wire::new(stream, held.clone())), service)
         .with_upgrades();
     tokio::pin!(serving);
 
     let served = tokio::select! {
         served = &mut serving => Some(served),
         () = ended => None,
-        () = outlived(&tenure, LIFETIME) => None,
+        () = outlived(&held, LIFETIME) => None,
     };
 
     let served = match served {
@@ -328,7 +276,7 @@ async fn connection(
             serving.as_mut().graceful_shutdown();
             tokio::select! {
                 served = serving => served,
-                () = outlived(&tenure, LAST_ANSWER) => return metrics::rejected(Rejected::Timeout),
+                () = outlived(&held, LAST_ANSWER) => return metrics::rejected(Rejected::Timeout),
             }
         }
     };

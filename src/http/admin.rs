@@ -6,7 +6,8 @@ use axum::response::{IntoResponse as _, Response};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::{App, json as json_response};
+use super::answers::json as json_response;
+use super::shared::App;
 use crate::auth::diagnose;
 use crate::hub::TICKS_PER_SECOND;
 use crate::lifecycle::Phase;

@@ -20,8 +20,9 @@ use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq as _;
 use tokio::time::{Instant, timeout_at};
 
-use super::admit::{client_ip, hold_back};
-use super::{App, json as json_response, refuse};
+use super::answers::{json as json_response, refuse};
+use super::authorize::{client_ip, hold_back};
+use super::shared::App;
 use crate::access;
 use crate::auth::{Revocation, id_text};
 use crate::broker::Durable;

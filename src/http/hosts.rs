@@ -12,15 +12,11 @@ use axum::http::{StatusCode, header};
 use axum::middleware::Next;
 use axum::response::Response;
 
-use super::refuse;
+use super::answers::refuse;
 use crate::origin::{host_of, is_loopback};
 
 /// Lets a request pass whose host is a loopback name or the address that is listened on.
-pub(super) async fn only_here(
-    State(listen): State<IpAddr>,
-    request: Request,
-    next: Next,
-) -> Response {
+pub async fn only_here(State(listen): State<IpAddr>, request: Request, next: Next) -> Response {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = hosts.next().and_then(|h| h.to_str().ok()).and_then(host_of);
     let named = request.uri().host();

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use ipnet::IpNet;
 
-use super::Peer;
+use super::shared::Peer;
 use crate::config::Policy;
 use crate::logging;
 use crate::metrics::{self, Rejected};

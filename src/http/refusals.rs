@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 
-use super::admission::network;
+use super::network::network;
 
 /// Refusals in a row that are answered at once: a page with several tabs whose token has ended.
 const AT_ONCE: u32 = 5;

@@ -19,13 +19,14 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-use super::admission::Place;
+use super::limits::Permit;
 use super::wire::Wire;
 use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
 use crate::protocol::Request;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::{Admission, Context, Heard, Session, Since};
+use crate::session::socket::SocketSession;
+use crate::session::{AuthOutcome, Context, Heard, Positions};
 use crate::websocket::{Decoder, Message, Opcode, ProtocolError, Tail, close_frame, encode};
 
 /// The size of the worker thread's read buffer.
@@ -88,24 +89,24 @@ pub async fn handed_over(upgrade: OnUpgrade) -> Option<HandedOver> {
 
 /// What a socket begins with.
 pub(super) struct Beginning {
-    pub(super) admission: Admission,
+    pub(super) outcome: AuthOutcome,
     /// When the request came.
     pub(super) began: Instant,
     /// Bytes that were read behind the request.
     pub(super) early: Vec<u8>,
     /// The answer to the request, as far as it was held back.
     pub(super) held: Vec<u8>,
-    pub(super) since: Since,
-    pub(super) place: Place,
+    pub(super) since: Positions,
+    pub(super) permit: Permit,
 }
 
 /// A socket whose session has begun.
 pub(super) struct Socket {
-    session: Session,
+    session: SocketSession,
     connection: Arc<Connection>,
     decoder: Decoder,
-    /// Its place among the sockets.
-    place: Place,
+    /// Counts it among the sockets.
+    permit: Permit,
 }
 
 /// Begins a socket's session. `None` if the session has ended already, and the socket with it.
@@ -115,16 +116,16 @@ pub(super) async fn begin(
     beginning: Beginning,
 ) -> Option<Box<Socket>> {
     metrics::connections(connection.wire()).increment(1.0);
-    let Beginning { admission, began, mut early, held, since, place } = beginning;
+    let Beginning { outcome, began, mut early, held, since, permit } = beginning;
     connection.cork(held.into());
 
-    let session = Session::new(context, Arc::clone(&connection), began).resuming(since);
+    let session = SocketSession::new(context, Arc::clone(&connection), began, since);
     let decoder = Decoder::default();
-    let mut socket = Box::new(Socket { session, connection, decoder, place });
+    let mut socket = Box::new(Socket { session, connection, decoder, permit });
     let Socket { session, connection, .. } = &mut *socket;
 
     let mut begun = {
-        let mut beginning = pin!(drive(connection, Box::pin(session.begin(admission))));
+        let mut beginning = pin!(drive(connection, Box::pin(session.begin(outcome))));
         tokio::select! {
             biased;
             begun = &mut beginning => begun,
@@ -169,12 +170,12 @@ async fn live(socket: &mut Socket) -> End {
         }
 
         if wake.timer
-            && let Err(close) = socket.session.on_timer()
+            && let Err(close) = socket.session.core.on_timer()
         {
             return End::Ours(close);
         }
 
-        if socket.session.has_questions()
+        if socket.session.core.has_questions()
             && let Err(end) = Box::pin(ask(socket)).await
         {
             return end;
@@ -210,12 +211,12 @@ fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
 }
 
 impl Socket {
-    /// Removes the session from all tables and closes the socket. The place stays taken until that
+    /// Removes the session from all tables and closes the socket. The permit is kept until that
     /// is over.
     async fn end(self: Box<Self>, end: End) {
-        let Self { session, connection, decoder, mut place } = *self;
-        session.end();
-        let (opened, longest) = (session.was_opened(), session.refusal_wait());
+        let Self { session, connection, decoder, mut permit } = *self;
+        session.core.end();
+        let (opened, longest) = (session.core.was_opened(), session.core.refusal_wait());
         drop(session);
 
         metrics::connections(connection.wire()).decrement(1.0);
@@ -224,7 +225,7 @@ impl Socket {
         } else if let End::Ours(close) = &end
             && close.code == CloseCode::TokenRefused
         {
-            tokio::time::sleep(place.refuse(longest)).await;
+            tokio::time::sleep(permit.refuse(longest)).await;
         }
 
         let (frame, tail) = match end {
@@ -253,7 +254,7 @@ struct Input {
 fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
-    let (max, wire) = (session.max_message(), connection.wire());
+    let (max, wire) = (session.core.max_message(), connection.wire());
 
     let fed = decoder.feed(bytes, max, |message| {
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {
@@ -286,13 +287,19 @@ fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
         input.end = Some(End::Ours(Close::new(code, error.to_string())));
     }
 
-    session.on_bytes(Heard { completed: decoder.has_completed(), partial: decoder.is_partial() });
+    session
+        .core
+        .on_bytes(Heard { completed: decoder.has_completed(), partial: decoder.is_partial() });
     input
 }
 
 async fn ask(socket: &mut Socket) -> Result<(), End> {
     let Socket { session, connection, .. } = socket;
-    drive(connection, Box::pin(session.ask_questions())).await
+    let asking = async {
+        session.core.ask_questions().await;
+        Ok(())
+    };
+    drive(connection, Box::pin(asking)).await
 }
 
 async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {

@@ -18,12 +18,14 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use super::accept::{Streaming, Tenure};
-use super::admission::Place;
-use super::admit::{Asking, admit, unavailable, wants_envelope};
+use super::answers::{refuse, refuse_with, unavailable};
+use super::authorize::{Asking, authorize, wants_envelope};
 use super::headers::{accepts, parameters};
+use super::http_connection::{HttpConnection, OpenStream};
+use super::limits::Permit;
+use super::origins;
+use super::shared::App;
 use super::socket::{End, attend};
-use super::{App, origins, refuse, refuse_with};
 use crate::channel::ChannelName;
 use crate::config::Policy;
 use crate::hub::Connection;
@@ -31,8 +33,9 @@ use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::place::Place as Standing;
-use crate::session::{Admission, Context, Refusal, Session};
+use crate::protocol::place::Place;
+use crate::session::stream::StreamSession;
+use crate::session::{AuthOutcome, Context, Refusal};
 
 const EVENTS: &str = "text/event-stream";
 
@@ -43,12 +46,12 @@ type Answer = Result<mpsc::Receiver<Bytes>, Refusal>;
 
 /// A stream that is about to begin.
 struct Beginning {
-    admission: Admission,
+    outcome: AuthOutcome,
     began: Instant,
     channels: Vec<ChannelName>,
-    from: Standing,
+    from: Place,
     /// Held for as long as the stream lives.
-    places: (Place, Option<Streaming>),
+    held: (Permit, Option<OpenStream>),
 }
 
 /// The handler of `GET /sse`.
@@ -131,8 +134,8 @@ async fn begin(
     let max = policy.limits.channels_per_connection;
     let channels = channels(request, max).map_err(bad)?;
 
-    let (admission, place) = match admit(app, policy, request, Asking::Stream).await {
-        Ok(admitted) => admitted,
+    let (outcome, permit) = match authorize(app, policy, request, Asking::Stream).await {
+        Ok(authorized) => authorized,
         Err(response) => {
             let temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
             let temporary = temporary.contains(&response.status());
@@ -141,8 +144,8 @@ async fn begin(
     };
 
     let from = from(request).map_err(bad)?;
-    let streaming = request.extensions.get::<Tenure>().map(Tenure::stream);
-    let beginning = Beginning { admission, began, channels, from, places: (place, streaming) };
+    let stream = request.extensions.get::<HttpConnection>().map(HttpConnection::stream);
+    let beginning = Beginning { outcome, began, channels, from, held: (permit, stream) };
 
     let (answer, answered) = oneshot::channel();
     let context = Arc::clone(&app.context);
@@ -187,18 +190,18 @@ const LAST_ID: [&str; 2] = ["lasteventid", "evslasteventid"];
 /// Where the client resumes: `Last-Event-ID`, which an `EventSource` sends when it reconnects, the
 /// same in the query, and `?since=`. A page that opened its stream with one of them reconnects with
 /// two: the later position counts.
-fn from(request: &Parts) -> Result<Standing, String> {
-    let mut place = Standing::default();
+fn from(request: &Parts) -> Result<Place, String> {
+    let mut place = Place::default();
     for id in request.headers.get_all("last-event-id") {
         let id = std::str::from_utf8(id.as_bytes()).map_err(|_| "it is not UTF-8");
-        let read = id.and_then(Standing::read);
+        let read = id.and_then(Place::read);
         place.merge(read.map_err(|why| format!("Last-Event-ID: {why}\n"))?);
     }
     let query = request.uri.query().unwrap_or_default();
     for (name, id) in form_urlencoded::parse(query.as_bytes()) {
         let plain: String = name.chars().filter(|c| !matches!(c, '-' | '_')).collect();
         if name == "since" || LAST_ID.contains(&&*plain.to_ascii_lowercase()) {
-            place.merge(Standing::read(&id).map_err(|why| format!("{name}: {why}\n"))?);
+            place.merge(Place::read(&id).map_err(|why| format!("{name}: {why}\n"))?);
         }
     }
     Ok(place)
@@ -259,45 +262,34 @@ async fn run(
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);
 
-    let Beginning { admission, began, channels, from, places } = beginning;
-    let session = Session::new(context, Arc::clone(&connection), began);
-    let mut session = session.streaming(channels, from);
+    let Beginning { outcome, began, channels, from, held } = beginning;
+    let mut session = StreamSession::new(context, Arc::clone(&connection), began, channels, from);
 
-    let end = match session.permit_stream(&admission).await {
+    let end = match session.permit(&outcome).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);
             // If the client is gone already, the first event that cannot be handed over shows it.
             let _ = answer.send(Ok(body));
-            let end = match open(&mut session, &connection, &events, admission).await {
+            let end = match drive(&connection, &events, session.begin(outcome)).await {
                 Ok(()) => live(&mut session, &connection, &events).await,
                 Err(end) => end,
             };
-            session.end();
+            session.core.end();
             last_words(&connection, &events, &end).await;
             end
         }
         Err(refusal) => {
-            session.end();
+            session.core.end();
             let _ = answer.send(Err(refusal));
             End::Ours(Close::new(CloseCode::Normal, "refused"))
         }
     };
 
-    drop(places);
+    drop(held);
     gauge.decrement(1.0);
-    if session.was_opened() {
+    if session.core.was_opened() {
         end.count();
     }
-}
-
-async fn open(
-    session: &mut Session,
-    connection: &Connection,
-    events: &mpsc::Sender<Bytes>,
-    admission: Admission,
-) -> Result<(), End> {
-    drive(connection, events, session.begin(admission)).await?;
-    drive(connection, events, session.subscribe_stream()).await
 }
 
 /// Runs the session's work while the client takes what is queued: catching up may be more than its
@@ -330,7 +322,11 @@ fn hand_over(
     Ok(())
 }
 
-async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sender<Bytes>) -> End {
+async fn live(
+    session: &mut StreamSession,
+    connection: &Connection,
+    events: &mpsc::Sender<Bytes>,
+) -> End {
     loop {
         tokio::select! {
             biased;
@@ -343,7 +339,7 @@ async fn live(session: &mut Session, connection: &Connection, events: &mpsc::Sen
                     return End::Ours(close);
                 }
 
-                if session.has_questions()
+                if session.core.has_questions()
                     && let Err(end) = drive(connection, events, session.ask_questions()).await
                 {
                     return end;

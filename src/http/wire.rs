@@ -9,19 +9,19 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use super::accept::Tenure;
+use super::http_connection::HttpConnection;
 
 pub(super) struct Wire {
     stream: TcpStream,
-    tenure: Tenure,
+    connection: HttpConnection,
     /// What is held back: one answer of a few hundred bytes, and whatever was written in front of
     /// it.
     held: Vec<u8>,
 }
 
 impl Wire {
-    pub(super) fn new(stream: TcpStream, tenure: Tenure) -> Self {
-        Self { stream, tenure, held: Vec::new() }
+    pub(super) fn new(stream: TcpStream, connection: HttpConnection) -> Self {
+        Self { stream, connection, held: Vec::new() }
     }
 
     /// The stream, and the bytes that were held back.
@@ -47,7 +47,7 @@ impl AsyncWrite for Wire {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
-        if !wire.tenure.holds() {
+        if !wire.connection.holds() {
             return Pin::new(&mut wire.stream).poll_write(cx, bytes);
         }
         wire.held.extend_from_slice(bytes);
@@ -60,7 +60,7 @@ impl AsyncWrite for Wire {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let wire = self.get_mut();
-        if !wire.tenure.holds() {
+        if !wire.connection.holds() {
             return Pin::new(&mut wire.stream).poll_write_vectored(cx, slices);
         }
         let before = wire.held.len();

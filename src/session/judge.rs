@@ -5,14 +5,10 @@
 //! Invariant: a change that arrives while a session decides by the old rules is judged right after
 //! that decision, so no subscription escapes it.
 
-use super::{Session, State};
-use crate::access::{self, Decision, Rule};
-use crate::auth::Reason;
-use crate::channel::ChannelName;
+use super::{Questions, Session};
+use crate::access::{self, Decision};
 use crate::hub::TICKS_PER_SECOND;
-use crate::metrics;
-use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::{ChannelRef, Reply};
+use crate::protocol::codes::{Close, ErrorCode};
 
 /// How often the application is asked about a channel that its new rule leaves to the application.
 /// `ASK_AGAIN` is the seconds between two attempts, so that a deploy of gateway and application
@@ -20,43 +16,29 @@ use crate::protocol::{ChannelRef, Reply};
 const ATTEMPTS: u8 = 4;
 const ASK_AGAIN: std::ops::RangeInclusive<u32> = 5..=10;
 
-/// The latest change of the rules.
-#[derive(Debug, Default)]
-pub struct Change {
-    /// How often the rules have changed.
-    pub number: u32,
-    pub before: Vec<Rule>,
-}
-
-/// Channels that the application has to be asked about again.
-pub(super) struct Questions {
-    channels: Vec<ChannelName>,
-    attempts: u8,
-    /// The tick of the hub's clock at which the application is asked.
-    due: u32,
-}
-
 impl Session {
+    /// Whether the rules have changed since the session judged its channels last.
+    pub(super) fn has_new_rules(&self) -> bool {
+        self.opened && self.context.change.load().number != self.judged
+    }
+
     /// Judges the session's channels if the rules have changed since it judged them last.
     ///
     /// # Errors
     /// Why the connection has to be closed.
     pub(super) fn judge(&mut self) -> Result<(), Close> {
-        let change = self.context.change.load_full();
-        if change.number == self.judged || self.state != State::Open {
+        if !self.has_new_rules() {
             return Ok(());
         }
+
+        let change = self.context.change.load_full();
         let one_change = change.number == self.judged.wrapping_add(1);
         self.judged = change.number;
         let policy = self.context.policy.load_full();
         self.may_stay(policy.anonymous)?;
 
         let mut questions = Vec::new();
-        let channels = self.context.gateway.hub().channels_of(&self.connection);
-        if channels.is_empty() {
-            return Ok(());
-        }
-        for channel in channels {
+        for channel in self.channels() {
             let (now, before) =
                 (access::rule(&channel, &policy.rules), access::rule(&channel, &change.before));
             if one_change && now == before {
@@ -80,39 +62,7 @@ impl Session {
             let due = self.now();
             self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));
         }
-
-        self.has_something()
-    }
-
-    /// Checks that a connection without a token may still be here.
-    ///
-    /// # Errors
-    /// This connection has no token, and `anonymous` does not allow that.
-    pub(super) fn may_stay(&self, anonymous: bool) -> Result<(), Close> {
-        if self.identity.is_some() || anonymous {
-            return Ok(());
-        }
-        metrics::auth_failure(Reason::Missing);
-        Err(Close::new(CloseCode::TokenRefused, Reason::Missing.slug()))
-    }
-
-    /// Checks that a stream still has a channel: it cannot subscribe to another one, so without any
-    /// it is over.
-    fn has_something(&self) -> Result<(), Close> {
-        let channels = || self.context.gateway.hub().channels_of(&self.connection);
-        if self.stream.is_some() && channels().is_empty() {
-            return Err(Close::new(CloseCode::Forbidden, "no channel of this stream is allowed"));
-        }
         Ok(())
-    }
-
-    /// Ends a subscription whose permission has ended, and says why.
-    pub(super) fn end_subscription(&mut self, channel: ChannelName, code: ErrorCode, reason: &str) {
-        if self.give_up(&channel) {
-            metrics::subscription_ended(code);
-            let channel = &ChannelRef::from_name(channel);
-            self.connection.say(&Reply::Ended { channel, code, reason });
-        }
     }
 
     /// Whether the application is to be asked now.
@@ -123,11 +73,8 @@ impl Session {
 
     /// Asks the application about channels that were subscribed under another rule. A clear no ends
     /// a subscription; several attempts without an answer end it too.
-    ///
-    /// # Errors
-    /// Why the connection has to be closed.
-    pub async fn ask_questions(&mut self) -> Result<(), Close> {
-        let Some(questions) = self.questions.take() else { return Ok(()) };
+    pub async fn ask_questions(&mut self) {
+        let Some(questions) = self.questions.take() else { return };
         let Questions { channels, attempts, .. } = *questions;
 
         let mut unanswered = Vec::new();
@@ -155,12 +102,5 @@ impl Session {
             self.timers.wake_at(due);
             self.schedule();
         }
-
-        self.has_something()
-    }
-
-    /// The tick at which the application is to be asked again.
-    pub(super) fn questions_due(&self) -> Option<u32> {
-        self.questions.as_ref().map(|questions| questions.due)
     }
 }

@@ -1,71 +1,95 @@
-//! A session that is an HTTP response. Its channels are given with the request, and it gets all of
+//! The session of an HTTP response. Its channels are given with the request, and it gets all of
 //! them or none. It is told gaps and positions so that its client can resume by itself.
 
-use super::subscribe::{Begun, Permission, Refusal, Wanted};
-use super::{Admission, Session, start_of};
-use crate::channel::{ChannelName, GapReason, Position};
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde_json::value::RawValue;
+
+use super::permission::{Permission, Refusal};
+use super::since::Since;
+use super::{AuthOutcome, Context, Session, start_of};
+use crate::access::Identity;
+use crate::channel::{ChannelName, GapReason};
 use crate::gateway::Resumed;
+use crate::hub::{Connection, SubscribeError};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 use crate::protocol::place::{self, Place};
-use crate::protocol::{ChannelRef, Reply, Subscribe};
+use crate::protocol::{ChannelRef, Reply};
 
 /// A stream whose id is too long for the client's header could never be resumed.
 const TOO_MANY: &str = "these are too many channels for one stream, whose position has to fit into a \
                         header: take fewer, or a WebSocket";
 
-/// The state that only a stream has.
-pub(super) struct Stream {
+pub struct StreamSession {
+    /// What every session has.
+    pub core: Session,
+    /// The channels that the client asks for, until they are subscribed.
     channels: Vec<ChannelName>,
     permissions: Vec<Permission>,
-    /// The client's last positions.
-    place: Place,
 }
 
-impl Session {
-    /// Makes the session a stream of these channels.
+impl StreamSession {
+    /// A session whose request came at `began`, for these channels. `place` is what the client's
+    /// last id says.
     #[must_use]
-    pub fn streaming(mut self, channels: Vec<ChannelName>, place: Place) -> Self {
-        self.stream = Some(Box::new(Stream { channels, permissions: Vec::new(), place }));
-        self
-    }
-
-    /// Whether the stream's client resumes, and its position in this channel if that is of the
-    /// epoch that is here. A client that resumes asks for the channels that it had, and no others.
-    pub(super) fn been(&self, channel: &ChannelName) -> (bool, Option<Position>) {
-        let Some(stream) = &self.stream else { return (false, None) };
-        let here = self.context.gateway.position(channel);
-        let there = here.and_then(|here| {
-            let offset = stream.place.offset(channel, &here.epoch)?;
-            Some(Position { offset, ..here })
-        });
-        (stream.place.is_somewhere(), there)
+    pub fn new(
+        context: Arc<Context>,
+        connection: Arc<Connection>,
+        began: Instant,
+        channels: Vec<ChannelName>,
+        place: Place,
+    ) -> Self {
+        let core = Session::new(context, connection, began, Since::Id(place));
+        Self { core, channels, permissions: Vec::new() }
     }
 
     /// Checks that the stream may have all of its channels, before any of them is subscribed.
     ///
     /// # Errors
     /// Why it may not have one of them.
-    pub async fn permit_stream(&mut self, admission: &Admission) -> Result<(), Refusal> {
-        let Some(stream) = &self.stream else { return Ok(()) };
-        if !place::fits(stream.channels.len()) {
+    pub async fn permit(&mut self, outcome: &AuthOutcome) -> Result<(), Refusal> {
+        if !place::fits(self.channels.len()) {
             return Err(Refusal(ErrorCode::BadRequest, TOO_MANY.to_owned()));
         }
 
-        let wanted: Vec<Wanted> = stream.channels.iter().map(wanted).collect();
+        let (context, identity) = (&self.core.context, outcome.identity());
+        let permissions = self.channels.iter().map(|name| context.permit(identity, name, None));
+        let permissions = futures_util::future::join_all(permissions).await;
+        self.permissions = permissions.into_iter().collect::<Result<_, _>>()?;
+        Ok(())
+    }
 
-        // The session gets its identity only when it is opened; the permissions need it now.
-        if let Admission::Identity(identity) = admission {
-            self.identity = Some(identity.clone());
+    /// Opens the session with the outcome of the handshake, and subscribes its channels.
+    ///
+    /// # Errors
+    /// Why the stream has to end.
+    pub async fn begin(&mut self, outcome: AuthOutcome) -> Result<(), Close> {
+        match outcome {
+            AuthOutcome::Identity(identity) => self.open(Some(identity)).await?,
+            AuthOutcome::Anonymous => self.open(None).await?,
+            // A stream cannot bring a token later.
+            AuthOutcome::AwaitToken => self.core.may_stay(false)?,
+            AuthOutcome::Refused(close) => return Err(close),
+        }
+        self.subscribe().await
+    }
+
+    async fn open(&mut self, identity: Option<Box<Identity>>) -> Result<(), Close> {
+        let policy = self.core.context.policy.load_full();
+        let automatic = self.core.accept(identity, &policy)?;
+        self.begin_ids(&automatic)?;
+
+        let began = Instant::now();
+        let started = self.core.subscribe_automatic(automatic).await?;
+        self.core.greet(&started);
+        for (channel, resumed) in &started {
+            let reference = ChannelRef::from_name(channel.clone());
+            let replies = replies(&reference, None, resumed);
+            self.core.activate(channel, &replies, resumed, began).await;
         }
 
-        let permissions = futures_util::future::join_all(wanted.iter().map(|w| self.permit(w)));
-        let permissions: Result<Vec<_>, _> = permissions.await.into_iter().collect();
-        self.identity = None;
-        let permissions = permissions?;
-
-        if let Some(stream) = &mut self.stream {
-            stream.permissions = permissions;
-        }
+        self.core.mark_opened();
         Ok(())
     }
 
@@ -74,62 +98,98 @@ impl Session {
     ///
     /// # Errors
     /// The ids could become too long for the client to send back.
-    pub(super) fn begin_stream(&mut self, automatic: &[ChannelName]) -> Result<(), Close> {
-        let Some(stream) = &mut self.stream else { return Ok(()) };
-        let Stream { channels, place, .. } = &mut **stream;
+    fn begin_ids(&mut self, automatic: &[ChannelName]) -> Result<(), Close> {
+        let Self { core: session, channels, .. } = self;
         let others = automatic.iter().filter(|name| !channels.contains(name));
         if !place::fits(channels.len() + others.count()) {
             return Err(Close::new(CloseCode::TooMany, TOO_MANY));
         }
 
-        place.retain(|c| channels.contains(c) || automatic.contains(c));
-        self.context.gateway.hub().stands(&self.connection, Some(&stream.place));
+        if let Since::Id(place) = &mut session.since {
+            place.retain(|c| channels.contains(c) || automatic.contains(c));
+            session.context.gateway.hub().stands(&session.connection, Some(place));
+        }
         Ok(())
     }
 
-    /// Subscribes the stream to its channels.
-    ///
-    /// # Errors
-    /// Why the stream has to end.
-    pub async fn subscribe_stream(&mut self) -> Result<(), Close> {
-        let Some(stream) = &mut self.stream else { return Ok(()) };
-        let channels = std::mem::take(&mut stream.channels);
-        let permissions = std::mem::take(&mut stream.permissions);
+    /// Subscribes the stream to its channels. All are asked for before the first is waited for.
+    async fn subscribe(&mut self) -> Result<(), Close> {
+        let session = &mut self.core;
+        let began = Instant::now();
+        let channels = std::mem::take(&mut self.channels).into_iter().map(ChannelRef::from_name);
+        let permissions = std::mem::take(&mut self.permissions);
 
-        let hub = std::sync::Arc::clone(self.context.gateway.hub());
-        let had = hub.channels_of(&self.connection);
-
-        let mut begun: Vec<Begun> = Vec::with_capacity(channels.len());
-        for (channel, permission) in channels.iter().zip(permissions) {
-            if !had.contains(channel) {
-                begun.extend(self.begin_one(None, wanted(channel).what, permission));
+        // All that can be subscribed is, so that the client hears of each channel that cannot.
+        let mut failed = None;
+        let mut pending = Vec::with_capacity(permissions.len());
+        for (channel, permission) in channels.zip(permissions) {
+            match session.request(&channel.name) {
+                Ok(waiting) => pending.push((channel, permission, waiting)),
+                // The channel is one of the automatic ones.
+                Err(SubscribeError::Already) => {}
+                Err(SubscribeError::TooMany) => {
+                    let message = "too many channels on this connection";
+                    session.error(None, ErrorCode::LimitExceeded, message, Some(&channel.raw));
+                    failed = Some(Close::new(CloseCode::TooMany, message));
+                }
             }
         }
 
-        let asked = begun.len();
-        self.finish(&mut begun).await;
-        hub.stands(&self.connection, None);
-        if let Some(stream) = &mut self.stream {
-            stream.place = Place::default();
+        for (channel, permission, waiting) in pending {
+            match session.await_start(&channel.name, waiting, None, began).await {
+                Ok(resumed) => {
+                    let data = permission.data.as_deref().map(RawValue::get);
+                    let replies = replies(&channel, data, &resumed);
+                    session.activate(&channel.name, &replies, &resumed, began).await;
+                    session.keep_grant(channel.name, permission.grant);
+                }
+                Err(error) => {
+                    let message = error.to_string();
+                    session.error(None, ErrorCode::Unavailable, &message, Some(&channel.raw));
+                    let unavailable = || Close::new(CloseCode::TryAgainLater, "broker unavailable");
+                    failed = failed.or_else(|| Some(unavailable()));
+                }
+            }
         }
 
-        let have = hub.channels_of(&self.connection);
-        if channels.iter().all(|name| have.contains(name)) {
-            return Ok(());
-        }
+        // From here on the ids tell what this stream has had.
+        session.context.gateway.hub().stands(&session.connection, None);
+        session.since = Since::Nothing;
+        failed.map_or(Ok(()), Err)
+    }
 
-        let missing = channels.iter().filter(|name| !had.contains(name)).count();
-        Err(if asked < missing {
-            Close::new(CloseCode::TooMany, "too many channels on this connection")
-        } else {
-            Close::new(CloseCode::TryAgainLater, "broker unavailable")
-        })
+    /// Acts on the session's timer, which came due.
+    ///
+    /// # Errors
+    /// The deadline that passed, or the loss of the last channel.
+    pub fn on_timer(&mut self) -> Result<(), Close> {
+        let judges = self.core.has_new_rules() && !self.core.channels().is_empty();
+        self.core.on_timer()?;
+        if judges { self.has_something() } else { Ok(()) }
+    }
+
+    /// Asks the application about channels that were subscribed under another rule.
+    ///
+    /// # Errors
+    /// Why the stream has to end.
+    pub async fn ask_questions(&mut self) -> Result<(), Close> {
+        self.core.ask_questions().await;
+        self.has_something()
+    }
+
+    /// Checks that the stream still has a channel: it cannot subscribe to another one, so without
+    /// any it is over.
+    fn has_something(&self) -> Result<(), Close> {
+        if self.core.channels().is_empty() {
+            return Err(Close::new(CloseCode::Forbidden, "no channel of this stream is allowed"));
+        }
+        Ok(())
     }
 }
 
-/// The replies that begin a channel. On a stream a gap comes before the position behind it, and
-/// pages that listen for `gap` alone hear of every gap.
-pub(super) fn replies<'r>(
+/// The replies that begin a channel. A gap comes before the position behind it, and pages that
+/// listen for `gap` alone hear of every gap.
+fn replies<'r>(
     channel: &'r ChannelRef,
     data: Option<&'r str>,
     resumed: &'r Resumed,
@@ -140,9 +200,4 @@ pub(super) fn replies<'r>(
     let subscribed = Reply::Subscribed { id: None, channel, data, start: start_of(resumed) };
 
     gap.into_iter().chain([subscribed]).collect()
-}
-
-fn wanted(name: &ChannelName) -> Wanted {
-    let channel = ChannelRef::from_name(name.clone());
-    Wanted { id: None, what: Subscribe { channel, token: None, since: None } }
 }

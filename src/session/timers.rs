@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use super::unix_now;
 use crate::auth::Reason;
 use crate::config::{Limits, Policy};
 use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
+use crate::lifecycle::unix_now;
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
 

@@ -6,13 +6,13 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use super::{Context, unix_now};
+use super::context::Context;
 use crate::access::Identity;
 use crate::auth::{Reason, Verifier, kid_of};
 use crate::channel::ChannelName;
+use crate::lifecycle::unix_now;
 use crate::logging;
 use crate::metrics;
-use crate::protocol::codes::{Close, CloseCode};
 use crate::upstream::jwks::Look;
 
 /// A token that came with a request.
@@ -45,13 +45,6 @@ impl Carried {
     pub fn by(by: &'static str) -> Self {
         Self { by, ip: None }
     }
-}
-
-/// How a refused token ends its connection. After a fault of ours the client may try again.
-#[must_use]
-pub fn close_of(reason: Reason) -> Close {
-    let code = if reason.is_ours() { CloseCode::TryAgainLater } else { CloseCode::TokenRefused };
-    Close::new(code, reason.slug())
 }
 
 impl Context {
@@ -179,7 +172,7 @@ impl Context {
         // The diagnosis is for connection tokens: a subscription token of another channel or user
         // is no riddle.
         if carried.by != "subscribe" || reason != Reason::ClaimInvalid {
-            self.doctor.offer(reason, token);
+            self.sampler.offer(reason, token);
         }
     }
 }

@@ -10,11 +10,16 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{Client, WHY};
+use super::client::Client;
 use crate::http::headers::parameters;
 use crate::http::socket::{HandedOver, LINGER, handed_over};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::websocket::{Decoder, Message, Opcode, close_frame, encode};
+
+/// The text that every one of them gets. A close reason has 123 bytes.
+pub(super) const WHY: &str = "wrong server: Tollgate does not speak this protocol. Use a plain WebSocket at /ws, \
+                   or EventSource at /sse";
+const _: () = assert!(WHY.len() <= 123);
 
 /// The largest message that is read.
 const MAX_MESSAGE: usize = 16 * 1024;

@@ -1,8 +1,8 @@
 //! How many connections an address holds. A connection counts for its address from accept to its
 //! end, whatever is asked on it and whatever it becomes.
 //!
-//! Not here: the limit on sockets and streams (`admission`), which behind a trusted proxy counts
-//! clients. Invariants: one address leaves places for the others; an address that has its share
+//! Not here: the limit on sockets and streams (`limits`), which behind a trusted proxy counts
+//! clients. Invariants: one address leaves seats for the others; an address that has its share
 //! gets a few connections more, for one request each, so that it can be told; every map entry
 //! stands for a connection that is open.
 
@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 
-use super::admission::network;
+use super::network::network;
 use crate::metrics::Rejected;
 
 /// Connections beyond its share that an address may have, to be answered and closed.
@@ -44,15 +44,15 @@ struct Held {
 
 /// The connections of one listener.
 #[derive(Default)]
-pub(super) struct Places {
+pub(super) struct Seats {
     http: AtomicUsize,
     beyond: AtomicUsize,
     by_ip: DashMap<IpAddr, Held, ahash::RandomState>,
 }
 
-/// A connection's place; given back when it ends.
+/// A connection's seat; given back when it ends.
 pub(super) struct Seat {
-    places: Arc<Places>,
+    seats: Arc<Seats>,
     ip: IpAddr,
     /// Whether its address had its share already.
     beyond: bool,
@@ -60,8 +60,8 @@ pub(super) struct Seat {
     http: AtomicBool,
 }
 
-impl Places {
-    /// Takes a place for a connection from `ip`. At most `http` connections may be neither sockets
+impl Seats {
+    /// Takes a seat for a connection from `ip`. At most `http` connections may be neither sockets
     /// nor streams.
     pub(super) fn take(
         self: &Arc<Self>,
@@ -94,7 +94,7 @@ impl Places {
             return Err(Rejected::PerIp);
         }
 
-        Ok(Seat { places: Arc::clone(self), ip, beyond, http: AtomicBool::new(true) })
+        Ok(Seat { seats: Arc::clone(self), ip, beyond, http: AtomicBool::new(true) })
     }
 
     /// Subtracts something from what an address holds, and removes its entry with the last
@@ -119,9 +119,9 @@ impl Seat {
             return;
         }
 
-        self.places.http.fetch_sub(1, Ordering::Relaxed);
+        self.seats.http.fetch_sub(1, Ordering::Relaxed);
         if !self.beyond
-            && let Some(mut held) = self.places.by_ip.get_mut(&self.ip)
+            && let Some(mut held) = self.seats.by_ip.get_mut(&self.ip)
         {
             held.http -= 1;
         }
@@ -132,10 +132,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         self.leave_http();
         if self.beyond {
-            self.places.beyond.fetch_sub(1, Ordering::Relaxed);
+            self.seats.beyond.fetch_sub(1, Ordering::Relaxed);
         }
         let beyond = self.beyond;
-        self.places.forget(self.ip, |held| {
+        self.seats.forget(self.ip, |held| {
             let count = if beyond { &mut held.beyond } else { &mut held.connections };
             *count -= 1;
         });
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn field_a8_places_are_counted_by_address_and_given_back() {
-        let places = Arc::new(Places::default());
+        let places = Arc::new(Seats::default());
         let (a, b) = ("1.1.1.1".parse().unwrap(), "2.2.2.2".parse().unwrap());
         let share = Share { connections: 5, http: 3 };
         let mut seats: Vec<_> = (0..3).map(|_| places.take(a, share, 100).ok().unwrap()).collect();
@@ -178,7 +178,7 @@ mod tests {
 
     #[test]
     fn field_a8_what_is_beyond_is_bounded_over_all_addresses() {
-        let places = Arc::new(Places::default());
+        let places = Arc::new(Seats::default());
         let share = Share { connections: 0, http: 0 };
         let take = |n: u32| places.take(IpAddr::V4(n.into()), share, 10_000);
 

@@ -5,30 +5,40 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Context, unix_now};
+use crate::auth::KeySet;
+use crate::broker::Store;
+use crate::lifecycle::unix_now;
 use crate::metrics;
 
-type Shown = BTreeSet<(String, &'static str, String)>;
+/// Each key's id, algorithm and fingerprint.
+pub type Fingerprints = BTreeSet<(String, &'static str, String)>;
 
-/// Compares keys and issuers at each interval, for ever.
-pub async fn watch(context: Arc<Context>, issuers: Vec<String>, interval: Duration) {
-    let mut shown = Shown::new();
+/// Compares keys and issuers at each interval, for ever. `current` returns what [`fingerprints`]
+/// says of the keys in force.
+pub async fn watch(
+    store: Arc<dyn Store>,
+    current: impl Fn() -> Fingerprints,
+    issuers: Vec<String>,
+    interval: Duration,
+) {
+    let mut shown = Fingerprints::new();
     let mut differs = BTreeSet::new();
     loop {
-        show_keys(&context, &mut shown);
+        let now = current();
+        show(&now, &mut shown);
         for issuer in &issuers {
-            compare(&context, issuer, &mut differs).await;
+            compare(&*store, &now, issuer, &mut differs).await;
         }
         tokio::time::sleep(interval).await;
     }
 }
 
-/// The fingerprints of the keys that verify now, remote ones included.
-fn current(context: &Context) -> Shown {
-    let policy = context.policy.load();
-    let keys = policy.verifier.keys();
+/// The fingerprints of the keys of a set that verify now, remote ones included.
+#[must_use]
+pub fn fingerprints(keys: &KeySet) -> Fingerprints {
     let remotes: Vec<_> = keys.remotes().iter().map(|r| r.state()).collect();
     let now = unix_now();
+
     keys.fixed()
         .iter()
         .chain(remotes.iter().flat_map(|r| &r.keys))
@@ -41,26 +51,33 @@ fn current(context: &Context) -> Shown {
         .collect()
 }
 
-fn show_keys(context: &Context, shown: &mut Shown) {
-    let now = current(context);
-    for (kid, alg, fingerprint) in shown.difference(&now) {
+/// Shows the keys that verify `now` as metrics, and those that do not verify any more as such.
+fn show(now: &Fingerprints, shown: &mut Fingerprints) {
+    for (kid, alg, fingerprint) in shown.difference(now) {
         metrics::key_info(kid, alg, fingerprint, false);
     }
-    for (kid, alg, fingerprint) in &now {
+    for (kid, alg, fingerprint) in now {
         metrics::key_info(kid, alg, fingerprint, true);
     }
-    *shown = now;
+    shown.clone_from(now);
 }
 
-async fn compare(context: &Context, issuer: &str, differs: &mut BTreeSet<String>) {
+async fn compare(
+    store: &dyn Store,
+    now: &Fingerprints,
+    issuer: &str,
+    differs: &mut BTreeSet<String>,
+) {
     // Without an answer of the store, or without the issuer's heartbeat, there is nothing to
     // compare.
-    let Ok(Some(theirs)) = context.gateway.store().read(&format!("issuer:{issuer}")).await else {
+    let Ok(Some(theirs)) = store.read(&format!("issuer:{issuer}")).await else {
         return;
     };
+
     let theirs = theirs.trim();
-    let matches = current(context).iter().any(|(_, _, ours)| ours == theirs);
+    let matches = now.iter().any(|(_, _, ours)| ours == theirs);
     metrics::issuer_key_match(issuer, matches);
+
     if matches {
         differs.remove(issuer);
     } else if differs.insert(issuer.to_owned()) {

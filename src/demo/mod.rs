@@ -1,21 +1,37 @@
-//! The demo page, and what stands in for a shop's API. Both are routed only with `--dev`, which
-//! listens on loopback only.
+//! The demo page of `make run`, and what stands in for a shop's API. Both are routed only with
+//! `--dev`, which listens on loopback only.
+
+use std::net::IpAddr;
 
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use axum::{Router, middleware};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{App, json as json_response};
 use crate::channel::{ChannelName, GapReason, encode_id};
+use crate::http::answers::json as json_response;
+use crate::http::{App, hosts};
 use crate::session::unix_now;
 use crate::strict::Object;
 
-const PAGE: &str = include_str!("demo.html");
+const PAGE: &str = include_str!("page.html");
 
-pub(super) async fn page() -> Response {
+/// The demo's routes, for the names of the address that is listened on.
+pub fn routes(app: App, listen: IpAddr) -> Router {
+    Router::new()
+        .route("/", get(page))
+        .route("/dev/token", get(token))
+        .route("/dev/purchase", post(purchase))
+        .route("/dev/gap", post(gap))
+        .route_layer(middleware::from_fn_with_state(listen, hosts::only_here))
+        .with_state(app)
+}
+
+async fn page() -> Response {
     let policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                   connect-src 'self' ws: wss:; img-src data:";
     let headers = [
@@ -27,13 +43,13 @@ pub(super) async fn page() -> Response {
 }
 
 #[derive(Deserialize)]
-pub(super) struct User {
+struct User {
     user: String,
 }
 
 /// Answers what a login would: a token of ten minutes. It is signed with a secret that only this
 /// process has, never with a configured key, whose tokens other gateways accept too.
-pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
+async fn token(State(app): State<App>, Query(User { user }): Query<User>) -> Response {
     let policy = app.context.policy.load();
     let claims = Value::Object(policy.verifier.claims_for(&user, unix_now(), 600));
     match policy.dev_key.as_ref().map(|key| key.sign(&claims, None)) {
@@ -43,13 +59,13 @@ pub(super) async fn token(State(app): State<App>, Query(User { user }): Query<Us
 }
 
 #[derive(Deserialize)]
-pub(super) struct Purchase {
+struct Purchase {
     user: String,
     post: String,
 }
 
 /// Does what a purchase API does after the payment: publishes one event on the buyer's channel.
-pub(super) async fn purchase(
+async fn purchase(
     State(app): State<App>,
     axum::Json(Object(Purchase { user, post })): axum::Json<Object<Purchase>>,
 ) -> Response {
@@ -68,7 +84,7 @@ pub(super) async fn purchase(
 }
 
 /// Declares a gap on the user's channel, which sockets see after an outage of Redis.
-pub(super) async fn gap(
+async fn gap(
     State(app): State<App>,
     axum::Json(Object(User { user })): axum::Json<Object<User>>,
 ) -> Response {

@@ -1,4 +1,4 @@
-//! Admitting a request that becomes a socket or a stream: its place, its token, its format.
+//! Authorizing a request that becomes a socket or a stream: its permit, its token, its format.
 
 use std::net::IpAddr;
 
@@ -6,18 +6,18 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::accept::Tenure;
-use super::admission::{self, Cookies, Place};
+use super::answers::{refuse, unavailable};
+use super::carriers::{self, Cookies};
 use super::headers::{self, parameters};
-use super::{App, Peer, refuse};
+use super::http_connection::HttpConnection;
+use super::limits::{Permit, log_limit};
+use super::shared::{App, Peer};
 use crate::auth::Reason;
 use crate::config::Policy;
 use crate::lifecycle::Phase;
-use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::Admission;
-use crate::session::tokens::close_of;
+use crate::session::{AuthOutcome, close_of};
 
 /// What a request asks to become.
 #[derive(Debug, Clone, Copy)]
@@ -29,17 +29,17 @@ pub(super) enum Asking {
     Stream,
 }
 
-/// Decides on a request: the outcome for its token, and its place among sockets and streams; or the
+/// Decides on a request: the outcome for its token, and its permit; or the
 /// answer that refuses it.
-pub(super) async fn admit(
+pub(super) async fn authorize(
     app: &App,
     policy: &Policy,
     request: &Parts,
     asking: Asking,
-) -> Result<(Admission, Place), Response<Body>> {
+) -> Result<(AuthOutcome, Permit), Response<Body>> {
     let by_close = matches!(asking, Asking::Socket { by_close: true });
     let ip = client_ip(&request.extensions, &request.headers, policy);
-    let seat = request.extensions.get::<Tenure>().map(Tenure::seat);
+    let seat = request.extensions.get::<HttpConnection>().map(HttpConnection::seat);
     let limits = &policy.limits;
 
     let take = || {
@@ -47,11 +47,11 @@ pub(super) async fn admit(
         if seat.as_ref().is_some_and(|seat| seat.is_beyond()) {
             return Err(Rejected::PerIp);
         }
-        app.admissions.take(ip, limits.connections, limits.connections_per_ip)
+        app.limits.take(ip, limits.connections, limits.connections_per_ip)
     };
 
-    let place = match take() {
-        Ok(place) => place.on(seat.clone()),
+    let permit = match take() {
+        Ok(permit) => permit.on(seat.clone()),
         Err(what) => {
             metrics::rejected(what);
             log_limit(what, ip);
@@ -60,19 +60,19 @@ pub(super) async fn admit(
             }
             let whose = if what == Rejected::PerIp { " of this address" } else { "" };
             let close = Close::new(CloseCode::TooMany, format!("too many connections{whose}"));
-            if by_close && let Some(place) = app.admissions.courtesy() {
-                return Ok((Admission::Refused(close), place.on(seat)));
+            if by_close && let Some(permit) = app.limits.courtesy() {
+                return Ok((AuthOutcome::Refused(close), permit.on(seat)));
             }
             return Err(too_many());
         }
     };
 
     let cookies = Cookies { token: policy.cookie.as_deref(), session: policy.verifier.session() };
-    let brought = admission::brought(&request.headers, &request.uri, cookies);
+    let brought = carriers::brought(&request.headers, &request.uri, cookies);
 
     let checked = if brought.is_empty() {
         match without_token(policy, request, asking) {
-            Some(admission) => return Ok((admission, place)),
+            Some(outcome) => return Ok((outcome, permit)),
             None => Err(app.context.no_token(ip)),
         }
     } else {
@@ -80,42 +80,42 @@ pub(super) async fn admit(
     };
 
     match checked {
-        Ok(identity) => Ok((Admission::Identity(Box::new(identity)), place)),
+        Ok(identity) => Ok((AuthOutcome::Identity(Box::new(identity)), permit)),
         Err(reason) if by_close && reason.is_ours() => {
-            Ok((Admission::Refused(close_of(reason)), place))
+            Ok((AuthOutcome::Refused(close_of(reason)), permit))
         }
         Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
         Err(reason) => {
             // While its answer waits, a refused client holds nothing but its own connection.
-            drop(place);
+            drop(permit);
             hold_back(app, ip, policy).await;
             if !by_close {
                 return Err(unauthorized(reason));
             }
-            let place = take().ok().or_else(|| app.admissions.courtesy()).ok_or_else(too_many)?;
-            Ok((Admission::Refused(close_of(reason)), place.on(seat).of_refused()))
+            let permit = take().ok().or_else(|| app.limits.courtesy()).ok_or_else(too_many)?;
+            Ok((AuthOutcome::Refused(close_of(reason)), permit.on(seat).of_refused()))
         }
     }
 }
 
 /// The outcome for a request without a token; `None` refuses it.
-fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<Admission> {
+fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<AuthOutcome> {
     let announced = || parameters(&request.uri, "auth").any(|how| how == "message");
     let by_cookie = policy.cookie.is_some() || policy.verifier.session().is_some();
 
     match asking {
-        Asking::Socket { .. } if announced() => Some(Admission::AwaitToken),
-        _ if policy.anonymous => Some(Admission::Anonymous),
+        Asking::Socket { .. } if announced() => Some(AuthOutcome::AwaitToken),
+        _ if policy.anonymous => Some(AuthOutcome::Anonymous),
         // Pages that rely on their cookie send no first message: they are signed out, and have to
         // learn it now.
-        Asking::Socket { .. } if !by_cookie => Some(Admission::AwaitToken),
+        Asking::Socket { .. } if !by_cookie => Some(AuthOutcome::AwaitToken),
         Asking::Socket { .. } | Asking::Stream => None,
     }
 }
 
 /// Delays the answer to an address that is refused again and again.
 pub(super) async fn hold_back(app: &App, ip: IpAddr, policy: &Policy) {
-    let wait = app.admissions.refusals.wait(ip, policy.limits.refusal_wait.0);
+    let wait = app.limits.refusals.wait(ip, policy.limits.refusal_wait.0);
     if wait.is_zero() {
         return;
     }
@@ -123,12 +123,6 @@ pub(super) async fn hold_back(app: &App, ip: IpAddr, policy: &Policy) {
         () = tokio::time::sleep(wait) => {}
         () = app.lifecycle.reached(Phase::Draining) => {}
     }
-}
-
-pub(super) fn log_limit(what: Rejected, ip: IpAddr) {
-    logging::repeated(("limit", what.label()), "", move |repeated| {
-        tracing::warn!(limit = what.label(), %ip, repeated, "too many connections");
-    });
 }
 
 pub(super) fn client_ip(extensions: &Extensions, headers: &HeaderMap, policy: &Policy) -> IpAddr {
@@ -147,12 +141,6 @@ pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
             Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
         }
     }
-}
-
-pub(super) fn unavailable(message: &'static str) -> Response<Body> {
-    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-    response
 }
 
 fn too_many() -> Response<Body> {

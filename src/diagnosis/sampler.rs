@@ -1,5 +1,4 @@
-//! The token diagnosis of the running gateway: it examines a sample of the refused tokens, off the
-//! hot path.
+//! Examines a sample of the refused tokens, off the hot path, and logs what is wrong with them.
 //!
 //! Invariants: offering a token costs the refusing side one atomic operation when the sample is
 //! full; at most `per_second` tokens are examined; a cause is logged once per `log_interval`, with
@@ -12,9 +11,8 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-use super::{Context, unix_now};
 use crate::auth::Reason;
-use crate::auth::diagnose;
+use crate::auth::diagnose::Report;
 use crate::logging;
 use crate::metrics;
 
@@ -27,7 +25,7 @@ pub struct Settings {
     pub log_interval: Duration,
 }
 
-pub struct Doctor {
+pub struct Sampler {
     settings: Settings,
     started: Instant,
     /// The millisecond from which the next token is accepted.
@@ -36,7 +34,7 @@ pub struct Doctor {
     offered: Notify,
 }
 
-impl Doctor {
+impl Sampler {
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self {
@@ -78,21 +76,19 @@ impl Doctor {
     }
 
     /// Examines the offered tokens, for ever.
-    pub async fn run(context: Arc<Context>) {
-        let doctor = &context.doctor;
+    pub async fn run(self: Arc<Self>, examine: impl Fn(&str) -> Report) {
         loop {
-            doctor.offered.notified().await;
-            let tokens = std::mem::take(&mut *doctor.waiting.lock());
+            self.offered.notified().await;
+            let tokens = std::mem::take(&mut *self.waiting.lock());
             for token in tokens {
-                let policy = context.policy.load_full();
-                let report = diagnose::examine(&policy.verifier, &token, &[], unix_now());
+                let report = examine(&token);
                 let Some(finding) = report.finding() else { continue };
 
                 metrics::auth_diagnosis(finding.cause);
 
                 let (cause, side) = (finding.cause.slug(), finding.side.label());
                 let (reason, advice) = (report.reason.unwrap_or_default(), finding.advice.clone());
-                let each = doctor.settings.log_interval;
+                let each = self.settings.log_interval;
                 logging::repeated_each(each, ("doctor", cause), "", move |repeated| {
                     tracing::warn!(
                         reason,

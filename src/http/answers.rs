@@ -1,0 +1,31 @@
+//! Answers that several handlers give.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+
+/// A plain-text answer that ends the connection: bytes behind a refused request are not read.
+pub fn refuse(status: StatusCode, message: &'static str) -> Response {
+    refuse_with(status, message.to_owned())
+}
+
+pub fn refuse_with(status: StatusCode, message: String) -> Response {
+    (status, [(header::CONNECTION, "close")], message).into_response()
+}
+
+pub fn json(status: StatusCode, body: &serde_json::Value) -> Response {
+    let body = body.to_string();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+pub(super) async fn not_found() -> Response {
+    refuse(
+        StatusCode::NOT_FOUND,
+        "not found: sockets are at /ws, streams at /sse, the server API at /api\n",
+    )
+}
+
+pub(super) fn unavailable(message: &'static str) -> Response {
+    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}

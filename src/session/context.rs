@@ -1,0 +1,30 @@
+//! What all sessions share.
+
+use std::sync::Arc;
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+
+use crate::access::Rule;
+use crate::config::Policy;
+use crate::diagnosis::sampler::Sampler;
+use crate::gateway::Gateway;
+use crate::upstream::callback::Callback;
+use crate::upstream::jwks::Jwks;
+
+pub struct Context {
+    pub gateway: Arc<Gateway>,
+    pub policy: ArcSwap<Policy>,
+    /// Stored after the policy that caused it: a session that sees the change sees that policy too.
+    pub change: ArcSwap<Change>,
+    pub jwks: Arc<Jwks>,
+    pub callback: ArcSwapOption<Callback>,
+    pub sampler: Arc<Sampler>,
+}
+
+/// The latest change of the rules.
+#[derive(Debug, Default)]
+pub struct Change {
+    /// How often the rules have changed.
+    pub number: u32,
+    pub before: Vec<Rule>,
+}

@@ -1,0 +1,56 @@
+//! Where a client resumes: what it had of its channels before.
+
+use crate::channel::{ChannelName, Position};
+use crate::protocol::place::Place;
+
+/// A client's last position in each channel that it had before; `None` for a channel without one.
+pub type Positions = Vec<(ChannelName, Option<Position>)>;
+
+/// What a client brought of its last connection.
+#[derive(Debug, Default)]
+pub(super) enum Since {
+    /// It was not here before.
+    #[default]
+    Nothing,
+    /// Positions by channel, each until its channel is subscribed again.
+    Positions(Positions),
+    /// The last id of a stream, which tells the positions of all of its channels.
+    Id(Place),
+}
+
+/// What a client had of one channel.
+pub(super) enum Had {
+    Nothing,
+    /// The channel, but no position that counts here: something may be missing.
+    Unplaced,
+    UpTo(Position),
+}
+
+impl Since {
+    /// What the client had of a channel. `here`: the channel's position as this replica knows it.
+    ///
+    /// A stream that resumes asks for the channels that it had, and no others.
+    pub(super) fn take(
+        &mut self,
+        channel: &ChannelName,
+        here: impl FnOnce() -> Option<Position>,
+    ) -> Had {
+        match self {
+            Self::Nothing => Had::Nothing,
+            Self::Positions(positions) => {
+                let Some(at) = positions.iter().position(|(c, _)| c == channel) else {
+                    return Had::Nothing;
+                };
+                positions.swap_remove(at).1.map_or(Had::Unplaced, Had::UpTo)
+            }
+            Self::Id(place) if place.is_somewhere() => {
+                let there = here().and_then(|here| {
+                    let offset = place.offset(channel, &here.epoch)?;
+                    Some(Position { offset, ..here })
+                });
+                there.map_or(Had::Unplaced, Had::UpTo)
+            }
+            Self::Id(_) => Had::Nothing,
+        }
+    }
+}
