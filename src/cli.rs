@@ -1,10 +1,8 @@
 //! The command line: `serve`, `config check` and `config print` are here, `token` and `doctor` in
 //! modules of their own.
 
-pub mod doctor;
 mod token;
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -15,6 +13,8 @@ use crate::app::Running;
 use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
 use crate::lifecycle;
 use crate::logging::{self, Format};
+use crate::probe;
+use crate::terminal::{complain, print};
 
 /// Exit status of a configuration that cannot be used (sysexits.h, EX_CONFIG).
 const EX_CONFIG: u8 = 78;
@@ -45,7 +45,7 @@ enum Command {
     ///
     /// Says what is wrong on the way to the gateway, and the fix: name, TLS, proxies, token, events, time-outs.
     /// Exit status: 0 nothing wrong, 1 something is, 2 it could not be tried.
-    Doctor(doctor::Doctor),
+    Doctor(probe::Doctor),
 }
 
 #[derive(Debug, Args)]
@@ -95,7 +95,7 @@ pub fn main() -> ExitCode {
         }
         Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
         Command::Token { command } => token::run(&command),
-        Command::Doctor(args) => doctor::run(&args),
+        Command::Doctor(args) => probe::run(&args),
     };
 
     match result {
@@ -105,18 +105,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes to standard output. A closed pipe there is no failure of ours.
-#[expect(clippy::unnecessary_wraps, reason = "the last step of commands that can fail")]
-fn print(text: &str) -> anyhow::Result<ExitCode> {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Writes to standard error. A pipe there that nobody reads does not delay the end of the process.
-fn complain(text: &str) {
-    logging::write_within(std::io::stderr(), text.to_owned());
 }
 
 fn problems(problems: &[Problem]) -> ExitCode {

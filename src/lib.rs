@@ -38,3 +38,5 @@ pub mod app;
 pub mod cli;
 pub mod demo;
 pub mod http;
+pub mod probe;
+pub mod terminal;

@@ -73,7 +73,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 ];
 
 /// The top layer: may import everything.
-const EDGE: [&str; 6] = ["http", "demo", "app", "cli", "main", "lib"];
+const EDGE: [&str; 8] = ["http", "demo", "app", "terminal", "probe", "cli", "main", "lib"];
 
 fn sources(folder: &str) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
 
-use super::{Reload, apply_limits, callback_of, short_hash, with_revocations};
+use super::parts::{apply_limits, callback_of, short_hash, with_revocations};
 use crate::config::{Config, Loaded, Policy, Problem, Values, is_reloaded};
 use crate::http::App;
 use crate::lifecycle::Hangup;
@@ -27,6 +27,9 @@ const PAUSE: Duration = Duration::from_millis(1);
 
 /// How long the next connections wait for the application to have room.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
+
+/// Reads the configuration again.
+pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<Problem>> + Send>;
 
 /// The configuration in force.
 pub(super) struct InForce {

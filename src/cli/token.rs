@@ -7,13 +7,14 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::{File, complain, print, problems, sources};
+use super::{File, problems, sources};
 use crate::app;
 use crate::auth::diagnose::{self, NamedSecret};
 use crate::auth::keys::SignError;
 use crate::auth::{Algorithm, Encoding, Key, KeySet, Verifier, algorithm, fingerprint, secret};
 use crate::config::{self, Loaded, Problem, Sources};
 use crate::session::unix_now;
+use crate::terminal::{complain, print};
 
 /// Longest input that is read, above the limit of any token: the gateway refuses longer ones as
 /// `oversize`.

@@ -30,7 +30,7 @@ fn documents_have_the_tables_of_the_code() {
     generated("docs/publishing.md", "reserved", &kind::markdown());
     generated("docs/protocol.md", "reasons", &auth::markdown());
     generated("docs/tokens.md", "reasons", &auth::markdown());
-    generated("docs/doctor.md", "doctor", &tollgate::cli::doctor::markdown());
+    generated("docs/doctor.md", "doctor", &tollgate::probe::markdown());
     generated("docs/tokens.md", "causes", &auth::diagnose::markdown());
     generated("docs/metrics.md", "metrics", &tollgate::metrics::markdown());
 }

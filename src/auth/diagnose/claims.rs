@@ -4,8 +4,7 @@
 use serde_json::{Map, Value};
 
 use super::causes::{Cause, Side};
-use super::signature::moment;
-use super::{Finding, Subject, shown};
+use super::finding::{Finding, Subject, moment, shown};
 use crate::auth::claims::{finer_than_seconds, id_text};
 use crate::auth::{Reason, UserClaim};
 use crate::channel::check_id;

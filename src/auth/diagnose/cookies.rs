@@ -2,9 +2,10 @@
 //! open. The header names the library. The gateway's secrets, and common edits of them, are tried
 //! as for signed tokens.
 
+use super::candidate::Candidate;
 use super::causes::{Cause, Side};
-use super::secrets::{self, Candidate};
-use super::{Finding, Subject, claims, shape, spellings};
+use super::finding::{Finding, Subject};
+use super::{claims, secrets, shape, spellings};
 use crate::auth::json::{self, Defect};
 use crate::auth::secret::{Encoding, Secret, describe};
 use crate::auth::session_cookie::{Jwe, Maker, NAMES};

@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD_NO_PAD;
 use serde_json::Value;
 
 use super::causes::{Cause, Side};
-use super::{Finding, shown};
+use super::finding::{Finding, shown};
 use crate::auth::json;
 
 /// True if the text has the shape of a token: three parts, the first two JSON objects in base64url,

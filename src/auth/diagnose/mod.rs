@@ -2,103 +2,33 @@
 //! with the gateway's own keys and names the mistake under which the token verifies; it never makes
 //! a token acceptable.
 //!
-//! Not here: when it runs (`session::doctor` on its own, `http::admin` and `cli` on request).
+//! Not here: when it runs (`diagnosis::sampler` on its own, `http::admin` and `cli` on request).
 //! Invariants: nothing that it prints holds a part of a secret; text out of a token is escaped and
 //! cut; a cause is named only when it was shown to be the cause; the work is bounded by the token's
 //! size and the number of keys.
 
+mod candidate;
 mod causes;
 mod claims;
 mod cookies;
 mod damage;
+mod finding;
 mod report;
 mod secrets;
 mod shape;
 mod signature;
 mod spellings;
 
-use serde::Serialize;
 use serde_json::{Map, Value};
 
-pub use causes::{Cause, Side, markdown};
-
 use super::algorithm::Algorithm;
-use super::{KeySet, Reason, Settings, Verifier, json, jwk};
+use super::{Reason, Verifier, json};
 use crate::access::Identity;
+pub use causes::{Cause, Side, markdown};
+use finding::Subject;
+pub use finding::{Finding, NamedSecret, shown};
+pub use report::Report;
 use signature::Jws;
-
-/// A secret that the operator names as one that the issuer may have used.
-pub struct NamedSecret {
-    pub name: String,
-    pub text: String,
-}
-
-/// A cause that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    pub cause: Cause,
-    pub side: Side,
-    /// One or two sentences for the person who has to fix it.
-    pub advice: String,
-}
-
-impl Finding {
-    fn new(cause: Cause, side: Side, advice: String) -> Self {
-        Self { cause, side, advice }
-    }
-}
-
-/// The doctor's report on a token.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// `accept` or `reject`.
-    pub verdict: &'static str,
-    pub reason: Option<&'static str>,
-    pub user: Option<String>,
-    pub cause: Option<&'static str>,
-    pub side: Option<Side>,
-    pub advice: Option<String>,
-    pub warnings: Vec<String>,
-    /// The algorithm and key id that the header names, escaped and cut.
-    pub alg: Option<String>,
-    pub kid: Option<String>,
-    #[serde(skip)]
-    finding: Option<Finding>,
-}
-
-impl Report {
-    #[must_use]
-    pub fn accepted(&self) -> bool {
-        self.reason.is_none()
-    }
-
-    #[must_use]
-    pub fn finding(&self) -> Option<&Finding> {
-        self.finding.as_ref()
-    }
-}
-
-/// The input of the doctor's parts.
-struct Subject<'a> {
-    keys: &'a KeySet,
-    settings: &'a Settings,
-    extra: &'a [NamedSecret],
-    now: u64,
-    payload: Option<Map<String, Value>>,
-}
-
-impl Subject<'_> {
-    /// A claim of a token whose signature did not verify: for a hint, never for a decision.
-    fn unverified_claim(&self, name: &str) -> Option<String> {
-        self.payload.as_ref()?.get(name)?.as_str().map(shown)
-    }
-}
-
-/// Text from outside, fit for a terminal and a log: escaped, at most 64 characters.
-#[must_use]
-pub fn shown(text: &str) -> String {
-    jwk::shown(text)
-}
 
 /// Examines a token as [`Verifier::verify`] would see it at `now`.
 #[must_use]

@@ -2,9 +2,11 @@
 
 use std::fmt::Write as _;
 
+use serde::Serialize;
 use serde_json::{Map, Value};
 
-use super::Report;
+use super::causes::Side;
+use super::finding::{Finding, shown};
 use crate::auth::Reason;
 
 /// The checks in their order, and the reasons that each can end in.
@@ -24,7 +26,35 @@ const CHECKS: [(&str, &[Reason]); 13] = [
     ("not revoked", &[Reason::Revoked, Reason::RevocationsUnavailable]),
 ];
 
+/// The doctor's report on a token.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// `accept` or `reject`.
+    pub verdict: &'static str,
+    pub reason: Option<&'static str>,
+    pub user: Option<String>,
+    pub cause: Option<&'static str>,
+    pub side: Option<Side>,
+    pub advice: Option<String>,
+    pub warnings: Vec<String>,
+    /// The algorithm and key id that the header names, escaped and cut.
+    pub alg: Option<String>,
+    pub kid: Option<String>,
+    #[serde(skip)]
+    pub(super) finding: Option<Finding>,
+}
+
 impl Report {
+    #[must_use]
+    pub fn accepted(&self) -> bool {
+        self.reason.is_none()
+    }
+
+    #[must_use]
+    pub fn finding(&self) -> Option<&Finding> {
+        self.finding.as_ref()
+    }
+
     /// The report for a terminal: the verdict, the checks in order, what was found and which side
     /// has to change what.
     #[must_use]
@@ -33,7 +63,7 @@ impl Report {
 
         let reason = self.reason.unwrap_or_default();
         let _ = match &self.user {
-            Some(user) => writeln!(out, "ACCEPTED, user {}\n", super::shown(user)),
+            Some(user) => writeln!(out, "ACCEPTED, user {}\n", shown(user)),
             None => writeln!(out, "REFUSED: {reason}\n"),
         };
 

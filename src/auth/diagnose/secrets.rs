@@ -7,32 +7,10 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::candidate::{Candidate, Candidates};
 use super::causes::{Cause, Side};
 use super::spellings;
 use crate::auth::secret::{Encoding, Secret};
-
-/// A way in which the other side's secret may differ from ours.
-pub(super) struct Candidate {
-    pub(super) cause: Cause,
-    pub(super) side: Side,
-    pub(super) bytes: Vec<u8>,
-    /// The exact difference, without any part of the secret.
-    pub(super) how: String,
-}
-
-pub(super) struct Candidates(pub(super) Vec<Candidate>);
-
-impl Candidates {
-    pub(super) fn add(
-        &mut self,
-        cause: Cause,
-        side: Side,
-        bytes: impl Into<Vec<u8>>,
-        how: impl Into<String>,
-    ) {
-        self.0.push(Candidate { cause, side, bytes: bytes.into(), how: how.into() });
-    }
-}
 
 /// Every edit of one of our secrets, the likely ones first.
 pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {

@@ -3,12 +3,14 @@
 
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
-use base64::engine::general_purpose::{GeneralPurpose, NO_PAD};
+use base64::engine::general_purpose::{GeneralPurpose, NO_PAD, URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
 use super::causes::{Cause, Side};
-use super::{Finding, Subject, shown, signature};
+use super::finding::{Finding, Subject, shown};
+use crate::auth::algorithm::{Algorithm, Family};
 use crate::auth::json::{self, Defect};
+use crate::auth::keys::Key;
 
 /// Lengths at which database columns, cookies and headers cut.
 const COMMON_LIMITS: [usize; 10] = [120, 128, 255, 256, 512, 1024, 2048, 3933, 3936, 4096];
@@ -145,7 +147,7 @@ fn three(
     if let Err(defect) = json::decode(signature) {
         let whole = &signature[..signature.len() - usize::from(signature.len() % 4 == 1)];
         let bytes = lenient(whole)?;
-        let found = signature::of_another_length(subject, &header, (&bytes, text));
+        let found = of_another_length(subject, &header, (&bytes, text));
         let odd = || of_part("signature", Cause::Base64Noncanonical, Defect::StrayBits);
         return found.or_else(|| (defect == Defect::StrayBits).then(odd));
     }
@@ -186,4 +188,39 @@ pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
     };
 
     finding(cause, &what)
+}
+
+/// A signature with another length than its algorithm makes. Whether the token was cut off, or has
+/// text behind it, is said only where one of our secrets proves it.
+pub(super) fn of_another_length(
+    subject: &Subject<'_>,
+    header: &Map<String, Value>,
+    (came, token): (&[u8], &str),
+) -> Option<Finding> {
+    let alg = header.get("alg").and_then(Value::as_str).and_then(Algorithm::named)?;
+    let whole = match (alg, alg.family()) {
+        (Algorithm::Hs256, _) => 32,
+        (Algorithm::Hs384, _) => 48,
+        (Algorithm::Hs512, _) => 64,
+        (_, Family::P256 | Family::Ed25519) => 64,
+        (_, Family::P384) => 96,
+        (_, Family::P521) => 132,
+        (_, Family::Hmac | Family::Rsa) => return None,
+    };
+
+    let (signed, part) = token.rsplit_once('.')?;
+    let secrets = subject.keys.fixed().iter().filter_map(Key::secret);
+    for tag in secrets.filter_map(|s| s.sign(alg, signed.as_bytes())) {
+        let right = URL_SAFE_NO_PAD.encode(tag);
+        if part.len() < right.len() && right.starts_with(part) {
+            return Some(truncated(token));
+        }
+        if part.len() > right.len() && part.starts_with(&right) {
+            let what = "without what stands behind its signature it verifies";
+            return Some(finding(Cause::TrailingCharacters, what));
+        }
+    }
+
+    let what = format!("its signature has {} bytes, and {} makes {whole}", came.len(), alg.name());
+    (came.len() != whole).then(|| finding(Cause::SignatureLength, &what))
 }

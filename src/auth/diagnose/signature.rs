@@ -3,12 +3,13 @@
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
+use super::candidate::Candidate;
 use super::causes::{Cause, Side};
-use super::secrets::{self, Candidate};
-use super::{Finding, NamedSecret, Subject, cookies, shape, spellings};
+use super::finding::{Finding, NamedSecret, Subject, moment, shown};
+use super::secrets;
+use super::{cookies, shape, spellings};
 use crate::auth::algorithm::{Algorithm, Family, names};
 use crate::auth::json;
 use crate::auth::keys::{Key, Material};
@@ -54,47 +55,12 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<
         ));
     }
 
-    let length = || of_another_length(subject, jws.header, (&jws.signature, token));
+    let length = || shape::of_another_length(subject, jws.header, (&jws.signature, token));
     if jws.alg.is_some_and(|a| a.family() == Family::Hmac) {
         length().or_else(|| own_key(subject, jws)).or_else(|| shared_secret(subject, jws))
     } else {
         own_key(subject, jws).or_else(|| public_key(subject, jws)).or_else(length)
     }
-}
-
-/// A signature with another length than its algorithm makes. Whether the token was cut off, or has
-/// text behind it, is said only where one of our secrets proves it.
-pub(super) fn of_another_length(
-    subject: &Subject<'_>,
-    header: &Map<String, Value>,
-    (came, token): (&[u8], &str),
-) -> Option<Finding> {
-    let alg = header.get("alg").and_then(Value::as_str).and_then(Algorithm::named)?;
-    let whole = match (alg, alg.family()) {
-        (Algorithm::Hs256, _) => 32,
-        (Algorithm::Hs384, _) => 48,
-        (Algorithm::Hs512, _) => 64,
-        (_, Family::P256 | Family::Ed25519) => 64,
-        (_, Family::P384) => 96,
-        (_, Family::P521) => 132,
-        (_, Family::Hmac | Family::Rsa) => return None,
-    };
-
-    let (signed, part) = token.rsplit_once('.')?;
-    let secrets = subject.keys.fixed().iter().filter_map(Key::secret);
-    for tag in secrets.filter_map(|s| s.sign(alg, signed.as_bytes())) {
-        let right = URL_SAFE_NO_PAD.encode(tag);
-        if part.len() < right.len() && right.starts_with(part) {
-            return Some(shape::truncated(token));
-        }
-        if part.len() > right.len() && part.starts_with(&right) {
-            let what = "without what stands behind its signature it verifies";
-            return Some(shape::finding(Cause::TrailingCharacters, what));
-        }
-    }
-
-    let what = format!("its signature has {} bytes, and {} makes {whole}", came.len(), alg.name());
-    (came.len() != whole).then(|| shape::finding(Cause::SignatureLength, &what))
 }
 
 /// A configured key that verifies the signature as it is: then `kid`, `algs` or `valid_until` is
@@ -134,8 +100,8 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let advice = format!(
         "the token names kid {:?}, but {name} verifies it: correct the kid in the issuer, or set \
          kid = {:?} for that key",
-        super::shown(kid),
-        super::shown(kid),
+        shown(kid),
+        shown(kid),
     );
     Some(Finding::new(Cause::KidMismatch, Side::Gateway, advice))
 }
@@ -248,7 +214,7 @@ fn public_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let Some(alg) = jws.alg else {
         let advice = format!(
             "the gateway has no algorithm {:?}; it has {}",
-            super::shown(jws.header.get("alg").and_then(Value::as_str).unwrap_or_default()),
+            shown(jws.header.get("alg").and_then(Value::as_str).unwrap_or_default()),
             names(&Algorithm::ALL),
         );
         return Some(Finding::new(Cause::AlgUnsupported, Side::Issuer, advice));
@@ -357,17 +323,7 @@ pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
 
 fn shown_key(key: &Key) -> String {
     match key.kid() {
-        Some(kid) => format!("{} (kid {:?})", key.name(), super::shown(kid)),
+        Some(kid) => format!("{} (kid {:?})", key.name(), shown(kid)),
         None => key.name().to_owned(),
     }
-}
-
-/// A Unix second as text.
-pub(super) fn moment(unix: u64) -> String {
-    // Later years have no place in the format, and the library refuses to write them.
-    if unix > 253_402_300_799 {
-        return format!("Unix second {unix}, after the year 9999");
-    }
-    let time = std::time::UNIX_EPOCH + std::time::Duration::from_secs(unix);
-    humantime::format_rfc3339_seconds(time).to_string()
 }

@@ -4,8 +4,8 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 
+use super::candidate::{Candidate, Candidates};
 use super::causes::{Cause, Side};
-use super::secrets::{Candidate, Candidates};
 use crate::auth::placeholders::PLACEHOLDERS;
 use crate::auth::secret::{Encoding, Secret};
 use crate::auth::session_cookie;

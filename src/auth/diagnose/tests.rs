@@ -3,7 +3,7 @@ use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use serde_json::json;
 
 use super::*;
-use crate::auth::{Encoding, Key, Secret, UserClaim, public_key::PublicKey};
+use crate::auth::{Encoding, Key, KeySet, Secret, Settings, UserClaim, public_key::PublicKey};
 
 pub(super) const NOW: u64 = 1_800_000_000;
 pub(super) const BASE64: &str = "q8Xb0N7sJk2vV5tYwZr3uHc6mEoPaLdF9gTiRxKyQnA=";

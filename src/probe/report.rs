@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use serde_json::{Value, json};
 
 use super::causes::{Cause, Step};
-use crate::cli::print;
+use crate::terminal::print;
 
 /// The number of characters that distinguish a part of a secret from other text.
 const TELLING: usize = 8;

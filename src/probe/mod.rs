@@ -22,8 +22,8 @@ use std::time::Duration;
 use clap::Args;
 use serde_json::json;
 
-use super::{complain, print};
 use crate::config::Sources;
+use crate::terminal::{complain, print};
 use api::Api;
 pub use causes::markdown;
 use causes::{Cause, Step};
@@ -38,7 +38,7 @@ const UNTRIED: u8 = 2;
 const GREETING: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-pub(super) struct Doctor {
+pub struct Doctor {
     /// The sockets' address as clients have it: wss://host/ws
     #[arg(long, value_name = "URL")]
     url: String,
@@ -81,7 +81,7 @@ struct Plan {
     idle: Duration,
 }
 
-pub(super) fn run(args: &Doctor) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Doctor) -> anyhow::Result<ExitCode> {
     let mut secrets = Secrets::default();
     let plan = match args.plan(&mut secrets) {
         Ok(plan) => plan,

@@ -13,7 +13,7 @@ use tokio::time::{interval, timeout, timeout_at};
 use super::causes::Cause;
 use super::report::Trouble;
 use super::target::{Line, Stream, millis};
-use crate::cli::complain;
+use crate::terminal::complain;
 
 /// Most bytes of a head, and most bytes of a body, that are read.
 const MAX_READ: usize = 32 * 1024;

@@ -1,0 +1,18 @@
+//! What commands print.
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use crate::logging;
+
+/// Writes to standard output. A closed pipe there is no failure of ours.
+#[expect(clippy::unnecessary_wraps, reason = "the last step of commands that can fail")]
+pub fn print(text: &str) -> anyhow::Result<ExitCode> {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes to standard error. A pipe there that nobody reads does not delay the end of the process.
+pub fn complain(text: &str) {
+    logging::write_within(std::io::stderr(), text.to_owned());
+}
