@@ -1,10 +1,10 @@
 //! The command line: `serve`, `config check` and `config print` are here, `token` and `doctor` in
 //! modules of their own.
 
+mod file;
 mod token;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -15,9 +15,7 @@ use crate::lifecycle;
 use crate::logging::{self, Format};
 use crate::probe;
 use crate::terminal::{complain, print};
-
-/// Exit status of a configuration that cannot be used (sysexits.h, EX_CONFIG).
-const EX_CONFIG: u8 = 78;
+use file::{File, problems, sources};
 
 /// A real-time gateway: backends publish JSON, every authorised socket hears it.
 #[derive(Debug, Parser)]
@@ -46,13 +44,6 @@ enum Command {
     /// Says what is wrong on the way to the gateway, and the fix: name, TLS, proxies, token, events, time-outs.
     /// Exit status: 0 nothing wrong, 1 something is, 2 it could not be tried.
     Doctor(probe::Doctor),
-}
-
-#[derive(Debug, Args)]
-struct File {
-    /// Configuration file [default: $TOLLGATE_CONFIG; without it the built-in defaults]
-    #[arg(short, long, value_name = "FILE")]
-    config: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -105,18 +96,6 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn problems(problems: &[Problem]) -> ExitCode {
-    let list: Vec<_> = problems.iter().map(|p| format!("  {p}\n")).collect();
-    let count = problems.len();
-    let s = if count == 1 { "" } else { "s" };
-    complain(&format!("tollgate: {count} problem{s} with the configuration:\n{}", list.concat()));
-    ExitCode::from(EX_CONFIG)
-}
-
-fn sources(file: &File) -> Sources<'static> {
-    Sources::of_process(file.config.clone())
 }
 
 fn check(file: &File) -> anyhow::Result<ExitCode> {

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use crate::logging;
 
 /// Writes to standard output. A closed pipe there is no failure of ours.
-#[expect(clippy::unnecessary_wraps, reason = "the last step of commands that can fail")]
+///
+/// # Errors
+/// There is none: this is the last step of commands that can fail.
 pub fn print(text: &str) -> anyhow::Result<ExitCode> {
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value};
 
-use super::{File, problems, sources};
+use super::file::{File, problems, sources};
 use crate::app;
 use crate::auth::diagnose::{self, NamedSecret};
 use crate::auth::keys::SignError;

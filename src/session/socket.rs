@@ -119,9 +119,9 @@ impl SocketSession {
     pub async fn handle(&mut self, requests: Vec<Request>) -> Result<(), Close> {
         let mut requested = Vec::new();
         for Request { id, command } in requests {
-            match command {
-                Command::Subscribe(what) if self.core.opened => requested.push((id, what)),
-                command => {
+            match (self.core.opened, command) {
+                (true, Command::Subscribe(what)) => requested.push((id, what)),
+                (_, command) => {
                     self.subscribe_all(&mut requested).await;
                     self.carry_out(id.as_deref(), command).await?;
                 }

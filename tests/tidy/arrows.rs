@@ -2,8 +2,8 @@
 //!
 //! A room is a module of the crate's root with all that is below it. An arrow leads from the file
 //! that names an item to the file that defines it, whatever the path says: `super::`, `self::`,
-//! `crate::`, or a name that another file re-exports. A re-export alone is no arrow. Test code is
-//! not looked at.
+//! `crate::`, or a name that another file re-exports. A re-export alone is no arrow. Code for tests
+//! and fuzzing is not looked at.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -207,6 +207,12 @@ struct Names<'a> {
 }
 
 impl<'ast> Visit<'ast> for Names<'_> {
+    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
+        if !is_for_tests(&call.attrs) {
+            syn::visit::visit_expr_call(self, call);
+        }
+    }
+
     fn visit_path(&mut self, path: &'ast syn::Path) {
         self.named.insert(path.segments.iter().map(|part| part.ident.to_string()).collect());
         syn::visit::visit_path(self, path);
@@ -244,7 +250,9 @@ fn is_for_tests(attributes: &[syn::Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         syn::Meta::List(list) if list.path.is_ident("cfg") => {
             let condition = list.tokens.to_string();
-            condition.split(|c: char| !c.is_alphanumeric()).any(|word| word == "test")
+            condition
+                .split(|c: char| !c.is_alphanumeric())
+                .any(|word| matches!(word, "test" | "fuzzing"))
         }
         _ => false,
     })

@@ -8,8 +8,9 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
-use super::link::Subscriber;
-use super::{Role, Shared};
+use super::commands::Commands;
+use super::core::{Core, Role};
+use super::hearing::Hearing;
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -35,12 +36,12 @@ struct State {
 
 impl Canary {
     /// Creates the canary. In a cluster, names are tried until one falls to that server.
-    pub(super) fn new(shared: &Shared, server: &Server, index: usize) -> Self {
-        let map = shared.directory.current();
+    pub(super) fn new(core: &Core, server: &Server, index: usize) -> Self {
+        let map = core.directory.current();
         let at = map.masters.iter().position(|m| m == server);
-        let names = (0..100_000).map(|n| format!("canary:{}:{index}:{n}", shared.uid));
+        let names = (0..100_000).map(|n| format!("canary:{}:{index}:{n}", core.uid));
         let mut named = names.map(|name| {
-            let channel = shared.own_key(&name);
+            let channel = core.own_key(&name);
             (name, channel)
         });
         let fits = |(_, channel): &(String, String)| map.master_of(channel.as_bytes()) == at;
@@ -81,14 +82,19 @@ impl Canary {
     }
 }
 
-/// Sends canaries until one is missed; returns what happened.
-pub(super) async fn watch(subscriber: &Subscriber) -> String {
-    let (canary, shared) = (&subscriber.canary, &subscriber.shared);
+/// Sends canaries to a server until one is missed; returns what happened.
+pub(super) async fn watch(
+    canary: &Canary,
+    hearing: &Hearing,
+    commands: &Commands,
+    server: &Server,
+) -> String {
     canary.state.lock().waiting = None;
     if canary.is_none() {
         return std::future::pending().await;
     }
 
+    let core = &commands.core;
     let mut failures = 0;
     loop {
         let (number, began) = {
@@ -100,19 +106,21 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
         };
 
         let payload = number.to_string();
-        let sent = shared.publish_plain(canary.channel(), payload.as_bytes()).await;
+        let sent = commands.publish_plain(canary.channel(), payload.as_bytes()).await;
         match sent {
             // The server that publishers write to has no such subscriber.
-            Ok(0) => return missed(subscriber, "the canary found no subscriber on the master"),
+            Ok(0) => {
+                return missed(canary, commands, "the canary found no subscriber on the master");
+            }
             Ok(_) => {
                 failures = 0;
                 if canary.mute.swap(false, Ordering::AcqRel) {
-                    shared.report();
+                    core.state_changed();
                 }
-                if !came_back(subscriber).await {
-                    return missed(subscriber, "the canary did not come back in time");
+                if !came_back(canary, core.settings.canary_deadline).await {
+                    return missed(canary, commands, "the canary did not come back in time");
                 }
-                subscriber.hearing.proven(began.into_std());
+                hearing.proven(began.into_std());
             }
             // Publishing is what fails here. That shows in the publisher's state, while this
             // connection may well be alive.
@@ -120,35 +128,33 @@ pub(super) async fn watch(subscriber: &Subscriber) -> String {
                 canary.state.lock().waiting = None;
                 failures += 1;
                 if failures >= MUTE_AFTER {
-                    subscriber.hearing.trusted();
+                    hearing.trusted();
                 }
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
                     let what = "the canary cannot be sent";
-                    shared.note(Role::Publisher, &subscriber.server, what, &e.to_string());
-                    shared.report();
+                    core.note(Role::Publisher, server, what, &e.to_string());
+                    core.state_changed();
                 }
             }
         }
 
-        sleep(shared.settings.canary_interval).await;
+        sleep(core.settings.canary_interval).await;
     }
 }
 
-fn missed(subscriber: &Subscriber, how: &str) -> String {
+fn missed(canary: &Canary, commands: &Commands, how: &str) -> String {
     metrics::canary_missed();
-    let canary = &subscriber.canary;
-    if let Ok(node) = subscriber.shared.node(canary.channel.as_bytes()) {
-        node.suspect();
+    if let Ok(connection) = commands.connection(canary.channel.as_bytes()) {
+        connection.suspect();
     }
     how.to_owned()
 }
 
-async fn came_back(subscriber: &Subscriber) -> bool {
-    let state = &subscriber.canary.state;
+async fn came_back(canary: &Canary, within: Duration) -> bool {
     // The deadline counts from the end of the publishing, however long that took.
-    let deadline = Instant::now() + subscriber.shared.settings.canary_deadline;
+    let deadline = Instant::now() + within;
     loop {
-        if state.lock().waiting.is_none() {
+        if canary.state.lock().waiting.is_none() {
             return true;
         }
         if Instant::now() >= deadline {

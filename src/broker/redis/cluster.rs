@@ -7,9 +7,9 @@ use std::time::Duration;
 use redis::{RedisResult, Value};
 use tokio::time::{Instant, sleep, timeout};
 
+use super::core::{Core, Role};
 use super::fault::ask as query;
 use super::masters::{Map, SLOTS, UNSERVED};
-use super::{Role, Shared};
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(5);
@@ -19,12 +19,12 @@ const MADE_ANEW: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Keeps the map up to date, for ever.
-pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
+pub(super) async fn run(core: Arc<Core>, seeds: Vec<Server>) {
     let (mut turn, mut newest) = (0, 0);
     let mut accepted = Instant::now();
 
     loop {
-        let current = shared.directory.current();
+        let current = core.directory.current();
         let mut servers = current.masters.clone();
         servers.extend(seeds.iter().filter(|s| !current.masters.contains(s)).cloned());
 
@@ -33,19 +33,19 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
         let server = &servers[turn % servers.len()];
         turn += 1;
 
-        match ask(&shared, server).await {
+        match ask(&core, server).await {
             // A server that is cut off from the others has an old map and tells an old epoch. If
             // only old epochs are seen for long, the cluster was made anew.
             Ok(Some((epoch, map))) if epoch >= newest || accepted.elapsed() > MADE_ANEW => {
                 newest = epoch;
                 accepted = Instant::now();
-                shared.directory.set(map);
+                core.directory.set(map);
                 // The next question follows at once when in doubt, otherwise after a while.
-                let _ = timeout(ASK_EVERY, shared.directory.doubted()).await;
+                let _ = timeout(ASK_EVERY, core.directory.doubted()).await;
             }
             Ok(Some((epoch, _))) => {
                 let what = "a server of the cluster has an old configuration";
-                shared.note(
+                core.note(
                     Role::Subscriber,
                     server,
                     what,
@@ -55,11 +55,11 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
             }
             Ok(None) => {
                 let what = "the cluster is down, or this server cut off from it";
-                shared.note(Role::Subscriber, server, what, "cluster_state");
+                core.note(Role::Subscriber, server, what, "cluster_state");
             }
             Err(e) => {
                 let what = "cannot ask the cluster for its slots";
-                shared.failed(Role::Subscriber, server, what, &e);
+                core.failed(Role::Subscriber, server, what, &e);
             }
         }
 
@@ -69,8 +69,8 @@ pub(super) async fn run(shared: Arc<Shared>, seeds: Vec<Server>) {
 
 /// The cluster's epoch and the map, as one server has them; `None` if the server says that
 /// something is wrong.
-async fn ask(shared: &Shared, server: &Server) -> RedisResult<Option<(u64, Map)>> {
-    let connector = &shared.connector;
+async fn ask(core: &Core, server: &Server) -> RedisResult<Option<(u64, Map)>> {
+    let connector = &core.connector;
     let mut connection = connector.open(server, &connector.login, None).await?;
     let info: String = query(&mut connection, redis::cmd("CLUSTER").arg("INFO")).await?;
 

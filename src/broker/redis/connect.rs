@@ -2,30 +2,23 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
-use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{
     AsyncConnectionConfig, ErrorKind, PushInfo, PushKind, RedisConnectionInfo, RedisError,
     RedisResult, Value,
 };
-use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::fault::{self, Fault};
 use super::login::Login;
-use super::tap::{Limits, OnPush, Push, Tap};
-use super::{Role, Settings, Shared, tls};
+use super::settings::Settings;
+use super::stream;
+use super::tap::{Limits, OnPush, PushMessage, Tap};
 use crate::lifecycle;
 use crate::logging;
 use crate::redis_url::{Server, Target};
-
-/// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
-/// TCP_USER_TIMEOUT), and how often the kernel probes a silent one.
-const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// The largest string that Redis can hold ("Strings"), in bytes.
 pub(super) const MAX_STRING: usize = 512 << 20;
@@ -35,21 +28,19 @@ pub(super) const MAX_STRING: usize = 512 << 20;
 const MAX_ANSWER: usize = 256 << 20;
 const MAX_ANSWER_BESIDE: usize = 1 << 20;
 
-const LOOK_AT_REIGN: Duration = Duration::from_secs(2);
-
 /// A connection to a master that has answered.
 #[derive(Clone)]
-pub(super) struct Link {
+pub(super) struct MasterConnection {
     pub(super) connection: MultiplexedConnection,
     /// The server's process and replication identity. If another identity wrote last, the data may
     /// be older than what that one had. Empty if the server does not tell it.
-    pub(super) run: Arc<str>,
+    pub(super) replication_id: Arc<str>,
 }
 
-impl Link {
+impl MasterConnection {
     /// True if this is the same connection, not merely one to the same server.
     pub(super) fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.run, &other.run)
+        Arc::ptr_eq(&self.replication_id, &other.replication_id)
     }
 }
 
@@ -87,7 +78,7 @@ impl Connector {
             // The tap reports everything else.
             config = config.set_push_sender(move |info: PushInfo| {
                 if info.kind == PushKind::Disconnection {
-                    on_push(Push::Disconnected);
+                    on_push(PushMessage::Disconnected);
                 }
                 Ok::<(), std::convert::Infallible>(())
             });
@@ -97,10 +88,10 @@ impl Connector {
         let limits = Limits { payload: Arc::clone(&self.max_publication), answer };
         let connecting = async {
             if self.target.tls {
-                let stream = tls::handshake(&self.settings, server).await?;
+                let stream = stream::handshake(&self.settings, server).await?;
                 begin(redis, Tap::new(stream, limits, messages), config).await
             } else {
-                let stream = dial(server).await?;
+                let stream = stream::dial(server).await?;
                 begin(redis, Tap::new(stream, limits, messages), config).await
             }
         };
@@ -121,9 +112,9 @@ impl Connector {
         &self,
         server: &Server,
         on_push: Option<OnPush>,
-    ) -> RedisResult<Link> {
+    ) -> RedisResult<MasterConnection> {
         let connection = self.open(server, &self.login, on_push).await?;
-        let run = reign(&connection).await?.unwrap_or_else(|| {
+        let replication_id = replication_id(&connection).await?.unwrap_or_else(|| {
             let name = server.to_string();
             logging::repeated(("redis", "info"), server, move |repeated| {
                 let what = "Redis does not answer INFO: no history can be read; allow it (+info)";
@@ -131,30 +122,8 @@ impl Connector {
             });
             Arc::from("")
         });
-        Ok(Link { connection, run })
+        Ok(MasterConnection { connection, replication_id })
     }
-}
-
-/// Logs a new connection. Repetitions are limited, because a server that accepts connections and
-/// drops them causes many.
-pub(super) fn log_connected(role: Role, server: &Server) {
-    let (name, role) = (server.to_string(), role.label());
-    logging::repeated(("connected to Redis", role), server, move |repeated| {
-        tracing::info!(server = %name, repeated, "{role} connected to Redis");
-    });
-}
-
-fn keepalive() -> TcpKeepalive {
-    TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE)
-}
-
-pub(super) async fn dial(server: &Server) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect((server.host.as_str(), server.port)).await?;
-    stream.set_nodelay(true)?;
-    let socket = SockRef::from(&stream);
-    socket.set_tcp_keepalive(&keepalive())?;
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
-    Ok(stream)
 }
 
 pub(super) fn late(_: tokio::time::error::Elapsed) -> RedisError {
@@ -181,13 +150,15 @@ where
 ///
 /// # Errors
 /// When the server is a replica, or does not answer.
-async fn reign(connection: &MultiplexedConnection) -> RedisResult<Option<Arc<str>>> {
+pub(super) async fn replication_id(
+    connection: &MultiplexedConnection,
+) -> RedisResult<Option<Arc<str>>> {
     let info = |section: &'static str| {
         let mut connection = connection.clone();
         async move { fault::ask::<String>(&mut connection, redis::cmd("INFO").arg(section)).await }
     };
-    let (process, replication) = match tokio::join!(info("server"), info("replication")) {
-        (Ok(process), Ok(replication)) => (process, replication),
+    let (server, replication) = match tokio::join!(info("server"), info("replication")) {
+        (Ok(server), Ok(replication)) => (server, replication),
         (Err(e), _) | (_, Err(e)) if matches!(Fault::of(&e), Fault::Refused | Fault::BadKey) => {
             return Ok(None);
         }
@@ -202,49 +173,9 @@ async fn reign(connection: &MultiplexedConnection) -> RedisResult<Option<Arc<str
         let letters = field.unwrap_or_default().chars().filter(char::is_ascii_alphanumeric);
         letters.take(12).collect()
     };
-    let (process, reign): (String, String) =
-        (short(field(&process, "run_id")), short(field(&replication, "master_replid")));
-    Ok(Some(Arc::from(format!("{process}:{reign}"))))
-}
-
-/// Checks at intervals whether the server still is the master that it was; returns what happened. A
-/// master that is made a replica keeps its clients, and a canary that is published there still
-/// comes back.
-pub(super) async fn watch_reign(link: Link) -> String {
-    loop {
-        sleep(LOOK_AT_REIGN).await;
-        match reign(&link.connection).await {
-            Ok(Some(run)) if run != link.run => {
-                return "the server begins another reign".to_owned();
-            }
-            Ok(_) => {}
-            // This is the only error of our own making: the server is a replica now.
-            Err(e) if e.kind() == ErrorKind::Client => return fault::describe(&e),
-            Err(e) if Fault::of(&e).is_an_answer() => {}
-            Err(e) => return fault::describe(&e),
-        }
-    }
-}
-
-/// Checks at intervals whether the server's name still leads to the server that this connection is
-/// open to; returns what happened. The connection survives the move of a service, a floating
-/// address or a DNS name, and so does its canary, while publishers write to another server.
-pub(super) async fn watch_address(shared: &Shared, server: &Server, run: Arc<str>) -> String {
-    loop {
-        sleep(shared.settings.address_interval).await;
-        match shared.connector.master(server, None).await {
-            Ok(link) if link.run != run && !link.run.is_empty() => {
-                return "the address leads to another server now".to_owned();
-            }
-            Ok(_) => {}
-            // A new connection would fail in the same way: the error is worth a log line, but not
-            // the loss of this connection.
-            Err(e) => {
-                let what = "a fresh connection to Redis is not possible";
-                shared.failed(Role::Subscriber, server, what, &e);
-            }
-        }
-    }
+    let (process, replication): (String, String) =
+        (short(field(&server, "run_id")), short(field(&replication, "master_replid")));
+    Ok(Some(Arc::from(format!("{process}:{replication}"))))
 }
 
 /// The value of a field in an INFO answer.
@@ -252,51 +183,8 @@ fn field<'i>(info: &'i str, name: &str) -> Option<&'i str> {
     info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim)
 }
 
-/// The waits between attempts: each is random between the minimum and a bound that doubles, so that
-/// replicas that lost Redis together do not return all at once.
-pub(super) struct Backoff {
-    min: Duration,
-    max: Duration,
-    bound: Duration,
-}
-
-impl Backoff {
-    pub(super) fn new(settings: &Settings) -> Self {
-        let (min, max) = (settings.reconnect_min, settings.reconnect_max);
-        Self { min, max, bound: min }
-    }
-
-    pub(super) async fn wait(&mut self) {
-        let least = self.min.as_millis() as u64;
-        let most = (self.bound.as_millis() as u64).max(least);
-        self.bound = (self.bound * 2).min(self.max.max(self.min));
-        sleep(Duration::from_millis(fastrand::u64(least..=most))).await;
-    }
-}
-
-/// Sends PINGs until an answer is late or the connection fails; returns what happened.
-pub(super) async fn ping_until_lost(
-    mut connection: MultiplexedConnection,
-    settings: &Settings,
-) -> String {
-    loop {
-        sleep(settings.ping_interval).await;
-        let command = redis::cmd("PING");
-        let ping = fault::ask::<Value>(&mut connection, &command);
-        match timeout(settings.ping_timeout, ping).await {
-            Ok(Err(e)) if !Fault::of(&e).is_an_answer() => return fault::describe(&e),
-            // An error such as MISCONF is an answer too: the server cannot save its snapshot, but
-            // publishes as before.
-            Ok(_) => {}
-            Err(_) => return "no answer to PING in time".to_owned(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use tokio::time::Instant;
-
     use super::*;
 
     #[test]
@@ -305,32 +193,5 @@ mod tests {
         assert_eq!(field(info, "run_id"), Some("abc"));
         assert_eq!(field(info, "role"), Some("slave"));
         assert_eq!(field(info, "nothing"), None);
-    }
-
-    /// Waits stay between the minimum and the maximum, and differ between replicas.
-    #[tokio::test(start_paused = true)]
-    async fn attempts_are_spread() {
-        let (min, max) = (Duration::from_millis(50), Duration::from_secs(1));
-        let mut firsts = std::collections::BTreeSet::new();
-
-        for _ in 0..20 {
-            let mut backoff = Backoff { min, max, bound: min };
-            let mut waits = Vec::new();
-            for _ in 0..12 {
-                let began = Instant::now();
-                backoff.wait().await;
-                waits.push(began.elapsed());
-            }
-
-            let slack = Duration::from_millis(2);
-            assert!(waits.iter().all(|w| *w >= min && *w <= max + slack), "{waits:?}");
-            assert!(
-                waits[0] <= min + slack && waits[6..].iter().any(|w| *w > 4 * min),
-                "{waits:?}"
-            );
-            firsts.insert(waits[8]);
-        }
-
-        assert!(firsts.len() > 10, "they do not come back together: {firsts:?}");
     }
 }

@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use redis::RedisResult;
+use redis::{RedisResult, Value};
 use tokio::time::{Instant, sleep};
 
-use super::connect::{Backoff, Link};
-use super::fault;
+use super::commands::Commands;
+use super::connect::MasterConnection;
+use super::core::Core;
 use super::masters::Map;
-use super::{Shared, fence};
-use crate::broker::Track;
+use super::routes::Routes;
+use super::watch::Backoff;
+use super::{fault, fencing};
+use crate::broker::BrokerError;
 use crate::channel::ChannelName;
 use crate::lifecycle;
 use crate::redis_url::Server;
@@ -31,8 +34,17 @@ const DECLARE_EVERY: Duration = Duration::from_secs(15);
 /// How long setting the fence is tried while the new master refuses it.
 const FENCED_WITHIN: Duration = Duration::from_secs(300);
 
-/// The servers that are watched now, and whether each is watched because it was the master.
-pub(super) type Watched = Mutex<HashSet<(Server, bool)>>;
+/// How many seconds a fence is kept: no history is older.
+const KEPT: u64 = 31_536_000;
+
+/// The watch on old masters.
+pub(super) struct OldMasters {
+    core: Arc<Core>,
+    commands: Arc<Commands>,
+    routes: Arc<Routes>,
+    /// The servers that are watched now, and whether each is watched because it was the master.
+    watched: Mutex<HashSet<(Server, bool)>>,
+}
 
 /// Why a server is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +59,7 @@ pub(super) enum Why {
 
 /// A server that is not the master and may believe that it is.
 struct Old {
-    shared: Arc<Shared>,
+    all: Arc<OldMasters>,
     server: Server,
     /// If it was the master until now: the map of that time, and its index there.
     map: Option<(Arc<Map>, usize)>,
@@ -55,33 +67,40 @@ struct Old {
     seen: Option<Instant>,
 }
 
-/// Watches the server that was the master at that index of a map.
-pub(super) fn switched(shared: &Arc<Shared>, map: &Arc<Map>, index: usize) {
-    start(shared, map.masters[index].clone(), Some((Arc::clone(map), index)), Why::Switched);
-}
-
-/// Watches, or only examines, a server that Sentinel lists as a replica.
-pub(super) fn suspect(shared: &Arc<Shared>, server: Server, why: Why) {
-    start(shared, server, None, why);
-}
-
-fn start(shared: &Arc<Shared>, server: Server, map: Option<(Arc<Map>, usize)>, why: Why) {
-    let switched = why == Why::Switched;
-    let entry = (server, switched);
-
-    let mut watched = shared.watched.lock();
-    let known = !switched && watched.contains(&(entry.0.clone(), true));
-    if known || !watched.insert(entry.clone()) {
-        return;
+impl OldMasters {
+    pub(super) fn new(commands: Arc<Commands>, routes: Arc<Routes>) -> Arc<Self> {
+        let core = Arc::clone(&commands.core);
+        Arc::new(Self { core, commands, routes, watched: Mutex::default() })
     }
 
-    let seen = switched.then(Instant::now);
-    let mut old = Old { shared: Arc::clone(shared), server: entry.0.clone(), map, seen };
+    /// Watches the server that was the master at that index of a map.
+    pub(super) fn switched(self: &Arc<Self>, map: &Arc<Map>, index: usize) {
+        self.start(map.masters[index].clone(), Some((Arc::clone(map), index)), Why::Switched);
+    }
 
-    lifecycle::spawn("redis_old_master", async move {
-        old.watch(why).await;
-        old.shared.watched.lock().remove(&entry);
-    });
+    /// Watches, or only examines, a server that Sentinel lists as a replica.
+    pub(super) fn suspect(self: &Arc<Self>, server: Server, why: Why) {
+        self.start(server, None, why);
+    }
+
+    fn start(self: &Arc<Self>, server: Server, map: Option<(Arc<Map>, usize)>, why: Why) {
+        let switched = why == Why::Switched;
+        let entry = (server, switched);
+
+        let mut watched = self.watched.lock();
+        let known = !switched && watched.contains(&(entry.0.clone(), true));
+        if known || !watched.insert(entry.clone()) {
+            return;
+        }
+
+        let seen = switched.then(Instant::now);
+        let mut old = Old { all: Arc::clone(self), server: entry.0.clone(), map, seen };
+
+        lifecycle::spawn("redis_old_master", async move {
+            old.watch(why).await;
+            old.all.watched.lock().remove(&entry);
+        });
+    }
 }
 
 impl Old {
@@ -98,17 +117,17 @@ impl Old {
                 sleep(LOOK_EVERY).await;
             }
 
-            let master = || self.shared.directory.current().masters.contains(&self.server);
-            if !self.shared.is_cluster() && master() {
+            let master = || self.all.core.directory.current().masters.contains(&self.server);
+            if !self.all.core.is_cluster() && master() {
                 // It is the master again, or after all: losses on another server are that server's
                 // watcher's concern.
                 return;
             }
 
-            match self.shared.connector.master(&self.server, None).await {
+            match self.all.core.connector.master(&self.server, None).await {
                 // The server is part of the cluster, and redirects clients that ask for slots that
                 // it gave up.
-                Ok(link) if self.shared.is_cluster() && is_in_touch(&link).await => {
+                Ok(there) if self.all.core.is_cluster() && is_in_touch(&there).await => {
                     return self.over().await;
                 }
                 Ok(_) => {
@@ -138,12 +157,12 @@ impl Old {
 
     fn has(&self, channel: &ChannelName) -> bool {
         self.map.as_ref().is_none_or(|(map, index)| {
-            map.master_of(self.shared.key(channel).as_bytes()) == Some(*index)
+            map.master_of(self.all.core.key(channel).as_bytes()) == Some(*index)
         })
     }
 
     fn declare(&self) {
-        self.shared.declare_lost(&|channel, _| self.has(channel));
+        self.all.routes.declare_lost(&|channel, _| self.has(channel));
     }
 
     /// Ends the watch: the server is no longer a master, so the fence is raised.
@@ -151,11 +170,11 @@ impl Old {
         let Some(seen) = self.seen else { return };
         tracing::info!(server = %self.server, "the old master is a master no more");
 
-        let (began, mut backoff) = (Instant::now(), Backoff::new(&self.shared.settings));
+        let (began, mut backoff) = (Instant::now(), Backoff::new(&self.all.core.settings));
         let mut told = false;
 
         loop {
-            match fence::raise(&self.shared, seen).await {
+            match raise(&self.all.commands, seen).await {
                 Ok(true) => return,
                 Ok(false) => return self.declare(),
                 Err(error) => {
@@ -176,17 +195,39 @@ impl Old {
     }
 }
 
-impl Shared {
-    /// The fence has moved. The new epochs declare the loss on channels that are followed by
-    /// offset, also to clients that are away now; all other channels are declared here.
-    pub(super) fn fenced(&self) {
-        self.declare_lost(&|_, track| track == Track::No);
-        self.renew();
-    }
+async fn is_in_touch(master: &MasterConnection) -> bool {
+    let mut ask = redis::cmd("CLUSTER");
+    let info: RedisResult<String> =
+        fault::ask(&mut master.connection.clone(), ask.arg("INFO")).await;
+    info.is_ok_and(|info| info.contains("cluster_state:ok"))
 }
 
-async fn is_in_touch(link: &Link) -> bool {
-    let mut ask = redis::cmd("CLUSTER");
-    let info: RedisResult<String> = fault::ask(&mut link.connection.clone(), ask.arg("INFO")).await;
-    info.is_ok_and(|info| info.contains("cluster_state:ok"))
+/// Sets the fence to the current time, unless it stands after the moment at which the old master
+/// was last seen as one: another replica has set it for the same end then. False if no fence is
+/// used.
+async fn raise(commands: &Commands, seen: Instant) -> Result<bool, BrokerError> {
+    let core = &*commands.core;
+    let set = |mut master: MasterConnection| async move {
+        if !fencing::is_used(core, &master) {
+            return Ok(false);
+        }
+        let key = fencing::key(core, &master.replication_id);
+        let connection = &mut master.connection;
+
+        let (seconds, micros): (u64, u64) = fault::ask(connection, &redis::cmd("TIME")).await?;
+        let now = seconds * 1_000_000 + micros;
+        let then = now.saturating_sub(u64::try_from(seen.elapsed().as_micros()).unwrap_or(now));
+        let at: Option<u64> = fault::ask(connection, redis::cmd("GET").arg(&key)).await?;
+
+        if at.is_none_or(|at| at < then) {
+            let mut set = redis::cmd("SET");
+            set.arg(&key).arg(now).arg("EX").arg(KEPT);
+            // Several replicas that see the same end set it to about the same moment.
+            set.arg(if at.is_none() { "NX" } else { "XX" });
+            fault::ask::<Value>(connection, &set).await?;
+        }
+
+        fencing::learn(core, &mut master).await.map(|()| true)
+    };
+    commands.on_master(&core.settings.prefix, |master| Box::pin(set(master))).await
 }

@@ -5,19 +5,16 @@
 
 use bytes::Bytes;
 
-use super::RedisBroker;
-use super::connect::Link;
+use super::commands::Commands;
+use super::connect::MasterConnection;
 use super::history::answered_position;
-use super::library::{self, PUBLISH};
+use super::library::{self, MAX_OFFSET, PUBLISH};
 use crate::broker::{BrokerError, Durable};
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
 
 /// The first byte of a message that has a head; no JSON text begins with it.
 const MARK: u8 = 1;
-
-/// The function library assigns only offsets below this one.
-pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
 /// The longest head in bytes, including its mark and the end of its line.
 pub(super) const MAX_HEAD: usize = 66;
@@ -65,27 +62,27 @@ pub(super) fn stamped(payload: &[u8]) -> Vec<u8> {
     [head.as_bytes(), payload].concat()
 }
 
-impl RedisBroker {
-    pub(super) async fn publish_durable(
-        &self,
-        channel: &ChannelName,
-        payload: &Bytes,
-        durable: &Durable,
-    ) -> Result<Position, BrokerError> {
-        let key = self.shared.key(channel);
-        let ttl = durable.retention.ttl.as_secs().max(1).to_string();
-        let size = durable.retention.size.to_string();
-        let idempotency = durable.idempotency_key.as_deref().unwrap_or_default();
-        let arguments = [&**payload, ttl.as_bytes(), size.as_bytes(), idempotency.as_bytes()];
+/// Publishes and keeps; returns the position.
+pub(super) async fn publish(
+    commands: &Commands,
+    channel: &ChannelName,
+    payload: &Bytes,
+    durable: &Durable,
+) -> Result<Position, BrokerError> {
+    let core = &commands.core;
+    let key = core.key(channel);
+    let ttl = durable.retention.ttl.as_secs().max(1).to_string();
+    let size = durable.retention.size.to_string();
+    let idempotency = durable.idempotency_key.as_deref().unwrap_or_default();
+    let arguments = [&**payload, ttl.as_bytes(), size.as_bytes(), idempotency.as_bytes()];
 
-        let calling = self.shared.calling();
-        let (key, arguments) = (key.as_str(), &arguments);
-        let publish = |mut link: Link| async move {
-            let answer = library::call(&mut link.connection, calling, &PUBLISH, key, arguments);
-            answered_position(answer.await?)
-        };
-        self.shared.on_master(key, |link| Box::pin(publish(link))).await
-    }
+    let calling = core.calling();
+    let (key, arguments) = (key.as_str(), &arguments);
+    let publish = |mut master: MasterConnection| async move {
+        let answer = library::call(&mut master.connection, calling, &PUBLISH, key, arguments);
+        answered_position(answer.await?)
+    };
+    commands.on_master(key, |master| Box::pin(publish(master))).await
 }
 
 #[cfg(test)]

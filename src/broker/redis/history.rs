@@ -7,11 +7,11 @@
 use bytes::Bytes;
 use redis::{RedisResult, Value};
 
-use super::connect::Link;
-use super::durable::MAX_OFFSET;
+use super::commands::Commands;
+use super::connect::MasterConnection;
+use super::core::Core;
 use super::fault::{self, Fault};
-use super::library::{self, HISTORY, OPEN};
-use super::{RedisBroker, Shared};
+use super::library::{self, HISTORY, MAX_OFFSET, OPEN, meta_key};
 use crate::broker::{Bounds, BrokerError, History, Track};
 use crate::channel::{ChannelName, Position, Publication};
 
@@ -32,7 +32,7 @@ enum Found {
 }
 
 /// Judges the fields of a history.
-fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
+fn judge(fields: &[Value], replication_id: &str, fence: u64) -> Found {
     let mut texts = [None; 4];
     for ((text, value), name) in texts.iter_mut().zip(fields).zip(FIELDS) {
         if *value == Value::Nil {
@@ -43,14 +43,14 @@ fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
         *text = Some(found);
     }
 
-    let [Some(epoch), Some(offset), Some(run), began] = texts else { return Found::Nothing };
+    let [Some(epoch), Some(offset), Some(writer), began] = texts else { return Found::Nothing };
     // An offset that the library never assigns would leave no room to count on from.
     let offset = offset.parse().ok().filter(|offset| *offset < MAX_OFFSET);
     let Some(offset) = offset else { return Found::Bad("o") };
     let Some(position) = Position::new(epoch, offset) else { return Found::Bad("e") };
     let Ok(began) = began.unwrap_or(epoch).parse::<u64>() else { return Found::Bad("b") };
 
-    if run != reign || run.is_empty() {
+    if writer != replication_id || writer.is_empty() {
         Found::Nothing
     } else if began < fence {
         Found::BehindFence
@@ -59,53 +59,53 @@ fn judge(fields: &[Value], reign: &str, fence: u64) -> Found {
     }
 }
 
-pub(super) fn meta_key(key: &str) -> String {
-    format!("{key}:{{{key}}}")
-}
-
 /// Where a history stands. `None` if there is none, or it cannot be trusted because another server
 /// wrote last and its last writes may be lost.
 pub(super) async fn position(
-    shared: &Shared,
-    link: &Link,
+    core: &Core,
+    master: &MasterConnection,
     key: &str,
     track: Track,
 ) -> RedisResult<Option<Position>> {
     let mut read = redis::cmd("HMGET");
     read.arg(meta_key(key)).arg(&FIELDS);
-    let fields = match fault::ask::<Vec<Value>>(&mut link.connection.clone(), &read).await {
+    let fields = match fault::ask::<Vec<Value>>(&mut master.connection.clone(), &read).await {
         Ok(fields) => fields,
         Err(e) if Fault::of(&e) == Fault::BadKey => {
-            shared.bad_key(&meta_key(key), &fault::describe(&e));
+            core.bad_key(&meta_key(key), &fault::describe(&e));
             vec![]
         }
         Err(e) => return Err(e),
     };
 
-    let found = match judge(&fields, &link.run, shared.fence(link)) {
+    let found = match judge(&fields, &master.replication_id, core.fence_of(&master.replication_id))
+    {
         Found::Position(position) => Some(position),
         Found::Nothing => None,
-        Found::BehindFence => return open(shared, link, key).await.map(Some),
+        Found::BehindFence => return open(core, master, key).await.map(Some),
         Found::Bad(field) => {
-            shared.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            core.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
             None
         }
     };
 
     // An empty history that is found is opened again, which keeps it for another hour.
     let begun = found.as_ref().is_some_and(|position| position.offset > 0);
-    if begun || track < Track::Open || link.run.is_empty() {
+    if begun || track < Track::Open || master.replication_id.is_empty() {
         return Ok(found);
     }
-    open(shared, link, key).await.map(Some)
+    open(core, master, key).await.map(Some)
 }
 
 /// Begins a history, keeps one that is empty, or begins it anew if its epoch is behind the fence.
-pub(super) async fn open(shared: &Shared, link: &Link, key: &str) -> RedisResult<Position> {
-    let fence = shared.fence(link).to_string();
-    let connection = &mut link.connection.clone();
-    let answer =
-        library::call(connection, shared.calling(), &OPEN, key, &[fence.as_bytes()]).await?;
+pub(super) async fn open(
+    core: &Core,
+    master: &MasterConnection,
+    key: &str,
+) -> RedisResult<Position> {
+    let fence = core.fence_of(&master.replication_id).to_string();
+    let connection = &mut master.connection.clone();
+    let answer = library::call(connection, core.calling(), &OPEN, key, &[fence.as_bytes()]).await?;
     answered_position(answer)
 }
 
@@ -115,34 +115,32 @@ pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<P
     position.ok_or_else(|| fault::unexpected("not a position"))
 }
 
-impl RedisBroker {
-    /// The end of a history, read backwards until a bound is reached.
-    pub(super) async fn read_history(
-        &self,
-        channel: &ChannelName,
-        bounds: Bounds,
-    ) -> Result<Option<History>, BrokerError> {
-        let key = self.shared.key(channel);
-        let shared = &self.shared;
-        shared.on_master(&key, |link| Box::pin(read(shared, link, channel, &key, bounds))).await
-    }
+/// The end of a channel's history, read backwards until a bound is reached.
+pub(super) async fn read(
+    commands: &Commands,
+    channel: &ChannelName,
+    bounds: Bounds,
+) -> Result<Option<History>, BrokerError> {
+    let core = &*commands.core;
+    let key = core.key(channel);
+    commands.on_master(&key, |master| Box::pin(read_on(core, master, channel, &key, bounds))).await
 }
 
-async fn read(
-    shared: &Shared,
-    link: Link,
+async fn read_on(
+    core: &Core,
+    master: MasterConnection,
     channel: &ChannelName,
     key: &str,
     bounds: Bounds,
 ) -> RedisResult<Option<History>> {
-    let mut connection = link.connection.clone();
+    let mut connection = master.connection.clone();
     let bounds = [bounds.messages.to_string(), bounds.bytes.to_string()];
     let bounds = bounds.each_ref().map(String::as_bytes);
     let answer: RedisResult<Vec<Value>> =
-        library::call(&mut connection, shared.calling(), &HISTORY, key, &bounds).await;
+        library::call(&mut connection, core.calling(), &HISTORY, key, &bounds).await;
     let mut answer = match answer {
         Err(e) if Fault::of(&e) == Fault::BadKey => {
-            shared.bad_key(&meta_key(key), &fault::describe(&e));
+            core.bad_key(&meta_key(key), &fault::describe(&e));
             return Ok(None);
         }
         answer => answer?,
@@ -151,12 +149,12 @@ async fn read(
     let Some(Value::Array(entries)) = answer.pop() else {
         return Err(fault::unexpected("a history without entries"));
     };
-    match judge(&answer, &link.run, shared.fence(&link)) {
+    match judge(&answer, &master.replication_id, core.fence_of(&master.replication_id)) {
         Found::Position(top) => Ok(Some(take_entries(top, entries, channel))),
         Found::Nothing => Ok(None),
-        Found::BehindFence => open(shared, &link, key).await.map(|_| None),
+        Found::BehindFence => open(core, &master, key).await.map(|_| None),
         Found::Bad(field) => {
-            shared.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            core.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
             Ok(None)
         }
     }

@@ -12,6 +12,9 @@ use sha1::{Digest as _, Sha1};
 
 use super::fault;
 
+/// The function library assigns only offsets below this one.
+pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
+
 const LUA: &str = include_str!("tollgate.lua");
 
 /// The library of a newer gateway serves this version too, so it is never replaced by an older one.
@@ -122,6 +125,11 @@ fn is_missing(error: &RedisError) -> bool {
 pub(super) struct Calling {
     pub(super) calls: Calls,
     pub(super) max_bytes: usize,
+}
+
+/// The key of a history's fields.
+pub(super) fn meta_key(key: &str) -> String {
+    format!("{key}:{{{key}}}")
 }
 
 /// Calls an entry of the library.

@@ -7,11 +7,15 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::link::{self, Concerns, Subscriber, UNSERVED};
+use parking_lot::RwLock;
+
+use super::commands::Commands;
+use super::core::Core;
+use super::hearing::UNSERVED;
 use super::masters::Map;
-use super::node::{self, Node};
-use super::{Settings, Shared, demotion, wanted::Want};
-use crate::broker::{BrokerError, Confirmation, Silence, SilentPart, Spread, Track};
+use super::subscribing::{self, Concerns, SubscribingConnection};
+use super::wanted::Want;
+use crate::broker::{Confirmation, Silence, SilentPart, Spread, Track};
 use crate::channel::ChannelName;
 use crate::lifecycle;
 
@@ -35,8 +39,8 @@ impl Places {
     }
 
     /// The spread of channels over the parts that these connections are.
-    fn spread(&self, prefix: &str, links: &[Arc<Subscriber>]) -> Spread {
-        let parts: Vec<u64> = links.iter().map(|link| link.hearing.part).collect();
+    fn spread(&self, prefix: &str, connections: &[Arc<SubscribingConnection>]) -> Spread {
+        let parts: Vec<u64> = connections.iter().map(|c| c.hearing.part).collect();
         let is_served = self.map.is_whole() && !parts.is_empty();
         let (places, prefix, ids) = (self.clone(), prefix.to_owned(), parts.clone());
         let part_of = move |channel: &ChannelName| {
@@ -65,232 +69,217 @@ impl Roles {
     }
 }
 
+/// All subscribing connections, and which channel belongs to which.
 pub(super) struct Routes {
+    core: Arc<Core>,
+    commands: Arc<Commands>,
+    table: RwLock<Table>,
+}
+
+struct Table {
     places: Places,
     spread: Arc<Spread>,
     /// Set while some channels, or all, have no master.
     unserved: Option<SilentPart>,
-    /// `connections` for each master, in the map's order.
-    links: Vec<Arc<Subscriber>>,
-    nodes: Vec<Arc<Node>>,
+    /// `places.connections` for each master, in the map's order.
+    connections: Vec<Arc<SubscribingConnection>>,
     orphans: HashMap<ChannelName, Want, ahash::RandomState>,
-    prefix: String,
 }
 
-impl Routes {
-    pub(super) fn new(settings: &Settings) -> Self {
-        let places = Places { connections: settings.subscribers.max(1), ..Places::default() };
-        Self {
-            spread: Arc::new(places.spread(&settings.prefix, &[])),
-            places,
-            unserved: Some(SilentPart::new(UNSERVED, Instant::now())),
-            links: Vec::new(),
-            nodes: Vec::new(),
-            orphans: HashMap::default(),
-            prefix: settings.prefix.clone(),
-        }
-    }
-
-    fn link(&self, shared: &Shared, channel: &ChannelName) -> Option<&Arc<Subscriber>> {
-        let index = self.places.index(shared.key(channel).as_bytes(), channel)?;
-        self.links.get(index)
-    }
-
-    pub(super) fn node(&self, key: &[u8]) -> Option<Arc<Node>> {
-        self.places.map.master_of(key).and_then(|at| self.nodes.get(at)).cloned()
-    }
-
-    /// The parts that are silent now.
-    pub(super) fn silence(&self) -> Option<Silence> {
-        let silent = self.links.iter().filter_map(|link| link.silent());
-        let parts: Vec<_> = silent.chain(self.unserved).collect();
-        (!parts.is_empty()).then(|| Silence { parts, spread: Arc::clone(&self.spread) })
-    }
-
-    /// What works now.
-    pub(super) fn roles(&self) -> Roles {
-        let links = !self.links.is_empty() && self.links.iter().all(|link| link.is_up());
-        let nodes = !self.nodes.is_empty() && self.nodes.iter().all(|node| node.is_up());
-        let publisher = nodes && !self.links.iter().any(|link| link.canary.is_mute());
-        let taken = self.nodes.iter().all(|node| node.writes.are_taken());
-
-        Roles {
-            subscriber: links && self.places.map.is_whole(),
-            publisher,
-            writer: publisher && taken,
-        }
-    }
-
-    /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every
-    /// channel to where it belongs now.
-    fn adopt(&mut self, shared: &Arc<Shared>, map: &Arc<Map>) {
-        let mut old = std::mem::take(&mut self.links);
-        let mut old_nodes = std::mem::take(&mut self.nodes);
-        let before = std::mem::replace(&mut self.places.map, Arc::clone(map));
-
-        for (index, server) in before.masters.iter().enumerate() {
-            if !map.masters.contains(server) {
-                demotion::switched(shared, &before, index);
-            }
-        }
-        // The channels of a connection that is gone have been silent for as long as it was,
-        // wherever they are now.
-        let gone = old.iter().filter(|link| !stays(map, link));
-        let silent = gone.filter_map(|link| link.silent()).chain(self.unserved);
-        let silent = silent.min_by_key(|silent| silent.noticed);
-
-        let started = self.connect(shared, map, (&mut old, &mut old_nodes), silent);
-        self.move_channels(shared, &old, silent);
-        old_nodes.iter().for_each(|node| node.stop());
-
-        let is_served = map.is_whole() && !map.masters.is_empty();
-        let unserved = self.unserved.or(silent);
-        let unserved = unserved.unwrap_or(SilentPart::new(UNSERVED, Instant::now()));
-        self.unserved = (!is_served).then_some(SilentPart { part: UNSERVED, ..unserved });
-        self.spread = Arc::new(self.places.spread(&self.prefix, &self.links));
-
-        for link in started {
-            lifecycle::spawn("redis_subscriber", link::run(link));
-        }
-    }
-
-    /// Keeps the connections that continue and makes the others. Returns the new subscribing ones,
-    /// which are to be started. What is left of the old ones is to be ended.
-    fn connect(
-        &mut self,
-        shared: &Arc<Shared>,
-        map: &Map,
-        (old, old_nodes): (&mut Vec<Arc<Subscriber>>, &mut Vec<Arc<Node>>),
-        silent: Option<SilentPart>,
-    ) -> Vec<Arc<Subscriber>> {
-        let mut started = Vec::new();
-
-        for server in &map.masters {
-            for index in 0..self.places.connections {
-                let same = |l: &Arc<Subscriber>| l.server == *server && l.index == index;
-                let link = match old.iter().position(|l| same(l) && stays(map, l)) {
-                    Some(at) => old.swap_remove(at),
-                    None => {
-                        let shared = Arc::clone(shared);
-                        let link = Subscriber::new(shared, server.clone(), index, silent);
-                        let link = Arc::new(link);
-                        started.push(Arc::clone(&link));
-                        link
-                    }
-                };
-                self.links.push(link);
-            }
-
-            let node = match old_nodes.iter().position(|n| n.server == *server) {
-                Some(at) => old_nodes.swap_remove(at),
-                None => {
-                    let node = Node::new(server.clone());
-                    let run = node::run(Arc::clone(shared), Arc::clone(&node));
-                    lifecycle::spawn("redis_publisher", run);
-                    node
-                }
-            };
-            self.nodes.push(node);
-        }
-
-        started
+impl Table {
+    fn connection(
+        &self,
+        core: &Core,
+        channel: &ChannelName,
+    ) -> Option<&Arc<SubscribingConnection>> {
+        let index = self.places.index(core.key(channel).as_bytes(), channel)?;
+        self.connections.get(index)
     }
 
     /// Ends the old connections, and moves every channel to where it belongs now.
     fn move_channels(
         &mut self,
-        shared: &Shared,
-        old: &[Arc<Subscriber>],
+        core: &Core,
+        old: &[Arc<SubscribingConnection>],
         silent: Option<SilentPart>,
     ) {
         let mut moving: Vec<(ChannelName, Want)> = self.orphans.drain().collect();
-        for link in old {
-            moving.extend(link.take_misplaced(|_| false));
-            link.stop();
+        for connection in old {
+            moving.extend(connection.take_misplaced(|_| false));
+            connection.stop();
         }
-        for link in &self.links {
+        for connection in &self.connections {
             let stays = |channel: &ChannelName| {
-                self.link(shared, channel).is_some_and(|at| Arc::ptr_eq(at, link))
+                self.connection(core, channel).is_some_and(|at| Arc::ptr_eq(at, connection))
             };
-            moving.extend(link.take_misplaced(stays));
+            moving.extend(connection.take_misplaced(stays));
         }
 
         for (channel, want) in moving {
-            match self.link(shared, &channel) {
-                Some(link) => link.adopt(&channel, want, silent),
+            match self.connection(core, &channel) {
+                Some(connection) => connection.adopt(&channel, want, silent),
                 None => drop(self.orphans.insert(channel, want)),
             }
         }
     }
 }
 
-/// True if the connection continues. A canary whose slot moves to another server would never come
-/// back.
-fn stays(map: &Map, link: &Subscriber) -> bool {
-    let at = map.master_of(link.canary.channel().as_bytes());
-    let canary_stays = link.canary.is_none() || at.is_some_and(|at| map.masters[at] == link.server);
-    map.masters.contains(&link.server) && canary_stays
-}
+impl Routes {
+    pub(super) fn new(commands: Arc<Commands>) -> Self {
+        let core = Arc::clone(&commands.core);
+        let connections = core.settings.subscribers.max(1);
+        let places = Places { connections, ..Places::default() };
+        let table = Table {
+            spread: Arc::new(places.spread(&core.settings.prefix, &[])),
+            places,
+            unserved: Some(SilentPart::new(UNSERVED, Instant::now())),
+            connections: Vec::new(),
+            orphans: HashMap::default(),
+        };
+        Self { core, commands, table: RwLock::new(table) }
+    }
 
-impl Shared {
+    /// The parts that are silent now.
+    pub(super) fn silence(&self) -> Option<Silence> {
+        let table = self.table.read();
+        let silent = table.connections.iter().filter_map(|connection| connection.silent());
+        let parts: Vec<_> = silent.chain(table.unserved).collect();
+        (!parts.is_empty()).then(|| Silence { parts, spread: Arc::clone(&table.spread) })
+    }
+
+    /// What works now.
+    pub(super) fn roles(&self) -> Roles {
+        let table = self.table.read();
+        let connections = &table.connections;
+        let up = !connections.is_empty() && connections.iter().all(|c| c.is_up());
+        let mute = connections.iter().any(|connection| connection.canary.is_mute());
+        let publisher = self.commands.are_up() && !mute;
+
+        Roles {
+            subscriber: up && table.places.map.is_whole(),
+            publisher,
+            writer: publisher && self.commands.are_kept(),
+        }
+    }
+
+    /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every
+    /// channel to where it belongs now. Returns the map of before, and which of its masters are not
+    /// masters any more.
+    pub(super) fn adopt(&self, map: &Arc<Map>) -> (Arc<Map>, Vec<usize>) {
+        let mut table = self.table.write();
+        self.commands.adopt(map);
+        let mut old = std::mem::take(&mut table.connections);
+        let before = std::mem::replace(&mut table.places.map, Arc::clone(map));
+
+        // The channels of a connection that is gone have been silent for as long as it was,
+        // wherever they are now.
+        let gone = old.iter().filter(|connection| !stays(map, connection));
+        let silent = gone.filter_map(|connection| connection.silent()).chain(table.unserved);
+        let silent = silent.min_by_key(|silent| silent.noticed);
+
+        let started = self.connect(&mut table, map, &mut old, silent);
+        table.move_channels(&self.core, &old, silent);
+
+        let is_served = map.is_whole() && !map.masters.is_empty();
+        let unserved = table.unserved.or(silent);
+        let unserved = unserved.unwrap_or(SilentPart::new(UNSERVED, Instant::now()));
+        table.unserved = (!is_served).then_some(SilentPart { part: UNSERVED, ..unserved });
+        let spread = table.places.spread(&self.core.settings.prefix, &table.connections);
+        table.spread = Arc::new(spread);
+
+        for connection in started {
+            lifecycle::spawn("redis_subscriber", subscribing::run(connection));
+        }
+
+        let masters = before.masters.iter().enumerate();
+        let replaced = masters.filter(|(_, server)| !map.masters.contains(server));
+        let replaced = replaced.map(|(index, _)| index).collect();
+        (before, replaced)
+    }
+
+    /// Keeps the connections that continue and makes the others. Returns the new ones, which are to
+    /// be started. What is left of the old ones is to be ended.
+    fn connect(
+        &self,
+        table: &mut Table,
+        map: &Map,
+        old: &mut Vec<Arc<SubscribingConnection>>,
+        silent: Option<SilentPart>,
+    ) -> Vec<Arc<SubscribingConnection>> {
+        let mut started = Vec::new();
+
+        for server in &map.masters {
+            for index in 0..table.places.connections {
+                let same = |c: &Arc<SubscribingConnection>| c.server == *server && c.index == index;
+                let connection = match old.iter().position(|c| same(c) && stays(map, c)) {
+                    Some(at) => old.swap_remove(at),
+                    None => {
+                        let commands = Arc::clone(&self.commands);
+                        let made =
+                            SubscribingConnection::new(commands, server.clone(), index, silent);
+                        let made = Arc::new(made);
+                        started.push(Arc::clone(&made));
+                        made
+                    }
+                };
+                table.connections.push(connection);
+            }
+        }
+
+        started
+    }
+
     pub(super) fn subscribe(
         &self,
         channel: &ChannelName,
         track: Track,
         confirmation: Option<Confirmation>,
     ) {
-        let routes = self.routes.read();
-        if let Some(link) = routes.link(self, channel) {
-            return link.subscribe(channel, track, confirmation);
+        let table = self.table.read();
+        if let Some(connection) = table.connection(&self.core, channel) {
+            return connection.subscribe(channel, track, confirmation);
         }
 
-        drop(routes);
-        let mut routes = self.routes.write();
-        if let Some(link) = routes.link(self, channel) {
-            return link.subscribe(channel, track, confirmation);
+        drop(table);
+        let mut table = self.table.write();
+        if let Some(connection) = table.connection(&self.core, channel) {
+            return connection.subscribe(channel, track, confirmation);
         }
-        routes.orphans.entry(channel.clone()).or_default().add(track, confirmation);
+        table.orphans.entry(channel.clone()).or_default().add(track, confirmation);
     }
 
     pub(super) fn unsubscribe(&self, channel: &ChannelName) {
-        let routes = self.routes.read();
-        if let Some(link) = routes.link(self, channel) {
-            return link.unsubscribe(channel);
+        let table = self.table.read();
+        if let Some(connection) = table.connection(&self.core, channel) {
+            return connection.unsubscribe(channel);
         }
-        drop(routes);
-        self.routes.write().orphans.remove(channel);
+        drop(table);
+        self.table.write().orphans.remove(channel);
     }
 
     pub(super) fn is_live(&self, channel: &ChannelName) -> bool {
-        self.routes.read().link(self, channel).is_some_and(|l| l.is_live(channel))
+        let table = self.table.read();
+        table.connection(&self.core, channel).is_some_and(|c| c.is_live(channel))
     }
 
     /// Declares on these channels that something may have been missed that no history has.
     pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
-        self.routes.read().links.iter().for_each(|link| link.declare_lost(concerns));
+        self.table.read().connections.iter().for_each(|c| c.declare_lost(concerns));
     }
 
-    /// Reads the positions of the tracked histories; those with epochs that are too old begin
-    /// another.
-    pub(super) fn renew(&self) {
-        self.routes.read().links.iter().for_each(|link| link.renew());
-    }
-
-    /// The command connection of the master that has a key.
-    pub(super) fn node(&self, key: &[u8]) -> Result<Arc<Node>, BrokerError> {
-        self.routes.read().node(key).ok_or(BrokerError::Unavailable)
+    /// Reacts to a fence that has moved. The new epochs declare the loss on channels that are
+    /// followed by offset, also to clients that are away now; all other channels are declared here.
+    pub(super) fn fence_moved(&self) {
+        self.declare_lost(&|_, track| track == Track::No);
+        self.table.read().connections.iter().for_each(|connection| connection.renew());
     }
 }
 
-/// Adopts every change of the directory, for ever.
-pub(super) async fn follow(shared: Arc<Shared>) {
-    let mut changes = shared.directory.changes();
-    loop {
-        let map = Arc::clone(&changes.borrow_and_update());
-        shared.routes.write().adopt(&shared, &map);
-        shared.report();
-        if changes.changed().await.is_err() {
-            return;
-        }
-    }
+/// True if the connection continues. A canary whose slot moves to another server would never come
+/// back.
+fn stays(map: &Map, connection: &SubscribingConnection) -> bool {
+    let at = map.master_of(connection.canary.channel().as_bytes());
+    let canary_stays =
+        connection.canary.is_none() || at.is_some_and(|at| map.masters[at] == connection.server);
+    map.masters.contains(&connection.server) && canary_stays
 }

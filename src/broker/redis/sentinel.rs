@@ -15,12 +15,12 @@ use redis::aio::MultiplexedConnection;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-use super::connect::Backoff;
-use super::demotion::{self, Why};
+use super::core::{Core, Role};
+use super::demotion::{OldMasters, Why};
 use super::fault::{self, Fault};
 use super::masters::Map;
-use super::tap::Push;
-use super::{Role, Shared};
+use super::tap::PushMessage;
+use super::watch::Backoff;
 use crate::lifecycle;
 use crate::logging;
 use crate::metrics;
@@ -106,13 +106,19 @@ impl Known {
 }
 
 /// Starts a watcher for each Sentinel.
-pub(super) fn start(shared: &Arc<Shared>, sentinels: Vec<Server>, name: &str) {
+pub(super) fn start(
+    core: &Arc<Core>,
+    old_masters: &Arc<OldMasters>,
+    sentinels: Vec<Server>,
+    name: &str,
+) {
     let known = Arc::new(Mutex::new(Known::default()));
     let count = sentinels.len();
     for sentinel in sentinels {
         let watcher = Watcher {
             count,
-            shared: Arc::clone(shared),
+            core: Arc::clone(core),
+            old_masters: Arc::clone(old_masters),
             known: Arc::clone(&known),
             sentinel,
             name: name.to_owned(),
@@ -161,7 +167,8 @@ impl Listed {
 struct Watcher {
     /// The number of all Sentinels.
     count: usize,
-    shared: Arc<Shared>,
+    core: Arc<Core>,
+    old_masters: Arc<OldMasters>,
     known: Arc<Mutex<Known>>,
     sentinel: Server,
     name: String,
@@ -169,7 +176,7 @@ struct Watcher {
 
 impl Watcher {
     async fn run(self) {
-        let mut backoff = Backoff::new(&self.shared.settings);
+        let mut backoff = Backoff::new(&self.core.settings);
 
         loop {
             let began = Instant::now();
@@ -188,17 +195,17 @@ impl Watcher {
                 if reached * 2 <= self.count {
                     let error = format!("{reached} of {} answer", self.count);
                     let what = "most Sentinels are out of reach: a failover would go unseen";
-                    self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
+                    self.core.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
 
                 if none {
                     let what = "no master known from Sentinel";
-                    self.shared.note(Role::Subscriber, &self.sentinel, what, &error);
+                    self.core.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
             }
 
             if began.elapsed() > ASK_EVERY {
-                backoff = Backoff::new(&self.shared.settings);
+                backoff = Backoff::new(&self.core.settings);
             }
             backoff.wait().await;
         }
@@ -208,15 +215,15 @@ impl Watcher {
     async fn follow(&self) -> RedisResult<()> {
         let switched = Arc::new(Notify::new());
         let bell = Arc::clone(&switched);
-        let on_push = move |push: Push<'_>| {
-            if matches!(push, Push::Message { .. } | Push::Disconnected) {
+        let on_push = move |push: PushMessage<'_>| {
+            if matches!(push, PushMessage::Message { .. } | PushMessage::Disconnected) {
                 bell.notify_one();
             }
         };
 
-        let connector = &self.shared.connector;
+        let connector = &self.core.connector;
         let mut connection = connector
-            .open(&self.sentinel, &self.shared.settings.sentinel, Some(Arc::new(on_push)))
+            .open(&self.sentinel, &self.core.settings.sentinel, Some(Arc::new(on_push)))
             .await?;
 
         connection.subscribe("+switch-master").await?;
@@ -274,7 +281,7 @@ impl Watcher {
         };
 
         for (server, why) in listed.suspects(&replicas) {
-            demotion::suspect(&self.shared, server, why);
+            self.old_masters.suspect(server, why);
         }
 
         Ok(())
@@ -286,7 +293,7 @@ impl Watcher {
         metrics::sentinels_reached(known.reached());
         drop(known);
         if let Some(master) = change {
-            self.shared.directory.set(Map::one(master));
+            self.core.directory.set(Map::one(master));
         }
     }
 }

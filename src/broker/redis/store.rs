@@ -2,7 +2,6 @@
 //! second in which each ends and swept by every reading of it, and values that others write.
 
 use bytes::Bytes;
-use redis::{Cmd, FromRedisValue};
 
 use super::RedisBroker;
 use crate::broker::{BrokerError, BrokerFuture, Store};
@@ -20,8 +19,8 @@ const MAX_VALUE: usize = 1024;
 impl RedisBroker {
     /// The sets that contain revocations; the first is this version's own.
     fn revoked(&self) -> Vec<String> {
-        let old = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1("revoked"));
-        std::iter::once(self.shared.own_key("revoked")).chain(old).collect()
+        let old = self.core.settings.beside_0_1.then(|| self.core.key_0_1("revoked"));
+        std::iter::once(self.core.own_key("revoked")).chain(old).collect()
     }
 
     /// The members that end after a second, read page by page: one answer with all of them would
@@ -33,7 +32,8 @@ impl RedisBroker {
         loop {
             let mut range = redis::cmd("ZRANGEBYSCORE");
             range.arg(key).arg(&from).arg("+inf").arg("WITHSCORES").arg("LIMIT");
-            let page: Vec<(Vec<u8>, f64)> = self.query(key, range.arg(skip).arg(PAGE)).await?;
+            let page: Vec<(Vec<u8>, f64)> =
+                self.commands.query(key, range.arg(skip).arg(PAGE)).await?;
             let Some((_, last)) = page.last() else { return Ok(found) };
             let of_last = page.iter().rev().take_while(|(_, score)| score == last).count();
             let same = from == last.to_string();
@@ -44,10 +44,6 @@ impl RedisBroker {
                 return Ok(found);
             }
         }
-    }
-
-    async fn query<T: FromRedisValue>(&self, key: &str, command: &Cmd) -> Result<T, BrokerError> {
-        self.shared.on_master(key, |link| Box::pin(super::query(link, command))).await
     }
 }
 
@@ -60,7 +56,7 @@ impl Store for RedisBroker {
                 for (until, entry) in &entries {
                     add.arg(until).arg(&entry[..]);
                 }
-                self.query::<i64>(&key, &add).await?;
+                self.commands.query::<i64>(&key, &add).await?;
             }
             Ok(())
         })
@@ -79,20 +75,20 @@ impl Store for RedisBroker {
                 // The clock of another replica may be behind.
                 old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));
                 // A server that accepts no writes now can still be read.
-                let _ = self.query::<i64>(&key, &old).await;
+                let _ = self.commands.query::<i64>(&key, &old).await;
             }
             Ok(Some(found))
         })
     }
 
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>> {
-        let old = self.shared.settings.beside_0_1.then(|| self.shared.key_0_1(key));
-        let keys = std::iter::once(self.shared.own_key(key)).chain(old);
+        let old = self.core.settings.beside_0_1.then(|| self.core.key_0_1(key));
+        let keys = std::iter::once(self.core.own_key(key)).chain(old);
         Box::pin(async move {
             for key in keys {
                 let mut get = redis::cmd("GETRANGE");
                 get.arg(&key).arg(0).arg(MAX_VALUE);
-                let found: Vec<u8> = self.query(&key, &get).await?;
+                let found: Vec<u8> = self.commands.query(&key, &get).await?;
                 if !found.is_empty() {
                     return Ok(Some(String::from_utf8_lossy(&found).into_owned()));
                 }

@@ -23,7 +23,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What a server sends without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Push<'p> {
+pub(super) enum PushMessage<'p> {
     Message {
         channel: &'p [u8],
         payload: &'p [u8],
@@ -42,7 +42,7 @@ pub(super) enum Push<'p> {
     Disconnected,
 }
 
-impl<'p> Push<'p> {
+impl<'p> PushMessage<'p> {
     /// Makes a push of its kind, its channel and what follows; `None` for a kind that nobody here
     /// handles.
     pub(super) fn new(kind: &[u8], channel: &'p [u8], payload: &'p [u8]) -> Option<Self> {
@@ -57,7 +57,7 @@ impl<'p> Push<'p> {
 }
 
 /// Called by the connection's reader for every push; it must not wait.
-pub(super) type OnPush = Arc<dyn Fn(Push<'_>) + Send + Sync>;
+pub(super) type OnPush = Arc<dyn Fn(PushMessage<'_>) + Send + Sync>;
 
 /// Makes all bounds small for the fuzz target, so that a few bytes reach them.
 const SCALE: usize = if cfg!(fuzzing) { 1024 } else { 1 };
@@ -121,7 +121,7 @@ struct Passing {
 /// A push, or why there is none.
 enum Front<'u> {
     /// The kind, the next two elements if they are strings, and the length of the whole push.
-    Push(&'u [u8], &'u [u8], &'u [u8], usize),
+    PushMessage(&'u [u8], &'u [u8], &'u [u8], usize),
     /// A message with too large a payload: the channel, the beginning of the payload, the payload's
     /// length, and the length of the whole push.
     TooLarge(&'u [u8], &'u [u8], usize, usize),
@@ -175,14 +175,14 @@ impl<S> Tap<S> {
             }
 
             match front(&self.unread, self.limits.payload.load(Ordering::Relaxed)) {
-                Front::Push(kind, channel, payload, len) => {
-                    let push = Push::new(kind, channel, payload);
+                Front::PushMessage(kind, channel, payload, len) => {
+                    let push = PushMessage::new(kind, channel, payload);
                     if let Some((push, on_push)) = push.zip(self.on_push.as_ref()) {
                         on_push(push);
                     }
 
                     // The library counts confirmations as answers.
-                    if !matches!(push, Some(Push::Message { .. })) {
+                    if !matches!(push, Some(PushMessage::Message { .. })) {
                         self.passed.extend_from_slice(&self.unread[..len]);
                     }
                     self.unread.advance(len);
@@ -190,7 +190,7 @@ impl<S> Tap<S> {
                 }
                 Front::TooLarge(channel, begin, len, all) => {
                     if let Some(on_push) = &self.on_push {
-                        on_push(Push::TooLarge { channel, begin, len });
+                        on_push(PushMessage::TooLarge { channel, begin, len });
                     }
                     (self.skipping, self.wanted) = (all, 0);
                 }
@@ -250,7 +250,7 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
     Ok(None)
 }
 
-/// Examines the front (RESP3, "Push event") for a push of three elements, of which the first two
+/// Examines the front (RESP3, "PushMessage event") for a push of three elements, of which the first two
 /// are strings.
 fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     if bytes[0] != b'>' {
@@ -301,7 +301,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     }
 
     let [kind, channel, payload] = strings;
-    Front::Push(kind, channel, payload, at)
+    Front::PushMessage(kind, channel, payload, at)
 }
 
 /// A push whose third element, which begins at `begin` and is `len` long, is too large.
@@ -490,9 +490,12 @@ mod tests {
             assert!(of(0) && of(1) && of(2), "{told:?}");
 
             let (channel, payload) = (&b"a"[..], &b">3\r\n$7\r\nme\r\n"[..]);
-            assert_eq!(told[0], format!("{:?}", Push::Message { channel, payload }));
-            assert_eq!(told[1], format!("{:?}", Push::Subscribed(b"a")));
-            assert_eq!(told[2], format!("{:?}", Push::Message { channel: b"b", payload: b"" }));
+            assert_eq!(told[0], format!("{:?}", PushMessage::Message { channel, payload }));
+            assert_eq!(told[1], format!("{:?}", PushMessage::Subscribed(b"a")));
+            assert_eq!(
+                told[2],
+                format!("{:?}", PushMessage::Message { channel: b"b", payload: b"" })
+            );
         }
     }
 

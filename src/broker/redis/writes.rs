@@ -11,12 +11,11 @@ use parking_lot::Mutex;
 use redis::{RedisResult, Value};
 use tokio::time::sleep;
 
-use super::connect::Link;
+use super::connect::MasterConnection;
+use super::core::{Core, Role};
 use super::fault::{self, Fault};
-use super::history::meta_key;
-use super::library::{self, PUBLISH};
+use super::library::{self, PUBLISH, meta_key};
 use super::masters::Map;
-use super::{Role, Shared, node::Node};
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -45,14 +44,19 @@ impl Writes {
 }
 
 /// Tries for as long as the connection lasts; returns why it ended.
-pub(super) async fn watch(shared: &Shared, node: &Node, mut link: Link) -> String {
-    let Some(key) = key(shared, &node.server) else { return std::future::pending().await };
+pub(super) async fn watch(
+    core: &Core,
+    writes: &Writes,
+    server: &Server,
+    mut master: MasterConnection,
+) -> String {
+    let Some(key) = key(core, server) else { return std::future::pending().await };
     loop {
-        match attempt(shared, &mut link, &key).await {
-            Ok(()) => settle(shared, node, None),
+        match attempt(core, &mut master, &key).await {
+            Ok(()) => settle(core, (writes, server), None),
             Err(e) if Fault::of(&e).is_an_answer() => {
                 metrics::redis_error(Fault::of(&e).label());
-                settle(shared, node, Some(fault::describe(&e)));
+                settle(core, (writes, server), Some(fault::describe(&e)));
             }
             Err(e) => return fault::describe(&e),
         }
@@ -60,26 +64,26 @@ pub(super) async fn watch(shared: &Shared, node: &Node, mut link: Link) -> Strin
     }
 }
 
-fn settle(shared: &Shared, node: &Node, refusal: Option<String>) {
-    let (server, error) = (&node.server, refusal.clone());
-    if !node.writes.record(refusal) {
+fn settle(core: &Core, (writes, server): (&Writes, &Server), refusal: Option<String>) {
+    let error = refusal.clone();
+    if !writes.record(refusal) {
         return;
     }
     match error {
         Some(error) => {
             let what = "Redis refuses to keep a durable publication";
-            shared.note(Role::Writer, server, what, &error);
+            core.note(Role::Writer, server, what, &error);
         }
         None => tracing::info!(%server, "Redis keeps durable publications again"),
     }
-    shared.report();
+    core.state_changed();
 }
 
 /// Makes a real publication, as publishers do; what it leaves expires by itself.
-async fn attempt(shared: &Shared, link: &mut Link, key: &str) -> RedisResult<()> {
+async fn attempt(core: &Core, master: &mut MasterConnection, key: &str) -> RedisResult<()> {
     let arguments: [&[u8]; 3] = [b"{}", b"60", b"1"];
-    let connection = &mut link.connection;
-    library::call::<Value>(connection, shared.calling(), &PUBLISH, key, &arguments).await?;
+    let connection = &mut master.connection;
+    library::call::<Value>(connection, core.calling(), &PUBLISH, key, &arguments).await?;
 
     let mut end = redis::cmd("PEXPIRE");
     end.arg(meta_key(key)).arg(KEPT_MS);
@@ -87,9 +91,9 @@ async fn attempt(shared: &Shared, link: &mut Link, key: &str) -> RedisResult<()>
 }
 
 /// A key of the gateway's own on that server; in a cluster names are tried until one falls to it.
-fn key(shared: &Shared, server: &Server) -> Option<String> {
-    let map: &Map = &shared.directory.current();
+fn key(core: &Core, server: &Server) -> Option<String> {
+    let map: &Map = &core.directory.current();
     let at = map.masters.iter().position(|master| master == server)?;
-    let names = (0..100_000).map(|n| shared.own_key(&format!("writes:{}:{n}", shared.uid)));
+    let names = (0..100_000).map(|n| core.own_key(&format!("writes:{}:{n}", core.uid)));
     names.into_iter().find(|name| map.master_of(name.as_bytes()) == Some(at))
 }

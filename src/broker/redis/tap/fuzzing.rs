@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{Limits, OnPush, Push, Tap};
+use super::{Limits, OnPush, PushMessage, Tap};
 
 pub const BEGIN: usize = super::BEGIN;
 pub const KEPT: usize = super::KEPT;
@@ -35,17 +35,19 @@ pub enum Told {
     Disconnected,
 }
 
-impl From<Push<'_>> for Told {
-    fn from(push: Push<'_>) -> Self {
+impl From<PushMessage<'_>> for Told {
+    fn from(push: PushMessage<'_>) -> Self {
         match push {
-            Push::Message { channel, payload } => Self::Message(channel.into(), payload.into()),
-            Push::TooLarge { channel, begin, len } => {
+            PushMessage::Message { channel, payload } => {
+                Self::Message(channel.into(), payload.into())
+            }
+            PushMessage::TooLarge { channel, begin, len } => {
                 Self::TooLarge(channel.into(), begin.into(), len)
             }
-            Push::Subscribed(channel) => Self::Subscribed(channel.into()),
-            Push::Unsubscribed(channel) => Self::Unsubscribed(channel.into()),
-            Push::ShardUnsubscribed(channel) => Self::ShardUnsubscribed(channel.into()),
-            Push::Disconnected => Self::Disconnected,
+            PushMessage::Subscribed(channel) => Self::Subscribed(channel.into()),
+            PushMessage::Unsubscribed(channel) => Self::Unsubscribed(channel.into()),
+            PushMessage::ShardUnsubscribed(channel) => Self::ShardUnsubscribed(channel.into()),
+            PushMessage::Disconnected => Self::Disconnected,
         }
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::broker::SilentPart;
 
 /// The part of the channels that no connection has; no other part has this number.
-pub(in super::super) const UNSERVED: u64 = 0;
+pub(super) const UNSERVED: u64 = 0;
 
 fn next_part() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(UNSERVED + 1);
@@ -27,9 +27,9 @@ struct State {
     caught_up: bool,
 }
 
-pub(in super::super) struct Hearing {
+pub(super) struct Hearing {
     /// The number of the part of the broker that this connection is.
-    pub(in super::super) part: u64,
+    pub(super) part: u64,
     state: Mutex<State>,
 }
 
@@ -58,14 +58,14 @@ impl Hearing {
     }
 
     /// Notes that the canary published at that time came back.
-    pub(in super::super) fn proven(&self, published: Instant) {
+    pub(super) fn proven(&self, published: Instant) {
         let mut state = self.state.lock();
         state.proven = true;
         state.proof = Some(published);
     }
 
     /// Trusts the connection because no canary can prove it.
-    pub(in super::super) fn trusted(&self) {
+    pub(super) fn trusted(&self) {
         self.state.lock().proven = true;
     }
 

@@ -7,10 +7,12 @@ use futures_util::future::join_all;
 use redis::{RedisError, Value};
 use tokio::time::Instant;
 
-use super::super::fault::{self, Fault};
-use super::super::wanted::Op;
-use super::super::{Role, connect, history};
-use super::Subscriber;
+use super::SubscribingConnection;
+use crate::broker::redis::connect::MasterConnection;
+use crate::broker::redis::core::Role;
+use crate::broker::redis::fault::{self, Fault};
+use crate::broker::redis::history;
+use crate::broker::redis::wanted::Op;
 use crate::broker::{Event, Track};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::metrics;
@@ -30,7 +32,7 @@ const PACE: Duration = Duration::from_millis(1);
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-impl Subscriber {
+impl SubscribingConnection {
     /// The next operations of one kind; true if they are subscriptions.
     fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Track)>)> {
         let mut wanted = self.wanted.lock();
@@ -44,7 +46,7 @@ impl Subscriber {
     }
 
     /// Carries out the queued operations in order, until one fails because of the connection.
-    pub(super) async fn operate(&self, link: &connect::Link) -> String {
+    pub(super) async fn operate(&self, master: &MasterConnection) -> String {
         let mut last = Instant::now();
 
         loop {
@@ -62,9 +64,9 @@ impl Subscriber {
             };
 
             let carried_out = if subscribe {
-                self.subscribe_to(link, &names).await
+                self.subscribe_to(master, &names).await
             } else {
-                self.command_all(link, false, &names).await
+                self.command_all(master, false, &names).await
             };
 
             if let Err(e) = carried_out {
@@ -77,31 +79,31 @@ impl Subscriber {
     /// A read before the subscription would leave out what is published in between.
     async fn subscribe_to(
         &self,
-        link: &connect::Link,
+        master: &MasterConnection,
         names: &[(ChannelName, Track)],
     ) -> Result<(), RedisError> {
-        self.command_all(link, true, names).await?;
+        self.command_all(master, true, names).await?;
 
         let is_tracked = |(_, track): &&(ChannelName, Track)| *track > Track::No;
         let tracked: Vec<_> = names.iter().filter(is_tracked).cloned().collect();
-        let positions = self.read_positions(link, &tracked).await?;
+        let positions = self.read_positions(master, &tracked).await?;
         let mut wanted = self.wanted.lock();
         let events = positions.into_iter().flat_map(|(c, at)| wanted.stands(c.as_str(), at));
-        events.for_each(|event| self.shared.events.push(event));
+        events.for_each(|event| self.core.events.push(event));
         Ok(())
     }
 
     /// Sends the commands for all of these channels together.
     async fn command_all(
         &self,
-        link: &connect::Link,
+        master: &MasterConnection,
         subscribe: bool,
         names: &[(ChannelName, Track)],
     ) -> Result<(), RedisError> {
-        let names: Vec<_> = names.iter().map(|(channel, _)| self.shared.key(channel)).collect();
+        let names: Vec<_> = names.iter().map(|(channel, _)| self.core.key(channel)).collect();
 
         let commands = self.batches(&names).into_iter().map(|batch| async move {
-            let result = self.command(link, subscribe, &batch).await;
+            let result = self.command(master, subscribe, &batch).await;
             (batch, result)
         });
 
@@ -114,7 +116,7 @@ impl Subscriber {
                 Err(e) if Fault::of(&e).is_an_answer() && batch.len() == 1 => {
                     self.refuse(&batch[0], &e);
                 }
-                Err(e) if Fault::of(&e).is_an_answer() => self.one_by_one(link, &batch).await?,
+                Err(e) if Fault::of(&e).is_an_answer() => self.one_by_one(master, &batch).await?,
                 Err(e) => return Err(e),
             }
         }
@@ -125,18 +127,18 @@ impl Subscriber {
     /// Splits names into commands. In a cluster the channels of one command would have to share a
     /// slot, and the library expects one confirmation for a command that it does not know.
     fn batches(&self, names: &[String]) -> Vec<Vec<String>> {
-        let size = if self.shared.is_cluster() { 1 } else { PER_COMMAND };
+        let size = if self.core.is_cluster() { 1 } else { PER_COMMAND };
         names.chunks(size).map(<[String]>::to_vec).collect()
     }
 
     pub(super) async fn command(
         &self,
-        link: &connect::Link,
+        master: &MasterConnection,
         subscribe: bool,
         names: &[String],
     ) -> Result<(), RedisError> {
-        let mut connection = link.connection.clone();
-        match (self.shared.is_cluster(), subscribe) {
+        let mut connection = master.connection.clone();
+        match (self.core.is_cluster(), subscribe) {
             (false, true) => connection.subscribe(names).await,
             (false, false) => connection.unsubscribe(names).await,
             (true, _) => {
@@ -151,12 +153,12 @@ impl Subscriber {
     /// Reads the current positions of these channels' histories.
     async fn read_positions(
         &self,
-        link: &connect::Link,
+        master: &MasterConnection,
         tracked: &[(ChannelName, Track)],
     ) -> Result<Vec<(ChannelName, Option<Position>)>, RedisError> {
         let reads = tracked.iter().map(|(channel, track)| async move {
-            let key = self.shared.key(channel);
-            (channel, history::position(&self.shared, link, &key, *track).await)
+            let key = self.core.key(channel);
+            (channel, history::position(&self.core, master, &key, *track).await)
         });
 
         let mut positions = Vec::with_capacity(tracked.len());
@@ -166,7 +168,7 @@ impl Subscriber {
                 Err(e) if Fault::of(&e).is_an_answer() => {
                     let error = format!("{channel}: {}", fault::describe(&e));
                     let what = "cannot read a channel's position";
-                    self.shared.note(Role::Subscriber, &self.server, what, &error);
+                    self.core.note(Role::Subscriber, &self.server, what, &error);
                     None
                 }
                 Err(e) => return Err(e),
@@ -179,11 +181,11 @@ impl Subscriber {
     }
 
     /// Runs until the connection fails; returns the reason.
-    pub(super) async fn keep_histories(&self, link: &connect::Link) -> String {
+    pub(super) async fn keep_histories(&self, master: &MasterConnection) -> String {
         loop {
             let kept = tokio::select! {
-                () = tokio::time::sleep(KEEP_OPEN) => self.keep_open(link).await,
-                () = self.renew.notified() => self.read_again(link).await,
+                () = tokio::time::sleep(KEEP_OPEN) => self.keep_open(master).await,
+                () = self.renew.notified() => self.read_again(master).await,
             };
             if let Err(e) = kept {
                 return fault::describe(&e);
@@ -191,10 +193,10 @@ impl Subscriber {
         }
     }
 
-    async fn keep_open(&self, link: &connect::Link) -> Result<(), RedisError> {
+    async fn keep_open(&self, master: &MasterConnection) -> Result<(), RedisError> {
         for chunk in self.followed(Track::Open).chunks(PER_COMMAND) {
             let opened = chunk.iter().map(|(channel, _)| async move {
-                history::open(&self.shared, link, &self.shared.key(channel)).await
+                history::open(&self.core, master, &self.core.key(channel)).await
             });
             for result in join_all(opened).await {
                 match result {
@@ -208,14 +210,14 @@ impl Subscriber {
 
     /// Reads the positions of the tracked histories again. A new epoch tells by itself what that
     /// means.
-    async fn read_again(&self, link: &connect::Link) -> Result<(), RedisError> {
+    async fn read_again(&self, master: &MasterConnection) -> Result<(), RedisError> {
         for chunk in self.followed(Track::Read).chunks(PER_COMMAND) {
-            let positions = self.read_positions(link, chunk).await?;
+            let positions = self.read_positions(master, chunk).await?;
             let wanted = self.wanted.lock();
             for (channel, position) in positions {
                 if wanted.channels.get(&channel).is_some_and(|want| want.live) {
                     let reason = GapReason::BrokerReconnected;
-                    self.shared.events.push(Event::Interrupted(channel, reason, position));
+                    self.core.events.push(Event::Interrupted(channel, reason, position));
                 }
             }
         }
@@ -231,9 +233,13 @@ impl Subscriber {
 
     /// Finds out which channel made Redis refuse a whole command (ACL, slot), by asking for each
     /// alone.
-    async fn one_by_one(&self, link: &connect::Link, names: &[String]) -> Result<(), RedisError> {
+    async fn one_by_one(
+        &self,
+        master: &MasterConnection,
+        names: &[String],
+    ) -> Result<(), RedisError> {
         for name in names {
-            if let Err(e) = self.command(link, true, std::slice::from_ref(name)).await {
+            if let Err(e) = self.command(master, true, std::slice::from_ref(name)).await {
                 if !Fault::of(&e).is_an_answer() {
                     return Err(e);
                 }
@@ -249,14 +255,14 @@ impl Subscriber {
     fn refuse(&self, name: &str, error: &RedisError) {
         let moved = fault::is_moved(error);
         if moved {
-            self.shared.directory.doubt();
+            self.core.directory.doubt();
         } else {
             metrics::redis_error(Fault::of(error).label());
             let error = format!("{name}: {}", fault::describe(error));
-            self.shared.note(Role::Subscriber, &self.server, "Redis refused SUBSCRIBE", &error);
+            self.core.note(Role::Subscriber, &self.server, "Redis refused SUBSCRIBE", &error);
         }
 
-        let Some(name) = self.shared.strip(name.as_bytes()) else { return };
+        let Some(name) = self.core.strip(name.as_bytes()) else { return };
         let mut wanted = self.wanted.lock();
         if !wanted.answered(name) {
             return;
@@ -280,7 +286,7 @@ impl Subscriber {
 
         want.refused = true;
         let reason = GapReason::BrokerRefused;
-        self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+        self.core.events.push(Event::Interrupted(channel.clone(), reason, None));
         wanted.refused.push((Instant::now() + ASK_AGAIN, channel));
     }
 

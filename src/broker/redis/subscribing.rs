@@ -4,7 +4,6 @@
 //!
 //! [`Events`]: crate::broker::Events
 
-mod hearing;
 mod operate;
 
 use std::sync::Arc;
@@ -16,13 +15,17 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Duration, Instant, sleep};
 
-use self::hearing::Hearing;
-pub(super) use self::hearing::UNSERVED;
-use super::connect::{self, Backoff};
+use super::canary::{self, Canary};
+use super::commands::Commands;
+use super::connect::MasterConnection;
+use super::core::{Core, Role};
+use super::durable;
 use super::fault::{self, Fault};
-use super::tap::{OnPush, Push};
+use super::fencing;
+use super::hearing::Hearing;
+use super::tap::{OnPush, PushMessage};
 use super::wanted::{Want, Wanted};
-use super::{Role, Shared, canary, durable};
+use super::watch::{self, Backoff};
 use crate::broker::{Confirmation, Event, SilentPart, Track};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics::{self, Rejected};
@@ -37,8 +40,10 @@ const ASK_CANARY_AGAIN: Duration = Duration::from_secs(5);
 /// The longest message between replicas, in bytes.
 const MAX_CONTROL: usize = 16 * 1024;
 
-pub(super) struct Subscriber {
-    pub(super) shared: Arc<Shared>,
+pub(super) struct SubscribingConnection {
+    core: Arc<Core>,
+    /// The canary is published through these.
+    commands: Arc<Commands>,
     pub(super) server: Server,
     /// The index of this connection among those to the same server.
     pub(super) index: usize,
@@ -53,21 +58,23 @@ pub(super) struct Subscriber {
     pub(super) hearing: Hearing,
     /// The connection whose messages count: an abandoned one may still yield some.
     generation: AtomicU64,
-    pub(super) canary: canary::Canary,
+    pub(super) canary: Canary,
 }
 
-impl Subscriber {
+impl SubscribingConnection {
     /// `silent`: the channels that this connection takes over have been silent before.
     pub(super) fn new(
-        shared: Arc<Shared>,
+        commands: Arc<Commands>,
         server: Server,
         index: usize,
         silent: Option<SilentPart>,
     ) -> Self {
-        let canary = canary::Canary::new(&shared, &server, index);
+        let core = Arc::clone(&commands.core);
+        let canary = Canary::new(&core, &server, index);
 
         Self {
-            shared,
+            core,
+            commands,
             server,
             index,
             wanted: Mutex::default(),
@@ -160,7 +167,7 @@ impl Subscriber {
         for (channel, want) in wanted.channels.iter_mut().filter(|(c, w)| concerns(c, w.track)) {
             if want.live {
                 let reason = GapReason::HistoryLost;
-                self.shared.events.push(Event::Interrupted(channel.clone(), reason, None));
+                self.core.events.push(Event::Interrupted(channel.clone(), reason, None));
             } else {
                 want.lost |= want.gap_due;
             }
@@ -174,26 +181,28 @@ impl Subscriber {
     }
 
     /// The reader's callback. It runs for every message and must not wait.
-    fn on_push(&self, generation: u64, push: Push<'_>) {
+    fn on_push(&self, generation: u64, push: PushMessage<'_>) {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
         }
         match push {
-            Push::Message { channel, payload } => self.on_message(channel, payload, payload.len()),
-            Push::TooLarge { channel, begin, len } => self.on_message(channel, begin, len),
-            Push::Disconnected => self.disconnected.notify_one(),
-            Push::Subscribed(name) => self.on_subscribed(generation, name),
-            Push::Unsubscribed(name) => {
-                let name = self.shared.strip(name);
+            PushMessage::Message { channel, payload } => {
+                self.on_message(channel, payload, payload.len())
+            }
+            PushMessage::TooLarge { channel, begin, len } => self.on_message(channel, begin, len),
+            PushMessage::Disconnected => self.disconnected.notify_one(),
+            PushMessage::Subscribed(name) => self.on_subscribed(generation, name),
+            PushMessage::Unsubscribed(name) => {
+                let name = self.core.strip(name);
                 name.map(|name| self.wanted.lock().ended_unasked(name));
             }
-            Push::ShardUnsubscribed(name) => self.on_unsubscribed(name),
+            PushMessage::ShardUnsubscribed(name) => self.on_unsubscribed(name),
         }
     }
 
     /// Handles a message. `payload` may be only the beginning of one that is `len` long.
     fn on_message(&self, name: &[u8], payload: &[u8], len: usize) {
-        let Some(name) = self.shared.strip(name) else { return };
+        let Some(name) = self.core.strip(name) else { return };
         if self.canary.is(name) {
             return self.canary.arrived(payload);
         }
@@ -211,7 +220,7 @@ impl Subscriber {
         }
         drop(wanted);
 
-        let cut = (!whole || len > self.shared.max_bytes()).then_some(len);
+        let cut = (!whole || len > self.core.max_bytes()).then_some(len);
         // The payload is copied, so that keeping it does not keep everything that was read with it.
         let payload = if cut.is_some() { Bytes::new() } else { Bytes::copy_from_slice(payload) };
         let event = if channel.is_control() {
@@ -229,15 +238,15 @@ impl Subscriber {
             let Some(publication) = passes else { return };
             Event::Publication(publication)
         };
-        self.shared.events.push(event);
+        self.core.events.push(event);
     }
 
     fn on_subscribed(&self, generation: u64, name: &[u8]) {
-        let Some(name) = self.shared.strip(name) else { return };
+        let Some(name) = self.core.strip(name) else { return };
         let mut wanted = self.wanted.lock();
         // This is checked again under the lock: what an abandoned connection confirmed is not live.
         if self.generation.load(Ordering::Acquire) == generation {
-            wanted.confirmed(name).into_iter().flatten().for_each(|e| self.shared.events.push(e));
+            wanted.confirmed(name).into_iter().flatten().for_each(|e| self.core.events.push(e));
         }
     }
 
@@ -245,39 +254,39 @@ impl Subscriber {
     /// another server. The library mistakes it for the answer to a pending command, so the
     /// connection is of no use any more.
     fn on_unsubscribed(&self, name: &[u8]) {
-        let Some(name) = self.shared.strip(name) else { return };
+        let Some(name) = self.core.strip(name) else { return };
         if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
-            self.shared.directory.doubt();
+            self.core.directory.doubt();
             self.disconnected.notify_one();
         }
     }
 
     fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Release);
-        self.shared.report();
+        self.core.state_changed();
     }
 
     /// Runs until the connection fails or a canary is missed; returns the reason. A canary that is
     /// refused is asked for again, since permissions may be restored.
-    async fn watch_canary(&self, link: &connect::Link, mut hears: bool) -> String {
+    async fn watch_canary(&self, master: &MasterConnection, mut hears: bool) -> String {
         let name = [self.canary.channel().to_owned()];
         while !hears && !self.canary.is_none() {
             sleep(ASK_CANARY_AGAIN).await;
-            hears = match self.command(link, true, &name).await {
+            hears = match self.command(master, true, &name).await {
                 Ok(()) => true,
                 Err(e) if Fault::of(&e).is_an_answer() && !fault::is_moved(&e) => false,
                 Err(e) => return fault::describe(&e),
             };
         }
-        canary::watch(self).await
+        canary::watch(&self.canary, &self.hearing, &self.commands, &self.server).await
     }
 
     /// Serves one connection to its end; returns why it ended.
-    async fn serve(&self, link: &connect::Link) -> String {
+    async fn serve(&self, master: &MasterConnection) -> String {
         let name = [self.canary.channel().to_owned()];
         let mut hears_canary = !self.canary.is_none();
 
-        if hears_canary && let Err(e) = self.command(link, true, &name).await {
+        if hears_canary && let Err(e) = self.command(master, true, &name).await {
             if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) {
                 return format!("cannot subscribe to the canary: {}", fault::describe(&e));
             }
@@ -285,7 +294,7 @@ impl Subscriber {
             hears_canary = false;
             self.canary.is_refused();
             let what = "Redis refuses the canary: allow its channel";
-            self.shared.failed(Role::Subscriber, &self.server, what, &e);
+            self.core.failed(Role::Subscriber, &self.server, what, &e);
         }
 
         self.wanted.lock().begin();
@@ -297,13 +306,13 @@ impl Subscriber {
         self.set_up(true);
 
         let error = tokio::select! {
-            error = connect::ping_until_lost(link.connection.clone(), &self.shared.settings) => error,
-            error = self.operate(link) => error,
+            error = watch::ping_until_lost(master.connection.clone(), &self.core.settings) => error,
+            error = self.operate(master) => error,
             () = self.disconnected.notified() => "connection closed".to_owned(),
-            error = self.watch_canary(link, hears_canary) => error,
-            error = connect::watch_reign(link.clone()) => error,
-            error = connect::watch_address(&self.shared, &self.server, Arc::clone(&link.run)) => error,
-            error = self.keep_histories(link) => error,
+            error = self.watch_canary(master, hears_canary) => error,
+            error = watch::watch_replication_id(master.clone()) => error,
+            error = watch::watch_address(&self.core, &self.server, Arc::clone(&master.replication_id)) => error,
+            error = self.keep_histories(master) => error,
             () = self.stop.notified() => "stopped".to_owned(),
             never = self.ask_again() => match never {},
         };
@@ -317,10 +326,10 @@ impl Subscriber {
 }
 
 /// Keeps up the subscribing connection until it is stopped.
-pub(super) async fn run(subscriber: Arc<Subscriber>) {
-    let shared = Arc::clone(&subscriber.shared);
+pub(super) async fn run(subscriber: Arc<SubscribingConnection>) {
+    let core = Arc::clone(&subscriber.core);
     let server = &subscriber.server;
-    let mut backoff = Backoff::new(&shared.settings);
+    let mut backoff = Backoff::new(&core.settings);
 
     while !subscriber.stopped.load(Ordering::Acquire) {
         let generation = subscriber.generation.fetch_add(1, Ordering::AcqRel) + 1;
@@ -330,29 +339,29 @@ pub(super) async fn run(subscriber: Arc<Subscriber>) {
         };
 
         let began = Instant::now();
-        match shared.master(&subscriber.server, Some(on_push)).await {
-            Ok(link) => {
+        match fencing::open(&core, server, Some(on_push)).await {
+            Ok(master) => {
                 // A notification that is left over comes from an earlier connection or a failed
                 // attempt.
                 let _ = subscriber.disconnected.notified().now_or_never();
-                connect::log_connected(Role::Subscriber, server);
-                let error = subscriber.serve(&link).await;
+                watch::log_connected(Role::Subscriber, server);
+                let error = subscriber.serve(&master).await;
                 if subscriber.stopped.load(Ordering::Acquire) {
                     return;
                 }
-                shared.note(Role::Subscriber, server, "connection to Redis lost", &error);
+                core.note(Role::Subscriber, server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
             }
             Err(e) => {
-                shared.failed(Role::Subscriber, server, "cannot connect to Redis", &e);
+                core.failed(Role::Subscriber, server, "cannot connect to Redis", &e);
             }
         }
 
-        shared.directory.doubt();
+        core.directory.doubt();
 
         // A connection that is made and lost immediately must not become a hot loop.
-        if began.elapsed() > shared.settings.reconnect_max {
-            backoff = Backoff::new(&shared.settings);
+        if began.elapsed() > core.settings.reconnect_max {
+            backoff = Backoff::new(&core.settings);
         }
 
         tokio::select! {

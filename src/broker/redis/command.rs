@@ -5,14 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 use redis::{RedisError, RedisResult};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
+use tokio::sync::watch::Sender;
 use tokio::time::{Duration, Instant, sleep, timeout};
 
-use super::connect::{self, Backoff, Link};
+use super::connect::MasterConnection;
+use super::core::{Core, Role};
 use super::fault::{self, Fault};
+use super::fencing;
 use super::library::{self, Calls};
+use super::watch::{self, Backoff};
 use super::writes::{self, Writes};
-use super::{Role, Shared, fence};
 use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
@@ -20,19 +23,19 @@ use crate::redis_url::Server;
 /// The interval at which the library is checked: publishers use it without asking the gateway.
 const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
 
-pub(super) struct Node {
+pub(super) struct CommandConnection {
     pub(super) server: Server,
-    link: watch::Sender<Option<Link>>,
+    master: Sender<Option<MasterConnection>>,
     pub(super) writes: Writes,
     lost: Notify,
     stopped: AtomicBool,
 }
 
-impl Node {
+impl CommandConnection {
     pub(super) fn new(server: Server) -> Arc<Self> {
         Arc::new(Self {
             server,
-            link: watch::Sender::new(None),
+            master: Sender::new(None),
             writes: Writes::default(),
             lost: Notify::new(),
             stopped: AtomicBool::new(false),
@@ -40,19 +43,19 @@ impl Node {
     }
 
     pub(super) fn is_up(&self) -> bool {
-        self.link.borrow().is_some()
+        self.master.borrow().is_some()
     }
 
     /// The connection. If there is none, the next one, if it is made within that time.
-    pub(super) async fn link(&self, within: Duration) -> Option<Link> {
-        let mut link = self.link.subscribe();
-        let found = timeout(within, link.wait_for(Option::is_some)).await;
+    pub(super) async fn master(&self, within: Duration) -> Option<MasterConnection> {
+        let mut master = self.master.subscribe();
+        let found = timeout(within, master.wait_for(Option::is_some)).await;
         found.ok()?.ok()?.clone()
     }
 
     /// Handles a failed command: connects again if the current connection is the cause.
-    pub(super) fn failed(&self, link: &Link, error: &RedisError) {
-        let is_current = self.link.borrow().as_ref().is_some_and(|current| current.is(link));
+    pub(super) fn failed(&self, master: &MasterConnection, error: &RedisError) {
+        let is_current = self.master.borrow().as_ref().is_some_and(|current| current.is(master));
         // A master that became a replica says so in an answer; then another server has to be found.
         if is_current && (Fault::of(error) == Fault::Gone || error.code() == Some("READONLY")) {
             self.lost.notify_one();
@@ -72,82 +75,87 @@ impl Node {
 }
 
 /// Keeps up the connection until it is stopped.
-pub(super) async fn run(shared: Arc<Shared>, node: Arc<Node>) {
-    let mut backoff = Backoff::new(&shared.settings);
+pub(super) async fn run(core: Arc<Core>, command: Arc<CommandConnection>) {
+    let mut backoff = Backoff::new(&core.settings);
 
-    while !node.stopped.load(Ordering::Acquire) {
-        match open(&shared, &node.server).await {
-            Ok(link) => {
+    while !command.stopped.load(Ordering::Acquire) {
+        match open(&core, &command.server).await {
+            Ok(master) => {
                 let began = Instant::now();
-                let reigns = connect::watch_reign(link.clone());
+                let replaced = watch::watch_replication_id(master.clone());
 
                 // A notification that is left over concerns the previous connection.
-                let _ = node.lost.notified().now_or_never();
-                if node.stopped.load(Ordering::Acquire) {
+                let _ = command.lost.notified().now_or_never();
+                if command.stopped.load(Ordering::Acquire) {
                     return;
                 }
 
-                let pinged = connect::ping_until_lost(link.connection.clone(), &shared.settings);
-                let looked = look_at_library(&shared, &node.server, link.clone());
-                let moved = connect::watch_address(&shared, &node.server, Arc::clone(&link.run));
-                let written = writes::watch(&shared, &node, link.clone());
+                let pinged = watch::ping_until_lost(master.connection.clone(), &core.settings);
+                let looked = look_at_library(&core, &command.server, master.clone());
+                let moved = watch::watch_address(
+                    &core,
+                    &command.server,
+                    Arc::clone(&master.replication_id),
+                );
+                let written =
+                    writes::watch(&core, &command.writes, &command.server, master.clone());
 
-                node.link.send_replace(Some(link));
-                shared.report();
-                connect::log_connected(Role::Publisher, &node.server);
+                command.master.send_replace(Some(master));
+                core.state_changed();
+                watch::log_connected(Role::Publisher, &command.server);
 
                 let error = tokio::select! {
                     error = pinged => error,
                     error = looked => error,
-                    error = reigns => error,
+                    error = replaced => error,
                     error = moved => error,
                     error = written => error,
-                    () = node.lost.notified() => "a command failed".to_owned(),
+                    () = command.lost.notified() => "a command failed".to_owned(),
                 };
 
-                node.link.send_replace(None);
-                shared.report();
-                if node.stopped.load(Ordering::Acquire) {
+                command.master.send_replace(None);
+                core.state_changed();
+                if command.stopped.load(Ordering::Acquire) {
                     return;
                 }
 
-                shared.note(Role::Publisher, &node.server, "connection to Redis lost", &error);
+                core.note(Role::Publisher, &command.server, "connection to Redis lost", &error);
                 metrics::redis_reconnect();
-                if began.elapsed() > shared.settings.reconnect_max {
-                    backoff = Backoff::new(&shared.settings);
+                if began.elapsed() > core.settings.reconnect_max {
+                    backoff = Backoff::new(&core.settings);
                 }
             }
             Err(e) => {
-                shared.failed(Role::Publisher, &node.server, "cannot connect to Redis", &e);
+                core.failed(Role::Publisher, &command.server, "cannot connect to Redis", &e);
             }
         }
 
-        shared.directory.doubt();
+        core.directory.doubt();
         backoff.wait().await;
     }
 }
 
-async fn open(shared: &Shared, server: &Server) -> RedisResult<Link> {
-    let mut link = shared.master(server, None).await?;
-    look(shared, server, &mut link).await?;
-    Ok(link)
+async fn open(core: &Core, server: &Server) -> RedisResult<MasterConnection> {
+    let mut master = fencing::open(core, server, None).await?;
+    look(core, server, &mut master).await?;
+    Ok(master)
 }
 
 /// Checks the library. A server that refuses it (out of memory, too few replicas) still publishes
 /// plainly.
-async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<()> {
-    let calls = match library::ensure(&mut link.connection, shared.max_bytes()).await {
+async fn look(core: &Core, server: &Server, master: &mut MasterConnection) -> RedisResult<()> {
+    let calls = match library::ensure(&mut master.connection, core.max_bytes()).await {
         Ok(calls) => calls,
         Err(e) if Fault::of(&e).is_an_answer() => {
             let what = "Redis does not take the function library now";
-            shared.failed(Role::Writer, server, what, &e);
+            core.failed(Role::Writer, server, what, &e);
             return Ok(());
         }
         Err(e) => return Err(e),
     };
 
     let scripts = calls == Calls::Scripts;
-    if !shared.scripts.swap(scripts, Ordering::AcqRel) && scripts {
+    if !core.scripts.swap(scripts, Ordering::AcqRel) && scripts {
         let name = server.to_string();
         logging::repeated(("redis", "scripts"), server, move |repeated| {
             tracing::warn!(
@@ -163,11 +171,11 @@ async fn look(shared: &Shared, server: &Server, link: &mut Link) -> RedisResult<
 }
 
 /// Runs until the connection fails; returns the reason.
-async fn look_at_library(shared: &Shared, server: &Server, mut link: Link) -> String {
+async fn look_at_library(core: &Core, server: &Server, mut master: MasterConnection) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;
-        let looked = look(shared, server, &mut link).await;
-        if let Err(e) = looked.and(fence::learn(shared, &mut link).await) {
+        let looked = look(core, server, &mut master).await;
+        if let Err(e) = looked.and(fencing::learn(core, &mut master).await) {
             return fault::describe(&e);
         }
     }
