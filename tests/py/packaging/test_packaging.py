@@ -20,9 +20,9 @@ import urllib.request
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 PACKAGING = ROOT / "packaging"
-PM2 = ROOT / "tests/packaging/node_modules/.bin/pm2"
+PM2 = ROOT / "tests/py/packaging/node_modules/.bin/pm2"
 # Holds what shells and systemd would take for something.
 SECRET = 'a $HOME of "many" \\words # no comment ' + "x" * 32
 # What a shell may hold that starts PM2, and what the gateway would refuse.

@@ -10,7 +10,7 @@ import tempfile
 import pytest
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+ROOT = pathlib.Path(__file__).resolve().parents[3]
 CHART = ROOT / "charts/tollgate"
 HELMS = ("helm-3", "helm-4")
 
