@@ -1,19 +1,19 @@
 """`config` becomes a file that the gateway takes, with the values that were given and nothing else."""
 
-import contextlib
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import time
 import tomllib
-import urllib.error
-import urllib.request
 
 import pytest
 import yaml
-from conftest import CASES, CHART, HELMS, ROOT, merged, nested, one, rendered
+from render import CASES, CHART, HELMS, merged, nested, one, rendered
+from support import ROOT
+from support.net import free_port, get
+from support.process import Process
+from support.wait import eventually
 
 DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
 KEY = "0123456789abcdef0123456789ABCDEF-unlike-any-placeholder"
@@ -29,21 +29,15 @@ def without_empty(tree: dict) -> dict:
     return {n: v for n, v in trees.items() if v not in ({}, None)}
 
 
-def gateway(tollgate: str, folder: pathlib.Path, text: str, env: dict, *command: str, run=subprocess.run):
-    """Runs the gateway with a rendered file; what pods find under /run/secrets is in a folder."""
+def written(folder: pathlib.Path, text: str) -> pathlib.Path:
+    """A rendered file as the gateway here can take it: what pods find under /run/secrets is in a folder."""
     secrets = folder / "secrets"
     for name in re.findall('"/run/secrets/([^"]+)"', text):
         (secrets / name).parent.mkdir(parents=True, exist_ok=True)
         (secrets / name).write_text(KEY)
     file = folder / "tollgate.toml"
     file.write_text(text.replace("/run/secrets", str(secrets)))
-    return run(
-        [tollgate, *command, "--config", file],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return file
 
 
 def checked(tollgate: str, folder: pathlib.Path, values: dict, text: str) -> str:
@@ -51,7 +45,8 @@ def checked(tollgate: str, folder: pathlib.Path, values: dict, text: str) -> str
     env = {name: KEY for name in values.get("secretEnv", {})}
     if "TOLLGATE_REDIS__URL" in env:
         env["TOLLGATE_REDIS__URL"] = f"rediss://:{KEY}@redis:6379"
-    done = gateway(tollgate, folder, text, env, "config", "check")
+    command = [tollgate, "config", "check", "--config", written(folder, text)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
     return done.stderr if done.returncode else ""
 
 
@@ -172,30 +167,6 @@ def test_only_what_the_gateway_does_not_reload_restarts_pods(path, value, restar
     assert changed is restarts
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def get(url: str) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as e:
-        return e.code, ""
-
-
-def eventually(what: str, check):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            if found := check():
-                return found
-        time.sleep(0.02)
-    raise AssertionError(f"{what}: not in time")
-
-
 def test_probes_metrics_and_the_end_of_a_pod(tollgate, tmp_path):
     """The gateway runs with what is rendered, answers what Kubernetes and Prometheus ask, and ends within its grace."""
     ports = {"admin": free_port(), "server": free_port()}
@@ -208,8 +179,8 @@ def test_probes_metrics_and_the_end_of_a_pod(tollgate, tmp_path):
     for name, address in {"admin": "0.0.0.0:9000", "server": "0.0.0.0:8000"}.items():
         assert text.count(address) == 1
         text = text.replace(address, listen[name]["listen"])
-    process = gateway(tollgate, tmp_path, text, {}, "serve", run=subprocess.Popen)
-    try:
+    command = [tollgate, "serve", "--config", written(tmp_path, text)]
+    with Process(tmp_path, "tollgate", *command, env={}) as process:
         admin = f"http://127.0.0.1:{ports['admin']}"
         paths = {name: pod["containers"][0][f"{name}Probe"]["httpGet"]["path"] for name in ("readiness", "liveness")}
         eventually("ready", lambda: get(admin + paths["readiness"])[0] == 200)
@@ -217,15 +188,10 @@ def test_probes_metrics_and_the_end_of_a_pod(tollgate, tmp_path):
         scraped = one(documents, "ServiceMonitor")["spec"]["endpoints"][0]["path"]
         assert "\ntollgate_draining " in get(admin + scraped)[1]
         began = time.monotonic()
-        process.send_signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
         eventually("not ready", lambda: get(admin + paths["readiness"])[0] == 503)
         assert get(admin + paths["liveness"])[0] == 200
         # Still accepting, so no preStop is needed.
         assert get(f"http://127.0.0.1:{ports['server']}/")[0] == 404
-        assert process.wait(timeout=30) == 0
+        assert process.child.wait(timeout=30) == 0
         assert time.monotonic() - began < pod["terminationGracePeriodSeconds"]
-    finally:
-        process.kill()
-        process.communicate()
-
-

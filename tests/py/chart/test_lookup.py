@@ -7,7 +7,8 @@ import threading
 
 import pytest
 import yaml
-from conftest import CHART, HELMS, ROOT, one
+from render import CHART, HELMS, one
+from support import ROOT
 
 DEPLOYMENT = {
     "apiVersion": "apps/v1",

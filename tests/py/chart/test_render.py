@@ -12,7 +12,8 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus
-from conftest import CASES, CHART, HELMS, ROOT, TOGGLES, one, rendered
+from render import CASES, CHART, HELMS, TOGGLES, one, rendered
+from support import ROOT
 
 KUBERNETES = ("1.28", "1.34", "1.37")
 # It reads a schema of megabytes for each document otherwise, which is most of the time that these tests take.

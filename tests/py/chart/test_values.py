@@ -1,7 +1,7 @@
 """Wrong values: each fails with a sentence that says what to do, from both helms, and never shows a secret."""
 
 import pytest
-from conftest import HELMS, merged, nested, rendered, template
+from render import HELMS, merged, nested, rendered, template
 
 SECRET = "a-secret-that-nobody-may-see"
 OWN_KEY = {"config": {"auth": {"keys": [{"jwks_url": "https://issuer/keys"}]}}, "secretFiles": {"jwt": None}}

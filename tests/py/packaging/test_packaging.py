@@ -5,22 +5,24 @@ itself does not run here: its unit is checked by systemd-analyze, its commands a
 """
 
 import configparser
-import contextlib
 import json
 import os
 import pathlib
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import time
 import tomllib
-import urllib.request
 
 import pytest
+from support import ROOT
+from support.gateway import Admin
+from support.net import free_port
+from support.process import Process
+from support.tokens import sign
+from support.wait import eventually
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 PACKAGING = ROOT / "packaging"
 PM2 = ROOT / "tests/py/packaging/node_modules/.bin/pm2"
 # Holds what shells and systemd would take for something.
@@ -29,30 +31,14 @@ SECRET = 'a $HOME of "many" \\words # no comment ' + "x" * 32
 STRAY = {"TOLLGATE_LIMITS__CONECTIONS": "5", "NEXTAUTH_SECRET": "the-shells-own-secret-of-32-bytes-or-more"}
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def eventually(what: str, check):
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError):
-            if found := check():
-                return found
-        time.sleep(0.05)
-    raise AssertionError(f"{what}: not in time")
-
-
-class Machine:
+class Machine(Admin):
     """A folder for /etc/tollgate, and the ports of its gateway."""
 
     def __init__(self, folder: pathlib.Path, binary: str):
         self.etc, self.binary = folder / "etc", binary
         self.etc.mkdir()
-        self.admin = f"http://127.0.0.1:{(port := free_port())}"
-        listen = f'[server]\nlisten = "127.0.0.1:{free_port()}"\n[admin]\nlisten = "127.0.0.1:{port}"\n'
+        self.admin = free_port()
+        listen = f'[server]\nlisten = "127.0.0.1:{free_port()}"\n[admin]\nlisten = "127.0.0.1:{self.admin}"\n'
         key = '[[auth.keys]]\nsecret_env = "NEXTAUTH_SECRET"\n'
         self.config = self.etc / "tollgate.toml"
         self.config.write_text(f'{listen}[drain]\nsettle = "100ms"\nwindow = "100ms"\n{key}')
@@ -65,24 +51,13 @@ class Machine:
         assert "/etc/tollgate" in text and "/usr/local/bin/tollgate" in text
         return text.replace("/etc/tollgate", str(self.etc)).replace("/usr/local/bin/tollgate", self.binary)
 
-    def get(self, path: str, data: bytes | None = None) -> str:
-        with urllib.request.urlopen(self.admin + path, data=data, timeout=5) as answer:
-            return answer.read().decode()
-
-    def is_ready(self) -> bool:
-        return '"ready":true' in self.get("/readyz")
-
     def takes_tokens_of(self, secret: str) -> bool:
-        command = [self.binary, "token", "mint", "--config", self.config, "--user", "u1"]
-        token = subprocess.run(command, env={"NEXTAUTH_SECRET": secret}, check=True, capture_output=True).stdout
-        return json.loads(self.get("/debug/token/check", token))["verdict"] == "accept"
+        return self.json("/debug/token/check", sign("u1", secret).encode())["verdict"] == "accept"
 
 
 @pytest.fixture
-def machine(tmp_path) -> Machine:
-    binary = os.environ.get("TOLLGATE_BIN", "")
-    assert os.access(binary, os.X_OK), "TOLLGATE_BIN names the gateway's binary"
-    return Machine(tmp_path, binary)
+def machine(tollgate, tmp_path) -> Machine:
+    return Machine(tmp_path, tollgate)
 
 
 def unit(text: str) -> configparser.SectionProxy:
@@ -135,26 +110,21 @@ def test_field_f11_no_core_file_holds_secrets():
     assert unit((PACKAGING / "tollgate.service").read_text())["LimitCORE"] == "0"
 
 
-def test_systemd(machine):
+def test_systemd(machine, tmp_path):
     service = unit(machine.here((PACKAGING / "tollgate.service").read_text()))
     for _ in range(2):
         env = environment(service["EnvironmentFile"])
-        process = subprocess.Popen(shlex.split(service["ExecStart"]), env=env, stderr=subprocess.DEVNULL)
-        try:
+        with Process(tmp_path, "tollgate", *shlex.split(service["ExecStart"]), env=env) as process:
             eventually("ready", machine.is_ready)
             assert machine.takes_tokens_of(SECRET)
             assert not machine.takes_tokens_of(STRAY["NEXTAUTH_SECRET"])
-            before = machine.get("/metrics")
             reload = service["ExecReload"].replace("$MAINPID", str(process.pid))
-            subprocess.run(shlex.split(reload), env={}, check=True)
             reloads = 'tollgate_config_reloads_total{result="unchanged"}'
-            assert f"{reloads} 0" in before
-            eventually("read again", lambda: f"{reloads} 1" in machine.get("/metrics"))
-            process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=int(service["TimeoutStopSec"])) == 0
-        finally:
-            process.kill()
-            process.wait()
+            assert machine.metric(reloads) == 0
+            subprocess.run(shlex.split(reload), env={}, check=True)
+            eventually("read again", lambda: machine.metric(reloads) == 1)
+            process.send(signal.SIGTERM)
+            assert process.child.wait(timeout=int(service["TimeoutStopSec"])) == 0
 
 
 def test_a_bad_configuration_stops_for_good(machine):

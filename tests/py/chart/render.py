@@ -1,4 +1,4 @@
-"""What the chart's tests share: two helms, the gateway's binary, the cases that are rendered."""
+"""What the chart's tests share: two helms, and the cases that are rendered."""
 
 import functools
 import json
@@ -7,10 +7,9 @@ import pathlib
 import subprocess
 import tempfile
 
-import pytest
 import yaml
+from support import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[3]
 CHART = ROOT / "charts/tollgate"
 HELMS = ("helm-3", "helm-4")
 
@@ -168,10 +167,3 @@ def one(documents: list[dict], kind: str, name_ends: str = "") -> dict:
     found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].endswith(name_ends)]
     assert len(found) == 1, f"{len(found)} of {kind} {name_ends}"
     return found[0]
-
-
-@pytest.fixture(scope="session")
-def tollgate() -> str:
-    path = os.environ.get("TOLLGATE_BIN", "")
-    assert os.access(path, os.X_OK), "TOLLGATE_BIN names the gateway's binary"
-    return path
