@@ -2,16 +2,15 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from conftest import DEADLINE, HOST, Tunnel, eventually, here
+from front import HOST, PROXIES, Tunnel, here
+from support.wait import DEADLINE, eventually
 from websockets.exceptions import ConnectionClosed
 
-PROXIES = ("nginx", "haproxy")
 OVER = {"http/1.1": "--http1.1", "http/2": "--http2"}
 
 
@@ -106,8 +105,7 @@ def test_field_e3_no_token_is_in_a_log_of_errors(start, proxy, other):
     site = start(proxy, other=other)
     token = site.token()
     for replica in site.replicas:
-        os.killpg(replica.child.pid, signal.SIGKILL)
-        replica.child.wait()
+        replica.end()
     for path in ("/sse", "/ws"):
         assert site.status(f"{path}?token={token}")[0] in (502, 503)
     eventually("the log", lambda: len(re.findall(r"/(?:sse|ws)\b.* 50[23] ", site.access_log())) == 2)
@@ -119,14 +117,14 @@ def test_haproxy_leaves_a_replica_that_hangs_alone(start):
     """Stopped, it still takes connections: the kernel does."""
     site = start("haproxy")
     hung, alive = site.replicas
-    os.killpg(hung.child.pid, signal.SIGSTOP)
+    hung.send(signal.SIGSTOP)
     try:
         eventually("HAProxy knows", lambda: re.search(r"tollgate/a is DOWN", site.access_log()))
         for _ in range(6):
             greeted(site.socket())
         assert len(alive.sockets()) == 6
     finally:
-        os.killpg(hung.child.pid, signal.SIGCONT)
+        hung.send(signal.SIGCONT)
 
 
 def lands_on(site, replica, token: str) -> bool:
@@ -160,14 +158,14 @@ def test_field_e4_a_hung_replica_behind_nginx_is_found_in_seconds(start, proxy):
                 return bool(greeted(site.socket(token=token)))
         return False
 
-    os.killpg(hung.child.pid, signal.SIGSTOP)
+    hung.send(signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(len(theirs)) as clients:
             assert all(clients.map(comes_back, theirs))
         assert len(alive.sockets()) == 40
         assert site.status("/sse?channels=post:1")[0] == 401, "streams too"
     finally:
-        os.killpg(hung.child.pid, signal.SIGCONT)
+        hung.send(signal.SIGCONT)
 
     eventually("it has noticed that its clients are gone", lambda: not hung.sockets())
     eventually("it is trusted again", lambda: lands_on(site, hung, token))
@@ -214,7 +212,7 @@ def refused_ip(site, number: int) -> str:
     """The address in the log's `number`th line about a refused token."""
 
     def lines() -> list[str]:
-        text = "".join(replica.log() for replica in site.replicas)
+        text = "".join(replica.log.read_text() for replica in site.replicas)
         refused = re.findall(r"token refused.*", re.sub(r"\x1b\[[0-9;]*m", "", text))
         # Not of who looked whether the proxy is there, without a token.
         return [line for line in refused if "missing" not in line]
@@ -279,8 +277,8 @@ def test_haproxy_leaves_a_draining_replica_and_its_sockets_alone(start):
         greeted(ws)
         subscribed(ws)
     leaving, staying = site.replicas
-    os.kill(leaving.child.pid, signal.SIGTERM)
-    eventually("it drains", lambda: not leaving.get("/readyz")["ready"])
+    leaving.send(signal.SIGTERM)
+    eventually("it drains", lambda: not leaving.is_ready())
     eventually("HAProxy knows", lambda: re.search(r"tollgate/a is DOWN", site.access_log()))
     for _ in range(4):
         greeted(site.socket())
@@ -293,8 +291,7 @@ def test_haproxy_leaves_a_draining_replica_and_its_sockets_alone(start):
 def test_a_replica_that_does_not_listen_is_passed_over(start, proxy):
     site = start(proxy)
     leaving, staying = site.replicas
-    os.killpg(leaving.child.pid, signal.SIGKILL)
-    leaving.child.wait()
+    leaving.end()
     for _ in range(6):
         greeted(site.socket())
         assert site.status("/sse?channels=post:1")[0] == 401
@@ -306,12 +303,11 @@ def test_nginx_gives_a_replica_that_comes_back_its_share(start):
     site = start("nginx")
     leaving, staying = site.replicas
     token = site.token()
-    os.killpg(leaving.child.pid, signal.SIGKILL)
-    leaving.child.wait()
+    leaving.end()
     for _ in range(6):
         greeted(site.socket(token=token))
 
-    with leaving.started():
+    with leaving:
         eventually("it is trusted again", lambda: lands_on(site, leaving, token))
         eventually("nobody is there", lambda: not leaving.sockets())
         for _ in range(6):
