@@ -117,6 +117,7 @@ tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
 	cd $(<D) && npm ci --no-audit --no-fund --loglevel=error
 
 PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(PY)/bin/pytest -c tests/py/pyproject.toml
+MONITORING := PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/py $(PY)/bin/python tests/py/monitoring
 
 chart: $(PY)/ok target/helm/ok tests/py/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
 	cargo build --quiet
@@ -164,14 +165,14 @@ monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, t
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/load/debug/tollgate-load UPDATE=$(UPDATE) \
-	  $(PY)/bin/python tests/py/monitoring/live.py
+	  $(MONITORING)/live.py
 
 monitoring-lint: $(PY)/ok monitoring-deps
-	$(PY)/bin/python tests/py/monitoring/lint.py
+	$(MONITORING)/lint.py
 	$(PYTEST) tests/py/monitoring
 
 monitoring-write: $(PY)/ok monitoring-deps
-	$(PY)/bin/python tests/py/monitoring/lint.py --write
+	$(MONITORING)/lint.py --write
 
 monitoring-deps:
 	@missing=(); \

@@ -6,26 +6,21 @@ import json
 import random
 import socket
 import threading
-import time
 
-import jwt
 import redis.asyncio
 import websockets
 
-from stack import API_KEY, SECRET, Gateway
+from stack import API_KEY, Replica
+from support.tokens import SECRET, sign
 
 BAD = f'"{SECRET}"'  # with the quotes that an env file kept
-
-
-def token(user: str, secret: str = SECRET) -> str:
-    return jwt.encode({"sub": user, "exp": int(time.time()) + 3600}, secret, "HS256")
 
 
 class Clients:
     def __init__(self, redis_port: int):
         self.redis_port = redis_port
         # Where clients find gateways, as behind a balancer: the test takes out those that drain.
-        self.pool: list[Gateway] = []
+        self.pool: list[Replica] = []
         self.errors: list[str] = []
         self.numbers = itertools.count()
         self.loop = asyncio.new_event_loop()
@@ -60,7 +55,7 @@ class Clients:
 
     # Good ones
 
-    async def socket(self, gateway: Gateway | None = None, channels=(), stay: float = 1e9, pause=(0.05, 1.0), **connect):
+    async def socket(self, gateway: Replica | None = None, channels=(), stay: float = 1e9, pause=(0.05, 1.0), **connect):
         """Connects, subscribes, reads, and comes back as clients do."""
         user = f"u{next(self.numbers)}"
         while True:
@@ -72,9 +67,9 @@ class Clients:
                     pass
             await asyncio.sleep(random.uniform(*pause))
 
-    async def session(self, gateway: Gateway, user: str, channels, format="plain", secret=SECRET, bearer=None):
+    async def session(self, gateway: Replica, user: str, channels, format="plain", secret=SECRET, bearer=None):
         url = f"ws://127.0.0.1:{gateway.public}/ws" + ("" if format == "plain" else f"?format={format}")
-        headers = {"Authorization": f"Bearer {bearer or token(user, secret)}"}
+        headers = {"Authorization": f"Bearer {bearer or sign(user, secret)}"}
         async with websockets.connect(url, additional_headers=headers, compression=None, close_timeout=1, open_timeout=5) as ws:
             for channel in channels:
                 await ws.send(json.dumps({"type": "subscribe", "channel": channel}))
@@ -90,7 +85,7 @@ class Clients:
                 at = random.choice(self.pool)
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.public)
                 resume = f"Last-Event-ID: {last}\r\n" if last else ""
-                writer.write((f"GET /sse?channels={channels} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token(user)}\r\n"
+                writer.write((f"GET /sse?channels={channels} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sign(user)}\r\n"
                               f"{resume}\r\n").encode())
                 while line := await reader.readline():
                     if line.startswith(b"id:"):
@@ -102,7 +97,7 @@ class Clients:
 
     # Bad ones
 
-    async def attempts(self, every: float, gateway: Gateway | None = None, **how):
+    async def attempts(self, every: float, gateway: Replica | None = None, **how):
         """Attempts to connect, one after the other, that are refused or end at once."""
         while True:
             at = gateway or random.choice(self.pool)
@@ -112,12 +107,12 @@ class Clients:
                 pass
             await asyncio.sleep(every)
 
-    async def hammer(self, gateway: Gateway):
+    async def hammer(self, gateway: Replica):
         """Connects and leaves at once, without end."""
         while True:
             try:
                 url = f"ws://127.0.0.1:{gateway.public}/ws"
-                async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {token('hammer')}"},
+                async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {sign('hammer')}"},
                                               compression=None, close_timeout=1) as ws:
                     await ws.recv()
             except (OSError, websockets.WebSocketException):
@@ -129,7 +124,7 @@ class Clients:
         while True:
             try:
                 async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None, close_timeout=1,
-                                              additional_headers={"Authorization": f"Bearer {token('asker')}"}) as ws:
+                                              additional_headers={"Authorization": f"Bearer {sign('asker')}"}) as ws:
                     reading = asyncio.create_task(self.ignore(ws))
                     while not reading.done():
                         channel = f"ask:{next(self.numbers)}"
@@ -148,7 +143,7 @@ class Clients:
         except websockets.WebSocketException:
             pass
 
-    async def sluggard(self, gateway: Gateway, channel: str):
+    async def sluggard(self, gateway: Replica, channel: str):
         """A stream that is not read, until it is closed; then again."""
         while True:
             with socket.socket() as s:
@@ -157,7 +152,7 @@ class Clients:
                 try:
                     await self.loop.sock_connect(s, ("127.0.0.1", gateway.public))
                     await self.loop.sock_sendall(s, f"GET /sse?channels={channel} HTTP/1.1\r\nHost: x\r\n"
-                                                 f"Authorization: Bearer {token('sluggard')}\r\n\r\n".encode())
+                                                 f"Authorization: Bearer {sign('sluggard')}\r\n\r\n".encode())
                     await asyncio.sleep(random.uniform(2, 6))
                 except OSError:
                     pass

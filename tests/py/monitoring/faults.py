@@ -10,7 +10,9 @@ import time
 import redis
 
 from clients import BAD, Clients
-from stack import Gateway, Redis, Stack, wait
+from stack import NICE, Replica, Stack
+from support.redis import Redis
+from support.wait import eventually
 
 # Alerts that are not made to fire by the live test, and why. Their tests are in rules/.
 NOT_LIVE = {
@@ -19,9 +21,8 @@ NOT_LIVE = {
 }
 
 
-def connections(gateway: Gateway) -> float:
-    return sum(float(line.split()[-1]) for line in gateway.metrics().splitlines()
-               if line.startswith("tollgate_connections{"))
+def connections(gateway: Replica) -> float:
+    return gateway.metric("tollgate_connections") or 0
 
 
 class Way:
@@ -67,7 +68,7 @@ class Way:
 class Faults:
     """Each in a namespace of its own where it would hide another one."""
 
-    def __init__(self, stack: Stack, clients: Clients, a: Gateway, b: Gateway, storm: Gateway):
+    def __init__(self, stack: Stack, clients: Clients, a: Replica, b: Replica, storm: Replica):
         self.stack, self.clients, self.a, self.b, self.storm = stack, clients, a, b, storm
         self.over = threading.Event()
         self.threads: list[threading.Thread] = []
@@ -102,20 +103,20 @@ class Faults:
         c.go("more", *[c.attempts(0.5, self.b) for _ in range(3)])
 
     def replicas(self):
-        self.a.file.write_text("this is no configuration [")  # TollgateConfigReloadFailed
+        self.a.write("this is no configuration [")  # TollgateConfigReloadFailed
         drains = self.stack.gateway("stuck-0", "stuck", broker="memory", window="10m")
         self.clients.go("stuck", *[self.clients.socket(drains) for _ in range(3)])
         crashes = self.stack.gateway("crash-0", "crash", broker="memory")
         calm = self.stack.gateway("crash-1", "crash", broker="memory")
         self.clients.go("calm", *[self.clients.socket(calm) for _ in range(40)])
-        wait("forty clients", lambda: connections(calm) == 40)
+        eventually("forty clients", lambda: connections(calm) == 40)
         drains.send(signal.SIGTERM)  # TollgateDrainStuck
         (self.stack.folder / "mute-0.log").symlink_to("/dev/full")  # TollgateLogLinesDropped
         mute = self.stack.gateway("mute-0", "mute", broker="memory")
         self.clients.go("unheard", self.clients.attempts(0.5, mute, secret=BAD))
-        files = len(os.listdir(f"/proc/{calm.pid()}/fd"))
+        files = len(os.listdir(f"/proc/{calm.pid}/fd"))
         limit = f"--nofile={int(files * 1.08)}"  # TollgateFileDescriptors
-        subprocess.run(["prlimit", "--pid", str(calm.pid()), limit], check=True)
+        subprocess.run(["prlimit", "--pid", str(calm.pid), limit], check=True)
         for _ in range(4):  # TollgateRestarting
             time.sleep(1.5)
             crashes.end()
@@ -127,7 +128,7 @@ class Faults:
         c = self.clients
         # TollgateRedisFlapping, TollgateGaps
         self.repeat(6, lambda: self.redis.client_kill_filter(_type="pubsub"))
-        other = Redis(self.stack.folder)
+        other = self.stack.run(Redis(self.stack.folder, nice=NICE))
         # TollgateRedisSlow, TollgateDeliverySlow, and there too TollgateSlowConsumers.
         late = Way(c.loop, other.port)
         slow = self.stack.gateway("slow-0", "slow", redis=late.port, patience="9s")

@@ -21,7 +21,11 @@ import lint
 import watch
 from clients import BAD, Clients
 from paths import ALERTS, PICTURE
-from stack import GATEWAY, LOAD, SECRET, Gateway, Process, Stack, wait
+from stack import NICE, Replica, Stack
+from support.gateway import binary
+from support.process import Process
+from support.tokens import SECRET
+from support.wait import NotInTimeError, eventually
 
 SOCKETS = 120
 
@@ -49,11 +53,11 @@ class Test:
         self.storm = stack.gateway("storm-0", "storm", broker="memory")
         stack.start_prometheus(ALERTS, lapse)
         self.prometheus = watch.Prometheus(stack.prometheus)
-        fingerprint = subprocess.run([GATEWAY, "token", "fingerprint", "--config", self.a.file], capture_output=True,
+        fingerprint = subprocess.run([binary(), "token", "fingerprint", "--config", self.a.config], capture_output=True,
                                      text=True, check=True).stdout
         ours = next(word for word in fingerprint.split() if len(word) == 16 and set(word) <= set("0123456789abcdef"))
         redis.Redis(port=stack.redis.port).set("gateway:tollgate:issuer:web", ours)
-        wait("all targets are up", lambda: len(self.prometheus.query('up{job="tollgate"} == 1')) == 3)
+        eventually("all targets are up", lambda: len(self.prometheus.query('up{job="tollgate"} == 1')) == 3)
 
     def load(self):
         c = self.clients
@@ -69,8 +73,9 @@ class Test:
              c.api(0.2, "publish", lambda n: {"channel": "room:1", "data": {"type": "api", "n": n}}),
              c.api(5, "invalidate_user_tokens", lambda n: {"user": f"nobody{n}"}))
         options = ["--secret", SECRET, "--redis", f"redis://127.0.0.1:{self.stack.redis.port}"]
-        self.loads = [Process(self.stack.folder, f"load-{g.pod}", [
-            LOAD, *what, "--url", f"ws://127.0.0.1:{g.public}/ws", *options])
+        self.loads = [self.stack.run(Process(
+            self.stack.folder, f"load-{g.name}",
+            binary("TOLLGATE_LOAD_BIN"), *what, "--url", f"ws://127.0.0.1:{g.public}/ws", *options, nice=NICE))
             for g, what in ((self.a, ["mixed", "-n", "30", "--duration", "25s", "--rate", "5", "--user-rate", "20"]),
                             (self.b, ["fanout", "-n", "15", "--duration", "25s", "--rate", "5", "--durable",
                                       "--channel", "room:load"]))]
@@ -87,19 +92,19 @@ class Test:
             self.clients.pool = [g for g in self.clients.pool if g is not old] + [new]
             time.sleep(2)
             if old.end(signal.SIGTERM):
-                self.complain(f"{old.pod} did not drain well")
+                self.complain(f"{old.name} did not drain well")
             self.stack.forget(old)
-            self.say(f"{old.pod} is replaced by {new.pod}")
+            self.say(f"{old.name} is replaced by {new.name}")
         self.a, self.b = self.clients.pool
-        wait("Prometheus knows who is gone", lambda: len(self.prometheus.query('up{namespace="live"}')) == 2)
+        eventually("Prometheus knows who is gone", lambda: len(self.prometheus.query('up{namespace="live"}')) == 2)
 
     def healthy(self):
         def waiting():
             return self.prometheus.query('ALERTS{alertstate="pending",lapse=""}')
         try:
             # The replica that went last is known to be gone a moment later.
-            wait("nothing is about to fire", lambda: not waiting(), 10)
-        except TimeoutError:
+            eventually("nothing is about to fire", lambda: not waiting(), 10)
+        except NotInTimeError:
             self.complain(f"about to fire while all was well: {waiting()}")
         now = time.time()
         fired = self.prometheus.alerts("firing", None, self.began, now)
@@ -108,18 +113,18 @@ class Test:
         self.say(f"fired: {fired or 'nothing'}; pending for so many seconds: {before or 'nothing'}")
         self.complain(*self.prometheus.unhealthy())
 
-    def lint_metrics(self, gateway: Gateway):
+    def lint_metrics(self, gateway: Replica):
         done = subprocess.run(["promtool", "check", "metrics"], input=gateway.metrics(), capture_output=True, text=True)
         if done.returncode or done.stdout or done.stderr:
-            self.complain(f"promtool check metrics, {gateway.pod}: {done.stdout}{done.stderr}")
+            self.complain(f"promtool check metrics, {gateway.name}: {done.stdout}{done.stderr}")
 
     def fires(self, names: set[str], seconds: float, begin: float, labels: str = ""):
         """Waits until the time-lapse copy of all these alerts has fired."""
         def missing():
             return names - set(self.prometheus.alerts("firing", True, begin, time.time(), labels))
         try:
-            wait("alerts", lambda: not missing(), seconds)
-        except TimeoutError:
+            eventually("alerts", lambda: not missing(), seconds)
+        except NotInTimeError:
             self.complain(*[f"{name} did not fire" for name in sorted(missing())])
         self.say(f"fired: {', '.join(sorted(names - missing()))}")
 
@@ -167,9 +172,8 @@ class Test:
 
 
 def main() -> int:
-    for name, binary in (("TOLLGATE_BIN", GATEWAY), ("TOLLGATE_LOAD_BIN", LOAD)):
-        if not os.access(binary, os.X_OK):
-            sys.exit(f"{name} does not name a binary")
+    for variable in ("TOLLGATE_BIN", "TOLLGATE_LOAD_BIN"):
+        binary(variable)
     # Who stops the test stops what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     folder = Path(tempfile.mkdtemp(prefix="tollgate-monitoring-"))

@@ -1,8 +1,7 @@
 """Where things are."""
 
-from pathlib import Path
+from support import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 FILES = ROOT / "charts/tollgate/files"
 ALERTS = FILES / "alerts.yaml"
 DASHBOARD = FILES / "dashboard.json"

@@ -1,88 +1,26 @@
 """Redis, gateways, an application beside them, and Prometheus, on free ports of the loopback."""
 
+import contextlib
 import json
-import os
-import random
-import signal
-import socket
-import subprocess
 import threading
-import time
-import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TypeVar
 
 import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
+from support.gateway import Gateway
+from support.net import free_port, get
+from support.process import Process
+from support.redis import Redis
+from support.tokens import SECRET, sign
+from support.wait import eventually
 
-SECRET = "the secret of the monitoring test, long enough"
 API_KEY = "the-key-of-the-monitoring-test"
-GATEWAY = os.environ.get("TOLLGATE_BIN", "")
-LOAD = os.environ.get("TOLLGATE_LOAD_BIN", "")
-
-
-def free_port() -> int:
-    """One that no client gets as its own between now and its use: from below those which the kernel gives out."""
-    given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    while True:
-        with socket.socket() as s:
-            try:
-                s.bind(("127.0.0.1", random.randrange(10_000, given_out)))
-                return s.getsockname()[1]
-            except OSError:
-                pass
-
-
-def wait(what: str, condition, seconds: float = 20):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            found = condition()
-            if found:
-                return found
-        except OSError:
-            pass
-        time.sleep(0.1)
-    raise TimeoutError(f"waited {seconds:.0f} s for: {what}")
-
-
-def get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=5) as answer:
-        return answer.read().decode()
-
-
-class Process:
-    all: list["Process"] = []
-
-    def __init__(self, folder: Path, name: str, command: list, env: dict | None = None):
-        self.name, self.log = name, folder / f"{name}.log"
-        # Behind everything else on the machine; what is measured here is no speed.
-        Process.all.append(self)
-        nice = ["nice", "-n", "10", *map(str, command)]
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(nice, stdout=log, stderr=log, env={**os.environ, **(env or {})})
-
-    def send(self, what):
-        if self.child.poll() is None:
-            self.child.send_signal(what)
-
-    def end(self, what=signal.SIGKILL):
-        self.send(signal.SIGCONT)
-        self.send(what)
-        try:
-            return self.child.wait(20)
-        except subprocess.TimeoutExpired:
-            self.child.kill()
-            return self.child.wait()
-
-
-class Redis(Process):
-    def __init__(self, folder: Path, port: int | None = None):
-        self.port = port or free_port()
-        super().__init__(folder, f"redis-{self.port}", ["redis-server", "--port", self.port, "--bind", "127.0.0.1",
-                                                        "--save", "", "--dir", folder])
-        wait("Redis", lambda: socket.create_connection(("127.0.0.1", self.port), 1))
+# Behind everything else on the machine; what is measured here is no speed.
+NICE = 10
+T = TypeVar("T", bound=Process)
 
 
 class Application(ThreadingHTTPServer):
@@ -97,8 +35,7 @@ class Application(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def token(self, kid: str) -> str:
-        claims = {"sub": "stranger", "exp": int(time.time()) + 3600}
-        return jwt.encode(claims, self.key, "ES256", headers={"kid": kid})
+        return sign("stranger", self.key, "ES256", kid=kid)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -171,69 +108,48 @@ keys = ["{key}"]
 """
 
 
-class Gateway(Process):
+class Replica(Gateway):
     def __init__(self, stack: "Stack", name: str, namespace: str = "live", **settings):
-        self.namespace, self.pod = namespace, name
-        self.public, self.admin = free_port(), free_port()
-        self.file = stack.folder / f"{name}.toml"
+        self.namespace = namespace
         app = stack.app if namespace == "live" else stack.other_app
         self.settings = {"broker": "redis", "redis": stack.redis.port, "app": app.server_port, "secret": SECRET,
                          "patience": "3s", "connections": 5000, "window": "5s", "key": API_KEY, **settings}
-        self.stack = stack
-        self.configure()
-        self.start()
+        super().__init__(stack.folder, name, CONFIG.format(**self.settings), nice=NICE)
 
     def configure(self, **settings):
-        """Writes the file anew; a running gateway takes it within seconds."""
         self.settings.update(settings)
-        new = self.file.with_suffix(".new")
-        new.write_text(CONFIG.format(**self.settings))
-        new.rename(self.file)
-
-    def start(self):
-        super().__init__(self.stack.folder, self.pod, [
-            GATEWAY, "serve", "--config", self.file, "--listen", f"127.0.0.1:{self.public}",
-            "--admin-listen", f"127.0.0.1:{self.admin}"])
-        self.ready()
-
-    def ready(self):
-        def ready():
-            if self.child.poll() is not None:
-                raise RuntimeError(f"{self.pod} has ended:\n{self.log.read_text()[-1000:]}")
-            return '"ready":true' in get(f"http://127.0.0.1:{self.admin}/readyz")
-        wait(f"{self.pod} is ready", ready)
-
-    def pid(self) -> int:
-        return self.child.pid
-
-    def metrics(self) -> str:
-        return get(f"http://127.0.0.1:{self.admin}/metrics")
+        self.write(CONFIG.format(**self.settings))
 
 
 class Stack:
     def __init__(self, folder: Path):
         self.folder = folder
+        self.processes = contextlib.ExitStack()
         self.app = Application()
         # That of the gateways in other namespaces, which is never broken.
         self.other_app = Application()
-        self.redis = Redis(folder)
+        self.redis = self.run(Redis(folder, nice=NICE))
         # What Prometheus scrapes.
-        self.targets: list[Gateway] = []
+        self.targets: list[Replica] = []
         self.prometheus = ""
 
-    def gateway(self, name: str, namespace: str = "live", **settings) -> Gateway:
-        gateway = Gateway(self, name, namespace, **settings)
+    def run(self, process: T) -> T:
+        """Until the end of the stack."""
+        return self.processes.enter_context(process)
+
+    def gateway(self, name: str, namespace: str = "live", **settings) -> Replica:
+        gateway = self.run(Replica(self, name, namespace, **settings))
         self.targets.append(gateway)
         self.scrape()
         return gateway
 
-    def forget(self, gateway: Gateway):
+    def forget(self, gateway: Replica):
         """As Kubernetes does with a pod that has ended."""
         self.targets.remove(gateway)
         self.scrape()
 
     def scrape(self):
-        groups = [{"targets": [f"127.0.0.1:{g.admin}"], "labels": {"namespace": g.namespace, "pod": g.pod}}
+        groups = [{"targets": [f"127.0.0.1:{g.admin}"], "labels": {"namespace": g.namespace, "pod": g.name}}
                   for g in self.targets]
         new = self.folder / "targets.new"
         new.write_text(json.dumps(groups))
@@ -248,14 +164,14 @@ class Stack:
         }
         (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         port = free_port()
-        Process(self.folder, "prometheus", [
-            "prometheus", f"--config.file={self.folder}/prometheus.yaml", f"--storage.tsdb.path={self.folder}/data",
-            f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn"])
+        self.run(Process(
+            self.folder, "prometheus", "prometheus", f"--config.file={self.folder}/prometheus.yaml",
+            f"--storage.tsdb.path={self.folder}/data", f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
+            nice=NICE))
         self.prometheus = f"http://127.0.0.1:{port}"
-        wait("Prometheus", lambda: "Ready" in get(f"{self.prometheus}/-/ready"))
+        eventually("Prometheus", lambda: "Ready" in get(f"{self.prometheus}/-/ready")[1])
 
     def end(self):
-        for process in reversed(Process.all):
-            process.end()
+        self.processes.close()
         self.app.shutdown()
         self.other_app.shutdown()

@@ -3,12 +3,11 @@
 import json
 import math
 import re
-import urllib.error
 import urllib.parse
 
 import schema
 from paths import ALERTS, DASHBOARD
-from stack import get
+from support.net import get
 
 # Queries that rightly have no result here, and why. The key is a part of the query.
 EMPTY = {
@@ -41,10 +40,9 @@ class Prometheus:
         self.url = url
 
     def ask(self, path: str, **args):
-        try:
-            answer = get(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(args)}")
-        except urllib.error.HTTPError as error:
-            raise ValueError(error.read().decode()[:300]) from error
+        status, answer = get(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(args)}")
+        if status != 200:
+            raise ValueError(answer[:300])
         return json.loads(answer)["data"]
 
     def query(self, expr: str) -> list:
