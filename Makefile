@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
-.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock
+.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -179,14 +179,18 @@ monitoring-deps:
 	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
 	tests/apt.sh "$${missing[@]}"
 
-lint: deny chart monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
+lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh tests/image/run.sh tests/apt.sh
-	sh -n packaging/image-root.sh
+
+# All Python and all shell scripts of the repository.
+scripts-lint: $(PY)/ok
+	$(PY)/bin/ruff check --quiet
+	$(PY)/bin/ruff format --quiet --check
+	find . -name '*.sh' -not -path '*/target/*' -not -path '*/node_modules/*' -print0 | xargs -0 $(PY)/bin/shellcheck .ci/run
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
@@ -231,9 +235,11 @@ fuzz-build:
 fuzz: ## Fuzz what strangers' bytes come to, FUZZ_SECONDS each (60; FUZZ_TARGETS="tap keys")
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
-fmt: ## Format the code
+fmt: $(PY)/ok ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path benches/load/Cargo.toml
+	$(PY)/bin/ruff check --quiet --fix
+	$(PY)/bin/ruff format --quiet
 
 doc: ## API documentation: target/doc/tollgate/index.html
 	cargo doc --no-deps --document-private-items

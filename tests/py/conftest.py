@@ -1,6 +1,7 @@
 """What more than one folder's tests ask pytest for."""
 
 import pytest
+
 from support.gateway import binary
 
 

@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 
 import yaml
+
 from support import ROOT
 
 CHART = ROOT / "charts/tollgate"

@@ -9,6 +9,7 @@ import tomllib
 
 import pytest
 import yaml
+
 from render import CASES, CHART, HELMS, merged, nested, one, rendered
 from support import ROOT
 from support.net import free_port, get

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import yaml
+
 from render import CHART, HELMS, one
 from support import ROOT
 

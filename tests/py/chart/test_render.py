@@ -12,6 +12,7 @@ import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
 from cloudcoil.models.prometheus_operator import v1 as prometheus
+
 from render import CASES, CHART, HELMS, TOGGLES, one, rendered
 from support import ROOT
 
@@ -192,7 +193,9 @@ def test_no_disruption_budget_for_one_replica():
     assert "PodDisruptionBudget" not in kinds({"replicaCount": 1})
     for toggle in ("autoscaling", "keda"):
         scaled = {"replicaCount": 5, toggle: {"enabled": True}}
-        assert "PodDisruptionBudget" not in kinds(scaled | {"autoscaling": scaled.get("autoscaling", {}) | {"minReplicas": 1}})
+        assert "PodDisruptionBudget" not in kinds(
+            scaled | {"autoscaling": scaled.get("autoscaling", {}) | {"minReplicas": 1}}
+        )
         assert "PodDisruptionBudget" in kinds(scaled)
 
 

@@ -1,6 +1,7 @@
 """Wrong values: each fails with a sentence that says what to do, from both helms, and never shows a secret."""
 
 import pytest
+
 from render import HELMS, merged, nested, rendered, template
 
 SECRET = "a-secret-that-nobody-may-see"
@@ -22,7 +23,10 @@ WRONG = {
         "turn one of them off",
     ),
     "bounds crossed": ({"autoscaling": {"minReplicas": 11}}, "above autoscaling.maxReplicas: swap them"),
-    "two replicas with memory": (config("broker.kind", "memory"), "set config.broker.kind to redis, or replicaCount to 1"),
+    "two replicas with memory": (
+        config("broker.kind", "memory"),
+        "set config.broker.kind to redis, or replicaCount to 1",
+    ),
     "memory by default": (config("broker.kind", None), "set config.broker.kind to redis, or replicaCount to 1"),
     "autoscaled memory": (
         {**config("broker.kind", "memory"), "replicaCount": 1, "keda": {"enabled": True}},
@@ -68,7 +72,10 @@ WRONG = {
         config("redis.sentinel_password", SECRET),
         "set config.redis.sentinel_password_file to /run/secrets/NAME/KEY",
     ),
-    "secret of the callback": (config("callback.secret", SECRET), "set config.callback.secret_file to /run/secrets/NAME/KEY"),
+    "secret of the callback": (
+        config("callback.secret", SECRET),
+        "set config.callback.secret_file to /run/secrets/NAME/KEY",
+    ),
     "callback with credentials": (config("callback.url", f"https://u:{SECRET}@app/"), "take them out"),
     "no keys": ({**config("auth.keys", []), "secretFiles": {"jwt": None}}, "no token could ever be accepted"),
     "no Redis": (config("redis.url", None), "its password comes from config.redis.password_file"),
@@ -87,7 +94,10 @@ WRONG = {
     "variable that is not there": (key(secret_env="NEXTAUTH_SECRET"), "write secretEnv.NEXTAUTH_SECRET"),
     "file that is not there": (key(secret_file="/run/secrets/other/k"), "write secretFiles.other: {secretName: NAME}"),
     "key file that is not there": (config("api.key_file", "/run/secrets/api/k"), "write secretFiles.api"),
-    "password file that is not there": (config("redis.password_file", "/run/secrets/redis/k"), "write secretFiles.redis"),
+    "password file that is not there": (
+        config("redis.password_file", "/run/secrets/redis/k"),
+        "write secretFiles.redis",
+    ),
     "callback's file that is not there": (config("callback.secret_file", "/run/secrets/cb/k"), "write secretFiles.cb"),
     "authority that is not there": (config("redis.ca_file", "/run/secrets/ca/k"), "write secretFiles.ca"),
     "Secret for nothing": (config("auth.keys", [{"jwks_url": "https://i/keys"}]), "or set secretFiles.jwt to null"),
@@ -152,10 +162,22 @@ def test_all_problems_are_told_at_once():
         OWN_KEY,
         merged(OWN_KEY, {"networkPolicy": {"enabled": True, "extraEgress": [{"ports": [{"port": 443}]}]}}),
         key(jwk='{"kty":"EC","crv":"P-256","x":"a","y":"b"}'),
-        {**config("auth.keys", None), "secretFiles": {"jwt": None}, **{"secretEnv": {"TOLLGATE_AUTH__KEYS": {"secretName": "a", "key": "b"}}}},
+        {
+            **config("auth.keys", None),
+            "secretFiles": {"jwt": None},
+            **{"secretEnv": {"TOLLGATE_AUTH__KEYS": {"secretName": "a", "key": "b"}}},
+        },
         merged(key(secret_env="S"), {"secretEnv": {"S": {"secretName": "a", "key": "b"}}}),
-        merged(key(secret_env="S"), {"extraEnv": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}),
-        merged(key(secret_file="/run/secrets/csi/k"), {"extraVolumes": [{"name": "csi"}], "extraVolumeMounts": [{"name": "csi", "mountPath": "/run/secrets/csi"}]}),
+        merged(
+            key(secret_env="S"), {"extraEnv": [{"name": "S", "valueFrom": {"secretKeyRef": {"name": "a", "key": "b"}}}]}
+        ),
+        merged(
+            key(secret_file="/run/secrets/csi/k"),
+            {
+                "extraVolumes": [{"name": "csi"}],
+                "extraVolumeMounts": [{"name": "csi", "mountPath": "/run/secrets/csi"}],
+            },
+        ),
         {"terminationGracePeriodSeconds": 30},
         {"global": {"any": 1}},
     ],

@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 
 import pytest
+
 from front import HOST, Replica, Site
 from support.proxies import certificate
 from support.redis import Redis
@@ -31,7 +32,9 @@ def start(tmp_path, redis, certificates):
     tmp_path.chmod(0o755)
     with contextlib.ExitStack() as stack:
 
-        def started(proxy: str, server='trusted_proxies = ["127.0.0.1/32"]', rest="", quiet: int | None = None, other=None) -> Site:
+        def started(
+            proxy: str, server='trusted_proxies = ["127.0.0.1/32"]', rest="", quiet: int | None = None, other=None
+        ) -> Site:
             replicas = [Replica(tmp_path, name, redis, f"{server}\n{rest}") for name in ("a", "b")]
             for replica in replicas:
                 stack.enter_context(replica)

@@ -12,6 +12,8 @@ import threading
 
 from h2.connection import H2Connection
 from h2.events import DataReceived, StreamReset
+from websockets.asyncio.client import connect
+
 from support import ROOT
 from support.gateway import Gateway
 from support.net import free_port
@@ -19,7 +21,6 @@ from support.process import Process
 from support.proxies import HAProxy, Nginx
 from support.tokens import SECRET, sign
 from support.wait import DEADLINE, eventually
-from websockets.asyncio.client import connect
 
 HOST = "realtime.example.com"
 PROXIES = {"nginx": Nginx, "haproxy": HAProxy}
@@ -109,12 +110,18 @@ class Site:
         a, b = self.replicas
         changes = {"10.0.1.11:8000": f"127.0.0.1:{a.public}", "10.0.1.12:8000": f"127.0.0.1:{b.public}"}
         if self.proxy == "nginx":
-            changes |= {"listen 443": f"listen 127.0.0.1:{self.port}", "/etc/nginx/tls/tls.crt": f"{self.folder}/tls.crt"}
+            changes |= {
+                "listen 443": f"listen 127.0.0.1:{self.port}",
+                "/etc/nginx/tls/tls.crt": f"{self.folder}/tls.crt",
+            }
             changes |= {"/etc/nginx/tls/tls.key": f"{self.folder}/tls.key", "/var/log/nginx/": f"{self.folder}/"}
             if self.quiet:
                 changes["proxy_read_timeout 60s"] = f"proxy_read_timeout {self.quiet}s"
         else:
-            changes |= {"bind :443": f"bind 127.0.0.1:{self.port}", "/etc/haproxy/tls/tls.pem": f"{self.folder}/tls.pem"}
+            changes |= {
+                "bind :443": f"bind 127.0.0.1:{self.port}",
+                "/etc/haproxy/tls/tls.pem": f"{self.folder}/tls.pem",
+            }
             for replica in self.replicas:
                 changes[f":{replica.public} port 9000"] = f":{replica.public} port {replica.admin}"
             if self.quiet:
@@ -147,7 +154,9 @@ class Site:
         peer.setblocking(False)
         tls = {} if direct else {"ssl": context}
         options = {"proxy": None, "additional_headers": headers, "ping_interval": None, "compression": None} | tls
-        return self.closing.enter_context(contextlib.closing(Socket(self.background, f"{address}/ws{query}", sock=peer, **options)))
+        return self.closing.enter_context(
+            contextlib.closing(Socket(self.background, f"{address}/ws{query}", sock=peer, **options))
+        )
 
     def stream(self, *options: str, query: str = "channels=post:1", token: str | None = None) -> subprocess.Popen:
         """curl on a stream; `lines` of its output come as the proxy passes them on."""
@@ -164,7 +173,18 @@ class Site:
 
     def status(self, path: str, *options: str) -> tuple[int, str]:
         """Status and HTTP version of an answer."""
-        command = ["curl", "-s", "-m", str(DEADLINE), "-o", "/dev/null", "-w", "%{http_code} %{http_version}", *self.curl(), *options]
+        command = [
+            "curl",
+            "-s",
+            "-m",
+            str(DEADLINE),
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code} %{http_version}",
+            *self.curl(),
+            *options,
+        ]
         done = subprocess.run([*command, f"https://{HOST}:{self.port}{path}"], capture_output=True, text=True)
         code, version = done.stdout.split()
         return int(code), version
@@ -186,8 +206,18 @@ class Tunnel:
         self.h2.initiate_connection()
         self.came = b""
         self.until(lambda: self.h2.remote_settings.enable_connect_protocol)
-        target = {":method": "CONNECT", ":protocol": "websocket", ":scheme": "https", ":path": "/ws", ":authority": f"{HOST}:{site.port}"}
-        headers = {"sec-websocket-version": "13", "origin": f"https://{HOST}:{site.port}", "authorization": f"Bearer {token}"}
+        target = {
+            ":method": "CONNECT",
+            ":protocol": "websocket",
+            ":scheme": "https",
+            ":path": "/ws",
+            ":authority": f"{HOST}:{site.port}",
+        }
+        headers = {
+            "sec-websocket-version": "13",
+            "origin": f"https://{HOST}:{site.port}",
+            "authorization": f"Bearer {token}",
+        }
         self.h2.send_headers(1, [*(target | headers).items()])
 
     def send(self, text: str):

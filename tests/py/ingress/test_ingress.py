@@ -7,9 +7,10 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from websockets.exceptions import ConnectionClosed
+
 from front import HOST, PROXIES, Tunnel, here
 from support.wait import DEADLINE, eventually
-from websockets.exceptions import ConnectionClosed
 
 OVER = {"http/1.1": "--http1.1", "http/2": "--http2"}
 
@@ -99,7 +100,9 @@ def test_no_token_is_in_the_log(start, proxy):
     assert "token" not in site.access_log() and token[:20] not in site.access_log()
 
 
-@pytest.mark.parametrize("proxy,other", [("nginx", {}), ("nginx", {"error_log /dev/null emerg": "error_log stderr"}), ("haproxy", {})])
+@pytest.mark.parametrize(
+    "proxy,other", [("nginx", {}), ("nginx", {"error_log /dev/null emerg": "error_log stderr"}), ("haproxy", {})]
+)
 def test_field_e3_no_token_is_in_a_log_of_errors(start, proxy, other):
     """With nginx' own level it is there, so that the line of the page is what keeps it out."""
     site = start(proxy, other=other)

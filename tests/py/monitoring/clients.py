@@ -50,12 +50,15 @@ class Clients:
                 for task in tasks:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=1)
+
         asyncio.run_coroutine_threadsafe(end(), self.loop).result(10)
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     # Good ones
 
-    async def socket(self, gateway: Replica | None = None, channels=(), stay: float = 1e9, pause=(0.05, 1.0), **connect):
+    async def socket(
+        self, gateway: Replica | None = None, channels=(), stay: float = 1e9, pause=(0.05, 1.0), **connect
+    ):
         """Connects, subscribes, reads, and comes back as clients do."""
         user = f"u{next(self.numbers)}"
         while True:
@@ -63,14 +66,16 @@ class Clients:
             if at:
                 try:
                     await asyncio.wait_for(self.session(at, user, channels, **connect), stay * random.uniform(0.7, 1.3))
-                except (OSError, websockets.WebSocketException, asyncio.TimeoutError):
+                except (TimeoutError, OSError, websockets.WebSocketException):
                     pass
             await asyncio.sleep(random.uniform(*pause))
 
     async def session(self, gateway: Replica, user: str, channels, format="plain", secret=SECRET, bearer=None):
         url = f"ws://127.0.0.1:{gateway.public}/ws" + ("" if format == "plain" else f"?format={format}")
         headers = {"Authorization": f"Bearer {bearer or sign(user, secret)}"}
-        async with websockets.connect(url, additional_headers=headers, compression=None, close_timeout=1, open_timeout=5) as ws:
+        async with websockets.connect(
+            url, additional_headers=headers, compression=None, close_timeout=1, open_timeout=5
+        ) as ws:
             for channel in channels:
                 await ws.send(json.dumps({"type": "subscribe", "channel": channel}))
             async for message in ws:
@@ -85,8 +90,12 @@ class Clients:
                 at = random.choice(self.pool)
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.public)
                 resume = f"Last-Event-ID: {last}\r\n" if last else ""
-                writer.write((f"GET /sse?channels={channels} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sign(user)}\r\n"
-                              f"{resume}\r\n").encode())
+                writer.write(
+                    (
+                        f"GET /sse?channels={channels} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {sign(user)}\r\n"
+                        f"{resume}\r\n"
+                    ).encode()
+                )
                 while line := await reader.readline():
                     if line.startswith(b"id:"):
                         last = line[3:].strip().decode()
@@ -103,7 +112,7 @@ class Clients:
             at = gateway or random.choice(self.pool)
             try:
                 await asyncio.wait_for(self.session(at, f"u{next(self.numbers)}", (), **how), 2)
-            except (OSError, websockets.WebSocketException, asyncio.TimeoutError):
+            except (TimeoutError, OSError, websockets.WebSocketException):
                 pass
             await asyncio.sleep(every)
 
@@ -112,8 +121,12 @@ class Clients:
         while True:
             try:
                 url = f"ws://127.0.0.1:{gateway.public}/ws"
-                async with websockets.connect(url, additional_headers={"Authorization": f"Bearer {sign('hammer')}"},
-                                              compression=None, close_timeout=1) as ws:
+                async with websockets.connect(
+                    url,
+                    additional_headers={"Authorization": f"Bearer {sign('hammer')}"},
+                    compression=None,
+                    close_timeout=1,
+                ) as ws:
                     await ws.recv()
             except (OSError, websockets.WebSocketException):
                 pass
@@ -123,8 +136,12 @@ class Clients:
         """Subscribes to a channel that the application decides on, a new one each time."""
         while True:
             try:
-                async with websockets.connect(f"ws://127.0.0.1:{self.pool[0].public}/ws", compression=None, close_timeout=1,
-                                              additional_headers={"Authorization": f"Bearer {sign('asker')}"}) as ws:
+                async with websockets.connect(
+                    f"ws://127.0.0.1:{self.pool[0].public}/ws",
+                    compression=None,
+                    close_timeout=1,
+                    additional_headers={"Authorization": f"Bearer {sign('asker')}"},
+                ) as ws:
                     reading = asyncio.create_task(self.ignore(ws))
                     while not reading.done():
                         channel = f"ask:{next(self.numbers)}"
@@ -151,8 +168,11 @@ class Clients:
                 s.setblocking(False)
                 try:
                     await self.loop.sock_connect(s, ("127.0.0.1", gateway.public))
-                    await self.loop.sock_sendall(s, f"GET /sse?channels={channel} HTTP/1.1\r\nHost: x\r\n"
-                                                 f"Authorization: Bearer {sign('sluggard')}\r\n\r\n".encode())
+                    await self.loop.sock_sendall(
+                        s,
+                        f"GET /sse?channels={channel} HTTP/1.1\r\nHost: x\r\n"
+                        f"Authorization: Bearer {sign('sluggard')}\r\n\r\n".encode(),
+                    )
                     await asyncio.sleep(random.uniform(2, 6))
                 except OSError:
                     pass
@@ -182,8 +202,12 @@ class Clients:
                 at = random.choice(self.pool)
                 reader, writer = await asyncio.open_connection("127.0.0.1", at.public)
                 text = json.dumps(body(n))
-                writer.write((f"POST /api/{method} HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nConnection: close\r\n"
-                              f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}").encode())
+                writer.write(
+                    (
+                        f"POST /api/{method} HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nConnection: close\r\n"
+                        f"Content-Type: application/json\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+                    ).encode()
+                )
                 await reader.read()
                 writer.close()
             except (OSError, IndexError):

@@ -3,7 +3,16 @@
 import json
 import sys
 
-from grafana_foundation_sdk.builders import common, dashboard, heatmap, prometheus, stat, statetimeline, table, timeseries
+from grafana_foundation_sdk.builders import (
+    common,
+    dashboard,
+    heatmap,
+    prometheus,
+    stat,
+    statetimeline,
+    table,
+    timeseries,
+)
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as c
 from grafana_foundation_sdk.models import dashboard as d
@@ -43,8 +52,13 @@ def graph(panel: Panel):
         .line_width(1)
         .fill_opacity(40 if panel.kind == "stacked" else 8)
         .show_points(c.VisibilityMode.NEVER)
-        .legend(common.VizLegendOptions().show_legend(True).display_mode(c.LegendDisplayMode.LIST)
-                .placement(c.LegendPlacement.BOTTOM).calcs([]))
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(True)
+            .display_mode(c.LegendDisplayMode.LIST)
+            .placement(c.LegendPlacement.BOTTOM)
+            .calcs([])
+        )
         .tooltip(common.VizTooltipOptions().mode(c.TooltipDisplayMode.MULTI).sort(c.SortOrder.DESCENDING))
     )
     if panel.kind == "stacked":
@@ -58,8 +72,15 @@ def heat(panel: Panel):
     return (
         heatmap.Panel()
         .calculate(False)
-        .color(heatmap.HeatmapColorOptions().mode(h.HeatmapColorMode.SCHEME).scheme("Oranges").steps(64).exponent(0.5)
-               .fill("orange").reverse(False))
+        .color(
+            heatmap.HeatmapColorOptions()
+            .mode(h.HeatmapColorMode.SCHEME)
+            .scheme("Oranges")
+            .steps(64)
+            .exponent(0.5)
+            .fill("orange")
+            .reverse(False)
+        )
         .y_axis(heatmap.YAxisConfig().unit(panel.unit))
         .rows_frame(heatmap.RowsHeatmapOptions().layout(c.HeatmapCellLayout.AUTO))
         .show_tooltip()
@@ -69,26 +90,37 @@ def heat(panel: Panel):
 
 
 def states(_: Panel):
-    yes_no = d.ValueMap(options={
-        "1": d.ValueMappingResult(text="yes", color="green", index=0),
-        "0": d.ValueMappingResult(text="no", color="red", index=1),
-    })
+    yes_no = d.ValueMap(
+        options={
+            "1": d.ValueMappingResult(text="yes", color="green", index=0),
+            "0": d.ValueMappingResult(text="no", color="red", index=1),
+        }
+    )
     return statetimeline.Panel().mappings([yes_no]).fill_opacity(70).line_width(0).row_height(0.8)
 
 
 def number(_: Panel):
     last = common.ReduceDataOptions().calcs(["lastNotNull"]).fields("").values(False)
-    return (stat.Panel().reduce_options(last).graph_mode(c.BigValueGraphMode.AREA)
-            .color_mode(c.BigValueColorMode.VALUE))
+    return stat.Panel().reduce_options(last).graph_mode(c.BigValueGraphMode.AREA).color_mode(c.BigValueColorMode.VALUE)
 
 
-KINDS = {"graph": graph, "stacked": graph, "heatmap": heat, "states": states, "stat": number,
-         "table": lambda _: table.Panel().show_header(True)}
+KINDS = {
+    "graph": graph,
+    "stacked": graph,
+    "heatmap": heat,
+    "states": states,
+    "stat": number,
+    "table": lambda _: table.Panel().show_header(True),
+}
 
 
 def runbook(name: str, target_blank: bool = True) -> dashboard.DashboardLink:
-    return (dashboard.DashboardLink(name).type(d.DashboardLinkType.LINK).url(f"{RUNBOOKS}{name}.md")
-            .target_blank(target_blank))
+    return (
+        dashboard.DashboardLink(name)
+        .type(d.DashboardLinkType.LINK)
+        .url(f"{RUNBOOKS}{name}.md")
+        .target_blank(target_blank)
+    )
 
 
 def panel_of(panel: Panel, number_: int):
@@ -109,11 +141,21 @@ def panel_of(panel: Panel, number_: int):
 
 def variables():
     """Where targets have no such label, as outside of Kubernetes, `All` takes them too."""
+
     def of_label(label: str, text: str, selector: str):
-        return (dashboard.QueryVariable(label).label(text).datasource(SOURCE)
-                .query(f"label_values(up{{{selector}}}, {label})").include_all(True).all_value(".*").multi(True)
-                .current(d.VariableOption(selected=True, text="All", value="$__all"))
-                .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED).sort(d.VariableSort.ALPHABETICAL_ASC))
+        return (
+            dashboard.QueryVariable(label)
+            .label(text)
+            .datasource(SOURCE)
+            .query(f"label_values(up{{{selector}}}, {label})")
+            .include_all(True)
+            .all_value(".*")
+            .multi(True)
+            .current(d.VariableOption(selected=True, text="All", value="$__all"))
+            .refresh(d.VariableRefresh.ON_TIME_RANGE_CHANGED)
+            .sort(d.VariableSort.ALPHABETICAL_ASC)
+        )
+
     yield dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
     yield of_label("namespace", "Namespace", 'job="tollgate"')
     yield of_label("pod", "Pod", 'job="tollgate",namespace=~"$namespace"')
@@ -121,17 +163,28 @@ def variables():
 
 def build() -> d.Dashboard:
     built = (
-        dashboard.Dashboard("Tollgate").uid("tollgate").tags(["tollgate"]).timezone("browser")
+        dashboard.Dashboard("Tollgate")
+        .uid("tollgate")
+        .tags(["tollgate"])
+        .timezone("browser")
         .description("Clients, tokens, events, Redis and resources of the gateway.")
-        .time("now-1h", "now").refresh("10s").tooltip(d.DashboardCursorSync.CROSSHAIR)
-        .link(dashboard.DashboardLink("Runbooks").type(d.DashboardLinkType.LINK).icon("doc")
-              .url(f"{RUNBOOKS}README.md").target_blank(True))
+        .time("now-1h", "now")
+        .refresh("10s")
+        .tooltip(d.DashboardCursorSync.CROSSHAIR)
+        .link(
+            dashboard.DashboardLink("Runbooks")
+            .type(d.DashboardLinkType.LINK)
+            .icon("doc")
+            .url(f"{RUNBOOKS}README.md")
+            .target_blank(True)
+        )
     )
     for variable in variables():
         built = built.with_variable(variable)
     for name, colour, expr in ANNOTATIONS:
-        built = built.annotation(dashboard.AnnotationQuery().name(name).enable(True).icon_color(colour)
-                                 .datasource(SOURCE).expr(expr))
+        built = built.annotation(
+            dashboard.AnnotationQuery().name(name).enable(True).icon_color(colour).datasource(SOURCE).expr(expr)
+        )
     number_ = 0
     for title, panels in ROWS.items():
         number_ += 1

@@ -20,14 +20,29 @@ COLOURS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9", "#8
 NAMED = {"orange": "#ff9830", "red": "#f2495c", "blue": "#5794f2", "green": "#73bf69"}
 # In rows of three.
 SHOWN = [
-    "Connections", "Opened", "Closed, by reason",
-    "Refused tokens, by reason", "What the doctor found", "Do the issuers sign with our keys?",
-    "Published", "Delivered", "From publication to socket",
-    "Gaps declared", "Canary through Redis", "Bytes that wait in queues",
-    "Memory for each connection", "Connections of limits.connections", "Draining",
+    "Connections",
+    "Opened",
+    "Closed, by reason",
+    "Refused tokens, by reason",
+    "What the doctor found",
+    "Do the issuers sign with our keys?",
+    "Published",
+    "Delivered",
+    "From publication to socket",
+    "Gaps declared",
+    "Canary through Redis",
+    "Bytes that wait in queues",
+    "Memory for each connection",
+    "Connections of limits.connections",
+    "Draining",
 ]
-SCALES = {"s": EngFormatter("s"), "bytes": EngFormatter("B"), "percentunit": PercentFormatter(1),
-          "cps": EngFormatter("/s"), "short": EngFormatter("")}
+SCALES = {
+    "s": EngFormatter("s"),
+    "bytes": EngFormatter("B"),
+    "percentunit": PercentFormatter(1),
+    "cps": EngFormatter("/s"),
+    "short": EngFormatter(""),
+}
 
 
 def legend(template: str, labels: dict) -> str:
@@ -55,21 +70,42 @@ class Picture:
         found = sorted(found, key=lambda f: -np.nan_to_num(f[1]).max())[:8]
         found = [one for one in found if np.nan_to_num(one[1]).max() > 0] or found[:1]
         if panel.kind == "stacked":
-            axes.stackplot(self.dates, [np.nan_to_num(line) for _, line in found], labels=[n for n, _ in found],
-                           colors=COLOURS, alpha=0.75, linewidth=0)
+            axes.stackplot(
+                self.dates,
+                [np.nan_to_num(line) for _, line in found],
+                labels=[n for n, _ in found],
+                colors=COLOURS,
+                alpha=0.75,
+                linewidth=0,
+            )
         else:
-            for (name, line), colour in zip(found, COLOURS):
+            for (name, line), colour in zip(found, COLOURS, strict=False):
                 axes.plot(self.dates, line, label=name, color=colour, linewidth=1)
         axes.set_ylim(bottom=0, top=panel.top)
         axes.yaxis.set_major_formatter(SCALES[panel.unit])
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=4, fontsize=6.5, frameon=False,
-                    labelcolor=TEXT, handlelength=1, columnspacing=1)
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(0, -0.12),
+            ncols=4,
+            fontsize=6.5,
+            frameon=False,
+            labelcolor=TEXT,
+            handlelength=1,
+            columnspacing=1,
+        )
 
     def heat(self, axes, panel: Panel):
         rows = sorted(self.series(panel.queries[0][0]), key=lambda row: float(row[0]["le"]))
         counts = np.diff(np.nan_to_num(np.array([line for _, line in rows])), axis=0, prepend=0).clip(0)
-        axes.imshow(counts, aspect="auto", origin="lower", cmap="inferno", norm=PowerNorm(0.4), interpolation="nearest",
-                    extent=(mdates.date2num(self.dates[0]), mdates.date2num(self.dates[-1]), 0, len(rows)))
+        axes.imshow(
+            counts,
+            aspect="auto",
+            origin="lower",
+            cmap="inferno",
+            norm=PowerNorm(0.4),
+            interpolation="nearest",
+            extent=(mdates.date2num(self.dates[0]), mdates.date2num(self.dates[-1]), 0, len(rows)),
+        )
         axes.xaxis_date()
         name = EngFormatter("s", places=0)
         bounds = ["more" if labels["le"] == "+Inf" else name(float(labels["le"])) for labels, _ in rows]
@@ -80,8 +116,9 @@ class Picture:
         for n, (labels, line) in enumerate(self.series(panel.queries[0][0])):
             names.append(legend(panel.queries[0][1], labels))
             for value, colour in ((1, "green"), (0, "red")):
-                axes.fill_between(self.dates, n + 0.1, n + 0.9, where=line == value, color=NAMED[colour], alpha=0.7,
-                                  step="post")
+                axes.fill_between(
+                    self.dates, n + 0.1, n + 0.9, where=line == value, color=NAMED[colour], alpha=0.7, step="post"
+                )
         axes.set_yticks([n + 0.5 for n in range(len(names))], names)
 
     def events(self, axes):
@@ -118,4 +155,5 @@ def draw(prometheus, begin: float, end: float, path):
     figure.savefig(path, dpi=88, facecolor=BACK)
     # Flat colours: a palette makes it a third as large.
     from PIL import Image
+
     Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)

@@ -40,7 +40,9 @@ class Way:
     async def serve(self, reader, writer):
         self.turn += 1
         try:
-            back_reader, back_writer = await asyncio.open_connection("127.0.0.1", self.ports[self.turn % len(self.ports)])
+            back_reader, back_writer = await asyncio.open_connection(
+                "127.0.0.1", self.ports[self.turn % len(self.ports)]
+            )
             await asyncio.gather(self.pipe(reader, back_writer, False), self.pipe(back_reader, writer, True))
         except (OSError, asyncio.CancelledError):
             pass
@@ -56,6 +58,7 @@ class Way:
                 due, data = await queue.get()
                 await asyncio.sleep(max(0, due - time.monotonic()))
                 writer.write(data)
+
         passing = asyncio.create_task(pass_on())
         try:
             while data := await reader.read(65536):
@@ -78,6 +81,7 @@ class Faults:
         def loop():
             while not self.over.wait(every):
                 act()
+
         self.threads.append(threading.Thread(target=loop, daemon=True))
         self.threads[-1].start()
 
@@ -132,9 +136,13 @@ class Faults:
         # TollgateRedisSlow, TollgateDeliverySlow, and there too TollgateSlowConsumers.
         late = Way(c.loop, other.port)
         slow = self.stack.gateway("slow-0", "slow", redis=late.port, patience="9s")
-        c.go("slowed", *[c.socket(slow, ["room:1"]) for _ in range(20)], *[c.sluggard(slow, "fat:1") for _ in range(15)],
-             c.publish(0.05, lambda _: "fat:1", 50_000, port=other.port),
-             c.publish(0.08, lambda _: "room:1", durable=True, port=other.port))
+        c.go(
+            "slowed",
+            *[c.socket(slow, ["room:1"]) for _ in range(20)],
+            *[c.sluggard(slow, "fat:1") for _ in range(15)],
+            c.publish(0.05, lambda _: "fat:1", 50_000, port=other.port),
+            c.publish(0.08, lambda _: "room:1", durable=True, port=other.port),
+        )
         late.delay = 1.2
         # TollgateCanaryMissed: publications go to another server than subscriptions.
         parted = Way(c.loop, self.stack.redis.port)

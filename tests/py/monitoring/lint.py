@@ -59,7 +59,8 @@ def tested(alerts: list[dict], tests: list[dict]) -> list[str]:
             (firing if case.get("exp_alerts") else quiet).add(case["alertname"])
     names = [rule["alert"] for rule in alerts]
     return [f"{n}: no test in which it fires" for n in names if n not in firing] + [
-        f"{n}: no test in which it is quiet" for n in names if n not in quiet]
+        f"{n}: no test in which it is quiet" for n in names if n not in quiet
+    ]
 
 
 def runbooks(alerts: list[dict], pages: dict[str, str]) -> list[str]:
@@ -104,8 +105,11 @@ def drawn(raw: dict, names: set[str], root=ROOT) -> list[str]:
 
 
 def table(alerts: list[dict], base: str) -> str:
-    rows = [f"| [{r['alert']}]({base}{r['alert']}.md) | {r['labels']['severity']} | {r.get('for', 'at once')} | "
-            f"{r['annotations']['summary']} |\n" for r in alerts]
+    rows = [
+        f"| [{r['alert']}]({base}{r['alert']}.md) | {r['labels']['severity']} | {r.get('for', 'at once')} | "
+        f"{r['annotations']['summary']} |\n"
+        for r in alerts
+    ]
     return "| alert | severity | after | what |\n| --- | --- | --- | --- |\n" + "".join(rows)
 
 

@@ -53,8 +53,9 @@ class Test:
         self.storm = stack.gateway("storm-0", "storm", broker="memory")
         stack.start_prometheus(ALERTS, lapse)
         self.prometheus = watch.Prometheus(stack.prometheus)
-        fingerprint = subprocess.run([binary(), "token", "fingerprint", "--config", self.a.config], capture_output=True,
-                                     text=True, check=True).stdout
+        fingerprint = subprocess.run(
+            [binary(), "token", "fingerprint", "--config", self.a.config], capture_output=True, text=True, check=True
+        ).stdout
         ours = next(word for word in fingerprint.split() if len(word) == 16 and set(word) <= set("0123456789abcdef"))
         redis.Redis(port=stack.redis.port).set("gateway:tollgate:issuer:web", ours)
         eventually("all targets are up", lambda: len(self.prometheus.query('up{job="tollgate"} == 1')) == 3)
@@ -63,22 +64,50 @@ class Test:
         c = self.clients
         c.pool = [self.a, self.b]
         half = SOCKETS // 2
-        c.go("good", *[c.socket(channels=["room:1", f"post:{n % 7}"]) for n in range(half)],
-             *[c.socket(channels=["room:1"], format="envelope") for _ in range(half)],
-             *[c.stream("room:1") for _ in range(6)], c.asks(2))
-        c.go("custom", *[c.socket(stay=6, pause=(0.5, 2)) for _ in range(20)],
-             c.attempts(4, secret=BAD), c.socket(self.storm), c.socket(self.storm, stay=5))
-        c.go("publishers", c.publish(0.3, lambda _: "room:1", durable=True), c.publish(0.2, lambda n: f"post:{n % 7}"),
-             c.publish(0.1, lambda n: f"user:u{n % SOCKETS}", durable=True),
-             c.api(0.2, "publish", lambda n: {"channel": "room:1", "data": {"type": "api", "n": n}}),
-             c.api(5, "invalidate_user_tokens", lambda n: {"user": f"nobody{n}"}))
+        c.go(
+            "good",
+            *[c.socket(channels=["room:1", f"post:{n % 7}"]) for n in range(half)],
+            *[c.socket(channels=["room:1"], format="envelope") for _ in range(half)],
+            *[c.stream("room:1") for _ in range(6)],
+            c.asks(2),
+        )
+        c.go(
+            "custom",
+            *[c.socket(stay=6, pause=(0.5, 2)) for _ in range(20)],
+            c.attempts(4, secret=BAD),
+            c.socket(self.storm),
+            c.socket(self.storm, stay=5),
+        )
+        c.go(
+            "publishers",
+            c.publish(0.3, lambda _: "room:1", durable=True),
+            c.publish(0.2, lambda n: f"post:{n % 7}"),
+            c.publish(0.1, lambda n: f"user:u{n % SOCKETS}", durable=True),
+            c.api(0.2, "publish", lambda n: {"channel": "room:1", "data": {"type": "api", "n": n}}),
+            c.api(5, "invalidate_user_tokens", lambda n: {"user": f"nobody{n}"}),
+        )
         options = ["--secret", SECRET, "--redis", f"redis://127.0.0.1:{self.stack.redis.port}"]
-        self.loads = [self.stack.run(Process(
-            self.stack.folder, f"load-{g.name}",
-            binary("TOLLGATE_LOAD_BIN"), *what, "--url", f"ws://127.0.0.1:{g.public}/ws", *options, nice=NICE))
-            for g, what in ((self.a, ["mixed", "-n", "30", "--duration", "25s", "--rate", "5", "--user-rate", "20"]),
-                            (self.b, ["fanout", "-n", "15", "--duration", "25s", "--rate", "5", "--durable",
-                                      "--channel", "room:load"]))]
+        self.loads = [
+            self.stack.run(
+                Process(
+                    self.stack.folder,
+                    f"load-{g.name}",
+                    binary("TOLLGATE_LOAD_BIN"),
+                    *what,
+                    "--url",
+                    f"ws://127.0.0.1:{g.public}/ws",
+                    *options,
+                    nice=NICE,
+                )
+            )
+            for g, what in (
+                (self.a, ["mixed", "-n", "30", "--duration", "25s", "--rate", "5", "--user-rate", "20"]),
+                (
+                    self.b,
+                    ["fanout", "-n", "15", "--duration", "25s", "--rate", "5", "--durable", "--channel", "room:load"],
+                ),
+            )
+        ]
 
     def loaded(self):
         for load in self.loads:
@@ -101,6 +130,7 @@ class Test:
     def healthy(self):
         def waiting():
             return self.prometheus.query('ALERTS{alertstate="pending",lapse=""}')
+
         try:
             # The replica that went last is known to be gone a moment later.
             eventually("nothing is about to fire", lambda: not waiting(), 10)
@@ -120,8 +150,10 @@ class Test:
 
     def fires(self, names: set[str], seconds: float, begin: float, labels: str = ""):
         """Waits until the time-lapse copy of all these alerts has fired."""
+
         def missing():
             return names - set(self.prometheus.alerts("firing", True, begin, time.time(), labels))
+
         try:
             eventually("alerts", lambda: not missing(), seconds)
         except NotInTimeError:
@@ -150,8 +182,11 @@ class Test:
 
     def doctor(self, begin: float):
         """The alert names the cause: the quotes around the secret."""
-        said = [alert["annotations"]["description"] for alert in self.prometheus.ask("alerts")["alerts"]
-                if alert["labels"]["alertname"] in ("TollgateBadSignatures", "TollgateTokensRefused")]
+        said = [
+            alert["annotations"]["description"]
+            for alert in self.prometheus.ask("alerts")["alerts"]
+            if alert["labels"]["alertname"] in ("TollgateBadSignatures", "TollgateTokensRefused")
+        ]
         if not said or not all("secret_quoted" in text for text in said):
             self.complain(f"bad signatures: the alert does not name the cause secret_quoted: {said}")
 

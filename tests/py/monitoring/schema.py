@@ -1,12 +1,12 @@
 """What the dashboard's JSON says that Grafana's schema does not know, and what its queries are."""
 
+import json
 import re
 
 import promql_parser
 from grafana_foundation_sdk.cog import plugins
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
-import json
 
 VARIABLES = {"$__rate_interval": "1m", "$__interval": "15s", "$__range": "1h", "$namespace": ".*", "$pod": ".*"}
 
@@ -22,7 +22,7 @@ def lost(before, after, path="dashboard") -> list[str]:
     if isinstance(before, list) and isinstance(after, list):
         if len(before) != len(after):
             return [path]
-        return [one for n, (b, a) in enumerate(zip(before, after)) for one in lost(b, a, f"{path}[{n}]")]
+        return [one for n, (b, a) in enumerate(zip(before, after, strict=True)) for one in lost(b, a, f"{path}[{n}]")]
     return [] if before == after else [path]
 
 

@@ -10,6 +10,7 @@ from typing import TypeVar
 import jwt
 import yaml
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from support.gateway import Gateway
 from support.net import free_port, get
 from support.process import Process
@@ -112,8 +113,17 @@ class Replica(Gateway):
     def __init__(self, stack: "Stack", name: str, namespace: str = "live", **settings):
         self.namespace = namespace
         app = stack.app if namespace == "live" else stack.other_app
-        self.settings = {"broker": "redis", "redis": stack.redis.port, "app": app.server_port, "secret": SECRET,
-                         "patience": "3s", "connections": 5000, "window": "5s", "key": API_KEY, **settings}
+        self.settings = {
+            "broker": "redis",
+            "redis": stack.redis.port,
+            "app": app.server_port,
+            "secret": SECRET,
+            "patience": "3s",
+            "connections": 5000,
+            "window": "5s",
+            "key": API_KEY,
+            **settings,
+        }
         super().__init__(stack.folder, name, CONFIG.format(**self.settings), nice=NICE)
 
     def configure(self, **settings):
@@ -149,8 +159,10 @@ class Stack:
         self.scrape()
 
     def scrape(self):
-        groups = [{"targets": [f"127.0.0.1:{g.admin}"], "labels": {"namespace": g.namespace, "pod": g.name}}
-                  for g in self.targets]
+        groups = [
+            {"targets": [f"127.0.0.1:{g.admin}"], "labels": {"namespace": g.namespace, "pod": g.name}}
+            for g in self.targets
+        ]
         new = self.folder / "targets.new"
         new.write_text(json.dumps(groups))
         new.rename(self.folder / "targets.json")
@@ -159,15 +171,27 @@ class Stack:
         config = {
             "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
             "rule_files": [str(rule) for rule in rules],
-            "scrape_configs": [{"job_name": "tollgate", "file_sd_configs": [
-                {"files": [str(self.folder / "targets.json")], "refresh_interval": "1s"}]}],
+            "scrape_configs": [
+                {
+                    "job_name": "tollgate",
+                    "file_sd_configs": [{"files": [str(self.folder / "targets.json")], "refresh_interval": "1s"}],
+                }
+            ],
         }
         (self.folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
         port = free_port()
-        self.run(Process(
-            self.folder, "prometheus", "prometheus", f"--config.file={self.folder}/prometheus.yaml",
-            f"--storage.tsdb.path={self.folder}/data", f"--web.listen-address=127.0.0.1:{port}", "--log.level=warn",
-            nice=NICE))
+        self.run(
+            Process(
+                self.folder,
+                "prometheus",
+                "prometheus",
+                f"--config.file={self.folder}/prometheus.yaml",
+                f"--storage.tsdb.path={self.folder}/data",
+                f"--web.listen-address=127.0.0.1:{port}",
+                "--log.level=warn",
+                nice=NICE,
+            )
+        )
         self.prometheus = f"http://127.0.0.1:{port}"
         eventually("Prometheus", lambda: "Ready" in get(f"{self.prometheus}/-/ready")[1])
 

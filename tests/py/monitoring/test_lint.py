@@ -18,8 +18,12 @@ class Runbooks(unittest.TestCase):
         self.assertEqual(lint.runbooks([], {"A": GOOD}), ["A.md: no such alert"])
 
     def test_the_parts_in_their_order(self):
-        for bad in [GOOD.replace("## What to do\n\nx\n", ""), GOOD.replace("confirm\n\nx", "confirm\n\n"),
-                    GOOD.replace("# A", "# B", 1), "# A\n\n## What to do\n\nx\n\n## What it means\n\nx\n"]:
+        for bad in [
+            GOOD.replace("## What to do\n\nx\n", ""),
+            GOOD.replace("confirm\n\nx", "confirm\n\n"),
+            GOOD.replace("# A", "# B", 1),
+            "# A\n\n## What to do\n\nx\n\n## What it means\n\nx\n",
+        ]:
             self.assertTrue(lint.runbooks([{"alert": "A"}], {"A": bad}), bad)
 
     def test_links_lead_somewhere(self):

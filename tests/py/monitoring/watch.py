@@ -26,9 +26,11 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def time_lapse(text: str) -> str:
     """The rules with every duration a twentieth of what it is, so that an hour passes in three minutes; counts stay."""
+
     def shorter(found: re.Match) -> str:
         seconds = int(found[2]) * UNITS[found[3]] / LAPSE
         return f"{found[1]}{max(1, round(seconds))}s"
+
     text = re.sub(r"(\[|\[\d+[smhd]:|offset |for: )(\d+)([smhd])\b", shorter, text)
     text = re.sub(r"(\[\d+s:)(\d+)([smhd])\b", shorter, text)
     text = re.sub(r"labels: \{ ", 'labels: { lapse: "yes", ', text)
@@ -51,8 +53,7 @@ class Prometheus:
     def range(self, expr: str, begin: float, end: float, step: int = 1) -> list:
         return self.ask("query_range", query=expr, start=begin, end=end, step=step)["result"]
 
-    def alerts(self, state: str, lapse: bool | None, begin: float, end: float,
-               labels: str = "") -> dict[str, float]:
+    def alerts(self, state: str, lapse: bool | None, begin: float, end: float, labels: str = "") -> dict[str, float]:
         """Alerts that were in that state between two moments, and for how many seconds at most."""
         selector = {None: "", True: ',lapse="yes"', False: ',lapse=""'}[lapse]
         found: dict[str, float] = {}
@@ -92,4 +93,6 @@ def dashboard(prometheus: Prometheus, begin: float, end: float) -> list[str]:
             wrong.append(f"{where}: has a result, so EMPTY need not list it")
         elif found and not any(found) and not listed(ZERO, expr):
             wrong.append(f"{where}: only zeros for {expr}")
-    return wrong + [f"no query has {part}: take it out of EMPTY or ZERO" for part in {**EMPTY, **ZERO} if part not in used]
+    return wrong + [
+        f"no query has {part}: take it out of EMPTY or ZERO" for part in {**EMPTY, **ZERO} if part not in used
+    ]

@@ -1,7 +1,8 @@
 """The systemd unit and the PM2 file: the gateway started from nothing but what they say, killed, and started again.
 
-Taken out of the files, and run, is what they say; only /etc/tollgate and /usr/local/bin/tollgate are other paths. systemd
-itself does not run here: its unit is checked by systemd-analyze, its commands are run by hand. PM2 is the real one.
+Taken out of the files, and run, is what they say; only /etc/tollgate and /usr/local/bin/tollgate are other paths.
+systemd itself does not run here: its unit is checked by systemd-analyze, its commands are run by hand. PM2 is the real
+one.
 """
 
 import configparser
@@ -16,6 +17,7 @@ import time
 import tomllib
 
 import pytest
+
 from support import ROOT
 from support.gateway import Admin
 from support.net import free_port
@@ -112,6 +114,7 @@ def test_field_f11_no_core_file_holds_secrets():
 
 def test_systemd(machine, tmp_path):
     service = unit(machine.here((PACKAGING / "tollgate.service").read_text()))
+    reloads = 'tollgate_config_reloads_total{result="unchanged"}'
     for _ in range(2):
         env = environment(service["EnvironmentFile"])
         with Process(tmp_path, "tollgate", *shlex.split(service["ExecStart"]), env=env) as process:
@@ -119,7 +122,6 @@ def test_systemd(machine, tmp_path):
             assert machine.takes_tokens_of(SECRET)
             assert not machine.takes_tokens_of(STRAY["NEXTAUTH_SECRET"])
             reload = service["ExecReload"].replace("$MAINPID", str(process.pid))
-            reloads = 'tollgate_config_reloads_total{result="unchanged"}'
             assert machine.metric(reloads) == 0
             subprocess.run(shlex.split(reload), env={}, check=True)
             eventually("read again", lambda: machine.metric(reloads) == 1)

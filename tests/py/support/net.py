@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """One from below those that the kernel gives to outgoing connections, one of which would take it before its owner."""
+    """One from below those that the kernel gives to outgoing connections, which would take it before its owner does."""
     given_out = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     while True:
         with socket.socket() as s, contextlib.suppress(OSError):
