@@ -14,16 +14,14 @@ BENCH_ARGS ?=
 UPDATE ?=
 VENV ?= $(CURDIR)/target/issuers-venv
 PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
-MONITORING_VENV ?= $(CURDIR)/target/monitoring-venv
-CHART_VENV ?= $(CURDIR)/target/chart-venv
 CLIENTS_VENV ?= $(CURDIR)/target/clients-venv
-INGRESS_VENV ?= $(CURDIR)/target/ingress-venv
+PY := $(CURDIR)/target/venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
 LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
-.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps
+.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -97,32 +95,42 @@ conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
 	tests/conformance/run.sh target/debug/tollgate-echo
 
-# Pinned tools for chart, image and packaging, new when their list is.
-$(CHART_VENV)/ok: tests/chart/requirements.txt tests/chart/fetch_helm.py | deps
-	test -x $(CHART_VENV)/bin/python || python3 -m venv $(CHART_VENV)
-	$(CHART_VENV)/bin/pip install -q --disable-pip-version-check -r tests/chart/requirements.txt
-	$(CHART_VENV)/bin/python tests/chart/fetch_helm.py target/helm
+# What tests/py needs, and the linters: exactly what the lock says, made anew with it.
+$(PY)/ok: tests/py/requirements.txt | deps
+	python3 -m venv --clear $(PY)
+	$(PY)/bin/pip install -q --disable-pip-version-check -r $<
+	touch $@
+
+# The newest versions of what pyproject.toml names.
+python-lock: | deps
+	python3 -m venv --clear target/venv-lock
+	target/venv-lock/bin/python -c 'import tomllib; print(*tomllib.load(open("tests/py/pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' >target/venv-lock/wanted
+	target/venv-lock/bin/pip install -q --disable-pip-version-check -r target/venv-lock/wanted
+	(echo "# \`make python-lock\` writes this file."; target/venv-lock/bin/pip freeze) >tests/py/requirements.txt
+	rm -r target/venv-lock
+
+target/helm/ok: tests/py/chart/fetch_helm.py | $(PY)/ok
+	$(PY)/bin/python $< $(@D)
 	touch $@
 
 tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
 	cd $(<D) && npm ci --no-audit --no-fund --loglevel=error
 
-PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(CHART_VENV)/bin/pytest
+PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(PY)/bin/pytest -c tests/py/pyproject.toml
+MONITORING := PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/py $(PY)/bin/python tests/py/monitoring
 
-chart: $(CHART_VENV)/ok tests/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
+chart: $(PY)/ok target/helm/ok tests/py/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
 	cargo build --quiet
-	$(CHART_VENV)/bin/hadolint Dockerfile
-	$(PYTEST) -c tests/chart/pytest.ini -n auto --dist loadfile tests/chart
+	$(PY)/bin/hadolint Dockerfile
+	$(PYTEST) -n auto --dist loadfile tests/py/chart
 
-packaging: $(CHART_VENV)/ok tests/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
+packaging: $(PY)/ok tests/py/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
 	cargo build --quiet
-	$(PYTEST) -c tests/packaging/pytest.ini tests/packaging
+	$(PYTEST) tests/py/packaging
 
-ingress: deps ## nginx and HAProxy as docs/ingress.md has them, with TLS, before two gateways
+ingress: $(PY)/ok ## nginx and HAProxy as docs/ingress.md has them, with TLS, before two gateways
 	cargo build --quiet
-	test -x $(INGRESS_VENV)/bin/python || python3 -m venv $(INGRESS_VENV)
-	$(INGRESS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/ingress/requirements.txt
-	PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(INGRESS_VENV)/bin/pytest -c tests/ingress/pytest.ini tests/ingress
+	$(PYTEST) tests/py/ingress
 
 image: image-tools build ## The container image: built into target/image/oci, and run
 	tests/image/run.sh target/release/tollgate
@@ -153,39 +161,36 @@ $(OLD_BIN):
 mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled forward and back under load
 	TOLLGATE_OLD_BIN=$(CURDIR)/$(OLD_BIN) cargo test --quiet --test audit -- --mixed
 
-# Pinned, and installed once.
-$(MONITORING_VENV)/installed: tests/monitoring/requirements.txt | monitoring-deps
-	test -x $(MONITORING_VENV)/bin/python || python3 -m venv $(MONITORING_VENV)
-	$(MONITORING_VENV)/bin/pip install -q --disable-pip-version-check -r tests/monitoring/requirements.txt
-	touch $@
-
-monitoring: deps monitoring-deps $(MONITORING_VENV)/installed ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
+monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/load/debug/tollgate-load UPDATE=$(UPDATE) \
-	  $(MONITORING_VENV)/bin/python tests/monitoring/live.py
+	  $(MONITORING)/live.py
 
-monitoring-lint: monitoring-deps $(MONITORING_VENV)/installed
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint_test.py -q
+monitoring-lint: $(PY)/ok monitoring-deps
+	$(MONITORING)/lint.py
+	$(PYTEST) tests/py/monitoring
 
-monitoring-write: monitoring-deps $(MONITORING_VENV)/installed
-	$(MONITORING_VENV)/bin/python tests/monitoring/lint.py --write
+monitoring-write: $(PY)/ok monitoring-deps
+	$(MONITORING)/lint.py --write
 
 monitoring-deps:
 	@missing=(); \
 	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
-	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	tests/apt.sh "$${missing[@]}"
 
-lint: deny chart monitoring-lint ## rustfmt, clippy, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
+lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
-	bash -n tests/conformance/run.sh fuzz/run.sh benches/instructions.sh .ci/run benches/load/redis-cost.sh benches/load/subscription-cost.sh tests/image/run.sh tests/apt.sh
-	sh -n packaging/image-root.sh
+
+# All Python and all shell scripts of the repository.
+scripts-lint: $(PY)/ok
+	$(PY)/bin/ruff check --quiet
+	$(PY)/bin/ruff format --quiet --check
+	find . -name '*.sh' -not -path '*/target/*' -not -path '*/node_modules/*' -print0 | xargs -0 $(PY)/bin/shellcheck .ci/run
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
@@ -230,16 +235,18 @@ fuzz-build:
 fuzz: ## Fuzz what strangers' bytes come to, FUZZ_SECONDS each (60; FUZZ_TARGETS="tap keys")
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
-fmt: ## Format the code
+fmt: $(PY)/ok ## Format the code
 	cargo fmt
 	cargo fmt --manifest-path benches/load/Cargo.toml
+	$(PY)/bin/ruff check --quiet --fix
+	$(PY)/bin/ruff format --quiet
 
 doc: ## API documentation: target/doc/tollgate/index.html
 	cargo doc --no-deps --document-private-items
 
-docs: $(CHART_VENV)/ok ## Write the generated tables into docs/ and the chart's README
+docs: $(PY)/ok ## Write the generated tables into docs/ and the chart's README
 	UPDATE_DOCS=1 cargo test --quiet --test it docs::
-	$(CHART_VENV)/bin/python charts/readme.py
+	$(PY)/bin/python charts/readme.py
 
 # What Debian has and a fresh machine may lack. Looks first: a machine that has all is not touched.
 deps:

@@ -48,7 +48,7 @@ run() {
   "$driver" idle --url "ws://127.0.0.1:$((port + 1))/ws" -n $sockets --auto --channel "c1$2" --settle 20s \
     >/dev/null 2>&1 &
   local load=$!
-  pids=("$redis" $server $load)
+  pids=("$redis" "$server" "$load")
   until curl -sf "http://127.0.0.1:$((port + 2))/metrics" |
     grep -qx "tollgate_subscriptions $((sockets * $1))"; do sleep 0.2; done
   sleep 1

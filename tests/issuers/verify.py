@@ -1,4 +1,5 @@
 """Verifies tokens with PyJWT. Reads JSON from standard input, prints accept or refuse, one line each."""
+
 import json
 import sys
 
