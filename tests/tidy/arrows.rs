@@ -5,6 +5,8 @@
 //! `crate::`, or a name that another file re-exports. A re-export alone is no arrow. Code for tests
 //! and fuzzing is not looked at.
 
+#![expect(clippy::wildcard_enum_match_arm, reason = "the parser's enums are not exhaustive")]
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -53,15 +55,13 @@ impl Crate {
         let text = fs::read_to_string(file).expect("a module's file");
         let parsed = syn::parse_file(&text).expect("Rust");
         let name = file.strip_prefix(src).expect("below src").to_string_lossy().into_owned();
-        self.add(src, &name, path, folder, &parsed.items);
+        self.add((src, &name, folder), path, &parsed.items);
     }
 
     fn add(
         &mut self,
-        src: &Path,
-        file: &str,
+        (src, file, folder): (&Path, &str, &Path),
         path: ModulePath,
-        folder: &Path,
         items: &[syn::Item],
     ) {
         let mut module = Module { file: file.to_owned(), ..Module::default() };
@@ -71,7 +71,7 @@ impl Crate {
                 let below = [path.clone(), vec![name.clone()]].concat();
                 let child_folder = folder.join(&name);
                 match &child.content {
-                    Some((_, items)) => self.add(src, file, below, &child_folder, items),
+                    Some((_, items)) => self.add((src, file, &child_folder), below, items),
                     None => {
                         let child_file = module_file(folder, &name);
                         self.add_file(src, &child_file, below, &child_folder);
