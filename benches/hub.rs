@@ -14,12 +14,12 @@ use bytes::BytesMut;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use parts::push;
 use tokio::runtime::{Builder, Runtime};
-use tollgate::hub::{Begin, Bounds, Connection, Hub};
+use tollgate::hub::{Activation, Connection, Hub, QueueBounds};
 use tollgate::protocol::Wire;
 
 fn hub() -> Arc<Hub> {
     tollgate::metrics::install();
-    let bounds = Bounds {
+    let bounds = QueueBounds {
         queue_messages: AtomicUsize::new(4096),
         queue_bytes: AtomicUsize::new(1 << 20),
         queue_bytes_total: AtomicUsize::new(1 << 28),
@@ -35,7 +35,7 @@ fn subscribe(hub: &Hub, stream: Option<tokio::net::TcpStream>, wire: Wire) -> Ar
     let connection = hub.register(stream, wire);
     let channel = push().channel().clone();
     hub.subscribe(&connection, &channel).unwrap();
-    hub.activate(&connection, &channel, &[], &Begin::default());
+    hub.activate(&connection, &channel, &[], &Activation::default());
     connection
 }
 
@@ -68,7 +68,7 @@ async fn round(hub: &Hub, sockets: &mut [(TcpStream, Arc<Connection>)], burst: u
     for _ in 0..burst {
         hub.dispatch(push()).await;
     }
-    hub.passed(&sockets[0].1).await;
+    hub.flush_barrier(&sockets[0].1).await;
     let took = began.elapsed();
 
     for (client, _) in sockets {
@@ -124,7 +124,7 @@ fn queue(c: &mut Criterion) {
                 for _ in 0..32 {
                     hub.dispatch(push()).await;
                 }
-                hub.passed(&connection).await;
+                hub.flush_barrier(&connection).await;
                 while connection.take_queued().is_some() {}
             });
         });

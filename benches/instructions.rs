@@ -32,7 +32,7 @@ use tollgate::config::{Loaded, Sources, load};
 use tollgate::diagnosis::sampler::{Sampler, Settings as SamplerSettings};
 use tollgate::gateway::{Gateway, NodeInfo};
 use tollgate::http::{App, Peer};
-use tollgate::hub::{Begin, Bounds, Hub};
+use tollgate::hub::{Activation, Hub, QueueBounds};
 use tollgate::lifecycle::Lifecycle;
 use tollgate::protocol::{ChannelRef, Command, Reply, Start};
 use tollgate::protocol::{Push, Wire};
@@ -197,7 +197,7 @@ fn verify_hs256(rounds: u32) {
 }
 
 fn hub() -> Arc<Hub> {
-    let bounds = Bounds {
+    let bounds = QueueBounds {
         queue_messages: AtomicUsize::new(1024),
         queue_bytes: AtomicUsize::new(1 << 20),
         queue_bytes_total: AtomicUsize::new(1 << 28),
@@ -230,7 +230,7 @@ async fn hub_fanout(rounds: u32) {
         server.writable().await.unwrap();
         let connection = hub.register(Some(server), Wire::Plain);
         hub.subscribe(&connection, &channel).unwrap();
-        hub.activate(&connection, &channel, &[], &Begin::default());
+        hub.activate(&connection, &channel, &[], &Activation::default());
         clients.push((client, connection));
     }
 
@@ -254,7 +254,7 @@ fn hub_subscribe(rounds: u32) {
     tollgate::metrics::install();
     let hub = hub();
     let channel: ChannelName = "post:42".parse().unwrap();
-    let (user, begin) = (Arc::from("u1"), Begin::default());
+    let (user, begin) = (Arc::from("u1"), Activation::default());
 
     let named = ChannelRef::from_name(channel.clone());
     let (id, start) = (Some("1"), Start::default());
@@ -264,7 +264,7 @@ fn hub_subscribe(rounds: u32) {
         let connection = hub.register(None, Wire::Plain);
         assert!(hub.bind(&connection, user, 10));
         hub.subscribe(&connection, black_box(&channel)).unwrap();
-        hub.confirmed(&connection, &channel);
+        hub.mark_confirmed(&connection, &channel);
         hub.activate(&connection, &channel, &reply, &begin);
         black_box(connection.take_queued().unwrap());
         connection

@@ -43,7 +43,7 @@ enum Command {
     ///
     /// Says what is wrong on the way to the gateway, and the fix: name, TLS, proxies, token, events, time-outs.
     /// Exit status: 0 nothing wrong, 1 something is, 2 it could not be tried.
-    Doctor(probe::Doctor),
+    Doctor(probe::Probe),
 }
 
 #[derive(Debug, Args)]

@@ -64,7 +64,7 @@ impl Lifecycle {
     }
 
     /// Waits until the phase is `phase` or later.
-    pub async fn reached(&self, phase: Phase) {
+    pub async fn wait_for(&self, phase: Phase) {
         let mut rx = self.phase.subscribe();
         // An error would mean that there is no sender, and `self` holds one.
         let _ = rx.wait_for(|p| *p >= phase).await;
@@ -81,7 +81,7 @@ impl Lifecycle {
     }
 
     /// Notes that a reload was refused for this reason, or succeeded (`None`).
-    pub fn reloaded(&self, problem: Option<String>) {
+    pub fn record_reload(&self, problem: Option<String>) {
         *self.reload.lock() = problem;
     }
 

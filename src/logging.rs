@@ -247,7 +247,7 @@ mod tests {
         }
     }
 
-    /// Waiting lines are bounded by their bytes too.
+    /// PendingSubscription lines are bounded by their bytes too.
     #[test]
     fn field_a2_long_lines_do_not_fill_the_memory() {
         let (disk, mut lines, state) = log(Format::Text);

@@ -123,11 +123,11 @@ fn anything(line: &[u8]) {
 
 /// Checks the good cookie after it was damaged.
 fn damaged(how: u8, at: usize, text: &str) {
-    let (head, tail) = good().split_at(at % good().len());
+    let (head, cache) = good().split_at(at % good().len());
     let token = match how % 5 {
         0 => head.to_owned(),
-        1 => format!("{head}{text}{tail}"),
-        2 => format!("{head}{text}{}", tail.get(text.len()..).unwrap_or_default()),
+        1 => format!("{head}{text}{cache}"),
+        2 => format!("{head}{text}{}", cache.get(text.len()..).unwrap_or_default()),
         3 => format!("{good}{text}", good = good()),
         _ => text.to_owned(),
     };

@@ -106,12 +106,12 @@ fn look(verifier: &Verifier, text: &str) -> Report {
 fn damaged(how: u8, at: usize, text: &str) -> String {
     let claims = json!({"sub": "u1", "aud": "rt", "exp": NOW + 60});
     let good = key().sign(&claims, None).expect("a secret signs");
-    let (head, tail) = good.split_at(at % good.len());
+    let (head, cache) = good.split_at(at % good.len());
 
     match how % 6 {
         0 => head.to_owned(),
-        1 => format!("{head}{text}{tail}"),
-        2 => format!("{head}{text}{}", tail.get(1..).unwrap_or_default()),
+        1 => format!("{head}{text}{cache}"),
+        2 => format!("{head}{text}{}", cache.get(1..).unwrap_or_default()),
         3 => format!("{text}{good}"),
         4 => format!("{good}{text}"),
         _ => good.replacen('.', text, 1),

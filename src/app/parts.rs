@@ -15,7 +15,7 @@ use crate::config::{self, BrokerKind, Config, Policy};
 use crate::diagnosis::sampler::{self, Sampler};
 use crate::gateway::{Gateway, NodeInfo};
 use crate::http::App;
-use crate::hub::{Bounds, Hub};
+use crate::hub::{Hub, QueueBounds};
 use crate::lifecycle::{self, Lifecycle};
 use crate::metrics;
 use crate::session::{Context, unix_now};
@@ -108,7 +108,7 @@ pub(super) fn gateway(
 ) -> anyhow::Result<Arc<Gateway>> {
     let limits = &config.limits;
     let shards = Handle::current().metrics().num_workers();
-    let bounds = Bounds {
+    let bounds = QueueBounds {
         queue_messages: AtomicUsize::new(limits.queue_messages),
         queue_bytes: AtomicUsize::new(limits.queue_bytes),
         queue_bytes_total: AtomicUsize::new(limits.queue_bytes_total),
@@ -211,7 +211,7 @@ pub(super) fn apply_limits(app: &App, config: &Config) {
     gateway.set_max_publication(limits.publication_bytes);
     // What a client missed has to fit into its queue, beside what arrives meanwhile.
     gateway.set_opens(history.opens_per_user, history.opens);
-    gateway.set_history_bounds(broker::Bounds {
+    gateway.set_history_bounds(broker::HistoryBounds {
         messages: history.max_messages.min(limits.queue_messages / 2),
         bytes: history.max_bytes.min(limits.queue_bytes / 2),
     });

@@ -47,7 +47,7 @@ pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_f
             () = sleep(WATCH_EVERY) => false,
         };
 
-        let changed = files.look();
+        let changed = files.check();
         if !asked && !changed && app.lifecycle.reload_problem().is_none() {
             continue;
         }
@@ -73,12 +73,12 @@ fn refused(app: &App, problems: &[Problem], news: bool) {
         metrics::config_reload("failed");
         tracing::error!(problems = all, "configuration not reloaded; the old one stays");
     }
-    app.lifecycle.reloaded(Some(all));
+    app.lifecycle.record_reload(Some(all));
 }
 
 /// Puts a configuration in force if it differs. True if what is allowed has changed.
 fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
-    app.lifecycle.reloaded(None);
+    app.lifecycle.record_reload(None);
     let Loaded { config, policy, printed, values } = loaded;
     let settings = values.differing(&in_force.values);
     let files = policy.files.differing(&app.context.policy.load().files);
@@ -145,7 +145,7 @@ async fn judge_again(app: &App) {
             sleep(PAUSE).await;
         }
 
-        some.iter().filter_map(|id| hub.get(*id)).for_each(|connection| connection.look());
+        some.iter().filter_map(|id| hub.get(*id)).for_each(|connection| connection.recheck());
         sleep(PAUSE).await;
     }
     tracing::info!(connections = ids.len(), "open connections are judged by the new rules");

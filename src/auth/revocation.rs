@@ -94,7 +94,7 @@ impl Revocations {
     }
 
     /// Notes that all earlier revocations have been read.
-    pub fn read(&self) {
+    pub fn mark_known(&self) {
         self.known.send_if_modified(|known| !std::mem::replace(known, true));
     }
 

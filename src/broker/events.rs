@@ -25,7 +25,7 @@ struct State {
 
 /// What one take yields. `overflowed` comes after all `events`.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct EventBatch {
     pub events: Vec<Event>,
     /// The value is true if not everything that was dropped can be in a history.
     pub overflowed: Vec<(ChannelName, bool)>,
@@ -94,9 +94,9 @@ impl Events {
     }
 
     /// Waits for events and takes all of them.
-    pub async fn take(&self) -> Batch {
+    pub async fn drain(&self) -> EventBatch {
         loop {
-            let batch = self.take_now();
+            let batch = self.drain_now();
             if !batch.events.is_empty() || !batch.overflowed.is_empty() {
                 return batch;
             }
@@ -105,10 +105,10 @@ impl Events {
     }
 
     /// Takes the events that are there.
-    pub fn take_now(&self) -> Batch {
+    pub fn drain_now(&self) -> EventBatch {
         let mut state = self.state.lock();
         state.bytes = 0;
-        Batch {
+        EventBatch {
             events: mem::take(&mut state.events),
             overflowed: mem::take(&mut state.overflowed).into_iter().collect(),
         }
@@ -143,13 +143,13 @@ mod tests {
         events.push(Event::Control(Bytes::new()));
         events.push(publication("c", 0));
 
-        let batch = events.take().await;
+        let batch = events.drain().await;
         assert_eq!(batch.events.len(), 3);
         let mut names: Vec<_> = batch.overflowed.iter().map(|(c, _)| c.as_str()).collect();
         names.sort_unstable();
         assert_eq!(names, ["b", "c"]);
 
         events.push(publication("b", 6));
-        assert_eq!(events.take().await.events.len(), 1);
+        assert_eq!(events.drain().await.events.len(), 1);
     }
 }

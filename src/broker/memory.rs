@@ -12,8 +12,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 
 use super::{
-    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health,
-    History, Store, Subscribed, Track,
+    Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health, History,
+    HistoryBounds, Store, Subscribed, Tracking,
 };
 use crate::channel::{ChannelName, Position, Publication, Retention};
 use crate::lifecycle;
@@ -191,13 +191,13 @@ impl Store for MemoryBroker {
 }
 
 impl Broker for MemoryBroker {
-    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
+    fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation) {
         let mut state = self.state.lock();
         state.sweep(Instant::now(), self.max_bytes);
-        let position = match track {
-            Track::No => None,
-            Track::Read => state.streams.get(channel).map(|s| s.position.clone()),
-            Track::Open | Track::OpenDurable => {
+        let position = match tracking {
+            Tracking::Off => None,
+            Tracking::Follow => state.streams.get(channel).map(|s| s.position.clone()),
+            Tracking::Create | Tracking::CreateDurable => {
                 Some(state.open(channel, &self.nonce).position.clone())
             }
         };
@@ -251,7 +251,11 @@ impl Broker for MemoryBroker {
         Box::pin(std::future::ready(Ok(position)))
     }
 
-    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+    fn history(
+        &self,
+        channel: &ChannelName,
+        bounds: HistoryBounds,
+    ) -> BrokerFuture<'_, Option<History>> {
         let state = self.state.lock();
         let history = state.streams.get(channel).map(|stream| {
             let top = stream.position.clone();

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::channel::{ChannelName, GapReason, Position, Publication, Retention};
-pub use events::{Batch, Events};
+pub use events::{EventBatch, Events};
 
 /// What a broker hands to the gateway, through [`Events`].
 #[derive(Debug)]
@@ -52,17 +52,17 @@ pub struct Subscribed {
 
 /// How closely a channel's history is followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
-pub enum Track {
+pub enum Tracking {
     /// The history is not followed.
     #[default]
-    No,
+    Off,
     /// The position is told if the channel has a history.
-    Read,
-    /// Like `Read`, and a history is begun if there is none, so that missing its first publication
+    Follow,
+    /// Like `Follow`, and a history is begun if there is none, so that missing its first publication
     /// can be noticed.
-    Open,
-    /// Like `Open`, and nobody publishes anything on the channel that the history does not have.
-    OpenDurable,
+    Create,
+    /// Like `Create`, and nobody publishes anything on the channel that the history does not have.
+    CreateDurable,
 }
 
 /// Why a broker could not do what was asked.
@@ -193,7 +193,7 @@ pub struct History {
 
 /// The upper bounds of one reading of a history.
 #[derive(Debug, Clone, Copy)]
-pub struct Bounds {
+pub struct HistoryBounds {
     pub messages: usize,
     pub bytes: usize,
 }
@@ -212,7 +212,7 @@ pub struct Bounds {
 ///   that was unsubscribed may still yield publications that were on their way.
 /// - Nothing is ever dropped silently: when [`Events`] is full, it reports that itself.
 pub trait Broker: Send + Sync + 'static {
-    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation);
+    fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation);
 
     fn unsubscribe(&self, channel: &ChannelName);
 
@@ -226,7 +226,11 @@ pub trait Broker: Send + Sync + 'static {
     ) -> BrokerFuture<'_, Option<Position>>;
 
     /// The end of a channel's history; `None` if it has none.
-    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>>;
+    fn history(
+        &self,
+        channel: &ChannelName,
+        bounds: HistoryBounds,
+    ) -> BrokerFuture<'_, Option<History>>;
 
     /// Sends a control message to all replicas, this one included. The answer is how many replicas
     /// it reached.

@@ -58,7 +58,7 @@ impl Files {
     /// Reads all files again; true when one has new content. Content is compared, because a
     /// Kubernetes mount swaps a symlink and keeps the path. A file that is missing for a moment
     /// does not count as new content.
-    pub fn look(&mut self) -> bool {
+    pub fn check(&mut self) -> bool {
         let mut changed = false;
         for file in &mut self.0 {
             let now = std::fs::read(&file.path).ok().as_deref().map(digest);
@@ -142,15 +142,15 @@ mod tests {
         };
 
         let mut first = read();
-        assert!(!first.look());
+        assert!(!first.check());
         std::fs::write(&own, "2").unwrap();
         assert!(read().differing(&first).is_empty(), "what it says stands in the values");
-        assert!(first.look() && !first.look(), "and it is read again for that, once");
+        assert!(first.check() && !first.check(), "and it is read again for that, once");
 
         std::fs::write(&secret, "2").unwrap();
         assert_eq!(read().differing(&first), [secret.display().to_string()]);
         std::fs::remove_file(&secret).unwrap();
-        assert!(!first.look(), "missing for a moment");
+        assert!(!first.check(), "missing for a moment");
     }
 
     #[test]

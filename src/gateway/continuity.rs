@@ -3,27 +3,27 @@
 //!
 //! Pure: no broker, no sockets. Invariants: within an epoch publications leave in the order of
 //! their offsets, each once; an offset is passed over only behind a declaration. While the history
-//! is asked about a hole, everything later waits, bounded. A position that comes with a publication
+//! is asked about a missing range, everything later waits, bounded. A position that comes with a publication
 //! is a claim, since anyone who may publish can write one: the history decides about positions that
 //! do not follow the last one.
 
-mod hole;
+mod missing_range;
 mod recent;
+mod replay_cache;
 #[cfg(any(test, fuzzing))]
 pub(super) mod simulation;
-mod tail;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use self::hole::{Held, Hole, Loss};
+use self::missing_range::{HeldEvent, Loss, MissingRange};
 use self::recent::{Known, Recent};
-pub(super) use self::tail::{Tail, tails_are_full};
-use crate::broker::{Bounds, BrokerError, History, Track};
+pub(super) use self::replay_cache::{ReplayCache, caches_are_full};
+use crate::broker::{BrokerError, History, HistoryBounds, Tracking};
 use crate::channel::{GapReason, Position, Publication};
 use crate::metrics;
 
-/// How many times in a row a hole is read again because what waited behind it did not fit.
+/// How many times in a row a missing range is read again because what waited behind it did not fit.
 const MAX_ROUNDS: u32 = 8;
 
 /// After false claims, the wait before the next question to the channel's history: it begins with
@@ -38,7 +38,7 @@ const DOUBT_LASTS: Duration = Duration::from_secs(60);
 pub(super) enum Step {
     Deliver(Publication),
     Declare(GapReason),
-    /// Wait this long, call [`Flow::begin`], read the history, and answer with this ticket.
+    /// Wait this long, call [`ChannelSequencer::begin`], read the history, and answer with this ticket.
     Read(u64, Duration),
     /// Publications came with positions that the history does not have; this many are known of.
     Refuted(usize),
@@ -51,7 +51,7 @@ struct Doubt {
 }
 
 /// How a publication's position relates to what was delivered.
-enum Place {
+enum Arrival {
     /// It is the next one, or any position is acceptable.
     Next,
     /// Something was delivered at this position already.
@@ -61,8 +61,8 @@ enum Place {
 }
 
 #[derive(Default)]
-pub(super) struct Flow {
-    track: Track,
+pub(super) struct ChannelSequencer {
+    tracking: Tracking,
     plain_seen: bool,
     /// The position that was delivered last.
     last: Option<Position>,
@@ -74,27 +74,27 @@ pub(super) struct Flow {
     recent: Recent,
     /// Everything in the history up to this offset was delivered from it or declared.
     settled: u64,
-    hole: Option<Box<Hole>>,
+    missing: Option<Box<MissingRange>>,
     /// Holes in a row that were opened because too much waited.
     rounds: u32,
     doubt: Option<Doubt>,
-    pub(super) tail: Option<Tail>,
+    pub(super) cache: Option<ReplayCache>,
 }
 
-/// A ticket is never given twice: a late answer for a channel that was given up matches no hole of
+/// A ticket is never given twice: a late answer for a channel that was given up matches no missing range of
 /// its successor.
 fn next_ticket() -> u64 {
     static TICKETS: AtomicU64 = AtomicU64::new(1);
     TICKETS.fetch_add(1, Ordering::Relaxed)
 }
 
-impl Flow {
-    pub(super) fn new(track: Track) -> Self {
-        Self { track, ..Self::default() }
+impl ChannelSequencer {
+    pub(super) fn new(tracking: Tracking) -> Self {
+        Self { tracking, ..Self::default() }
     }
 
-    pub(super) fn follow(&mut self, track: Track) {
-        self.track = self.track.max(track);
+    pub(super) fn follow(&mut self, tracking: Tracking) {
+        self.tracking = self.tracking.max(tracking);
     }
 
     pub(super) fn last(&self) -> Option<&Position> {
@@ -116,7 +116,7 @@ impl Flow {
     /// True if plain publications are possible here, so that even a complete history may not
     /// contain everything.
     fn has_plain(&self) -> bool {
-        self.track < Track::OpenDurable || self.plain_seen
+        self.tracking < Tracking::CreateDurable || self.plain_seen
     }
 
     fn advance(&mut self, position: Position) {
@@ -124,7 +124,7 @@ impl Flow {
         let epoch = self.last.as_ref().map(|last| &last.epoch);
 
         if last.is_none_or(|last| Some(&last.epoch) != epoch) {
-            self.tail = None;
+            self.cache = None;
             self.recent.forget();
             self.settled = 0;
         }
@@ -145,7 +145,7 @@ impl Flow {
         &mut self,
         publication: Publication,
         proven: bool,
-        bounds: Bounds,
+        bounds: HistoryBounds,
         out: &mut Vec<Step>,
     ) {
         if let Some(position) = publication.position.clone() {
@@ -154,38 +154,43 @@ impl Flow {
             self.recent.push(offset, &publication, proven);
         }
 
-        // A tail has no holes: it ends where a publication does not follow.
-        if self.tail.as_mut().is_some_and(|tail| !tail.push(&publication, bounds)) {
-            self.tail = None;
+        // A cache has no missing range ranges: it ends where a publication does not follow.
+        if self.cache.as_mut().is_some_and(|cache| !cache.push(&publication, bounds)) {
+            self.cache = None;
         }
 
         out.push(Step::Deliver(publication));
     }
 
-    fn place(&self, position: &Position, publication: &Publication) -> Place {
-        let Some(last) = &self.last else { return Place::Next };
+    fn place(&self, position: &Position, publication: &Publication) -> Arrival {
+        let Some(last) = &self.last else { return Arrival::Next };
         let same = last.epoch == position.epoch;
 
-        if let Some(known) = self.recent.look(position.offset, publication).filter(|_| same) {
-            Place::Taken(known)
+        if let Some(known) = self.recent.lookup(position.offset, publication).filter(|_| same) {
+            Arrival::Taken(known)
         } else if same && position.offset <= self.settled {
             // The offset is too old to be remembered, and the history has nothing new to say about
             // it.
-            Place::Taken(Known::Delivered)
+            Arrival::Taken(Known::Delivered)
         } else if same && last.offset + 1 == position.offset
             || self.declared && !last.has_reached(position)
         {
-            Place::Next
+            Arrival::Next
         } else {
-            Place::Claimed
+            Arrival::Claimed
         }
     }
 
     /// Handles a publication from the broker.
-    pub(super) fn take(&mut self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
+    pub(super) fn sequence(
+        &mut self,
+        publication: Publication,
+        bounds: HistoryBounds,
+        out: &mut Vec<Step>,
+    ) {
         self.plain_seen |= publication.position.is_none();
-        if let Some(hole) = self.hole.as_mut().filter(|hole| !hole.aside) {
-            return hole.hold(publication);
+        if let Some(missing) = self.missing.as_mut().filter(|missing| !missing.aside) {
+            return missing.hold(publication);
         }
 
         let Some(position) = publication.position.clone() else {
@@ -194,34 +199,34 @@ impl Flow {
         };
 
         match self.place(&position, &publication) {
-            Place::Next => self.deliver(publication, false, bounds, out),
-            Place::Taken(Known::Delivered) => metrics::duplicate_dropped(),
-            Place::Taken(Known::False) => out.push(Step::Refuted(1)),
-            Place::Taken(Known::Contested) => {
+            Arrival::Next => self.deliver(publication, false, bounds, out),
+            Arrival::Taken(Known::Delivered) => metrics::duplicate_dropped(),
+            Arrival::Taken(Known::False) => out.push(Step::Refuted(1)),
+            Arrival::Taken(Known::Contested) => {
                 // Both are delivered, since nobody can tell which is true, and a gap is declared.
-                self.tail = None;
+                self.cache = None;
                 self.declare(GapReason::HistoryLost, out);
                 if self.recent.add_rival(position.offset, &publication) {
                     out.push(Step::Deliver(publication));
                 }
                 out.push(Step::Refuted(1));
             }
-            Place::Claimed => self.question(position, publication, out),
+            Arrival::Claimed => self.question(position, publication, out),
         }
     }
 
     /// Asks the history about a publication that does not follow the last one.
     fn question(&mut self, position: Position, publication: Publication, out: &mut Vec<Step>) {
-        if let Some(hole) = &mut self.hole {
-            return hole.put_aside(position);
+        if let Some(missing) = &mut self.missing {
+            return missing.put_aside(position);
         }
 
         self.open_hole(GapReason::HistoryLost, false, out);
-        if let Some(hole) = &mut self.hole {
-            if hole.aside {
-                hole.put_aside(position);
+        if let Some(missing) = &mut self.missing {
+            if missing.aside {
+                missing.put_aside(position);
             } else {
-                hole.hold(publication);
+                missing.hold(publication);
             }
         }
     }
@@ -234,14 +239,14 @@ impl Flow {
         out: &mut Vec<Step>,
     ) {
         if fresh {
-            *self = Self { track: self.track, ..Self::default() };
+            *self = Self { tracking: self.tracking, ..Self::default() };
         }
 
-        if let Some(hole) = &mut self.hole {
+        if let Some(missing) = &mut self.missing {
             // The answer of the history that is being asked may be older than this position.
             let reason = GapReason::HistoryLost;
             let loss = position.map(|until| Loss { reason, declare: false, until: Some(until) });
-            loss.into_iter().for_each(|loss| hole.lose(loss));
+            loss.into_iter().for_each(|loss| missing.lose(loss));
             return;
         }
 
@@ -280,7 +285,7 @@ impl Flow {
     /// among those dropped.
     pub(super) fn overflowed(&mut self, plain: bool, out: &mut Vec<Step>) {
         let reason = GapReason::Overflow;
-        if self.hole.is_none() && self.last.is_none() {
+        if self.missing.is_none() && self.last.is_none() {
             out.push(Step::Declare(reason));
             return;
         }
@@ -290,10 +295,10 @@ impl Flow {
 
     /// Something may be missing at this point.
     fn lost(&mut self, loss: Loss, out: &mut Vec<Step>) {
-        if let Some(hole) = &mut self.hole {
+        if let Some(missing) = &mut self.missing {
             // The answer of the history that is being asked may be older than this loss.
-            let (aside, reason) = (hole.aside, loss.reason);
-            hole.lose(loss);
+            let (aside, reason) = (missing.aside, loss.reason);
+            missing.lose(loss);
 
             if aside {
                 self.declare(reason, out);
@@ -331,7 +336,7 @@ impl Flow {
         Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
     }
 
-    /// Opens a hole and has the history read. `declare`: whatever the history holds, something else
+    /// Opens a missing range and has the history read. `declare`: whatever the history holds, something else
     /// may be missing.
     fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
         let (ticket, wait) = (next_ticket(), self.wait());
@@ -343,29 +348,31 @@ impl Flow {
         }
 
         out.push(Step::Read(ticket, wait.unwrap_or_default()));
-        self.hole = Some(Box::new(Hole::new(ticket, (reason, declare), wait.is_some())));
+        self.missing = Some(Box::new(MissingRange::new(ticket, (reason, declare), wait.is_some())));
     }
 
-    /// The history is being asked from now on, for the hole with this ticket.
-    pub(super) fn begin(&mut self, ticket: u64) {
-        if let Some(hole) = self.hole.as_mut().filter(|hole| hole.ticket == ticket) {
-            hole.begin();
+    /// The history is being asked from now on, for the missing range with this ticket.
+    pub(super) fn begin_reading(&mut self, ticket: u64) {
+        if let Some(missing) = self.missing.as_mut().filter(|missing| missing.ticket == ticket) {
+            missing.begin();
         }
     }
 
-    /// The history was read, for the hole with this ticket.
-    pub(super) fn read(
+    /// The history was read, for the missing range with this ticket.
+    pub(super) fn apply_history(
         &mut self,
         ticket: u64,
         history: Result<Option<History>, BrokerError>,
-        bounds: Bounds,
+        bounds: HistoryBounds,
         out: &mut Vec<Step>,
     ) {
-        let Some(mut hole) = self.hole.take_if(|hole| hole.ticket == ticket) else { return };
+        let Some(mut missing) = self.missing.take_if(|missing| missing.ticket == ticket) else {
+            return;
+        };
 
         let refuted = match history {
-            Ok(Some(history)) => self.fill(&mut hole, history, bounds, out),
-            nothing => self.go_on_without(&mut hole, nothing.is_ok(), out),
+            Ok(Some(history)) => self.fill(&mut missing, history, bounds, out),
+            nothing => self.go_on_without(&mut missing, nothing.is_ok(), out),
         };
 
         if refuted > 0 {
@@ -373,45 +380,51 @@ impl Flow {
             out.push(Step::Refuted(refuted));
         }
 
-        self.go_through(std::mem::take(&mut hole.waiting), bounds, out);
+        self.go_through(std::mem::take(&mut missing.waiting), bounds, out);
     }
 
-    /// Processes what waited, in its order. A hole that opens on the way holds the rest.
-    fn go_through(&mut self, waiting: Vec<Held>, bounds: Bounds, out: &mut Vec<Step>) {
-        let overflowed =
-            |held: &Held| matches!(held, Held::Loss(Loss { reason: GapReason::Overflow, .. }));
+    /// Processes what waited, in its order. A missing range that opens on the way holds the rest.
+    fn go_through(&mut self, waiting: Vec<HeldEvent>, bounds: HistoryBounds, out: &mut Vec<Step>) {
+        let overflowed = |held: &HeldEvent| {
+            matches!(held, HeldEvent::Loss(Loss { reason: GapReason::Overflow, .. }))
+        };
         self.rounds = if waiting.iter().any(overflowed) { self.rounds + 1 } else { 0 };
 
         for held in waiting {
             match held {
-                Held::Publication(publication) => self.take(publication, bounds, out),
-                Held::Loss(loss) if self.rounds > MAX_ROUNDS => {
+                HeldEvent::Publication(publication) => self.sequence(publication, bounds, out),
+                HeldEvent::Loss(loss) if self.rounds > MAX_ROUNDS => {
                     // Publications come faster than the history can be read.
                     self.declare(loss.reason, out);
                     self.declared = true;
                 }
                 // The history was asked later than this loss, and reaches beyond it.
-                Held::Loss(loss) if self.has_beyond(&loss) => {
+                HeldEvent::Loss(loss) if self.has_beyond(&loss) => {
                     if loss.declare {
                         self.declare(loss.reason, out);
                     }
                 }
                 // Only the history knows which of two epochs came first.
-                Held::Loss(loss) if self.has_another_epoch(&loss) => {
+                HeldEvent::Loss(loss) if self.has_another_epoch(&loss) => {
                     self.open_hole(loss.reason, loss.declare, out);
                 }
-                Held::Loss(loss) => self.lost(loss, out),
+                HeldEvent::Loss(loss) => self.lost(loss, out),
             }
         }
     }
 
     /// Continues where the history cannot say what is missing, because there is none or it cannot
     /// be read.
-    fn go_on_without(&mut self, hole: &mut Hole, is_gone: bool, out: &mut Vec<Step>) -> usize {
+    fn go_on_without(
+        &mut self,
+        missing: &mut MissingRange,
+        is_gone: bool,
+        out: &mut Vec<Step>,
+    ) -> usize {
         metrics::recovery(false);
-        self.declare(hole.reason, out);
+        self.declare(missing.reason, out);
         self.declared = true;
-        self.tail = None;
+        self.cache = None;
 
         if is_gone {
             // Whatever comes begins anew. No claim can ever be confirmed without a history, so it
@@ -423,13 +436,13 @@ impl Flow {
 
         let last = self.last.clone();
         let is_behind = |p: &Position| last.as_ref().is_some_and(|last| last.has_reached(p));
-        let before = hole.waiting.len();
-        hole.waiting.retain(|held| match held {
-            Held::Publication(p) => !p.position.as_ref().is_some_and(is_behind),
-            Held::Loss(_) => true,
+        let before = missing.waiting.len();
+        missing.waiting.retain(|held| match held {
+            HeldEvent::Publication(p) => !p.position.as_ref().is_some_and(is_behind),
+            HeldEvent::Loss(_) => true,
         });
 
-        if hole.waiting.len() < before || hole.claimed.as_ref().is_some_and(is_behind) {
+        if missing.waiting.len() < before || missing.claimed.as_ref().is_some_and(is_behind) {
             // Either these are duplicates, or something false was delivered in their place: the
             // history is asked again later.
             self.remember_false_claims();
@@ -441,12 +454,12 @@ impl Flow {
 
     fn has_beyond(&self, loss: &Loss) -> bool {
         let positions = self.last.as_ref().zip(loss.until.as_ref());
-        self.hole.is_none() && positions.is_some_and(|(last, until)| last.has_reached(until))
+        self.missing.is_none() && positions.is_some_and(|(last, until)| last.has_reached(until))
     }
 
     fn has_another_epoch(&self, loss: &Loss) -> bool {
         let epochs = self.last.as_ref().zip(loss.until.as_ref());
-        self.hole.is_none() && epochs.is_some_and(|(last, until)| last.epoch != until.epoch)
+        self.missing.is_none() && epochs.is_some_and(|(last, until)| last.epoch != until.epoch)
     }
 
     fn remember_false_claims(&mut self) {
@@ -455,13 +468,13 @@ impl Flow {
         self.doubt = Some(Doubt { claims, last: Instant::now() });
     }
 
-    /// Delivers the missing publications that the history has, and declares those that it does not
+    /// Delivers the missing range publications that the history has, and declares those that it does not
     /// have. Returns how many claims the history refutes; the refuted ones do not wait any longer.
     fn fill(
         &mut self,
-        hole: &mut Hole,
+        missing: &mut MissingRange,
         History { top, publications }: History,
-        bounds: Bounds,
+        bounds: HistoryBounds,
         out: &mut Vec<Step>,
     ) -> usize {
         let offset = |p: &Publication| p.position.as_ref().map_or(0, |p| p.offset);
@@ -471,28 +484,28 @@ impl Flow {
         // all that follow it.
         let replaced = publications.iter().map(|p| (offset(p), p)).find(|(offset, p)| {
             last.is_some_and(|last| *offset <= last)
-                && self.recent.look(*offset, p).is_some_and(|known| known != Known::Delivered)
+                && self.recent.lookup(*offset, p).is_some_and(|known| known != Known::Delivered)
         });
         let replaced = replaced.map(|(offset, _)| offset);
         let due = replaced.or(last.map(|last| last + 1));
 
-        let rivals = hole.refute_rivals(&top, &publications);
+        let rivals = missing.refute_rivals(&top, &publications);
 
         // Publications that wait come after what is missing, so the history is delivered up to the
         // first of them. Publications from the time in which the subscription was being made
         // arrived nowhere: the history is the only source of everything up to that point.
-        let limit = hole.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
+        let limit = missing.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
 
         let first = publications.first().map_or(top.offset + 1, offset);
         let overtaken = last.is_some_and(|last| last > top.offset);
         let filled = due.is_some_and(|due| first <= due) && !overtaken && replaced.is_none();
         metrics::recovery(filled);
 
-        let refuted = hole.refute(&top, limit, self.last.as_ref());
+        let refuted = missing.refute(&top, limit, self.last.as_ref());
         let refuted = refuted + rivals + usize::from(overtaken || replaced.is_some());
 
         if !filled || refuted > 0 {
-            self.declare(hole.reason, out);
+            self.declare(missing.reason, out);
         }
 
         let due = due.unwrap_or(1).min(if overtaken { top.offset + 1 } else { u64::MAX });
@@ -504,11 +517,11 @@ impl Flow {
                 continue;
             }
 
-            let known = self.recent.look(offset, &publication);
+            let known = self.recent.lookup(offset, &publication);
             self.recent.prove(offset, &publication);
             if !is_new && known.is_some_and(|known| known != Known::Delivered) {
                 // Something false was delivered in its place.
-                self.tail = None;
+                self.cache = None;
                 out.push(Step::Deliver(publication));
             }
         }
@@ -522,16 +535,16 @@ impl Flow {
             // The history is ahead of everything that was kept, or behind what was delivered: the
             // next publication continues from the limit, behind the declaration.
             self.recent.end_at(limit);
-            self.tail = None;
+            self.cache = None;
             self.advance(Position { offset: limit, ..top });
         }
         self.declared = false;
         self.settled = limit;
 
-        if hole.declare {
+        if missing.declare {
             // Something else than what was filled, such as a plain publication, may be missing in
             // between.
-            self.declare(hole.reason, out);
+            self.declare(missing.reason, out);
         }
 
         refuted

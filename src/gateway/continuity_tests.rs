@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::hole::MAX_WAITING;
+use super::missing_range::MAX_WAITING;
 use super::simulation::{BOUNDS, at, durable, history, new_flow, plain};
 use super::*;
 
@@ -18,26 +18,26 @@ fn words(steps: &mut Vec<Step>) -> Vec<String> {
     steps.drain(..).map(word).collect()
 }
 
-struct Case(Flow, Vec<Step>);
+struct Case(ChannelSequencer, Vec<Step>);
 
-/// The ticket of the hole that is open.
-fn ticket(flow: &Flow) -> u64 {
-    flow.hole.as_ref().map_or(0, |hole| hole.ticket)
+/// The ticket of the missing range that is open.
+fn ticket(sequencer: &ChannelSequencer) -> u64 {
+    sequencer.missing.as_ref().map_or(0, |missing| missing.ticket)
 }
 
 impl Case {
-    /// A flow that has delivered `e5`.
+    /// A sequencer that has delivered `e5`.
     fn new(is_durable: bool) -> Self {
-        let mut flow = new_flow(is_durable);
+        let mut sequencer = new_flow(is_durable);
         let mut steps = Vec::new();
-        flow.subscribed(Some(at("e", 4)), true, &mut steps);
-        flow.take(durable("e", 5), BOUNDS, &mut steps);
+        sequencer.subscribed(Some(at("e", 4)), true, &mut steps);
+        sequencer.sequence(durable("e", 5), BOUNDS, &mut steps);
         assert_eq!(words(&mut steps), ["e5"]);
-        Self(flow, steps)
+        Self(sequencer, steps)
     }
 
     fn take(&mut self, publication: Publication) -> Vec<String> {
-        self.0.take(publication, BOUNDS, &mut self.1);
+        self.0.sequence(publication, BOUNDS, &mut self.1);
         words(&mut self.1)
     }
 
@@ -48,8 +48,8 @@ impl Case {
 
     fn read(&mut self, result: Result<Option<History>, BrokerError>) -> Vec<String> {
         let ticket = ticket(&self.0);
-        self.0.begin(ticket);
-        self.0.read(ticket, result, BOUNDS, &mut self.1);
+        self.0.begin_reading(ticket);
+        self.0.apply_history(ticket, result, BOUNDS, &mut self.1);
         words(&mut self.1)
     }
 }
@@ -118,15 +118,15 @@ fn an_interruption_is_silent_only_where_nothing_can_be_missing() {
 fn what_does_not_fit_behind_a_hole_is_read_again() {
     let mut case = Case::new(true);
     case.take(durable("e", 7));
-    case.0.begin(ticket(&case.0));
+    case.0.begin_reading(ticket(&case.0));
 
     for offset in 8..=(MAX_WAITING as u64 + 10) {
         assert!(case.take(durable("e", offset)).is_empty());
     }
-    assert!(case.0.hole.as_ref().unwrap().waiting.len() < 12);
+    assert!(case.0.missing.as_ref().unwrap().waiting.len() < 12);
 
     let first = ticket(&case.0);
-    case.0.read(first, history("e", 1, 7), BOUNDS, &mut case.1);
+    case.0.apply_history(first, history("e", 1, 7), BOUNDS, &mut case.1);
     assert_eq!(words(&mut case.1), ["e6", "e7", "read"]);
 
     let top = MAX_WAITING as u64 + 10;
@@ -150,37 +150,37 @@ fn an_overflow_is_filled_unless_plain_ones_were_dropped() {
 #[test]
 fn a_tail_is_what_was_read_and_what_has_passed_since() {
     let mut case = Case::new(true);
-    case.0.tail = Some(Tail::begin(5));
+    case.0.cache = Some(ReplayCache::begin(5));
     case.take(durable("e", 6));
-    let tail = case.0.tail.as_mut().unwrap();
-    assert!(tail.complete(history("e", 3, 6).unwrap().unwrap(), BOUNDS));
+    let cache = case.0.cache.as_mut().unwrap();
+    assert!(cache.complete(history("e", 3, 6).unwrap().unwrap(), BOUNDS));
 
     let offsets = |found: Option<Vec<Publication>>| {
         found.map(|p| p.iter().map(|p| p.position.as_ref().unwrap().offset).collect::<Vec<_>>())
     };
 
-    assert_eq!(offsets(tail.since(2)), Some(vec![3, 4, 5, 6]));
-    assert_eq!(offsets(tail.since(5)), Some(vec![6]));
-    assert_eq!(offsets(tail.since(6)), Some(vec![]));
-    assert_eq!(offsets(tail.since(1)), None);
+    assert_eq!(offsets(cache.since(2)), Some(vec![3, 4, 5, 6]));
+    assert_eq!(offsets(cache.since(5)), Some(vec![6]));
+    assert_eq!(offsets(cache.since(6)), Some(vec![]));
+    assert_eq!(offsets(cache.since(1)), None);
 
-    let small = Bounds { messages: 2, bytes: 1 << 20 };
-    tail.cut(small);
-    assert_eq!((offsets(tail.since(3)), offsets(tail.since(4))), (None, Some(vec![5, 6])));
+    let small = HistoryBounds { messages: 2, bytes: 1 << 20 };
+    cache.cut(small);
+    assert_eq!((offsets(cache.since(3)), offsets(cache.since(4))), (None, Some(vec![5, 6])));
 
-    let mut short = Tail::begin(9);
+    let mut short = ReplayCache::begin(9);
     assert!(!short.complete(history("e", 1, 8).unwrap().unwrap(), BOUNDS));
 }
 
-/// Offsets that were passed over behind a declaration must not appear in a tail as if they were
+/// Offsets that were passed over behind a declaration must not appear in a cache as if they were
 /// there, and a client that resumes then is not told that nothing is missing.
 #[test]
 fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     let mut case = Case::new(true);
-    case.0.tail = Some(Tail::begin(5));
+    case.0.cache = Some(ReplayCache::begin(5));
     case.take(durable("e", 9));
     assert_eq!(case.read(history("e", 8, 9)), ["gap:history_lost", "e8", "e9"]);
-    assert!(case.0.tail.is_none(), "6 and 7 are not in it");
+    assert!(case.0.cache.is_none(), "6 and 7 are not in it");
     assert!(case.0.is_complete_since(&at("e", 9)), "what follows 9 is known again");
     assert!(!case.0.is_complete_since(&at("e", 5)));
 
@@ -188,9 +188,9 @@ fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     case.interrupted(None);
     assert_eq!(case.read(Err(BrokerError::Unavailable)), ["gap:broker_reconnected"]);
     assert!(!case.0.is_complete_since(&at("e", 9)));
-    case.0.tail = Some(Tail::begin(9));
+    case.0.cache = Some(ReplayCache::begin(9));
     assert_eq!(case.take(durable("e", 12)), ["e12"]);
-    assert!(case.0.is_complete_since(&at("e", 12)) && case.0.tail.is_none());
+    assert!(case.0.is_complete_since(&at("e", 12)) && case.0.cache.is_none());
 }
 
 /// After a failover the old master's events are declared when it is demoted, also to a client that
@@ -211,13 +211,13 @@ fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
 /// subscription begins with, or false.
 #[test]
 fn a_first_subscription_begins_where_the_history_stands() {
-    let (mut flow, mut steps) = (new_flow(true), Vec::new());
-    flow.take(durable("e", 1_000_000), BOUNDS, &mut steps);
-    flow.subscribed(Some(at("e", 10)), true, &mut steps);
-    assert_eq!(flow.last(), Some(&at("e", 10)));
+    let (mut sequencer, mut steps) = (new_flow(true), Vec::new());
+    sequencer.sequence(durable("e", 1_000_000), BOUNDS, &mut steps);
+    sequencer.subscribed(Some(at("e", 10)), true, &mut steps);
+    assert_eq!(sequencer.last(), Some(&at("e", 10)));
 
-    flow.subscribed(Some(at("f", 1)), true, &mut steps);
-    assert_eq!(flow.last(), Some(&at("f", 1)));
+    sequencer.subscribed(Some(at("f", 1)), true, &mut steps);
+    assert_eq!(sequencer.last(), Some(&at("f", 1)));
 }
 
 /// The connection was made anew while a history was being read, and something was published
@@ -264,10 +264,10 @@ fn field_a6_a_true_claim_that_was_put_aside_is_delivered_from_the_history() {
     // The publication with offset 6 is lost on the way.
     assert_eq!(case.take(durable("e", 7)), ["gap:history_lost", "read later"]);
     let ticket = ticket(&case.0);
-    case.0.begin(ticket);
+    case.0.begin_reading(ticket);
     assert!(case.take(durable("e", 8)).is_empty());
 
-    case.0.read(ticket, history("e", 1, 8), BOUNDS, &mut case.1);
+    case.0.apply_history(ticket, history("e", 1, 8), BOUNDS, &mut case.1);
     assert_eq!(words(&mut case.1), ["e6", "e7", "e8"]);
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
@@ -304,7 +304,7 @@ fn field_a6_what_waits_behind_all_holes_is_bounded() {
         }
     }
 
-    let held = |case: &Case| case.0.hole.as_ref().map_or(0, |hole| hole.waiting.len());
+    let held = |case: &Case| case.0.missing.as_ref().map_or(0, |missing| missing.waiting.len());
     assert!(cases.iter().map(held).sum::<usize>() < 100, "120 MiB came");
 
     // No channel is forgotten: what did not fit is read.

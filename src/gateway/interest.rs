@@ -14,52 +14,52 @@ use dashmap::mapref::entry::Entry as MapEntry;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::continuity::{Flow, Step, tails_are_full};
-use crate::broker::{Bounds, Broker, BrokerError, Track};
+use super::continuity::{ChannelSequencer, Step, caches_are_full};
+use crate::broker::{Broker, BrokerError, HistoryBounds, Tracking};
 use crate::channel::{ChannelName, Publication};
 use crate::sizes::shrink_shared;
 
-type Answer = watch::Receiver<Option<Result<(), BrokerError>>>;
+type Answered = watch::Receiver<Option<Result<(), BrokerError>>>;
 
 /// Most channels that linger at once; any further channel is unsubscribed immediately.
 const MAX_LINGERING: usize = 65_536;
 
-/// How long a tail is kept after a client last resumed from it.
-const TAIL_IDLE: Duration = Duration::from_secs(10);
+/// How long a cache is kept after a client last resumed from it.
+const CACHE_IDLE: Duration = Duration::from_secs(10);
 
 /// A reading of a channel's history in progress; the value becomes true when it has ended.
-pub(super) struct Reading(pub(super) watch::Receiver<bool>);
+pub(super) struct OngoingReading(pub(super) watch::Receiver<bool>);
 
 /// What is known of a channel's durable publications.
 struct Followed {
-    flow: Flow,
-    reading: Option<Reading>,
+    sequencer: ChannelSequencer,
+    reading: Option<OngoingReading>,
 }
 
 impl Followed {
-    fn new(track: Track) -> Box<Self> {
-        Box::new(Self { flow: Flow::new(track), reading: None })
+    fn new(tracking: Tracking) -> Box<Self> {
+        Box::new(Self { sequencer: ChannelSequencer::new(tracking), reading: None })
     }
 }
 
 struct Entry {
     subscribers: u32,
-    track: Track,
+    tracking: Tracking,
     followed: Option<Box<Followed>>,
     /// `None` once the broker confirmed.
-    answer: Option<Answer>,
+    answer: Option<Answered>,
     /// When the last subscriber left, while there is none.
     idle_since: Option<Instant>,
 }
 
 /// A subscription that the broker may not have confirmed yet, and the deadline for its
 /// confirmation.
-pub struct Waiting {
-    answer: Option<Answer>,
+pub struct PendingSubscription {
+    answer: Option<Answered>,
     deadline: tokio::time::Instant,
 }
 
-impl Waiting {
+impl PendingSubscription {
     /// True if the broker had not yet confirmed the channel when this subscription was requested.
     pub(super) fn is_first(&self) -> bool {
         self.answer.is_some()
@@ -95,50 +95,50 @@ impl Interest {
     }
 
     /// Counts one more local subscriber, and asks the broker where that is necessary.
-    pub(super) fn acquire(&self, channel: &ChannelName, track: Track) -> Waiting {
+    pub(super) fn acquire(&self, channel: &ChannelName, tracking: Tracking) -> PendingSubscription {
         let mut entry = self.entries.entry(channel.clone()).or_insert_with(|| Entry {
             subscribers: 0,
-            track,
-            followed: (track > Track::No).then(|| Followed::new(track)),
-            answer: Some(self.ask(channel, track)),
+            tracking,
+            followed: (tracking > Tracking::Off).then(|| Followed::new(tracking)),
+            answer: Some(self.ask(channel, tracking)),
             idle_since: None,
         });
 
         entry.subscribers += 1;
         entry.idle_since = None;
 
-        if entry.track < track {
+        if entry.tracking < tracking {
             // The channel is live, but nobody has asked yet for the position of its history.
-            entry.track = track;
-            let followed = entry.followed.get_or_insert_with(|| Followed::new(track));
-            followed.flow.follow(track);
-            entry.answer = Some(self.ask(channel, track));
+            entry.tracking = tracking;
+            let followed = entry.followed.get_or_insert_with(|| Followed::new(tracking));
+            followed.sequencer.follow(tracking);
+            entry.answer = Some(self.ask(channel, tracking));
         }
 
         let answered = entry.answer.as_ref().and_then(|a| a.borrow().clone());
         match answered {
             Some(Ok(())) => entry.answer = None,
             // A refused subscription is tried again for the next subscriber.
-            Some(Err(_)) => entry.answer = Some(self.ask(channel, entry.track)),
+            Some(Err(_)) => entry.answer = Some(self.ask(channel, entry.tracking)),
             None => {}
         }
 
         // The confirmation came on a connection that is gone, so the channel is not live any more.
         if entry.answer.is_none() && !self.broker.is_up(channel) {
-            entry.answer = Some(self.ask(channel, entry.track));
+            entry.answer = Some(self.ask(channel, entry.tracking));
         }
 
         let deadline = tokio::time::Instant::now() + self.confirm_within;
-        Waiting { answer: entry.answer.clone(), deadline }
+        PendingSubscription { answer: entry.answer.clone(), deadline }
     }
 
     /// True if the channel is wanted already, together with a history.
     pub(super) fn has_history_of(&self, channel: &ChannelName) -> bool {
-        self.entries.get(channel).is_some_and(|entry| entry.track >= Track::Open)
+        self.entries.get(channel).is_some_and(|entry| entry.tracking >= Tracking::Create)
     }
 
     /// Forgets the answer once the broker has confirmed: nobody has to wait for it any more.
-    pub(super) fn settled(&self, channel: &ChannelName) {
+    pub(super) fn forget_answer(&self, channel: &ChannelName) {
         if let Some(mut entry) = self.entries.get_mut(channel)
             && entry.answer.as_ref().is_some_and(|answer| *answer.borrow() == Some(Ok(())))
         {
@@ -146,46 +146,53 @@ impl Interest {
         }
     }
 
-    fn ask(&self, channel: &ChannelName, track: Track) -> Answer {
+    fn ask(&self, channel: &ChannelName, tracking: Tracking) -> Answered {
         let (confirmation, answer) = watch::channel(None);
-        self.broker.subscribe(channel, track, confirmation);
+        self.broker.subscribe(channel, tracking, confirmation);
         answer
     }
 
-    /// Passes a publication through its channel's flow, and adds the resulting steps to `out`.
-    pub(super) fn take(&self, publication: Publication, bounds: Bounds, out: &mut Vec<Step>) {
+    /// Passes a publication through its channel's sequencer, and adds the resulting steps to `out`.
+    pub(super) fn route(
+        &self,
+        publication: Publication,
+        bounds: HistoryBounds,
+        out: &mut Vec<Step>,
+    ) {
         if let Some(mut entry) = self.entries.get_mut(&publication.channel) {
             let entry = &mut *entry;
             if publication.position.is_some() && entry.followed.is_none() {
-                entry.followed = Some(Followed::new(entry.track));
+                entry.followed = Some(Followed::new(entry.tracking));
             }
             if let Some(followed) = &mut entry.followed {
-                return followed.flow.take(publication, bounds, out);
+                return followed.sequencer.sequence(publication, bounds, out);
             }
         }
         out.push(Step::Deliver(publication));
     }
 
-    /// Runs `work` on a channel's flow; `None` if the channel has none.
-    pub(super) fn with_flow<T>(
+    /// Runs `work` on a channel's sequencer; `None` if the channel has none.
+    pub(super) fn with_sequencer<T>(
         &self,
         channel: &ChannelName,
-        work: impl FnOnce(&mut Flow, &mut Option<Reading>) -> T,
+        work: impl FnOnce(&mut ChannelSequencer, &mut Option<OngoingReading>) -> T,
     ) -> Option<T> {
         let mut entry = self.entries.get_mut(channel)?;
-        let Followed { flow, reading } = entry.followed.as_deref_mut()?;
-        Some(work(flow, reading))
+        let Followed { sequencer, reading } = entry.followed.as_deref_mut()?;
+        Some(work(sequencer, reading))
     }
 
-    /// Forgets the tails that no client resumes from any more.
-    pub(super) fn sweep_tails(&self) {
-        let idle = if tails_are_full() { Duration::from_secs(1) } else { TAIL_IDLE };
+    /// Forgets the caches that no client resumes from any more.
+    pub(super) fn sweep_caches(&self) {
+        let idle = if caches_are_full() { Duration::from_secs(1) } else { CACHE_IDLE };
         for mut entry in self.entries.iter_mut() {
-            if let Some(Followed { flow, reading }) = entry.followed.as_deref_mut()
-                && reading.as_ref().is_none_or(|Reading(answer)| answer.has_changed().is_err())
-                && flow.tail.as_ref().is_some_and(|tail| tail.used.elapsed() > idle)
+            if let Some(Followed { sequencer, reading }) = entry.followed.as_deref_mut()
+                && reading
+                    .as_ref()
+                    .is_none_or(|OngoingReading(answer)| answer.has_changed().is_err())
+                && sequencer.cache.as_ref().is_some_and(|cache| cache.used.elapsed() > idle)
             {
-                flow.tail = None;
+                sequencer.cache = None;
             }
         }
     }
@@ -270,7 +277,7 @@ mod tests {
     }
 
     impl Broker for Recorder {
-        fn subscribe(&self, channel: &ChannelName, _: Track, confirmation: Confirmation) {
+        fn subscribe(&self, channel: &ChannelName, _: Tracking, confirmation: Confirmation) {
             self.calls.lock().push(format!("+{channel}"));
             self.waiting.lock().push(confirmation);
         }
@@ -285,7 +292,7 @@ mod tests {
         ) -> BrokerFuture<'_, Option<Position>> {
             Box::pin(std::future::ready(Ok(None)))
         }
-        fn history(&self, _: &ChannelName, _: Bounds) -> BrokerFuture<'_, Option<History>> {
+        fn history(&self, _: &ChannelName, _: HistoryBounds) -> BrokerFuture<'_, Option<History>> {
             Box::pin(std::future::ready(Ok(None)))
         }
         fn control(&self, _: Bytes) -> BrokerFuture<'_, usize> {
@@ -315,7 +322,8 @@ mod tests {
     #[tokio::test]
     async fn the_first_subscribes_the_last_lingers_and_all_wait_for_one_answer() {
         let (broker, interest, a) = setup(Duration::from_millis(20));
-        let (first, second) = (interest.acquire(&a, Track::No), interest.acquire(&a, Track::No));
+        let (first, second) =
+            (interest.acquire(&a, Tracking::Off), interest.acquire(&a, Tracking::Off));
 
         assert_eq!(*broker.calls.lock(), ["+a"]);
         broker.waiting.lock().pop().unwrap().send_replace(Some(Ok(())));
@@ -328,7 +336,7 @@ mod tests {
         assert_eq!(*broker.calls.lock(), ["+a"], "it lingers");
 
         // A reload within the linger costs the broker nothing.
-        assert_eq!(interest.acquire(&a, Track::No).answer().await, Ok(()));
+        assert_eq!(interest.acquire(&a, Tracking::Off).answer().await, Ok(()));
         std::thread::sleep(Duration::from_millis(25));
         interest.sweep();
         assert_eq!(*broker.calls.lock(), ["+a"], "it is wanted");
@@ -342,24 +350,24 @@ mod tests {
     #[tokio::test]
     async fn who_wants_to_follow_the_history_has_it_looked_up() {
         let (broker, interest, a) = setup(Duration::ZERO);
-        interest.acquire(&a, Track::No);
-        interest.acquire(&a, Track::Read);
-        interest.acquire(&a, Track::Read);
+        interest.acquire(&a, Tracking::Off);
+        interest.acquire(&a, Tracking::Follow);
+        interest.acquire(&a, Tracking::Follow);
         assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
-        interest.acquire(&a, Track::Open);
+        interest.acquire(&a, Tracking::Create);
         assert_eq!(broker.calls.lock().len(), 3);
     }
 
     #[tokio::test]
     async fn a_refused_subscription_is_tried_again() {
         let (broker, interest, a) = setup(Duration::ZERO);
-        let first = interest.acquire(&a, Track::No);
+        let first = interest.acquire(&a, Tracking::Off);
         let confirmation = broker.waiting.lock().pop().unwrap();
         let refused = || BrokerError::Refused(Said::new("NOPERM"));
         confirmation.send_replace(Some(Err(refused())));
         assert_eq!(first.answer().await, Err(refused()));
 
-        let second = interest.acquire(&a, Track::No);
+        let second = interest.acquire(&a, Tracking::Off);
         assert_eq!(*broker.calls.lock(), ["+a", "+a"]);
         drop(broker.waiting.lock().pop());
         assert_eq!(second.answer().await, Err(BrokerError::Unavailable), "the broker is gone");

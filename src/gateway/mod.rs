@@ -13,8 +13,9 @@ mod nodes;
 mod opens;
 mod outage;
 mod pump;
-mod reading;
+
 mod recall;
+mod recovery;
 mod resume;
 mod revoke;
 
@@ -27,24 +28,24 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::Revocations;
-use crate::broker::{Bounds, Broker, Store};
-pub use crate::broker::{BrokerError, Durable, Track};
+use crate::broker::{Broker, HistoryBounds, Store};
+pub use crate::broker::{BrokerError, Durable, Tracking};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics;
-use crate::protocol::payload::{self, Fault};
+use crate::protocol::payload::{self, PayloadFault};
 use crate::protocol::{Kind, Push};
 #[cfg(fuzzing)]
 pub use continuity::simulation::live_by as live_in_simulation;
 pub use control::{Control, ControlError};
 use interest::Interest;
-pub use interest::Waiting;
+pub use interest::PendingSubscription;
 use nodes::ANNOUNCE_EVERY;
 pub use nodes::{NodeInfo, Nodes};
 use opens::Opens;
-use reading::Read;
 use recall::Recall;
 pub use recall::RevocationsHealth;
+use recovery::Recovery;
 pub use resume::Resumed;
 pub use revoke::RevokeError;
 
@@ -59,19 +60,19 @@ pub struct Gateway {
     nodes: Nodes,
     max_publication: AtomicUsize,
     /// The upper bound of one reading of a history.
-    history_bounds: Mutex<Bounds>,
+    history_bounds: Mutex<HistoryBounds>,
     /// Limits how many histories are read at once; waiting readers get their turn in order.
     readings: Semaphore,
-    /// Sends the pump what the readings for holes found.
-    read: mpsc::Sender<Read>,
-    reads: Mutex<Option<mpsc::Receiver<Read>>>,
-    /// The number of histories that are being read for holes.
+    /// Sends the pump what the readings for missing ranges found.
+    read: mpsc::Sender<Recovery>,
+    reads: Mutex<Option<mpsc::Receiver<Recovery>>>,
+    /// The number of histories that are being read for missing ranges.
     recoveries: AtomicUsize,
     interrupted_after: Duration,
 }
 
-/// Seconds between two sweeps of the tails that no client resumes from any more.
-const SWEEP_TAILS_EVERY: u64 = 5;
+/// Seconds between two sweeps of the caches that no client resumes from any more.
+const SWEEP_CACHES_EVERY: u64 = 5;
 
 /// Seconds between two checks of the table sizes.
 const SHRINK_EVERY: u64 = 10;
@@ -119,7 +120,7 @@ impl Gateway {
             broker,
             nodes: Nodes::new(node),
             max_publication: AtomicUsize::new(usize::MAX),
-            history_bounds: Mutex::new(Bounds { messages: 1000, bytes: 512 << 10 }),
+            history_bounds: Mutex::new(HistoryBounds { messages: 1000, bytes: 512 << 10 }),
             readings: Semaphore::new(READINGS),
             read,
             reads: Mutex::new(Some(reads)),
@@ -133,7 +134,7 @@ impl Gateway {
         self.opens.set(per_user, all);
     }
 
-    pub fn set_history_bounds(&self, bounds: Bounds) {
+    pub fn set_history_bounds(&self, bounds: HistoryBounds) {
         *self.history_bounds.lock() = bounds;
     }
 
@@ -191,39 +192,39 @@ impl Gateway {
         &self,
         connection: &Connection,
         channel: &ChannelName,
-        track: Track,
-    ) -> Result<Waiting, SubscribeError> {
+        tracking: Tracking,
+    ) -> Result<PendingSubscription, SubscribeError> {
         self.hub.subscribe(connection, channel)?;
         let user = connection.user().unwrap_or_default();
 
-        let begins = track >= Track::Open && !self.interest.has_history_of(channel);
-        if begins && !self.opens.take(&user) {
+        let begins = tracking >= Tracking::Create && !self.interest.has_history_of(channel);
+        if begins && !self.opens.allow(&user) {
             // A history that exists already is followed all the same.
             metrics::history_not_begun();
-            return Ok(self.interest.acquire(channel, Track::Read));
+            return Ok(self.interest.acquire(channel, Tracking::Follow));
         }
 
-        Ok(self.interest.acquire(channel, track))
+        Ok(self.interest.acquire(channel, tracking))
     }
 
     /// Waits until the broker has confirmed the subscription.
     ///
     /// # Errors
     /// When the broker refused, or did not answer in time. The subscription is removed again.
-    pub async fn confirmed(
+    pub async fn await_confirmation(
         &self,
         connection: &Connection,
         channel: &ChannelName,
-        waiting: Waiting,
+        waiting: PendingSubscription,
     ) -> Result<(), BrokerError> {
         let first = waiting.is_first();
         let result = waiting.answer().await;
 
         if result.is_ok() {
             if first {
-                self.interest.settled(channel);
+                self.interest.forget_answer(channel);
             }
-            self.hub.confirmed(connection, channel);
+            self.hub.mark_confirmed(connection, channel);
         } else {
             self.unsubscribe(connection, channel);
         }
@@ -232,8 +233,8 @@ impl Gateway {
     }
 
     /// Waits until everything that was dispatched to the connection's shard before has been sent.
-    pub async fn passed(&self, connection: &Connection) {
-        self.hub.passed(connection).await;
+    pub async fn flush_barrier(&self, connection: &Connection) {
+        self.hub.flush_barrier(connection).await;
     }
 
     /// Ends a subscription. Returns true if the connection had it.
@@ -268,8 +269,10 @@ impl Gateway {
         }
 
         payload::check(&payload).map_err(|fault| match fault {
-            Fault::Reserved(kind) => PublishError::Reserved(kind),
-            Fault::NotUtf8 { .. } | Fault::NotJson(_) => PublishError::Invalid(fault.to_string()),
+            PayloadFault::Reserved(kind) => PublishError::Reserved(kind),
+            PayloadFault::NotUtf8 { .. } | PayloadFault::NotJson(_) => {
+                PublishError::Invalid(fault.to_string())
+            }
         })?;
 
         Ok(self.broker.publish(channel, payload, durable).await?)
@@ -282,15 +285,15 @@ impl Gateway {
     }
 
     /// Periodic work: releases the channels whose last subscriber left long enough ago, sweeps
-    /// tails, shrinks tables, and announces this replica to the others.
+    /// caches, shrinks tables, and announces this replica to the others.
     pub async fn housekeeping(self: Arc<Self>) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         for second in 0u64.. {
             seconds.tick().await;
 
             self.interest.sweep();
-            if second % SWEEP_TAILS_EVERY == 0 || continuity::tails_are_full() {
-                self.interest.sweep_tails();
+            if second % SWEEP_CACHES_EVERY == 0 || continuity::caches_are_full() {
+                self.interest.sweep_caches();
             }
 
             if second % SHRINK_EVERY == 0 {

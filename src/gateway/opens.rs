@@ -51,7 +51,7 @@ impl Opens {
 
     /// Counts one more history, and returns true if this user's subscription may begin it. All
     /// clients without a token count as one user.
-    pub(super) fn take(&self, user: &str) -> bool {
+    pub(super) fn allow(&self, user: &str) -> bool {
         let user = self.hasher.hash_one(user);
         let mut window = self.window.lock();
         if window.began.elapsed() > WINDOW {
@@ -79,11 +79,11 @@ mod tests {
     fn field_a11_each_user_and_all_together_begin_so_many_histories() {
         let opens = Opens::default();
         opens.set(2, 3);
-        assert_eq!([opens.take("u1"), opens.take("u1"), opens.take("u1")], [true, true, false]);
-        assert_eq!([opens.take("u2"), opens.take("u2"), opens.take("u3")], [true, false, false]);
+        assert_eq!([opens.allow("u1"), opens.allow("u1"), opens.allow("u1")], [true, true, false]);
+        assert_eq!([opens.allow("u2"), opens.allow("u2"), opens.allow("u3")], [true, false, false]);
 
         let opens = Opens::default();
-        let taken = (0..MAX_USERS + 10).filter(|n| opens.take(&n.to_string())).count();
+        let taken = (0..MAX_USERS + 10).filter(|n| opens.allow(&n.to_string())).count();
         assert_eq!(taken, MAX_USERS);
     }
 }

@@ -59,7 +59,7 @@ impl Outages {
 
     /// Compares the current silence with what clients were told. `reading`: histories are being
     /// read, which may lead to gaps.
-    pub(super) fn look(
+    pub(super) fn observe(
         &mut self,
         silence: Option<Silence>,
         reading: bool,
@@ -160,7 +160,7 @@ mod tests {
         let (began, spread) = (Instant::now(), spread(1));
         let mut look = |silent: bool, reading, at| {
             let silence = if silent { silence(&spread, &[(1, began)]) } else { None };
-            told(outages.look(silence, reading, began + at))
+            told(outages.observe(silence, reading, began + at))
         };
 
         assert_eq!(look(true, false, SECOND / 2), "nothing", "it may be over soon");
@@ -176,7 +176,7 @@ mod tests {
         let mut outages = Outages::new(SECOND);
         let (began, spread) = (Instant::now(), spread(1));
         let gone = |at: Instant| silence(&spread, &[(1, at)]);
-        let mut look = |silence, at| told(outages.look(silence, true, began + at));
+        let mut look = |silence, at| told(outages.observe(silence, true, began + at));
 
         assert_eq!(look(gone(began), SECOND), "all");
         assert_eq!(look(None, 10 * SECOND), "nothing");
@@ -193,7 +193,7 @@ mod tests {
         let (one, two) = ((1, began), (2, began + 5 * SECOND));
         let mut look = |parts: &[(u64, Instant)], reading, at| {
             let silence = if parts.is_empty() { None } else { silence(&spread, parts) };
-            told(outages.look(silence, reading, began + at))
+            told(outages.observe(silence, reading, began + at))
         };
 
         assert_eq!(look(&[one], false, SECOND), "1");
@@ -214,7 +214,7 @@ mod tests {
     fn channels_that_move_are_looked_at_again() {
         let mut outages = Outages::new(SECOND);
         let (began, before, after) = (Instant::now(), spread(2), spread(3));
-        let mut look = |silence, at| told(outages.look(silence, false, began + at));
+        let mut look = |silence, at| told(outages.observe(silence, false, began + at));
 
         assert_eq!(look(silence(&before, &[(1, began)]), SECOND), "1");
         assert_eq!(look(silence(&after, &[(1, began)]), 2 * SECOND), "1");
@@ -227,6 +227,6 @@ mod tests {
         let mut outages = Outages::new(Duration::ZERO);
         let began = Instant::now();
         let silence = silence(&spread(1), &[(1, began)]);
-        assert_eq!(told(outages.look(silence, false, began + 60 * SECOND)), "nothing");
+        assert_eq!(told(outages.observe(silence, false, began + 60 * SECOND)), "nothing");
     }
 }

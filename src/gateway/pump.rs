@@ -1,5 +1,5 @@
 //! The pump moves events from the broker to the hub, in order. It alone advances the channels'
-//! flows.
+//! sequencers.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -10,17 +10,17 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use super::Gateway;
-use super::continuity::{Flow, Step};
+use super::continuity::{ChannelSequencer, Step};
 use super::outage::{Outages, Tell};
-use super::reading::Read;
-use crate::broker::{Batch, BrokerError, Event, Events, History, Silence, Subscribed};
+use super::recovery::Recovery;
+use crate::broker::{BrokerError, Event, EventBatch, Events, History, Silence, Subscribed};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::hub::Outage;
 use crate::lifecycle::{self, unix_micros};
 use crate::logging;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Push;
-use crate::protocol::payload::{self, Fault};
+use crate::protocol::payload::{self, PayloadFault};
 
 /// The first and the longest wait between two attempts to read a history.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
@@ -33,15 +33,15 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// What the pump does next.
 enum Next {
-    Batch(Batch),
-    Read(Read),
+    EventBatch(EventBatch),
+    Recovery(Recovery),
     Look,
 }
 
-async fn next(events: &Events, reads: &mut mpsc::Receiver<Read>, look: &mut Interval) -> Next {
+async fn next(events: &Events, reads: &mut mpsc::Receiver<Recovery>, look: &mut Interval) -> Next {
     tokio::select! {
-        batch = events.take() => Next::Batch(batch),
-        Some(read) = reads.recv() => Next::Read(read),
+        batch = events.drain() => Next::EventBatch(batch),
+        Some(said) = reads.recv() => Next::Recovery(said),
         _ = look.tick() => Next::Look,
     }
 }
@@ -73,16 +73,17 @@ impl Gateway {
 
         loop {
             match next(&events, &mut reads, &mut look).await {
-                Next::Batch(batch) => self.take(batch, &received, &mut steps).await,
-                Next::Read(Read::Begins(channel, ticket, go)) => {
-                    self.interest.with_flow(&channel, |flow, _| flow.begin(ticket));
+                Next::EventBatch(batch) => self.route(batch, &received, &mut steps).await,
+                Next::Recovery(Recovery::Begins(channel, ticket, go)) => {
+                    self.interest
+                        .with_sequencer(&channel, |sequencer, _| sequencer.begin_reading(ticket));
                     // A reading that has ended meanwhile needs no answer.
                     let _ = go.send(());
                 }
-                Next::Read(Read::Ended(channel, ticket, history)) => {
+                Next::Recovery(Recovery::Ended(channel, ticket, history)) => {
                     let bounds = self.history_bounds();
-                    self.interest.with_flow(&channel, |flow, _| {
-                        flow.read(ticket, history, bounds, &mut steps);
+                    self.interest.with_sequencer(&channel, |sequencer, _| {
+                        sequencer.apply_history(ticket, history, bounds, &mut steps);
                     });
                     self.carry_out_steps(&channel, &mut steps).await;
                     self.recoveries.fetch_sub(1, Ordering::Relaxed);
@@ -91,21 +92,26 @@ impl Gateway {
                     // The batch is taken after the silence was looked up, so gaps that came before
                     // the silence ended are told before its end.
                     let silence = self.broker.silence();
-                    self.take(events.take_now(), &received, &mut steps).await;
+                    self.route(events.drain_now(), &received, &mut steps).await;
                     self.tell(&mut outages, silence).await;
                 }
             }
         }
     }
 
-    async fn take(self: &Arc<Self>, batch: Batch, received: &[Counter; 2], steps: &mut Vec<Step>) {
+    async fn route(
+        self: &Arc<Self>,
+        batch: EventBatch,
+        received: &[Counter; 2],
+        steps: &mut Vec<Step>,
+    ) {
         let bounds = self.history_bounds();
         for event in batch.events {
             match event {
                 Event::Publication(publication) => {
                     received[usize::from(publication.position.is_some())].increment(1);
                     let channel = publication.channel.clone();
-                    self.interest.take(publication, bounds, steps);
+                    self.interest.route(publication, bounds, steps);
                     self.carry_out_steps(&channel, steps).await;
                 }
                 Event::Subscribed(channel, subscribed) => {
@@ -116,8 +122,8 @@ impl Gateway {
                     self.recall.now();
                 }
                 Event::Interrupted(channel, reason, position) => {
-                    self.lost(&channel, reason, steps, |flow, steps| {
-                        flow.interrupted(reason, position, steps);
+                    self.lost(&channel, reason, steps, |sequencer, steps| {
+                        sequencer.interrupted(reason, position, steps);
                     })
                     .await;
                 }
@@ -126,8 +132,8 @@ impl Gateway {
         }
 
         for (channel, plain) in batch.overflowed {
-            self.lost(&channel, GapReason::Overflow, steps, |flow, steps| {
-                flow.overflowed(plain, steps);
+            self.lost(&channel, GapReason::Overflow, steps, |sequencer, steps| {
+                sequencer.overflowed(plain, steps);
             })
             .await;
         }
@@ -136,7 +142,7 @@ impl Gateway {
     /// Tells clients which channels have been silent for long, and when that is over.
     async fn tell(&self, outages: &mut Outages, silence: Option<Silence>) {
         let reading = self.recoveries.load(Ordering::Relaxed) > 0;
-        let outage = match outages.look(silence, reading, Instant::now()) {
+        let outage = match outages.observe(silence, reading, Instant::now()) {
             None => return,
             Some(Tell::Live) => {
                 tracing::info!("publications arrive again: clients are told");
@@ -165,7 +171,8 @@ impl Gateway {
         Subscribed { confirmations, position, fresh }: Subscribed,
         steps: &mut Vec<Step>,
     ) {
-        self.interest.with_flow(channel, |flow, _| flow.subscribed(position, fresh, steps));
+        self.interest
+            .with_sequencer(channel, |sequencer, _| sequencer.subscribed(position, fresh, steps));
         self.carry_out_steps(channel, steps).await;
 
         if confirmations.is_empty() {
@@ -177,19 +184,19 @@ impl Gateway {
                 confirmation.send_replace(Some(Ok(())));
             }
         };
-        self.hub.mark(channel, confirm).await;
+        self.hub.barrier(channel, confirm).await;
     }
 
-    /// Handles a possible loss: the channel's flow decides what to do; a channel without one gets a
+    /// Handles a possible loss: the channel's sequencer decides what to do; a channel without one gets a
     /// gap.
     async fn lost(
         self: &Arc<Self>,
         channel: &ChannelName,
         reason: GapReason,
         steps: &mut Vec<Step>,
-        work: impl FnOnce(&mut Flow, &mut Vec<Step>),
+        work: impl FnOnce(&mut ChannelSequencer, &mut Vec<Step>),
     ) {
-        if self.interest.with_flow(channel, |flow, _| work(flow, steps)).is_none() {
+        if self.interest.with_sequencer(channel, |sequencer, _| work(sequencer, steps)).is_none() {
             steps.push(Step::Declare(reason));
         }
 
@@ -230,14 +237,14 @@ impl Gateway {
     async fn recover(&self, channel: ChannelName, ticket: u64, wait: Duration) {
         tokio::time::sleep(wait).await;
         let (go, begun) = oneshot::channel();
-        if self.read.send(Read::Begins(channel.clone(), ticket, go)).await.is_err()
+        if self.read.send(Recovery::Begins(channel.clone(), ticket, go)).await.is_err()
             || begun.await.is_err()
         {
             return;
         }
 
         let history = self.read_history(&channel).await;
-        let _ = self.read.send(Read::Ended(channel, ticket, history)).await;
+        let _ = self.read.send(Recovery::Ended(channel, ticket, history)).await;
     }
 
     /// Reads the end of a history when its turn comes. After an outage the reading connection may
@@ -275,13 +282,13 @@ impl Gateway {
     /// client whose position is before that publication is told that something is missing.
     fn deliverable_end(&self, mut history: History) -> History {
         let publications = &mut history.publications;
-        let bad = publications.iter().rposition(|p| self.judge(p).is_err());
+        let bad = publications.iter().rposition(|p| self.check_deliverable(p).is_err());
         publications.drain(..bad.map_or(0, |at| at + 1));
         history
     }
 
     /// Checks whether a publication can be delivered, and says why not.
-    fn judge(&self, publication: &Publication) -> Result<(), Unfit> {
+    fn check_deliverable(&self, publication: &Publication) -> Result<(), Unfit> {
         let payload = &publication.payload;
         let most = self.max_publication.load(Ordering::Relaxed);
         if publication.cut.unwrap_or(payload.len()) > most {
@@ -292,8 +299,8 @@ impl Gateway {
 
         payload::check(payload).map_err(|fault| {
             let (reason, rejected) = match fault {
-                Fault::Reserved(_) => (GapReason::ReservedType, Rejected::PublicationType),
-                Fault::NotUtf8 { .. } | Fault::NotJson(_) => {
+                PayloadFault::Reserved(_) => (GapReason::ReservedType, Rejected::PublicationType),
+                PayloadFault::NotUtf8 { .. } | PayloadFault::NotJson(_) => {
                     (GapReason::InvalidPayload, Rejected::PublicationInvalid)
                 }
             };
@@ -305,7 +312,7 @@ impl Gateway {
     /// write anything there: what is not JSON text of a permitted size, or could be mistaken for
     /// the gateway's own message, cannot be delivered.
     async fn deliver(&self, publication: Publication) {
-        let Err(Unfit { reason, rejected, why }) = self.judge(&publication) else {
+        let Err(Unfit { reason, rejected, why }) = self.check_deliverable(&publication) else {
             return self.hub.dispatch(Push::Publication(publication)).await;
         };
 
@@ -318,7 +325,7 @@ impl Gateway {
         });
 
         // Nobody may resume across this publication as if it had been delivered.
-        self.interest.with_flow(&channel, |flow, _| flow.tail = None);
+        self.interest.with_sequencer(&channel, |sequencer, _| sequencer.cache = None);
         self.declare_gap(channel, reason).await;
     }
 }
@@ -329,7 +336,7 @@ mod tests {
 
     use super::*;
     use crate::broker::memory::MemoryBroker;
-    use crate::broker::{Broker as _, Durable, Track};
+    use crate::broker::{Broker as _, Durable, Tracking};
     use crate::channel::Retention;
     use crate::gateway::{NodeInfo, PublishError, Resumed};
     use crate::hub::Hub;
@@ -348,8 +355,8 @@ mod tests {
 
         let connection = hub.register(None, Wire::Sse);
         let channel: ChannelName = "post:1".parse().unwrap();
-        let waiting = gateway.subscribe(&connection, &channel, Track::Open).unwrap();
-        gateway.confirmed(&connection, &channel, waiting).await.unwrap();
+        let waiting = gateway.subscribe(&connection, &channel, Tracking::Create).unwrap();
+        gateway.await_confirmation(&connection, &channel, waiting).await.unwrap();
         gateway.activate(&connection, &channel, &[], &Resumed::default());
 
         let retention = Retention { size: 10, ttl: Duration::from_secs(60), plain: true };

@@ -8,13 +8,13 @@ use crate::broker::BrokerError;
 /// The state of reading the store.
 #[derive(Default)]
 pub(super) struct Recall {
-    pub(super) state: Mutex<Reading>,
+    pub(super) state: Mutex<RecallState>,
     /// Notified when control messages may have been missed.
     pub(super) due: Notify,
 }
 
 #[derive(Default)]
-pub(super) struct Reading {
+pub(super) struct RecallState {
     /// When the store was last read successfully, in Unix seconds.
     pub(super) read_at: Option<u64>,
     /// Why it cannot be read since then.

@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::Gateway;
-use super::continuity::{Tail, tails_are_full};
-use super::interest::Reading;
-use crate::broker::Bounds;
+use super::continuity::{ReplayCache, caches_are_full};
+use super::interest::OngoingReading;
+use crate::broker::HistoryBounds;
 use crate::channel::{ChannelName, Position, Publication};
-use crate::hub::{Begin, Connection};
+use crate::hub::{Activation, Connection};
 use crate::lifecycle;
 use crate::metrics;
 use crate::protocol::Reply;
@@ -44,8 +44,8 @@ pub struct Resumed {
     pub after: Option<Position>,
 }
 
-/// What one look at a channel's flow found.
-enum Look {
+/// What one look at a channel's sequencer found.
+enum ResumeStep {
     Done(Resumed),
     /// The client is ahead of this replica, or there is no room to read for it now.
     Ahead,
@@ -64,8 +64,8 @@ impl Resumed {
     }
 }
 
-fn found(position: Option<Position>, recovered: Option<bool>) -> Look {
-    Look::Done(Resumed::at(position, recovered))
+fn found(position: Option<Position>, recovered: Option<bool>) -> ResumeStep {
+    ResumeStep::Done(Resumed::at(position, recovered))
 }
 
 impl Gateway {
@@ -81,18 +81,20 @@ impl Gateway {
 
         let resumed = loop {
             let may_read = tries < MAX_TRIES && began.elapsed() < WITHIN;
-            let reading = match self.look(channel, since, may_read) {
-                Look::Done(resumed) => break resumed,
-                Look::Ahead if began.elapsed() < AHEAD => {
+            let reading = match self.plan_resume(channel, since, may_read) {
+                ResumeStep::Done(resumed) => break resumed,
+                ResumeStep::Ahead if began.elapsed() < AHEAD => {
                     sleep(LOOK_EVERY).await;
                     continue;
                 }
-                Look::Ahead | Look::Enough => break self.not_recovered(channel, since).await,
-                Look::Wait(reading) => reading,
-                Look::Read(done) => {
+                ResumeStep::Ahead | ResumeStep::Enough => {
+                    break self.not_recovered(channel, since).await;
+                }
+                ResumeStep::Wait(reading) => reading,
+                ResumeStep::Read(done) => {
                     let reading = done.subscribe();
                     let (gateway, name) = (Arc::clone(self), channel.clone());
-                    let read = async move { gateway.read_tail(&name, done).await };
+                    let read = async move { gateway.fill_cache(&name, done).await };
                     lifecycle::spawn("history", read);
                     reading
                 }
@@ -120,14 +122,16 @@ impl Gateway {
         resumed: &Resumed,
     ) {
         let Resumed { position, publications, after, .. } = resumed;
-        let begin = Begin { position: position.as_ref(), publications, after: after.as_ref() };
+        let begin = Activation { position: position.as_ref(), publications, after: after.as_ref() };
         self.hub.activate(connection, channel, replies, &begin);
     }
 
     /// The position of the channel's history as this replica knows it, if there is one.
     #[must_use]
     pub fn position(&self, channel: &ChannelName) -> Option<Position> {
-        self.interest.with_flow(channel, |flow, _| flow.position().cloned()).flatten()
+        self.interest
+            .with_sequencer(channel, |sequencer, _| sequencer.position().cloned())
+            .flatten()
     }
 
     /// The answer for a client that may have missed something.
@@ -146,32 +150,37 @@ impl Gateway {
     /// replica.
     async fn top(&self, channel: &ChannelName) -> Option<Position> {
         let _turn = timeout(AHEAD, self.readings.acquire()).await.ok()?.ok()?;
-        let bounds = Bounds { messages: 1, ..self.history_bounds() };
+        let bounds = HistoryBounds { messages: 1, ..self.history_bounds() };
         Some(self.broker.history(channel, bounds).await.ok()??.top)
     }
 
-    fn look(&self, channel: &ChannelName, since: Option<&Position>, may_read: bool) -> Look {
-        let look = self.interest.with_flow(channel, |flow, reading| {
+    fn plan_resume(
+        &self,
+        channel: &ChannelName,
+        since: Option<&Position>,
+        may_read: bool,
+    ) -> ResumeStep {
+        let look = self.interest.with_sequencer(channel, |sequencer, reading| {
             // While it is not known what follows, no position is given: the next event brings one.
-            let last = flow.position().cloned();
+            let last = sequencer.position().cloned();
             let (Some(since), Some(last)) = (since, last.clone()) else {
                 return found(last, since.map(|_| false));
             };
 
-            let complete = flow.is_complete_since(since);
+            let complete = sequencer.is_complete_since(since);
             if since.epoch != last.epoch {
                 return found(Some(last), Some(false));
             }
             if since.offset > last.offset {
-                return Look::Ahead;
+                return ResumeStep::Ahead;
             }
             if *since == last {
                 return found(Some(last), Some(complete));
             }
 
-            if let Some(tail) = flow.tail.as_mut().filter(|tail| tail.whole) {
-                return match tail.since(since.offset).filter(|_| complete) {
-                    Some(publications) => Look::Done(Resumed {
+            if let Some(cache) = sequencer.cache.as_mut().filter(|cache| cache.whole) {
+                return match cache.since(since.offset).filter(|_| complete) {
+                    Some(publications) => ResumeStep::Done(Resumed {
                         position: Some(since.clone()),
                         recovered: Some(true),
                         publications,
@@ -182,22 +191,22 @@ impl Gateway {
             }
 
             if !may_read {
-                return Look::Enough;
+                return ResumeStep::Enough;
             }
-            if tails_are_full() {
-                return Look::Ahead;
+            if caches_are_full() {
+                return ResumeStep::Ahead;
             }
 
-            if let Some(Reading(answer)) = reading
+            if let Some(OngoingReading(answer)) = reading
                 && answer.has_changed().is_ok()
             {
-                return Look::Wait(answer.clone());
+                return ResumeStep::Wait(answer.clone());
             }
 
             let (done, answer) = watch::channel(false);
-            *reading = Some(Reading(answer));
-            flow.tail = Some(Tail::begin(last.offset));
-            Look::Read(done)
+            *reading = Some(OngoingReading(answer));
+            sequencer.cache = Some(ReplayCache::begin(last.offset));
+            ResumeStep::Read(done)
         });
 
         look.unwrap_or_else(|| found(None, since.map(|_| false)))
@@ -205,28 +214,28 @@ impl Gateway {
 
     /// Reads a history for all clients that wait for it. The semaphore is fair: readings get their
     /// turn in the order of asking.
-    async fn read_tail(&self, channel: &ChannelName, done: watch::Sender<bool>) {
+    async fn fill_cache(&self, channel: &ChannelName, done: watch::Sender<bool>) {
         let history = self.read_history(channel).await;
-        self.interest.with_flow(channel, |flow, reading| {
+        self.interest.with_sequencer(channel, |sequencer, reading| {
             *reading = None;
 
-            let epoch = flow.last().map(|last| Arc::clone(&last.epoch));
-            let whole = match (history.ok().flatten(), &mut flow.tail) {
-                (Some(history), Some(tail)) if epoch.as_ref() == Some(&history.top.epoch) => {
-                    tail.complete(history, self.history_bounds())
+            let epoch = sequencer.last().map(|last| Arc::clone(&last.epoch));
+            let whole = match (history.ok().flatten(), &mut sequencer.cache) {
+                (Some(history), Some(cache)) if epoch.as_ref() == Some(&history.top.epoch) => {
+                    cache.complete(history, self.history_bounds())
                 }
                 _ => false,
             };
 
-            if !whole || tails_are_full() {
-                flow.tail = None;
+            if !whole || caches_are_full() {
+                sequencer.cache = None;
             }
         });
 
         done.send_replace(true);
     }
 
-    pub(super) fn history_bounds(&self) -> Bounds {
+    pub(super) fn history_bounds(&self) -> HistoryBounds {
         *self.history_bounds.lock()
     }
 }

@@ -74,7 +74,7 @@ impl Gateway {
                 connection.close(Close::new(CloseCode::Disconnected, "revoked"));
             } else {
                 // The connection may hold a revoked subscription token.
-                connection.look();
+                connection.recheck();
             }
         };
 
@@ -153,7 +153,7 @@ impl Gateway {
 
         // This comes last: whoever sees that the replica is ready sees all of the above.
         let first = !self.revocations.are_known();
-        self.revocations.read();
+        self.revocations.mark_known();
         if failed || (first && count > 0) {
             let took = began.elapsed();
             tracing::info!(revocations = count, ?took, "revocations were read from the store");
@@ -231,7 +231,7 @@ impl Gateway {
                     connection.close(Close::new(CloseCode::Disconnected, "revoked"));
                 } else {
                     // The connection may hold a revoked subscription token.
-                    connection.look();
+                    connection.recheck();
                 }
             }
             tokio::task::yield_now().await;

@@ -22,11 +22,11 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tower_service::Service as _;
 
 use super::answers::refuse;
+use super::corked_stream::CorkedStream;
 use super::http_connection::HttpConnection;
 use super::limits::log_limit;
 use super::seats::{Seat, Seats, Share};
 use super::shared::{MAX_HEAD, Peer};
-use super::wire::Wire;
 use crate::lifecycle::{self, Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
@@ -47,9 +47,9 @@ const LIFETIME: Duration = Duration::from_secs(600);
 /// How long the last answer may take after `LIFETIME`.
 const LAST_ANSWER: Duration = Duration::from_secs(30);
 
-/// Bounds for one listener's HTTP connections.
+/// ListenerBounds for one listener's HTTP connections.
 #[derive(Debug, Clone, Copy)]
-struct Bounds {
+struct ListenerBounds {
     connections: usize,
     /// The time for a request's head, from the first wait for it. It ends slowloris attacks.
     head: Duration,
@@ -75,7 +75,7 @@ impl Default for Clients {
 /// A bound socket.
 pub struct Listener {
     listener: TcpListener,
-    bounds: Bounds,
+    bounds: ListenerBounds,
     clients: Clients,
 }
 
@@ -96,7 +96,7 @@ impl Listener {
 
         socket.bind(address)?;
         let listener = socket.listen(BACKLOG)?;
-        let bounds = Bounds { connections, head };
+        let bounds = ListenerBounds { connections, head };
         Ok(Self { listener, bounds, clients: Clients::default() })
     }
 
@@ -120,7 +120,7 @@ impl Listener {
 pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, until: Phase) {
     let Listener { listener, bounds, clients } = listener;
     let seats = Arc::new(Seats::default());
-    let ended = lifecycle.reached(until);
+    let ended = lifecycle.wait_for(until);
     tokio::pin!(ended);
 
     loop {
@@ -156,7 +156,7 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
         let router = router.clone();
         let ended = {
             let lifecycle = lifecycle.clone();
-            async move { lifecycle.reached(until).await }
+            async move { lifecycle.wait_for(until).await }
         };
         let held = HttpConnection::new(seat);
 
@@ -184,7 +184,7 @@ fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
 fn seat(
     stream: &TcpStream,
     ip: IpAddr,
-    (seats, clients, bounds): (&Arc<Seats>, &Clients, Bounds),
+    (seats, clients, bounds): (&Arc<Seats>, &Clients, ListenerBounds),
 ) -> Result<Seat, Rejected> {
     // The kernel gives the lowest free number: all below this one are taken.
     let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
@@ -197,7 +197,7 @@ fn seat(
     }
 
     let share = (clients.share)(ip, usize::try_from(room).unwrap_or(usize::MAX));
-    seats.take(ip, share, bounds.connections)
+    seats.acquire(ip, share, bounds.connections)
 }
 
 /// Answers that the client may come again (RFC 9110 section 15.6.4), as far as that goes without
@@ -260,7 +260,7 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(Wire::new(stream, held.clone())), service)
+        .serve_connection(TokioIo::new(CorkedStream::new(stream, held.clone())), service)
         .with_upgrades();
     tokio::pin!(serving);
 

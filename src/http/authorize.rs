@@ -47,7 +47,7 @@ pub(super) async fn authorize(
         if seat.as_ref().is_some_and(|seat| seat.is_beyond()) {
             return Err(Rejected::PerIp);
         }
-        app.limits.take(ip, limits.connections, limits.connections_per_ip)
+        app.limits.acquire(ip, limits.connections, limits.connections_per_ip)
     };
 
     let permit = match take() {
@@ -121,7 +121,7 @@ pub(super) async fn hold_back(app: &App, ip: IpAddr, policy: &Policy) {
     }
     tokio::select! {
         () = tokio::time::sleep(wait) => {}
-        () = app.lifecycle.reached(Phase::Draining) => {}
+        () = app.lifecycle.wait_for(Phase::Draining) => {}
     }
 }
 

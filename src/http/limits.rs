@@ -41,7 +41,7 @@ pub(super) struct Permit {
 
 impl ConnectionLimits {
     /// Takes a permit for a socket or stream from `ip`.
-    pub(super) fn take(
+    pub(super) fn acquire(
         self: &Arc<Self>,
         ip: IpAddr,
         max_total: usize,
@@ -120,13 +120,13 @@ mod tests {
         let limits = Arc::new(ConnectionLimits::default());
         let (a, b) = ("1.1.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
 
-        let first = limits.take(a, 2, 1).ok().unwrap();
-        assert_eq!(limits.take(a, 2, 1).err(), Some(Rejected::PerIp));
-        let second = limits.take(b, 2, 1).ok().unwrap();
+        let first = limits.acquire(a, 2, 1).ok().unwrap();
+        assert_eq!(limits.acquire(a, 2, 1).err(), Some(Rejected::PerIp));
+        let second = limits.acquire(b, 2, 1).ok().unwrap();
 
-        let third = limits.take("2001:db8::2".parse().unwrap(), 3, 1);
+        let third = limits.acquire("2001:db8::2".parse().unwrap(), 3, 1);
         assert_eq!(third.err(), Some(Rejected::PerIp), "one /64");
-        assert_eq!(limits.take(a, 2, 9).err(), Some(Rejected::Connections));
+        assert_eq!(limits.acquire(a, 2, 9).err(), Some(Rejected::Connections));
 
         let courtesies: Vec<_> = (0..300).filter_map(|_| limits.courtesy()).collect();
         assert_eq!(courtesies.len(), MAX_COURTESIES);

@@ -9,6 +9,7 @@ pub mod answers;
 mod api;
 mod authorize;
 mod carriers;
+mod corked_stream;
 mod handshake;
 pub mod headers;
 pub mod hosts;
@@ -23,7 +24,6 @@ mod shared;
 pub mod socket;
 mod sse;
 mod websocket;
-mod wire;
 
 use std::net::IpAddr;
 

@@ -36,7 +36,7 @@ impl Share {
 }
 
 #[derive(Debug, Default)]
-struct Held {
+struct AddressCount {
     connections: usize,
     http: usize,
     beyond: usize,
@@ -47,7 +47,7 @@ struct Held {
 pub(super) struct Seats {
     http: AtomicUsize,
     beyond: AtomicUsize,
-    by_ip: DashMap<IpAddr, Held, ahash::RandomState>,
+    by_ip: DashMap<IpAddr, AddressCount, ahash::RandomState>,
 }
 
 /// A connection's seat; given back when it ends.
@@ -63,7 +63,7 @@ pub(super) struct Seat {
 impl Seats {
     /// Takes a seat for a connection from `ip`. At most `http` connections may be neither sockets
     /// nor streams.
-    pub(super) fn take(
+    pub(super) fn acquire(
         self: &Arc<Self>,
         ip: IpAddr,
         share: Share,
@@ -99,7 +99,7 @@ impl Seats {
 
     /// Subtracts something from what an address holds, and removes its entry with the last
     /// connection.
-    fn forget(&self, ip: IpAddr, what: impl FnOnce(&mut Held)) {
+    fn forget(&self, ip: IpAddr, what: impl FnOnce(&mut AddressCount)) {
         self.by_ip.remove_if_mut(&ip, |_, held| {
             what(held);
             held.connections == 0 && held.beyond == 0
@@ -151,13 +151,17 @@ mod tests {
         let places = Arc::new(Seats::default());
         let (a, b) = ("1.1.1.1".parse().unwrap(), "2.2.2.2".parse().unwrap());
         let share = Share { connections: 5, http: 3 };
-        let mut seats: Vec<_> = (0..3).map(|_| places.take(a, share, 100).ok().unwrap()).collect();
+        let mut seats: Vec<_> =
+            (0..3).map(|_| places.acquire(a, share, 100).ok().unwrap()).collect();
         assert!(seats.iter().all(|seat| !seat.is_beyond()));
-        assert!(places.take(a, share, 100).ok().unwrap().is_beyond(), "three are not sockets yet");
+        assert!(
+            places.acquire(a, share, 100).ok().unwrap().is_beyond(),
+            "three are not sockets yet"
+        );
 
         seats.iter().for_each(Seat::leave_http);
         for n in 3..20 {
-            match places.take(a, share, 100) {
+            match places.acquire(a, share, 100) {
                 Ok(seat) => {
                     assert_eq!(seat.is_beyond(), n >= 5, "{n}");
                     seats.push(seat);
@@ -167,9 +171,9 @@ mod tests {
                 }
             }
         }
-        assert!(!places.take(b, share, 100).ok().unwrap().is_beyond(), "the others have room");
-        assert_eq!(places.take(b, share, 10).err(), Some(Rejected::HttpConnections));
-        assert!(!places.take(b, Share::ALL, 100).ok().unwrap().is_beyond());
+        assert!(!places.acquire(b, share, 100).ok().unwrap().is_beyond(), "the others have room");
+        assert_eq!(places.acquire(b, share, 10).err(), Some(Rejected::HttpConnections));
+        assert!(!places.acquire(b, Share::ALL, 100).ok().unwrap().is_beyond());
 
         drop(seats);
         assert_eq!(places.http.load(Ordering::Relaxed) + places.beyond.load(Ordering::Relaxed), 0);
@@ -180,7 +184,7 @@ mod tests {
     fn field_a8_what_is_beyond_is_bounded_over_all_addresses() {
         let places = Arc::new(Seats::default());
         let share = Share { connections: 0, http: 0 };
-        let take = |n: u32| places.take(IpAddr::V4(n.into()), share, 10_000);
+        let take = |n: u32| places.acquire(IpAddr::V4(n.into()), share, 10_000);
 
         let seats: Vec<_> = (0..1000).filter_map(|n| take(n).ok()).collect();
         assert_eq!((seats.len(), places.by_ip.len()), (BEYOND, BEYOND));

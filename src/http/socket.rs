@@ -19,8 +19,8 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::corked_stream::CorkedStream;
 use super::limits::Permit;
-use super::wire::Wire;
 use crate::hub::{Connection, Wake};
 use crate::metrics::{self, Rejected};
 use crate::protocol::Request;
@@ -82,7 +82,7 @@ pub struct HandedOver {
 /// Waits for hyper to let the TCP stream go.
 pub async fn handed_over(upgrade: OnUpgrade) -> Option<HandedOver> {
     let upgraded = upgrade.await.ok()?;
-    let parts = upgraded.downcast::<TokioIo<Wire>>().ok()?;
+    let parts = upgraded.downcast::<TokioIo<CorkedStream>>().ok()?;
     let (stream, held) = parts.io.into_inner().into_parts();
     Some(HandedOver { stream, early: parts.read_buf.to_vec(), held })
 }
@@ -141,7 +141,7 @@ pub(super) async fn begin(
     if begun.is_err() {
         socket.decoder.hold(&early);
     } else if !early.is_empty() {
-        let input = take(&mut socket, &mut early);
+        let input = decode_input(&mut socket, &mut early);
         begun = apply(&mut socket, input).await;
     }
 
@@ -188,7 +188,7 @@ async fn live(socket: &mut Socket) -> End {
             continue;
         }
 
-        match read(socket) {
+        match read_input(socket) {
             Ok(None) => {}
             Ok(Some(input)) => {
                 if let Err(end) = Box::pin(apply(socket, input)).await {
@@ -201,10 +201,10 @@ async fn live(socket: &mut Socket) -> End {
 }
 
 /// Reads what has arrived, if anything.
-fn read(socket: &mut Socket) -> Result<Option<Input>, End> {
+fn read_input(socket: &mut Socket) -> Result<Option<Input>, End> {
     READ.with_borrow_mut(|buffer| match socket.connection.try_read(buffer) {
         Ok(0) => Err(End::Gone),
-        Ok(n) => Ok(Some(take(socket, &mut buffer[..n]))),
+        Ok(n) => Ok(Some(decode_input(socket, &mut buffer[..n]))),
         Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
         Err(_) => Err(End::Gone),
     })
@@ -251,7 +251,7 @@ struct Input {
 }
 
 /// Decodes bytes. Pings are answered here, at once.
-fn take(socket: &mut Socket, bytes: &mut [u8]) -> Input {
+fn decode_input(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
     let (max, wire) = (session.core.max_message(), connection.wire());

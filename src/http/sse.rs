@@ -33,7 +33,7 @@ use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::Wire;
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::place::Place;
+use crate::protocol::stream_position::StreamPosition;
 use crate::session::stream::StreamSession;
 use crate::session::{AuthOutcome, Context, Refusal};
 
@@ -42,14 +42,14 @@ const EVENTS: &str = "text/event-stream";
 /// How long the messages that are still queued when a stream ends may take to leave.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-type Answer = Result<mpsc::Receiver<Bytes>, Refusal>;
+type Opened = Result<mpsc::Receiver<Bytes>, Refusal>;
 
 /// A stream that is about to begin.
 struct Beginning {
     outcome: AuthOutcome,
     began: Instant,
     channels: Vec<ChannelName>,
-    from: Place,
+    from: StreamPosition,
     /// Held for as long as the stream lives.
     held: (Permit, Option<OpenStream>),
 }
@@ -190,18 +190,18 @@ const LAST_ID: [&str; 2] = ["lasteventid", "evslasteventid"];
 /// Where the client resumes: `Last-Event-ID`, which an `EventSource` sends when it reconnects, the
 /// same in the query, and `?since=`. A page that opened its stream with one of them reconnects with
 /// two: the later position counts.
-fn from(request: &Parts) -> Result<Place, String> {
-    let mut place = Place::default();
+fn from(request: &Parts) -> Result<StreamPosition, String> {
+    let mut place = StreamPosition::default();
     for id in request.headers.get_all("last-event-id") {
         let id = std::str::from_utf8(id.as_bytes()).map_err(|_| "it is not UTF-8");
-        let read = id.and_then(Place::read);
+        let read = id.and_then(StreamPosition::read);
         place.merge(read.map_err(|why| format!("Last-Event-ID: {why}\n"))?);
     }
     let query = request.uri.query().unwrap_or_default();
     for (name, id) in form_urlencoded::parse(query.as_bytes()) {
         let plain: String = name.chars().filter(|c| !matches!(c, '-' | '_')).collect();
         if name == "since" || LAST_ID.contains(&&*plain.to_ascii_lowercase()) {
-            place.merge(Place::read(&id).map_err(|why| format!("{name}: {why}\n"))?);
+            place.merge(StreamPosition::read(&id).map_err(|why| format!("{name}: {why}\n"))?);
         }
     }
     Ok(place)
@@ -257,7 +257,7 @@ async fn run(
     context: Arc<Context>,
     connection: Arc<Connection>,
     beginning: Beginning,
-    answer: oneshot::Sender<Answer>,
+    answer: oneshot::Sender<Opened>,
 ) {
     let gauge = metrics::connections(connection.wire());
     gauge.increment(1.0);

@@ -20,7 +20,7 @@ use crate::config::Reject;
 use crate::lifecycle::Phase;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode};
-use crate::protocol::{Wire, place, sse};
+use crate::protocol::{Wire, sse, stream_position};
 use crate::session::{AuthOutcome, Positions};
 
 /// The handler of `GET /ws`. It answers before anything is read from the socket; the socket's own
@@ -109,7 +109,7 @@ fn since(request: &Parts, wire: Wire) -> Result<Positions, Response<Body>> {
     let value = parameters(&request.uri, "since").next();
     let Some(value) = value else { return Ok(Vec::new()) };
     let why = match sse::parse_id(&value) {
-        Ok(_) if place::is_short(&value) => {
+        Ok(_) if stream_position::is_short(&value) => {
             "it is the id of a stream, which only a stream can take"
         }
         Ok(since) if wire.has_positions() => return Ok(since),

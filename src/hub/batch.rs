@@ -2,13 +2,13 @@
 
 use bytes::BytesMut;
 
-use super::ranges::{NONE, Node};
+use super::ranges::{FrameRange, NONE};
 use super::slot::Slot;
 use crate::protocol::Wire;
 
 /// A batch with this many ranges accepts no further push. A range takes 16 bytes, and a push adds
 /// at most one per subscriber.
-const MAX_NODES: usize = 262_144;
+const MAX_RANGES: usize = 262_144;
 
 /// A batch with this many bytes accepts no further push. Its offsets reach 4 GiB, and one push adds
 /// at most its own size and an id for each stream.
@@ -21,7 +21,7 @@ pub(super) const KEPT: usize = 65_536;
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) buffers: [BytesMut; Wire::COUNT],
-    pub(super) nodes: Vec<Node>,
+    pub(super) ranges: Vec<FrameRange>,
     pub(super) dirty: Vec<u32>,
     pub(super) deliveries: [u64; Wire::COUNT],
     /// When its publications were published, for those that tell it.
@@ -48,12 +48,12 @@ impl Batch {
     ) {
         self.deliveries[slot.wire as usize] += u64::from(messages);
 
-        let node = self.nodes.len() as u32;
+        let node = self.ranges.len() as u32;
         if slot.head == NONE {
             slot.head = node;
             self.dirty.push(index);
         } else {
-            let tail = &mut self.nodes[slot.tail as usize];
+            let tail = &mut self.ranges[slot.tail as usize];
             if tail.end == start {
                 tail.end = end;
                 tail.messages += messages;
@@ -63,19 +63,19 @@ impl Batch {
         }
 
         slot.tail = node;
-        self.nodes.push(Node { start, end, messages, next: NONE });
+        self.ranges.push(FrameRange { start, end, messages, next: NONE });
     }
 
     pub(super) fn is_full(&self) -> bool {
         let bytes: usize = self.buffers.iter().map(BytesMut::len).sum();
-        self.nodes.len() >= MAX_NODES || bytes >= MAX_BYTES
+        self.ranges.len() >= MAX_RANGES || bytes >= MAX_BYTES
     }
 
     pub(super) fn reset(&mut self) {
-        self.nodes.clear();
+        self.ranges.clear();
         self.dirty.clear();
         self.published.clear();
-        self.nodes.shrink_to(KEPT);
+        self.ranges.shrink_to(KEPT);
         self.dirty.shrink_to(KEPT);
         self.published.shrink_to(KEPT);
     }

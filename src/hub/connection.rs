@@ -20,8 +20,8 @@ use tokio::net::TcpStream;
 
 pub use task::Wake;
 
-use super::bounds::{Bounds, ConnId};
 use super::queue::Queue;
+use super::queue_bounds::{ConnId, QueueBounds};
 use crate::access::TokenId;
 use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
@@ -81,7 +81,7 @@ pub struct Connection {
     out: Mutex<Outbound>,
     /// `None` for an HTTP response, whose task takes the queued bytes.
     stream: Option<TcpStream>,
-    bounds: Arc<Bounds>,
+    bounds: Arc<QueueBounds>,
     opened: Instant,
 }
 
@@ -91,7 +91,7 @@ impl Connection {
         shard: u32,
         wire: Wire,
         stream: Option<TcpStream>,
-        bounds: Arc<Bounds>,
+        bounds: Arc<QueueBounds>,
     ) -> Self {
         Self {
             id,
@@ -179,7 +179,7 @@ impl Connection {
     }
 
     /// Lets the session check what may have ended, as if its timer had fired.
-    pub fn look(&self) {
+    pub fn recheck(&self) {
         self.wake(TIMER);
     }
 
@@ -371,7 +371,7 @@ mod tests {
     use super::*;
 
     fn connection(queue_bytes_total: usize, stream: Option<TcpStream>) -> Connection {
-        let bounds = Bounds {
+        let bounds = QueueBounds {
             queue_messages: 10.into(),
             queue_bytes: 1000.into(),
             queue_bytes_total: queue_bytes_total.into(),
@@ -398,7 +398,7 @@ mod tests {
     /// Small messages take much more memory than their bytes.
     #[test]
     fn field_f2_the_bound_on_all_queues_counts_what_they_hold() {
-        let bounds = Bounds {
+        let bounds = QueueBounds {
             queue_messages: 100_000.into(),
             queue_bytes: 1_000_000.into(),
             queue_bytes_total: 100_000.into(),

@@ -39,7 +39,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
         if next == items.len() {
             items.shrink_to(KEPT);
             gather(items.len(), took).await;
-            items = shard.inbox.take(items).await;
+            items = shard.inbox.drain(items).await;
             next = 0;
         }
 
@@ -53,12 +53,12 @@ pub(super) async fn run(shard: Arc<Shard>) {
                         table.append(push, &mut batch);
                         batch.published.extend(push.published());
                     }
-                    Item::Mark(channel, mark) => {
-                        table.mark(channel);
-                        mark.passed();
+                    Item::Barrier(channel, barrier) => {
+                        table.pass_barrier(channel);
+                        barrier.pass();
                     }
                     Item::Outage(outage) => table.tell(outage.as_ref(), &mut batch),
-                    Item::Pass(done) => passed.extend(done.take()),
+                    Item::Flush(done) => passed.extend(done.take()),
                 }
                 next += 1;
             }
@@ -72,7 +72,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
                     // A stream's ids tell the positions of all of its channels, so its events must
                     // not be overtaken by what another channel sends first. Its delivery only
                     // queues.
-                    connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
+                    connection.deliver(&buffers[connection.wire() as usize], &batch.ranges, head);
                 } else {
                     lists.push((connection, head));
                 }
@@ -81,7 +81,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
         };
 
         for (i, (connection, head)) in lists.drain(..).enumerate() {
-            connection.deliver(&buffers[connection.wire() as usize], &batch.nodes, head);
+            connection.deliver(&buffers[connection.wire() as usize], &batch.ranges, head);
             if i % WRITES_PER_TURN == WRITES_PER_TURN - 1 {
                 tokio::task::yield_now().await;
             }

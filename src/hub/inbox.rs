@@ -18,26 +18,26 @@ const MAX_BYTES: usize = 16 << 20;
 /// An item that a shard is given.
 pub(super) enum Item {
     Push(Push),
-    Mark(ChannelName, Arc<Mark>),
+    Barrier(ChannelName, Arc<Barrier>),
     /// What is silent now; `None` if nothing is.
     Outage(Option<Arc<Outage>>),
     /// Answered when everything before it has been sent.
-    Pass(Option<oneshot::Sender<()>>),
+    Flush(Option<oneshot::Sender<()>>),
 }
 
 /// A barrier that passes each shard of a channel behind everything that was dispatched before it.
 /// `done` is called when it has passed the last one.
-pub(super) struct Mark {
+pub(super) struct Barrier {
     left: AtomicU32,
     done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
 }
 
-impl Mark {
+impl Barrier {
     pub(super) fn new(shards: u32, done: Box<dyn FnOnce() + Send>) -> Arc<Self> {
         Arc::new(Self { left: AtomicU32::new(shards), done: Mutex::new(Some(done)) })
     }
 
-    pub(super) fn passed(&self) {
+    pub(super) fn pass(&self) {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1
             && let Some(done) = self.done.lock().take()
         {
@@ -62,7 +62,7 @@ pub(super) struct Inbox {
 fn size(item: &Item) -> usize {
     match item {
         Item::Push(Push::Publication(p)) => p.payload.len(),
-        Item::Push(Push::Gap(..)) | Item::Mark(..) | Item::Outage(_) | Item::Pass(_) => 0,
+        Item::Push(Push::Gap(..)) | Item::Barrier(..) | Item::Outage(_) | Item::Flush(_) => 0,
     }
 }
 
@@ -92,7 +92,7 @@ impl Inbox {
     }
 
     /// Waits for items and takes all of them; `spare` becomes the buffer for the next ones.
-    pub(super) async fn take(&self, mut spare: Vec<Item>) -> Vec<Item> {
+    pub(super) async fn drain(&self, mut spare: Vec<Item>) -> Vec<Item> {
         spare.clear();
         loop {
             {

@@ -9,12 +9,12 @@
 //! set exactly while its table has the channel (both change under the table's lock).
 
 mod batch;
-mod bounds;
 mod connection;
 mod fanout;
 mod inbox;
 mod outage;
 mod queue;
+mod queue_bounds;
 mod ranges;
 mod shard;
 mod slot;
@@ -31,15 +31,15 @@ use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 
 use crate::channel::ChannelName;
-use crate::protocol::place::Place;
+use crate::protocol::stream_position::StreamPosition;
 use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink_shared;
-pub use bounds::{Bounds, ConnId};
 pub use connection::{Connection, Wake};
-use inbox::{Item, Mark};
+use inbox::{Barrier, Item};
 pub use outage::Outage;
+pub use queue_bounds::{ConnId, QueueBounds};
 use shard::Shard;
-pub use table::{Begin, SubscribeError};
+pub use table::{Activation, SubscribeError};
 pub use wheel::{TICK, TICKS_PER_SECOND};
 
 /// Each shard has one bit in a word of `routes`.
@@ -53,7 +53,7 @@ pub struct Hub {
     connections: DashMap<ConnId, Arc<Connection>, ahash::RandomState>,
     users: DashMap<Arc<str>, Vec<ConnId>, ahash::RandomState>,
     routes: Routes,
-    bounds: Arc<Bounds>,
+    bounds: Arc<QueueBounds>,
     next_id: AtomicU64,
     subscriptions: AtomicUsize,
     started: Instant,
@@ -63,7 +63,7 @@ pub struct Hub {
 
 impl Hub {
     #[must_use]
-    pub fn new(shards: usize, bounds: Bounds) -> Arc<Self> {
+    pub fn new(shards: usize, bounds: QueueBounds) -> Arc<Self> {
         let count = u32::try_from(shards.clamp(1, MAX_SHARDS)).unwrap_or(1);
         Arc::new(Self {
             shards: (0..count).map(|index| Arc::new(Shard::new(index))).collect(),
@@ -82,7 +82,7 @@ impl Hub {
     #[cfg(test)]
     pub(crate) fn unbounded() -> Arc<Self> {
         let unbounded = || AtomicUsize::new(1 << 20);
-        let bounds = Bounds {
+        let bounds = QueueBounds {
             queue_messages: unbounded(),
             queue_bytes: unbounded(),
             queue_bytes_total: unbounded(),
@@ -95,7 +95,7 @@ impl Hub {
     }
 
     #[must_use]
-    pub fn bounds(&self) -> &Bounds {
+    pub fn bounds(&self) -> &QueueBounds {
         &self.bounds
     }
 
@@ -184,8 +184,8 @@ impl Hub {
 
     /// The broker has confirmed the subscription: what is held back from now on belongs to it,
     /// whatever barrier [`Hub::mark`] sends for other subscriptions.
-    pub fn confirmed(&self, connection: &Connection, channel: &ChannelName) {
-        self.shard(connection).table.lock().confirmed(connection.slot(), channel);
+    pub fn mark_confirmed(&self, connection: &Connection, channel: &ChannelName) {
+        self.shard(connection).table.lock().mark_confirmed(connection.slot(), channel);
     }
 
     /// Sends `replies`, what was missed and what was held back, and lets further events through.
@@ -194,7 +194,7 @@ impl Hub {
         connection: &Connection,
         channel: &ChannelName,
         replies: &[Reply<'_>],
-        begin: &Begin<'_>,
+        begin: &Activation<'_>,
     ) {
         self.shard(connection).table.lock().activate(connection, channel, replies, begin);
         connection.flush();
@@ -240,16 +240,16 @@ impl Hub {
     /// A barrier: calls `done` once every shard with subscribers of the channel has processed what
     /// was dispatched before. Unconfirmed subscriptions of the channel discard their buffers then:
     /// those events predate them.
-    pub async fn mark(&self, channel: &ChannelName, done: impl FnOnce() + Send + 'static) {
+    pub async fn barrier(&self, channel: &ChannelName, done: impl FnOnce() + Send + 'static) {
         let mut mask = self.route(channel);
         if mask == 0 {
             return done();
         }
-        let mark = Mark::new(mask.count_ones(), Box::new(done));
+        let mark = Barrier::new(mask.count_ones(), Box::new(done));
         while mask != 0 {
             let shard = &self.shards[mask.trailing_zeros() as usize];
             mask &= mask - 1;
-            shard.inbox.push(Item::Mark(channel.clone(), Arc::clone(&mark))).await;
+            shard.inbox.push(Item::Barrier(channel.clone(), Arc::clone(&mark))).await;
         }
     }
 
@@ -269,16 +269,16 @@ impl Hub {
     }
 
     /// Waits until everything that was dispatched to the connection's shard before has been sent.
-    pub async fn passed(&self, connection: &Connection) {
+    pub async fn flush_barrier(&self, connection: &Connection) {
         let (passed, done) = oneshot::channel();
-        self.shard(connection).inbox.push(Item::Pass(Some(passed))).await;
+        self.shard(connection).inbox.push(Item::Flush(Some(passed))).await;
         // The shard's task lives as long as the hub.
         let _ = done.await;
     }
 
     /// Sets where a stream's client is; `None` once it has been told of all of its channels.
-    pub fn stands(&self, connection: &Connection, place: Option<&Place>) {
-        self.shard(connection).table.lock().stands(connection.slot(), place);
+    pub fn set_positions(&self, connection: &Connection, place: Option<&StreamPosition>) {
+        self.shard(connection).table.lock().set_positions(connection.slot(), place);
     }
 
     /// The shards that have subscribers of a channel, as one bit each.

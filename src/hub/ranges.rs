@@ -5,7 +5,7 @@ pub(super) const NONE: u32 = u32::MAX;
 
 /// A range of a batch's buffer, which consists of whole frames.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Node {
+pub(super) struct FrameRange {
     pub(super) start: u32,
     pub(super) end: u32,
     pub(super) messages: u32,

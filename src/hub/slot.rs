@@ -6,7 +6,7 @@ use super::connection::Connection;
 use super::ranges::NONE;
 use crate::channel::{ChannelName, Publication};
 use crate::protocol::Wire;
-use crate::protocol::place::Standing;
+use crate::protocol::stream_position::PositionTracker;
 
 pub(super) struct Slot {
     pub(super) connection: Arc<Connection>,
@@ -18,7 +18,7 @@ pub(super) struct Slot {
     pub(super) tail: u32,
     pub(super) channels: Vec<ChannelName>,
     /// The positions of a stream's channels, which are its `id:`.
-    pub(super) standing: Option<Box<Standing>>,
+    pub(super) standing: Option<Box<PositionTracker>>,
 }
 
 impl Slot {
@@ -30,7 +30,10 @@ impl Slot {
     }
 
     /// Where a stream stands after this publication; `None` if its id does not change.
-    pub(super) fn passed(&mut self, publication: &Publication) -> Option<&Standing> {
+    pub(super) fn advance_position(
+        &mut self,
+        publication: &Publication,
+    ) -> Option<&PositionTracker> {
         let position = publication.position.as_ref()?;
         let standing = self.standing.as_mut()?;
         standing.moves(&publication.channel, Some(position));

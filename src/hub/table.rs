@@ -16,7 +16,7 @@ use super::ranges::NONE;
 use super::slot::Slot;
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::metrics;
-use crate::protocol::place::Place;
+use crate::protocol::stream_position::StreamPosition;
 use crate::protocol::{Push, Reply, Wire};
 use crate::sizes::shrink;
 
@@ -158,8 +158,8 @@ impl Table {
         Ok(first)
     }
 
-    /// Marks a subscription as confirmed; see [`super::Hub::confirmed`].
-    pub(super) fn confirmed(&mut self, slot: u32, channel: &ChannelName) {
+    /// Marks a subscription as confirmed; see [`super::Hub::mark_confirmed`].
+    pub(super) fn mark_confirmed(&mut self, slot: u32, channel: &ChannelName) {
         if let Some(held) = self.held.get_mut(&(slot, channel.clone())) {
             held.confirmed = true;
         }
@@ -171,7 +171,7 @@ impl Table {
         connection: &Connection,
         channel: &ChannelName,
         replies: &[Reply<'_>],
-        begin: &Begin<'_>,
+        begin: &Activation<'_>,
     ) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
@@ -217,7 +217,7 @@ impl Table {
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
             let mut frame = BytesMut::new();
             if let Push::Publication(publication) = &push
-                && let Some(standing) = slot.passed(publication)
+                && let Some(standing) = slot.advance_position(publication)
                 && (standing.is_small() || n % EACH == 0 || n >= last)
             {
                 standing.encode(&mut frame);
@@ -272,7 +272,7 @@ impl Table {
     }
 
     /// Sets where a stream's client is; `None` once it has been told of all of its channels.
-    pub(super) fn stands(&mut self, slot: u32, place: Option<&Place>) {
+    pub(super) fn set_positions(&mut self, slot: u32, place: Option<&StreamPosition>) {
         let slot = self.slots.get_mut(slot as usize);
         if let Some(standing) = slot.and_then(|slot| slot.standing.as_mut()) {
             match place {
@@ -283,7 +283,7 @@ impl Table {
     }
 
     /// Drops what the channel's unconfirmed subscriptions have collected.
-    pub(super) fn mark(&mut self, channel: &ChannelName) {
+    pub(super) fn pass_barrier(&mut self, channel: &ChannelName) {
         let subscribers = self.channels.get(channel).into_iter().flatten();
         for subscriber in subscribers.filter(|s| s.is_held()) {
             if let Some(held) = self.held.get_mut(&(subscriber.slot(), channel.clone()))
@@ -328,7 +328,7 @@ impl Table {
 
             if let Push::Publication(publication) = push
                 && let wire = slot.wire
-                && let Some(standing) = slot.passed(publication)
+                && let Some(standing) = slot.advance_position(publication)
             {
                 let range = batch.encode(wire, |out| standing.encode(out));
                 batch.append(index, slot, range, 0);
@@ -353,7 +353,7 @@ impl Table {
 /// What a subscription begins with: its position, the publications that were missed, and the
 /// position up to which the client then has everything.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Begin<'b> {
+pub struct Activation<'b> {
     pub position: Option<&'b Position>,
     pub publications: &'b [Publication],
     pub after: Option<&'b Position>,

@@ -34,7 +34,7 @@ async fn drive_wheel(hub: Arc<Hub>, shard: Arc<Shard>) {
     loop {
         ticks.tick().await;
         let now = hub.now();
-        let due = shard.wheel.lock().take(now);
+        let due = shard.wheel.lock().take_due(now);
         for (i, (id, at)) in due.into_iter().enumerate() {
             if let Some(connection) = hub.get(id) {
                 connection.fire_timer(at);

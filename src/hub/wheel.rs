@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use super::bounds::ConnId;
+use super::queue_bounds::ConnId;
 
 /// The wheel's resolution.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ impl Wheel {
     }
 
     /// Takes the entries that are due at or before `now`.
-    pub(super) fn take(&mut self, now: u32) -> Vec<(ConnId, u32)> {
+    pub(super) fn take_due(&mut self, now: u32) -> Vec<(ConnId, u32)> {
         let mut due = Vec::new();
         while self.taken < now {
             self.taken += 1;
@@ -63,7 +63,7 @@ mod tests {
         }
         let mut seen = Vec::new();
         for now in (0..6 * SLOTS).step_by(3) {
-            seen.extend(wheel.take(now).into_iter().map(|(id, due)| {
+            seen.extend(wheel.take_due(now).into_iter().map(|(id, due)| {
                 assert!(due <= now && now < due + 3, "{id:?} due {due} at {now}");
                 id.0
             }));

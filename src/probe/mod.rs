@@ -38,7 +38,7 @@ const UNTRIED: u8 = 2;
 const GREETING: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
-pub struct Doctor {
+pub struct Probe {
     /// The sockets' address as clients have it: wss://host/ws
     #[arg(long, value_name = "URL")]
     url: String,
@@ -81,7 +81,7 @@ struct Plan {
     idle: Duration,
 }
 
-pub fn run(args: &Doctor) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Probe) -> anyhow::Result<ExitCode> {
     let mut secrets = Secrets::default();
     let plan = match args.plan(&mut secrets) {
         Ok(plan) => plan,
@@ -117,7 +117,7 @@ fn secret(flag: &str, path: &Path) -> Result<String, String> {
     Ok(text)
 }
 
-impl Doctor {
+impl Probe {
     fn plan(&self, secrets: &mut Secrets) -> Result<Plan, String> {
         let duration = |flag: &str, text: &str| {
             humantime::parse_duration(text).map_err(|e| format!("{flag}: {e}"))

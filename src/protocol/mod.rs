@@ -10,10 +10,10 @@ pub mod codes;
 mod command;
 pub mod kind;
 pub mod payload;
-pub mod place;
 mod plain;
 mod reply;
 pub mod sse;
+pub mod stream_position;
 mod wire;
 
 use bytes::BytesMut;

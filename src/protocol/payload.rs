@@ -12,7 +12,7 @@ use super::kind::Kind;
 
 /// What is wrong with a payload.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Fault {
+pub enum PayloadFault {
     #[error("byte {at} is not UTF-8")]
     NotUtf8 { at: usize },
     /// The library's text: what was expected, and the line and column.
@@ -26,17 +26,17 @@ pub enum Fault {
 ///
 /// # Errors
 /// Why not, and where in the payload that shows.
-pub fn check(payload: &[u8]) -> Result<(), Fault> {
+pub fn check(payload: &[u8]) -> Result<(), PayloadFault> {
     let text = match std::str::from_utf8(payload) {
         Ok(text) => text,
-        Err(e) => return Err(Fault::NotUtf8 { at: e.valid_up_to() + 1 }),
+        Err(e) => return Err(PayloadFault::NotUtf8 { at: e.valid_up_to() + 1 }),
     };
-    let not_json = |e: serde_json::Error| Fault::NotJson(e.to_string());
+    let not_json = |e: serde_json::Error| PayloadFault::NotJson(e.to_string());
     if !text.trim_ascii_start().starts_with('{') {
         return serde_json::from_str::<IgnoredAny>(text).map(|_| ()).map_err(not_json);
     }
     match serde_json::from_str::<TopLevel>(text).map_err(not_json)?.0 {
-        Some(kind) => Err(Fault::Reserved(kind)),
+        Some(kind) => Err(PayloadFault::Reserved(kind)),
         None => Ok(()),
     }
 }
@@ -122,7 +122,7 @@ mod tests {
                 format!(r#"{{"\u0074ype":"{name}"}}"#),
                 format!(r#"{{"type":"mine","type":"{name}","type":1}}"#),
             ] {
-                assert_eq!(check(text.as_bytes()), Err(Fault::Reserved(kind)), "{text}");
+                assert_eq!(check(text.as_bytes()), Err(PayloadFault::Reserved(kind)), "{text}");
             }
         }
     }

@@ -1,7 +1,7 @@
 //! Where a client resumes: what it had of its channels before.
 
 use crate::channel::{ChannelName, Position};
-use crate::protocol::place::Place;
+use crate::protocol::stream_position::StreamPosition;
 
 /// A client's last position in each channel that it had before; `None` for a channel without one.
 pub type Positions = Vec<(ChannelName, Option<Position>)>;
@@ -15,7 +15,7 @@ pub(super) enum Since {
     /// Positions by channel, each until its channel is subscribed again.
     Positions(Positions),
     /// The last id of a stream, which tells the positions of all of its channels.
-    Id(Place),
+    Id(StreamPosition),
 }
 
 /// What a client had of one channel.

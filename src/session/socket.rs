@@ -14,7 +14,7 @@ use super::{AuthOutcome, Context, Session, close_of, start_of, unix_now};
 use crate::access::{self, Identity};
 use crate::auth::Reason;
 use crate::channel::Position;
-use crate::gateway::Waiting;
+use crate::gateway::PendingSubscription;
 use crate::hub::{Connection, SubscribeError, TICKS_PER_SECOND};
 use crate::logging;
 use crate::metrics::{self, Rejected};
@@ -38,7 +38,7 @@ struct Pending {
     channel: ChannelRef,
     since: Option<Position>,
     permission: Permission,
-    waiting: Waiting,
+    waiting: PendingSubscription,
 }
 
 impl SocketSession {

@@ -14,7 +14,7 @@ use crate::channel::{ChannelName, GapReason};
 use crate::gateway::Resumed;
 use crate::hub::{Connection, SubscribeError};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
-use crate::protocol::place::{self, Place};
+use crate::protocol::stream_position::{self, StreamPosition};
 use crate::protocol::{ChannelRef, Reply};
 
 /// A stream whose id is too long for the client's header could never be resumed.
@@ -38,7 +38,7 @@ impl StreamSession {
         connection: Arc<Connection>,
         began: Instant,
         channels: Vec<ChannelName>,
-        place: Place,
+        place: StreamPosition,
     ) -> Self {
         let core = Session::new(context, connection, began, Since::Id(place));
         Self { core, channels, permissions: Vec::new() }
@@ -49,7 +49,7 @@ impl StreamSession {
     /// # Errors
     /// Why it may not have one of them.
     pub async fn permit(&mut self, outcome: &AuthOutcome) -> Result<(), Refusal> {
-        if !place::fits(self.channels.len()) {
+        if !stream_position::fits(self.channels.len()) {
             return Err(Refusal(ErrorCode::BadRequest, TOO_MANY.to_owned()));
         }
 
@@ -101,13 +101,13 @@ impl StreamSession {
     fn begin_ids(&mut self, automatic: &[ChannelName]) -> Result<(), Close> {
         let Self { core: session, channels, .. } = self;
         let others = automatic.iter().filter(|name| !channels.contains(name));
-        if !place::fits(channels.len() + others.count()) {
+        if !stream_position::fits(channels.len() + others.count()) {
             return Err(Close::new(CloseCode::TooMany, TOO_MANY));
         }
 
         if let Since::Id(place) = &mut session.since {
             place.retain(|c| channels.contains(c) || automatic.contains(c));
-            session.context.gateway.hub().stands(&session.connection, Some(place));
+            session.context.gateway.hub().set_positions(&session.connection, Some(place));
         }
         Ok(())
     }
@@ -153,7 +153,7 @@ impl StreamSession {
         }
 
         // From here on the ids tell what this stream has had.
-        session.context.gateway.hub().stands(&session.connection, None);
+        session.context.gateway.hub().set_positions(&session.connection, None);
         session.since = Since::Nothing;
         failed.map_or(Ok(()), Err)
     }

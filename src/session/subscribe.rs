@@ -11,7 +11,7 @@ use crate::access::{self, Decision};
 use crate::auth::Reason;
 use crate::channel::{ChannelName, Position};
 use crate::config::Policy;
-use crate::gateway::{BrokerError, Resumed, Track, Waiting};
+use crate::gateway::{BrokerError, PendingSubscription, Resumed, Tracking};
 use crate::hub::SubscribeError;
 use crate::metrics::{self, Rejected};
 use crate::protocol::codes::{Close, CloseCode, ErrorCode};
@@ -19,9 +19,12 @@ use crate::protocol::{ChannelRef, Reply};
 
 impl Session {
     /// Asks the broker for a subscription.
-    pub(super) fn request(&self, channel: &ChannelName) -> Result<Waiting, SubscribeError> {
-        let track = self.track(channel, &self.context.policy.load());
-        let requested = self.context.gateway.subscribe(&self.connection, channel, track);
+    pub(super) fn request(
+        &self,
+        channel: &ChannelName,
+    ) -> Result<PendingSubscription, SubscribeError> {
+        let tracking = self.tracking(channel, &self.context.policy.load());
+        let requested = self.context.gateway.subscribe(&self.connection, channel, tracking);
         requested.inspect_err(|error| {
             if *error == SubscribeError::TooMany {
                 metrics::rejected(Rejected::Channels);
@@ -30,13 +33,13 @@ impl Session {
     }
 
     /// How closely this session follows a channel's history.
-    fn track(&self, channel: &ChannelName, policy: &Policy) -> Track {
+    fn tracking(&self, channel: &ChannelName, policy: &Policy) -> Tracking {
         if let Some(retention) = access::history(channel, &policy.rules) {
-            if retention.plain { Track::Open } else { Track::OpenDurable }
+            if retention.plain { Tracking::Create } else { Tracking::CreateDurable }
         } else if self.connection.wire().has_positions() {
-            Track::Read
+            Tracking::Follow
         } else {
-            Track::No
+            Tracking::Off
         }
     }
 
@@ -46,12 +49,12 @@ impl Session {
     pub(super) async fn await_start(
         &mut self,
         channel: &ChannelName,
-        waiting: Waiting,
+        waiting: PendingSubscription,
         since: Option<Position>,
         began: Instant,
     ) -> Result<Resumed, BrokerError> {
         let gateway = Arc::clone(&self.context.gateway);
-        gateway.confirmed(&self.connection, channel, waiting).await?;
+        gateway.await_confirmation(&self.connection, channel, waiting).await?;
         if !self.connection.wire().has_positions() {
             return Ok(Resumed::default());
         }
@@ -132,7 +135,7 @@ impl Session {
     /// Waits until no event of a channel that was given up is in the fan-out any more.
     pub(super) async fn left_behind(&mut self) {
         if std::mem::take(&mut self.left) {
-            self.context.gateway.passed(&self.connection).await;
+            self.context.gateway.flush_barrier(&self.connection).await;
         }
     }
 

@@ -13,7 +13,7 @@ use crate::channel::ChannelName;
 use crate::lifecycle::unix_now;
 use crate::logging;
 use crate::metrics;
-use crate::upstream::jwks::Look;
+use crate::upstream::jwks::KidLookup;
 
 /// A token that came with a request.
 #[derive(Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Context {
                 None => v.verify(&one.token, unix_now()),
             };
 
-            match self.look(&one.token, check).await {
+            match self.verify_with_keys(&one.token, check).await {
                 Ok(identity) => {
                     for (other, reason) in refused {
                         log_passed_over((other.by, reason), one.by, ip);
@@ -122,12 +122,12 @@ impl Context {
         carried: Carried,
         check: impl Fn(&Verifier) -> Result<T, Reason>,
     ) -> Result<T, Reason> {
-        let found = self.look(token, check).await;
+        let found = self.verify_with_keys(token, check).await;
         found.inspect_err(|reason| self.refused(*reason, token, carried))
     }
 
     /// Checks a token, with newly fetched keys if its own is unknown. Nothing is counted here.
-    async fn look<T>(
+    async fn verify_with_keys<T>(
         &self,
         token: &str,
         check: impl Fn(&Verifier) -> Result<T, Reason>,
@@ -142,9 +142,9 @@ impl Context {
             && let Some(kid) = kid_of(token)
         {
             match self.jwks.wanted(&kid).await {
-                Look::Changed => found = check(&policy.verifier),
-                Look::Unknown => {}
-                Look::Failed => found = Err(Reason::KeysUnavailable),
+                KidLookup::Changed => found = check(&policy.verifier),
+                KidLookup::Unknown => {}
+                KidLookup::Failed => found = Err(Reason::KeysUnavailable),
             }
         }
 

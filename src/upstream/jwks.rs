@@ -81,7 +81,7 @@ pub struct Health {
 
 /// The outcome of looking for an unknown `kid`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Look {
+pub enum KidLookup {
     /// The sets have changed since the token was checked, so another check makes sense.
     Changed,
     /// The `kid` is in no set.
@@ -186,13 +186,13 @@ impl Jwks {
 
     /// Looks for a `kid` that a token names and no set has: fetches where that may help, or waits
     /// for a fetch that is under way.
-    pub async fn wanted(&self, kid: &str) -> Look {
+    pub async fn wanted(&self, kid: &str) -> KidLookup {
         if kid.is_empty() || kid.len() > MAX_KID {
-            return Look::Unknown;
+            return KidLookup::Unknown;
         }
 
         let entries = self.entries.load_full();
-        let mut look = Look::Unknown;
+        let mut look = KidLookup::Unknown;
         for entry in entries.iter() {
             let seen = entry.progress.lock().successes;
             let under_way = entry.turn.available_permits() == 0;
@@ -203,10 +203,10 @@ impl Jwks {
             let progress = entry.progress.lock();
             let has = entry.remote.state().keys.iter().any(|k| k.kid() == Some(kid));
             if has || progress.successes != seen {
-                return Look::Changed;
+                return KidLookup::Changed;
             }
             if progress.error.is_some() {
-                look = Look::Failed;
+                look = KidLookup::Failed;
             }
         }
 

@@ -14,7 +14,7 @@ use axum::routing::any;
 use bytes::{Bytes, BytesMut};
 use hyper::upgrade::OnUpgrade;
 use tollgate::http::{Listener, serve, socket};
-use tollgate::hub::{Bounds, Connection, Hub};
+use tollgate::hub::{Connection, Hub, QueueBounds};
 use tollgate::lifecycle::{self, Lifecycle, Phase};
 use tollgate::protocol::Wire;
 use tollgate::websocket::{Decoder, Message, Opcode, Tail, accept_key, close_frame, encode};
@@ -23,7 +23,7 @@ const MAX_MESSAGE: usize = 32 << 20;
 
 #[tokio::main]
 async fn main() -> std::io::Result<()> {
-    let bounds = Bounds {
+    let bounds = QueueBounds {
         queue_bytes_total: AtomicUsize::new(usize::MAX),
         queued: AtomicUsize::new(0),
         queue_messages: AtomicUsize::new(1 << 20),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tollgate::broker::memory::MemoryBroker;
 use tollgate::broker::redis::{Login, RedisBroker, Settings};
-use tollgate::broker::{Bounds, Broker, BrokerError, Durable, Event, Events, Track};
+use tollgate::broker::{Broker, BrokerError, Durable, Event, Events, HistoryBounds, Tracking};
 use tollgate::channel::{ChannelName, Position, Retention};
 
 use super::DEADLINE;
@@ -58,20 +58,20 @@ impl Subject {
 
     /// Subscribes, and takes what comes before the confirmation.
     async fn subscribe(&mut self, channel: &ChannelName) -> Result<(), BrokerError> {
-        self.follow(channel, Track::No).await.map(|_| ())
+        self.follow(channel, Tracking::Off).await.map(|_| ())
     }
 
     /// The same; the position that its history is at.
     async fn follow(
         &mut self,
         channel: &ChannelName,
-        track: Track,
+        track: Tracking,
     ) -> Result<Option<Position>, BrokerError> {
         let (confirmation, mut answer) = watch::channel(None);
         self.broker.subscribe(channel, track, confirmation);
         loop {
             let batch = tokio::select! {
-                batch = self.events.take() => batch,
+                batch = self.events.drain() => batch,
                 found = answer.wait_for(Option::is_some) => {
                     return found.unwrap().clone().unwrap().map(|()| None);
                 }
@@ -111,7 +111,8 @@ impl Subject {
 
     /// The history's top offset and its payloads.
     async fn history(&self, channel: &ChannelName, messages: usize, bytes: usize) -> String {
-        let Some(history) = self.broker.history(channel, Bounds { messages, bytes }).await.unwrap()
+        let Some(history) =
+            self.broker.history(channel, HistoryBounds { messages, bytes }).await.unwrap()
         else {
             return "none".to_owned();
         };
@@ -130,7 +131,7 @@ impl Subject {
     /// The next event as `channel=payload` or `control:message`.
     async fn next(&mut self) -> String {
         if self.taken.is_empty() {
-            let batch = tokio::time::timeout(DEADLINE, self.events.take()).await.expect("events");
+            let batch = tokio::time::timeout(DEADLINE, self.events.drain()).await.expect("events");
             assert!(batch.overflowed.is_empty());
             self.taken = batch.events;
         }
@@ -183,7 +184,7 @@ async fn conforms(mut subject: Subject) {
     // Given up before it was confirmed and wanted again: only the second answer counts.
     for i in 0..200 {
         let channel: ChannelName = format!("again:{i}").parse().unwrap();
-        subject.broker.subscribe(&channel, Track::No, watch::channel(None).0);
+        subject.broker.subscribe(&channel, Tracking::Off, watch::channel(None).0);
         subject.broker.unsubscribe(&channel);
         subject.subscribe(&channel).await.unwrap();
         subject.publish(&channel, "here").await;
@@ -201,7 +202,7 @@ async fn conforms(mut subject: Subject) {
 /// Histories, positions, epochs and idempotency.
 async fn keeps_histories(mut subject: Subject) {
     let (a, b): (ChannelName, ChannelName) = ("h:a".parse().unwrap(), "h:b".parse().unwrap());
-    assert_eq!(subject.follow(&a, Track::Read).await, Ok(None), "nothing was published");
+    assert_eq!(subject.follow(&a, Tracking::Follow).await, Ok(None), "nothing was published");
     assert_eq!(subject.history(&a, 10, 1000).await, "none");
 
     // Offsets count from 1 in one epoch; both kinds come on one channel, in order.
@@ -232,9 +233,9 @@ async fn keeps_histories(mut subject: Subject) {
 
     // A later subscriber is told where the history stands; an opened channel has a position at once.
     let top = Position { offset: 9, ..first };
-    assert_eq!(subject.follow(&a, Track::Read).await, Ok(Some(top.clone())));
-    assert_eq!(subject.follow(&a, Track::Open).await, Ok(Some(top)));
-    let opened = subject.follow(&"h:c".parse().unwrap(), Track::Open).await.unwrap().unwrap();
+    assert_eq!(subject.follow(&a, Tracking::Follow).await, Ok(Some(top.clone())));
+    assert_eq!(subject.follow(&a, Tracking::Create).await, Ok(Some(top)));
+    let opened = subject.follow(&"h:c".parse().unwrap(), Tracking::Create).await.unwrap().unwrap();
     assert_eq!(opened.offset, 0);
     let c = subject.publish_durable(&"h:c".parse().unwrap(), "1", "").await;
     assert_eq!((c.offset, c.epoch), (1, opened.epoch));
@@ -300,7 +301,7 @@ async fn overflow_is_declared() {
         // still on its way to us is waited for.
         let (mut events, mut overflowed) = (0, Vec::new());
         while overflowed.is_empty() {
-            let batch = tokio::time::timeout(DEADLINE, full.take()).await.expect("overflow");
+            let batch = tokio::time::timeout(DEADLINE, full.drain()).await.expect("overflow");
             events += batch.events.len();
             overflowed = batch.overflowed;
         }

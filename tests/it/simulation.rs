@@ -17,8 +17,8 @@ use serde_json::Value;
 use tokio::time::{Instant, sleep};
 use tollgate::broker::memory::MemoryBroker;
 use tollgate::broker::{
-    Bounds, Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health,
-    History, Store, Subscribed, Track,
+    Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health, History,
+    HistoryBounds, Store, Subscribed, Tracking,
 };
 use tollgate::channel::{ChannelName, GapReason, Position, Retention};
 use tollgate::gateway::{Gateway, NodeInfo};
@@ -54,7 +54,7 @@ impl Flaky {
     }
 
     async fn top(&self, channel: &ChannelName) -> Option<Position> {
-        let bounds = Bounds { messages: 1, bytes: 1000 };
+        let bounds = HistoryBounds { messages: 1, bytes: 1000 };
         self.inner.history(channel, bounds).await.ok()?.map(|history| history.top)
     }
 
@@ -62,7 +62,7 @@ impl Flaky {
     async fn carry(self: Arc<Self>) {
         let mut live = std::collections::BTreeSet::new();
         loop {
-            let batch = self.inner_events.take().await;
+            let batch = self.inner_events.drain().await;
             sleep(self.below(5)).await;
             if self.chance(15) {
                 // Confirmations are made again on the next connection; publications are gone.
@@ -100,8 +100,8 @@ impl Flaky {
 }
 
 impl Broker for Flaky {
-    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
-        self.inner.subscribe(channel, track, confirmation);
+    fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation) {
+        self.inner.subscribe(channel, tracking, confirmation);
     }
     fn unsubscribe(&self, channel: &ChannelName) {
         self.inner.unsubscribe(channel);
@@ -114,7 +114,11 @@ impl Broker for Flaky {
     ) -> BrokerFuture<'_, Option<Position>> {
         self.inner.publish(channel, payload, durable)
     }
-    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+    fn history(
+        &self,
+        channel: &ChannelName,
+        bounds: HistoryBounds,
+    ) -> BrokerFuture<'_, Option<History>> {
         let channel = channel.clone();
         Box::pin(async move {
             sleep(self.below(40)).await;
@@ -243,7 +247,7 @@ async fn jitter(rng: &mut Rng) {
 
 impl World {
     fn start(seed: u64, rng: &mut Rng) -> Self {
-        let bounds = hub::Bounds {
+        let bounds = hub::QueueBounds {
             queue_messages: AtomicUsize::new(1 << 20),
             queue_bytes: AtomicUsize::new(1 << 30),
             queue_bytes_total: AtomicUsize::new(1 << 40),
@@ -304,8 +308,8 @@ impl World {
     async fn subscribe(&self, client: &mut Client, name: ChannelName) {
         let gateway = &self.gateway;
         let connection = Arc::clone(&client.connection);
-        let Ok(waiting) = gateway.subscribe(&connection, &name, Track::Open) else { return };
-        if gateway.confirmed(&connection, &name, waiting).await.is_err() {
+        let Ok(waiting) = gateway.subscribe(&connection, &name, Tracking::Create) else { return };
+        if gateway.await_confirmation(&connection, &name, waiting).await.is_err() {
             return;
         }
         let since = client.seen.get(name.as_str()).and_then(|seen| seen.last.clone());
@@ -332,7 +336,7 @@ impl World {
                     client.read(self.seed);
                     if let Some(name) = client.subscribed.pop() {
                         self.gateway.unsubscribe(&client.connection, &name);
-                        self.gateway.passed(&client.connection).await;
+                        self.gateway.flush_barrier(&client.connection).await;
                     }
                 }
                 45..50 => {

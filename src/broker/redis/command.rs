@@ -91,7 +91,7 @@ pub(super) async fn run(core: Arc<Core>, command: Arc<CommandConnection>) {
                 }
 
                 let pinged = watch::ping_until_lost(master.connection.clone(), &core.settings);
-                let looked = look_at_library(&core, &command.server, master.clone());
+                let looked = watch_library(&core, &command.server, master.clone());
                 let moved = watch::watch_address(
                     &core,
                     &command.server,
@@ -137,13 +137,17 @@ pub(super) async fn run(core: Arc<Core>, command: Arc<CommandConnection>) {
 
 async fn open(core: &Core, server: &Server) -> RedisResult<MasterConnection> {
     let mut master = fencing::open(core, server, None).await?;
-    look(core, server, &mut master).await?;
+    check_library(core, server, &mut master).await?;
     Ok(master)
 }
 
 /// Checks the library. A server that refuses it (out of memory, too few replicas) still publishes
 /// plainly.
-async fn look(core: &Core, server: &Server, master: &mut MasterConnection) -> RedisResult<()> {
+async fn check_library(
+    core: &Core,
+    server: &Server,
+    master: &mut MasterConnection,
+) -> RedisResult<()> {
     let calls = match library::ensure(&mut master.connection, core.max_bytes()).await {
         Ok(calls) => calls,
         Err(e) if Fault::of(&e).is_an_answer() => {
@@ -171,10 +175,10 @@ async fn look(core: &Core, server: &Server, master: &mut MasterConnection) -> Re
 }
 
 /// Runs until the connection fails; returns the reason.
-async fn look_at_library(core: &Core, server: &Server, mut master: MasterConnection) -> String {
+async fn watch_library(core: &Core, server: &Server, mut master: MasterConnection) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;
-        let looked = look(core, server, &mut master).await;
+        let looked = check_library(core, server, &mut master).await;
         if let Err(e) = looked.and(fencing::learn(core, &mut master).await) {
             return fault::describe(&e);
         }

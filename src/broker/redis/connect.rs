@@ -15,7 +15,7 @@ use super::fault::{self, Fault};
 use super::login::Login;
 use super::settings::Settings;
 use super::stream;
-use super::tap::{Limits, OnPush, PushMessage, Tap};
+use super::tap::{OnPush, PushMessage, Tap, TapLimits};
 use crate::lifecycle;
 use crate::logging;
 use crate::redis_url::{Server, Target};
@@ -85,7 +85,7 @@ impl Connector {
         }
 
         let answer = if messages.is_some() { MAX_ANSWER_BESIDE } else { MAX_ANSWER };
-        let limits = Limits { payload: Arc::clone(&self.max_publication), answer };
+        let limits = TapLimits { payload: Arc::clone(&self.max_publication), answer };
         let connecting = async {
             if self.target.tls {
                 let stream = stream::handshake(&self.settings, server).await?;

@@ -12,7 +12,7 @@ use super::connect::MasterConnection;
 use super::core::Core;
 use super::fault::{self, Fault};
 use super::library::{self, HISTORY, MAX_OFFSET, OPEN, meta_key};
-use crate::broker::{Bounds, BrokerError, History, Track};
+use crate::broker::{BrokerError, History, HistoryBounds, Tracking};
 use crate::channel::{ChannelName, Position, Publication};
 
 /// Epoch, last offset, the identity of the server that wrote them, and when the epoch began by that
@@ -65,7 +65,7 @@ pub(super) async fn position(
     core: &Core,
     master: &MasterConnection,
     key: &str,
-    track: Track,
+    tracking: Tracking,
 ) -> RedisResult<Option<Position>> {
     let mut read = redis::cmd("HMGET");
     read.arg(meta_key(key)).arg(&FIELDS);
@@ -91,7 +91,7 @@ pub(super) async fn position(
 
     // An empty history that is found is opened again, which keeps it for another hour.
     let begun = found.as_ref().is_some_and(|position| position.offset > 0);
-    if begun || track < Track::Open || master.replication_id.is_empty() {
+    if begun || tracking < Tracking::Create || master.replication_id.is_empty() {
         return Ok(found);
     }
     open(core, master, key).await.map(Some)
@@ -119,7 +119,7 @@ pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<P
 pub(super) async fn read(
     commands: &Commands,
     channel: &ChannelName,
-    bounds: Bounds,
+    bounds: HistoryBounds,
 ) -> Result<Option<History>, BrokerError> {
     let core = &*commands.core;
     let key = core.key(channel);
@@ -131,7 +131,7 @@ async fn read_on(
     master: MasterConnection,
     channel: &ChannelName,
     key: &str,
-    bounds: Bounds,
+    bounds: HistoryBounds,
 ) -> RedisResult<Option<History>> {
     let mut connection = master.connection.clone();
     let bounds = [bounds.messages.to_string(), bounds.bytes.to_string()];

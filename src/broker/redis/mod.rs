@@ -33,9 +33,9 @@ mod settings;
 mod store;
 mod stream;
 mod subscribing;
+mod subscription_table;
 mod tap;
 mod upkeep;
-mod wanted;
 mod watch;
 mod writes;
 
@@ -58,8 +58,8 @@ pub use self::settings::Settings;
 pub use self::tap::fuzzing as tap_fuzzing;
 use self::upkeep::Readiness;
 use super::{
-    Bounds, Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, Silence,
-    Track,
+    Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, HistoryBounds,
+    Silence, Tracking,
 };
 use crate::channel::{ChannelName, Position};
 use crate::lifecycle;
@@ -102,9 +102,9 @@ impl RedisBroker {
         let readiness = Arc::new(Readiness { ready, on_ready });
 
         Fault::ALL.into_iter().for_each(|fault| metrics::redis_errors_begin(fault.label()));
-        routes.subscribe(&ChannelName::control(), Track::No, None);
+        routes.subscribe(&ChannelName::control(), Tracking::Off, None);
         if core.settings.beside_0_1 {
-            routes.subscribe(&ChannelName::control_0_1(), Track::No, None);
+            routes.subscribe(&ChannelName::control_0_1(), Tracking::Off, None);
         }
         upkeep::report(&core, routes.roles(), &readiness);
 
@@ -130,8 +130,8 @@ impl RedisBroker {
 }
 
 impl Broker for RedisBroker {
-    fn subscribe(&self, channel: &ChannelName, track: Track, confirmation: Confirmation) {
-        self.routes.subscribe(channel, track, Some(confirmation));
+    fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation) {
+        self.routes.subscribe(channel, tracking, Some(confirmation));
     }
 
     fn unsubscribe(&self, channel: &ChannelName) {
@@ -159,7 +159,11 @@ impl Broker for RedisBroker {
         })
     }
 
-    fn history(&self, channel: &ChannelName, bounds: Bounds) -> BrokerFuture<'_, Option<History>> {
+    fn history(
+        &self,
+        channel: &ChannelName,
+        bounds: HistoryBounds,
+    ) -> BrokerFuture<'_, Option<History>> {
         let channel = channel.clone();
         Box::pin(async move { history::read(&self.commands, &channel, bounds).await })
     }

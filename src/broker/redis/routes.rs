@@ -13,9 +13,9 @@ use super::commands::Commands;
 use super::core::Core;
 use super::hearing::UNSERVED;
 use super::masters::Map;
-use super::subscribing::{self, Concerns, SubscribingConnection};
-use super::wanted::Want;
-use crate::broker::{Confirmation, Silence, SilentPart, Spread, Track};
+use super::subscribing::{self, ChannelFilter, SubscribingConnection};
+use super::subscription_table::Subscription;
+use crate::broker::{Confirmation, Silence, SilentPart, Spread, Tracking};
 use crate::channel::ChannelName;
 use crate::lifecycle;
 
@@ -73,20 +73,20 @@ impl Roles {
 pub(super) struct Routes {
     core: Arc<Core>,
     commands: Arc<Commands>,
-    table: RwLock<Table>,
+    table: RwLock<RouteTable>,
 }
 
-struct Table {
+struct RouteTable {
     places: Places,
     spread: Arc<Spread>,
     /// Set while some channels, or all, have no master.
     unserved: Option<SilentPart>,
     /// `places.connections` for each master, in the map's order.
     connections: Vec<Arc<SubscribingConnection>>,
-    orphans: HashMap<ChannelName, Want, ahash::RandomState>,
+    orphans: HashMap<ChannelName, Subscription, ahash::RandomState>,
 }
 
-impl Table {
+impl RouteTable {
     fn connection(
         &self,
         core: &Core,
@@ -103,7 +103,7 @@ impl Table {
         old: &[Arc<SubscribingConnection>],
         silent: Option<SilentPart>,
     ) {
-        let mut moving: Vec<(ChannelName, Want)> = self.orphans.drain().collect();
+        let mut moving: Vec<(ChannelName, Subscription)> = self.orphans.drain().collect();
         for connection in old {
             moving.extend(connection.take_misplaced(|_| false));
             connection.stop();
@@ -129,7 +129,7 @@ impl Routes {
         let core = Arc::clone(&commands.core);
         let connections = core.settings.subscribers.max(1);
         let places = Places { connections, ..Places::default() };
-        let table = Table {
+        let table = RouteTable {
             spread: Arc::new(places.spread(&core.settings.prefix, &[])),
             places,
             unserved: Some(SilentPart::new(UNSERVED, Instant::now())),
@@ -201,7 +201,7 @@ impl Routes {
     /// be started. What is left of the old ones is to be ended.
     fn connect(
         &self,
-        table: &mut Table,
+        table: &mut RouteTable,
         map: &Map,
         old: &mut Vec<Arc<SubscribingConnection>>,
         silent: Option<SilentPart>,
@@ -232,20 +232,20 @@ impl Routes {
     pub(super) fn subscribe(
         &self,
         channel: &ChannelName,
-        track: Track,
+        tracking: Tracking,
         confirmation: Option<Confirmation>,
     ) {
         let table = self.table.read();
         if let Some(connection) = table.connection(&self.core, channel) {
-            return connection.subscribe(channel, track, confirmation);
+            return connection.subscribe(channel, tracking, confirmation);
         }
 
         drop(table);
         let mut table = self.table.write();
         if let Some(connection) = table.connection(&self.core, channel) {
-            return connection.subscribe(channel, track, confirmation);
+            return connection.subscribe(channel, tracking, confirmation);
         }
-        table.orphans.entry(channel.clone()).or_default().add(track, confirmation);
+        table.orphans.entry(channel.clone()).or_default().add(tracking, confirmation);
     }
 
     pub(super) fn unsubscribe(&self, channel: &ChannelName) {
@@ -263,14 +263,14 @@ impl Routes {
     }
 
     /// Declares on these channels that something may have been missed that no history has.
-    pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
+    pub(super) fn declare_lost(&self, concerns: ChannelFilter<'_>) {
         self.table.read().connections.iter().for_each(|c| c.declare_lost(concerns));
     }
 
     /// Reacts to a fence that has moved. The new epochs declare the loss on channels that are
     /// followed by offset, also to clients that are away now; all other channels are declared here.
     pub(super) fn fence_moved(&self) {
-        self.declare_lost(&|_, track| track == Track::No);
+        self.declare_lost(&|_, tracking| tracking == Tracking::Off);
         self.table.read().connections.iter().for_each(|connection| connection.renew());
     }
 }

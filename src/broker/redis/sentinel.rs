@@ -29,7 +29,7 @@ use crate::redis_url::Server;
 const ASK_EVERY: Duration = Duration::from_secs(1);
 
 /// What one Sentinel said, and when.
-struct Answer {
+struct MasterReport {
     epoch: u64,
     master: Server,
     at: Instant,
@@ -44,20 +44,20 @@ const AGREED_FOR: Duration = Duration::from_secs(15);
 
 /// What all Sentinels said.
 #[derive(Default)]
-struct Known {
+struct SentinelView {
     /// The epoch of the configuration that counts.
     epoch: u64,
     master: Option<Server>,
     /// The Sentinel that named this master.
     by: Option<Server>,
-    answers: HashMap<Server, Answer>,
+    answers: HashMap<Server, MasterReport>,
     /// Since when most Sentinels have agreed on an older configuration.
     older_since: Option<Instant>,
 }
 
-impl Known {
+impl SentinelView {
     /// Adds one answer. Returns the master that counts from now on, if it has changed.
-    fn take(&mut self, from: &Server, answer: Answer, sentinels: usize) -> Option<Server> {
+    fn take(&mut self, from: &Server, answer: MasterReport, sentinels: usize) -> Option<Server> {
         let (epoch, master, now) = (answer.epoch, answer.master.clone(), answer.at);
         self.answers.insert(from.clone(), answer);
 
@@ -95,7 +95,7 @@ impl Known {
 
     /// How many Sentinels named that master recently.
     fn agree(&self, master: &Server, now: Instant) -> usize {
-        let fresh = |a: &&Answer| now.duration_since(a.at) < FRESH && a.master == *master;
+        let fresh = |a: &&MasterReport| now.duration_since(a.at) < FRESH && a.master == *master;
         self.answers.values().filter(fresh).count()
     }
 
@@ -112,7 +112,7 @@ pub(super) fn start(
     sentinels: Vec<Server>,
     name: &str,
 ) {
-    let known = Arc::new(Mutex::new(Known::default()));
+    let known = Arc::new(Mutex::new(SentinelView::default()));
     let count = sentinels.len();
     for sentinel in sentinels {
         let watcher = Watcher {
@@ -169,7 +169,7 @@ struct Watcher {
     count: usize,
     core: Arc<Core>,
     old_masters: Arc<OldMasters>,
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<SentinelView>>,
     sentinel: Server,
     name: String,
 }
@@ -242,7 +242,11 @@ impl Watcher {
             let epoch = fields.get("config-epoch").and_then(|epoch| epoch.parse().ok());
 
             if let Some(((host, port), epoch)) = address.zip(epoch) {
-                self.take(Answer { epoch, master: Server { host, port }, at: Instant::now() });
+                self.take(MasterReport {
+                    epoch,
+                    master: Server { host, port },
+                    at: Instant::now(),
+                });
             }
             self.look_at_replicas(&mut connection, &mut listed).await?;
 
@@ -287,7 +291,7 @@ impl Watcher {
         Ok(())
     }
 
-    fn take(&self, answer: Answer) {
+    fn take(&self, answer: MasterReport) {
         let mut known = self.known.lock();
         let change = known.take(&self.sentinel, answer, self.count);
         metrics::sentinels_reached(known.reached());
@@ -336,9 +340,9 @@ mod tests {
     /// a new set-up.
     #[tokio::test(start_paused = true)]
     async fn r6_the_newest_configuration_counts() {
-        let mut known = Known::default();
+        let mut known = SentinelView::default();
         let mut said = |from: u16, epoch: u64, master: u16| {
-            let answer = Answer { epoch, master: server(master), at: Instant::now() };
+            let answer = MasterReport { epoch, master: server(master), at: Instant::now() };
             known.take(&server(from), answer, 3).map(|master| master.port)
         };
 

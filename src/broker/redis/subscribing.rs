@@ -23,16 +23,16 @@ use super::durable;
 use super::fault::{self, Fault};
 use super::fencing;
 use super::hearing::Hearing;
+use super::subscription_table::{Subscription, SubscriptionTable};
 use super::tap::{OnPush, PushMessage};
-use super::wanted::{Want, Wanted};
 use super::watch::{self, Backoff};
-use crate::broker::{Confirmation, Event, SilentPart, Track};
+use crate::broker::{Confirmation, Event, SilentPart, Tracking};
 use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics::{self, Rejected};
 use crate::redis_url::Server;
 
 /// Selects the channels that a declaration concerns, by name and by how they are followed.
-pub(super) type Concerns<'a> = &'a dyn Fn(&ChannelName, Track) -> bool;
+pub(super) type ChannelFilter<'a> = &'a dyn Fn(&ChannelName, Tracking) -> bool;
 
 /// The time between two attempts to subscribe to a canary's channel that Redis refuses.
 const ASK_CANARY_AGAIN: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ pub(super) struct SubscribingConnection {
     pub(super) server: Server,
     /// The index of this connection among those to the same server.
     pub(super) index: usize,
-    wanted: Mutex<Wanted>,
+    table: Mutex<SubscriptionTable>,
     changed: Notify,
     /// Notified when positions are to be read again.
     renew: Notify,
@@ -77,7 +77,7 @@ impl SubscribingConnection {
             commands,
             server,
             index,
-            wanted: Mutex::default(),
+            table: Mutex::default(),
             changed: Notify::new(),
             renew: Notify::new(),
             disconnected: Notify::new(),
@@ -96,13 +96,13 @@ impl SubscribingConnection {
 
     /// `None` while publications can arrive here on all wanted channels.
     pub(super) fn silent(&self) -> Option<SilentPart> {
-        let behind = self.wanted.lock().is_behind();
+        let behind = self.table.lock().is_behind();
         self.hearing.silent(behind)
     }
 
     /// True while the channel's publications arrive here.
     pub(super) fn is_live(&self, channel: &ChannelName) -> bool {
-        self.is_up() && self.wanted.lock().channels.get(channel).is_some_and(|want| want.live)
+        self.is_up() && self.table.lock().channels.get(channel).is_some_and(|want| want.live)
     }
 
     /// Ends the task; its channels have been moved to other connections.
@@ -115,18 +115,18 @@ impl SubscribingConnection {
     pub(super) fn subscribe(
         &self,
         channel: &ChannelName,
-        track: Track,
+        tracking: Tracking,
         confirmation: Option<Confirmation>,
     ) {
-        let mut wanted = self.wanted.lock();
-        wanted.channels.entry(channel.clone()).or_default().add(track, confirmation);
-        wanted.ask(channel);
-        drop(wanted);
+        let mut table = self.table.lock();
+        table.channels.entry(channel.clone()).or_default().add(tracking, confirmation);
+        table.ask(channel);
+        drop(table);
         self.changed.notify_one();
     }
 
     pub(super) fn unsubscribe(&self, channel: &ChannelName) {
-        self.wanted.lock().give_up(channel);
+        self.table.lock().give_up(channel);
         self.changed.notify_one();
     }
 
@@ -134,37 +134,42 @@ impl SubscribingConnection {
     pub(super) fn take_misplaced(
         &self,
         belongs: impl Fn(&ChannelName) -> bool,
-    ) -> Vec<(ChannelName, Want)> {
-        let mut wanted = self.wanted.lock();
-        let moving: Vec<_> = wanted.channels.keys().filter(|c| !belongs(c)).cloned().collect();
+    ) -> Vec<(ChannelName, Subscription)> {
+        let mut table = self.table.lock();
+        let moving: Vec<_> = table.channels.keys().filter(|c| !belongs(c)).cloned().collect();
         let mut taken = Vec::with_capacity(moving.len());
         for channel in moving {
-            if let Some(mut want) = wanted.give_up(&channel) {
+            if let Some(mut want) = table.give_up(&channel) {
                 want.interrupt();
                 taken.push((channel, want));
             }
         }
-        drop(wanted);
+        drop(table);
         self.changed.notify_one();
         taken
     }
 
     /// Takes in a channel of another connection. `silent`: since when that one has been silent.
-    pub(super) fn adopt(&self, channel: &ChannelName, want: Want, silent: Option<SilentPart>) {
+    pub(super) fn adopt(
+        &self,
+        channel: &ChannelName,
+        want: Subscription,
+        silent: Option<SilentPart>,
+    ) {
         if let Some(silent) = silent.filter(|_| want.is_behind()) {
             self.hearing.takes_over(silent);
         }
-        let mut wanted = self.wanted.lock();
-        wanted.take_in(channel, want);
-        drop(wanted);
+        let mut table = self.table.lock();
+        table.take_in(channel, want);
+        drop(table);
         self.changed.notify_one();
     }
 
     /// Declares on these channels that something may have been missed that no history has. A
     /// channel that is not live now is declared when it is live again.
-    pub(super) fn declare_lost(&self, concerns: Concerns<'_>) {
-        let mut wanted = self.wanted.lock();
-        for (channel, want) in wanted.channels.iter_mut().filter(|(c, w)| concerns(c, w.track)) {
+    pub(super) fn declare_lost(&self, concerns: ChannelFilter<'_>) {
+        let mut table = self.table.lock();
+        for (channel, want) in table.channels.iter_mut().filter(|(c, w)| concerns(c, w.tracking)) {
             if want.live {
                 let reason = GapReason::HistoryLost;
                 self.core.events.push(Event::Interrupted(channel.clone(), reason, None));
@@ -194,7 +199,7 @@ impl SubscribingConnection {
             PushMessage::Subscribed(name) => self.on_subscribed(generation, name),
             PushMessage::Unsubscribed(name) => {
                 let name = self.core.strip(name);
-                name.map(|name| self.wanted.lock().ended_unasked(name));
+                name.map(|name| self.table.lock().ended_unasked(name));
             }
             PushMessage::ShardUnsubscribed(name) => self.on_unsubscribed(name),
         }
@@ -207,18 +212,18 @@ impl SubscribingConnection {
             return self.canary.arrived(payload);
         }
 
-        let mut wanted = self.wanted.lock();
-        let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
+        let mut table = self.table.lock();
+        let Some((channel, _)) = table.channels.get_key_value(name) else { return };
         let channel = channel.clone();
         let whole = payload.len() == len;
         let (payload, of) = durable::take_apart(payload);
         let mut waits = false;
-        if let Some(want) = wanted.channels.get_mut(name) {
-            let tracked = if of.position.is_some() { Track::Read } else { Track::No };
-            want.track = want.track.max(tracked);
+        if let Some(want) = table.channels.get_mut(name) {
+            let tracked = if of.position.is_some() { Tracking::Follow } else { Tracking::Off };
+            want.tracking = want.tracking.max(tracked);
             waits = want.waits();
         }
-        drop(wanted);
+        drop(table);
 
         let cut = (!whole || len > self.core.max_bytes()).then_some(len);
         // The payload is copied, so that keeping it does not keep everything that was read with it.
@@ -234,7 +239,7 @@ impl SubscribingConnection {
             let publication = Publication { channel, payload, cut, position, published };
             // This is checked again, now that there is a publication to hold: the wait may be over.
             let passes =
-                if waits { self.wanted.lock().hold(publication) } else { Some(publication) };
+                if waits { self.table.lock().hold(publication) } else { Some(publication) };
             let Some(publication) = passes else { return };
             Event::Publication(publication)
         };
@@ -243,10 +248,10 @@ impl SubscribingConnection {
 
     fn on_subscribed(&self, generation: u64, name: &[u8]) {
         let Some(name) = self.core.strip(name) else { return };
-        let mut wanted = self.wanted.lock();
+        let mut table = self.table.lock();
         // This is checked again under the lock: what an abandoned connection confirmed is not live.
         if self.generation.load(Ordering::Acquire) == generation {
-            wanted.confirmed(name).into_iter().flatten().for_each(|e| self.core.events.push(e));
+            table.on_confirmed(name).into_iter().flatten().for_each(|e| self.core.events.push(e));
         }
     }
 
@@ -255,7 +260,7 @@ impl SubscribingConnection {
     /// connection is of no use any more.
     fn on_unsubscribed(&self, name: &[u8]) {
         let Some(name) = self.core.strip(name) else { return };
-        if self.canary.is(name) || self.wanted.lock().ended_unasked(name) {
+        if self.canary.is(name) || self.table.lock().ended_unasked(name) {
             self.core.directory.doubt();
             self.disconnected.notify_one();
         }
@@ -297,7 +302,7 @@ impl SubscribingConnection {
             self.core.failed(Role::Subscriber, &self.server, what, &e);
         }
 
-        self.wanted.lock().begin();
+        self.table.lock().begin();
         self.hearing.connected();
 
         if !hears_canary {
@@ -318,7 +323,7 @@ impl SubscribingConnection {
         };
 
         self.generation.fetch_add(1, Ordering::AcqRel);
-        self.wanted.lock().end();
+        self.table.lock().end();
         self.hearing.lost();
         self.set_up(false);
         error

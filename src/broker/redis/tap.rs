@@ -82,7 +82,7 @@ const BEGIN: usize = 128;
 
 /// The upper bounds of what passes.
 #[derive(Clone)]
-pub(super) struct Limits {
+pub(super) struct TapLimits {
     /// Bytes of a message's payload; the limit may change.
     pub(super) payload: Arc<AtomicUsize>,
     /// Bytes of one answer, plus the number of its elements.
@@ -91,7 +91,7 @@ pub(super) struct Limits {
 
 pub(super) struct Tap<S> {
     stream: S,
-    limits: Limits,
+    limits: TapLimits,
     /// `None` if no messages are expected.
     on_push: Option<OnPush>,
     /// Bytes that were read and not examined yet.
@@ -134,7 +134,7 @@ enum Front<'u> {
 }
 
 impl<S> Tap<S> {
-    pub(super) fn new(stream: S, limits: Limits, on_push: Option<OnPush>) -> Self {
+    pub(super) fn new(stream: S, limits: TapLimits, on_push: Option<OnPush>) -> Self {
         Self {
             stream,
             limits,
@@ -433,8 +433,8 @@ mod tests {
 
     use super::*;
 
-    fn limits(payload: usize) -> Limits {
-        Limits { payload: Arc::new(AtomicUsize::new(payload)), answer: 1 << 20 }
+    fn limits(payload: usize) -> TapLimits {
+        TapLimits { payload: Arc::new(AtomicUsize::new(payload)), answer: 1 << 20 }
     }
 
     const ANSWERS: &[&[u8]] = &[

@@ -15,7 +15,7 @@ const MAX_RIVALS: usize = if cfg!(fuzzing) { 4 } else { 32 };
 
 /// What was delivered at an offset.
 #[derive(Clone, Copy)]
-struct Place {
+struct Delivery {
     delivered: u32,
     /// The history has this publication.
     proven: bool,
@@ -36,7 +36,7 @@ pub(super) enum Known {
 pub(super) struct Recent {
     /// The offset after the last delivered one.
     next: u64,
-    places: VecDeque<Place>,
+    places: VecDeque<Delivery>,
     /// Offsets and fingerprints of the publications that claimed a taken offset.
     rivals: Vec<(u64, u32)>,
 }
@@ -59,12 +59,12 @@ impl Recent {
         }
 
         self.next = offset + 1;
-        self.places.push_back(Place { delivered: fingerprint(publication), proven });
+        self.places.push_back(Delivery { delivered: fingerprint(publication), proven });
     }
 
     /// How the publication relates to the delivery at this offset; `None` if that is not
     /// remembered.
-    pub(super) fn look(&self, offset: u64, publication: &Publication) -> Option<Known> {
+    pub(super) fn lookup(&self, offset: u64, publication: &Publication) -> Option<Known> {
         let place = self.places.get(self.at(offset)?)?;
         let own = fingerprint(publication);
         Some(if place.delivered == own || self.rivals.contains(&(offset, own)) {
@@ -92,7 +92,7 @@ impl Recent {
     pub(super) fn prove(&mut self, offset: u64, publication: &Publication) {
         let at = self.at(offset);
         if let Some(place) = at.and_then(|at| self.places.get_mut(at)) {
-            *place = Place { delivered: fingerprint(publication), proven: true };
+            *place = Delivery { delivered: fingerprint(publication), proven: true };
         }
     }
 

@@ -1,5 +1,5 @@
 //! Simulates everything that can happen between a publisher and its subscribers. The result of a
-//! [`Flow`] is compared with what was published.
+//! [`ChannelSequencer`] is compared with what was published.
 //!
 //! Tests drive it by seeds, the fuzz target `sequencer` by its input. It is compiled for these two
 //! only.
@@ -8,12 +8,12 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-use super::hole::{Held, MAX_WAITING};
-use super::{Flow, Step, Tail};
-use crate::broker::{Bounds, BrokerError, History, Track};
+use super::missing_range::{HeldEvent, MAX_WAITING};
+use super::{ChannelSequencer, ReplayCache, Step};
+use crate::broker::{BrokerError, History, HistoryBounds, Tracking};
 use crate::channel::{GapReason, Position, Publication};
 
-pub(super) const BOUNDS: Bounds = Bounds { messages: 100, bytes: 1 << 20 };
+pub(super) const BOUNDS: HistoryBounds = HistoryBounds { messages: 100, bytes: 1 << 20 };
 
 /// Offsets from here on occur in no head and in no history.
 const MAX_OFFSET: u64 = 1_000_000_000_000_000;
@@ -40,9 +40,9 @@ pub(super) fn history(epoch: &str, first: u64, top: u64) -> Result<Option<Histor
     Ok(Some(History { top: at(epoch, top), publications }))
 }
 
-/// The flow of a channel with a history. `is_durable`: nothing plain is published on it.
-pub(super) fn new_flow(is_durable: bool) -> Flow {
-    Flow::new(if is_durable { Track::OpenDurable } else { Track::Open })
+/// The sequencer of a channel with a history. `is_durable`: nothing plain is published on it.
+pub(super) fn new_flow(is_durable: bool) -> ChannelSequencer {
+    ChannelSequencer::new(if is_durable { Tracking::CreateDurable } else { Tracking::Create })
 }
 
 /// The source of random choices.
@@ -90,7 +90,7 @@ enum Queued {
 
 type Answer = Result<Option<History>, BrokerError>;
 
-/// A reading of the history: one for a hole has a ticket, one for a tail has none.
+/// A reading of the history: one for a missing range has a ticket, one for a cache has none.
 struct Reading {
     ticket: Option<u64>,
     begun: bool,
@@ -143,7 +143,7 @@ impl Subscriber {
 pub(super) struct World<'c> {
     choices: Choices<'c>,
     nature: Nature,
-    flow: Flow,
+    sequencer: ChannelSequencer,
     out: Vec<Step>,
     epoch: u32,
     top: u64,
@@ -175,14 +175,14 @@ fn place(position: &Position) -> Published {
 
 impl<'c> World<'c> {
     pub(super) fn new(choices: Choices<'c>, nature: Nature) -> Self {
-        let mut flow = new_flow(!nature.plain);
+        let mut sequencer = new_flow(!nature.plain);
         let mut out = Vec::new();
-        flow.subscribed(Some(at(&epoch(1), 0)), true, &mut out);
+        sequencer.subscribed(Some(at(&epoch(1), 0)), true, &mut out);
 
         Self {
             choices,
             nature,
-            flow,
+            sequencer,
             out,
             epoch: 1,
             top: 0,
@@ -210,7 +210,7 @@ impl<'c> World<'c> {
             self.carry_out();
         }
 
-        // A flow that never stops asking for the history is noticed here.
+        // A sequencer that never stops asking for the history is noticed here.
         self.choices = Choices::Given([].iter());
         let mut left = 4 * (self.queue.len() + self.readings.len()) + 400;
         while !self.queue.is_empty() || !self.readings.is_empty() {
@@ -231,7 +231,7 @@ impl<'c> World<'c> {
     fn step(&mut self) -> Option<()> {
         if self.nature.attacks > 0 && self.choices.below(100)? < self.nature.attacks {
             let forged = self.forged()?;
-            self.flow.take(forged, BOUNDS, &mut self.out);
+            self.sequencer.sequence(forged, BOUNDS, &mut self.out);
             return Some(());
         }
 
@@ -319,28 +319,28 @@ impl<'c> World<'c> {
             self.excuse(|place| place == stands);
         }
 
-        let (flow, out) = (&mut self.flow, &mut self.out);
+        let (sequencer, out) = (&mut self.sequencer, &mut self.out);
         match queued {
             Some(Queued::Publication(publication)) => {
                 let is_durable = publication.position.is_some();
                 if is_durable && self.choices.below(256).is_some_and(|n| n < 8) {
                     self.reasons += 1;
-                    flow.take(publication.clone(), BOUNDS, out);
+                    sequencer.sequence(publication.clone(), BOUNDS, out);
                 }
-                flow.take(publication, BOUNDS, out);
+                sequencer.sequence(publication, BOUNDS, out);
             }
             Some(Queued::Interrupted(position)) => {
                 self.reasons += 1;
-                flow.interrupted(GapReason::BrokerReconnected, position, out);
+                sequencer.interrupted(GapReason::BrokerReconnected, position, out);
             }
             Some(Queued::Subscribed(position, fresh)) => {
                 self.reasons += 1;
-                flow.subscribed(Some(position.clone()), fresh, out);
+                sequencer.subscribed(Some(position.clone()), fresh, out);
                 if fresh {
                     // What the previous subscriber was told went with it. The next one begins at
-                    // the flow's position, or at the position of the history if the flow's position
+                    // the sequencer's position, or at the position of the history if the sequencer's position
                     // is false.
-                    let begins = [flow.position(), Some(&position)];
+                    let begins = [sequencer.position(), Some(&position)];
                     let index = |begin: &Position| {
                         self.published.iter().rposition(|published| *published == place(begin))
                     };
@@ -376,7 +376,7 @@ impl<'c> World<'c> {
         }
         if lost > 0 {
             self.reasons += 1;
-            self.flow.overflowed(is_plain, &mut self.out);
+            self.sequencer.overflowed(is_plain, &mut self.out);
         }
     }
 
@@ -418,7 +418,7 @@ impl<'c> World<'c> {
         let reading = &mut self.readings[which];
         if let (Some(ticket), false) = (reading.ticket, reading.begun) {
             reading.begun = true;
-            self.flow.begin(ticket);
+            self.sequencer.begin_reading(ticket);
         } else if reading.answer.is_none() {
             let answer = self.answer();
             self.readings[which].answer = Some(answer);
@@ -426,24 +426,24 @@ impl<'c> World<'c> {
             let Reading { ticket, answer, .. } = self.readings.swap_remove(which);
             let answer = answer.unwrap_or(Ok(None));
             match ticket {
-                Some(ticket) => self.flow.read(ticket, answer, BOUNDS, &mut self.out),
+                Some(ticket) => self.sequencer.apply_history(ticket, answer, BOUNDS, &mut self.out),
                 None => self.complete_tail(answer),
             }
         }
     }
 
-    /// Does the same as `Gateway::read_tail`.
+    /// Does the same as `Gateway::fill_cache`.
     fn complete_tail(&mut self, answer: Answer) {
-        let flow = &mut self.flow;
-        let of = flow.last().map(|last| last.epoch.clone());
-        let is_whole = match (answer.ok().flatten(), &mut flow.tail) {
-            (Some(history), Some(tail)) if of.as_ref() == Some(&history.top.epoch) => {
-                tail.complete(history, BOUNDS)
+        let sequencer = &mut self.sequencer;
+        let of = sequencer.last().map(|last| last.epoch.clone());
+        let is_whole = match (answer.ok().flatten(), &mut sequencer.cache) {
+            (Some(history), Some(cache)) if of.as_ref() == Some(&history.top.epoch) => {
+                cache.complete(history, BOUNDS)
             }
             _ => false,
         };
         if !is_whole {
-            flow.tail = None;
+            sequencer.cache = None;
         }
     }
 
@@ -476,9 +476,9 @@ impl<'c> World<'c> {
     /// Does the same as `Gateway::look`: returns whether everything is there, and the publications;
     /// `None` means not now.
     fn look(&mut self, since: &Position) -> Option<(bool, Vec<Publication>)> {
-        let flow = &mut self.flow;
-        let Some(last) = flow.position().cloned() else { return Some((false, vec![])) };
-        let complete = flow.is_complete_since(since);
+        let sequencer = &mut self.sequencer;
+        let Some(last) = sequencer.position().cloned() else { return Some((false, vec![])) };
+        let complete = sequencer.is_complete_since(since);
 
         if since.epoch != last.epoch {
             return Some((false, vec![]));
@@ -490,13 +490,13 @@ impl<'c> World<'c> {
             return Some((complete, vec![]));
         }
 
-        if let Some(tail) = flow.tail.as_mut().filter(|tail| tail.whole) {
-            let publications = tail.since(since.offset).filter(|_| complete);
+        if let Some(cache) = sequencer.cache.as_mut().filter(|cache| cache.whole) {
+            let publications = cache.since(since.offset).filter(|_| complete);
             return Some((publications.is_some(), publications.unwrap_or_default()));
         }
 
         if self.readings.iter().all(|reading| reading.ticket.is_some()) {
-            flow.tail = Some(Tail::begin(last.offset));
+            sequencer.cache = Some(ReplayCache::begin(last.offset));
             self.readings.push(Reading { ticket: None, begun: true, answer: None });
         }
 
@@ -576,12 +576,12 @@ impl<'c> World<'c> {
 
     /// Checks that everything that is kept is bounded.
     fn check_room(&self) {
-        let waiting = self.flow.hole.as_ref().map_or(&[][..], |hole| &hole.waiting);
-        let publications = waiting.iter().filter(|held| matches!(held, Held::Publication(_)));
+        let waiting = self.sequencer.missing.as_ref().map_or(&[][..], |missing| &missing.waiting);
+        let publications = waiting.iter().filter(|held| matches!(held, HeldEvent::Publication(_)));
         assert!(publications.count() <= MAX_WAITING, "too much waits");
 
-        let tail = self.flow.tail.as_ref().map_or(0, |tail| tail.publications.len());
-        assert!(tail <= BOUNDS.messages, "{tail} publications in a tail");
+        let cache = self.sequencer.cache.as_ref().map_or(0, |cache| cache.publications.len());
+        assert!(cache <= BOUNDS.messages, "{cache} publications in a cache");
     }
 
     fn check_end(&self) {

@@ -132,7 +132,7 @@ pub(super) async fn to(upgrade: OnUpgrade, words: Words, lifecycle: Lifecycle) {
                 async { while let Ok(true) = timeout(QUIET, socket.step(phoenix)).await {} };
             tokio::select! {
                 () = answers => {}
-                () = lifecycle.reached(Phase::Draining) => {}
+                () = lifecycle.wait_for(Phase::Draining) => {}
             }
             1000
         }

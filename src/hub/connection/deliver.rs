@@ -7,12 +7,12 @@ use bytes::Bytes;
 
 use super::{BLOCKED, Connection, MAX_SLICES};
 use crate::hub::queue::keep;
-use crate::hub::ranges::{NONE, Node};
+use crate::hub::ranges::{FrameRange, NONE};
 
 impl Connection {
     /// The fan-out's write. Sends the ranges of `batch` in the list at `head`, in one call if the
     /// socket accepts them.
-    pub(in crate::hub) fn deliver(&self, batch: &Bytes, nodes: &[Node], head: u32) {
+    pub(in crate::hub) fn deliver(&self, batch: &Bytes, ranges: &[FrameRange], head: u32) {
         let mut out = self.out.lock();
         if out.closed {
             return;
@@ -20,19 +20,19 @@ impl Connection {
 
         let (mut at, mut sent) = (head, 0);
         while out.queue.is_empty() && at != NONE {
-            let node = &nodes[at as usize];
+            let node = &ranges[at as usize];
             let written = if node.next == NONE
                 && let Some(stream) = &self.stream
             {
                 stream.try_write(&batch[node.start as usize + sent..node.end as usize])
             } else {
-                self.write_list(batch, nodes, at, sent)
+                self.write_list(batch, ranges, at, sent)
             };
 
             match written {
                 Ok(mut n) => {
                     while at != NONE {
-                        let node = &nodes[at as usize];
+                        let node = &ranges[at as usize];
                         let left = (node.end - node.start) as usize - sent;
                         if n < left {
                             sent += n;
@@ -54,7 +54,7 @@ impl Connection {
 
         self.changed(&mut out, |queue| {
             while at != NONE {
-                let node = &nodes[at as usize];
+                let node = &ranges[at as usize];
                 let data = keep(batch, node.start as usize + sent, node.end as usize);
                 queue.push(data, node.messages, sent > 0);
                 sent = 0;
@@ -70,14 +70,14 @@ impl Connection {
     fn write_list(
         &self,
         batch: &Bytes,
-        nodes: &[Node],
+        ranges: &[FrameRange],
         mut at: u32,
         mut skip: usize,
     ) -> std::io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut n = 0;
         while at != NONE && n < MAX_SLICES {
-            let node = &nodes[at as usize];
+            let node = &ranges[at as usize];
             slices[n] = IoSlice::new(&batch[node.start as usize + skip..node.end as usize]);
             skip = 0;
             n += 1;

@@ -74,12 +74,12 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::hub::{Begin, Hub};
+    use crate::hub::{Activation, Hub};
 
     fn join(hub: &Hub, connection: &Connection, channel: &str) {
         let channel = channel.parse().unwrap();
         hub.subscribe(connection, &channel).unwrap();
-        hub.activate(connection, &channel, &[], &Begin::default());
+        hub.activate(connection, &channel, &[], &Activation::default());
     }
 
     fn of_some(since: u64, names: &'static [&'static str]) -> Option<Outage> {
@@ -88,7 +88,7 @@ mod tests {
 
     /// The types and data of the messages that have come since the last call.
     async fn came(hub: &Hub, connection: &Connection) -> Vec<String> {
-        hub.passed(connection).await;
+        hub.flush_barrier(connection).await;
         let bytes = connection.take_queued().unwrap_or_default();
         let text = std::str::from_utf8(&bytes).unwrap();
         let messages = text.lines().filter_map(|line| line.strip_prefix("data: "));
@@ -151,7 +151,7 @@ mod tests {
         hub.remove(&silent);
         let late = connection();
         hub.tell(None).await;
-        hub.passed(&late).await;
+        hub.flush_barrier(&late).await;
         hub.greet(&late, &greeting);
         assert_eq!(came(&hub, &late).await, ["connected"]);
         for connection in [&both, &one, &none] {

@@ -12,8 +12,8 @@ use crate::broker::redis::connect::MasterConnection;
 use crate::broker::redis::core::Role;
 use crate::broker::redis::fault::{self, Fault};
 use crate::broker::redis::history;
-use crate::broker::redis::wanted::Op;
-use crate::broker::{Event, Track};
+use crate::broker::redis::subscription_table::Operation;
+use crate::broker::{Event, Tracking};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::metrics;
 
@@ -34,12 +34,12 @@ const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 impl SubscribingConnection {
     /// The next operations of one kind; true if they are subscriptions.
-    fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Track)>)> {
-        let mut wanted = self.wanted.lock();
-        let subscribe = matches!(wanted.ops.front()?, Op::Subscribe(_));
+    fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Tracking)>)> {
+        let mut table = self.table.lock();
+        let subscribe = matches!(table.ops.front()?, Operation::Subscribe(_));
         let mut names = Vec::new();
         while names.len() < PER_ROUND {
-            let Some(op) = wanted.take_op(subscribe) else { break };
+            let Some(op) = table.take_op(subscribe) else { break };
             names.push(op);
         }
         Some((subscribe, names))
@@ -50,7 +50,7 @@ impl SubscribingConnection {
         let mut last = Instant::now();
 
         loop {
-            if self.wanted.lock().has_caught_up() {
+            if self.table.lock().has_caught_up() {
                 self.hearing.caught_up();
             }
 
@@ -80,15 +80,15 @@ impl SubscribingConnection {
     async fn subscribe_to(
         &self,
         master: &MasterConnection,
-        names: &[(ChannelName, Track)],
+        names: &[(ChannelName, Tracking)],
     ) -> Result<(), RedisError> {
         self.command_all(master, true, names).await?;
 
-        let is_tracked = |(_, track): &&(ChannelName, Track)| *track > Track::No;
+        let is_tracked = |(_, tracking): &&(ChannelName, Tracking)| *tracking > Tracking::Off;
         let tracked: Vec<_> = names.iter().filter(is_tracked).cloned().collect();
         let positions = self.read_positions(master, &tracked).await?;
-        let mut wanted = self.wanted.lock();
-        let events = positions.into_iter().flat_map(|(c, at)| wanted.stands(c.as_str(), at));
+        let mut table = self.table.lock();
+        let events = positions.into_iter().flat_map(|(c, at)| table.on_position(c.as_str(), at));
         events.for_each(|event| self.core.events.push(event));
         Ok(())
     }
@@ -98,7 +98,7 @@ impl SubscribingConnection {
         &self,
         master: &MasterConnection,
         subscribe: bool,
-        names: &[(ChannelName, Track)],
+        names: &[(ChannelName, Tracking)],
     ) -> Result<(), RedisError> {
         let names: Vec<_> = names.iter().map(|(channel, _)| self.core.key(channel)).collect();
 
@@ -154,11 +154,11 @@ impl SubscribingConnection {
     async fn read_positions(
         &self,
         master: &MasterConnection,
-        tracked: &[(ChannelName, Track)],
+        tracked: &[(ChannelName, Tracking)],
     ) -> Result<Vec<(ChannelName, Option<Position>)>, RedisError> {
-        let reads = tracked.iter().map(|(channel, track)| async move {
+        let reads = tracked.iter().map(|(channel, tracking)| async move {
             let key = self.core.key(channel);
-            (channel, history::position(&self.core, master, &key, *track).await)
+            (channel, history::position(&self.core, master, &key, *tracking).await)
         });
 
         let mut positions = Vec::with_capacity(tracked.len());
@@ -194,7 +194,7 @@ impl SubscribingConnection {
     }
 
     async fn keep_open(&self, master: &MasterConnection) -> Result<(), RedisError> {
-        for chunk in self.followed(Track::Open).chunks(PER_COMMAND) {
+        for chunk in self.followed(Tracking::Create).chunks(PER_COMMAND) {
             let opened = chunk.iter().map(|(channel, _)| async move {
                 history::open(&self.core, master, &self.core.key(channel)).await
             });
@@ -211,11 +211,11 @@ impl SubscribingConnection {
     /// Reads the positions of the tracked histories again. A new epoch tells by itself what that
     /// means.
     async fn read_again(&self, master: &MasterConnection) -> Result<(), RedisError> {
-        for chunk in self.followed(Track::Read).chunks(PER_COMMAND) {
+        for chunk in self.followed(Tracking::Follow).chunks(PER_COMMAND) {
             let positions = self.read_positions(master, chunk).await?;
-            let wanted = self.wanted.lock();
+            let table = self.table.lock();
             for (channel, position) in positions {
-                if wanted.channels.get(&channel).is_some_and(|want| want.live) {
+                if table.channels.get(&channel).is_some_and(|want| want.live) {
                     let reason = GapReason::BrokerReconnected;
                     self.core.events.push(Event::Interrupted(channel, reason, position));
                 }
@@ -225,10 +225,10 @@ impl SubscribingConnection {
     }
 
     /// The channels that are followed at least that closely.
-    fn followed(&self, track: Track) -> Vec<(ChannelName, Track)> {
-        let wanted = self.wanted.lock();
-        let closely = wanted.channels.iter().filter(|(_, want)| want.track >= track);
-        closely.map(|(channel, want)| (channel.clone(), want.track)).collect()
+    fn followed(&self, tracking: Tracking) -> Vec<(ChannelName, Tracking)> {
+        let table = self.table.lock();
+        let closely = table.channels.iter().filter(|(_, want)| want.tracking >= tracking);
+        closely.map(|(channel, want)| (channel.clone(), want.tracking)).collect()
     }
 
     /// Finds out which channel made Redis refuse a whole command (ACL, slot), by asking for each
@@ -263,16 +263,16 @@ impl SubscribingConnection {
         }
 
         let Some(name) = self.core.strip(name.as_bytes()) else { return };
-        let mut wanted = self.wanted.lock();
-        if !wanted.answered(name) {
+        let mut table = self.table.lock();
+        if !table.answered(name) {
             return;
         }
 
-        let Some((channel, _)) = wanted.channels.get_key_value(name) else { return };
+        let Some((channel, _)) = table.channels.get_key_value(name) else { return };
         let channel = channel.clone();
-        let Some(want) = wanted.interrupt(name) else { return };
+        let Some(want) = table.interrupt(name) else { return };
         if moved {
-            wanted.refused.push((Instant::now() + LOOK_AGAIN, channel));
+            table.refused.push((Instant::now() + LOOK_AGAIN, channel));
             return;
         }
 
@@ -280,21 +280,21 @@ impl SubscribingConnection {
             confirmation.send_replace(Some(Err(fault::classify(error))));
         }
         if !want.gap_due && !channel.is_control() {
-            wanted.channels.remove(name);
+            table.channels.remove(name);
             return;
         }
 
         want.refused = true;
         let reason = GapReason::BrokerRefused;
         self.core.events.push(Event::Interrupted(channel.clone(), reason, None));
-        wanted.refused.push((Instant::now() + ASK_AGAIN, channel));
+        table.refused.push((Instant::now() + ASK_AGAIN, channel));
     }
 
     /// Asks again for refused channels, at intervals; never returns.
     pub(super) async fn ask_again(&self) -> std::convert::Infallible {
         loop {
             tokio::time::sleep(LOOK_AGAIN / 2).await;
-            if self.wanted.lock().retry(Instant::now()) {
+            if self.table.lock().retry(Instant::now()) {
                 self.changed.notify_one();
             }
         }

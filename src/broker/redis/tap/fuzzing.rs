@@ -14,7 +14,7 @@ use std::task::{Context, Poll, Waker};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, ReadBuf};
 
-use super::{Limits, OnPush, PushMessage, Tap};
+use super::{OnPush, PushMessage, Tap, TapLimits};
 
 pub const BEGIN: usize = super::BEGIN;
 pub const KEPT: usize = super::KEPT;
@@ -109,7 +109,7 @@ pub fn read(
     let told = Arc::new(Mutex::new(Vec::new()));
     let teller = Arc::clone(&told);
     let on_push: OnPush = Arc::new(move |push| teller.lock().push(Told::from(push)));
-    let limits = Limits { payload: Arc::new(AtomicUsize::new(payload)), answer };
+    let limits = TapLimits { payload: Arc::new(AtomicUsize::new(payload)), answer };
     let next = RefCell::new(next);
     let piece = || (next.borrow_mut())();
     let mut tap = Tap::new(Pieces { rest: wire, next: piece }, limits, Some(on_push));

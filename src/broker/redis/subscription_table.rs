@@ -13,13 +13,13 @@ use std::collections::{HashMap, VecDeque};
 use tokio::time::Instant;
 
 use self::early::Early;
-use crate::broker::{Confirmation, Event, Subscribed, Track};
+use crate::broker::{Confirmation, Event, Subscribed, Tracking};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::sizes::shrink;
 
 /// A channel that the gateway wants.
 #[derive(Default)]
-pub(super) struct Want {
+pub(super) struct Subscription {
     pub(super) confirmations: Vec<Confirmation>,
     /// The channel is confirmed on the current connection.
     pub(super) live: bool,
@@ -27,7 +27,7 @@ pub(super) struct Want {
     pub(super) gap_due: bool,
     /// Whatever the channel's history says, something else may be missing.
     pub(super) lost: bool,
-    pub(super) track: Track,
+    pub(super) tracking: Tracking,
     /// The position of its history is read after the subscription that is on its way.
     pub(super) position_due: bool,
     /// The server refuses the channel, so the connection does not have to catch up with it.
@@ -38,10 +38,10 @@ pub(super) struct Want {
     early: Option<Box<Early>>,
 }
 
-impl Want {
+impl Subscription {
     /// Somebody asks for the channel. What is known of it stays: a gap may be due.
-    pub(super) fn add(&mut self, track: Track, confirmation: Option<Confirmation>) {
-        self.track = self.track.max(track);
+    pub(super) fn add(&mut self, tracking: Tracking, confirmation: Option<Confirmation>) {
+        self.tracking = self.tracking.max(tracking);
         self.confirmations.extend(confirmation);
     }
 
@@ -63,7 +63,7 @@ impl Want {
         self.gap_due && !self.refused
     }
 
-    /// True if arriving publications have to wait; see [`Wanted::hold`].
+    /// True if arriving publications have to wait; see [`SubscriptionTable::hold`].
     pub(super) fn waits(&self) -> bool {
         self.early.is_some()
     }
@@ -93,7 +93,7 @@ impl Want {
     }
 }
 
-pub(super) enum Op {
+pub(super) enum Operation {
     Subscribe(ChannelName),
     Unsubscribe(ChannelName),
 }
@@ -101,9 +101,9 @@ pub(super) enum Op {
 type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
 
 #[derive(Default)]
-pub(super) struct Wanted {
-    pub(super) channels: Names<Want>,
-    pub(super) ops: VecDeque<Op>,
+pub(super) struct SubscriptionTable {
+    pub(super) channels: Names<Subscription>,
+    pub(super) ops: VecDeque<Operation>,
     /// Subscriptions that were requested on this connection and are not confirmed yet, by channel.
     /// A channel that was given up and wanted again has two on the way, and only the last one's
     /// answer counts.
@@ -120,7 +120,7 @@ pub(super) struct Wanted {
     first: usize,
 }
 
-impl Wanted {
+impl SubscriptionTable {
     /// The server answered one subscription to this channel: true if it was the last one on the
     /// way.
     pub(super) fn answered(&mut self, name: &str) -> bool {
@@ -138,22 +138,22 @@ impl Wanted {
 
     /// Takes the next operation out of the queue. For a subscription to a channel whose history is
     /// followed, the position becomes due.
-    pub(super) fn take_op(&mut self, subscribes: bool) -> Option<(ChannelName, Track)> {
+    pub(super) fn take_op(&mut self, subscribes: bool) -> Option<(ChannelName, Tracking)> {
         let channel = match self.ops.front()? {
-            Op::Subscribe(channel) if subscribes => channel.clone(),
-            Op::Unsubscribe(channel) if !subscribes => channel.clone(),
-            Op::Subscribe(_) | Op::Unsubscribe(_) => return None,
+            Operation::Subscribe(channel) if subscribes => channel.clone(),
+            Operation::Unsubscribe(channel) if !subscribes => channel.clone(),
+            Operation::Subscribe(_) | Operation::Unsubscribe(_) => return None,
         };
         self.ops.pop_front();
         self.first = self.first.saturating_sub(1);
-        let track = match self.channels.get_mut(&channel) {
+        let tracking = match self.channels.get_mut(&channel) {
             Some(want) => {
-                want.position_due |= subscribes && want.track > Track::No;
-                want.track
+                want.position_due |= subscribes && want.tracking > Tracking::Off;
+                want.tracking
             }
-            None => Track::No,
+            None => Tracking::Off,
         };
-        Some((channel, track))
+        Some((channel, tracking))
     }
 
     /// True if everything that was wanted when the connection was made has been asked for.
@@ -163,19 +163,19 @@ impl Wanted {
 
     /// True if some channel may have missed something that the gateway has not been told of.
     pub(super) fn is_behind(&mut self) -> bool {
-        self.behind = self.behind && self.channels.values().any(Want::is_behind);
+        self.behind = self.behind && self.channels.values().any(Subscription::is_behind);
         self.behind
     }
 
     /// Takes in a channel that another connection had.
-    pub(super) fn take_in(&mut self, channel: &ChannelName, want: Want) {
+    pub(super) fn take_in(&mut self, channel: &ChannelName, want: Subscription) {
         self.behind |= want.gap_due;
         self.channels.insert(channel.clone(), want);
         self.ask(channel);
     }
 
     /// The channel is no longer live, for a reason other than the gateway's wish.
-    pub(super) fn interrupt(&mut self, name: &str) -> Option<&mut Want> {
+    pub(super) fn interrupt(&mut self, name: &str) -> Option<&mut Subscription> {
         let want = self.channels.get_mut(name)?;
         want.interrupt();
         self.behind |= want.gap_due;
@@ -197,17 +197,17 @@ impl Wanted {
     /// Queues a subscription, if there is a connection for it.
     pub(super) fn ask(&mut self, channel: &ChannelName) {
         if self.connected {
-            self.ops.push_back(Op::Subscribe(channel.clone()));
+            self.ops.push_back(Operation::Subscribe(channel.clone()));
             *self.unconfirmed.entry(channel.clone()).or_default() += 1;
         }
     }
 
     /// Removes a channel, and queues the end of its subscription.
-    pub(super) fn give_up(&mut self, channel: &ChannelName) -> Option<Want> {
+    pub(super) fn give_up(&mut self, channel: &ChannelName) -> Option<Subscription> {
         let want = self.channels.remove(channel)?;
         shrink(&mut self.channels);
         if self.connected {
-            self.ops.push_back(Op::Unsubscribe(channel.clone()));
+            self.ops.push_back(Operation::Unsubscribe(channel.clone()));
             *self.leaving.entry(channel.clone()).or_default() += 1;
         }
         Some(want)
@@ -248,13 +248,13 @@ impl Wanted {
         self.unconfirmed = HashMap::default();
         self.leaving = HashMap::default();
         self.refused = Vec::new();
-        self.channels.values_mut().for_each(Want::interrupt);
+        self.channels.values_mut().for_each(Subscription::interrupt);
         self.behind = true;
     }
 
     /// The channel's subscription is confirmed: returns what the gateway is to be told, in this
-    /// order. For a channel whose history is followed, [`Wanted::stands`] returns it.
-    pub(super) fn confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
+    /// order. For a channel whose history is followed, [`SubscriptionTable::on_position`] returns it.
+    pub(super) fn on_confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
         let is_last = self.answered(name);
         let Some((channel, _)) = self.channels.get_key_value(name) else { return [None, None] };
         let channel = channel.clone();
@@ -284,7 +284,7 @@ impl Wanted {
 
     /// The position of the channel's history was read after the confirmation: returns what the
     /// gateway is to be told.
-    pub(super) fn stands(&mut self, name: &str, position: Option<Position>) -> Vec<Event> {
+    pub(super) fn on_position(&mut self, name: &str, position: Option<Position>) -> Vec<Event> {
         if self.unconfirmed.contains_key(name) {
             // Another subscription is on the way, and its answer counts for all.
             return Vec::new();
@@ -333,7 +333,7 @@ mod tests {
     }
 
     fn want(
-        wanted: &mut Wanted,
+        wanted: &mut SubscriptionTable,
         n: usize,
     ) -> watch::Receiver<Option<Result<(), crate::broker::BrokerError>>> {
         let (confirmation, answer) = watch::channel(None);
@@ -365,7 +365,7 @@ mod tests {
 
     #[test]
     fn everything_wanted_is_asked_for_on_each_connection_control_first() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         for n in 0..20 {
             want(&mut wanted, n);
         }
@@ -373,9 +373,9 @@ mod tests {
         assert!(wanted.ops.is_empty(), "there is no connection");
 
         wanted.begin();
-        assert!(matches!(&wanted.ops[0], Op::Subscribe(c) if *c == ChannelName::control()));
+        assert!(matches!(&wanted.ops[0], Operation::Subscribe(c) if *c == ChannelName::control()));
         assert_eq!(wanted.ops.len(), 21);
-        assert_eq!(words(wanted.confirmed("c:7")), ["subscribed anew for 1"]);
+        assert_eq!(words(wanted.on_confirmed("c:7")), ["subscribed anew for 1"]);
 
         // After a reconnect, the interruption is told before anything that follows, together with
         // the answer to everyone who has waited since.
@@ -384,57 +384,57 @@ mod tests {
         want(&mut wanted, 7);
         wanted.begin();
         let told = ["interrupted broker_reconnected", "subscribed again for 2"];
-        assert_eq!(words(wanted.confirmed("c:7")), told);
-        assert_eq!(words(wanted.confirmed("c:8")), ["subscribed anew for 1"]);
-        assert!(words(wanted.confirmed("nobody")).is_empty());
+        assert_eq!(words(wanted.on_confirmed("c:7")), told);
+        assert_eq!(words(wanted.on_confirmed("c:8")), ["subscribed anew for 1"]);
+        assert!(words(wanted.on_confirmed("nobody")).is_empty());
 
         // A subscriber joins while that is under way. Publications arrive from the first answer on,
         // but the interruption used to wait for the second one.
         wanted.end();
         wanted.begin();
         want(&mut wanted, 7);
-        assert_eq!(words(wanted.confirmed("c:7")), ["interrupted broker_reconnected"]);
+        assert_eq!(words(wanted.on_confirmed("c:7")), ["interrupted broker_reconnected"]);
         let told = ["interrupted broker_reconnected", "subscribed again for 1"];
-        assert_eq!(words(wanted.confirmed("c:7")), told);
+        assert_eq!(words(wanted.on_confirmed("c:7")), told);
     }
 
     #[test]
     fn only_the_last_answer_of_a_channel_given_up_and_wanted_again_counts() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         want(&mut wanted, 1);
         wanted.give_up(&name(1));
         want(&mut wanted, 1);
-        assert!(words(wanted.confirmed("c:1")).is_empty());
+        assert!(words(wanted.on_confirmed("c:1")).is_empty());
         assert!(!wanted.ended_unasked("c:1"), "that was asked for");
-        assert_eq!(words(wanted.confirmed("c:1")), ["subscribed anew for 1"]);
+        assert_eq!(words(wanted.on_confirmed("c:1")), ["subscribed anew for 1"]);
         assert!(wanted.ended_unasked("c:1"), "and that was not");
     }
 
     #[test]
     fn what_was_lost_beside_the_connection_is_said_with_it() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         want(&mut wanted, 1);
-        words(wanted.confirmed("c:1"));
+        words(wanted.on_confirmed("c:1"));
         wanted.end();
         wanted.channels.get_mut("c:1").unwrap().lost = true;
         wanted.begin();
-        assert_eq!(words(wanted.confirmed("c:1")), ["interrupted history_lost"]);
+        assert_eq!(words(wanted.on_confirmed("c:1")), ["interrupted history_lost"]);
     }
 
     /// The steps of one subscription: it is taken out of the queue, confirmed, and its position is
     /// read.
-    fn round(wanted: &mut Wanted, offset: Option<u64>) -> Vec<String> {
+    fn round(wanted: &mut SubscriptionTable, offset: Option<u64>) -> Vec<String> {
         let (channel, _) = wanted.take_op(true).unwrap();
-        assert!(words(wanted.confirmed(channel.as_str())).is_empty());
+        assert!(words(wanted.on_confirmed(channel.as_str())).is_empty());
         let position = offset.and_then(|offset| Position::new("e", offset));
-        all_words(wanted.stands(channel.as_str(), position))
+        all_words(wanted.on_position(channel.as_str(), position))
     }
 
-    fn follow(wanted: &mut Wanted) {
+    fn follow(wanted: &mut SubscriptionTable) {
         want(wanted, 1);
-        wanted.channels.get_mut("c:1").unwrap().track = Track::Read;
+        wanted.channels.get_mut("c:1").unwrap().tracking = Tracking::Follow;
     }
 
     fn publication(offset: Option<u64>) -> Publication {
@@ -445,11 +445,11 @@ mod tests {
 
     #[test]
     fn who_follows_a_history_is_answered_when_it_is_known_where_it_stands() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
-        assert!(words(wanted.confirmed("c:1")).is_empty());
+        assert!(words(wanted.on_confirmed("c:1")).is_empty());
 
         // The connection is lost before that. Nobody has been told that the channel was live, so
         // nothing is interrupted.
@@ -462,8 +462,8 @@ mod tests {
         want(&mut wanted, 1);
         wanted.take_op(true).unwrap();
         want(&mut wanted, 1);
-        assert!(words(wanted.confirmed("c:1")).is_empty());
-        assert!(wanted.stands("c:1", Position::new("e", 1)).is_empty());
+        assert!(words(wanted.on_confirmed("c:1")).is_empty());
+        assert!(wanted.on_position("c:1", Position::new("e", 1)).is_empty());
         assert_eq!(round(&mut wanted, Some(1)), ["subscribed again for 2"]);
 
         // The position is told even if there is nobody to answer.
@@ -480,16 +480,16 @@ mod tests {
     /// covered by it.
     #[test]
     fn what_comes_before_it_is_known_where_the_history_stands_waits() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
-        words(wanted.confirmed("c:1"));
+        words(wanted.on_confirmed("c:1"));
 
         for offset in [Some(6), None, Some(7), Some(8)] {
             assert!(wanted.hold(publication(offset)).is_none());
         }
-        let told = all_words(wanted.stands("c:1", Position::new("e", 7)));
+        let told = all_words(wanted.on_position("c:1", Position::new("e", 7)));
         assert_eq!(told, ["subscribed anew for 1", "plain", "e-8"]);
         assert!(wanted.hold(publication(Some(9))).is_some());
 
@@ -497,32 +497,32 @@ mod tests {
         wanted.end();
         wanted.begin();
         wanted.take_op(true).unwrap();
-        words(wanted.confirmed("c:1"));
+        words(wanted.on_confirmed("c:1"));
         assert!(wanted.hold(publication(Some(10))).is_none());
-        let told = all_words(wanted.stands("c:1", Position::new("e", 10)));
+        let told = all_words(wanted.on_position("c:1", Position::new("e", 10)));
         assert_eq!(told, ["interrupted broker_reconnected", "subscribed again for 0", "e-10"]);
 
         // Publications on a channel that stayed live do not wait.
         want(&mut wanted, 1);
         wanted.take_op(true).unwrap();
-        words(wanted.confirmed("c:1"));
+        words(wanted.on_confirmed("c:1"));
         assert!(wanted.hold(publication(Some(11))).is_some());
-        assert_eq!(all_words(wanted.stands("c:1", None)), ["subscribed again for 1"]);
+        assert_eq!(all_words(wanted.on_position("c:1", None)), ["subscribed again for 1"]);
     }
 
     #[test]
     fn too_much_of_it_is_an_interruption() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         follow(&mut wanted);
         wanted.take_op(true).unwrap();
-        words(wanted.confirmed("c:1"));
+        words(wanted.on_confirmed("c:1"));
 
         for offset in 1..10_000 {
             assert!(wanted.hold(publication(Some(offset))).is_none());
         }
 
-        let told = all_words(wanted.stands("c:1", None));
+        let told = all_words(wanted.on_position("c:1", None));
         assert_eq!(told.first().unwrap(), "subscribed anew for 1");
         assert_eq!(told.last().unwrap(), "interrupted overflow");
         assert!(told.len() < 1000);
@@ -530,7 +530,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_refused_is_asked_for_again_when_it_is_time() {
-        let mut wanted = Wanted::default();
+        let mut wanted = SubscriptionTable::default();
         wanted.begin();
         want(&mut wanted, 1);
         want(&mut wanted, 2);

@@ -41,7 +41,7 @@ type Tag = [u8; 5];
 
 /// The part of an id that is about one channel's history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Mark {
+struct PositionMark {
     tag: Tag,
     offset: u64,
 }
@@ -59,8 +59,8 @@ fn tag(channel: &ChannelName, epoch: &str) -> Tag {
 
 /// A client's last positions, as it sent them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
-    marks: Vec<Mark>,
+pub struct StreamPosition {
+    marks: Vec<PositionMark>,
     /// The same by name, if all were named and make one place.
     named: Option<Vec<(ChannelName, Option<Position>)>>,
     /// Whether the client has been on the stream before, be it on channels without a history.
@@ -68,13 +68,13 @@ pub struct Place {
 }
 
 /// The place of a client that has not been anywhere yet.
-impl Default for Place {
+impl Default for StreamPosition {
     fn default() -> Self {
         Self { marks: Vec::new(), named: Some(Vec::new()), somewhere: false }
     }
 }
 
-impl Place {
+impl StreamPosition {
     /// Reads an id, from `Last-Event-ID` or a query. An empty one is no place.
     ///
     /// # Errors
@@ -112,7 +112,7 @@ impl Place {
         }
     }
 
-    fn insert(&mut self, mark: Mark) {
+    fn insert(&mut self, mark: PositionMark) {
         match self.marks.iter_mut().find(|known| known.tag == mark.tag) {
             Some(known) => known.offset = known.offset.max(mark.offset),
             None => self.marks.push(mark),
@@ -121,7 +121,7 @@ impl Place {
 
     fn name(&mut self, channel: ChannelName, position: Option<Position>) {
         if let Some(Position { epoch, offset }) = &position {
-            self.insert(Mark { tag: tag(&channel, epoch), offset: *offset });
+            self.insert(PositionMark { tag: tag(&channel, epoch), offset: *offset });
         }
 
         let Some(named) = &mut self.named else { return };
@@ -155,7 +155,7 @@ impl Place {
 }
 
 /// The marks of an id in the short form; `None` for an id in the other form.
-fn marks(text: &str) -> Result<Option<Vec<Mark>>, &'static str> {
+fn marks(text: &str) -> Result<Option<Vec<PositionMark>>, &'static str> {
     if text.len() > MAX_ID {
         return Err("it is too long");
     }
@@ -172,7 +172,7 @@ fn marks(text: &str) -> Result<Option<Vec<Mark>>, &'static str> {
     let mut found = Vec::new();
     while let Some((tag, behind)) = rest.split_first_chunk() {
         let (offset, behind) = varint(behind).ok_or(damaged)?;
-        found.push(Mark { tag: *tag, offset });
+        found.push(PositionMark { tag: *tag, offset });
         rest = behind;
     }
 
@@ -201,7 +201,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     None
 }
 
-fn put(out: &mut Vec<u8>, Mark { tag, offset }: Mark) {
+fn put(out: &mut Vec<u8>, PositionMark { tag, offset }: PositionMark) {
     out.extend_from_slice(&tag);
     let mut left = offset;
     while left >= 0x80 {
@@ -213,18 +213,18 @@ fn put(out: &mut Vec<u8>, Mark { tag, offset }: Mark) {
 
 /// Where a stream stands now: the content of its next `id:`.
 #[derive(Debug, Default)]
-pub struct Standing {
+pub struct PositionTracker {
     channels: Vec<(ChannelName, Option<Position>)>,
     /// The tags of the channels that have a position.
     tags: Vec<Tag>,
     /// The marks that the client brought, until it has been told of all channels: a client that is
     /// cut off meanwhile resumes from them.
-    brought: Vec<Mark>,
+    brought: Vec<PositionMark>,
 }
 
-impl Standing {
+impl PositionTracker {
     /// Begins with the place that the client brought.
-    pub fn begin(&mut self, place: &Place) {
+    pub fn begin(&mut self, place: &StreamPosition) {
         match &place.named {
             Some(named) if named.len() <= FEW => {
                 named.iter().for_each(|(channel, position)| self.moves(channel, position.as_ref()));
@@ -283,7 +283,7 @@ impl Standing {
         let mut bytes = Vec::with_capacity((self.tags.len() + self.brought.len()) * 8);
         for ((_, position), tag) in self.channels.iter().zip(&self.tags) {
             if let Some(position) = position {
-                put(&mut bytes, Mark { tag: *tag, offset: position.offset });
+                put(&mut bytes, PositionMark { tag: *tag, offset: position.offset });
             }
         }
         self.brought.iter().for_each(|mark| put(&mut bytes, *mark));
@@ -320,7 +320,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn text(standing: &Standing) -> String {
+    fn text(standing: &PositionTracker) -> String {
         let mut out = BytesMut::new();
         standing.encode(&mut out);
         let text = std::str::from_utf8(&out).unwrap();
@@ -330,8 +330,8 @@ mod tests {
         text.to_owned()
     }
 
-    fn stands(channels: usize, offset: impl Fn(usize) -> u64) -> Standing {
-        let mut standing = Standing::default();
+    fn stands(channels: usize, offset: impl Fn(usize) -> u64) -> PositionTracker {
+        let mut standing = PositionTracker::default();
         for n in 0..channels {
             let epoch = format!("17640000000{n:05}");
             let position = Position::new(&epoch, offset(n)).unwrap();
@@ -347,7 +347,7 @@ mod tests {
         let id = text(&standing);
         assert_eq!(id, "post%3A0=1764000000000000-7&post%3A1=1764000000000001-8&news=");
 
-        let place = Place::read(&id).unwrap();
+        let place = StreamPosition::read(&id).unwrap();
         assert_eq!(place.offset(&name("post:1"), "1764000000000001"), Some(8));
         assert_eq!(place.offset(&name("post:1"), "1764000000000002"), None, "another epoch");
         assert_eq!(place.offset(&name("post:2"), "1764000000000001"), None, "another channel");
@@ -360,7 +360,7 @@ mod tests {
         let standing = stands(120, |n| n as u64 * 3);
         let id = text(&standing);
         assert!(id.len() < 1100, "{} bytes", id.len());
-        let place = Place::read(&id).unwrap();
+        let place = StreamPosition::read(&id).unwrap();
         for n in 0..120u64 {
             let (channel, epoch) = (name(&format!("post:{n}")), format!("17640000000{n:05}"));
             assert_eq!(place.offset(&channel, &epoch), Some(n * 3));
@@ -375,14 +375,14 @@ mod tests {
 
         // The largest possible id: a full stream whose client brings as many other epochs.
         let mut full = stands(MAX_MARKS / 2, |_| u64::MAX);
-        let mut other = Place { marks: Vec::new(), named: None, somewhere: true };
+        let mut other = StreamPosition { marks: Vec::new(), named: None, somewhere: true };
         for n in 0..MAX_MARKS as u64 {
             let position = Position::new("9", u64::MAX).unwrap();
             let tag = tag(&name(&format!("post:{n}")), &position.epoch);
-            other.insert(Mark { tag, offset: u64::MAX });
+            other.insert(PositionMark { tag, offset: u64::MAX });
         }
         full.begin(&other);
-        let place = Place::read(&text(&full)).unwrap();
+        let place = StreamPosition::read(&text(&full)).unwrap();
         assert_eq!(place.marks.len(), MAX_MARKS / 2 * 2);
         assert!(fits(150), "as many as in 0.1");
     }
@@ -390,28 +390,28 @@ mod tests {
     /// The place has old epochs, the stream channels without a history and one with.
     #[test]
     fn a_place_survives_a_stream_that_is_cut_off_at_its_beginning() {
-        let place = Place::read(&text(&stands(9, |_| 300))).unwrap();
-        let mut standing = Standing::default();
+        let place = StreamPosition::read(&text(&stands(9, |_| 300))).unwrap();
+        let mut standing = PositionTracker::default();
         standing.begin(&place);
 
         let position = Position::new("1764000000000003", 301).unwrap();
         standing.moves(&name("post:3"), Some(&position));
         standing.moves(&name("plain:1"), None);
 
-        let again = Place::read(&text(&standing)).unwrap();
+        let again = StreamPosition::read(&text(&standing)).unwrap();
         assert_eq!(again.offset(&name("post:3"), "1764000000000003"), Some(301));
         assert_eq!(again.offset(&name("post:8"), "1764000000000008"), Some(300));
 
         standing.settle();
-        let again = Place::read(&text(&standing)).unwrap();
+        let again = StreamPosition::read(&text(&standing)).unwrap();
         assert_eq!(again.offset(&name("post:8"), "1764000000000008"), None);
 
-        let mut nowhere = Standing::default();
+        let mut nowhere = PositionTracker::default();
         (0..9).for_each(|n| nowhere.moves(&name(&format!("plain:{n}")), None));
         let id = text(&nowhere);
         assert_eq!(id, "_2.=");
-        assert!(Place::read(&id).unwrap().is_somewhere());
-        assert!(!Place::read("").unwrap().is_somewhere());
+        assert!(StreamPosition::read(&id).unwrap().is_somewhere());
+        assert!(!StreamPosition::read("").unwrap().is_somewhere());
 
         nowhere.leaves(&name("plain:0"));
         assert_eq!(nowhere.channels.len(), 8);
@@ -419,19 +419,19 @@ mod tests {
 
     #[test]
     fn the_later_of_two_places_counts() {
-        let mut place = Place::read("a=1-7&b=1-2&c=2-9").unwrap();
-        place.merge(Place::read("a=1-3&b=1-5&c=1-30&d=1-1").unwrap());
+        let mut place = StreamPosition::read("a=1-7&b=1-2&c=2-9").unwrap();
+        place.merge(StreamPosition::read("a=1-3&b=1-5&c=1-30&d=1-1").unwrap());
         let of = |channel: &str, epoch| place.offset(&name(channel), epoch);
         assert_eq!([of("a", "1"), of("b", "1"), of("d", "1")], [Some(7), Some(5), Some(1)]);
         assert_eq!([of("c", "1"), of("c", "2")], [Some(30), Some(9)], "the epoch decides");
 
         // A client that is cut off before any event has come is told the same place again.
-        let place = Place::read("a=1-7&b=&x=1-1").and_then(|mut place| {
-            place.merge(Place::read("a=1-9&b=2-2")?);
+        let place = StreamPosition::read("a=1-7&b=&x=1-1").and_then(|mut place| {
+            place.merge(StreamPosition::read("a=1-9&b=2-2")?);
             place.retain(|channel| channel.as_str() != "x");
             Ok(place)
         });
-        let mut standing = Standing::default();
+        let mut standing = PositionTracker::default();
         standing.begin(&place.unwrap());
         assert_eq!(text(&standing), "a=1-9&b=2-2");
     }
@@ -442,12 +442,12 @@ mod tests {
         assert!(is_short(&id));
 
         for bad in ["_2.!!=", "_2.AAAA=", "_2.AAAAAIA=", "_2.AAAAAID_____________="] {
-            assert!(Place::read(bad).is_err(), "{bad}");
+            assert!(StreamPosition::read(bad).is_err(), "{bad}");
         }
-        assert!(Place::read(&id[..id.len() - 3]).is_err());
-        assert!(Place::read(&"_2.AAAAAAA=&".repeat(900)).is_err());
+        assert!(StreamPosition::read(&id[..id.len() - 3]).is_err());
+        assert!(StreamPosition::read(&"_2.AAAAAAA=&".repeat(900)).is_err());
         for named in ["_2.x=1-7", "a=1-1&_2.AAAAAAA="] {
-            assert!(!is_short(named) && Place::read(named).is_ok(), "{named}");
+            assert!(!is_short(named) && StreamPosition::read(named).is_ok(), "{named}");
         }
     }
 }

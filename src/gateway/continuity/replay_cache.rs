@@ -1,43 +1,43 @@
 //! The last publications of a channel, kept for clients that resume together.
 //!
-//! Invariant: a tail has no holes; it ends where a publication does not follow.
+//! Invariant: a cache has no missing range ranges; it ends where a publication does not follow.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use crate::broker::{Bounds, History};
+use crate::broker::{History, HistoryBounds};
 use crate::channel::Publication;
 
 /// The last publications of a channel, kept for clients that resume.
-pub(in crate::gateway) struct Tail {
+pub(in crate::gateway) struct ReplayCache {
     /// The publications are those after this offset.
     pub(in crate::gateway) from: u64,
     pub(in crate::gateway) publications: VecDeque<Publication>,
     bytes: usize,
-    /// What the history had from before the tail began has been read too.
+    /// What the history had from before the cache began has been read too.
     pub(in crate::gateway) whole: bool,
     pub(in crate::gateway) used: Instant,
 }
 
-/// The bytes that all tails hold.
+/// The bytes that all caches hold.
 static TAILS: AtomicUsize = AtomicUsize::new(0);
 
-/// Above this size no tail is begun, and idle tails end early.
+/// Above this size no cache is begun, and idle caches end early.
 const MAX_TAILS: usize = 64 << 20;
 
-/// True while there is no room for another tail.
-pub(in crate::gateway) fn tails_are_full() -> bool {
+/// True while there is no room for another cache.
+pub(in crate::gateway) fn caches_are_full() -> bool {
     TAILS.load(Ordering::Relaxed) > MAX_TAILS
 }
 
-impl Drop for Tail {
+impl Drop for ReplayCache {
     fn drop(&mut self) {
         TAILS.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
-impl Tail {
+impl ReplayCache {
     /// Begins to keep the publications after an offset.
     pub(in crate::gateway) fn begin(from: u64) -> Self {
         let (publications, bytes, whole) = (VecDeque::new(), 0, false);
@@ -45,7 +45,7 @@ impl Tail {
     }
 
     /// Adds the next publication. If it is not the next one, adds nothing and returns false.
-    pub(super) fn push(&mut self, publication: &Publication, bounds: Bounds) -> bool {
+    pub(super) fn push(&mut self, publication: &Publication, bounds: HistoryBounds) -> bool {
         let next = self.from + self.publications.len() as u64 + 1;
         if publication.position.as_ref().is_none_or(|p| p.offset != next) {
             return false;
@@ -67,7 +67,7 @@ impl Tail {
         TAILS.fetch_sub(bytes, Ordering::Relaxed);
     }
 
-    pub(super) fn cut(&mut self, bounds: Bounds) {
+    pub(super) fn cut(&mut self, bounds: HistoryBounds) {
         while self.publications.len() > bounds.messages || self.bytes > bounds.bytes {
             let Some(old) = self.publications.pop_front() else { return };
             self.shrink(old.payload.len());
@@ -77,7 +77,7 @@ impl Tail {
 
     /// Puts the publications that were read before those that have passed since. False if the two
     /// do not meet.
-    pub(in crate::gateway) fn complete(&mut self, history: History, bounds: Bounds) -> bool {
+    pub(in crate::gateway) fn complete(&mut self, history: History, bounds: HistoryBounds) -> bool {
         if history.top.offset < self.from {
             return false;
         }

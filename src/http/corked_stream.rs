@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 
 use super::http_connection::HttpConnection;
 
-pub(super) struct Wire {
+pub(super) struct CorkedStream {
     stream: TcpStream,
     connection: HttpConnection,
     /// What is held back: one answer of a few hundred bytes, and whatever was written in front of
@@ -19,7 +19,7 @@ pub(super) struct Wire {
     held: Vec<u8>,
 }
 
-impl Wire {
+impl CorkedStream {
     pub(super) fn new(stream: TcpStream, connection: HttpConnection) -> Self {
         Self { stream, connection, held: Vec::new() }
     }
@@ -30,7 +30,7 @@ impl Wire {
     }
 }
 
-impl AsyncRead for Wire {
+impl AsyncRead for CorkedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -40,7 +40,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for CorkedStream {
     fn poll_write(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

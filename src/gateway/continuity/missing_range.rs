@@ -1,4 +1,4 @@
-//! A hole: publications of a channel that are missing, or may be, while the history is asked; and
+//! A range of a channel's publications that are missing, or may be, while the history is asked; and
 //! what waits behind it meanwhile.
 //!
 //! Invariant: what waits is bounded, on one channel and on all channels together.
@@ -7,19 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::channel::{GapReason, Position, Publication};
 
-/// Most entries that may wait behind a hole on one channel. It is small for the fuzz target, so
+/// Most entries that may wait behind a missing range on one channel. It is small for the fuzz target, so
 /// that a short input can reach it.
 pub(super) const MAX_WAITING: usize = if cfg!(fuzzing) { 16 } else { 4096 };
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
-/// Most bytes that may wait behind all holes together.
+/// Most bytes that may wait behind all missing ranges together.
 const MAX_HELD: usize = 64 << 20;
 
-/// The bytes that currently wait behind all holes.
+/// The bytes that currently wait behind all missing ranges.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// An occurrence during the reading of the history, to be processed when the answer is there.
-pub(super) enum Held {
+pub(super) enum HeldEvent {
     Publication(Publication),
     /// Publications may be missing at this point too.
     Loss(Loss),
@@ -34,12 +34,12 @@ pub(super) struct Loss {
     pub(super) until: Option<Position>,
 }
 
-pub(super) struct Hole {
+pub(super) struct MissingRange {
     pub(super) ticket: u64,
     pub(super) reason: GapReason,
     /// Whatever the history holds, something else may be missing.
     pub(super) declare: bool,
-    pub(super) waiting: Vec<Held>,
+    pub(super) waiting: Vec<HeldEvent>,
     /// This many of `waiting` were there before the history was asked: it has them, or they are
     /// false.
     pub(super) before: usize,
@@ -51,7 +51,7 @@ pub(super) struct Hole {
     pub(super) claimed: Option<Position>,
 }
 
-impl Hole {
+impl MissingRange {
     pub(super) fn new(ticket: u64, (reason, declare): (GapReason, bool), aside: bool) -> Self {
         let (waiting, before, bytes, claimed) = (Vec::new(), 0, 0, None);
         Self { ticket, reason, declare, waiting, before, bytes, aside, claimed }
@@ -64,10 +64,10 @@ impl Hole {
     }
 
     pub(super) fn hold(&mut self, publication: Publication) {
-        let size = publication.payload.len() + size_of::<Held>();
+        let size = publication.payload.len() + size_of::<HeldEvent>();
         self.bytes += size;
         let held = HELD.fetch_add(size, Ordering::Relaxed) + size;
-        self.waiting.push(Held::Publication(publication));
+        self.waiting.push(HeldEvent::Publication(publication));
 
         let full = self.waiting.len() > MAX_WAITING || self.bytes > MAX_WAITING_BYTES;
         if full || held > MAX_HELD {
@@ -77,7 +77,7 @@ impl Hole {
 
     /// Something may be missing at this point too.
     pub(super) fn lose(&mut self, loss: Loss) {
-        self.waiting.push(Held::Loss(loss));
+        self.waiting.push(HeldEvent::Loss(loss));
         if self.waiting.len() > MAX_WAITING {
             self.give_up_waiting();
         }
@@ -87,14 +87,14 @@ impl Hole {
     /// cannot be read, so losing one is declared.
     fn give_up_waiting(&mut self) {
         let declare = self.waiting.iter().any(|held| match held {
-            Held::Publication(publication) => publication.position.is_none(),
-            Held::Loss(loss) => loss.declare,
+            HeldEvent::Publication(publication) => publication.position.is_none(),
+            HeldEvent::Loss(loss) => loss.declare,
         });
 
         self.release();
         self.before = 0;
         let reason = GapReason::Overflow;
-        self.waiting = vec![Held::Loss(Loss { reason, declare, until: None })];
+        self.waiting = vec![HeldEvent::Loss(Loss { reason, declare, until: None })];
     }
 
     fn release(&mut self) {
@@ -114,7 +114,7 @@ impl Hole {
         let (mut at, mut refuted, before) = (0, 0, self.before);
         self.waiting.retain(|held| {
             at += 1;
-            let Held::Publication(Publication { position: Some(position), .. }) = held else {
+            let HeldEvent::Publication(Publication { position: Some(position), .. }) = held else {
                 return true;
             };
 
@@ -138,8 +138,9 @@ impl Hole {
 
         self.waiting.retain(|held| {
             at += 1;
-            let Held::Publication(Publication { position: Some(position), payload, cut, .. }) =
-                held
+            let HeldEvent::Publication(Publication {
+                position: Some(position), payload, cut, ..
+            }) = held
             else {
                 return true;
             };
@@ -160,8 +161,8 @@ impl Hole {
     /// them all.
     pub(super) fn first_after(&self, last: Option<u64>, top: &Position) -> Option<u64> {
         let until_loss = self.waiting.iter().map_while(|held| match held {
-            Held::Publication(publication) => Some(publication.position.as_ref()),
-            Held::Loss(_) => None,
+            HeldEvent::Publication(publication) => Some(publication.position.as_ref()),
+            HeldEvent::Loss(_) => None,
         });
         let within = |p: &&Position| top.has_reached(p) && last.is_none_or(|l| p.offset > l);
         let mut offsets = until_loss.flatten().filter(within).map(|p| p.offset);
@@ -185,7 +186,7 @@ impl Hole {
     }
 }
 
-impl Drop for Hole {
+impl Drop for MissingRange {
     fn drop(&mut self) {
         self.release();
     }

@@ -10,7 +10,7 @@ pub struct ConnId(pub u64);
 
 /// The bounds for fan-out and queues, which a reload may change.
 #[derive(Debug)]
-pub struct Bounds {
+pub struct QueueBounds {
     pub queue_messages: AtomicUsize,
     pub queue_bytes: AtomicUsize,
     /// The bound for all queues together.
@@ -20,7 +20,7 @@ pub struct Bounds {
     pub queued: AtomicUsize,
 }
 
-impl Bounds {
+impl QueueBounds {
     pub(super) fn queued(&self, bytes: usize) {
         self.queued.fetch_add(bytes, Ordering::Relaxed);
         metrics::queued(bytes);
