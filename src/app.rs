@@ -25,10 +25,10 @@ use crate::metrics;
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::session::unix_now;
-pub use parts::jwks_of;
+pub(crate) use parts::jwks_of;
 use parts::{apply_limits, context, gateway, short_hash};
 use reload::InForce;
-pub use reload::Reload;
+pub(crate) use reload::Reload;
 
 /// The admin listener's connections. It serves scrapers and people, not clients.
 const ADMIN_CONNECTIONS: usize = 64;
@@ -47,13 +47,13 @@ const _: () = assert!(LAST_WORDS.as_millis() > http::socket::LINGER.as_millis())
 
 /// The addresses that the listeners are bound to. A port 0 has become a real one.
 #[derive(Debug, Clone, Copy)]
-pub struct Addresses {
+pub(crate) struct Addresses {
     pub public: SocketAddr,
     pub admin: SocketAddr,
 }
 
 /// A gateway that is ready to run.
-pub struct Running {
+pub(crate) struct Running {
     config: Config,
     app: App,
     public: Listener,
@@ -72,7 +72,7 @@ impl Running {
     /// # Errors
     /// A signal handler cannot be installed, an address cannot be bound, a file of the
     /// configuration cannot be used, or there is no randomness.
-    pub fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
+    pub(crate) fn start(loaded: Loaded, dev: bool, delivery: &Handle) -> anyhow::Result<Self> {
         let Loaded { config, policy, printed, values } = loaded;
         let termination = Termination::install().context("cannot handle signals")?;
         let hangup = Hangup::install().context("cannot handle signals")?;
@@ -106,7 +106,7 @@ impl Running {
     ///
     /// # Errors
     /// A listener's own.
-    pub fn addresses(&self) -> std::io::Result<Addresses> {
+    pub(crate) fn addresses(&self) -> std::io::Result<Addresses> {
         Ok(Addresses { public: self.public.address()?, admin: self.admin.address()? })
     }
 
@@ -114,7 +114,7 @@ impl Running {
     ///
     /// # Errors
     /// There is none at present: signal handlers are installed by `start`.
-    pub async fn run(self, reload: Reload) -> anyhow::Result<()> {
+    pub(crate) async fn run(self, reload: Reload) -> anyhow::Result<()> {
         let Self { config, app, public, admin, values, sha, dev, mut termination, hangup } = self;
         let lifecycle = app.lifecycle.clone();
 

@@ -3,7 +3,10 @@
 //! told that it may have missed some.
 //!
 //! The modules stand in layers, and imports go downward only, which `tests/tidy.rs` enforces. Start
-//! with `ARCHITECTURE.md` for the map and the walkthroughs.
+//! with `ARCHITECTURE.md`, which is the second half of this page, for the map and the walks.
+
+#![cfg_attr(doc, doc = "\n---\n", doc = include_str!("../ARCHITECTURE.md"))]
+#![warn(unreachable_pub)]
 
 // 0 vocabulary: no IO, no tasks
 pub mod access;
@@ -13,12 +16,12 @@ pub mod config;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
-pub mod origin;
+mod origin;
 pub mod protocol;
-pub mod redis_url;
+mod redis_url;
 mod sizes;
-pub mod strict;
-pub mod tls;
+mod strict;
+mod tls;
 pub mod websocket;
 
 // 1 mechanism: none knows another
@@ -34,9 +37,9 @@ pub mod gateway;
 pub mod session;
 
 // 4 edge
-pub mod app;
+mod app;
 pub mod cli;
-pub mod demo;
+mod demo;
 pub mod http;
 pub mod probe;
-pub mod terminal;
+mod terminal;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 /// A page's origin as browsers send it: `scheme://host[:port]`, in lower case, without the scheme's
 /// own port.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Origin {
+pub(crate) struct Origin {
     scheme: String,
     /// Empty for `file://` and the like.
     host: String,
@@ -149,7 +149,7 @@ impl Origin {
 
 /// Whether a host name never leads to another machine, whatever DNS answers.
 #[must_use]
-pub fn is_loopback(host: &str) -> bool {
+pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     host == "localhost"
@@ -159,7 +159,7 @@ pub fn is_loopback(host: &str) -> bool {
 
 /// The host of a `Host` header, without its port; `None` for a header that holds no host.
 #[must_use]
-pub fn host_of(header: &str) -> Option<&str> {
+pub(crate) fn host_of(header: &str) -> Option<&str> {
     host_and_port(header).ok().map(|(host, _)| host).filter(|host| !host.is_empty())
 }
 

@@ -8,7 +8,7 @@ use redis::{IntoConnectionInfo as _, ProtocolVersion, RedisConnectionInfo};
 
 /// A server's host and port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Server {
+pub(crate) struct Server {
     pub host: String,
     pub port: u16,
 }
@@ -23,7 +23,7 @@ impl fmt::Display for Server {
 
 /// How the servers belong together.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Topology {
+pub(crate) enum Topology {
     Standalone(Server),
     /// Asks these Sentinels for the address of the master of that name.
     Sentinel(Vec<Server>, String),
@@ -33,7 +33,7 @@ pub enum Topology {
 
 /// A parsed URL.
 #[derive(Clone, Debug)]
-pub struct Target {
+pub(crate) struct Target {
     pub topology: Topology,
     /// User, password and database of the Redis servers.
     pub redis: RedisConnectionInfo,
@@ -65,7 +65,7 @@ impl Target {
     ///
     /// # Errors
     /// What is wrong with the URL.
-    pub fn parse(url: &str) -> Result<Self, UrlError> {
+    pub(crate) fn parse(url: &str) -> Result<Self, UrlError> {
         let (scheme, rest) = url.split_once("://").ok_or(UrlError::Scheme)?;
         let (plain, kind) = scheme.split_once('+').map_or((scheme, ""), |(s, k)| (s, k));
 

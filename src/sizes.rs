@@ -21,14 +21,14 @@ fn is_too_large(len: usize, capacity: usize) -> bool {
 
 /// Shrinks a table if it is too large, for calls after a removal. The cost is spread over the
 /// removals.
-pub fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
+pub(crate) fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to(table.len() * 2);
     }
 }
 
 /// Shrinks a shared table if it is too large, for calls now and then.
-pub fn shrink_shared<K: Eq + Hash, V, S: BuildHasher + Clone>(table: &DashMap<K, V, S>) {
+pub(crate) fn shrink_shared<K: Eq + Hash, V, S: BuildHasher + Clone>(table: &DashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to_fit();
     }

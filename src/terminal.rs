@@ -9,12 +9,12 @@ use crate::logging;
 ///
 /// # Errors
 /// There is none: this is the last step of commands that can fail.
-pub fn print(text: &str) -> anyhow::Result<ExitCode> {
+pub(crate) fn print(text: &str) -> anyhow::Result<ExitCode> {
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(ExitCode::SUCCESS)
 }
 
 /// Writes to standard error. A pipe there that nobody reads does not delay the end of the process.
-pub fn complain(text: &str) {
+pub(crate) fn complain(text: &str) {
     logging::write_within(std::io::stderr(), text.to_owned());
 }

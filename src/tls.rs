@@ -26,7 +26,7 @@ use x509_cert::der::Decode as _;
 
 /// The SHA-256 of a certificate's DER, as `openssl x509 -fingerprint -sha256` shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fingerprint([u8; 32]);
+pub(crate) struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
     fn of(certificate: &CertificateDer<'_>) -> Self {
@@ -64,7 +64,7 @@ impl std::str::FromStr for Fingerprint {
 
 /// Which servers are trusted.
 #[derive(Debug, Clone, Default)]
-pub struct Trust<'a> {
+pub(crate) struct Trust<'a> {
     /// PEM of the certificates to trust instead of the system's authorities.
     pub given: Option<&'a [u8]>,
     /// Whether a given certificate has to name the host even if it is the server's own.
@@ -79,7 +79,7 @@ impl Trust<'_> {
     ///
     /// # Errors
     /// What is wrong with a file, or that the system has no authorities.
-    pub fn client(&self, own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, String> {
+    pub(crate) fn client(&self, own: Option<(&[u8], &[u8])>) -> Result<ClientConfig, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
         let verifier = Arc::new(self.verifier(&provider)?);
         let config = ClientConfig::builder_with_provider(provider)
@@ -98,7 +98,7 @@ impl Trust<'_> {
     ///
     /// # Errors
     /// What is wrong with the given certificates, or that the system has no authorities.
-    pub fn verifier(
+    pub(crate) fn verifier(
         &self,
         provider: &Arc<CryptoProvider>,
     ) -> Result<impl ServerCertVerifier + 'static, String> {
@@ -143,7 +143,7 @@ impl Trust<'_> {
 ///
 /// # Errors
 /// What is wrong with the file.
-pub fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
+pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, String> {
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| e.to_string())?;
     if all.is_empty() {

@@ -54,7 +54,7 @@ pub(super) fn context(
 ///
 /// # Errors
 /// A `ca_file` cannot be used.
-pub fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
+pub(crate) fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
     let ca = given("auth.jwks.ca_file", &section.ca_file)?;
     let client = upstream::client(section.timeout.0, ca.as_deref());
     let client = client.map_err(|e| anyhow::anyhow!("auth.jwks: {e}"))?;

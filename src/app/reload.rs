@@ -29,7 +29,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
 /// Reads the configuration again.
-pub type Reload = Box<dyn Fn() -> Result<Loaded, Vec<Problem>> + Send>;
+pub(crate) type Reload = Box<dyn Fn() -> Result<Loaded, Vec<Problem>> + Send>;
 
 /// The configuration in force.
 pub(super) struct InForce {

@@ -55,7 +55,7 @@ impl Revocation {
 }
 
 /// What a token can be revoked by.
-pub use crate::access::TokenId;
+pub(super) use crate::access::TokenId;
 
 #[derive(Debug, Default)]
 struct Tables {

@@ -21,7 +21,7 @@ use crate::strict::Object;
 const PAGE: &str = include_str!("page.html");
 
 /// The demo's routes, for the names of the address that is listened on.
-pub fn routes(app: App, listen: IpAddr) -> Router {
+pub(crate) fn routes(app: App, listen: IpAddr) -> Router {
     Router::new()
         .route("/", get(page))
         .route("/dev/token", get(token))

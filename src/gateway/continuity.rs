@@ -38,7 +38,8 @@ const DOUBT_LASTS: Duration = Duration::from_secs(60);
 pub(super) enum Step {
     Deliver(Publication),
     Declare(GapReason),
-    /// Wait this long, call [`ChannelSequencer::begin`], read the history, and answer with this ticket.
+    /// Wait this long, call [`ChannelSequencer::begin_reading`], read the history, and answer with
+    /// this ticket.
     Read(u64, Duration),
     /// Publications came with positions that the history does not have; this many are known of.
     Refuted(usize),

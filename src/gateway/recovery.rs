@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 use crate::broker::{BrokerError, History};
 use crate::channel::ChannelName;
 
-/// What a reading for [`Step::Recovery`] tells the pump.
+/// What a reading for `Step::Read` tells the pump.
 pub(super) enum Recovery {
     /// The reading begins once this is answered, so it cannot miss anything that is known by then.
     Begins(ChannelName, u64, oneshot::Sender<()>),

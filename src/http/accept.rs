@@ -55,7 +55,7 @@ struct ListenerBounds {
     head: Duration,
 }
 
-pub type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
+pub(super) type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
 
 /// What a listener's clients leave to others.
 pub struct Clients {

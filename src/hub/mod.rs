@@ -183,7 +183,7 @@ impl Hub {
     }
 
     /// The broker has confirmed the subscription: what is held back from now on belongs to it,
-    /// whatever barrier [`Hub::mark`] sends for other subscriptions.
+    /// whatever barrier [`Hub::barrier`] sends for other subscriptions.
     pub fn mark_confirmed(&self, connection: &Connection, channel: &ChannelName) {
         self.shard(connection).table.lock().mark_confirmed(connection.slot(), channel);
     }

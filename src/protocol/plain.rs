@@ -34,7 +34,7 @@ struct Raw<'a> {
 /// Reads one text message. It never fails: a message that is wrong becomes [`Command::Invalid`],
 /// with its `id` if there is one.
 #[must_use]
-pub fn parse(text: &str) -> Request {
+pub(super) fn parse(text: &str) -> Request {
     let invalid = |m| Command::Invalid(ErrorCode::BadRequest, Cow::Borrowed(m));
 
     let Ok(raw) = strict::from_str::<Raw<'_>>(text) else {
@@ -179,7 +179,7 @@ impl<'de> Deserialize<'de> for Fields<'de> {
 
 /// An event with its channel and, if it is durable, its position.
 #[must_use]
-pub fn envelope(publication: &Publication) -> Vec<u8> {
+pub(super) fn envelope(publication: &Publication) -> Vec<u8> {
     let position = publication.position.as_ref().map_or_else(String::new, position_fields);
     let mut message = Vec::with_capacity(publication.payload.len() + position.len() + 64);
     message.extend_from_slice(b"{\"type\":\"event\",\"channel\":\"");
@@ -198,7 +198,7 @@ fn position_fields(position: &Position) -> String {
 
 /// A message of the gateway's own as JSON.
 #[must_use]
-pub fn text(reply: &Reply<'_>) -> String {
+pub(super) fn text(reply: &Reply<'_>) -> String {
     let mut out = String::with_capacity(128);
     out.push_str("{\"type\":\"");
     out.push_str(reply.kind().name());

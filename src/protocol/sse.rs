@@ -1,6 +1,6 @@
 //! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as
 //! text, which are also the `since` of a socket's URL. The content of an `id:` is in
-//! [`super::place`].
+//! [`super::stream_position`].
 //!
 //! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by
 //! `fetch` take one without it for an empty message.
