@@ -4,6 +4,8 @@
 
 #[path = "tidy/arrows.rs"]
 mod arrows;
+#[path = "tidy/figures.rs"]
+mod figures;
 
 use std::collections::BTreeSet;
 use std::fs;
