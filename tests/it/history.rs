@@ -2,10 +2,13 @@
 //! told.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
 
 /// Rules with a history, for a broker of that kind.
 pub fn rules(size: u32, broker: &str) -> String {
@@ -82,13 +85,13 @@ async fn resumes(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_client_resumes_with_the_memory_broker() {
-    resumes(&Gateway::with(&rules(5, "")).await).await;
+    resumes(&gateway::with(&rules(5, "")).await).await;
 }
 
 #[tokio::test]
 async fn a_client_resumes_with_redis() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(5, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(5, &redis.config())).await;
     gateway.ready().await;
     resumes(&gateway).await;
 }
@@ -96,7 +99,7 @@ async fn a_client_resumes_with_redis() {
 /// The automatic channels resume by the URL; a bad one is refused.
 #[tokio::test]
 async fn automatic_channels_resume_by_the_url() {
-    let gateway = Gateway::with(&rules(5, "")).await;
+    let gateway = gateway::with(&rules(5, "")).await;
     let client = envelope(&gateway, "u1").await;
     let epoch = client.connected["data"]["positions"]["user:u1"]["epoch"].as_str().unwrap();
     for n in 1..=3 {
@@ -130,9 +133,9 @@ async fn automatic_channels_resume_by_the_url() {
 /// A thousand sockets that resume one channel read its history once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_sockets_resume_with_one_reading() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let limits = "[limits]\nconnections_per_user = 2000\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(100, &redis.config()))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(100, &redis.config()))).await;
     gateway.ready().await;
     for n in 1..=20 {
         publish(&gateway, "post:1", json!(n)).await;
@@ -169,8 +172,8 @@ async fn a_thousand_sockets_resume_with_one_reading() {
 /// and that plain ones may be missing is declared.
 #[tokio::test]
 async fn a_lost_connection_is_filled_from_the_history() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     for channel in ["post:1", "post:2", "plain:3"] {
@@ -235,15 +238,15 @@ async fn a_lost_connection_is_filled_from_the_history() {
 /// nothing that was given out before is taken for the same.
 #[tokio::test]
 async fn r1_a_restarted_redis_begins_a_new_epoch() {
-    let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let mut redis = Redis::with(&["appendonly yes", "appendfsync always"]).await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = envelope(&gateway, "u1").await;
     let before = subscribe(&mut client, "post:1", &Value::Null).await;
     publish(&gateway, "post:1", json!(1)).await;
     assert_eq!(client.next().await["data"], 1);
     redis.kill();
-    redis.restart();
+    redis.restart().await;
     let mut gaps = Vec::new();
     while gaps.len() < 2 {
         let gap = client.next().await;
@@ -252,7 +255,7 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
     }
     gaps.sort();
     assert_eq!(gaps, ["post:1", "user:u1"]);
-    let after = super::eventually("published", || async {
+    let after = eventually("published", || async {
         let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 2})).await;
         (!answer["result"].is_null()).then(|| answer["result"].clone())
     })
@@ -267,8 +270,8 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
 /// FLUSHALL under live sockets: the next publication shows a new epoch, and that is declared.
 #[tokio::test]
 async fn a_flushed_redis_is_declared() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     publish(&gateway, "user:u1", json!(1)).await;
@@ -282,14 +285,14 @@ async fn a_flushed_redis_is_declared() {
 /// The library comes back by itself, a newer one is left alone, and its errors say what is wrong.
 #[tokio::test]
 async fn the_function_library_is_kept() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut connection = redis.connection();
     redis::cmd("FUNCTION").arg("FLUSH").exec(&mut connection).unwrap();
     assert_eq!(publish(&gateway, "post:1", json!(1)).await["offset"], 1, "loaded when missed");
     redis::cmd("FUNCTION").arg("FLUSH").exec(&mut connection).unwrap();
-    super::eventually("loaded again", || async {
+    eventually("loaded again", || async {
         let mut call = redis::cmd("FCALL_RO");
         call.arg("tollgate_version").arg(0).query::<i64>(&mut redis.connection()).ok()
     })
@@ -312,7 +315,7 @@ async fn the_function_library_is_kept() {
         redis.register_function('tollgate_publish', function() return {7, '5'} end)\n\
         redis.register_function('tollgate_open', function() return {6, '5'} end)\n";
     redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(newer).exec(&mut connection).unwrap();
-    let other = Gateway::with(&rules(100, &redis.config())).await;
+    let other = gateway::with(&rules(100, &redis.config())).await;
     other.ready().await;
     assert_eq!(publish(&other, "post:1", json!(1)).await, json!({"offset": 7, "epoch": "5"}));
 }
@@ -321,7 +324,7 @@ async fn the_function_library_is_kept() {
 /// channel follows `unsubscribed`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsubscribe_and_resume_under_load_doubles_nothing() {
-    let gateway = Gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
+    let gateway = gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
     let mut others = Vec::new();
     for n in 0..600 {
         let mut other = envelope(&gateway, &format!("o{}", n % 20)).await;
@@ -374,7 +377,7 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
 /// What a subscription begins with was not counted, nor what came while it was being set up.
 #[tokio::test]
 async fn what_a_subscription_begins_with_counts_as_delivered() {
-    let gateway = Gateway::with(&rules(100, "")).await;
+    let gateway = gateway::with(&rules(100, "")).await;
     let first = publish(&gateway, "post:1", json!(1)).await;
     publish(&gateway, "post:1", json!(2)).await;
     publish(&gateway, "post:1", json!(3)).await;

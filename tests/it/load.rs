@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::redis::Redis;
 
-use super::client::Client;
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
+use super::history::rules;
 
 /// What one client saw of a channel that carries 1, 2, 3 ...
 struct Ledger {
@@ -49,8 +51,8 @@ impl Ledger {
 /// sees was declared before it, nothing comes twice, and no socket closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_under_load_every_hole_is_declared() {
-    let mut redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let mut redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
     let mut clients = Vec::new();
     for i in 0..50 {
         let mut client = Client::connect(&gateway, &format!("u{i}")).await;
@@ -96,13 +98,13 @@ async fn r1_under_load_every_hole_is_declared() {
     for round in 0..3 {
         gateway.metric_reaches("deliveries_total", 50.0 * 100.0 * f64::from(round + 1)).await;
         redis.kill();
-        super::eventually("the loss is seen", || async {
+        eventually("the loss is seen", || async {
             (gateway.metric("redis_connected").await == 0.0).then_some(())
         })
         .await;
         let before = gateway.metric("deliveries_total").await;
         let began = Instant::now();
-        redis.restart();
+        redis.restart().await;
         gateway.metric_reaches("deliveries_total", before + 500.0).await;
         eprintln!("round {round}: events flow {:?} after Redis came back", began.elapsed());
     }
@@ -122,10 +124,10 @@ async fn r1_under_load_every_hole_is_declared() {
 /// window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w21_a_thousand_sockets_move_without_an_error() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let drain = "[drain]\nsettle = \"500ms\"\nwindow = \"4s\"\n";
-    let mut leaving = Gateway::with(&(redis.config() + drain)).await;
-    let staying = Arc::new(Gateway::on_redis(&redis).await);
+    let mut leaving = gateway::with(&(redis.config() + drain)).await;
+    let staying = Arc::new(gateway::on_redis(&redis).await);
     leaving.ready().await;
     let mut clients = Vec::new();
     for i in 0..1000 {
@@ -167,11 +169,11 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
 #[ignore = "a measurement of a release build"]
 async fn a_hundred_thousand_channels_come_back_measured() {
     for pattern in ["plain", "post"] {
-        let mut redis = Redis::start();
+        let mut redis = Redis::start().await;
         let limits = "[limits]\nconnections_per_user = 2000\ncommand_burst = 1000\n\
                       ping_interval = \"1h\"\n[log]\nlevel = \"warn,tollgate::cli=info\"\n";
-        let config = format!("{limits}{}", super::history::rules(100, &redis.config()));
-        let gateway = Gateway::with(&config).await;
+        let config = format!("{limits}{}", rules(100, &redis.config()));
+        let gateway = gateway::with(&config).await;
         gateway.ready().await;
         let mut clients = Vec::new();
         for n in 0..800 {
@@ -188,7 +190,7 @@ async fn a_hundred_thousand_channels_come_back_measured() {
         let channels = gateway.metric("channels").await;
         let before = gateway.metric("gaps_declared_total").await;
         redis.kill();
-        redis.restart();
+        redis.restart().await;
         let began = Instant::now();
         gateway.metric_reaches("redis_connected{role=\"subscriber\"}", 1.0).await;
         let connected = began.elapsed();

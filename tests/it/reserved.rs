@@ -2,16 +2,16 @@
 
 use serde_json::json;
 use tollgate::protocol::Kind;
+use tollgate_support::client::Client;
+use tollgate_support::redis::Redis;
+use tollgate_support::sse::Stream;
 
-use super::client::Client;
-use super::gateway::Gateway;
-use super::redis::Redis;
-use super::sse::Stream;
+use super::gateway;
 
 #[tokio::test]
 async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
-    let redis = Redis::start();
-    let mut gateway = Gateway::on_redis(&redis).await;
+    let redis = Redis::start().await;
+    let mut gateway = gateway::on_redis(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let mut stream = Stream::of(&gateway, "u1", "", "").await;
     assert_eq!(stream.next().await.kind, "connected");
