@@ -1,7 +1,7 @@
 //! A WebSocket client of the gateway's protocols.
 //!
-//! Not here: the tokens that it brings (`tokens`), and the auditor's clients, which wander and resume. It reads
-//! nothing but when it is asked to, so it answers pings only then.
+//! Not here: the tokens that it brings (`tokens`), and the auditor's clients, which wander and
+//! resume. It reads nothing but when it is asked to, so it answers pings only then.
 
 use std::time::Duration;
 
@@ -17,7 +17,9 @@ use crate::DEADLINE;
 use crate::gateway::Gateway;
 use crate::tokens::token;
 
-/// How a socket ended: the close code and the reason; 1006 without a close frame, 0 where it was no socket.
+/// How a socket ended: the close code and the reason.
+///
+/// The code is 1006 without a close frame, and 0 where there was no socket or no JSON.
 pub type Ended = (u16, String);
 
 /// One socket.

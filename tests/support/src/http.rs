@@ -1,7 +1,7 @@
 //! HTTP requests as they stand on the wire, and the gateway's server API.
 //!
-//! Not here: WebSocket (`client`) and event streams (`sse`). What panics is for tests of a gateway that has to be
-//! there; what returns an `Option` or a `Result` is for gateways that may be gone.
+//! Not here: WebSocket (`client`) and event streams (`sse`). What panics is for tests of a gateway
+//! that has to be there; what returns an `Option` or a `Result` is for gateways that may be gone.
 
 use std::time::Duration;
 

@@ -1,10 +1,13 @@
 //! Reading a gateway's metrics.
+//!
+//! Not here: which metrics there are. All series of a name are added up, whatever their labels.
 
 use crate::http::try_get;
 
-/// The sum of the series that begin with `prefix`, `tollgate_` left out; nothing where no gateway answers.
+/// The sum of the series that begin with `prefix`; nothing where no gateway answers.
 ///
-/// A prefix that ends within a name is that whole name: `revocations` does not count `revocations_readable`.
+/// The prefix is without `tollgate_`. One that ends within a name is that whole name: `revocations`
+/// does not count `revocations_readable`.
 pub async fn read(admin: &str, prefix: &str) -> Option<f64> {
     let (_, text) = try_get(admin, "/metrics").await?;
     Some(sum(&text, prefix))

@@ -16,12 +16,15 @@ use crate::process::{Process, free_port};
 pub struct Nginx {
     process: Process,
     folder: TempDir,
+    /// Host and port where it listens.
     pub address: String,
 }
 
 impl Nginx {
-    /// Starts one. `http` says what stands in the block `http`, with the folder and the address; `main` what stands
-    /// before it, besides what makes it run in the foreground and in its own folder.
+    /// Starts one with these two parts of a configuration, and waits until it listens.
+    ///
+    /// `main` stands before the block `http`. `http` is what stands in the block, and is told the
+    /// folder and the address.
     pub async fn start(main: &str, http: impl Fn(&Path, &str) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", free_port());

@@ -1,6 +1,8 @@
-//! Processes that end with the test that started them, commands that are run to their end, and free ports.
+//! Processes that end with the test that started them, commands that are run to their end, and free
+//! ports.
 //!
-//! Not here: what is started. A process is killed and waited for when it is dropped, so that none is left behind.
+//! Not here: what is started. A process is killed and waited for when it is dropped, so that none
+//! is left behind.
 
 use std::io::Write as _;
 use std::net::TcpListener;
@@ -79,10 +81,10 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// A port that was free a moment ago, and so was the one 10,000 above, where a cluster's bus listens.
+/// A port that was free a moment ago.
 ///
-/// Both are below those that the system gives to outgoing connections, so that a server that is started again finds
-/// its own still free.
+/// So was the one 10,000 above, where a cluster's bus listens. Both are below those that the system
+/// gives to outgoing connections, so that a server that is started again finds its own still free.
 pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(11_000..22_000);

@@ -1,7 +1,8 @@
-//! A TCP proxy that misbehaves on demand: slow answers, a connection that is cut in the middle of a frame, one that
-//! stays open and brings nothing, one that brings nonsense.
+//! A TCP proxy that misbehaves on demand: slow answers, a connection that is cut in the middle of a
+//! frame, one that stays open and brings nothing, one that brings nonsense.
 //!
-//! Not here: what stands behind it. Where it leads, and what it does, changes while connections are open.
+//! Not here: what stands behind it. Where it leads, and what it does, changes while connections are
+//! open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use tokio::time::sleep;
 /// What happens to what the server sends, or to all that is on its way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mode {
+    /// Everything passes.
     Pass,
     /// Every piece of an answer waits so long.
     Delay(Duration),
@@ -25,7 +27,7 @@ pub enum Mode {
     Blackhole,
     /// Every connection that the server answers on is cut in the middle of that piece.
     Cut,
-    /// The same, but only of connections that were open before. The number tells one cut from the next.
+    /// The same of connections that are open now. The number tells one cut from the next.
     CutOnce(u32),
     /// The server's bytes are replaced by nonsense.
     Garbage,
@@ -38,6 +40,7 @@ type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() + Send>)>>>;
 
 /// A running proxy; it takes no more connections when this is dropped.
 pub struct Proxy {
+    /// Where it listens.
     pub address: SocketAddr,
     to: Arc<Mutex<String>>,
     mode: Arc<watch::Sender<Mode>>,

@@ -11,17 +11,24 @@ use crate::tokens::token;
 /// One event of a stream, whose data is JSON.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
+    /// Its type, `message` where the stream names none.
     pub kind: String,
+    /// Its id, if it has one.
     pub id: Option<String>,
+    /// Its data.
     pub data: Value,
 }
 
 /// The fields of one block of a stream.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Block {
+    /// The type of the event.
     pub event: Option<String>,
+    /// The lines of its data.
     pub data: Vec<String>,
+    /// Its id.
     pub id: Option<String>,
+    /// Milliseconds before the client comes back.
     pub retry: Option<u64>,
     /// Lines that are neither a field nor a comment.
     pub unknown: Vec<String>,
@@ -29,8 +36,10 @@ pub struct Block {
 
 /// One open stream.
 pub struct Stream {
+    /// What the gateway answered; its body is the stream.
     pub response: reqwest::Response,
     buffer: String,
+    /// Milliseconds before the client comes back, as the stream said last.
     pub retry: Option<u64>,
     /// The last id that was read.
     pub last: String,

@@ -1,4 +1,6 @@
 //! Waiting for a condition.
+//!
+//! Not here: what is waited for. A condition that does not come in time fails the test by its name.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,4 +1,6 @@
 //! How a gateway is started: the only place in the Rust tests that runs `tollgate serve`.
+//!
+//! Not here: the running gateway. What is started listens on addresses that nobody else has.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -9,7 +11,9 @@ use tempfile::NamedTempFile;
 use super::Gateway;
 use crate::process::{Process, free_port};
 
-/// What a gateway is started with. Only the tests know where Cargo has put the program, so they name it.
+/// What a gateway is started with.
+///
+/// Only the tests know where Cargo has put the program, so they name it.
 pub struct Launch {
     program: PathBuf,
     config: String,

@@ -1,4 +1,6 @@
 //! A gateway's log, read by a thread of its own, each line with the time at which it was read.
+//!
+//! Not here: what a line means. Lines are kept in order, and none is dropped by the reader.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::ChildStderr;
@@ -10,6 +12,7 @@ use parking_lot::Mutex;
 /// What the reader of a gateway's log does.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub enum Reader {
+    /// Reads all that comes.
     #[default]
     Reads,
     /// Holds the pipe and reads nothing more.

@@ -1,7 +1,7 @@
 //! A gateway's process, from the first line of its log to its end.
 //!
-//! Not here: how it is started (`launch`), how its log is kept (`log`), what it is configured to do. It ends when
-//! this is dropped, and shows its log where a test has failed.
+//! Not here: how it is started (`launch`), how its log is kept (`log`), what it is configured to
+//! do. It ends when this is dropped, and shows its log where a test has failed.
 
 mod launch;
 mod log;
@@ -23,9 +23,12 @@ use crate::{eventually, metrics};
 /// A running gateway.
 pub struct Gateway {
     process: Process,
+    /// Host and port of the public listener.
     pub public: String,
+    /// Host and port of the admin listener.
     pub admin: String,
     log: Log,
+    /// The file that it reads its configuration from.
     pub config: NamedTempFile,
 }
 
@@ -119,13 +122,14 @@ impl Gateway {
         http(&self.admin, &get_request(&self.admin, path)).await
     }
 
-    /// The sum of the series that begin with `prefix` ([`metrics::read`]); panics where it does not answer.
+    /// The sum of the series that begin with `prefix` ([`metrics::read`]); panics without an
+    /// answer.
     pub async fn metric(&self, prefix: &str) -> f64 {
         let (_, text) = self.get_admin("/metrics").await;
         metrics::sum(&text, prefix)
     }
 
-    /// The same; 0 where it does not answer.
+    /// The same; 0 without an answer.
     pub async fn metric_or_zero(&self, prefix: &str) -> f64 {
         metrics::read(&self.admin, prefix).await.unwrap_or(0.0)
     }

@@ -1,4 +1,7 @@
 //! A cluster of six servers: where its keys are, publishing, and slots that move.
+//!
+//! Not here: a client that follows redirections; each call asks anew who has the slot. A cluster is
+//! handed out only when all its slots are served and every replica follows.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,6 +16,7 @@ const START: Duration = Duration::from_secs(60);
 
 /// Three masters, each with a replica.
 pub struct Cluster {
+    /// All servers, in the order of their start.
     pub nodes: Vec<Redis>,
 }
 
@@ -62,7 +66,7 @@ impl Cluster {
         format!("redis+cluster://{},{}", self.nodes[0].address(), self.nodes[5].address())
     }
 
-    /// The place among the servers of the master that has a key, as the first server that answers knows it.
+    /// The place of a key's master among the nodes, as the first node that answers knows it.
     pub async fn owner(&self, key: &str) -> usize {
         for node in self.nodes.iter().filter(|node| node.runs()) {
             let Some(slot) = number(node, &["CLUSTER", "KEYSLOT", key]).await else { continue };
@@ -76,7 +80,7 @@ impl Cluster {
         panic!("nobody has the slot of {key}");
     }
 
-    /// Publishes where the slot is, as a cluster client would: durably, or plainly. Whether the server took it.
+    /// Publishes durably or plainly, as a cluster client would; whether the server took it.
     pub async fn publish(&self, channel: &str, data: &str, durable: bool) -> bool {
         let key = format!("tollgate:{channel}");
         let node = &self.nodes[self.owner(&key).await];

@@ -1,7 +1,8 @@
-//! Redis, and servers that speak its protocol, on free ports: alone here, in groups in the modules below.
+//! Redis, and servers that speak its protocol, on free ports: alone here, in groups in the modules
+//! below.
 //!
-//! Not here: what a test does with its keys. A server is killed when it is dropped, and its data goes with it; a
-//! restarted one has the port, the configuration and the files of the one before.
+//! Not here: what a test does with its keys. A server is killed when it is dropped, and its data
+//! goes with it; a restarted one has the port, the configuration and the files of the one before.
 
 mod cluster;
 mod replicated;
@@ -28,6 +29,7 @@ const REDIS: &str = "redis-server";
 pub struct Redis {
     /// None while it is killed.
     process: Option<Process>,
+    /// Where it listens.
     pub port: u16,
     folder: TempDir,
     program: String,
@@ -70,7 +72,7 @@ impl Redis {
         panic!("no Redis would start");
     }
 
-    /// Waits for an answer; false when the process ends instead, as it does where its port is taken.
+    /// Waits for an answer; false when the process ends instead, as where its port is taken.
     async fn answers(&mut self) -> bool {
         let began = Instant::now();
         while began.elapsed() < DEADLINE {
@@ -174,7 +176,7 @@ impl Redis {
         self.process = None;
     }
 
-    /// Starts the same server anew, whether it was killed before or not: without its data, unless it keeps a log.
+    /// Starts the same server anew, killed before or not: without its data, unless it keeps a log.
     pub async fn restart(&mut self) {
         self.kill();
         self.process = Some(spawn(&self.program, self.port, self.folder.path(), &self.lines));
@@ -191,7 +193,7 @@ pub async fn connect(address: &str) -> redis::RedisResult<MultiplexedConnection>
     client.get_multiplexed_async_connection_with_config(&config).await
 }
 
-/// Starts the process. Members of groups write to their configuration, and find there what they knew before.
+/// Starts the process. Members of groups write to their configuration, so it is written only once.
 fn spawn(program: &str, port: u16, folder: &Path, lines: &[String]) -> Process {
     let file = folder.join("redis.conf");
     if !file.exists() {

@@ -1,4 +1,6 @@
-//! A master with a replica, and nobody who watches them.
+//! A master with a replica.
+//!
+//! Not here: failovers, for nobody watches the two. The master takes no writes without its replica.
 
 use std::time::Duration;
 
@@ -9,7 +11,9 @@ const START: Duration = Duration::from_secs(20);
 
 /// A master that takes no writes without its replica.
 pub struct Replicated {
+    /// The one that takes writes.
     pub master: Redis,
+    /// The one that follows.
     pub replica: Redis,
 }
 

@@ -1,4 +1,7 @@
 //! A master, its replicas, and three Sentinels that know each other.
+//!
+//! Not here: waiting for one's turn, which tests that run beside each other need: Sentinels that are
+//! starved stop acting. A group is handed out only when all Sentinels know all of it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,14 +19,19 @@ const START: Duration = Duration::from_secs(60);
 
 /// After how long Sentinels act.
 pub struct Timing {
+    /// A server that is silent for so long is down.
     pub down_after: Duration,
+    /// A failover that takes longer is given up.
     pub failover: Duration,
 }
 
-/// A group; `master` and `replicas` are what they were at the start.
+/// A group.
 pub struct Sentinels {
+    /// The master at the start.
     pub master: Redis,
+    /// The replicas at the start.
     pub replicas: Vec<Redis>,
+    /// The Sentinels; the first one leads planned failovers.
     pub sentinels: Vec<Redis>,
 }
 
