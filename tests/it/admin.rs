@@ -52,6 +52,7 @@ async fn metrics_count_what_happens() {
     client.next().await;
     gateway.metric_reaches("deliveries_total{wire=\"plain\"}", 1.0).await;
     gateway.metric_reaches("delivery_seconds_count", 1.0).await;
+
     for (series, value) in [
         ("connections{wire=\"plain\",transport=\"websocket\"}", 1.0),
         ("connections_opened_total", 1.0),
@@ -77,10 +78,12 @@ async fn metrics_count_what_happens() {
     })
     .await;
     let (_, text) = gateway.get_admin("/metrics").await;
+
     for series in ["process_open_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"]
     {
         assert!(text.contains(&format!("# TYPE {series} ")), "{series}");
     }
+
     for line in text.lines().filter(|l| l.starts_with("tollgate_")) {
         let name = line.split(['{', ' ']).next().unwrap();
         let base =

@@ -1,5 +1,5 @@
-//! The closing handshake as bytes: what a client sees behind a Close frame of the gateway's, and when the
-//! gateway ends the connection.
+//! The closing handshake as bytes: what a client sees behind a Close frame of the gateway's, and
+//! when the gateway ends the connection.
 
 use std::io::ErrorKind;
 use std::time::Instant;
@@ -13,8 +13,8 @@ use tollgate_support::{DEADLINE, eventually};
 
 use super::gateway;
 
-/// The gateway waits this long for a client's Close (`http::socket::LINGER`); what a test says about the time
-/// before counts only if it was said in half of it.
+/// The gateway waits this long for a client's Close (`http::socket::LINGER`); what a test says
+/// about the time before counts only if it was said in half of it.
 const IN_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A client that does only what it is told to.
@@ -212,8 +212,9 @@ impl Way {
     }
 }
 
-/// Whatever the reason, the connection stays until the client has answered the Close frame; then it ends at
-/// once. Browsers over HTTP/2, and Firefox, did not see the code of a Close with the end right behind it.
+/// Whatever the reason, the connection stays until the client has answered the Close frame; then it
+/// ends at once. Browsers over HTTP/2, and Firefox, did not see the code of a Close with the end
+/// right behind it.
 #[tokio::test]
 async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     let ways = Way::ALL.map(|(way, code)| async move {
@@ -241,7 +242,8 @@ async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     futures_util::future::join_all(ways).await;
 }
 
-/// One that answers nothing, one that goes on talking, and one that floods are ended by the deadline or before.
+/// One that answers nothing, one that goes on talking, and one that floods are ended by the
+/// deadline or before.
 #[tokio::test]
 async fn field_c1_a_client_that_does_not_answer_is_ended() {
     let gateway = gateway::start().await;

@@ -230,7 +230,8 @@ async fn keeps_histories(mut subject: Subject) {
     assert_eq!(subject.history(&a, 2, 1000).await, "9: 8 9");
     assert_eq!(subject.history(&a, 10, 3).await, "9: 7 8 9");
 
-    // A later subscriber is told where the history stands; an opened channel has a position at once.
+    // A later subscriber is told where the history stands; an opened channel has a position at
+    // once.
     let top = Position { offset: 9, ..first };
     assert_eq!(subject.follow(&a, Tracking::Follow).await, Ok(Some(top.clone())));
     assert_eq!(subject.follow(&a, Tracking::Create).await, Ok(Some(top)));

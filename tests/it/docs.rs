@@ -1,5 +1,5 @@
-//! Generated documentation is what the code generates, configuration in documents works, and the fault
-//! catalogue names its tests.
+//! Generated documentation is what the code generates, configuration in documents works, and the
+//! fault catalogue names its tests.
 
 use std::fs;
 use std::path::Path;

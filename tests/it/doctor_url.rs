@@ -1,4 +1,5 @@
-//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, and in the ways that people get wrong.
+//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, and in the ways
+//! that people get wrong.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -180,6 +181,7 @@ async fn a_sound_deployment_is_sound() {
     let steps: Vec<_> =
         said.report["steps"].as_array().unwrap().iter().map(|s| &s["result"]).collect();
     assert_eq!(steps, vec!["ok"; 14], "{}", said.text);
+
     for (step, part) in [
         ("tls", "TLSv1_2"),
         ("upgrade", "nginx"),
@@ -192,6 +194,7 @@ async fn a_sound_deployment_is_sound() {
         let found = said.step(step)["found"].as_str().unwrap();
         assert!(found.contains(part), "{step}: {found}");
     }
+
     // The authority is not one of the system's.
     let rest = ["--idle", "0s"];
     let said = look(&url, &token("u1"), &rest).await;
@@ -264,6 +267,7 @@ async fn broken_proxies_are_named() {
             &[("sse", "sse_compressed")],
         ),
     ];
+
     for (server, expected) in cases {
         is_named(&gateway, &server, expected).await;
     }
@@ -337,6 +341,7 @@ async fn certificates_are_looked_at() {
         let said = look(&ws_url(&nginx), &token("u1"), &[]).await;
         assert!(said.wrong().contains(&("upgrade", "tls_expected")), "{}", said.text);
     }
+
     // The whole chain, and yet nobody's.
     let good = std::fs::read_to_string(certificates.path("good.pem")).unwrap();
     let chain = good + &std::fs::read_to_string(&ca).unwrap();
@@ -345,6 +350,7 @@ async fn certificates_are_looked_at() {
     let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
     let url = format!("wss://{}/ws", nginx.address);
     assert_eq!(look(&url, &token("u1"), &[]).await.wrong(), [("tls", "unknown_authority")]);
+
     // TLS where there is none.
     let url = format!("wss://{}/ws", gateway.public);
     assert_eq!(look(&url, &token("u1"), &["--ca", &ca]).await.wrong(), [("tls", "not_tls")]);
@@ -392,6 +398,7 @@ async fn origins_channels_and_keys_are_tried() {
     let (good, bad) = (good.path().to_str().unwrap(), bad.path().to_str().unwrap());
     let away = format!("http://127.0.0.1:{}/api", free_port());
     let elsewhere = format!("http://{}/other", other.public);
+
     for (rest, expected) in [
         (vec!["--origin", "https://evil.example"], Some(("origin", "origin_refused"))),
         (vec!["--origin", &own], Some(("origin", "host_changed"))),
@@ -588,9 +595,11 @@ async fn a_socket_that_went_deaf_is_found() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+
     let mut progress = BufReader::new(child.stderr.take().unwrap()).lines();
     let first = tokio::task::spawn_blocking(move || progress.next().unwrap().unwrap());
     assert_eq!(first.await.unwrap(), "idle: 0 of 2 s");
+
     proxy.set(Mode::Blackhole);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
     let output = output.await.unwrap();

@@ -44,8 +44,8 @@ async fn numbers_until(client: &mut Client, last: u64) -> (Vec<u64>, BTreeSet<St
 }
 
 /// R3 and R10: a path to Redis that swallows everything, cuts in the middle of a frame, or answers
-/// nonsense. It is noticed, memory stays bounded, sockets stay open, and what could be missing comes
-/// from the history or is declared.
+/// nonsense. It is noticed, memory stays bounded, sockets stay open, and what could be missing
+/// comes from the history or is declared.
 #[tokio::test]
 async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
     let redis = Redis::start().await;
@@ -56,6 +56,7 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
     durable.subscribe(json!("post:1")).await;
     let mut plain = Client::connect(&gateway, "u2").await;
     plain.subscribe(json!("plain:1")).await;
+
     let mut n = 0;
     for mode in [Mode::Blackhole, Mode::Cut, Mode::Garbage, Mode::Huge] {
         let before = gateway.metric("redis_reconnects_total").await;
@@ -102,7 +103,7 @@ async fn r6_a_sentinel_that_is_behind_is_not_believed() {
     })
     .await;
     group.sentinels[2].signal("-CONT");
-    // It answers again, at first with what it knew; then with what the others tell it.
+    // It answers again: at first what it knew before, then what the other Sentinels tell it.
     eventually_within(Duration::from_secs(60), "it has caught up", || async {
         let port = group.field(2, "port").await;
         (port == Some(group.replicas[0].port.to_string())).then_some(())
@@ -146,7 +147,8 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     assert!(seen.iter().copied().eq(1..=20), "{seen:?}");
 }
 
-/// R8: a wrong password, and no room for another client: said, and tried again; no secret in the log.
+/// R8: a wrong password, and no room for another client: said, and tried again; no secret in the
+/// log.
 #[tokio::test]
 async fn r8_wrong_password_and_no_room() {
     let redis = Redis::with(&["requirepass right-horse"]).await;
@@ -174,8 +176,8 @@ async fn r8_wrong_password_and_no_room() {
     }
 }
 
-/// R3: Redis hangs for six seconds under load and goes on: no socket is closed, the history fills what
-/// is its own and the rest is declared.
+/// R3: Redis hangs for six seconds under load and goes on: no socket is closed, the history fills
+/// what is its own and the rest is declared.
 #[tokio::test]
 async fn r3_redis_hangs_under_load() {
     let redis = Redis::start().await;
@@ -195,8 +197,8 @@ async fn r3_redis_hangs_under_load() {
     assert!(!gaps.contains("post:1"));
 }
 
-/// W19: where its descriptors are used up the gateway sheds, serves who is there, keeps some for itself,
-/// and recovers.
+/// W19: where its descriptors are used up the gateway sheds, serves who is there, keeps some for
+/// itself, and recovers.
 #[tokio::test]
 async fn w19_out_of_file_descriptors() {
     let gateway = gateway::start().await;
@@ -227,8 +229,8 @@ async fn w19_out_of_file_descriptors() {
     assert_eq!(next.next().await, json!(1));
 }
 
-/// W20 and W23: a replica is killed, and its thousand clients come to the other one together: all of
-/// them resume, and the sockets that were there go on.
+/// W20 and W23: a replica is killed, and its thousand clients come to the other one together: all
+/// of them resume, and the sockets that were there go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
     let redis = Redis::start().await;
@@ -239,6 +241,7 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
     two.ready().await;
     let mut there = Client::connect(&two, "u2").await;
     there.subscribe(json!("post:1")).await;
+
     let mut clients = Vec::new();
     let mut start = Value::Null;
     for _ in 0..1000 {
@@ -247,6 +250,7 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
         clients.push(client);
     }
     one.signal("-KILL");
+
     for n in 1..=10 {
         redis.fcall("post:1", &n.to_string()).unwrap();
     }
@@ -261,13 +265,15 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
         }
     });
     futures_util::future::join_all(back).await;
+
     for n in 1..=10 {
         assert_eq!(there.next().await, json!(n));
     }
     there.nothing_came().await;
 }
 
-/// W22: the clock is set by an hour, forwards and back. Timers go on; only tokens look at the clock.
+/// W22: the clock is set by an hour, forwards and back. Timers go on; only tokens look at the
+/// clock.
 #[tokio::test]
 async fn w22_the_clock_jumps() {
     let folder = tempfile::tempdir().unwrap();
@@ -292,6 +298,7 @@ async fn w22_the_clock_jumps() {
     )
     .await;
     let mut short = Client::connect(&gateway, "u2").await;
+
     for jump in ["-1h", "+0", "+2h"] {
         std::fs::write(&clock, jump).unwrap();
         // Both timers and events go on.
@@ -301,6 +308,7 @@ async fn w22_the_clock_jumps() {
             tokio::time::sleep(Duration::from_millis(400)).await;
         }
     }
+
     // The token of an hour has ended by the new clock, which is looked at now and then.
     let ended = std::sync::atomic::AtomicBool::new(false);
     let ((code, reason, _), ()) = tokio::join!(
@@ -319,8 +327,8 @@ async fn w22_the_clock_jumps() {
     assert_eq!((code, &*reason), (4401, "expired"));
 }
 
-/// R5: a master that is made a replica keeps its clients, and what is published there reaches nobody
-/// else: it is noticed, health says so, and what comes after is declared.
+/// R5: a master that is made a replica keeps its clients, and what is published there reaches
+/// nobody else: it is noticed, health says so, and what comes after is declared.
 #[tokio::test]
 async fn r5_a_master_that_is_made_a_replica_is_noticed() {
     let (redis, other) = (Redis::start().await, Redis::start().await);
@@ -351,8 +359,8 @@ async fn r5_a_master_that_is_made_a_replica_is_noticed() {
     while client.next().await != json!(1) {}
 }
 
-/// R3: publishers reach another server than the one that we hear (a name that was given another
-/// address): no connection is broken, and only the canary can tell.
+/// R3: publishers reach another server than the one that the gateway hears, as when a name is given
+/// another address. No connection is broken, and only the canary shows it.
 #[tokio::test]
 async fn r3_a_deaf_connection_is_found_by_its_canary() {
     let (old, new) = (Redis::start().await, Redis::start().await);
@@ -375,8 +383,8 @@ async fn r3_a_deaf_connection_is_found_by_its_canary() {
     assert!(gateway.metric("canary_seconds_count").await >= 1.0);
 }
 
-/// R12: there and back again: a master that was a replica in between may not have what it gave out
-/// before, so it begins anew.
+/// R12: a master becomes a replica and a master again. It may have lost positions that it gave out
+/// before, so it begins a new epoch.
 #[tokio::test]
 async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
     let (a, b) = (Redis::start().await, Redis::start().await);
@@ -391,7 +399,8 @@ async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut server.connection()).unwrap();
     };
     let publish = |data: &str| a.fcall("post:1", data).unwrap();
-    // The first replica begins a reign of its own.
+
+    // The replica takes over a replication identity of its own first.
     follow(&a, &b);
     eventually("the replica is there", || {
         let info: String =

@@ -1,5 +1,5 @@
-//! Gateways as the integration tests start them: with rules for a user and for posts, in whatever a test does not
-//! configure itself.
+//! Gateways as the integration tests start them: with rules for a user and for posts, in whatever a
+//! test does not configure itself.
 //!
 //! Not here: the process (`tollgate_support::gateway`).
 

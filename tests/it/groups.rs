@@ -1,7 +1,7 @@
 //! Groups of servers that elect each other, one at a time.
 //!
-//! Not here: the groups (`tollgate_support::redis`). They want the machine for themselves: Sentinels that are starved
-//! stop acting for half a minute.
+//! Not here: the groups (`tollgate_support::redis`). They want the machine for themselves:
+//! Sentinels that are starved stop acting for half a minute.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;

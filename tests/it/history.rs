@@ -1,5 +1,5 @@
-//! Histories and resuming, over both brokers: what a client missed comes, all of it and once, or it is
-//! told.
+//! Histories and resuming, over both brokers: what a client missed comes, all of it and once, or it
+//! is told.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -67,7 +67,8 @@ async fn resumes(gateway: &Gateway) {
         client.nothing_came().await;
     }
 
-    // What is trimmed, of another epoch or ahead of everything is not recovered, and nothing is sent.
+    // What is trimmed, of another epoch or ahead of everything is not recovered, and nothing is
+    // sent.
     let mut client = envelope(gateway, "u1").await;
     for since in [at(0), json!({"epoch": "1", "offset": 5}), at(1_000_000)] {
         let start = subscribe(&mut client, "post:1", &since).await;
@@ -137,11 +138,13 @@ async fn a_thousand_sockets_resume_with_one_reading() {
     let limits = "[limits]\nconnections_per_user = 2000\n";
     let gateway = gateway::with(&format!("{limits}{}", rules(100, &redis.config()))).await;
     gateway.ready().await;
+
     for n in 1..=20 {
         publish(&gateway, "post:1", json!(n)).await;
     }
     let mut first = envelope(&gateway, "u1").await;
     let epoch = subscribe(&mut first, "post:1", &Value::Null).await["epoch"].clone();
+
     let mut clients = Vec::new();
     for _ in 0..1000 {
         clients.push(envelope(&gateway, "u1").await);
@@ -154,28 +157,32 @@ async fn a_thousand_sockets_resume_with_one_reading() {
         calls.map_or(0, |n| n.parse::<u32>().unwrap())
     };
     let before = reads();
+
     for (n, client) in clients.iter_mut().enumerate() {
         let since = json!({"epoch": epoch, "offset": n % 19});
         client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;
     }
+
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.next().await["data"]["recovered"], true);
         for offset in n as u64 % 19 + 1..=20 {
             assert_eq!(client.next().await["offset"], offset);
         }
     }
+
     // One reading is two ranges: the last publication alone says how large they are.
     assert_eq!(reads() - before, 2);
 }
 
-/// Plain and durable publications on one channel: both come; after a loss the durable ones are filled,
-/// and that plain ones may be missing is declared.
+/// Plain and durable publications on one channel: both come; after a loss the durable ones are
+/// filled, and that plain ones may be missing is declared.
 #[tokio::test]
 async fn a_lost_connection_is_filled_from_the_history() {
     let redis = Redis::start().await;
     let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
+
     for channel in ["post:1", "post:2", "plain:3"] {
         client.subscribe(json!(channel)).await;
     }
@@ -192,11 +199,13 @@ async fn a_lost_connection_is_filled_from_the_history() {
     for expected in [json!(1), json!(2), json!("plain"), json!(3)] {
         assert_eq!(client.next().await, expected);
     }
+
     // Durable ones bring the time of their publication, and those by the server API.
     gateway.metric_reaches("delivery_seconds_count", 2.0).await;
     gateway.publish("plain:3", &json!(4)).await;
     assert_eq!(client.next().await, json!(4));
     gateway.metric_reaches("delivery_seconds_count", 3.0).await;
+
     for round in 0..3 {
         // Published while nobody listens.
         let mut kill = redis::pipe();
@@ -234,8 +243,8 @@ async fn a_lost_connection_is_filled_from_the_history() {
     assert!(gateway.metric("recoveries_total{result=\"filled\"}").await >= 6.0);
 }
 
-/// A Redis that lost its data, or is another process than the one that wrote last, begins a new epoch:
-/// nothing that was given out before is taken for the same.
+/// A Redis that lost its data, or is another process than the one that wrote last, begins a new
+/// epoch: nothing that was given out before is taken for the same.
 #[tokio::test]
 async fn r1_a_restarted_redis_begins_a_new_epoch() {
     let mut redis = Redis::with(&["appendonly yes", "appendfsync always"]).await;
@@ -297,6 +306,7 @@ async fn the_function_library_is_kept() {
         call.arg("tollgate_version").arg(0).query::<i64>(&mut redis.connection()).ok()
     })
     .await;
+
     for (arguments, why) in [
         (&["{}", "0"][..], "ttl_seconds"),
         (&["{}", "x"], "ttl_seconds"),
@@ -309,6 +319,7 @@ async fn the_function_library_is_kept() {
         let error = call.exec(&mut connection).unwrap_err().to_string();
         assert!(error.contains(why), "{arguments:?}: {error}");
     }
+
     // A later version stays.
     let newer = "#!lua name=tollgate\n\
         redis.register_function{function_name='tollgate_version', callback=function() return 99 end, flags={'no-writes'}}\n\
@@ -320,8 +331,8 @@ async fn the_function_library_is_kept() {
     assert_eq!(publish(&other, "post:1", json!(1)).await, json!({"offset": 7, "epoch": "5"}));
 }
 
-/// A client that leaves a channel and comes back to it at once gets each event once, and nothing of the
-/// channel follows `unsubscribed`.
+/// A client that leaves a channel and comes back to it at once gets each event once, and nothing of
+/// the channel follows `unsubscribed`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsubscribe_and_resume_under_load_doubles_nothing() {
     let gateway = gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
@@ -334,14 +345,13 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
     let mut client = envelope(&gateway, "u1").await;
     let start = subscribe(&mut client, "post:1", &Value::Null).await;
     let epoch = start["epoch"].clone();
-    let (publisher, mut last) = (
-        async {
-            for n in 0..300 {
-                publish(&gateway, "post:1", json!(n)).await;
-            }
-        },
-        start["offset"].as_u64().unwrap(),
-    );
+
+    let publisher = async {
+        for n in 0..300 {
+            publish(&gateway, "post:1", json!(n)).await;
+        }
+    };
+    let mut last = start["offset"].as_u64().unwrap();
     let follower = async {
         let (mut left, mut leaving) = (false, false);
         while last < 300 {

@@ -156,7 +156,7 @@ async fn w14_vanishing_clients_leave_nothing() {
     assert_eq!(client.next().await, json!(1));
 }
 
-/// W1 turned round: whoever asks and does not read the answers holds no connection for good.
+/// W1 turned round: a client that does not read its answers does not keep its connection for good.
 #[tokio::test]
 async fn w1_unread_answers_end_their_connection() {
     let gateway = gateway::with("[limits]\nhttp_connections = 3\n").await;
@@ -167,7 +167,7 @@ async fn w1_unread_answers_end_their_connection() {
         let mut stream = socket.connect(gateway.public.parse().unwrap()).await.unwrap();
         let request = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
         let request = request.replace("/nowhere", "/api/publish");
-        // Until neither side can take more.
+        // It writes until neither side can take more.
         let full = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), full).await;
         stuck.push(stream);
@@ -180,7 +180,8 @@ async fn w1_unread_answers_end_their_connection() {
     drop(stuck);
 }
 
-/// Who is one too many is told that it may come again, and was only cut off.
+/// A client beyond the limit is told that it may come again. Its connection used to be cut without
+/// an answer.
 #[tokio::test]
 async fn one_connection_too_many_is_put_off_with_503() {
     let gateway = gateway::with("[limits]\nhttp_connections = 2\n").await;
@@ -198,8 +199,8 @@ async fn one_connection_too_many_is_put_off_with_503() {
     drop(idle);
 }
 
-/// W13: a client that answers no ping is found, also when pings come faster than their deadline; each
-/// ping used to move the deadline of the one before.
+/// W13: a client that answers no ping is found, also when pings come faster than their deadline;
+/// each ping used to move the deadline of the one before.
 #[tokio::test]
 async fn w13_no_answer_to_pings_that_overlap() {
     let gateway = gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"3s\"\n").await;

@@ -1,4 +1,5 @@
-//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several carriers.
+//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several
+//! carriers.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -36,6 +37,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
         assert_eq!(client.next().await, json!({"for": user}));
         client.nothing_came().await;
     }
+
     // By name, and as an object with the id as it is.
     let mut by_name = Client::connect(&gateway, USERS[0].0).await;
     for (channel, code) in [
@@ -52,6 +54,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
             assert_eq!(answer["data"]["channel"], channel);
         }
     }
+
     // The server API takes the id as the token has it.
     let (_, listed) = gateway.get_admin("/debug/connections?user=did:privy:cm1").await;
     let listed: Value = serde_json::from_str(&listed).unwrap();

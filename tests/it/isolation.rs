@@ -59,11 +59,13 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
     let config =
         "[server]\nworkers = 2\n[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
     let gateway = gateway::with(config).await;
+
     // One in each of the two shards.
     let mut fences =
         [Client::connect(&gateway, "fence").await, Client::connect(&gateway, "fence").await];
     let mut members: Vec<Member> = Vec::new();
     let steps = steps();
+
     for (n, step) in steps.iter().enumerate() {
         let n = n as i64;
         // An event that is still on its way when a subscription begins may or may not belong to
@@ -103,6 +105,7 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
             Step::Drop(_) | Step::Subscribe(..) | Step::Unsubscribe(..) => {}
         }
     }
+
     for member in &mut members {
         let expected = std::mem::take(&mut member.expected);
         for n in expected {

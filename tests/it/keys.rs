@@ -1,4 +1,5 @@
-//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside it.
+//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside
+//! it.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -67,6 +68,7 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     let (first, second) = (Pair::new("k1"), Pair::new("k2"));
     upstream.answers(503, &json!({}));
     let mut gateway = gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
+
     // Never fetched: our fault, so the client may come back, and the replica is not ready.
     assert_eq!(
         Client::refused(&gateway, &first.token("u1")).await,
@@ -80,12 +82,15 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     upstream.answers(200, &set(&[&first]));
     gateway.ready().await;
     drop(Client::connect_with(&gateway, "/ws", &first.token("u1")).await);
-    // A key that is added is found by its kid before the next refresh, or by it; either way at once.
+
+    // A key that is added is found by its kid before the next refresh, or by it; either way at
+    // once.
     upstream.answers(200, &set(&[&first, &second]));
     eventually("the new key", || async {
         (refused_or_ok(&gateway, &second.token("u2")).await == "ok").then_some(())
     })
     .await;
+
     // An outage keeps what there is.
     for (status, body) in [(500, "oops"), (200, "not json"), (200, "{}")] {
         upstream.answers_text(status, body);
@@ -96,6 +101,7 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     }
     gateway.logged("cannot fetch the key set").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 200, "an outage keeps it ready");
+
     // A key that is withdrawn is out.
     upstream.answers(200, &set(&[&second]));
     eventually("the withdrawal", || async {
@@ -185,6 +191,7 @@ async fn key_set_over_tls(constraints: &str) {
         "-days",
         "2",
     ];
+
     let (key, cert) = (path("key.pem"), path("cert.pem"));
     openssl(&[&ec[..], &["-keyout", &key, "-out", &cert], &subject].concat(), b"");
     let pair = Pair::new("k1");
@@ -217,8 +224,8 @@ async fn come_and_go(address: String, stop: Arc<AtomicBool>, connects: Arc<Atomi
     }
 }
 
-/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key still
-/// good until its end and then refused with its cause.
+/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key
+/// still good until its end and then refused with its cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotating_a_secret_file_loses_no_socket() {
     let folder = tempfile::tempdir().unwrap();
@@ -243,6 +250,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
         )
     };
     let mut gateway = gateway::with(&config(&format!("secret_file = {path:?}"))).await;
+
     // Clients of the old key come and go all the while, and not one is refused.
     let (address, stop) = (gateway.public.clone(), Arc::new(AtomicBool::new(false)));
     let connects = Arc::new(AtomicUsize::new(0));
@@ -251,6 +259,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     for i in 0..20 {
         kept.push(Client::connect(&gateway, &format!("u{i}")).await);
     }
+
     // A bad new file: the old key stays, and everybody is told.
     mount("v2", "too short");
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
@@ -270,6 +279,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
             .contains("\"configuration\":{\"error\":null,\"ok\":true}")
     );
     drop(Client::connect(&gateway, "old").await);
+
     // Some more, all of them with the next key in force.
     let more = connects.load(Ordering::Relaxed) + 20;
     eventually("the load goes on", || async {
@@ -288,8 +298,8 @@ async fn rotating_a_secret_file_loses_no_socket() {
     }
 }
 
-/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during an
-/// outage an unknown `kid` was blamed on the token.
+/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during
+/// an outage an unknown `kid` was blamed on the token.
 #[tokio::test]
 async fn tokens_wait_for_the_fetch_that_they_need() {
     let upstream = Upstream::start().await;

@@ -28,6 +28,7 @@ async fn connections_in_all_per_user_and_per_ip() {
                   [limits]\nconnections = 4\nconnections_per_user = 2\nconnections_per_ip = 3\n";
     let gateway = gateway::with(config).await;
     let bearer = |user: &str| format!("Bearer {}", token(user));
+
     let mut kept = Vec::new();
     for (user, ip) in [("u1", "1.1.1.1"), ("u1", "1.1.1.1"), ("u2", "1.1.1.1"), ("u3", "2.2.2.2")] {
         let bearer = bearer(user);
@@ -50,10 +51,12 @@ async fn connections_in_all_per_user_and_per_ip() {
         refused(&gateway, "u1", "4.4.4.4").await,
         (4429, "too many connections of this user".into())
     );
+
     for limit in ["connections", "per_ip", "per_user"] {
         let series = format!("rejected_total{{reason=\"limit_{limit}\"}}");
         assert_eq!(gateway.metric(&series).await, 1.0, "{limit}");
     }
+
     for client in &mut kept {
         client.nothing_came().await;
     }
@@ -168,6 +171,7 @@ async fn w1_slow_requests_are_closed() {
             }
         }
     });
+
     for mut stream in [silent, body] {
         let mut answer = Vec::new();
         let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
@@ -201,6 +205,7 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
 #[tokio::test]
 async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
     const BEGUN: &[u8] = &[0x01, 0x81, 0, 0, 0, 0, b'{'];
+
     // A pong, a ping, and a fragment more.
     const BETWEEN: [&[u8]; 3] =
         [&[0x8a, 0x80, 0, 0, 0, 0], &[0x89, 0x80, 0, 0, 0, 0], &[0x00, 0x81, 0, 0, 0, 0, b' ']];
@@ -225,6 +230,7 @@ async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
     });
     let mut answer = Vec::new();
     let read = tokio::time::timeout(DEADLINE, reader.read_to_end(&mut answer)).await;
+
     // A reset is an end too: the client goes on sending.
     let _ = read.expect("closed in time");
     let code = 4408u16.to_be_bytes();
@@ -264,8 +270,8 @@ async fn a_burst_of_256_connects() {
     drop(clients);
 }
 
-/// W12: what waits for all clients together is bounded by a configured figure, though no single queue is
-/// over its own.
+/// W12: what waits for all clients together is bounded by a configured figure, though no single
+/// queue is over its own.
 #[tokio::test]
 async fn w12_all_queues_together_are_bounded() {
     let limits = "[limits]\nqueue_bytes = 4000000\nqueue_bytes_total = 5000000\nping_interval = \"1h\"\n\

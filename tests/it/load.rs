@@ -47,12 +47,13 @@ impl Ledger {
     }
 }
 
-/// R1 under load: Redis is killed and comes back while a publisher goes on; every hole that a client
-/// sees was declared before it, nothing comes twice, and no socket closes.
+/// R1 under load: Redis is killed and comes back while a publisher goes on; every hole that a
+/// client sees was declared before it, nothing comes twice, and no socket closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_under_load_every_hole_is_declared() {
     let mut redis = Redis::start().await;
     let gateway = gateway::on_redis(&redis).await;
+
     let mut clients = Vec::new();
     for i in 0..50 {
         let mut client = Client::connect(&gateway, &format!("u{i}")).await;
@@ -95,6 +96,7 @@ async fn r1_under_load_every_hole_is_declared() {
             })
         })
         .collect();
+
     for round in 0..3 {
         gateway.metric_reaches("deliveries_total", 50.0 * 100.0 * f64::from(round + 1)).await;
         redis.kill();
@@ -109,6 +111,7 @@ async fn r1_under_load_every_hole_is_declared() {
         eprintln!("round {round}: events flow {:?} after Redis came back", began.elapsed());
     }
     recovered_from.store(0, Ordering::Relaxed);
+
     let mut kept = Vec::new();
     for reader in readers {
         let (client, ledger) = reader.await.unwrap();
@@ -129,10 +132,12 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     let mut leaving = gateway::with(&(redis.config() + drain)).await;
     let staying = Arc::new(gateway::on_redis(&redis).await);
     leaving.ready().await;
+
     let mut clients = Vec::new();
     for i in 0..1000 {
         clients.push(Client::connect(&leaving, &format!("u{i}")).await);
     }
+
     let mut movers = Vec::new();
     for (i, mut client) in clients.into_iter().enumerate() {
         let staying = Arc::clone(&staying);
@@ -149,6 +154,7 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     }
     let began = Instant::now();
     leaving.signal("-TERM");
+
     let mut moved = Vec::new();
     for mover in movers {
         moved.push(mover.await.unwrap());
@@ -187,6 +193,7 @@ async fn a_hundred_thousand_channels_come_back_measured() {
             }
             clients.push(client);
         }
+
         let channels = gateway.metric("channels").await;
         let before = gateway.metric("gaps_declared_total").await;
         redis.kill();

@@ -1,5 +1,5 @@
-//! Old masters of a Sentinel group that somebody still publishes to, where no replica of the gateway
-//! saw the switch, or the old master's end was not the end.
+//! Old masters of a Sentinel group that publishers still reach: no replica of the gateway saw the
+//! failover, or the old master came back after its end.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use super::gateway;
 use super::groups::sentinels;
 use super::topologies::config;
 
-/// Elections, and the ten seconds until Sentinel makes a replica of an old master.
+/// Long enough for an election, and for the ten seconds until Sentinel makes a replica of an old
+/// master.
 const A_WHILE: Duration = Duration::from_secs(60);
 
 fn role(redis: &Redis) -> Option<String> {
@@ -36,7 +37,7 @@ async fn master_is(group: &Sentinels, redis: &Redis) {
     .await;
 }
 
-/// Publishes to a server while it is a master; false when it is none any more.
+/// Publishes to a server that calls itself a master; false when it does not any more.
 fn publish_to_old(old: &Redis) -> bool {
     if role(old).as_deref() != Some("master") {
         return false;
@@ -66,8 +67,8 @@ async fn envelopes(gateway: &Gateway) -> Client {
     client
 }
 
-/// A replica that starts while the old master still takes publications had no switch to see: what the
-/// old one took was never declared there.
+/// A gateway that starts after the failover, while the old master still takes publications, has not
+/// seen the failover. It used to declare nothing of what the old master took.
 #[tokio::test]
 async fn r4_who_starts_after_the_switch_declares_too() {
     let group = sentinels(1).await;
@@ -82,8 +83,8 @@ async fn r4_who_starts_after_the_switch_declares_too() {
     both_declared(&mut client).await;
 }
 
-/// An old master that was down comes back as one, for some ten seconds: its first end had been taken for
-/// the last.
+/// An old master that was down comes back as a master for some ten seconds. The gateway used to
+/// take its first end for the last one.
 #[tokio::test]
 async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     let mut group = sentinels(1).await;
@@ -106,8 +107,8 @@ async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     assert_eq!(role(&group.master).as_deref(), Some("slave"));
 }
 
-/// Nobody was there to see the switch and the end both: the fence was never put down, and who held a
-/// position of the new master resumed as if it had everything.
+/// No gateway saw both the failover and the old master's end. The fence was never written, and a
+/// client with a position of the new master resumed as if it had everything.
 #[tokio::test]
 async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
     let group = sentinels(1).await;

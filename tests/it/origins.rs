@@ -113,8 +113,8 @@ async fn field_e5_development_signs_with_a_secret_of_its_own() {
     let signed = body["token"].as_str().unwrap();
     let client = Client::connect_with(&dev, "/ws", signed).await;
     assert_eq!(client.connected["data"]["userId"], "admin");
-    // Another gateway with the same configuration does not accept it; tokens of the configured key are
-    // accepted by both.
+    // Another gateway with the same configuration does not accept it; tokens of the configured key
+    // are accepted by both.
     assert_eq!(Client::refused(&usual, signed).await, (4401, "bad_signature".to_owned()));
     Client::connect(&dev, "u1").await;
     for path in ["/", "/dev/token?user=admin"] {

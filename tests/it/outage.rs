@@ -1,5 +1,5 @@
-//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and errors
-//! have their time and go.
+//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and
+//! errors have their time and go.
 
 use std::time::{Duration, SystemTime};
 
@@ -127,7 +127,8 @@ async fn field_b6_a_hung_redis_is_an_interruption() {
     assert!(gaps_until_live(&mut client).await >= 1);
 }
 
-/// With several connections, which come back one by one: `live` comes when all have, behind all gaps.
+/// With several connections, which come back one by one: `live` comes when all have, behind all
+/// gaps.
 #[tokio::test]
 async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
     let mut redis = Redis::start().await;

@@ -36,7 +36,8 @@ async fn a_rotated_redis_password_needs_no_restart() {
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
 
-    // Whoever changed the password and forgot the file is told which file, and what Redis says.
+    // An operator who changed the password and forgot the file is told which file it is, and what
+    // Redis says.
     set_user(&redis, &[">second-horse", "<first-horse"]);
     cut_off(&redis);
     gateway.logged("WRONGPASS").await;
@@ -47,7 +48,7 @@ async fn a_rotated_redis_password_needs_no_restart() {
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
 
-    // With both valid for a while, nobody notices.
+    // While both passwords are valid, no client notices the change.
     set_user(&redis, &[">third-horse"]);
     fs::write(file.path(), "third-horse\n").unwrap();
     set_user(&redis, &["<second-horse"]);
@@ -59,7 +60,7 @@ async fn a_rotated_redis_password_needs_no_restart() {
 #[tokio::test]
 async fn the_sentinels_password_is_read_from_its_file() {
     let redis = Redis::start().await;
-    // It asks for a password, and is alone with its master.
+    // A Sentinel that asks for a password, the only one of its master.
     let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", redis.port);
     let sentinel = Redis::with(&["requirepass of-sentinel", &monitor]).await;
     let folder = tempfile::tempdir().unwrap();

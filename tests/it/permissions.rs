@@ -20,6 +20,7 @@ async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
     let gateway = gateway::with(rules).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let later = now() + 600;
+
     for (channel, token, code, message) in [
         ("room:1", None, "token_refused", "missing"),
         ("room:1", Some(subscription("u2", "room:1", later)), "token_refused", "claim_invalid"),
@@ -45,6 +46,7 @@ async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
     assert_eq!(client.next().await["type"], "subscribed");
     gateway.publish("room:1", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
+
     // It opens no connection (RFC 8725 section 3.12).
     let bearer = format!("Bearer {token}");
     let headers = [("authorization", bearer.as_str())];
@@ -80,7 +82,8 @@ async fn a_subscription_ends_with_its_token() {
     assert_eq!(client.next().await, json!(2));
 }
 
-/// An application inside a cluster often has a certificate of its own authority, or one that signed itself.
+/// An application inside a cluster often has a certificate of its own authority, or one that signed
+/// itself.
 #[tokio::test]
 async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
     let upstream = Upstream::start().await;
@@ -124,12 +127,14 @@ async fn the_callback_decides_and_fails_closed() {
     let asked = &upstream.asked()[0];
     assert_eq!(asked.0, "Bearer between-us");
     assert_eq!(asked.1, json!({"user": "u1", "channel": "post:1", "claims": {"plan": "gold"}}));
+
     // Another socket with the same claims is not asked about again.
     let mut second = Client::connect_with(&gateway, "/ws", &token).await;
     assert_eq!(second.subscribe(json!("post:1")).await["type"], "subscribed");
     assert_eq!(upstream.count(), 1);
     upstream.answers(200, &json!({"allow": false}));
     assert_eq!(client.subscribe(json!("post:2")).await["data"]["code"], "forbidden");
+
     // Whatever is not a clear answer is a no, and is asked again.
     for (status, body) in
         [(500, "{\"allow\":true}"), (302, ""), (200, "yes"), (200, "{}"), (200, "{\"allow\":1}")]
@@ -189,8 +194,8 @@ async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
     client.nothing_came().await;
 }
 
-/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription that
-/// was given up left its end behind for the next one.
+/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription
+/// that was given up left its end behind for the next one.
 #[tokio::test]
 async fn a_subscription_is_renewed_by_a_later_token() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";

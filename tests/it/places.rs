@@ -1,5 +1,5 @@
-//! Connections, descriptors and patience are shared out: what one address takes, others and the gateway
-//! itself still have.
+//! Connections, file descriptors and waiting times have shares: what one address takes is not taken
+//! from other addresses, nor from the gateway itself.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -162,13 +162,14 @@ async fn field_a8_the_admin_listener_is_shared_too() {
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
-/// Sets how many files the gateway may have open: so many clients more than now.
+/// Lets the gateway have so many more open files that there is room for so many more clients.
 pub fn room_for(gateway: &Gateway, clients: usize) {
-    // A quarter is reserved.
+    // A quarter of its files is not for clients.
     gateway.allow_files((gateway.open_files() + clients) * 4 / 3 + 1);
 }
 
-/// Clients take what they find, and Redis drops its connections: those are made anew.
+/// Clients use up the descriptors, and Redis drops the gateway's connections: the gateway can
+/// connect again.
 #[tokio::test]
 async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
     let server = Redis::start().await;

@@ -140,6 +140,7 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
     gateway.metric_reaches("auth_failures_total{reason=\"bad_signature\"}", 5.0).await;
     let log = gateway.log();
     assert!(log.contains("token refused"), "the log is at its finest\n{log}");
+
     for token in &tokens {
         for part in token.split('.') {
             let known = part == token.split('.').next().unwrap();

@@ -1,5 +1,5 @@
-//! What stands in Redis, and what Redis says, when neither is as it should be: it harms its own channel or
-//! shows in the state, and nobody else notices.
+//! What stands in Redis, and what Redis says, when neither is as it should be: it harms its own
+//! channel or shows in the state, and nobody else notices.
 
 use serde_json::json;
 use tollgate_support::client::Client;
@@ -151,8 +151,8 @@ async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
     assert_eq!(gateway.metric("redis_reconnects_total").await, 0.0);
 }
 
-/// An ACL that was tightened and put right again: the canary's channel was never asked for again, the state
-/// stayed degraded, and nobody would have noticed that the connection is deaf.
+/// An ACL that was tightened and put right again: the canary's channel was never asked for again,
+/// the state stayed degraded, and nobody would have noticed that the connection is deaf.
 #[tokio::test]
 async fn a_canary_that_was_refused_is_asked_for_again() {
     let redis = Redis::start().await;

@@ -58,8 +58,8 @@ async fn gaps(client: &mut Client, channels: &[String]) -> Vec<String> {
     seen
 }
 
-/// A second `subscribe` for the same channel in one read was answered before Redis had confirmed the
-/// first.
+/// A second `subscribe` for the same channel in one read was answered before Redis had confirmed
+/// the first.
 #[tokio::test]
 async fn subscribed_twice_in_one_read_is_not_confirmed_early() {
     let redis = Redis::start().await;
@@ -83,6 +83,7 @@ async fn r1_redis_killed_and_restarted() {
     let mut redis = Redis::start().await;
     let gateway = gateway::on_redis(&redis).await;
     let channels: Vec<String> = (0..5).map(|i| format!("post:{i}")).collect();
+
     let mut clients = Vec::new();
     for i in 0..20 {
         let mut client = Client::connect(&gateway, &format!("u{i}")).await;
@@ -92,6 +93,7 @@ async fn r1_redis_killed_and_restarted() {
         clients.push((client, format!("user:u{i}")));
     }
     redis.publish("tollgate:post:0", "0");
+
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(0));
     }
@@ -104,6 +106,7 @@ async fn r1_redis_killed_and_restarted() {
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &body["degraded"]), (200, &json!(true)), "an outage keeps it ready");
     redis.restart().await;
+
     for (client, own) in &mut clients {
         let mut all = channels.clone();
         all.push(own.clone());
@@ -112,6 +115,7 @@ async fn r1_redis_killed_and_restarted() {
         assert_eq!(seen.len(), unique.len(), "once per channel");
     }
     redis.publish("tollgate:post:1", "1");
+
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(1));
     }
@@ -216,8 +220,8 @@ async fn r8_redis_refuses_the_subscription() {
     assert_eq!(client.next().await, json!(1));
 }
 
-/// R8: one channel that Redis refuses after it was live is declared, and the others go on. It used to
-/// make the replica deaf, reconnecting in a hot loop.
+/// R8: one channel that Redis refuses after it was live is declared, and the others go on. It used
+/// to make the replica deaf, reconnecting in a hot loop.
 #[tokio::test]
 async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     let user = "user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:*";
@@ -232,6 +236,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
         let rule: Vec<_> = rule.split(' ').collect();
         redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(rule).exec(&mut redis.connection())
     };
+
     // Redis cuts off a subscriber that has lost a channel.
     acl("resetchannels &gateway:* &tollgate:user:*").unwrap();
     let mut reasons = BTreeSet::new();
@@ -245,6 +250,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
     assert!(gateway.metric("redis_reconnects_total").await < 5.0, "no hot loop");
+
     // Allowed again, it comes back by itself, and what was missed is declared.
     acl("&tollgate:*").unwrap();
     assert_eq!(gaps(&mut client, &["post:9".to_owned()]).await.len(), 1);
@@ -252,8 +258,8 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     assert_eq!(client.next().await, json!(2));
 }
 
-/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole. Events
-/// of the subscription before used to stand in front of one.
+/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole.
+/// Events of the subscription before used to stand in front of one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     let redis = Redis::start().await;
@@ -283,6 +289,7 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     let mut client = Client::connect(&gateway, "u1").await;
     let command = |kind: &str| json!({"type": kind, "channel": "post:0"});
     client.send(command("subscribe")).await;
+
     for _ in 0..300 {
         while client.next().await["type"] != "subscribed" {}
         let first = client.next().await.as_i64().expect("an event");
@@ -420,6 +427,7 @@ async fn the_documented_acl_is_enough() {
     let mut client = Client::connect_with(&gateway, &path, &token("u1")).await;
     let positions = &client.connected["data"]["positions"]["user:u1"];
     assert_eq!(positions["recovered"], true, "{positions}");
+
     for n in 1..=2 {
         assert_eq!(client.next().await["data"], json!(n));
     }

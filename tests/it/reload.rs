@@ -205,8 +205,8 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     );
     assert_eq!(gone.data["data"]["reason"], "no rule allows this channel");
 
-    // What was taken away brings nothing more, and what was not goes on. A channel that a rule names
-    // by itself now comes with the next connection.
+    // What was taken away brings nothing more, and what was not goes on. A channel that a rule
+    // names by itself now comes with the next connection.
     for (n, channel) in all.iter().chain(&["granted:3", "user:u1"]).enumerate() {
         // No rule gives one of them any more, so this may be refused.
         gateway.api("publish", &json!({"channel": channel, "data": n})).await;

@@ -153,8 +153,8 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
     assert_eq!(client.closed().await.0, 4409);
 }
 
-/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked; and if
-/// it could not read that, for ever.
+/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked;
+/// and if it could not read that, for ever.
 #[tokio::test]
 async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     let redis = Redis::start().await;
@@ -219,6 +219,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
     const MANY: usize = 20_000;
     let redis = Redis::start().await;
     let mut connection = redis.connection();
+
     for chunk in (0..MANY).collect::<Vec<_>>().chunks(1000) {
         let mut add = redis::cmd("ZADD");
         add.arg("gateway:tollgate:revoked");
@@ -239,6 +240,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
         "\u{1}\u{0}",
         &"x".repeat(9000),
     ];
+
     for entry in bad {
         let score = format!("{}.5", now() + 700);
         redis::cmd("ZADD")
@@ -248,6 +250,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
             .exec(&mut connection)
             .unwrap();
     }
+
     // Who comes early waits for it, on a busy machine longer than is usual.
     let config = format!("{}[auth]\ndeadline = \"30s\"\n", redis.config());
     for _ in 0..3 {

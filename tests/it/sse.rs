@@ -1,4 +1,5 @@
-//! Server-sent events: the same session as on a socket, resume by `Last-Event-ID`, limits, refusals.
+//! Server-sent events: the same session as on a socket, resume by `Last-Event-ID`, limits,
+//! refusals.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -120,6 +121,7 @@ async fn w17_bad_requests_for_a_stream_are_refused() {
     let wrong = format!("Bearer {wrong}");
     let names: Vec<_> = (0..300).map(|n| format!("post:{n}")).collect();
     let names = format!("channels={}", names.join(","));
+
     for (query, headers, status, why) in [
         ("channels=post:*", vec![auth], 400, "channels"),
         ("channels=a:", vec![auth], 400, "channels"),
@@ -177,10 +179,12 @@ async fn w14_a_stream_leaves_nothing_behind() {
     let one = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     let mut two = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     two.begun(2).await;
+
     // An EventSource is told to come back, since it would not from a status.
     let mut third = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     assert_eq!(third.next().await.data["data"]["code"], 4429);
     assert_eq!((third.try_next().await, third.retry.is_some()), (None, true));
+
     // Its end is counted after it was told.
     eventually("two are left", || async {
         (gateway.metric("connections{wire=\"plain\",transport=\"sse\"}").await == 2.0).then_some(())
@@ -271,8 +275,8 @@ async fn streams_share_an_events_bytes() {
     }
 }
 
-/// A client that missed more on several channels than its queue holds is caught up all the same: it used
-/// to be closed as slow, and to come back to the same.
+/// A client that missed more on several channels than its queue holds is caught up all the same: it
+/// used to be closed as slow, and to come back to the same.
 #[tokio::test]
 async fn a_stream_that_missed_much_is_caught_up() {
     let gateway = gateway::with(&rules(1000, "")).await;
@@ -350,7 +354,8 @@ async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
     assert_eq!(stream.next().await.data, json!(4));
 }
 
-/// A page of an allowed origin may send the token in a header; a foreign page's image opens nothing.
+/// A page of an allowed origin may send the token in a header; a foreign page's image opens
+/// nothing.
 #[tokio::test]
 async fn preflight_and_hidden_requests() {
     let gateway = gateway::with(&rules(10, "")).await;

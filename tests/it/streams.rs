@@ -1,5 +1,5 @@
-//! Streams as the world's clients read them: the ways in which they come back, what they take for an event,
-//! what stands between them and the gateway.
+//! Streams as the world's clients read them: the ways in which they come back, what they take for
+//! an event, what stands between them and the gateway.
 
 use serde_json::{Value, json};
 use tollgate_support::DEADLINE;
@@ -28,8 +28,9 @@ async fn first(mut stream: Stream, channels: usize) -> Value {
     stream.next().await.data
 }
 
-/// Clients that stand in for `EventSource` bring their last id in the query, and it may stand beside one that the
-/// page gave them, or the header. It was ignored, and what happened in the break was lost in silence.
+/// Clients that stand in for `EventSource` bring their last id in the query, and it may stand
+/// beside one that the page gave them, or the header. It was ignored, and what happened in the
+/// break was lost in silence.
 #[tokio::test]
 async fn field_c2_a_query_names_the_last_event_too() {
     let gateway = gateway::with(&rules(10, "")).await;
@@ -83,8 +84,8 @@ async fn read_to(mut stream: Stream, text: &str) -> String {
     read
 }
 
-/// Clients that read by `fetch` take each blank line for the end of an event, and one without data for an empty
-/// one: a page that parses it fails, and opens the stream again, for ever.
+/// Clients that read by `fetch` take each blank line for the end of an event, and one without data
+/// for an empty one: a page that parses it fails, and opens the stream again, for ever.
 #[tokio::test]
 async fn field_c3_every_block_of_a_stream_has_data() {
     let limits = "[limits]\nping_interval = \"1s\"\nconnections_per_ip = 1\n";

@@ -115,8 +115,8 @@ async fn a7_a_refused_refresh_leaves_the_old_end() {
     assert_eq!(client.closed().await.1, "expired");
 }
 
-/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a second longer
-/// was at once, and so was the next.
+/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a
+/// second longer was at once, and so was the next.
 #[tokio::test]
 async fn field_c7_the_notice_is_a_share_of_the_tokens_life() {
     let gateway = gateway::start().await;

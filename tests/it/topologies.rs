@@ -18,7 +18,7 @@ pub fn config(url: &str, extra: &str) -> String {
     rules(100, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{extra}"))
 }
 
-/// Reads until a gap of that channel has come; the events before it.
+/// Reads until a gap of that channel has come, and returns the events before it.
 async fn until_gap(client: &mut Client, channel: &str) -> Vec<Value> {
     let mut before = Vec::new();
     loop {
@@ -53,7 +53,7 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
     assert_eq!(client.next().await, json!(1));
     group.fail_over().await;
     until_gap(&mut client, "plain:1").await;
-    // The new master is where events come from now, while the old one is still a master.
+    // Events come from the new master from now on, while the old one still calls itself a master.
     let new = &group.replicas[0];
     eventually("the new master has a subscriber", || {
         std::future::ready((new.publish("tollgate:plain:1", "2") > 0).then_some(()))
@@ -65,15 +65,17 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
         }
     }
     gateway.logged(&format!("port: {} }}", group.replicas[0].port)).await;
-    // A publisher that has not noticed loses its events on the old master: declared when that ends.
+    // A publisher that has not noticed the failover loses its events on the old master. The gateway
+    // declares them when the old master becomes a replica.
     until_gap(&mut client, "plain:1").await;
     gateway.logged("a master no more").await;
     let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 3})).await;
     assert!(answer["result"]["offset"].is_u64(), "{answer}");
 }
 
-/// R4: what an old master still took is declared when it ends, to who is connected. Who was there, left
-/// before, and comes back to another replica resumed as if it had everything.
+/// R4: events that the old master still took are declared to connected clients when it ends. A
+/// client that had left before, and came back to another replica of the gateway, used to resume as
+/// if it had everything.
 #[tokio::test]
 async fn r4_who_was_away_when_the_old_master_ended_is_told() {
     let group = sentinels(1).await;
@@ -88,7 +90,8 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
     };
     let first = publish(1).await;
     group.fail_over().await;
-    // In the epoch of the new master, while the old one takes publications.
+
+    // A position in the epoch of the new master, while the old one still takes publications.
     let position = eventually("the new master has a history", || async {
         let position = publish(2).await;
         (position["epoch"].is_string() && position["epoch"] != first["epoch"]).then_some(position)
@@ -98,6 +101,7 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
     gateway.logged("a master no more").await;
     let late = gateway::with(&config(&group.url(), "")).await;
     late.ready().await;
+
     for gateway in [&late, &gateway] {
         let mut client = Client::connect_with(gateway, "/ws?format=envelope", &token("u1")).await;
         let resume = async |client: &mut Client, since: &Value| {
@@ -108,15 +112,15 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
         let answer = resume(&mut client, &position).await;
         assert_eq!(answer["data"]["recovered"], false, "{answer}");
         assert_ne!(answer["data"]["epoch"], position["epoch"], "{answer}");
-        // Positions from now on are good.
+        // A position that is given out after the old master's end is good.
         let mut again = Client::connect_with(gateway, "/ws?format=envelope", &token("u2")).await;
         let answer = resume(&mut again, &answer["data"]).await;
         assert_eq!(answer["data"]["recovered"], true, "{answer}");
     }
 }
 
-/// R4: while a failover with several replicas is under way, its leader names the old master with the new
-/// epoch: that used to pin gateways to the old one for good.
+/// R4: while a failover with several replicas is under way, the leading Sentinel names the old
+/// master with the new epoch. Gateways used to believe that for good.
 #[tokio::test]
 async fn r4_the_leader_of_a_failover_alone_is_enough() {
     let group = sentinels(3).await;
@@ -135,7 +139,7 @@ async fn r4_the_leader_of_a_failover_alone_is_enough() {
             (there && up).then_some(())
         })
         .await;
-        // The next one is refused while the old master is not a replica yet.
+        // The Sentinel refuses the next failover as long as the old master is not a replica.
         eventually_within(Duration::from_secs(90), "the group has settled", || async {
             group.know_each_other().await.then_some(())
         })
@@ -144,7 +148,8 @@ async fn r4_the_leader_of_a_failover_alone_is_enough() {
     }
 }
 
-/// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a master.
+/// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a
+/// master.
 #[tokio::test]
 async fn r5_an_unplanned_sentinel_failover_is_followed() {
     let mut group = sentinels(1).await;
@@ -163,13 +168,14 @@ async fn r5_an_unplanned_sentinel_failover_is_followed() {
     .await;
     assert_eq!(offset, 1, "a new epoch");
     assert_eq!(next_event(&mut client).await["data"], 2);
-    // The old one comes back as it was, a master by its own account, until the Sentinels see it.
+    // The old master comes back as it was: it calls itself a master until the Sentinels see it.
     group.master.restart().await;
     group.replicas[0].fcall("post:1", "3").unwrap();
     assert_eq!(next_event(&mut client).await["data"], 3);
 }
 
-/// A server that is a replica is refused with a reason: what is published there reaches nobody else.
+/// A server that is a replica is refused with a reason: what is published there reaches nobody
+/// else.
 #[tokio::test]
 async fn r5_a_replica_is_not_taken_for_a_master() {
     let master = Redis::start().await;
@@ -188,6 +194,7 @@ async fn r9_a_cluster_serves_all_slots() {
         gateway::with(&config(&cluster.url(), extra)).await,
         gateway::with(&config(&cluster.url(), "")).await,
     ];
+
     let mut clients = Vec::new();
     for gateway in &gateways {
         gateway.ready().await;
@@ -198,12 +205,14 @@ async fn r9_a_cluster_serves_all_slots() {
         }
         clients.push(client);
     }
+
     for n in 0..40 {
         assert!(cluster.publish(&format!("post:{n}"), &format!("\"d{n}\""), true).await);
         assert!(cluster.publish(&format!("plain:{n}"), &format!("\"p{n}\""), false).await);
         let via = &gateways[n % 2];
         via.api("publish", &json!({"channel": format!("post:{n}"), "data": "api"})).await;
     }
+
     for client in &mut clients {
         let mut seen = std::collections::BTreeMap::<String, u32>::new();
         for _ in 0..120 {
@@ -213,14 +222,15 @@ async fn r9_a_cluster_serves_all_slots() {
         assert!(seen.len() == 80 && seen.values().all(|n| *n == 1), "{seen:?}");
         client.nothing_came().await;
     }
-    // Control reaches both.
+
+    // A control message reaches both replicas of the gateway.
     gateways[0].api("disconnect", &json!({"user": "u1"})).await;
     for client in &mut clients {
         assert_eq!(client.closed().await.0, 4409);
     }
 }
 
-/// R9: a slot that moves under load: plain events are delivered or declared, durable ones come all.
+/// R9: a slot moves under load. Every durable event arrives; a plain one arrives or is declared.
 #[tokio::test]
 async fn r9_a_slot_migrates_under_load() {
     let cluster = cluster().await;
@@ -244,7 +254,8 @@ async fn r9_a_slot_migrates_under_load() {
         n += u32::from(cluster.publish("post:1", &n.to_string(), true).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // The new master is another process: its epoch is its own, and that is said; then all come.
+    // The new master is another process and begins an epoch of its own, which is declared. Then all
+    // events arrive.
     let mut last = 0;
     let mut declared = false;
     while last < n - 1 {
@@ -260,7 +271,8 @@ async fn r9_a_slot_migrates_under_load() {
     client.nothing_came().await;
 }
 
-/// A master that dies: its replica takes over, what was on its slots is declared, the others go on.
+/// R9: a master dies and its replica takes over. The channels of its slots are declared; the other
+/// channels go on.
 #[tokio::test]
 async fn r9_a_cluster_master_dies() {
     let mut cluster = cluster().await;
@@ -278,6 +290,7 @@ async fn r9_a_cluster_master_dies() {
         if is_gone { gone.push(name) } else { stay.push(name) }
     }
     cluster.nodes[dead].kill();
+
     // The other shards are not touched.
     assert!(cluster.publish(stay[0], "1", false).await);
     assert_eq!(client.next().await, json!(1));
@@ -291,14 +304,17 @@ async fn r9_a_cluster_master_dies() {
             declared.insert(name);
         }
     }
-    // What the dead one may have taken is declared once more when it is known to be gone.
+
+    // Events that the dead master may have taken are declared once more when it is known to be
+    // gone.
     for name in gone {
         assert!(cluster.publish(name, "2", false).await);
         assert_eq!(next_event(&mut client).await, json!(2));
     }
 }
 
-/// TLS with an authority of one's own and a client certificate; a server that another signed is refused.
+/// TLS with a private authority and a client certificate. A server's certificate by another
+/// authority is refused.
 #[tokio::test]
 async fn tls_is_checked() {
     let folder = tempfile::tempdir().unwrap();
@@ -308,12 +324,14 @@ async fn tls_is_checked() {
         let made = Command::new("openssl").args(arguments.split(' ')).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     };
+
     for name in ["ca", "other"] {
         openssl(&format!(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
              -keyout DIR/{name}.key -out DIR/{name}.pem -subj /CN={name}"
         ));
     }
+
     for name in ["server", "client"] {
         openssl(&format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout DIR/{name}.key \
@@ -344,15 +362,17 @@ async fn tls_is_checked() {
     let mut client = Client::connect(&gateway, "u1").await;
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
-    // All is as it was but for whom we trust.
+
+    // Only the trusted authority is another one.
     let wrong = files.replace(&ca, &path("other.pem"));
     let mut gateway = gateway::with(&config(&url, &wrong)).await;
     gateway.logged("cannot connect to Redis").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
-/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups make it: what
-/// `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that certificate.
+/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups
+/// make it: what `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that
+/// certificate.
 #[tokio::test]
 async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     let folder = tempfile::tempdir().unwrap();
@@ -391,7 +411,7 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
         assert_eq!(client.next().await, json!(1));
     }
 
-    // Another certificate is another one, and the log has what to pin.
+    // Another certificate is refused, and the log names the fingerprint that could be pinned.
     let other = format!("tls_fingerprints = [\"{}\"]\n", "0a".repeat(32));
     let mut gateway = gateway::with(&config(&url, &other)).await;
     let line = gateway.logged("its fingerprint is").await;
@@ -399,7 +419,7 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
-/// Several subscribing connections share the channels, and each is mended by itself.
+/// Several subscribing connections share the channels, and each is replaced by itself.
 #[tokio::test]
 async fn several_connections_share_the_channels() {
     let redis = Redis::start().await;
@@ -430,8 +450,10 @@ async fn several_connections_share_the_channels() {
     }
     seen.sort_unstable();
     assert!(seen.into_iter().eq(0..100));
-    // One of them is lost: its plain channels alone are declared, each once. Its canary and the control
-    // channel are nobody's, and the user's own has a history, which has missed nothing.
+
+    // One connection is lost. Only its plain channels are declared, each once: no client subscribes
+    // to its canary and to the control channel, and the user's own channel has a history, which has
+    // missed nothing.
     let id = list.lines().nth(2).unwrap().split("id=").nth(1).unwrap().split(' ').next().unwrap();
     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).exec(&mut redis.connection()).unwrap();
     gateway.metric_reaches("gaps_declared_total", f64::from(shares[2] - 3)).await;
@@ -443,6 +465,7 @@ async fn several_connections_share_the_channels() {
         std::future::ready(counts.iter().all(|(_, n)| *n == 1).then_some(()))
     })
     .await;
+
     // A channel's gap comes before what is published on it from now on.
     for n in 0..100 {
         redis.publish(&format!("tollgate:plain:{n}"), &n.to_string());
