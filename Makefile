@@ -182,6 +182,7 @@ monitoring-deps:
 lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
+	cargo clippy --quiet --test audit -- -D warnings
 	cargo fmt --manifest-path benches/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items

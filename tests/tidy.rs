@@ -1,4 +1,5 @@
-//! The house rules that no compiler checks: layers, sizes, names, module docs, one home for metrics.
+//! The house rules that no compiler checks: layers, sizes, names, module docs, one home for
+//! metrics.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -179,6 +180,7 @@ fn rooms_are_small() {
     let crowded: Vec<_> = sources("src")
         .into_iter()
         .chain(sources("benches/load/src"))
+        .chain(sources("tests/support/src"))
         .map(|(path, text)| (path, code_lines(&text)))
         .filter(|(_, lines)| *lines > MAX_CODE_LINES)
         .collect();
@@ -221,7 +223,7 @@ fn functions(text: &str) -> Vec<(&str, usize, Vec<&str>)> {
 #[test]
 fn long_functions_have_paragraphs() {
     let mut walls = Vec::new();
-    for (path, text) in sources("src") {
+    for (path, text) in sources("src").into_iter().chain(sources("tests/support/src")) {
         for (name, margin, body) in functions(&text) {
             let begins = |line: &&&str| {
                 let head = line.trim_start();
@@ -242,11 +244,44 @@ fn long_functions_have_paragraphs() {
 
 #[test]
 fn every_module_says_what_lives_there() {
-    for (path, text) in sources("src").into_iter().chain(sources("benches/load/src")) {
+    let all = sources("src").into_iter().chain(sources("benches/load/src"));
+    for (path, text) in all.chain(sources("tests/support/src")) {
         assert!(text.starts_with("//!") || is_test(&path), "{} has no module doc", path.display());
         let doc = text.lines().take_while(|l| l.starts_with("//!")).count();
         assert!(doc <= 25, "{}: a module doc is short", path.display());
     }
+}
+
+/// Whether a file runs `tollgate serve` and goes on. Running a command to its end and reading what
+/// it says is no harness.
+fn starts_a_gateway(text: &str) -> bool {
+    let code = || text.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let spawns = |line: &str| line.contains(".spawn()") || line.contains("Process::spawn(");
+    code().any(|line| line.contains("\"serve\"")) && code().any(spawns)
+}
+
+/// Gateways for tests are started in one place: another start would have ports, waiting and logs of
+/// its own.
+#[test]
+fn gateways_are_started_by_one_harness() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let home = root.join("tests/support/src/gateway/launch.rs");
+    let mut starting = Vec::new();
+    for (path, text) in sources("tests").into_iter().chain(sources("benches")) {
+        // This file has examples. The load driver shares no code with what it measures, nor with
+        // its tests.
+        let is_exempt = path == root.join(file!()) || path.starts_with(root.join("benches/load"));
+        if !is_exempt && starts_a_gateway(&text) {
+            starting.push(path);
+        }
+    }
+    assert_eq!(starting, [home], "start gateways by tests/support");
+
+    // It sees them.
+    let harness = "let mut gateway = Command::new(BIN);\ngateway.args([\"serve\", \"--dev\"]);\n";
+    assert!(starts_a_gateway(&format!("{harness}gateway.spawn().unwrap();")));
+    assert!(starts_a_gateway(&format!("{harness}Process::spawn(&mut gateway);")));
+    assert!(!starts_a_gateway(&format!("{harness}gateway.output().unwrap();")));
 }
 
 #[test]
@@ -258,7 +293,8 @@ fn metrics_have_one_home() {
     }
 }
 
-/// Serde reads a struct from a list too; `strict` does not. The configuration is the operator's own.
+/// Serde reads a struct from a list too; `strict` does not. The configuration is the operator's
+/// own.
 #[test]
 fn foreign_json_becomes_a_struct_in_one_place() {
     let harmless = ["Value", "IgnoredAny", "String", "Fields", "Members", "TopLevel", "Vec"];

@@ -1,47 +1,106 @@
 //! What the gateways of a round are connected to, and where its publishers find it.
+//!
+//! Not here: servers and their groups (`tollgate_support::redis`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use super::proxy::Proxy;
+use tokio::time::sleep;
+use tollgate_support::proxy::Proxy;
+use tollgate_support::redis::{Cluster, Redis, Replicated, Sentinels, Timing, connect};
+
 use super::publisher::Place;
+use super::record::{Shared, shared};
 use super::rows::Setup;
-use super::servers::{Cluster, Followed, Moving, Server, USER, Watched};
+
+/// The user of the gateways, and what it may do.
+const USER: &str = "gateway:secret";
+const DOCUMENTED: &str = include_str!("../../docs/redis.md");
+
+/// How soon Sentinels act, in rounds of seconds.
+const SOON: Timing =
+    Timing { down_after: Duration::from_secs(1), failover: Duration::from_secs(6) };
 
 pub enum Backend {
-    Alone(Server),
-    Followed(Followed),
-    Limited(Server),
-    Proxied(Server, Proxy),
+    Alone(Redis),
+    Followed(Replicated),
+    Limited(Redis),
+    Proxied(Redis, Proxy),
     Moving(Moving),
-    Watched(Watched),
+    Watched(Sentinels),
     Cluster(Cluster),
+}
+
+/// Two servers, and an address that leads to the first of them until it moves.
+pub struct Moving {
+    servers: [Redis; 2],
+    /// What the gateways connect to.
+    proxy: Proxy,
+    /// What publishers are told.
+    leads_to: Shared<String>,
+}
+
+impl Moving {
+    async fn start() -> Self {
+        let servers = [Redis::start().await, Redis::start().await];
+        let proxy = Proxy::start(servers[0].address()).await;
+        let leads_to = shared(servers[0].address());
+        Self { servers, proxy, leads_to }
+    }
+
+    /// Leads the address to the other server, which has the functions of the first.
+    pub async fn goes(&self) {
+        let [old, new] = &self.servers;
+        let library = old.command(&["FUNCTION", "DUMP"]).await;
+        let library: Vec<u8> = redis::from_redis_value(library).unwrap();
+        let mut connection = connect(&new.address()).await.unwrap();
+        let mut restore = redis::cmd("FUNCTION");
+        restore.arg("RESTORE").arg(library).exec_async(&mut connection).await.unwrap();
+
+        self.proxy.lead_to(new.address());
+        *self.leads_to.lock() = new.address();
+    }
+}
+
+/// Makes the gateways' user as `docs/redis.md` has it.
+async fn limit(server: &Redis) {
+    let (name, password) = USER.split_once(':').unwrap();
+    let line = DOCUMENTED.split(&format!("`ACL SETUSER {name} ")).nth(1).unwrap();
+    let rules = line.split('`').next().unwrap().replace("PASSWORD", password);
+    let words = ["ACL", "SETUSER", name].into_iter().chain(rules.split_whitespace());
+    server.command(&words.collect::<Vec<_>>()).await;
 }
 
 impl Backend {
     pub async fn start(setup: Setup) -> Self {
         match setup {
-            Setup::Alone(lines) => Self::Alone(Server::start(lines).await),
+            Setup::Alone(lines) => Self::Alone(Redis::with(lines).await),
             Setup::Proxied => {
-                let server = Server::start(&[]).await;
+                let server = Redis::start().await;
                 let proxy = Proxy::start(server.address()).await;
                 Self::Proxied(server, proxy)
             }
-            Setup::Followed => Self::Followed(Followed::start().await),
+            Setup::Followed => Self::Followed(Replicated::start().await),
             Setup::Limited => {
-                let server = Server::start(&[]).await;
-                server.limit().await;
+                let server = Redis::start().await;
+                limit(&server).await;
                 Self::Limited(server)
             }
             Setup::Moving => Self::Moving(Moving::start().await),
-            Setup::Sentinel => Self::Watched(Watched::start().await),
+            Setup::Sentinel => {
+                let group = Sentinels::start(2, SOON).await;
+                // They have just met; a failover right now would still find no majority.
+                sleep(Duration::from_secs(10)).await;
+                Self::Watched(group)
+            }
             Setup::Cluster => Self::Cluster(Cluster::start().await),
         }
     }
 
     pub fn url(&self) -> String {
         match self {
-            Self::Alone(server) => format!("redis://{}", server.address()),
-            Self::Followed(followed) => format!("redis://{}", followed.master.address()),
+            Self::Alone(server) => server.url(),
+            Self::Followed(followed) => followed.master.url(),
             Self::Limited(server) => format!("redis://{USER}@{}", server.address()),
             Self::Proxied(_, proxy) => format!("redis://{}", proxy.address),
             Self::Moving(moving) => format!("redis://{}", moving.proxy.address),

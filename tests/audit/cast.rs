@@ -1,5 +1,5 @@
-//! Who takes part in a round, whatever it is about: clients and publishers, each with the log of what it
-//! saw, on one clock.
+//! Who takes part in a round, whatever it is about: clients and publishers, each with the log of
+//! what it saw, on one clock.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tollgate_support::eventually_within;
 
 use super::check::{Case, Verdict};
 use super::client::{Client, Phase, Replica};
 use super::publisher::{Dial, Place, Publisher};
 use super::record::{ClientLog, Clock, Manner, Shared, Stream, StreamLog, What, Wire, shared};
 
-const LOOK: Duration = Duration::from_millis(50);
 const JUDGE: Duration = Duration::from_millis(400);
 
 /// What one client is to be.
@@ -85,11 +85,11 @@ impl Cast {
 
     /// Waits until all clients have had all their channels.
     pub async fn all_live(&self, patience: Duration) {
-        let began = Instant::now();
-        while !self.clients.iter().all(|log| all_live(&log.lock())) {
-            assert!(began.elapsed() < patience, "the clients do not get their channels");
-            sleep(LOOK).await;
-        }
+        eventually_within(patience, "the clients get their channels", || {
+            let all = self.clients.iter().all(|log| all_live(&log.lock()));
+            std::future::ready(all.then_some(()))
+        })
+        .await;
     }
 
     /// One more publisher; its number, which its events carry, is its place.

@@ -1,5 +1,5 @@
-//! Clients: they connect, subscribe, note down everything that comes, wander between the replicas and
-//! resume. The two transports are in `websocket` and `sse`.
+//! Clients: they connect, subscribe, note down everything that comes, wander between the replicas
+//! and resume. The two transports are in `websocket` and `sse`.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
+use tollgate_support::tokens::long_token;
 
-use super::gateway::token;
 use super::record::{ClientLog, Clock, Line, Manner, Position, Shared, What, Wire};
 use super::{sse, websocket};
 
@@ -76,19 +76,21 @@ impl Client {
 
     /// Connects again and again until all is over.
     pub async fn run(mut self) {
-        self.bearer = token(&self.user);
+        self.bearer = long_token(&self.user);
         let (mut next, mut refusals) = (self.home, 0);
         while self.phase() < Phase::End {
             let Some((replica, address)) = self.choose(next) else {
                 sleep(AGAIN).await;
                 continue;
             };
+
             let ended = match self.wire {
                 Wire::Sse => sse::session(&mut self, replica, &address).await,
                 Wire::Envelope | Wire::Plain => {
                     websocket::session(&mut self, replica, &address).await
                 }
             };
+
             match ended {
                 Ended::Over => return,
                 Ended::Left => self.note(What::Left),
@@ -108,6 +110,7 @@ impl Client {
                     }
                 }
             }
+
             if self.manner == Manner::Patient {
                 sleep(self.pause(refusals)).await;
             }
@@ -179,8 +182,8 @@ impl Client {
         }
     }
 
-    /// What a slow reader does between two reads. Now and then it catches up: who is behind for longer than a
-    /// ping may take is rightly taken for dead.
+    /// What a slow reader does between two reads. Now and then it catches up: a client that is
+    /// behind for longer than a ping may take is rightly taken for dead.
     pub async fn dawdle(&self) {
         let catches_up = self.clock.now().as_secs() % 10 >= 6;
         if self.manner != Manner::Slow || self.phase() > Phase::Load || catches_up {

@@ -7,8 +7,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
+use tollgate_support::tokens::long_token;
 
-use super::gateway::token;
 use super::record::{Shared, shared};
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -67,7 +67,7 @@ impl Crowd {
 
 async fn come(to: &str, from: Ipv4Addr, habit: Habit, answers: &Shared<Vec<Answer>>) {
     if let Habit::Full(held) = habit {
-        let (answer, stream) = knock(to, from, &token("stranger")).await;
+        let (answer, stream) = knock(to, from, &long_token("stranger")).await;
         answers.lock().push(answer);
         if stream.is_some() {
             sleep(held).await;
@@ -132,7 +132,8 @@ pub async fn knock(to: &str, from: Ipv4Addr, token: &str) -> (Answer, Option<Tcp
     }
 }
 
-/// A status that refuses, or what the first frame of a socket says; nothing as long as it may be either.
+/// A status that refuses, or what the first frame of a socket says; nothing as long as it may be
+/// either.
 fn understand(read: &[u8]) -> Option<Answer> {
     let end = read.windows(4).position(|w| w == b"\r\n\r\n")?;
     let status = std::str::from_utf8(read.get(9..12)?).ok()?.parse().ok()?;
@@ -171,7 +172,7 @@ pub fn self_test() {
         let wrong = problems(answers);
         assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
     };
-    bad(&[yes.clone()], "no newcomer was refused");
+    bad(std::slice::from_ref(&yes), "no newcomer was refused");
     bad(&[], "no newcomer was refused");
     bad(&[yes.clone(), no.clone(), Answer::Nothing("reset".to_owned())], "1 of 3");
     bad(&[yes.clone(), no.clone(), Answer::Refused(500)], "500");

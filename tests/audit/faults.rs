@@ -1,20 +1,24 @@
 //! How each fault of the catalogue is brought about.
 
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::sleep;
+use tollgate_support::eventually_within;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::process::free_port;
+use tollgate_support::proxy::Mode;
+use tollgate_support::redis::{Cluster, MASTER, Redis, Sentinels};
+use tollgate_support::tokens::{SECRET, now, sign};
 
 use super::backend::Backend;
-use super::gateway::{Gateway, now, sign};
+use super::gateway;
 use super::log_faults;
 use super::probe::Probe;
-use super::proxy::Mode;
 use super::publisher::PREFIX;
 use super::round::Round;
 use super::rows::Fault;
-use super::servers::{Cluster, MASTER, Server, Watched, connect, free_port, slot_of};
 use super::shortage;
 
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -22,6 +26,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// Brings the fault about and, where it is one that ends, ends it.
 pub async fn inject(fault: Fault, round: &mut Round) {
     round.begins();
+
     match fault {
         Fault::None => {}
         Fault::GatewayKill | Fault::GatewayTerm => {
@@ -51,7 +56,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
                 }
                 Fault::Cut => {
                     for cut in 0..4 {
-                        proxy.set(Mode::Cut(cut));
+                        proxy.set(Mode::CutOnce(cut));
                         sleep(Duration::from_millis(700)).await;
                     }
                 }
@@ -87,7 +92,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
     }
 }
 
-async fn alone(fault: Fault, server: &mut Server) {
+async fn alone(fault: Fault, server: &mut Redis) {
     match fault {
         Fault::KillPubsub => drop(server.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await),
         Fault::KillNormal => drop(server.command(&["CLIENT", "KILL", "TYPE", "normal"]).await),
@@ -112,9 +117,9 @@ async fn alone(fault: Fault, server: &mut Server) {
     }
 }
 
-/// For 5 seconds Redis takes no writes. Meanwhile all connections are lost: the new ones come into a server
-/// that lets nobody begin a history or load the functions.
-async fn refuses(server: &Server) {
+/// For 5 seconds Redis takes no writes. Meanwhile all connections are lost: the new ones come into
+/// a server that lets nobody begin a history or load the functions.
+async fn refuses(server: &Redis) {
     sleep(Duration::from_millis(2500)).await;
     for kind in ["pubsub", "normal"] {
         server.command(&["CLIENT", "KILL", "TYPE", kind]).await;
@@ -122,8 +127,8 @@ async fn refuses(server: &Server) {
     sleep(Duration::from_millis(2500)).await;
 }
 
-/// Whoever may publish may write to a history's keys.
-async fn poison(server: &Server) {
+/// Writes garbage to the keys of histories, as every publisher may.
+async fn poison(server: &Redis) {
     for channel in ["durable:1", "mixed:1"] {
         let meta = meta_key(channel);
         for (field, value) in [("o", "abc"), ("e", "9007199254740990"), ("o", "1"), ("r", "x")] {
@@ -135,9 +140,9 @@ async fn poison(server: &Server) {
     }
 }
 
-/// Messages with heads of somebody's own making: next, ahead, behind, of no epoch. Their payloads are no
-/// JSON, so that none is taken for an event.
-async fn forge(server: &Server) {
+/// Publishes messages with forged positions: the next one, one ahead, one behind, one of no epoch.
+/// Their payloads are not JSON, so that none is taken for an event.
+async fn forge(server: &Redis) {
     for n in 0..60_u64 {
         for channel in ["durable:1", "mixed:1"] {
             let meta = meta_key(channel);
@@ -157,8 +162,8 @@ fn meta_key(channel: &str) -> String {
     format!("{PREFIX}{channel}:{{{PREFIX}{channel}}}")
 }
 
-/// One more replica comes, which has much to read first: no revoked token gets in, not even at the
-/// first moment; the clients of the others notice nothing.
+/// Starts one more replica, which has many revocations to read first. No revoked token gets in, not
+/// even at the first moment, and the clients of the other replicas notice nothing.
 async fn revocations(round: &mut Round) {
     const MANY: usize = 20_000;
     let Backend::Alone(server) = &round.backend else { return };
@@ -175,12 +180,11 @@ async fn revocations(round: &mut Round) {
 
     let address = format!("127.0.0.1:{}", free_port());
     let listen = [("TOLLGATE_SERVER__LISTEN".to_owned(), address.clone())];
-    let url = round.backend.url();
-    let start = Gateway::start(&url, &listen);
+    let start = gateway::start(gateway::today(&round.backend.url()).environment(listen));
     let knock = async {
         let mut refused = 0;
         for n in (0..MANY).cycle().step_by(997) {
-            let token = sign(&json!({"sub": "u1", "jti": format!("t{n}"), "exp": until}));
+            let token = sign(&json!({"sub": "u1", "jti": format!("t{n}"), "exp": until}), SECRET);
             match Probe::open(&address, &token).await {
                 Ok(_) => panic!("a revoked token was let in"),
                 Err((4401, _)) => refused += 1,
@@ -211,11 +215,11 @@ async fn both_kinds(round: &mut Round) {
 }
 
 async fn until_all_say(gateways: &[Gateway], text: &str) {
-    let began = Instant::now();
-    while !gateways.iter().all(|gateway| gateway.logged(text)) {
-        assert!(began.elapsed() < 2 * PATIENCE, "a gateway does not say that {text}");
-        sleep(Duration::from_millis(50)).await;
-    }
+    eventually_within(2 * PATIENCE, &format!("every gateway says that {text}"), || {
+        let all = gateways.iter().all(|gateway| gateway.has_logged(text));
+        std::future::ready(all.then_some(()))
+    })
+    .await;
 }
 
 async fn overflow(round: &Round) {
@@ -232,12 +236,12 @@ async fn overflow(round: &Round) {
     }
 }
 
-async fn sentinel(fault: Fault, watched: &mut Watched) {
+async fn sentinel(fault: Fault, watched: &mut Sentinels) {
     if fault == Fault::SentinelKill {
-        watched.servers[0].kill();
+        watched.master.kill();
         sleep(Duration::from_secs(6)).await;
         // It comes back believing that it is the master, until a Sentinel sees it.
-        watched.servers[0].restart().await;
+        watched.master.restart().await;
         sleep(Duration::from_secs(2)).await;
         return;
     }
@@ -250,12 +254,12 @@ async fn in_cluster(fault: Fault, cluster: &mut Cluster) {
     let owner = cluster.owner(&format!("{PREFIX}durable:1")).await;
     match fault {
         Fault::ClusterKill => {
-            cluster.servers[owner].kill();
+            cluster.nodes[owner].kill();
             sleep(Duration::from_secs(7)).await;
         }
         Fault::ClusterFailover => {
-            let port = format!("master_port:{}\r", cluster.servers[owner].port);
-            for server in &cluster.servers {
+            let port = format!("master_port:{}\r", cluster.nodes[owner].port);
+            for server in &cluster.nodes {
                 if server.text(&["INFO", "replication"]).await.contains(&port) {
                     server.command(&["CLUSTER", "FAILOVER"]).await;
                     sleep(Duration::from_secs(3)).await;
@@ -275,31 +279,10 @@ async fn in_cluster(fault: Fault, cluster: &mut Cluster) {
 
 /// Moves a key's slot to another master while it is published to.
 async fn migrate(cluster: &Cluster, key: &str) {
-    let slot = slot_of(key).to_string();
     let from = cluster.owner(key).await;
     let mut to = from;
     while to == from {
         to = cluster.owner(&fastrand::u32(..).to_string()).await;
     }
-    let (source, target) = (&cluster.servers[from], &cluster.servers[to]);
-    let source_id = source.text(&["CLUSTER", "MYID"]).await;
-    let target_id = target.text(&["CLUSTER", "MYID"]).await;
-    target.command(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &source_id]).await;
-    source.command(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &target_id]).await;
-    sleep(Duration::from_millis(300)).await;
-    let port = target.port.to_string();
-    for _ in 0..100 {
-        let keys = source.command(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]).await;
-        let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
-        if keys.is_empty() {
-            break;
-        }
-        let mut connection = connect(&source.address()).await.unwrap();
-        let mut migrate = redis::cmd("MIGRATE");
-        migrate.arg("127.0.0.1").arg(&port).arg("").arg(0).arg(2000).arg("REPLACE").arg("KEYS");
-        migrate.arg(&keys).exec_async(&mut connection).await.unwrap();
-        sleep(Duration::from_millis(30)).await;
-    }
-    target.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]).await;
-    source.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]).await;
+    cluster.move_slot(key, to).await;
 }

@@ -1,12 +1,12 @@
-//! What gateways say of themselves in `/readyz` while a fault lasts: asked for all the time, and judged.
-//! The judge is pure, so that it can be tried on made-up answers.
+//! What gateways say of themselves in `/readyz` while a fault lasts: asked for all the time, and
+//! judged. The judge is pure, so that it can be tried on made-up answers.
 
 use std::time::Duration;
 
 use serde_json::Value;
 use tokio::time::sleep;
+use tollgate_support::http::try_get;
 
-use super::gateway::get;
 use super::record::{Clock, Shared};
 
 const ASK_EVERY: Duration = Duration::from_millis(100);
@@ -33,9 +33,8 @@ pub struct Detection {
 pub async fn ask(clock: Clock, admins: Vec<String>, answers: Shared<Vec<Answer>>) {
     loop {
         for (replica, admin) in admins.iter().enumerate() {
-            let Some(answer) = get(admin, "/readyz").await else { continue };
-            let Some((_, body)) = answer.split_once("\r\n\r\n") else { continue };
-            let Ok(body) = serde_json::from_str::<Value>(body) else { continue };
+            let Some((_, body)) = try_get(admin, "/readyz").await else { continue };
+            let Ok(body) = serde_json::from_str::<Value>(&body) else { continue };
             let well = body["ready"] == true && body["degraded"] == false;
             answers.lock().push(Answer { at: clock.now(), replica, well });
         }

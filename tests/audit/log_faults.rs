@@ -1,5 +1,5 @@
-//! The log's reader is gone, or hangs, or its disk is full, while refused tokens make line after line. The
-//! gateway serves as ever, ends when it is told to, and says afterwards what was dropped.
+//! The log's reader is gone, or hangs, or its disk is full, while refused tokens make line after
+//! line. The gateway serves as ever, ends when it is told to, and says afterwards what was dropped.
 
 use std::net::Ipv4Addr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tokio::time::sleep;
+use tollgate_support::gateway::{Gateway, Reader};
+use tollgate_support::tokens::long_token;
 
 use super::crowd::{Answer, knock};
-use super::gateway::{Gateway, Reader, token};
 use super::probe::Probe;
 use super::round::Round;
 use super::rows::Fault;
@@ -17,16 +18,16 @@ use super::rows::Fault;
 /// Refused on each gateway. A hung reader's pipe and the gateway's queue hold some 4,500 lines.
 const HUNG: (usize, usize) = (50_000, 6_000);
 const OTHERS: (usize, usize) = (5_000, 500);
-/// As many as go into that time.
+/// How long the flood may take.
 const MOST: Duration = Duration::from_secs(60);
 const BATCH: usize = 100;
 /// A drain of a second, the last words of slow clients, 2 s for the log.
 const DRAINED: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(15);
-const DROPPED: &str = "tollgate_log_lines_dropped_total";
+const DROPPED: &str = "log_lines_dropped_total";
 
 pub async fn inject(fault: Fault, round: &mut Round) {
-    // A full disk was full from the beginning.
+    // The full disk was there from the gateway's start.
     let (reader, many) = match fault {
         Fault::LogGone => (Some(Reader::Gone), OTHERS),
         Fault::LogHung => (Some(Reader::Hangs), HUNG),
@@ -68,7 +69,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
 /// Has tokens refused, most on one socket, some at the door; how many.
 async fn flood(gateway: &Gateway, many: usize) -> Result<usize, String> {
     let why = |(code, reason): (u16, String)| format!("a socket that refreshes: {code} {reason}");
-    let mut probe = Probe::open(&gateway.public, &token("refreshes")).await.map_err(why)?;
+    let mut probe = Probe::open(&gateway.public, &long_token("refreshes")).await.map_err(why)?;
     let (mut refused, began) = (0, Instant::now());
     while refused < many && began.elapsed() < MOST {
         refused += probe.refused_refreshes(BATCH).await.map_err(why)?;
@@ -100,13 +101,13 @@ async fn while_it_lasts(round: &Round, over: &AtomicBool) -> Served {
             if !gateway.is_alive().await {
                 served.wrong.push("/livez did not answer".to_owned());
             }
-            let (answer, _) = knock(&gateway.public, Ipv4Addr::LOCALHOST, &token("new")).await;
+            let (answer, _) = knock(&gateway.public, Ipv4Addr::LOCALHOST, &long_token("new")).await;
             if answer != Answer::Served {
                 served.wrong.push(format!("a new socket was not opened: {answer:?}"));
             }
             served.slowest = served.slowest.max(asked.elapsed());
             served.asked += 2;
-            dropped &= gateway.metric(DROPPED).await > 0.0;
+            dropped &= gateway.metric_or_zero(DROPPED).await > 0.0;
         }
         if dropped {
             served.shown.get_or_insert(round.cast.clock.now());
@@ -149,8 +150,8 @@ async fn says_what_was_dropped(round: &mut Round, refused: usize) {
     gateway.log_reader(Reader::Reads);
     let began = Instant::now();
     let account = loop {
-        let counted = gateway.metric(DROPPED).await;
-        let account = account(&gateway.log_text(), refused, counted);
+        let counted = gateway.metric_or_zero(DROPPED).await;
+        let account = account(&gateway.log(), refused, counted);
         if account.is_ok() || began.elapsed() > PATIENCE {
             break account;
         }
@@ -162,8 +163,8 @@ async fn says_what_was_dropped(round: &mut Round, refused: usize) {
     }
 }
 
-/// Every refused token is a line that was written or one that the log says it has dropped, as the metric
-/// does.
+/// Every refused token is a line that was written or one that the log says it has dropped, as the
+/// metric does.
 fn account(log: &str, refused: usize, counted: f64) -> Result<String, String> {
     let number = |line: &str, before: &str| -> Option<usize> {
         let head = &line[..line.find(before)?];

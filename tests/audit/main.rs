@@ -1,5 +1,5 @@
-//! The auditor: real gateways, real Redis, many clients, one fault at a time, and a check from outside
-//! that nothing was lost in silence, doubled or put out of order.
+//! The auditor: real gateways, real Redis, many clients, one fault at a time, and a check from
+//! outside that nothing was lost in silence, doubled or put out of order.
 //!
 //! `make audit`, or `cargo test --test audit -- --short --only stop`. It ends with a table and with
 //! status 1 if anything was wrong. `check` holds the verdict, `rows` the catalogue, `self_test` the
@@ -22,7 +22,6 @@ mod log_faults;
 mod mixed;
 mod nginx;
 mod probe;
-mod proxy;
 mod publisher;
 mod record;
 mod report;
@@ -30,7 +29,6 @@ mod rollout;
 mod round;
 mod rows;
 mod self_test;
-mod servers;
 mod shortage;
 mod sse;
 mod websocket;

@@ -1,9 +1,10 @@
-//! Replicas of an earlier version and of today side by side on one Redis, rolled forward and back under
-//! load. Nothing is lost in silence, and what one replica is told holds on the other: disconnecting,
-//! revoking, durable publishing.
+//! Replicas of an earlier version and of today side by side on one Redis, rolled forward and back
+//! under load. Nothing is lost in silence, and what one replica is told holds on the other:
+//! disconnecting, revoking, durable publishing.
 //!
-//! Not here: a channel with both kinds. Who resumes there at a replica that has just started is not told of
-//! plain events that were published before, whatever its version: docs/publishing.md says so.
+//! Not here: a channel with plain and durable events. A client that resumes there at a replica that
+//! has just started is not told of plain events that were published before, whatever the version:
+//! docs/publishing.md says so.
 
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
@@ -13,14 +14,17 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tokio::time::sleep;
+use tollgate_support::eventually_within;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::{API_KEY, try_api};
+use tollgate_support::tokens::{SECRET, now, sign};
 
+use super::backend::Backend;
 use super::cast::{Cast, Part};
 use super::check::{Verdict, check};
 use super::client::Replica;
-
-use super::backend::Backend;
-use super::gateway::{Gateway, Launch, now, sign};
-use super::probe::{API_KEY, Probe, call};
+use super::gateway::{self, PROGRAM};
+use super::probe::Probe;
 use super::publisher::Dial;
 use super::record::{ClientLog, Kind, Manner, Stream, What, Wire};
 use super::rows::Setup;
@@ -115,8 +119,7 @@ async fn launch(program: &Path, backend: &Backend) -> Gateway {
             environment.push((format!("TOLLGATE_{name}"), value.to_owned()));
         }
     }
-    let how = Launch { program: Some(program), environment, ..Launch::default() };
-    Gateway::launch(&backend.url(), how).await
+    gateway::start(gateway::of(program, &backend.url()).environment(environment)).await
 }
 
 impl Mixed {
@@ -162,11 +165,11 @@ impl Mixed {
         }
     }
 
-    /// One more is started, then the one in that place ends.
+    /// Starts one more replica, then ends the one in that place.
     async fn replace(&mut self, step: &str, place: usize, version: Version) {
         let program = match version {
             Version::Old => self.old.clone(),
-            Version::Today => env!("CARGO_BIN_EXE_tollgate").into(),
+            Version::Today => PROGRAM.into(),
         };
         let gateway = launch(&program, &self.backend).await;
         let address = gateway.public.clone();
@@ -180,15 +183,11 @@ impl Mixed {
         self.cast.replicas.lock()[before].open = false;
         leaving.signal("-TERM");
         let began = Instant::now();
-        let status = loop {
-            if let Some(status) = leaving.ended() {
-                break status;
-            }
-            assert!(began.elapsed() < PATIENCE, "{step}: it does not end on SIGTERM");
-            sleep(Duration::from_millis(20)).await;
-        };
+        let what = format!("{step}: it ends on SIGTERM");
+        let status =
+            eventually_within(PATIENCE, &what, || std::future::ready(leaving.ended())).await;
         if !status.success() {
-            self.wrong.push(format!("{step}: ended with {status}\n{}", leaving.log_text()));
+            self.wrong.push(format!("{step}: ended with {status}\n{}", leaving.log()));
         }
         while !self.cast.clients.iter().all(|log| is_connected(&log.lock())) {
             if began.elapsed() > PATIENCE {
@@ -251,7 +250,7 @@ impl Mixed {
         for (version, address) in all {
             let began = Instant::now();
             let known = loop {
-                let info = call(address, "info", &json!({})).await.unwrap_or_default();
+                let info = try_api(address, "info", &json!({})).await.unwrap_or_default();
                 let known = info["result"]["nodes"].as_array().map_or(0, Vec::len);
                 if known == 2 || began.elapsed() > PATIENCE {
                     break known;
@@ -267,10 +266,10 @@ impl Mixed {
 
     async fn revoke(&mut self, from: &str, to: &str, user: &str) -> Result<(), String> {
         let until = now() + 3600;
-        let token = sign(&json!({"sub": user, "jti": user, "iat": now(), "exp": until}));
+        let token = sign(&json!({"sub": user, "jti": user, "iat": now(), "exp": until}), SECRET);
         let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
         let body = json!({"jti": user, "expire_at": until});
-        let answer = call(from, "revoke_token", &body).await?;
+        let answer = try_api(from, "revoke_token", &body).await?;
         if answer != json!({"result": {}}) {
             return Err(answer.to_string());
         }
@@ -322,7 +321,7 @@ impl Mixed {
         println!("  {} wrong", wrong.len());
         if !wrong.is_empty() {
             for (_, version, gateway) in &self.running {
-                println!("log of a replica, {version:?}:\n{}", gateway.log_text());
+                println!("log of a replica, {version:?}:\n{}", gateway.log());
             }
         }
         !wrong.is_empty()
@@ -338,9 +337,9 @@ fn is_connected(log: &ClientLog) -> bool {
 }
 
 async fn disconnect(from: &str, to: &str, user: &str) -> Result<(), String> {
-    let token = sign(&json!({"sub": user, "exp": now() + 3600}));
+    let token = sign(&json!({"sub": user, "exp": now() + 3600}), SECRET);
     let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
-    let answer = call(from, "disconnect", &json!({"user": user})).await?;
+    let answer = try_api(from, "disconnect", &json!({"user": user})).await?;
     if answer != json!({"result": {}}) {
         return Err(answer.to_string());
     }
@@ -353,11 +352,11 @@ async fn disconnect(from: &str, to: &str, user: &str) -> Result<(), String> {
 /// Durable events by the API of one arrive at a socket of the other, each once and in order.
 async fn publish(from: &str, to: &str, user: &str, number: usize) -> Result<(), String> {
     let channel = format!("durable:asked-{number}");
-    let token = sign(&json!({"sub": user, "exp": now() + 3600}));
+    let token = sign(&json!({"sub": user, "exp": now() + 3600}), SECRET);
     let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
     probe.subscribe(&channel).await.map_err(|e| format!("{e:?}"))?;
     for n in 1..=EVENTS {
-        let answer = call(from, "publish", &json!({"channel": channel, "data": n})).await?;
+        let answer = try_api(from, "publish", &json!({"channel": channel, "data": n})).await?;
         if answer["result"]["offset"] != n {
             return Err(format!("event {n}: {answer}"));
         }

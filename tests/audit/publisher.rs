@@ -9,9 +9,9 @@ use redis::aio::MultiplexedConnection;
 use redis::{Cmd, RedisError, RedisResult, Value};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
+use tollgate_support::redis::{MASTER, connect};
 
 use super::record::{Clock, Kind, Position, Published, Shared, StreamLog};
-use super::servers::{MASTER, connect};
 
 pub const PREFIX: &str = "tollgate:";
 

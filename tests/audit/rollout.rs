@@ -1,6 +1,6 @@
 //! Both replicas behind nginx are replaced, one after the other, as Kubernetes would, while clients
-//! listen and publishers publish. Nothing is lost in silence, nobody is away for long, everybody comes
-//! back spread out.
+//! listen and publishers publish. Nothing is lost in silence, no client is away for long, and
+//! clients come back spread over the time.
 
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -9,16 +9,20 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tollgate_support::eventually_within;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::metrics;
+use tollgate_support::nginx::Nginx;
+use tollgate_support::process::free_port;
+use tollgate_support::redis::Redis;
 
 use super::absence::{Absence, Replacement, absences, problems};
 use super::cast::{Cast, Part};
 use super::check::{Verdict, check};
 use super::drawing::{self, Sample};
-use super::gateway::{self, Gateway};
-use super::nginx::Nginx;
 use super::publisher::{Dial, Place};
 use super::record::{ClientLog, Clock, Kind, Manner, Shared, Stream, What, Wire, shared};
-use super::servers::{Server, free_port};
+use super::{gateway, nginx};
 
 /// The defaults of the gateway, and what it has beyond them.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -47,7 +51,7 @@ pub enum Way {
 struct Rollout {
     way: Way,
     cast: Cast,
-    redis: Server,
+    redis: Redis,
     nginx: Nginx,
     /// Two that go, then two that come.
     ports: [u16; 4],
@@ -57,7 +61,7 @@ struct Rollout {
     _sampling: JoinSet<()>,
 }
 
-/// What is left of one in the end.
+/// What a rollout showed.
 struct Seen {
     verdict: Verdict,
     replacements: [Replacement; 2],
@@ -88,11 +92,11 @@ pub async fn run(clients: usize, drawings: Option<&Path>) -> bool {
 
 impl Rollout {
     async fn start(way: Way) -> Self {
-        let redis = Server::start(&[]).await;
+        let redis = Redis::start().await;
         let ports = [(); 4].map(|()| free_port());
         let gateways = vec![launch(&redis, ports[0]).await, launch(&redis, ports[1]).await];
         let admins = shared(gateways.iter().map(|g| g.admin.clone()).collect());
-        let nginx = Nginx::start(&named(way, &ports, &[0, 1])).await;
+        let nginx = nginx::start(&named(way, &ports, &[0, 1])).await;
         let cast = Cast::new([nginx.address.clone()]);
         let samples = shared(Vec::new());
         let mut sampling = JoinSet::new();
@@ -129,27 +133,27 @@ impl Rollout {
         }
     }
 
-    /// One more is started, then an old one ends.
+    /// Starts one more replica, then ends an old one.
     async fn replace(&mut self, old: usize) -> Replacement {
         let gateway = launch(&self.redis, self.ports[self.gateways.len()]).await;
         self.admins.lock().push(gateway.admin.clone());
         self.gateways.push(gateway);
         let both = [old + 1, old + 2];
         self.tell(&[&[old][..], &both].concat());
-        // Before the signal: the gateway may have it well before the program that sends it has ended.
+        // Read before the signal is sent: the gateway may act on it well before `kill` has ended.
         let term = self.cast.clock.now();
         self.gateways[old].signal("-TERM");
         sleep(NEWS).await;
         self.tell(&both);
-        let status = loop {
-            if let Some(status) = self.gateways[old].ended() {
-                break status;
-            }
-            let within = SETTLE + WINDOW + LAST_WORDS;
-            assert!(self.cast.clock.now() - term < within, "it would be killed by now");
-            sleep(Duration::from_millis(20)).await;
-        };
-        assert!(status.success(), "{}", self.gateways[old].log_text());
+
+        // Kubernetes would kill it later.
+        let left = (SETTLE + WINDOW + LAST_WORDS).saturating_sub(self.cast.clock.now() - term);
+        let gateway = &mut self.gateways[old];
+        let status = eventually_within(left, "the gateway ends on SIGTERM", || {
+            std::future::ready(gateway.ended())
+        })
+        .await;
+        assert!(status.success(), "{}", self.gateways[old].log());
         let exited = self.cast.clock.now();
         while let Some(lost) = self.absences().into_iter().find(|absence| absence.back.is_none()) {
             let lines = self.lines_of(&lost.client) + &tail(&self.nginx.log());
@@ -164,7 +168,7 @@ impl Rollout {
 
     fn tell(&self, running: &[usize]) {
         if self.way == Way::Reloaded {
-            self.nginx.reload(&named(self.way, &self.ports, running));
+            nginx::reload(&self.nginx, &named(self.way, &self.ports, running));
         }
     }
 
@@ -211,7 +215,7 @@ impl Rollout {
         if !wrong.is_empty() {
             println!("end of nginx' log:\n{}", tail(&self.nginx.log()));
             for gateway in &self.gateways {
-                println!("end of a gateway's log:\n{}", tail(&gateway.log_text()));
+                println!("end of a gateway's log:\n{}", tail(&gateway.log()));
             }
         }
         if let Some(folder) = drawings {
@@ -226,7 +230,7 @@ impl Rollout {
     }
 }
 
-/// What nginx is told when these run.
+/// The addresses in nginx' configuration while these replicas run.
 fn named(way: Way, ports: &[u16; 4], running: &[usize]) -> Vec<String> {
     let all: &[usize] = &[0, 1, 2, 3];
     let named = if way == Way::Named { all } else { running };
@@ -234,14 +238,14 @@ fn named(way: Way, ports: &[u16; 4], running: &[usize]) -> Vec<String> {
 }
 
 /// A gateway that is ready.
-async fn launch(redis: &Server, port: u16) -> Gateway {
+async fn launch(redis: &Redis, port: u16) -> Gateway {
     let set = |name: &str, value: String| (format!("TOLLGATE_{name}"), value);
     let environment = [
         set("SERVER__LISTEN", address(port)),
         set("DRAIN__SETTLE", format!("{}s", SETTLE.as_secs())),
         set("DRAIN__WINDOW", format!("{}s", WINDOW.as_secs())),
     ];
-    Gateway::start(&format!("redis://{}", redis.address()), &environment).await
+    gateway::start(gateway::today(&redis.url()).environment(environment)).await
 }
 
 fn address(port: u16) -> String {
@@ -253,7 +257,8 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// With all replicas named, each has its share in the end: the ones that come take what one that goes had.
+/// With all replicas named, each has its share in the end: the ones that come take what one that
+/// goes had.
 fn uneven(way: Way, after: &[f64]) -> Option<String> {
     let (gone, new) = after.split_at(after.len().min(2));
     let all: f64 = new.iter().sum();
@@ -290,7 +295,7 @@ async fn counts(admins: &Shared<Vec<String>>) -> Vec<f64> {
     let addresses = admins.lock().clone();
     let mut counts = Vec::new();
     for address in &addresses {
-        counts.push(gateway::connections(address).await);
+        counts.push(metrics::connections(address).await);
     }
     counts
 }

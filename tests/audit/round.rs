@@ -1,18 +1,21 @@
 //! One round: a Redis, two gateways, publishers and clients, one fault in the middle, the verdict.
 
+use std::fs::File;
 use std::net::Ipv4Addr;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tempfile::NamedTempFile;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tollgate_support::gateway::Gateway;
 
 use super::backend::Backend;
 use super::cast::{Cast, Part};
 use super::check::{Offence, Verdict, check};
 use super::faults;
-use super::gateway::{Gateway, Launch};
+use super::gateway::{self, has_sse, noticed};
 use super::health::{self, Answer, Detection};
 use super::publisher::{Dial, Place};
 use super::record::{ClientLog, Kind, Manner, Shared, Stream, What, Wire, shared};
@@ -41,10 +44,10 @@ pub struct Round {
     pub dial: Arc<Dial>,
     /// The shift of the gateways' clock, where libfaketime reads it.
     pub clock_file: NamedTempFile,
-    /// When the fault came, and when it went.
+    /// When the fault was brought about, by the machine's clock and by the round's.
     pub injected: Option<(Instant, Duration)>,
     pub lifted: Option<Duration>,
-    /// After how long it showed, where the round itself looks.
+    /// How long the fault took to show, in rounds that look for it themselves.
     pub shown: Option<Duration>,
     /// What the round itself found wrong, and what is worth telling.
     pub wrong: Vec<String>,
@@ -58,7 +61,8 @@ pub struct Round {
 pub struct Outcome {
     pub row: Row,
     pub verdict: Verdict,
-    /// From the fault to the first log line about Redis, and to the first `gap` or close at a client.
+    /// From the fault to the first log line about Redis, and to the first `gap` or close at a
+    /// client.
     pub logged: Option<Duration>,
     pub told: Option<Duration>,
     /// From the fault, or its end, until every gateway said so in `/readyz`, or the round saw it.
@@ -72,13 +76,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// While there are two masters, what the old one takes after the gateway has moved can be declared
-    /// only when it is a master no more.
+    /// While there are two masters, what the old one takes after the gateway has moved can be
+    /// declared only when it is a master no more.
     pub fn is_wrong(&self, offence: Offence) -> bool {
         offence != Offence::Late || !self.had_two_masters()
     }
 
-    /// Also when two Sentinels led a failover each, and so left a new master for another.
+    /// Two Sentinels that led a failover each have also left a new master for another.
     fn had_two_masters(&self) -> bool {
         let moves = |log: &String| log.matches("Redis masters masters").count() > 2;
         self.row.fault == Fault::SentinelPlanned
@@ -119,20 +123,23 @@ impl Round {
         let mut environment: Vec<(String, String)> = settings
             .map(|(name, value)| (format!("TOLLGATE_{name}"), (*value).to_owned()))
             .collect();
+
         if row.fault == Fault::Clock {
             let path = clock_file.path().display().to_string();
             environment.extend(faketime(&path).expect("looked for before"));
         }
+
         let mut gateways = Vec::new();
         for first in [true, false] {
             let few = first && row.fault == Fault::Descriptors;
-            let how = Launch {
-                program: None,
-                environment: environment.clone(),
-                full_log: row.fault == Fault::LogFull,
-                files: few.then_some(FEW_FILES + 12 * pace.clients),
-            };
-            gateways.push(Gateway::launch(&backend.url(), how).await);
+            let mut launch = gateway::today(&backend.url()).environment(environment.clone());
+            if row.fault == Fault::LogFull {
+                launch = launch.log_to(Stdio::null(), File::create("/dev/full").unwrap().into());
+            }
+            if few {
+                launch = launch.files(FEW_FILES + 12 * pace.clients);
+            }
+            gateways.push(gateway::start(launch).await);
         }
         let cast = Cast::new(gateways.iter().map(|g| g.public.clone()));
         let health = shared(Vec::new());
@@ -144,7 +151,7 @@ impl Round {
             pace,
             cast,
             backend,
-            sse: gateways[0].has_sse().await,
+            sse: has_sse(&gateways[0]).await,
             gateways,
             dial: Arc::new(Dial::new(pace.pause)),
             clock_file,
@@ -176,7 +183,7 @@ impl Round {
         self.outcome(verdict)
     }
 
-    /// Now.
+    /// The fault takes place from now on.
     pub fn begins(&mut self) {
         self.injected = Some((Instant::now(), self.cast.clock.now()));
     }
@@ -185,7 +192,7 @@ impl Round {
         self.injected.expect("the fault took place").1
     }
 
-    /// Waits until the gateways say that it is over, or no longer.
+    /// Waits until the gateways say that the fault is over, but no longer than `SETTLE`.
     async fn until_over(&self, went: Duration) {
         let began = Instant::now();
         let over = || health::detection(&self.health.lock(), self.came(), went).over;
@@ -204,7 +211,8 @@ impl Round {
                 let mut channels: Vec<String> = CHANNELS.map(str::to_owned).to_vec();
                 channels.push(format!("user:{user}"));
                 if *manner == Manner::Wanders && *wire != Wire::Plain {
-                    // Nobody else has it: a replica begins with it when the client comes.
+                    // No other client has this channel: a replica subscribes to it when the client
+                    // comes.
                     channels.push(format!("{OWN}{number}"));
                 }
                 let from = Ipv4Addr::new(127, 0, 0, HOMES[number % HOMES.len()]);
@@ -240,7 +248,7 @@ impl Round {
             .collect();
         if let (Fault::SentinelPlanned, Backend::Watched(watched)) = (fault, &self.backend) {
             for (channel, kind) in [("durable:1", Kind::Durable), ("plain:1", Kind::Plain)] {
-                let place = Place::OldMaster(watched.servers[0].address());
+                let place = Place::OldMaster(watched.master.address());
                 let publisher = "who stays on the old master";
                 let channel = channel.to_owned();
                 streams.push((Stream { channel, kind, publisher, kept: 500 }, place));
@@ -278,7 +286,7 @@ impl Round {
     fn outcome(mut self, verdict: Verdict) -> Outcome {
         let row = self.row;
         let (at, since) = self.injected.expect("the fault took place");
-        let logged = self.gateways.iter().filter_map(|g| g.noticed(at)).min();
+        let logged = self.gateways.iter().filter_map(|g| noticed(g, at)).min();
         let clients = self.cast.seen();
         let first = |log: &ClientLog| {
             if log.manner != Manner::Steady {
@@ -297,12 +305,13 @@ impl Round {
         };
         let went = self.lifted.unwrap_or(since);
         let answers = std::mem::take(&mut *self.health.lock());
+
         if row.sign == Sign::Shown {
             self.wrong.extend(health::problems(&answers, since, went));
         }
         let seen = health::detection(&answers, since, went);
         let detection = Detection { shown: self.shown.or(seen.shown), ..seen };
-        let gateway_logs = self.gateways.iter().map(Gateway::log_text).collect();
+        let gateway_logs = self.gateways.iter().map(Gateway::log).collect();
         Outcome {
             row,
             verdict,

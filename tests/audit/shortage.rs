@@ -1,19 +1,21 @@
-//! There is not room for all who come: too few file descriptors, or one address that takes what it can get.
-//! Newcomers are refused with a clear answer; who was there, and who comes from elsewhere, has everything.
+//! There is not room for all clients: too few file descriptors, or one address that takes what it
+//! can get. Newcomers are refused with a clear answer. Connected clients, and those from other
+//! addresses, miss nothing.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::tokens::long_token;
 
 use super::backend::Backend;
 use super::crowd::{self, Answer, Crowd, Habit, knock};
-use super::gateway::{Gateway, token};
 use super::record::{ClientLog, Line, Manner, What, Wire};
 use super::round::Round;
 
 const PATIENCE: Duration = Duration::from_secs(15);
-/// What a gateway says of its connections to Redis: it hears, publishes and writes.
+/// The connections to Redis of a gateway, by its metric: it subscribes, publishes and writes.
 const TO_REDIS: f64 = 3.0;
 /// Of every gateway that has few descriptors from its start: those besides its clients'.
 pub const FEW_FILES: usize = 52;
@@ -27,12 +29,12 @@ const OPENED_WITHIN: Duration = Duration::from_secs(4);
 pub async fn descriptors(round: &mut Round) {
     let gateways = &round.gateways;
     // A quarter is set aside, and a few newcomers find room.
-    gateways[1].allow_files((gateways[1].files() + 6) * 4 / 3 + 1);
+    gateways[1].allow_files((gateways[1].open_files() + 6) * 4 / 3 + 1);
     let addresses: Vec<Ipv4Addr> = (1..=20).map(|n| Ipv4Addr::new(127, 0, 1, n)).collect();
     let habits = [Habit::Full(Duration::from_millis(500)), Habit::Idle];
     let gather = |g: &Gateway| Crowd::gather(&g.public, STRANGERS, &habits, &addresses);
     let crowds: Vec<Crowd> = gateways.iter().map(gather).collect();
-    let refused = "tollgate_rejected_total{reason=\"limit_open_files\"}";
+    let refused = "rejected_total{reason=\"limit_open_files\"}";
     round.shown = until_rejected(round, refused).await;
 
     let Backend::Alone(server) = &round.backend else { return };
@@ -42,7 +44,7 @@ pub async fn descriptors(round: &mut Round) {
     for _ in 0..times {
         let mut before = Vec::new();
         for gateway in &round.gateways {
-            before.push(gateway.metric("tollgate_redis_reconnects_total").await);
+            before.push(gateway.metric_or_zero("redis_reconnects_total").await);
         }
         for kind in ["pubsub", "normal"] {
             server.command(&["CLIENT", "KILL", "TYPE", kind]).await;
@@ -51,8 +53,8 @@ pub async fn descriptors(round: &mut Round) {
         for (gateway, before) in round.gateways.iter().zip(before) {
             let back = async {
                 loop {
-                    let made = gateway.metric("tollgate_redis_reconnects_total").await > before;
-                    if made && gateway.metric("tollgate_redis_connected").await == TO_REDIS {
+                    let made = gateway.metric_or_zero("redis_reconnects_total").await > before;
+                    if made && gateway.metric_or_zero("redis_connected").await == TO_REDIS {
                         return;
                     }
                     sleep(Duration::from_millis(50)).await;
@@ -70,7 +72,7 @@ pub async fn descriptors(round: &mut Round) {
     }
     round.notes.push(format!("Redis connected again {times} times, the slowest in {slowest:?}"));
     round.wrong.extend(wrong);
-    judge(round, crowds);
+    judge(round, &crowds);
 }
 
 /// Somebody opens all that an address can, and more, in all ways.
@@ -79,7 +81,7 @@ pub async fn one_address(round: &mut Round) {
     let size = if round.pace.full { 450 } else { 240 };
     let gather = |g: &Gateway| Crowd::gather(&g.public, size, &habits, &[ATTACKER]);
     let crowds: Vec<Crowd> = round.gateways.iter().map(gather).collect();
-    let refused = "tollgate_rejected_total{reason=\"limit_per_ip\"}";
+    let refused = "rejected_total{reason=\"limit_per_ip\"}";
     round.shown = until_rejected(round, refused).await;
 
     let lasts = Duration::from_secs(if round.pace.full { 15 } else { 2 });
@@ -87,7 +89,7 @@ pub async fn one_address(round: &mut Round) {
     while began.elapsed() < lasts {
         for gateway in &round.gateways {
             let asked = Instant::now();
-            let (answer, _) = knock(&gateway.public, ELSEWHERE, &token("elsewhere")).await;
+            let (answer, _) = knock(&gateway.public, ELSEWHERE, &long_token("elsewhere")).await;
             slowest = slowest.max(asked.elapsed());
             opened += 1;
             if answer != Answer::Served {
@@ -100,7 +102,8 @@ pub async fn one_address(round: &mut Round) {
         round.wrong.push(format!("somebody from another address waited for {slowest:?}"));
     }
     round.notes.push(format!("{opened} from elsewhere opened sockets, the slowest in {slowest:?}"));
-    judge(round, crowds);
+    judge(round, &crowds);
+    drop(crowds);
     round.wrong.extend(turned_away(&round.cast.seen(), round.injected.unwrap().1));
 }
 
@@ -118,7 +121,7 @@ async fn more_come(crowds: &[Crowd], more: usize) {
 async fn until_rejected(round: &Round, metric: &str) -> Option<Duration> {
     let began = Instant::now();
     for gateway in &round.gateways {
-        while gateway.metric(metric).await == 0.0 {
+        while gateway.metric_or_zero(metric).await == 0.0 {
             if began.elapsed() > PATIENCE {
                 return None;
             }
@@ -128,7 +131,7 @@ async fn until_rejected(round: &Round, metric: &str) -> Option<Duration> {
     Some(began.elapsed())
 }
 
-fn judge(round: &mut Round, crowds: Vec<Crowd>) {
+fn judge(round: &mut Round, crowds: &[Crowd]) {
     for (replica, crowd) in crowds.iter().enumerate() {
         let answers = crowd.answers();
         let served = answers.iter().filter(|a| **a == Answer::Served).count();

@@ -6,6 +6,7 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
+use tollgate_support::sse::Block;
 
 use super::client::{Client, Ended, Phase};
 use super::record::{Position, What};
@@ -21,14 +22,6 @@ struct Stream {
     chunked: bool,
 }
 
-/// One event of the stream.
-#[derive(Default)]
-struct Event {
-    kind: String,
-    data: Vec<String>,
-    id: Option<String>,
-}
-
 pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ended {
     let mut stream = match timeout(HANDSHAKE, open(client, address)).await {
         Ok(Ok(stream)) => stream,
@@ -39,6 +32,7 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
     let leave = client.leaves_at();
     let far = Instant::now() + Duration::from_secs(3600);
     let mut phase = client.phase.clone();
+
     let mut greeted = false;
     loop {
         let wander = leave.filter(|_| client.phase() == Phase::Load).unwrap_or(far);
@@ -56,11 +50,11 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
         };
         match event {
             Ok(event) => {
-                if event.kind == "connected" {
+                if event.kind() == "connected" {
                     client.note(What::Opened(replica));
                     greeted = true;
                 } else if !greeted {
-                    return Ended::Refused(format!("{} {:?}", event.kind, event.data));
+                    return Ended::Refused(format!("{} {:?}", event.kind(), event.data));
                 }
                 if take(client, &event, since.as_deref()).is_err() {
                     // Not all channels: as a page would, from the start.
@@ -133,7 +127,7 @@ impl Stream {
         Ok(true)
     }
 
-    async fn event(&mut self) -> Result<Event, String> {
+    async fn event(&mut self) -> Result<Block, String> {
         loop {
             let ended = loop {
                 match self.unwrap() {
@@ -144,7 +138,7 @@ impl Stream {
             };
             while let Some(end) = self.text.windows(2).position(|w| w == b"\n\n") {
                 let text: Vec<u8> = self.text.drain(..end + 2).collect();
-                let event = parse(&String::from_utf8_lossy(&text));
+                let event = Block::of(&String::from_utf8_lossy(&text));
                 if !event.data.is_empty() {
                     return Ok(event);
                 }
@@ -158,31 +152,17 @@ impl Stream {
     }
 }
 
-fn parse(text: &str) -> Event {
-    let mut event = Event::default();
-    for line in text.lines() {
-        let (name, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match name {
-            "event" => event.kind = value.to_owned(),
-            "data" => event.data.push(value.to_owned()),
-            "id" => event.id = Some(value.to_owned()),
-            _ => {}
-        }
-    }
-    event
-}
-
 /// Notes an event down. An error when a channel could not be had.
-fn take(client: &mut Client, event: &Event, since: Option<&str>) -> Result<(), ()> {
+fn take(client: &mut Client, event: &Block, since: Option<&str>) -> Result<(), ()> {
     let Ok(json) = serde_json::from_str::<Value>(&event.data.join("\n")) else {
         client.note(What::Foreign(event.data.join("\n")));
         return Ok(());
     };
     let data = &json["data"];
     let asked = |channel: &str| since.is_some_and(|id| place(id, channel).is_some());
-    match event.kind.as_str() {
-        "" | "message" => {
+
+    match event.kind() {
+        "message" => {
             let channel = json["c"].as_str().unwrap_or_default();
             let position = event.id.as_deref().and_then(|id| place(id, channel));
             client.event(&json, None, position);
@@ -204,6 +184,7 @@ fn take(client: &mut Client, event: &Event, since: Option<&str>) -> Result<(), (
             }
         }
     }
+
     if let Some(id) = &event.id {
         client.last_id = Some(id.clone());
     }

@@ -2,19 +2,15 @@
 
 use std::time::Duration;
 
-use futures_util::{SinkExt as _, StreamExt as _};
+use futures_util::SinkExt as _;
 use serde_json::{Value, json};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::http::HeaderValue;
+use tollgate_support::client::{Socket, hear, upgrade};
 
 use super::client::{Client, Ended, Phase, position_of};
 use super::record::{Manner, What, Wire};
-
-type Socket = WebSocketStream<TcpStream>;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Receive buffer of a slow reader: the gateway soon feels it.
@@ -39,14 +35,11 @@ async fn open(client: &Client, address: &str) -> Result<Socket, String> {
             path.push_str(&format!("&since={}%3D{epoch}-{offset}", own.replace(':', "%253A")));
         }
     }
-    let request = format!("ws://{address}{path}").into_client_request();
-    let mut request = request.map_err(|e| e.to_string())?;
-    let bearer = HeaderValue::from_str(&format!("Bearer {}", client.bearer));
-    request.headers_mut().append("authorization", bearer.map_err(|e| e.to_string())?);
+    let bearer = format!("Bearer {}", client.bearer);
     let connect = async {
         let stream = dial(client, address).await.map_err(|e| e.to_string())?;
-        let upgraded = tokio_tungstenite::client_async(request, stream).await;
-        upgraded.map(|(ws, _)| ws).map_err(|e| e.to_string())
+        let upgraded = upgrade(stream, address, &path, &[("authorization", &bearer)]).await;
+        upgraded.map_err(|e| e.to_string())
     };
     timeout(HANDSHAKE, connect).await.unwrap_or_else(|_| Err("no answer".to_owned()))
 }
@@ -56,7 +49,7 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
         Ok(ws) => ws,
         Err(why) => return Ended::Refused(why),
     };
-    let hello = match timeout(HANDSHAKE, next(&mut ws)).await {
+    let hello = match timeout(HANDSHAKE, hear(&mut ws)).await {
         Ok(Ok(hello)) if hello["type"] == "connected" => hello,
         Ok(Ok(other)) => return Ended::Refused(other.to_string()),
         Ok(Err((code, reason))) => return Ended::Refused(format!("{code} {reason}")),
@@ -90,6 +83,7 @@ async fn ask(client: &Client, ws: &mut Socket, channel: &str) -> Result<(), ()> 
 async fn read(client: &mut Client, ws: &mut Socket) -> Ended {
     let leave = client.leaves_at();
     let far = Instant::now() + Duration::from_secs(3600);
+
     // Subscriptions that were refused for the moment.
     let mut again: Vec<(Instant, String)> = Vec::new();
     let mut phase = client.phase.clone();
@@ -97,7 +91,7 @@ async fn read(client: &mut Client, ws: &mut Socket) -> Ended {
         let retry = again.first().map_or(far, |(at, _)| *at);
         let wander = leave.filter(|_| client.phase() == Phase::Load).unwrap_or(far);
         let message = tokio::select! {
-            message = next(ws) => message,
+            message = hear(ws) => message,
             () = sleep_until(wander) => return Ended::Left,
             () = sleep_until(retry) => {
                 let (_, channel) = again.remove(0);
@@ -139,24 +133,5 @@ fn take(client: &mut Client, message: &Value, again: &mut Vec<(Instant, String)>
             again.push((Instant::now() + Duration::from_millis(200), channel));
         }
         Some(kind) => client.said(kind, data),
-    }
-}
-
-/// The next text message, or how the socket ended.
-async fn next(ws: &mut Socket) -> Result<Value, (u16, String)> {
-    loop {
-        match ws.next().await {
-            Some(Ok(Message::Text(text))) => {
-                let not_json = |e: serde_json::Error| (0, format!("not JSON: {e}"));
-                return serde_json::from_str(&text).map_err(not_json);
-            }
-            Some(Ok(Message::Close(Some(frame)))) => {
-                return Err((frame.code.into(), frame.reason.to_string()));
-            }
-            Some(Ok(Message::Close(None))) => return Err((1005, String::new())),
-            Some(Ok(_)) => {}
-            Some(Err(e)) => return Err((1006, e.to_string())),
-            None => return Err((1006, String::new())),
-        }
     }
 }

@@ -1,9 +1,10 @@
 //! Access rules on real sockets.
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::tokens::{SECRET, now, sign};
 
-use super::client::{Client, now, sign};
-use super::gateway::{Gateway, SECRET};
+use super::gateway;
 
 const RULES: &str = r#"
 [auth]
@@ -36,7 +37,7 @@ allow = "authenticated"
 
 #[tokio::test]
 async fn rules_decide_and_nothing_else_is_allowed() {
-    let gateway = Gateway::with(RULES).await;
+    let gateway = gateway::with(RULES).await;
     let claims = json!({
         "sub": "u1", "exp": now() + 60, "channels": ["post:7"], "isCreator": true, "plan": "silver",
     });
@@ -65,7 +66,7 @@ async fn rules_decide_and_nothing_else_is_allowed() {
 
 #[tokio::test]
 async fn anonymous_sockets_get_public_channels_only() {
-    let gateway = Gateway::with(RULES).await;
+    let gateway = gateway::with(RULES).await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     let connected = client.next().await;
     assert_eq!(connected["data"]["userId"], json!(null));

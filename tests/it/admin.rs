@@ -1,13 +1,15 @@
 //! The admin listener.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::http::http;
 
-use super::client::Client;
-use super::gateway::{Gateway, http};
+use super::gateway;
 
 #[tokio::test]
 async fn health_and_connections() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let client = Client::connect(&gateway, "u1").await;
     let (status, body) = gateway.get_admin("/livez").await;
     assert_eq!((status, body.contains("\"alive\":true")), (200, true));
@@ -29,7 +31,7 @@ async fn health_and_connections() {
 /// A16: what belongs to operators is not on the public listener.
 #[tokio::test]
 async fn a16_admin_paths_are_not_public() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for path in ["/metrics", "/livez", "/readyz", "/debug/connections", "/", "/dev/token?user=x"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
         assert_eq!(http(&gateway.public, &request).await.0, 404, "{path}");
@@ -44,12 +46,13 @@ async fn a16_admin_paths_are_not_public() {
 
 #[tokio::test]
 async fn metrics_count_what_happens() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     gateway.publish("user:u1", &json!(1)).await;
     client.next().await;
     gateway.metric_reaches("deliveries_total{wire=\"plain\"}", 1.0).await;
     gateway.metric_reaches("delivery_seconds_count", 1.0).await;
+
     for (series, value) in [
         ("connections{wire=\"plain\",transport=\"websocket\"}", 1.0),
         ("connections_opened_total", 1.0),
@@ -66,7 +69,7 @@ async fn metrics_count_what_happens() {
         assert_eq!(gateway.metric(series).await, value, "{series}");
     }
     drop(client);
-    super::eventually("everything is given back", || async {
+    eventually("everything is given back", || async {
         let mut left = 0.0;
         for series in ["connections{", "subscriptions", "channels"] {
             left += gateway.metric(series).await;
@@ -75,10 +78,12 @@ async fn metrics_count_what_happens() {
     })
     .await;
     let (_, text) = gateway.get_admin("/metrics").await;
+
     for series in ["process_open_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"]
     {
         assert!(text.contains(&format!("# TYPE {series} ")), "{series}");
     }
+
     for line in text.lines().filter(|l| l.starts_with("tollgate_")) {
         let name = line.split(['{', ' ']).next().unwrap();
         let base =

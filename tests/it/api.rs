@@ -1,14 +1,16 @@
 //! The server API.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::http::{API_KEY, http};
+use tollgate_support::redis::Redis;
 
-use super::client::Client;
-use super::gateway::{API_KEY, Gateway};
-use super::redis::Redis;
+use super::gateway;
 
 #[tokio::test]
 async fn keys_are_asked_for() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for key in [None, Some(""), Some("integration-api-ke"), Some("integration-api-key2")] {
         let (status, body) = gateway.api_raw("info", key, "{}").await;
         assert_eq!(status, 401, "{key:?}");
@@ -19,13 +21,13 @@ async fn keys_are_asked_for() {
         "POST /api/info HTTP/1.1\r\nHost: x\r\nAuthorization: apikey {API_KEY}\r\n\
          Connection: close\r\nContent-Length: 2\r\n\r\n{{}}"
     );
-    assert_eq!(super::gateway::http(&gateway.public, &request).await.0, 200);
+    assert_eq!(http(&gateway.public, &request).await.0, 200);
     assert_eq!(gateway.metric("rejected_total{reason=\"api_key\"}").await, 4.0);
 }
 
 #[tokio::test]
 async fn errors_are_numbered_as_centrifugos() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for (method, body, code) in [
         ("publish", "", 107),
         ("publish", "{}", 107),
@@ -51,7 +53,7 @@ async fn errors_are_numbered_as_centrifugos() {
 
 #[tokio::test]
 async fn broadcast_answers_for_each_channel() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut one = Client::connect(&gateway, "u1").await;
     let mut two = Client::connect(&gateway, "u2").await;
     let body = json!({"channels": ["user:u1", "bad channel", "user:u2"], "data": {"n": 1}});
@@ -67,8 +69,8 @@ async fn broadcast_answers_for_each_channel() {
 /// A15: a user is disconnected on every replica, and nobody else is.
 #[tokio::test]
 async fn a15_disconnect_reaches_all_replicas() {
-    let redis = Redis::start();
-    let replicas = [Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await];
+    let redis = Redis::start().await;
+    let replicas = [gateway::on_redis(&redis).await, gateway::on_redis(&redis).await];
     let mut mine =
         [Client::connect(&replicas[0], "u1").await, Client::connect(&replicas[1], "u1").await];
     let mut other = Client::connect(&replicas[1], "u12").await;
@@ -87,10 +89,10 @@ async fn a15_disconnect_reaches_all_replicas() {
 
 #[tokio::test]
 async fn info_lists_all_replicas() {
-    let redis = Redis::start();
-    let replicas = [Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await];
+    let redis = Redis::start().await;
+    let replicas = [gateway::on_redis(&redis).await, gateway::on_redis(&redis).await];
     let _client = Client::connect(&replicas[0], "u1").await;
-    let nodes = super::eventually("both nodes with the socket", || async {
+    let nodes = eventually("both nodes with the socket", || async {
         let answer = replicas[1].api("info", &json!({})).await;
         let nodes = answer["result"]["nodes"].as_array().unwrap().clone();
         let clients: u64 = nodes.iter().filter_map(|n| n["num_clients"].as_u64()).sum();
@@ -105,7 +107,7 @@ async fn info_lists_all_replicas() {
 /// Nobody can be subscribed to such a channel, and the answer was that of one that works.
 #[tokio::test]
 async fn field_f14_publishing_where_no_rule_gives_a_channel_is_an_error() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let publish = json!({"channel": "psot:1", "data": 1});
     let error = gateway.api("publish", &publish).await["error"].clone();
     assert_eq!(error["code"], 102);

@@ -1,12 +1,15 @@
 //! The command line as its user meets it.
 
 use std::io::Write as _;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::http::API_KEY;
+use tollgate_support::process::run_with_input;
+use tollgate_support::tokens::SECRET;
 
-use super::client::Client;
-use super::gateway::{BIN, Gateway, SECRET, config};
+use super::gateway::{self, BIN, config};
 
 fn run(args: &[&str], env: &[(&str, &str)]) -> Output {
     Command::new(BIN).args(args).env_clear().envs(env.iter().copied()).output().unwrap()
@@ -48,7 +51,7 @@ fn config_print_shows_what_is_in_force_without_secrets() {
         run(&["config", "print"], &[("TOLLGATE_CONFIG", path), ("TOLLGATE_REDIS__PREFIX", "ws:")]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("prefix = \"ws:\""), "{text}");
-    for secret in [SECRET, "hunter22", super::gateway::API_KEY] {
+    for secret in [SECRET, "hunter22", API_KEY] {
         assert!(!text.contains(secret), "{text}");
     }
     // What is printed can be read again, once the secrets are back in.
@@ -60,7 +63,7 @@ fn config_print_shows_what_is_in_force_without_secrets() {
 
 #[tokio::test]
 async fn a_minted_token_is_accepted() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let path = gateway.config.path().to_str().unwrap();
     let output =
         run(&["token", "mint", "-c", path, "--user", "u1", "--claim", "isCreator=true"], &[]);
@@ -116,14 +119,9 @@ jwk = '{"kty":"oct","kid":"j","alg":"HS512","k":"kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0
 
 /// The doctor's report on a token.
 fn checked(config: &str, token: &[u8]) -> Value {
-    let mut child = Command::new(BIN)
-        .args(["token", "check", "--json", "-c", config])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(token).unwrap();
-    serde_json::from_slice(&child.wait_with_output().unwrap().stdout).unwrap()
+    let mut check = Command::new(BIN);
+    check.args(["token", "check", "--json", "-c", config]);
+    serde_json::from_slice(&run_with_input(&mut check, token).stdout).unwrap()
 }
 
 #[test]

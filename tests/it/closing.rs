@@ -1,5 +1,5 @@
-//! The closing handshake as bytes: what a client sees behind a Close frame of the gateway's, and when the
-//! gateway ends the connection.
+//! The closing handshake as bytes: what a client sees behind a Close frame of the gateway's, and
+//! when the gateway ends the connection.
 
 use std::io::ErrorKind;
 use std::time::Instant;
@@ -7,13 +7,14 @@ use std::time::Instant;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::tokens::{SECRET, now, sign, token};
+use tollgate_support::{DEADLINE, eventually};
 
-use super::client::{now, sign, token};
-use super::gateway::{Gateway, SECRET};
-use super::{DEADLINE, eventually};
+use super::gateway;
 
-/// The gateway waits this long for a client's Close (`http::socket::LINGER`); what a test says about the time
-/// before counts only if it was said in half of it.
+/// The gateway waits this long for a client's Close (`http::socket::LINGER`); what a test says
+/// about the time before counts only if it was said in half of it.
 const IN_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A client that does only what it is told to.
@@ -211,14 +212,15 @@ impl Way {
     }
 }
 
-/// Whatever the reason, the connection stays until the client has answered the Close frame; then it ends at
-/// once. Browsers over HTTP/2, and Firefox, did not see the code of a Close with the end right behind it.
+/// Whatever the reason, the connection stays until the client has answered the Close frame; then it
+/// ends at once. Browsers over HTTP/2, and Firefox, did not see the code of a Close with the end
+/// right behind it.
 #[tokio::test]
 async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     let ways = Way::ALL.map(|(way, code)| async move {
         // Another time, should the machine have stood still for too long.
         for _ in 0..10 {
-            let gateway = Gateway::with(way.config()).await;
+            let gateway = gateway::with(way.config()).await;
             let (mut raw, _others) = way.client(&gateway).await;
             assert_eq!(raw.close().await.0, code, "{way:?}");
 
@@ -240,10 +242,11 @@ async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     futures_util::future::join_all(ways).await;
 }
 
-/// One that answers nothing, one that goes on talking, and one that floods are ended by the deadline or before.
+/// One that answers nothing, one that goes on talking, and one that floods are ended by the
+/// deadline or before.
 #[tokio::test]
 async fn field_c1_a_client_that_does_not_answer_is_ended() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut silent = Raw::open(&gateway.public, "?token=a.b.c").await;
     let mut talking = Raw::open(&gateway.public, "?token=a.b.c").await;
     let mut flooding = Raw::open(&gateway.public, "?token=a.b.c").await;
@@ -261,7 +264,7 @@ async fn field_c1_a_client_that_does_not_answer_is_ended() {
 /// Whoever is being sent away still counts, and gives its place back.
 #[tokio::test]
 async fn field_c1_a_socket_that_says_goodbye_holds_its_place() {
-    let gateway = Gateway::with("[limits]\nconnections = 1\n").await;
+    let gateway = gateway::with("[limits]\nconnections = 1\n").await;
     let mut first = Raw::open(&gateway.public, "?token=a.b.c").await;
     assert_eq!(first.close().await.0, 4401);
     let began = Instant::now();
@@ -281,7 +284,7 @@ async fn field_c1_a_socket_that_says_goodbye_holds_its_place() {
 /// The drain waits for goodbyes, and for no longer than they may take.
 #[tokio::test]
 async fn field_c1_a_drain_ends_in_time_though_a_client_does_not_answer() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let mut silent = Raw::user(&gateway).await;
     let mut polite = Raw::user(&gateway).await;
     gateway.signal("-TERM");

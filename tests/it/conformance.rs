@@ -9,9 +9,8 @@ use tollgate::broker::memory::MemoryBroker;
 use tollgate::broker::redis::{Login, RedisBroker, Settings};
 use tollgate::broker::{Broker, BrokerError, Durable, Event, Events, HistoryBounds, Tracking};
 use tollgate::channel::{ChannelName, Position, Retention};
-
-use super::DEADLINE;
-use super::redis::Redis;
+use tollgate_support::DEADLINE;
+use tollgate_support::redis::Redis;
 
 struct Subject {
     broker: Box<dyn Broker>,
@@ -231,7 +230,8 @@ async fn keeps_histories(mut subject: Subject) {
     assert_eq!(subject.history(&a, 2, 1000).await, "9: 8 9");
     assert_eq!(subject.history(&a, 10, 3).await, "9: 7 8 9");
 
-    // A later subscriber is told where the history stands; an opened channel has a position at once.
+    // A later subscriber is told where the history stands; an opened channel has a position at
+    // once.
     let top = Position { offset: 9, ..first };
     assert_eq!(subject.follow(&a, Tracking::Follow).await, Ok(Some(top.clone())));
     assert_eq!(subject.follow(&a, Tracking::Create).await, Ok(Some(top)));
@@ -263,7 +263,7 @@ async fn memory_conforms() {
 
 #[tokio::test]
 async fn redis_conforms() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     conforms(Subject::redis(&redis).await).await;
     keeps_histories(Subject::redis(&redis).await).await;
 }
@@ -272,7 +272,7 @@ async fn redis_conforms() {
 #[tokio::test]
 async fn other_servers_conform() {
     for name in ["valkey-8", "valkey-9", "redis-8"] {
-        let redis = Redis::other(name);
+        let redis = Redis::other(name).await;
         conforms(Subject::redis(&redis).await).await;
         keeps_histories(Subject::redis(&redis).await).await;
     }
@@ -281,15 +281,16 @@ async fn other_servers_conform() {
 /// A server without functions runs the same as a script.
 #[tokio::test]
 async fn redis_without_functions_conforms() {
-    let rename = ["--rename-command", "FCALL", "", "--rename-command", "FUNCTION", ""];
-    let redis = Redis::with(&[&rename[..], &["--rename-command", "FCALL_RO", ""]].concat());
+    let names = ["FCALL", "FCALL_RO", "FUNCTION"];
+    let lines = names.map(|name| format!("rename-command {name} \"\""));
+    let redis = Redis::with(&lines.each_ref().map(String::as_str)).await;
     keeps_histories(Subject::redis(&redis).await).await;
 }
 
 /// What the reader cannot queue is named, for either broker.
 #[tokio::test]
 async fn overflow_is_declared() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     for mut subject in [Subject::memory(), Subject::redis(&redis).await] {
         let a: ChannelName = "a".parse().unwrap();
         subject.subscribe(&a).await.unwrap();

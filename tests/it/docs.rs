@@ -1,11 +1,13 @@
-//! Generated documentation is what the code generates, configuration in documents works, and the fault
-//! catalogue names its tests.
+//! Generated documentation is what the code generates, configuration in documents works, and the
+//! fault catalogue names its tests.
 
 use std::fs;
 use std::path::Path;
 
 use tollgate::auth;
 use tollgate::protocol::{codes, kind};
+
+use super::gateway;
 
 /// Replaces what stands between the markers and returns whether that changed anything.
 fn generated(path: &str, name: &str, text: &str) {
@@ -52,7 +54,7 @@ fn configuration_in_documents_is_valid() {
             let block = block.replace("/run/secrets", folder.path().to_str().unwrap());
             let file = folder.path().join("tollgate.toml");
             fs::write(&file, &block).unwrap();
-            let mut check = std::process::Command::new(super::gateway::BIN);
+            let mut check = std::process::Command::new(gateway::BIN);
             check.args(["config", "check", "--config"]).arg(file).env("NEXTAUTH_SECRET", secret);
             // A part of a configuration still needs a key.
             if !block.contains("[[auth.keys]]") && !block.contains("session_cookie") {

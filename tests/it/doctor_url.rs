@@ -1,19 +1,22 @@
-//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, and in the ways that people get wrong.
+//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, and in the ways
+//! that people get wrong.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::API_KEY;
+use tollgate_support::nginx::Nginx;
+use tollgate_support::process::free_port;
+use tollgate_support::proxy::{Mode, Proxy};
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{now, sign, token};
-use super::eventually;
-use super::gateway::{API_KEY, BIN, Gateway, SECRET};
-use super::proxy::{Mode, Proxy};
-use super::redis::free_port;
+use super::gateway::{self, BIN};
 
 /// A location that passes everything, with a gateway's address for GATEWAY.
 const SOUND: &str = "location / {
@@ -26,70 +29,32 @@ const SOUND: &str = "location / {
     proxy_read_timeout 75s;
 }";
 
-pub struct Nginx {
-    child: Child,
-    pub port: u16,
-    _folder: TempDir,
+/// nginx with that in the server's block. `tls`: its certificate's and key's file, without endings.
+pub async fn nginx(server: &str, tls: Option<&str>) -> Nginx {
+    let (listen, files) = match tls {
+        Some(path) => {
+            (" ssl", format!("ssl_certificate {path}.pem; ssl_certificate_key {path}.key;"))
+        }
+        None => ("", String::new()),
+    };
+    let main = "master_process off; events { worker_connections 256; }";
+    Nginx::start(main, |_, address| {
+        format!(
+            "access_log off;
+            map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
+            server {{ listen {address}{listen}; {files} {server} }}"
+        )
+    })
+    .await
 }
 
-impl Nginx {
-    /// `server`: what stands in the server's block. `tls`: its certificate's and key's file, without endings.
-    pub async fn start(server: &str, tls: Option<&str>) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let port = free_port();
-        let (listen, files) = match tls {
-            Some(path) => {
-                (" ssl", format!("ssl_certificate {path}.pem; ssl_certificate_key {path}.key;"))
-            }
-            None => ("", String::new()),
-        };
-        let dir = folder.path().display();
-        let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .map(|name| format!("{name}_temp_path {dir}/{name};\n"))
-            .concat();
-        let config = format!(
-            "daemon off; master_process off; pid {dir}/pid; error_log {dir}/error.log;
-            events {{ worker_connections 256; }}
-            http {{
-                access_log off; {temporary}
-                map $http_upgrade $connection_upgrade {{ default upgrade; '' close; }}
-                server {{ listen 127.0.0.1:{port}{listen}; {files} {server} }}
-            }}"
-        );
-        let file = folder.path().join("nginx.conf");
-        std::fs::write(&file, config).unwrap();
-        let log = folder.path().join("error.log");
-        let nginx = ["nginx", "/usr/sbin/nginx"].into_iter().find_map(|name| {
-            let mut command = Command::new(name);
-            command.arg("-p").arg(folder.path()).arg("-e").arg(&log).arg("-c").arg(&file);
-            command.spawn().ok()
-        });
-        let mut child = nginx.expect("nginx is needed: `make deps` installs it");
-        eventually("nginx", || {
-            let ended = child.try_wait().unwrap();
-            assert!(ended.is_none(), "{}", std::fs::read_to_string(&log).unwrap_or_default());
-            let answers = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
-            std::future::ready(answers.then_some(()))
-        })
-        .await;
-        Self { child, port, _folder: folder }
-    }
-
-    /// In front of a gateway.
-    async fn before(gateway: &Gateway, server: &str) -> Self {
-        Self::start(&server.replace("GATEWAY", &gateway.public), None).await
-    }
-
-    fn url(&self) -> String {
-        format!("ws://127.0.0.1:{}/ws", self.port)
-    }
+/// nginx in front of a gateway, its address for GATEWAY.
+async fn nginx_before(gateway: &Gateway, server: &str) -> Nginx {
+    nginx(&server.replace("GATEWAY", &gateway.public), None).await
 }
 
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn ws_url(nginx: &Nginx) -> String {
+    format!("ws://{}/ws", nginx.address)
 }
 
 /// What the doctor said.
@@ -200,11 +165,11 @@ const NEW: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
 async fn a_sound_deployment_is_sound() {
     let pings = "[server]\nallowed_origins = [\"https://app.example.com\"]\n\
                  [limits]\nping_interval = \"1s\"\n";
-    let gateway = Gateway::with(pings).await;
+    let gateway = gateway::with(pings).await;
     let certificates = Certificates::new();
     let server = certificates.issue("server", "DNS:localhost,IP:127.0.0.1", 90, &[]);
-    let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
-    let url = format!("wss://127.0.0.1:{}/ws", nginx.port);
+    let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
+    let url = format!("wss://{}/ws", nginx.address);
     let mut key = tempfile::NamedTempFile::new().unwrap();
     writeln!(key, "{API_KEY}").unwrap();
     let ca = certificates.path("ca.pem");
@@ -216,6 +181,7 @@ async fn a_sound_deployment_is_sound() {
     let steps: Vec<_> =
         said.report["steps"].as_array().unwrap().iter().map(|s| &s["result"]).collect();
     assert_eq!(steps, vec!["ok"; 14], "{}", said.text);
+
     for (step, part) in [
         ("tls", "TLSv1_2"),
         ("upgrade", "nginx"),
@@ -228,6 +194,7 @@ async fn a_sound_deployment_is_sound() {
         let found = said.step(step)["found"].as_str().unwrap();
         assert!(found.contains(part), "{step}: {found}");
     }
+
     // The authority is not one of the system's.
     let rest = ["--idle", "0s"];
     let said = look(&url, &token("u1"), &rest).await;
@@ -237,7 +204,7 @@ async fn a_sound_deployment_is_sound() {
 /// What people get wrong in a proxy, and what the doctor calls it. The token is never printed.
 #[tokio::test]
 async fn broken_proxies_are_named() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let nothing = free_port().to_string();
     let sound = |from: &str, to: &str| {
         assert!(SOUND.contains(from), "{from}");
@@ -300,6 +267,7 @@ async fn broken_proxies_are_named() {
             &[("sse", "sse_compressed")],
         ),
     ];
+
     for (server, expected) in cases {
         is_named(&gateway, &server, expected).await;
     }
@@ -307,8 +275,8 @@ async fn broken_proxies_are_named() {
 
 /// What the doctor finds behind that nginx: this and nothing else.
 async fn is_named(gateway: &Gateway, server: &str, expected: &[(&str, &str)]) {
-    let nginx = Nginx::before(gateway, server).await;
-    let said = look(&nginx.url(), &token("u1"), &["--timeout", "6s"]).await;
+    let nginx = nginx_before(gateway, server).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &["--timeout", "6s"]).await;
     assert_eq!(said.wrong(), expected, "{server}\n{}", said.text);
     assert_eq!(said.code, Some(i32::from(!expected.is_empty())), "{server}");
     for (step, _) in expected {
@@ -319,9 +287,9 @@ async fn is_named(gateway: &Gateway, server: &str, expected: &[(&str, &str)]) {
 
 #[tokio::test]
 async fn a_short_time_out_is_found_by_idling() {
-    let gateway = Gateway::start().await;
-    let nginx = Nginx::before(&gateway, &SOUND.replace("75s", "5s")).await;
-    let said = look(&nginx.url(), &token("u1"), &["--idle", "9s"]).await;
+    let gateway = gateway::start().await;
+    let nginx = nginx_before(&gateway, &SOUND.replace("75s", "5s")).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &["--idle", "9s"]).await;
     assert_eq!(said.wrong(), [("idle", "idle_cut"), ("sse_idle", "sse_cut")], "{}", said.text);
     for step in ["idle", "sse_idle"] {
         let found = said.step(step)["found"].as_str().unwrap();
@@ -331,11 +299,11 @@ async fn a_short_time_out_is_found_by_idling() {
 
 #[tokio::test]
 async fn field_d4_a_self_signed_certificate_that_is_given_is_good() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let certificate = Certificates::new();
     let server = certificate.self_signed();
-    let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
-    let url = format!("wss://127.0.0.1:{}/ws", nginx.port);
+    let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
+    let url = format!("wss://{}/ws", nginx.address);
     let said = look(&url, &token("u1"), &["--ca", &format!("{server}.pem")]).await;
     assert!(!said.wrong().iter().any(|(step, _)| *step == "tls"), "{}", said.text);
     assert!(said.report["steps"].as_array().unwrap().len() > 3, "{}", said.text);
@@ -343,7 +311,7 @@ async fn field_d4_a_self_signed_certificate_that_is_given_is_good() {
 
 #[tokio::test]
 async fn certificates_are_looked_at() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let certificates = Certificates::new();
     let here = "DNS:localhost,IP:127.0.0.1";
     let old = ["faketime", "2020-01-01 00:00:00"];
@@ -361,8 +329,8 @@ async fn certificates_are_looked_at() {
         (certificates.issue("good", here, 90, &[]), None, "chain_incomplete"),
         (certificates.self_signed(), None, "self_signed"),
     ] {
-        let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
-        let url = format!("wss://127.0.0.1:{}/ws", nginx.port);
+        let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
+        let url = format!("wss://{}/ws", nginx.address);
         let rest: Vec<_> = ca.iter().flat_map(|ca| ["--ca", ca.as_str()]).collect();
         let said = look(&url, &token("u1"), &rest).await;
         assert_eq!(said.wrong(), [("tls", expected)], "{}", said.text);
@@ -370,17 +338,19 @@ async fn certificates_are_looked_at() {
         let goes_on = said.report["steps"].as_array().unwrap().len() > 3;
         assert_eq!(goes_on, expected == "certificate_ends", "{}", said.text);
         // No TLS where there is some.
-        let said = look(&nginx.url(), &token("u1"), &[]).await;
+        let said = look(&ws_url(&nginx), &token("u1"), &[]).await;
         assert!(said.wrong().contains(&("upgrade", "tls_expected")), "{}", said.text);
     }
+
     // The whole chain, and yet nobody's.
     let good = std::fs::read_to_string(certificates.path("good.pem")).unwrap();
     let chain = good + &std::fs::read_to_string(&ca).unwrap();
     std::fs::write(certificates.path("good.pem"), chain).unwrap();
     let server = certificates.path("good");
-    let nginx = Nginx::start(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
-    let url = format!("wss://127.0.0.1:{}/ws", nginx.port);
+    let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
+    let url = format!("wss://{}/ws", nginx.address);
     assert_eq!(look(&url, &token("u1"), &[]).await.wrong(), [("tls", "unknown_authority")]);
+
     // TLS where there is none.
     let url = format!("wss://{}/ws", gateway.public);
     assert_eq!(look(&url, &token("u1"), &["--ca", &ca]).await.wrong(), [("tls", "not_tls")]);
@@ -394,7 +364,7 @@ async fn a_refused_token_says_why() {
     );
     let ended = sign(&json!({"sub": "u1", "exp": now() - 10}), SECRET);
     for reject in ["close", "http"] {
-        let gateway = Gateway::with(&format!("[auth]\nreject = \"{reject}\"\n")).await;
+        let gateway = gateway::with(&format!("[auth]\nreject = \"{reject}\"\n")).await;
         let url = format!("ws://{}/ws", gateway.public);
         let said = look(&url, &token("u1"), &[]).await;
         assert_eq!(said.wrong(), [], "{}", said.text);
@@ -416,10 +386,10 @@ async fn a_refused_token_says_why() {
 
 #[tokio::test]
 async fn origins_channels_and_keys_are_tried() {
-    let gateway = Gateway::start().await;
-    let other = Gateway::start().await;
-    let nginx = Nginx::before(&gateway, &SOUND.replace("$http_host", "gateway")).await;
-    let own = format!("http://127.0.0.1:{}", nginx.port);
+    let gateway = gateway::start().await;
+    let other = gateway::start().await;
+    let nginx = nginx_before(&gateway, &SOUND.replace("$http_host", "gateway")).await;
+    let own = format!("http://{}", nginx.address);
     let api = format!("http://{}", other.public);
     let mut good = tempfile::NamedTempFile::new().unwrap();
     let mut bad = tempfile::NamedTempFile::new().unwrap();
@@ -428,6 +398,7 @@ async fn origins_channels_and_keys_are_tried() {
     let (good, bad) = (good.path().to_str().unwrap(), bad.path().to_str().unwrap());
     let away = format!("http://127.0.0.1:{}/api", free_port());
     let elsewhere = format!("http://{}/other", other.public);
+
     for (rest, expected) in [
         (vec!["--origin", "https://evil.example"], Some(("origin", "origin_refused"))),
         (vec!["--origin", &own], Some(("origin", "host_changed"))),
@@ -440,7 +411,7 @@ async fn origins_channels_and_keys_are_tried() {
         (vec!["--api-key-file", good, "--api", &api], Some(("publish", "event_lost"))),
     ] {
         let rest = [&rest[..], &["--timeout", "6s"]].concat();
-        let said = look(&nginx.url(), &token("u1"), &rest).await;
+        let said = look(&ws_url(&nginx), &token("u1"), &rest).await;
         assert_eq!(said.wrong(), Vec::from_iter(expected), "{rest:?}\n{}", said.text);
         for secret in [API_KEY, "not-a-key-of-anybody"] {
             assert!(!said.text.contains(secret), "{}", said.text);
@@ -480,26 +451,26 @@ async fn application() -> (String, Arc<Mutex<Vec<u8>>>) {
 
 #[tokio::test]
 async fn field_e1_the_documented_proxy_passes_and_the_key_goes_to_a_gateway_only() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut key = tempfile::NamedTempFile::new().unwrap();
     writeln!(key, "{API_KEY}").unwrap();
     let key = ["--api-key-file", key.path().to_str().unwrap()];
     let own = format!("http://{}", gateway.public);
 
-    let nginx = Nginx::before(&gateway, &documented()).await;
-    let said = look(&nginx.url(), &token("u1"), &key).await;
+    let nginx = nginx_before(&gateway, &documented()).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &key).await;
     assert_eq!((said.wrong(), said.result("publish")), (vec![], "skipped"), "{}", said.text);
     assert!(said.step("publish")["found"].as_str().unwrap().contains("--api"), "{}", said.text);
-    let said = look(&nginx.url(), &token("u1"), &[&key[..], &["--api", &own]].concat()).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &[&key[..], &["--api", &own]].concat()).await;
     assert_eq!((said.wrong(), said.result("publish")), (vec![], "ok"), "{}", said.text);
 
     let (address, kept) = application().await;
     let beside = format!("{}\nlocation /api/ {{ proxy_pass http://{address}; }}", documented());
-    let nginx = Nginx::before(&gateway, &beside).await;
-    let said = look(&nginx.url(), &token("u1"), &key).await;
+    let nginx = nginx_before(&gateway, &beside).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &key).await;
     assert_eq!((said.wrong(), said.result("publish")), (vec![], "skipped"), "{}", said.text);
     let named = format!("http://{address}");
-    let said = look(&nginx.url(), &token("u1"), &[&key[..], &["--api", &named]].concat()).await;
+    let said = look(&ws_url(&nginx), &token("u1"), &[&key[..], &["--api", &named]].concat()).await;
     assert_eq!(said.wrong(), [("publish", "api_other")], "{}", said.text);
     let kept = String::from_utf8(kept.lock().unwrap().clone()).unwrap();
     assert_eq!(kept.matches("POST /api/publish").count(), 2, "{kept}");
@@ -508,7 +479,7 @@ async fn field_e1_the_documented_proxy_passes_and_the_key_goes_to_a_gateway_only
 
 #[tokio::test]
 async fn field_e2_a_page_of_another_port_is_told_so() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let url = format!("ws://{}/ws", gateway.public);
     let said = look(&url, &token("u1"), &["--origin", "http://127.0.0.1:5173"]).await;
     assert_eq!(said.wrong(), [("origin", "origin_port")], "{}", said.text);
@@ -522,7 +493,7 @@ async fn field_e2_a_page_of_another_port_is_told_so() {
 /// Without a token there is less to look at, and that is said.
 #[tokio::test]
 async fn without_a_token_it_does_what_it_can() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let url = format!("ws://{}/ws", gateway.public);
     let said = run(&["--json", "--url", &url], &[]).await;
     assert_eq!((said.wrong(), said.code), (vec![], Some(0)), "{}", said.text);
@@ -533,7 +504,7 @@ async fn without_a_token_it_does_what_it_can() {
         assert_eq!(said.result(step), "skipped", "{step}");
     }
     // Where none is needed, there is a session.
-    let anonymous = Gateway::with("[auth]\nanonymous = true\n").await;
+    let anonymous = gateway::with("[auth]\nanonymous = true\n").await;
     let url = format!("ws://{}/ws", anonymous.public);
     let said = run(&["--json", "--url", &url, "--idle", "1s"], &[]).await;
     assert_eq!((said.wrong(), said.result("idle")), (vec![], "ok"), "{}", said.text);
@@ -602,11 +573,11 @@ async fn strange_servers_are_named() {
 /// Something on the way forgets an idle connection, and tells nobody.
 #[tokio::test]
 async fn a_socket_that_went_deaf_is_found() {
-    let gateway = Gateway::start().await;
-    let proxy = Proxy::start(gateway.public.rsplit(':').next().unwrap().parse().unwrap()).await;
+    let gateway = gateway::start().await;
+    let proxy = Proxy::start(gateway.public.clone()).await;
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "{}", token("u1")).unwrap();
-    let url = format!("ws://127.0.0.1:{}/ws", proxy.port);
+    let url = format!("ws://{}/ws", proxy.address);
     let mut child = Command::new(BIN)
         .args([
             "doctor",
@@ -624,9 +595,11 @@ async fn a_socket_that_went_deaf_is_found() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
+
     let mut progress = BufReader::new(child.stderr.take().unwrap()).lines();
     let first = tokio::task::spawn_blocking(move || progress.next().unwrap().unwrap());
     assert_eq!(first.await.unwrap(), "idle: 0 of 2 s");
+
     proxy.set(Mode::Blackhole);
     let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap());
     let output = output.await.unwrap();
@@ -642,7 +615,7 @@ async fn clocks_that_differ_are_found() {
         .map(|arch| format!("/usr/lib/{arch}-linux-gnu/faketime/libfaketime.so.1"));
     let library = found.iter().find(|path| Path::new(path).exists());
     let library = library.expect("faketime is needed: `make deps` installs it");
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let url = format!("ws://{}/ws", gateway.public);
     for (shift, expected) in [("+0", vec![]), ("+90", vec![("clock", "clock_skew")])] {
         let env = [

@@ -2,17 +2,18 @@
 
 use serde_json::json;
 use tokio::net::TcpStream;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::redis::Redis;
 
-use super::client::Client;
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
 
 #[tokio::test]
 async fn w21_sigterm_tells_every_socket_and_exits_zero() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let config = redis.config() + "[drain]\nsettle = \"400ms\"\nwindow = \"1s\"\n";
-    let mut leaving = Gateway::with(&config).await;
-    let staying = Gateway::on_redis(&redis).await;
+    let mut leaving = gateway::with(&config).await;
+    let staying = gateway::on_redis(&redis).await;
     leaving.ready().await;
     let mut clients = Vec::new();
     for i in 0..50 {
@@ -20,7 +21,7 @@ async fn w21_sigterm_tells_every_socket_and_exits_zero() {
     }
     let mut other = Client::connect(&staying, "u0").await;
     leaving.signal("-TERM");
-    super::eventually("not ready", || async {
+    eventually("not ready", || async {
         (leaving.get_admin("/readyz").await.0 == 503).then_some(())
     })
     .await;
@@ -41,7 +42,7 @@ async fn w21_sigterm_tells_every_socket_and_exits_zero() {
 
 #[tokio::test]
 async fn w21_a_second_signal_exits_at_once() {
-    let mut gateway = Gateway::with("[drain]\nsettle = \"1h\"\nwindow = \"1h\"\n").await;
+    let mut gateway = gateway::with("[drain]\nsettle = \"1h\"\nwindow = \"1h\"\n").await;
     let _client = Client::connect(&gateway, "u1").await;
     gateway.signal("-TERM");
     gateway.logged("draining").await;
@@ -53,7 +54,7 @@ async fn w21_a_second_signal_exits_at_once() {
 #[tokio::test]
 async fn a_signal_right_after_the_start_drains() {
     for _ in 0..10 {
-        let mut gateway = Gateway::with("[drain]\nsettle = \"0s\"\nwindow = \"0s\"\n").await;
+        let mut gateway = gateway::with("[drain]\nsettle = \"0s\"\nwindow = \"0s\"\n").await;
         gateway.signal("-TERM");
         assert!(gateway.exited().await.success());
     }
@@ -62,7 +63,7 @@ async fn a_signal_right_after_the_start_drains() {
 /// W12 meets W21: a client that does not read does not hold up the end.
 #[tokio::test]
 async fn a_stuck_client_does_not_hold_up_the_drain() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let stuck = Client::connect(&gateway, "u1").await;
     for _ in 0..40 {
         gateway.publish("user:u1", &json!("x".repeat(100_000))).await;

@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::proxy::{Mode, Proxy};
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::{SECRET, now, sign, token};
+use tollgate_support::{eventually, eventually_within};
 
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET};
+use super::gateway;
+use super::groups::sentinels;
 use super::history::rules;
-use super::proxy::{Mode, Proxy};
-use super::redis::Redis;
-use super::topologies::Sentinels;
-use super::{eventually, eventually_within};
 
 fn on(url: &str) -> String {
     rules(1000, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n"))
@@ -42,18 +44,19 @@ async fn numbers_until(client: &mut Client, last: u64) -> (Vec<u64>, BTreeSet<St
 }
 
 /// R3 and R10: a path to Redis that swallows everything, cuts in the middle of a frame, or answers
-/// nonsense. It is noticed, memory stays bounded, sockets stay open, and what could be missing comes
-/// from the history or is declared.
+/// nonsense. It is noticed, memory stays bounded, sockets stay open, and what could be missing
+/// comes from the history or is declared.
 #[tokio::test]
 async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
-    let redis = Redis::start();
-    let proxy = Proxy::start(redis.port).await;
-    let gateway = Gateway::with(&on(&format!("redis://127.0.0.1:{}", proxy.port))).await;
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let gateway = gateway::with(&on(&format!("redis://{}", proxy.address))).await;
     gateway.ready().await;
     let mut durable = Client::connect(&gateway, "u1").await;
     durable.subscribe(json!("post:1")).await;
     let mut plain = Client::connect(&gateway, "u2").await;
     plain.subscribe(json!("plain:1")).await;
+
     let mut n = 0;
     for mode in [Mode::Blackhole, Mode::Cut, Mode::Garbage, Mode::Huge] {
         let before = gateway.metric("redis_reconnects_total").await;
@@ -87,23 +90,23 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
 /// R6: a Sentinel that was cut off and still names the old master misleads nobody.
 #[tokio::test]
 async fn r6_a_sentinel_that_is_behind_is_not_believed() {
-    let group = Sentinels::start().await;
-    let gateway = Gateway::with(&on(&group.url())).await;
+    let group = sentinels(1).await;
+    let gateway = gateway::with(&on(&group.url())).await;
     gateway.ready().await;
-    group.signal(2, "-STOP");
-    group.fail_over();
-    let new = format!("port: {} }}", group.replica.port);
+    group.sentinels[2].signal("-STOP");
+    group.fail_over().await;
+    let new = format!("port: {} }}", group.replicas[0].port);
     eventually_within(Duration::from_secs(90), "the new master", || {
         let log = gateway.log();
         let seen = log.contains(&new) && log.contains("a master no more");
         std::future::ready(seen.then_some(()))
     })
     .await;
-    group.signal(2, "-CONT");
-    // It answers again, at first with what it knew; then with what the others tell it.
-    eventually_within(Duration::from_secs(60), "it has caught up", || {
-        let port = group.field(2, "port");
-        std::future::ready((port == Some(group.replica.port.to_string())).then_some(()))
+    group.sentinels[2].signal("-CONT");
+    // It answers again: at first what it knew before, then what the other Sentinels tell it.
+    eventually_within(Duration::from_secs(60), "it has caught up", || async {
+        let port = group.field(2, "port").await;
+        (port == Some(group.replicas[0].port.to_string())).then_some(())
     })
     .await;
     let switches = gateway.log().matches("Redis masters").count();
@@ -113,8 +116,8 @@ async fn r6_a_sentinel_that_is_behind_is_not_believed() {
 /// R7: a gateway that cannot keep up is cut off by Redis; that is a loss like any other.
 #[tokio::test]
 async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
-    let redis = Redis::start();
-    let mut gateway = Gateway::with(&on(&redis.url())).await;
+    let redis = Redis::start().await;
+    let mut gateway = gateway::with(&on(&redis.url())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
@@ -144,19 +147,20 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     assert!(seen.iter().copied().eq(1..=20), "{seen:?}");
 }
 
-/// R8: a wrong password, and no room for another client: said, and tried again; no secret in the log.
+/// R8: a wrong password, and no room for another client: said, and tried again; no secret in the
+/// log.
 #[tokio::test]
 async fn r8_wrong_password_and_no_room() {
-    let redis = Redis::with(&["--requirepass", "right-horse"]);
+    let redis = Redis::with(&["requirepass right-horse"]).await;
     let url = format!("redis://:wrong-horse@127.0.0.1:{}", redis.port);
-    let mut gateway = Gateway::with(&on(&url)).await;
+    let mut gateway = gateway::with(&on(&url)).await;
     gateway.logged("cannot connect to Redis").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
     let (_, body) = gateway.get_admin("/readyz").await;
     assert!(!gateway.log().contains("horse") && !body.contains("horse"), "{body}");
 
-    let redis = Redis::start();
-    let mut gateway = Gateway::with(&on(&redis.url())).await;
+    let redis = Redis::start().await;
+    let mut gateway = gateway::with(&on(&redis.url())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
@@ -172,12 +176,12 @@ async fn r8_wrong_password_and_no_room() {
     }
 }
 
-/// R3: Redis hangs for six seconds under load and goes on: no socket is closed, the history fills what
-/// is its own and the rest is declared.
+/// R3: Redis hangs for six seconds under load and goes on: no socket is closed, the history fills
+/// what is its own and the rest is declared.
 #[tokio::test]
 async fn r3_redis_hangs_under_load() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&on(&redis.url())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&on(&redis.url())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
@@ -193,11 +197,11 @@ async fn r3_redis_hangs_under_load() {
     assert!(!gaps.contains("post:1"));
 }
 
-/// W19: where its descriptors are used up the gateway sheds, serves who is there, keeps some for itself,
-/// and recovers.
+/// W19: where its descriptors are used up the gateway sheds, serves who is there, keeps some for
+/// itself, and recovers.
 #[tokio::test]
 async fn w19_out_of_file_descriptors() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     super::places::room_for(&gateway, 8);
     let mut held = Vec::new();
@@ -225,18 +229,19 @@ async fn w19_out_of_file_descriptors() {
     assert_eq!(next.next().await, json!(1));
 }
 
-/// W20 and W23: a replica is killed, and its thousand clients come to the other one together: all of
-/// them resume, and the sockets that were there go on.
+/// W20 and W23: a replica is killed, and its thousand clients come to the other one together: all
+/// of them resume, and the sockets that were there go on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let limits = "[limits]\nconnections_per_user = 2000\n";
     let config = format!("{limits}{}", on(&redis.url()));
-    let (one, two) = (Gateway::with(&config).await, Gateway::with(&config).await);
+    let (one, two) = (gateway::with(&config).await, gateway::with(&config).await);
     one.ready().await;
     two.ready().await;
     let mut there = Client::connect(&two, "u2").await;
     there.subscribe(json!("post:1")).await;
+
     let mut clients = Vec::new();
     let mut start = Value::Null;
     for _ in 0..1000 {
@@ -245,6 +250,7 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
         clients.push(client);
     }
     one.signal("-KILL");
+
     for n in 1..=10 {
         redis.fcall("post:1", &n.to_string()).unwrap();
     }
@@ -259,13 +265,15 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
         }
     });
     futures_util::future::join_all(back).await;
+
     for n in 1..=10 {
         assert_eq!(there.next().await, json!(n));
     }
     there.nothing_came().await;
 }
 
-/// W22: the clock is set by an hour, forwards and back. Timers go on; only tokens look at the clock.
+/// W22: the clock is set by an hour, forwards and back. Timers go on; only tokens look at the
+/// clock.
 #[tokio::test]
 async fn w22_the_clock_jumps() {
     let folder = tempfile::tempdir().unwrap();
@@ -282,7 +290,7 @@ async fn w22_the_clock_jumps() {
         ("FAKETIME_NO_CACHE", "1"),
     ];
     let limits = "[limits]\nping_interval = \"1s\"\n";
-    let gateway = Gateway::with_env(&rules(10, limits), &env).await;
+    let gateway = gateway::with_env(&rules(10, limits), &env).await;
     let mut long = Client::connect_with(
         &gateway,
         "/ws?format=envelope",
@@ -290,6 +298,7 @@ async fn w22_the_clock_jumps() {
     )
     .await;
     let mut short = Client::connect(&gateway, "u2").await;
+
     for jump in ["-1h", "+0", "+2h"] {
         std::fs::write(&clock, jump).unwrap();
         // Both timers and events go on.
@@ -299,6 +308,7 @@ async fn w22_the_clock_jumps() {
             tokio::time::sleep(Duration::from_millis(400)).await;
         }
     }
+
     // The token of an hour has ended by the new clock, which is looked at now and then.
     let ended = std::sync::atomic::AtomicBool::new(false);
     let ((code, reason, _), ()) = tokio::join!(
@@ -317,12 +327,12 @@ async fn w22_the_clock_jumps() {
     assert_eq!((code, &*reason), (4401, "expired"));
 }
 
-/// R5: a master that is made a replica keeps its clients, and what is published there reaches nobody
-/// else: it is noticed, health says so, and what comes after is declared.
+/// R5: a master that is made a replica keeps its clients, and what is published there reaches
+/// nobody else: it is noticed, health says so, and what comes after is declared.
 #[tokio::test]
 async fn r5_a_master_that_is_made_a_replica_is_noticed() {
-    let (redis, other) = (Redis::start(), Redis::start());
-    let gateway = Gateway::with(&on(&redis.url())).await;
+    let (redis, other) = (Redis::start().await, Redis::start().await);
+    let gateway = gateway::with(&on(&redis.url())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
@@ -349,18 +359,18 @@ async fn r5_a_master_that_is_made_a_replica_is_noticed() {
     while client.next().await != json!(1) {}
 }
 
-/// R3: publishers reach another server than the one that we hear (a name that was given another
-/// address): no connection is broken, and only the canary can tell.
+/// R3: publishers reach another server than the one that the gateway hears, as when a name is given
+/// another address. No connection is broken, and only the canary shows it.
 #[tokio::test]
 async fn r3_a_deaf_connection_is_found_by_its_canary() {
-    let (old, new) = (Redis::start(), Redis::start());
-    let proxy = Proxy::start(old.port).await;
-    let gateway = Gateway::with(&on(&format!("redis://127.0.0.1:{}", proxy.port))).await;
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let proxy = Proxy::start(old.address()).await;
+    let gateway = gateway::with(&on(&format!("redis://{}", proxy.address))).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
     assert_eq!(gateway.metric("canary_missed_total").await, 0.0);
-    proxy.lead_to(new.port);
+    proxy.lead_to(new.address());
     old.kill_clients("normal");
     gateway.metric_reaches("canary_missed_total", 1.0).await;
     loop {
@@ -373,12 +383,12 @@ async fn r3_a_deaf_connection_is_found_by_its_canary() {
     assert!(gateway.metric("canary_seconds_count").await >= 1.0);
 }
 
-/// R12: there and back again: a master that was a replica in between may not have what it gave out
-/// before, so it begins anew.
+/// R12: a master becomes a replica and a master again. It may have lost positions that it gave out
+/// before, so it begins a new epoch.
 #[tokio::test]
 async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
-    let (a, b) = (Redis::start(), Redis::start());
-    let gateway = Gateway::with(&on(&a.url())).await;
+    let (a, b) = (Redis::start().await, Redis::start().await);
+    let gateway = gateway::with(&on(&a.url())).await;
     gateway.ready().await;
     let follow = |of: &Redis, server: &Redis| {
         let port = of.port.to_string();
@@ -389,7 +399,8 @@ async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
         redis::cmd("REPLICAOF").arg("NO").arg("ONE").exec(&mut server.connection()).unwrap();
     };
     let publish = |data: &str| a.fcall("post:1", data).unwrap();
-    // The first replica begins a reign of its own.
+
+    // The replica takes over a replication identity of its own first.
     follow(&a, &b);
     eventually("the replica is there", || {
         let info: String =

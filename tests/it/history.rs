@@ -1,11 +1,14 @@
-//! Histories and resuming, over both brokers: what a client missed comes, all of it and once, or it is
-//! told.
+//! Histories and resuming, over both brokers: what a client missed comes, all of it and once, or it
+//! is told.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
 
 /// Rules with a history, for a broker of that kind.
 pub fn rules(size: u32, broker: &str) -> String {
@@ -64,7 +67,8 @@ async fn resumes(gateway: &Gateway) {
         client.nothing_came().await;
     }
 
-    // What is trimmed, of another epoch or ahead of everything is not recovered, and nothing is sent.
+    // What is trimmed, of another epoch or ahead of everything is not recovered, and nothing is
+    // sent.
     let mut client = envelope(gateway, "u1").await;
     for since in [at(0), json!({"epoch": "1", "offset": 5}), at(1_000_000)] {
         let start = subscribe(&mut client, "post:1", &since).await;
@@ -82,13 +86,13 @@ async fn resumes(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_client_resumes_with_the_memory_broker() {
-    resumes(&Gateway::with(&rules(5, "")).await).await;
+    resumes(&gateway::with(&rules(5, "")).await).await;
 }
 
 #[tokio::test]
 async fn a_client_resumes_with_redis() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(5, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(5, &redis.config())).await;
     gateway.ready().await;
     resumes(&gateway).await;
 }
@@ -96,7 +100,7 @@ async fn a_client_resumes_with_redis() {
 /// The automatic channels resume by the URL; a bad one is refused.
 #[tokio::test]
 async fn automatic_channels_resume_by_the_url() {
-    let gateway = Gateway::with(&rules(5, "")).await;
+    let gateway = gateway::with(&rules(5, "")).await;
     let client = envelope(&gateway, "u1").await;
     let epoch = client.connected["data"]["positions"]["user:u1"]["epoch"].as_str().unwrap();
     for n in 1..=3 {
@@ -130,15 +134,17 @@ async fn automatic_channels_resume_by_the_url() {
 /// A thousand sockets that resume one channel read its history once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_sockets_resume_with_one_reading() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let limits = "[limits]\nconnections_per_user = 2000\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(100, &redis.config()))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(100, &redis.config()))).await;
     gateway.ready().await;
+
     for n in 1..=20 {
         publish(&gateway, "post:1", json!(n)).await;
     }
     let mut first = envelope(&gateway, "u1").await;
     let epoch = subscribe(&mut first, "post:1", &Value::Null).await["epoch"].clone();
+
     let mut clients = Vec::new();
     for _ in 0..1000 {
         clients.push(envelope(&gateway, "u1").await);
@@ -151,28 +157,32 @@ async fn a_thousand_sockets_resume_with_one_reading() {
         calls.map_or(0, |n| n.parse::<u32>().unwrap())
     };
     let before = reads();
+
     for (n, client) in clients.iter_mut().enumerate() {
         let since = json!({"epoch": epoch, "offset": n % 19});
         client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;
     }
+
     for (n, client) in clients.iter_mut().enumerate() {
         assert_eq!(client.next().await["data"]["recovered"], true);
         for offset in n as u64 % 19 + 1..=20 {
             assert_eq!(client.next().await["offset"], offset);
         }
     }
+
     // One reading is two ranges: the last publication alone says how large they are.
     assert_eq!(reads() - before, 2);
 }
 
-/// Plain and durable publications on one channel: both come; after a loss the durable ones are filled,
-/// and that plain ones may be missing is declared.
+/// Plain and durable publications on one channel: both come; after a loss the durable ones are
+/// filled, and that plain ones may be missing is declared.
 #[tokio::test]
 async fn a_lost_connection_is_filled_from_the_history() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
+
     for channel in ["post:1", "post:2", "plain:3"] {
         client.subscribe(json!(channel)).await;
     }
@@ -189,11 +199,13 @@ async fn a_lost_connection_is_filled_from_the_history() {
     for expected in [json!(1), json!(2), json!("plain"), json!(3)] {
         assert_eq!(client.next().await, expected);
     }
+
     // Durable ones bring the time of their publication, and those by the server API.
     gateway.metric_reaches("delivery_seconds_count", 2.0).await;
     gateway.publish("plain:3", &json!(4)).await;
     assert_eq!(client.next().await, json!(4));
     gateway.metric_reaches("delivery_seconds_count", 3.0).await;
+
     for round in 0..3 {
         // Published while nobody listens.
         let mut kill = redis::pipe();
@@ -231,19 +243,19 @@ async fn a_lost_connection_is_filled_from_the_history() {
     assert!(gateway.metric("recoveries_total{result=\"filled\"}").await >= 6.0);
 }
 
-/// A Redis that lost its data, or is another process than the one that wrote last, begins a new epoch:
-/// nothing that was given out before is taken for the same.
+/// A Redis that lost its data, or is another process than the one that wrote last, begins a new
+/// epoch: nothing that was given out before is taken for the same.
 #[tokio::test]
 async fn r1_a_restarted_redis_begins_a_new_epoch() {
-    let mut redis = Redis::with(&["--appendonly", "yes", "--appendfsync", "always"]);
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let mut redis = Redis::with(&["appendonly yes", "appendfsync always"]).await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = envelope(&gateway, "u1").await;
     let before = subscribe(&mut client, "post:1", &Value::Null).await;
     publish(&gateway, "post:1", json!(1)).await;
     assert_eq!(client.next().await["data"], 1);
     redis.kill();
-    redis.restart();
+    redis.restart().await;
     let mut gaps = Vec::new();
     while gaps.len() < 2 {
         let gap = client.next().await;
@@ -252,7 +264,7 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
     }
     gaps.sort();
     assert_eq!(gaps, ["post:1", "user:u1"]);
-    let after = super::eventually("published", || async {
+    let after = eventually("published", || async {
         let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 2})).await;
         (!answer["result"].is_null()).then(|| answer["result"].clone())
     })
@@ -267,8 +279,8 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
 /// FLUSHALL under live sockets: the next publication shows a new epoch, and that is declared.
 #[tokio::test]
 async fn a_flushed_redis_is_declared() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     publish(&gateway, "user:u1", json!(1)).await;
@@ -282,18 +294,19 @@ async fn a_flushed_redis_is_declared() {
 /// The library comes back by itself, a newer one is left alone, and its errors say what is wrong.
 #[tokio::test]
 async fn the_function_library_is_kept() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(100, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(100, &redis.config())).await;
     gateway.ready().await;
     let mut connection = redis.connection();
     redis::cmd("FUNCTION").arg("FLUSH").exec(&mut connection).unwrap();
     assert_eq!(publish(&gateway, "post:1", json!(1)).await["offset"], 1, "loaded when missed");
     redis::cmd("FUNCTION").arg("FLUSH").exec(&mut connection).unwrap();
-    super::eventually("loaded again", || async {
+    eventually("loaded again", || async {
         let mut call = redis::cmd("FCALL_RO");
         call.arg("tollgate_version").arg(0).query::<i64>(&mut redis.connection()).ok()
     })
     .await;
+
     for (arguments, why) in [
         (&["{}", "0"][..], "ttl_seconds"),
         (&["{}", "x"], "ttl_seconds"),
@@ -306,22 +319,23 @@ async fn the_function_library_is_kept() {
         let error = call.exec(&mut connection).unwrap_err().to_string();
         assert!(error.contains(why), "{arguments:?}: {error}");
     }
+
     // A later version stays.
     let newer = "#!lua name=tollgate\n\
         redis.register_function{function_name='tollgate_version', callback=function() return 99 end, flags={'no-writes'}}\n\
         redis.register_function('tollgate_publish', function() return {7, '5'} end)\n\
         redis.register_function('tollgate_open', function() return {6, '5'} end)\n";
     redis::cmd("FUNCTION").arg("LOAD").arg("REPLACE").arg(newer).exec(&mut connection).unwrap();
-    let other = Gateway::with(&rules(100, &redis.config())).await;
+    let other = gateway::with(&rules(100, &redis.config())).await;
     other.ready().await;
     assert_eq!(publish(&other, "post:1", json!(1)).await, json!({"offset": 7, "epoch": "5"}));
 }
 
-/// A client that leaves a channel and comes back to it at once gets each event once, and nothing of the
-/// channel follows `unsubscribed`.
+/// A client that leaves a channel and comes back to it at once gets each event once, and nothing of
+/// the channel follows `unsubscribed`.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unsubscribe_and_resume_under_load_doubles_nothing() {
-    let gateway = Gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
+    let gateway = gateway::with(&rules(1000, "[limits]\ncommands_per_second = 10000\n")).await;
     let mut others = Vec::new();
     for n in 0..600 {
         let mut other = envelope(&gateway, &format!("o{}", n % 20)).await;
@@ -331,14 +345,13 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
     let mut client = envelope(&gateway, "u1").await;
     let start = subscribe(&mut client, "post:1", &Value::Null).await;
     let epoch = start["epoch"].clone();
-    let (publisher, mut last) = (
-        async {
-            for n in 0..300 {
-                publish(&gateway, "post:1", json!(n)).await;
-            }
-        },
-        start["offset"].as_u64().unwrap(),
-    );
+
+    let publisher = async {
+        for n in 0..300 {
+            publish(&gateway, "post:1", json!(n)).await;
+        }
+    };
+    let mut last = start["offset"].as_u64().unwrap();
     let follower = async {
         let (mut left, mut leaving) = (false, false);
         while last < 300 {
@@ -374,7 +387,7 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
 /// What a subscription begins with was not counted, nor what came while it was being set up.
 #[tokio::test]
 async fn what_a_subscription_begins_with_counts_as_delivered() {
-    let gateway = Gateway::with(&rules(100, "")).await;
+    let gateway = gateway::with(&rules(100, "")).await;
     let first = publish(&gateway, "post:1", json!(1)).await;
     publish(&gateway, "post:1", json!(2)).await;
     publish(&gateway, "post:1", json!(3)).await;

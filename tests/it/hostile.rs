@@ -3,9 +3,12 @@
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tollgate_support::client::Client;
+use tollgate_support::http::{http_raw, try_http};
+use tollgate_support::tokens::token;
+use tollgate_support::{DEADLINE, eventually, eventually_within};
 
-use super::client::{Client, token};
-use super::gateway::{Gateway, http_raw};
+use super::gateway;
 
 const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Host: gw\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n";
@@ -14,7 +17,7 @@ const VERSION: &str = "Sec-WebSocket-Version: 13\r\n";
 /// W3: bad upgrades are answered with the right status, and the connection ends.
 #[tokio::test]
 async fn w3_bad_upgrades() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for (what, request, status) in [
         ("plain GET", "GET /ws HTTP/1.1\r\nHost: gw\r\n\r\n".to_owned(), "426"),
         ("no key", format!("GET /ws HTTP/1.1\r\n{UPGRADE}{VERSION}\r\n"), "400"),
@@ -43,7 +46,7 @@ async fn w3_bad_upgrades() {
 /// W2 and A12: oversized and ambiguous requests.
 #[tokio::test]
 async fn w2_a12_requests_that_parsers_choke_on() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut alive = Client::connect(&gateway, "u1").await;
     for request in [
         format!("GET /ws HTTP/1.1\r\nHost: gw\r\nX: {}\r\n\r\n", "x".repeat(1 << 20)),
@@ -70,7 +73,7 @@ async fn w2_a12_requests_that_parsers_choke_on() {
 #[tokio::test]
 async fn a10_foreign_origins() {
     let config = "[server]\nallowed_origins = [\"https://app.example.com\"]\n";
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
     let own = format!("http://{}", gateway.public);
     for (origin, status) in [
         ("https://app.example.com", "101"),
@@ -96,7 +99,7 @@ async fn a10_foreign_origins() {
 /// W6 to W10: frames that break the protocol get the code that says so, and only their socket ends.
 #[tokio::test]
 async fn w6_w7_w8_w9_w10_bad_frames() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut alive = Client::connect(&gateway, "u1").await;
     for (what, frame, code) in [
         ("unmasked", vec![0x81, 0x01, b'x'], 1002u16),
@@ -115,7 +118,7 @@ async fn w6_w7_w8_w9_w10_bad_frames() {
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.write_all(&frame).await.unwrap();
         let mut answer = Vec::new();
-        let read = tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut answer)).await;
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
         read.expect("closed").unwrap();
         let close = answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code.to_be_bytes());
         assert!(close, "{what}: {:?}", String::from_utf8_lossy(&answer));
@@ -126,7 +129,7 @@ async fn w6_w7_w8_w9_w10_bad_frames() {
 /// W14: clients that vanish at any point of the handshake leave nothing behind.
 #[tokio::test]
 async fn w14_vanishing_clients_leave_nothing() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let request = format!("GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n", token("u1"));
     for cut in (0..=request.len()).step_by(40).chain([request.len()]) {
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
@@ -144,7 +147,7 @@ async fn w14_vanishing_clients_leave_nothing() {
     let mut client = Client::connect(&gateway, "u2").await;
     // The last of them has been a socket: it came and went.
     gateway.metric_reaches("connections_closed_total{reason=\"client_gone\"}", 1.0).await;
-    super::eventually("only one is left", || async {
+    eventually("only one is left", || async {
         let left = gateway.metric("connections{").await + gateway.metric("channels").await;
         (left == 2.0).then_some(())
     })
@@ -153,10 +156,10 @@ async fn w14_vanishing_clients_leave_nothing() {
     assert_eq!(client.next().await, json!(1));
 }
 
-/// W1 turned round: whoever asks and does not read the answers holds no connection for good.
+/// W1 turned round: a client that does not read its answers does not keep its connection for good.
 #[tokio::test]
 async fn w1_unread_answers_end_their_connection() {
-    let gateway = Gateway::with("[limits]\nhttp_connections = 3\n").await;
+    let gateway = gateway::with("[limits]\nhttp_connections = 3\n").await;
     let mut stuck = Vec::new();
     for _ in 0..3 {
         let socket = tokio::net::TcpSocket::new_v4().unwrap();
@@ -164,30 +167,30 @@ async fn w1_unread_answers_end_their_connection() {
         let mut stream = socket.connect(gateway.public.parse().unwrap()).await.unwrap();
         let request = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
         let request = request.replace("/nowhere", "/api/publish");
-        // Until neither side can take more.
+        // It writes until neither side can take more.
         let full = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), full).await;
         stuck.push(stream);
     }
-    super::eventually_within(std::time::Duration::from_secs(120), "a place", || async {
-        let answer =
-            super::gateway::try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
+    eventually_within(std::time::Duration::from_secs(120), "a place", || async {
+        let answer = try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
         answer.is_some_and(|answer| !answer.contains(" 503 ")).then_some(())
     })
     .await;
     drop(stuck);
 }
 
-/// Who is one too many is told that it may come again, and was only cut off.
+/// A client beyond the limit is told that it may come again. Its connection used to be cut without
+/// an answer.
 #[tokio::test]
 async fn one_connection_too_many_is_put_off_with_503() {
-    let gateway = Gateway::with("[limits]\nhttp_connections = 2\n").await;
+    let gateway = gateway::with("[limits]\nhttp_connections = 2\n").await;
     let idle = [
         TcpStream::connect(&gateway.public).await.unwrap(),
         TcpStream::connect(&gateway.public).await.unwrap(),
     ];
-    let answer = super::eventually("an answer", || async {
-        super::gateway::try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await
+    let answer = eventually("an answer", || async {
+        try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await
     })
     .await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
@@ -196,16 +199,16 @@ async fn one_connection_too_many_is_put_off_with_503() {
     drop(idle);
 }
 
-/// W13: a client that answers no ping is found, also when pings come faster than their deadline; each
-/// ping used to move the deadline of the one before.
+/// W13: a client that answers no ping is found, also when pings come faster than their deadline;
+/// each ping used to move the deadline of the one before.
 #[tokio::test]
 async fn w13_no_answer_to_pings_that_overlap() {
-    let gateway = Gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"3s\"\n").await;
+    let gateway = gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"3s\"\n").await;
     let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
     let request = format!("GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n", token("u1"));
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
     read.expect("closed").unwrap();
     let code = 4408u16.to_be_bytes();
     assert!(answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code));
@@ -214,7 +217,7 @@ async fn w13_no_answer_to_pings_that_overlap() {
 /// RFC 9112 section 3.2. On both listeners.
 #[tokio::test]
 async fn field_f10_a_request_names_its_host_once() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for (name, head, status) in [
         ("none", "HTTP/1.1\r\n", "400"),
         ("two", "HTTP/1.1\r\nHost: gw\r\nHost: gw\r\n", "400"),

@@ -1,9 +1,12 @@
-//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several carriers.
+//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several
+//! carriers.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::http::http;
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET, http};
+use super::gateway;
 
 /// A user's id, and the channel that `user:{user}` names.
 const USERS: [(&str, &str); 8] = [
@@ -19,7 +22,7 @@ const USERS: [(&str, &str); 8] = [
 
 #[tokio::test]
 async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut clients = Vec::new();
     for (user, channel) in USERS {
         let client = Client::connect(&gateway, user).await;
@@ -34,6 +37,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
         assert_eq!(client.next().await, json!({"for": user}));
         client.nothing_came().await;
     }
+
     // By name, and as an object with the id as it is.
     let mut by_name = Client::connect(&gateway, USERS[0].0).await;
     for (channel, code) in [
@@ -50,6 +54,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
             assert_eq!(answer["data"]["channel"], channel);
         }
     }
+
     // The server API takes the id as the token has it.
     let (_, listed) = gateway.get_admin("/debug/connections?user=did:privy:cm1").await;
     let listed: Value = serde_json::from_str(&listed).unwrap();
@@ -65,7 +70,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
 
 #[tokio::test]
 async fn field_c10_an_id_that_no_channel_has_room_for_is_a_user_all_the_same() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let long = ":".repeat(200);
     let mut client = Client::connect(&gateway, &long).await;
     assert_eq!(client.connected["data"]["channels"], json!([]));
@@ -77,7 +82,7 @@ async fn field_c10_an_id_that_no_channel_has_room_for_is_a_user_all_the_same() {
 
 #[tokio::test]
 async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let connect =
         async |claims: Value| Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     let large = 9_007_199_254_740_993_u64;
@@ -113,7 +118,7 @@ const SESSION: &str = "[auth]\ndeadline = \"1h\"\n[auth.session_cookie]\nenabled
 #[tokio::test]
 async fn field_c8_who_is_signed_out_is_told_at_once() {
     for config in [COOKIE, SESSION] {
-        let gateway = Gateway::with(config).await;
+        let gateway = gateway::with(config).await;
         for cookie in ["other=1", "jwt=; next-auth.session-token="] {
             let open = Client::open(&gateway.public, "/ws", &[("cookie", cookie)]).await;
             let (code, reason, _) = open.unwrap().closed().await;
@@ -127,14 +132,14 @@ async fn field_c8_who_is_signed_out_is_told_at_once() {
     }
 
     // Without cookies a message may come from anybody.
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     client.send(json!({"type": "auth", "token": token("u1")})).await;
     assert_eq!(client.next().await["data"]["userId"], "u1");
 
     // Where nobody needs a token, who announces one is waited for.
     let anonymous = format!("{COOKIE}anonymous = true\n");
-    let gateway = Gateway::with(&anonymous).await;
+    let gateway = gateway::with(&anonymous).await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     assert_eq!(client.next().await["data"]["userId"], Value::Null);
     let mut client = Client::open(&gateway.public, "/ws?auth=message", &[]).await.unwrap();
@@ -144,7 +149,7 @@ async fn field_c8_who_is_signed_out_is_told_at_once() {
 
 #[tokio::test]
 async fn field_c8_of_several_tokens_the_first_that_verifies_counts() {
-    let mut gateway = Gateway::with(COOKIE).await;
+    let mut gateway = gateway::with(COOKIE).await;
     let good = token("u1");
     let foreign =
         sign(&json!({"sub": "evil", "exp": now() + 60}), "another-secret-0123456789-abcdefgh");

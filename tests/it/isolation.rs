@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
 
-use super::client::Client;
-use super::gateway::Gateway;
+use super::gateway;
 
 /// Ids that are easily confused: prefixes, cases, look-alikes of patterns and paths.
 const IDS: [&str; 12] =
@@ -57,12 +58,14 @@ fn steps() -> Vec<Step> {
 async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
     let config =
         "[server]\nworkers = 2\n[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
+
     // One in each of the two shards.
     let mut fences =
         [Client::connect(&gateway, "fence").await, Client::connect(&gateway, "fence").await];
     let mut members: Vec<Member> = Vec::new();
     let steps = steps();
+
     for (n, step) in steps.iter().enumerate() {
         let n = n as i64;
         // An event that is still on its way when a subscription begins may or may not belong to
@@ -102,6 +105,7 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
             Step::Drop(_) | Step::Subscribe(..) | Step::Unsubscribe(..) => {}
         }
     }
+
     for member in &mut members {
         let expected = std::mem::take(&mut member.expected);
         for n in expected {

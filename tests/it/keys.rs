@@ -1,6 +1,6 @@
-//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside it.
+//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside
+//! it.
 
-use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,9 +9,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustcrypto_jwt::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::http;
+use tollgate_support::process::{Process, free_port, run_with_input};
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET};
+use super::gateway;
 use super::upstream::Upstream;
 
 /// A key pair made by openssl: PEM to sign with, JWK to publish.
@@ -21,15 +27,7 @@ struct Pair {
 }
 
 fn openssl(args: &[&str], input: &[u8]) -> Vec<u8> {
-    let mut child = Command::new("openssl")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("openssl is needed: `make deps` installs it");
-    child.stdin.take().unwrap().write_all(input).unwrap();
-    let output = child.wait_with_output().unwrap();
+    let output = run_with_input(Command::new("openssl").args(args), input);
     assert!(output.status.success(), "openssl {args:?}");
     output.stdout
 }
@@ -69,13 +67,14 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     let upstream = Upstream::start().await;
     let (first, second) = (Pair::new("k1"), Pair::new("k2"));
     upstream.answers(503, &json!({}));
-    let mut gateway = Gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
+    let mut gateway = gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
+
     // Never fetched: our fault, so the client may come back, and the replica is not ready.
     assert_eq!(
         Client::refused(&gateway, &first.token("u1")).await,
         (1013, "keys_unavailable".to_owned())
     );
-    super::eventually("why", || async {
+    eventually("why", || async {
         let (status, body) = gateway.get_admin("/readyz").await;
         (status == 503 && body.contains("status 503")).then_some(())
     })
@@ -83,27 +82,29 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     upstream.answers(200, &set(&[&first]));
     gateway.ready().await;
     drop(Client::connect_with(&gateway, "/ws", &first.token("u1")).await);
-    // A key that is added is found by its kid before the next refresh, or by it; either way at once.
+
+    // A key that is added is found by its kid before the next refresh, or by it; either way at
+    // once.
     upstream.answers(200, &set(&[&first, &second]));
-    super::eventually("the new key", || async {
+    eventually("the new key", || async {
         (refused_or_ok(&gateway, &second.token("u2")).await == "ok").then_some(())
     })
     .await;
+
     // An outage keeps what there is.
     for (status, body) in [(500, "oops"), (200, "not json"), (200, "{}")] {
         upstream.answers_text(status, body);
         let before = upstream.count();
-        super::eventually("a failed fetch", || async {
-            (upstream.count() > before + 1).then_some(())
-        })
-        .await;
+        eventually("a failed fetch", || async { (upstream.count() > before + 1).then_some(()) })
+            .await;
         drop(Client::connect_with(&gateway, "/ws", &second.token("u2")).await);
     }
     gateway.logged("cannot fetch the key set").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 200, "an outage keeps it ready");
+
     // A key that is withdrawn is out.
     upstream.answers(200, &set(&[&second]));
-    super::eventually("the withdrawal", || async {
+    eventually("the withdrawal", || async {
         (refused_or_ok(&gateway, &first.token("u1")).await == "kid_unknown").then_some(())
     })
     .await;
@@ -133,7 +134,7 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
     let config = jwks_config(&upstream.url)
         .replace("refresh = \"1s\"", "refresh = \"1h\"")
         .replace("min_interval = \"1s\"", "min_interval = \"1h\"");
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     let header =
         |kid: &str| URL_SAFE_NO_PAD.encode(json!({"alg": "ES256", "kid": kid}).to_string());
@@ -190,31 +191,26 @@ async fn key_set_over_tls(constraints: &str) {
         "-days",
         "2",
     ];
+
     let (key, cert) = (path("key.pem"), path("cert.pem"));
     openssl(&[&ec[..], &["-keyout", &key, "-out", &cert], &subject].concat(), b"");
     let pair = Pair::new("k1");
     std::fs::write(path("jwks.json"), set(&[&pair]).to_string()).unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut server = Command::new("openssl")
-        .args(["s_server", "-WWW", "-quiet", "-accept", &format!("127.0.0.1:{port}")])
-        .args(["-key", &key, "-cert", &cert])
-        .current_dir(folder.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
+    let port = free_port();
+    let mut server = Command::new("openssl");
+    server.args(["s_server", "-WWW", "-quiet", "-accept", &format!("127.0.0.1:{port}")]);
+    server.args(["-key", &key, "-cert", &cert]).current_dir(folder.path());
+    server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let _server = Process::spawn(&mut server);
     let url = format!("https://127.0.0.1:{port}/jwks.json");
     let trusting =
         jwks_config(&url).replace("[auth.jwks]", &format!("[auth.jwks]\nca_file = \"{cert}\""));
-    let gateway = Gateway::with(&trusting).await;
+    let gateway = gateway::with(&trusting).await;
     gateway.ready().await;
     drop(Client::connect_with(&gateway, "/ws", &pair.token("u1")).await);
-    let mut doubting = Gateway::with(&jwks_config(&url)).await;
+    let mut doubting = gateway::with(&jwks_config(&url)).await;
     doubting.logged("cannot fetch the key set").await;
     assert_eq!(Client::refused(&doubting, &pair.token("u1")).await.0, 1013);
-    server.kill().unwrap();
-    server.wait().unwrap();
 }
 
 /// Clients of a key come and go, and not one of them is refused.
@@ -228,8 +224,8 @@ async fn come_and_go(address: String, stop: Arc<AtomicBool>, connects: Arc<Atomi
     }
 }
 
-/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key still
-/// good until its end and then refused with its cause.
+/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key
+/// still good until its end and then refused with its cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotating_a_secret_file_loses_no_socket() {
     let folder = tempfile::tempdir().unwrap();
@@ -253,7 +249,8 @@ async fn rotating_a_secret_file_loses_no_socket() {
             )
         )
     };
-    let mut gateway = Gateway::with(&config(&format!("secret_file = {path:?}"))).await;
+    let mut gateway = gateway::with(&config(&format!("secret_file = {path:?}"))).await;
+
     // Clients of the old key come and go all the while, and not one is refused.
     let (address, stop) = (gateway.public.clone(), Arc::new(AtomicBool::new(false)));
     let connects = Arc::new(AtomicUsize::new(0));
@@ -262,6 +259,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     for i in 0..20 {
         kept.push(Client::connect(&gateway, &format!("u{i}")).await);
     }
+
     // A bad new file: the old key stays, and everybody is told.
     mount("v2", "too short");
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
@@ -269,7 +267,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     drop(Client::connect(&gateway, "u1").await);
     mount("v3", next);
     let by_next = sign(&json!({"sub": "new", "exp": now() + 600}), next);
-    super::eventually("the new secret", || async {
+    eventually("the new secret", || async {
         (refused_or_ok(&gateway, &by_next).await == "ok").then_some(())
     })
     .await;
@@ -281,16 +279,17 @@ async fn rotating_a_secret_file_loses_no_socket() {
             .contains("\"configuration\":{\"error\":null,\"ok\":true}")
     );
     drop(Client::connect(&gateway, "old").await);
+
     // Some more, all of them with the next key in force.
     let more = connects.load(Ordering::Relaxed) + 20;
-    super::eventually("the load goes on", || async {
+    eventually("the load goes on", || async {
         (connects.load(Ordering::Relaxed) > more).then_some(())
     })
     .await;
     stop.store(true, Ordering::Relaxed);
     load.await.unwrap();
     assert!(now() < retired_at, "all of it before the old key's end");
-    super::eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
+    eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
     assert_eq!(Client::refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
     gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_retired\"}", 1.0).await;
     gateway.logged("which was retired at").await;
@@ -299,15 +298,15 @@ async fn rotating_a_secret_file_loses_no_socket() {
     }
 }
 
-/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during an
-/// outage an unknown `kid` was blamed on the token.
+/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during
+/// an outage an unknown `kid` was blamed on the token.
 #[tokio::test]
 async fn tokens_wait_for_the_fetch_that_they_need() {
     let upstream = Upstream::start().await;
     let (first, second, third) = (Pair::new("k1"), Pair::new("k2"), Pair::new("k3"));
     upstream.answers(200, &set(&[&first]));
     let config = jwks_config(&upstream.url).replace("refresh = \"1s\"", "refresh = \"1h\"");
-    let gateway = Arc::new(Gateway::with(&config).await);
+    let gateway = Arc::new(gateway::with(&config).await);
     gateway.ready().await;
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     upstream.answers(200, &set(&[&first, &second]));
@@ -339,7 +338,7 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
 async fn a_refused_configuration_is_tried_again() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("later");
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let text = std::fs::read_to_string(gateway.config.path()).unwrap();
     gateway.reconfigure(&format!("{text}\n[[auth.keys]]\nsecret_file = {path:?}\n"));
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
@@ -347,7 +346,7 @@ async fn a_refused_configuration_is_tried_again() {
     let later = "a-secret-that-is-mounted-later-0123456789";
     std::fs::write(&path, later).unwrap();
     let token = sign(&json!({"sub": "u1", "exp": now() + 600}), later);
-    super::eventually("the secret", || async {
+    eventually("the secret", || async {
         (refused_or_ok(&gateway, &token).await == "ok").then_some(())
     })
     .await;
@@ -366,15 +365,10 @@ async fn token_check_fetches_key_sets() {
     let check = |token: String| {
         let file = file.clone();
         tokio::task::spawn_blocking(move || {
-            let mut child = Command::new(super::gateway::BIN)
-                .args(["token", "check", "--json", "--config"])
-                .arg(file)
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
-            child.stdin.take().unwrap().write_all(token.as_bytes()).unwrap();
-            serde_json::from_slice::<Value>(&child.wait_with_output().unwrap().stdout).unwrap()
+            let mut check = Command::new(gateway::BIN);
+            check.args(["token", "check", "--json", "--config"]).arg(file);
+            let output = run_with_input(&mut check, token.as_bytes());
+            serde_json::from_slice::<Value>(&output.stdout).unwrap()
         })
     };
     assert_eq!(check(pair.token("u1")).await.unwrap()["verdict"], "accept");
@@ -387,7 +381,7 @@ async fn token_check_fetches_key_sets() {
 /// The doctor in the running gateway: sampled, counted, logged once, and whole on request.
 #[tokio::test]
 async fn refused_signatures_are_explained_in_metric_and_log() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let wrong = sign(&json!({"sub": "u1", "exp": now() + 60}), "your-secret-key");
     for _ in 0..5 {
         assert_eq!(Client::refused(&gateway, &wrong).await, (4401, "bad_signature".to_owned()));
@@ -403,25 +397,25 @@ async fn refused_signatures_are_explained_in_metric_and_log() {
             token.len()
         )
     };
-    let (status, body) = super::gateway::http(&gateway.admin, &request(&wrong)).await;
+    let (status, body) = http(&gateway.admin, &request(&wrong)).await;
     let report: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(
         (status, &report["cause"], &report["side"]),
         (200, &json!("secret_default"), &json!("issuer"))
     );
-    let (_, body) = super::gateway::http(&gateway.admin, &request(&token("u1"))).await;
+    let (_, body) = http(&gateway.admin, &request(&token("u1"))).await;
     assert!(body.contains("\"verdict\":\"accept\""), "{body}");
     // Not on the public listener.
-    assert_eq!(super::gateway::http(&gateway.public, &request(&wrong)).await.0, 404);
+    assert_eq!(http(&gateway.public, &request(&wrong)).await.0, 404);
     assert!(gateway.metric("key_info{").await >= 1.0);
 }
 
 /// The issuer's heartbeat in Redis against the gateway's keys.
 #[tokio::test]
 async fn drift_between_issuer_and_gateway_is_seen() {
-    let redis = super::redis::Redis::start();
+    let redis = Redis::start().await;
     let drift = "[drift]\nissuers = [\"web\", \"silent\"]\ninterval = \"100ms\"\n";
-    let mut gateway = Gateway::with(&(redis.config() + drift)).await;
+    let mut gateway = gateway::with(&(redis.config() + drift)).await;
     gateway.ready().await;
     let beat = |fingerprint: &str| {
         let set = redis::cmd("SET")
@@ -433,7 +427,7 @@ async fn drift_between_issuer_and_gateway_is_seen() {
     beat(&tollgate::auth::fingerprint::of_secret(SECRET.as_bytes()).to_string());
     gateway.metric_reaches("issuer_key_match{issuer=\"web\"}", 1.0).await;
     beat("0123456789abcdef");
-    super::eventually("the drift", || async {
+    eventually("the drift", || async {
         (gateway.metric("issuer_key_match{issuer=\"web\"}").await == 0.0).then_some(())
     })
     .await;

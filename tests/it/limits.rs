@@ -6,9 +6,13 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::API_KEY;
+use tollgate_support::tokens::token;
+use tollgate_support::{DEADLINE, eventually};
 
-use super::client::{Client, token};
-use super::gateway::{API_KEY, Gateway};
+use super::gateway;
 
 async fn refused(gateway: &Gateway, user: &str, forwarded: &str) -> (u16, String) {
     let bearer = format!("Bearer {}", token(user));
@@ -22,8 +26,9 @@ async fn refused(gateway: &Gateway, user: &str, forwarded: &str) -> (u16, String
 async fn connections_in_all_per_user_and_per_ip() {
     let config = "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
                   [limits]\nconnections = 4\nconnections_per_user = 2\nconnections_per_ip = 3\n";
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
     let bearer = |user: &str| format!("Bearer {}", token(user));
+
     let mut kept = Vec::new();
     for (user, ip) in [("u1", "1.1.1.1"), ("u1", "1.1.1.1"), ("u2", "1.1.1.1"), ("u3", "2.2.2.2")] {
         let bearer = bearer(user);
@@ -34,7 +39,7 @@ async fn connections_in_all_per_user_and_per_ip() {
     }
     assert_eq!(refused(&gateway, "u4", "3.3.3.3").await, (4429, "too many connections".into()));
     kept.pop();
-    super::eventually("a free place", || async {
+    eventually("a free place", || async {
         (gateway.metric("connections{").await == 3.0).then_some(())
     })
     .await;
@@ -46,10 +51,12 @@ async fn connections_in_all_per_user_and_per_ip() {
         refused(&gateway, "u1", "4.4.4.4").await,
         (4429, "too many connections of this user".into())
     );
+
     for limit in ["connections", "per_ip", "per_user"] {
         let series = format!("rejected_total{{reason=\"limit_{limit}\"}}");
         assert_eq!(gateway.metric(&series).await, 1.0, "{limit}");
     }
+
     for client in &mut kept {
         client.nothing_came().await;
     }
@@ -58,7 +65,7 @@ async fn connections_in_all_per_user_and_per_ip() {
 /// W11: a flood of messages closes its own socket only.
 #[tokio::test]
 async fn w11_a_flood_is_closed() {
-    let gateway = Gateway::with("[limits]\ncommands_per_second = 1\ncommand_burst = 10\n").await;
+    let gateway = gateway::with("[limits]\ncommands_per_second = 1\ncommand_burst = 10\n").await;
     let mut quiet = Client::connect(&gateway, "u2").await;
     for flood in [Message::text(r#"{"type":"ping"}"#), Message::Ping(vec![].into())] {
         let mut client = Client::connect(&gateway, "u1").await;
@@ -73,7 +80,7 @@ async fn w11_a_flood_is_closed() {
 
 #[tokio::test]
 async fn channels_per_connection() {
-    let gateway = Gateway::with("[limits]\nchannels_per_connection = 3\n").await;
+    let gateway = gateway::with("[limits]\nchannels_per_connection = 3\n").await;
     let mut client = Client::connect(&gateway, "u1").await;
     for (channel, kind) in [("post:1", "subscribed"), ("post:2", "subscribed"), ("post:3", "error")]
     {
@@ -87,7 +94,7 @@ async fn channels_per_connection() {
 /// W4: a message above the limit, announced or gathered from fragments.
 #[tokio::test]
 async fn w4_big_messages_are_refused() {
-    let gateway = Gateway::with("[limits]\nmessage_bytes = 1000\n").await;
+    let gateway = gateway::with("[limits]\nmessage_bytes = 1000\n").await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.send_text(&" ".repeat(1000)).await;
     assert_eq!(client.next().await["data"]["code"], "bad_request");
@@ -100,7 +107,7 @@ async fn w4_big_messages_are_refused() {
 #[tokio::test]
 async fn w12_a_client_that_does_not_read_is_closed_and_harms_nobody() {
     let config = "[limits]\nqueue_bytes = 300000\npublication_bytes = 200000\n";
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
     let stuck = Client::connect(&gateway, "u1").await;
     let mut reader = Client::connect(&gateway, "u1").await;
     let payload = "x".repeat(100_000);
@@ -110,7 +117,7 @@ async fn w12_a_client_that_does_not_read_is_closed_and_harms_nobody() {
     }
     gateway.metric_reaches("slow_consumers_total", 1.0).await;
     gateway.metric_reaches("connections_closed_total{reason=\"slow_consumer\"}", 1.0).await;
-    super::eventually("its memory is given back", || async {
+    eventually("its memory is given back", || async {
         (gateway.metric("outbound_queue_bytes").await == 0.0).then_some(())
     })
     .await;
@@ -122,7 +129,7 @@ async fn w12_a_client_that_does_not_read_is_closed_and_harms_nobody() {
 #[tokio::test]
 async fn a_slow_client_that_reads_again_is_told_4410() {
     let config = "[limits]\nqueue_messages = 5\n";
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let payload = "x".repeat(500_000);
     let mut published = 0;
@@ -142,7 +149,7 @@ async fn a_slow_client_that_reads_again_is_told_4410() {
 #[tokio::test]
 async fn w1_slow_requests_are_closed() {
     let limits = "[limits]\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"\n";
-    let gateway = Gateway::with(limits).await;
+    let gateway = gateway::with(limits).await;
     let silent = TcpStream::connect(&gateway.public).await.unwrap();
     let mut dripping = TcpStream::connect(&gateway.public).await.unwrap();
     dripping.write_all(b"GET /ws HTTP/1.1\r\nHost: ").await.unwrap();
@@ -164,9 +171,10 @@ async fn w1_slow_requests_are_closed() {
             }
         }
     });
+
     for mut stream in [silent, body] {
         let mut answer = Vec::new();
-        let read = tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut answer)).await;
+        let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
         read.expect("closed in time").unwrap();
     }
     drip.await.unwrap().ok();
@@ -176,7 +184,7 @@ async fn w1_slow_requests_are_closed() {
 /// W5: a message that is begun and never finished.
 #[tokio::test]
 async fn w5_an_unfinished_message_is_not_waited_for() {
-    let gateway = Gateway::with("[limits]\npong_timeout = \"1s\"\n").await;
+    let gateway = gateway::with("[limits]\npong_timeout = \"1s\"\n").await;
     let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
     let request = format!(
         "GET /ws?token={} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -187,7 +195,7 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
     // The first of ten bytes of a text frame.
     stream.write_all(&[0x81, 0x8a, 0, 0, 0, 0, b'x']).await.unwrap();
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(super::DEADLINE, stream.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
     read.expect("closed in time").unwrap();
     let close = [0x88, 36, (4408u16 >> 8) as u8, 4408u16 as u8];
     assert!(answer.windows(2).any(|w| w == [close[2], close[3]]), "{answer:?}");
@@ -197,10 +205,11 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
 #[tokio::test]
 async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
     const BEGUN: &[u8] = &[0x01, 0x81, 0, 0, 0, 0, b'{'];
+
     // A pong, a ping, and a fragment more.
     const BETWEEN: [&[u8]; 3] =
         [&[0x8a, 0x80, 0, 0, 0, 0], &[0x89, 0x80, 0, 0, 0, 0], &[0x00, 0x81, 0, 0, 0, 0, b' ']];
-    let gateway = Gateway::with("[limits]\npong_timeout = \"2s\"\n").await;
+    let gateway = gateway::with("[limits]\npong_timeout = \"2s\"\n").await;
     let path = format!("/ws?token={}", token("u1"));
     let stream = TcpStream::connect(&gateway.public).await.unwrap();
     let (mut reader, mut writer) = stream.into_split();
@@ -220,7 +229,8 @@ async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
         writer
     });
     let mut answer = Vec::new();
-    let read = tokio::time::timeout(super::DEADLINE, reader.read_to_end(&mut answer)).await;
+    let read = tokio::time::timeout(DEADLINE, reader.read_to_end(&mut answer)).await;
+
     // A reset is an end too: the client goes on sending.
     let _ = read.expect("closed in time");
     let code = 4408u16.to_be_bytes();
@@ -231,7 +241,7 @@ async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
 /// W13: a client that stopped answering is found by the ping deadline, one that answers is kept.
 #[tokio::test]
 async fn w13_dead_clients_are_found_by_pings() {
-    let gateway = Gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"5s\"\n").await;
+    let gateway = gateway::with("[limits]\nping_interval = \"1s\"\npong_timeout = \"5s\"\n").await;
     let _dead = Client::connect(&gateway, "u1").await;
     let mut alive = Client::connect(&gateway, "u2").await;
     let reader = tokio::spawn(async move {
@@ -248,7 +258,7 @@ async fn w13_dead_clients_are_found_by_pings() {
 /// A burst of connects at once is served whole: the backlog is long enough.
 #[tokio::test]
 async fn a_burst_of_256_connects() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let clients = (0..256).map(|i| {
         let gateway = &gateway;
         async move { Client::connect(gateway, &format!("u{i}")).await }
@@ -260,13 +270,13 @@ async fn a_burst_of_256_connects() {
     drop(clients);
 }
 
-/// W12: what waits for all clients together is bounded by a configured figure, though no single queue is
-/// over its own.
+/// W12: what waits for all clients together is bounded by a configured figure, though no single
+/// queue is over its own.
 #[tokio::test]
 async fn w12_all_queues_together_are_bounded() {
     let limits = "[limits]\nqueue_bytes = 4000000\nqueue_bytes_total = 5000000\nping_interval = \"1h\"\n\
                   request_body_bytes = 2000000\n";
-    let gateway = Gateway::with(limits).await;
+    let gateway = gateway::with(limits).await;
     let mut slow = Vec::new();
     for _ in 0..4 {
         let mut client = Client::connect(&gateway, "u1").await;

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::redis::Redis;
 
-use super::client::Client;
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
+use super::history::rules;
 
 /// What one client saw of a channel that carries 1, 2, 3 ...
 struct Ledger {
@@ -45,12 +47,13 @@ impl Ledger {
     }
 }
 
-/// R1 under load: Redis is killed and comes back while a publisher goes on; every hole that a client
-/// sees was declared before it, nothing comes twice, and no socket closes.
+/// R1 under load: Redis is killed and comes back while a publisher goes on; every hole that a
+/// client sees was declared before it, nothing comes twice, and no socket closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_under_load_every_hole_is_declared() {
-    let mut redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let mut redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
+
     let mut clients = Vec::new();
     for i in 0..50 {
         let mut client = Client::connect(&gateway, &format!("u{i}")).await;
@@ -93,20 +96,22 @@ async fn r1_under_load_every_hole_is_declared() {
             })
         })
         .collect();
+
     for round in 0..3 {
         gateway.metric_reaches("deliveries_total", 50.0 * 100.0 * f64::from(round + 1)).await;
         redis.kill();
-        super::eventually("the loss is seen", || async {
+        eventually("the loss is seen", || async {
             (gateway.metric("redis_connected").await == 0.0).then_some(())
         })
         .await;
         let before = gateway.metric("deliveries_total").await;
         let began = Instant::now();
-        redis.restart();
+        redis.restart().await;
         gateway.metric_reaches("deliveries_total", before + 500.0).await;
         eprintln!("round {round}: events flow {:?} after Redis came back", began.elapsed());
     }
     recovered_from.store(0, Ordering::Relaxed);
+
     let mut kept = Vec::new();
     for reader in readers {
         let (client, ledger) = reader.await.unwrap();
@@ -122,15 +127,17 @@ async fn r1_under_load_every_hole_is_declared() {
 /// window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w21_a_thousand_sockets_move_without_an_error() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let drain = "[drain]\nsettle = \"500ms\"\nwindow = \"4s\"\n";
-    let mut leaving = Gateway::with(&(redis.config() + drain)).await;
-    let staying = Arc::new(Gateway::on_redis(&redis).await);
+    let mut leaving = gateway::with(&(redis.config() + drain)).await;
+    let staying = Arc::new(gateway::on_redis(&redis).await);
     leaving.ready().await;
+
     let mut clients = Vec::new();
     for i in 0..1000 {
         clients.push(Client::connect(&leaving, &format!("u{i}")).await);
     }
+
     let mut movers = Vec::new();
     for (i, mut client) in clients.into_iter().enumerate() {
         let staying = Arc::clone(&staying);
@@ -147,6 +154,7 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     }
     let began = Instant::now();
     leaving.signal("-TERM");
+
     let mut moved = Vec::new();
     for mover in movers {
         moved.push(mover.await.unwrap());
@@ -167,11 +175,11 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
 #[ignore = "a measurement of a release build"]
 async fn a_hundred_thousand_channels_come_back_measured() {
     for pattern in ["plain", "post"] {
-        let mut redis = Redis::start();
+        let mut redis = Redis::start().await;
         let limits = "[limits]\nconnections_per_user = 2000\ncommand_burst = 1000\n\
                       ping_interval = \"1h\"\n[log]\nlevel = \"warn,tollgate::cli=info\"\n";
-        let config = format!("{limits}{}", super::history::rules(100, &redis.config()));
-        let gateway = Gateway::with(&config).await;
+        let config = format!("{limits}{}", rules(100, &redis.config()));
+        let gateway = gateway::with(&config).await;
         gateway.ready().await;
         let mut clients = Vec::new();
         for n in 0..800 {
@@ -185,10 +193,11 @@ async fn a_hundred_thousand_channels_come_back_measured() {
             }
             clients.push(client);
         }
+
         let channels = gateway.metric("channels").await;
         let before = gateway.metric("gaps_declared_total").await;
         redis.kill();
-        redis.restart();
+        redis.restart().await;
         let began = Instant::now();
         gateway.metric_reaches("redis_connected{role=\"subscriber\"}", 1.0).await;
         let connected = began.elapsed();

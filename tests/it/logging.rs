@@ -1,13 +1,17 @@
-//! The log harms nobody: not when it cannot be written, not when nobody reads it, not by its length.
+//! The log never harms the gateway: not when it cannot be written, not when nobody reads it, not by
+//! its length.
 
 use std::fs::File;
 use std::process::Stdio;
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Reader;
+use tollgate_support::http::http_raw;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::{SECRET, sign};
 
-use super::client::{Client, sign};
-use super::gateway::{self, Gateway, http_raw};
-use super::redis::Redis;
+use super::gateway;
 
 /// A token that is refused.
 const BAD: &str = "nonsense";
@@ -15,7 +19,7 @@ const BAD: &str = "nonsense";
 /// Many commands on one socket.
 const BUSY: &str = "[limits]\ncommands_per_second = 1000000\ncommand_burst = 1000000\n";
 
-/// Has so many tokens refused, on one socket.
+/// Sends so many bad tokens on one socket, and reads as many refusals.
 async fn refused_tokens(client: &mut Client, n: usize) {
     let refresh = json!({"type": "refresh", "token": BAD});
     for batch in (0..n).step_by(100) {
@@ -27,12 +31,12 @@ async fn refused_tokens(client: &mut Client, n: usize) {
     }
 }
 
-/// A full disk, and a reader that has died.
+/// The log goes to a full disk, or its reader has died.
 #[tokio::test]
 async fn field_a1_a_log_that_cannot_be_written_changes_nothing() {
     for full in [true, false] {
         let log = || if full { File::create("/dev/full").unwrap().into() } else { Stdio::piped() };
-        let mut gateway = Gateway::without_log(BUSY, log(), log()).await;
+        let mut gateway = gateway::without_log(BUSY, log(), log()).await;
         let mut client = Client::connect(&gateway, "u1").await;
         refused_tokens(&mut client, 10).await;
         assert_eq!(Client::refused(&gateway, BAD).await.0, 4401);
@@ -46,14 +50,15 @@ async fn field_a1_a_log_that_cannot_be_written_changes_nothing() {
     }
 }
 
-/// A reader that stops reading, with more lines than pipe and queue have room for.
+/// The log's reader stops reading, and there are more lines than the pipe and the queue have room
+/// for.
 #[tokio::test]
 async fn field_a2_a_log_that_nobody_reads_holds_up_nobody() {
     let config = format!("{BUSY}[log]\nsummary_interval = \"0s\"\n");
     for reads_again in [true, false] {
-        let mut gateway = Gateway::with(&config).await;
+        let mut gateway = gateway::with(&config).await;
         let mut client = Client::connect(&gateway, "u1").await;
-        gateway.read_log(false);
+        gateway.log_reader(Reader::Hangs);
         refused_tokens(&mut client, 10_000).await;
         gateway.metric_reaches("log_lines_dropped_total", 1.0).await;
 
@@ -65,7 +70,7 @@ async fn field_a2_a_log_that_nobody_reads_holds_up_nobody() {
         assert_eq!(other.next().await, json!(1));
 
         if reads_again {
-            gateway.read_log(true);
+            gateway.log_reader(Reader::Reads);
             let told = gateway.logged("log lines were dropped").await;
             assert!(told.contains(" WARN tollgate::logging: "), "{told}");
         }
@@ -75,7 +80,7 @@ async fn field_a2_a_log_that_nobody_reads_holds_up_nobody() {
     }
 }
 
-/// Lines of the log, each with how many it stands for.
+/// How many lines of the log hold a text, and for how many lines they stand.
 fn counted(log: &str, text: &str) -> (usize, usize) {
     let stands_for = |line: &str| {
         let n = line.split("repeated=").nth(1).and_then(|rest| rest.split(' ').next());
@@ -87,12 +92,12 @@ fn counted(log: &str, text: &str) -> (usize, usize) {
 
 #[tokio::test]
 async fn field_a3_a_thousand_refused_tokens_are_a_few_lines() {
-    let mut gateway = Gateway::with(BUSY).await;
+    let mut gateway = gateway::with(BUSY).await;
     let mut client = Client::connect(&gateway, "u1").await;
     refused_tokens(&mut client, 1000).await;
-    let expired = sign(&json!({"sub": "u1", "exp": 1000}), gateway::SECRET);
+    let expired = sign(&json!({"sub": "u1", "exp": 1000}), SECRET);
     assert_eq!(Client::refused(&gateway, &expired).await.1, "expired");
-    // Another kind is told at once.
+    // A line of another kind is not held back.
     gateway.logged("reason=expired").await;
 
     gateway.signal("-TERM");
@@ -105,7 +110,7 @@ async fn field_a3_a_thousand_refused_tokens_are_a_few_lines() {
 
 #[tokio::test]
 async fn field_a3_a_refused_origin_is_told_once() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let request = |path: &str| {
         format!(
             "GET {path} HTTP/1.1\r\nHost: gw\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -124,7 +129,7 @@ async fn field_a3_a_refused_origin_is_told_once() {
     assert!(counted(&gateway.log(), "origin refused").0 < 10);
 }
 
-/// A server that takes connections and drops them: few lines, and each says which server.
+/// A server accepts connections and drops them. The log has few lines, and each names the server.
 #[tokio::test]
 async fn field_a3_errors_of_redis_say_which_server_and_are_summed_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -133,7 +138,7 @@ async fn field_a3_errors_of_redis_say_which_server_and_are_summed_up() {
         "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{address}\"\n\
          reconnect_min = \"10ms\"\nreconnect_max = \"20ms\"\n"
     );
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     for _ in 0..60 {
         listener.accept().await.unwrap();
     }
@@ -143,11 +148,11 @@ async fn field_a3_errors_of_redis_say_which_server_and_are_summed_up() {
     assert!(lines < 20, "{lines} lines");
 }
 
-/// The line says where, and what is wrong there, and shows nothing of the payload.
+/// The line says what is wrong and at which position, and shows nothing of the payload.
 #[tokio::test]
 async fn field_f15_an_invalid_publication_says_what_is_wrong_where() {
-    let redis = Redis::start();
-    let mut gateway = Gateway::on_redis(&redis).await;
+    let redis = Redis::start().await;
+    let mut gateway = gateway::on_redis(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     for (channel, payload, why) in [
         ("post:1", "{\"a\": secretive}", "expected value at line 1 column 7"),

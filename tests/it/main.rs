@@ -1,7 +1,8 @@
 //! One integration binary: the real program, a real Redis, real sockets.
 //!
 //! Every test starts what it needs on free ports of loopback and stops it again, so all of them run
-//! in parallel. They wait for conditions, with one generous deadline, never for time to pass.
+//! in parallel. They wait for conditions, with one generous deadline, never for time to pass. What
+//! they start and speak to is in `tests/support`; here are the tests, and how they configure it.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "not the gateway")]
@@ -10,7 +11,6 @@ mod access;
 mod admin;
 mod api;
 mod cli;
-mod client;
 mod closing;
 mod conformance;
 mod docs;
@@ -18,6 +18,7 @@ mod doctor_url;
 mod drain;
 mod faults;
 mod gateway;
+mod groups;
 mod history;
 mod hostile;
 mod identity;
@@ -33,8 +34,6 @@ mod passwords;
 mod permissions;
 mod places;
 mod plain;
-mod proxy;
-mod redis;
 mod redis_edges;
 mod redis_faults;
 mod reload;
@@ -47,30 +46,3 @@ mod subscribing;
 mod tokens;
 mod topologies;
 mod upstream;
-
-use std::future::Future;
-use std::time::{Duration, Instant};
-
-/// How long anything may take before a test calls it missing.
-const DEADLINE: Duration = Duration::from_secs(30);
-
-/// Waits until `check` yields something.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, check: impl FnMut() -> F) -> T {
-    eventually_within(DEADLINE, what, check).await
-}
-
-/// The same with a deadline of its own.
-async fn eventually_within<T, F: Future<Output = Option<T>>>(
-    deadline: Duration,
-    what: &str,
-    mut check: impl FnMut() -> F,
-) -> T {
-    let began = Instant::now();
-    loop {
-        if let Some(found) = check().await {
-            return found;
-        }
-        assert!(began.elapsed() < deadline, "{what}: not within {deadline:?}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}

@@ -1,17 +1,21 @@
-//! Old masters of a Sentinel group that somebody still publishes to, where no replica of the gateway
-//! saw the switch, or the old master's end was not the end.
+//! Old masters of a Sentinel group that publishers still reach: no replica of the gateway saw the
+//! failover, or the old master came back after its end.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually_within;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::redis::{Redis, Sentinels};
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::eventually_within;
-use super::gateway::Gateway;
-use super::redis::Redis;
-use super::topologies::{Sentinels, config};
+use super::gateway;
+use super::groups::sentinels;
+use super::topologies::config;
 
-/// Elections, and the ten seconds until Sentinel makes a replica of an old master.
+/// Long enough for an election, and for the ten seconds until Sentinel makes a replica of an old
+/// master.
 const A_WHILE: Duration = Duration::from_secs(60);
 
 fn role(redis: &Redis) -> Option<String> {
@@ -22,14 +26,18 @@ fn role(redis: &Redis) -> Option<String> {
 
 async fn master_is(group: &Sentinels, redis: &Redis) {
     let port = redis.port.to_string();
-    eventually_within(A_WHILE, "all Sentinels name the new master", || {
-        let named = (0..3).all(|n| group.field(n, "port").as_deref() == Some(&port));
-        std::future::ready((named && role(redis).as_deref() == Some("master")).then_some(()))
+    eventually_within(A_WHILE, "all Sentinels name the new master", || async {
+        for n in 0..3 {
+            if group.field(n, "port").await.as_deref() != Some(&port) {
+                return None;
+            }
+        }
+        (role(redis).as_deref() == Some("master")).then_some(())
     })
     .await;
 }
 
-/// Publishes to a server while it is a master; false when it is none any more.
+/// Publishes to a server that calls itself a master; false when it does not any more.
 fn publish_to_old(old: &Redis) -> bool {
     if role(old).as_deref() != Some("master") {
         return false;
@@ -59,35 +67,35 @@ async fn envelopes(gateway: &Gateway) -> Client {
     client
 }
 
-/// A replica that starts while the old master still takes publications had no switch to see: what the
-/// old one took was never declared there.
+/// A gateway that starts after the failover, while the old master still takes publications, has not
+/// seen the failover. It used to declare nothing of what the old master took.
 #[tokio::test]
 async fn r4_who_starts_after_the_switch_declares_too() {
-    let group = Sentinels::start().await;
-    let first = Gateway::with(&config(&group.url(), "")).await;
+    let group = sentinels(1).await;
+    let first = gateway::with(&config(&group.url(), "")).await;
     first.ready().await;
-    group.fail_over();
-    master_is(&group, &group.replica).await;
-    let late = Gateway::with(&config(&group.url(), "")).await;
+    group.fail_over().await;
+    master_is(&group, &group.replicas[0]).await;
+    let late = gateway::with(&config(&group.url(), "")).await;
     late.ready().await;
     let mut client = envelopes(&late).await;
     assert!(publish_to_old(&group.master), "too late for this test");
     both_declared(&mut client).await;
 }
 
-/// An old master that was down comes back as one, for some ten seconds: its first end had been taken for
-/// the last.
+/// An old master that was down comes back as a master for some ten seconds. The gateway used to
+/// take its first end for the last one.
 #[tokio::test]
 async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
-    let mut group = Sentinels::start().await;
-    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    let mut group = sentinels(1).await;
+    let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     let mut client = envelopes(&gateway).await;
     group.master.kill();
-    master_is(&group, &group.replica).await;
+    master_is(&group, &group.replicas[0]).await;
     gateway.logged("a master no more").await;
     both_declared(&mut client).await;
-    group.master.restart();
+    group.master.restart().await;
     assert!(publish_to_old(&group.master), "it is a master again");
     both_declared(&mut client).await;
     eventually_within(A_WHILE, "it ends a second time", || {
@@ -99,25 +107,25 @@ async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     assert_eq!(role(&group.master).as_deref(), Some("slave"));
 }
 
-/// Nobody was there to see the switch and the end both: the fence was never put down, and who held a
-/// position of the new master resumed as if it had everything.
+/// No gateway saw both the failover and the old master's end. The fence was never written, and a
+/// client with a position of the new master resumed as if it had everything.
 #[tokio::test]
 async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
-    let group = Sentinels::start().await;
-    let gateway = Gateway::with(&config(&group.url(), "")).await;
+    let group = sentinels(1).await;
+    let gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
-    group.fail_over();
-    master_is(&group, &group.replica).await;
+    group.fail_over().await;
+    master_is(&group, &group.replicas[0]).await;
     let position = eventually_within(A_WHILE, "the new master has a history", || async {
         let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 1})).await;
         let epoch = answer["result"]["epoch"].as_str()?.to_owned();
-        let kept = group.replica.fcall("post:1", "2").ok()?;
+        let kept = group.replicas[0].fcall("post:1", "2").ok()?;
         (kept.1 == epoch).then_some(kept)
     })
     .await;
     drop(gateway);
     assert!(publish_to_old(&group.master), "too late for this test");
-    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     gateway.logged("a master no more").await;
     let since = json!({"offset": position.0, "epoch": position.1});

@@ -1,9 +1,13 @@
 //! Which pages may open sockets and streams, and which names the gateway's own pages answer to.
 
 use serde_json::Value;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::{http, http_raw, try_http};
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::{Gateway, http, http_raw};
+use super::gateway;
 
 /// The status of an upgrade that a page of this origin asks for.
 async fn upgrade(gateway: &Gateway, host: &str, headers: &str) -> u16 {
@@ -11,13 +15,13 @@ async fn upgrade(gateway: &Gateway, host: &str, headers: &str) -> u16 {
         "GET /ws HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
          Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{headers}\r\n"
     );
-    let head = super::gateway::try_http(&gateway.public, &request).await.unwrap();
+    let head = try_http(&gateway.public, &request).await.unwrap();
     head.split(' ').nth(1).unwrap().parse().unwrap()
 }
 
 #[tokio::test]
 async fn field_d2_apps_extensions_and_previews_may_connect() {
-    let gateway = Gateway::with(
+    let gateway = gateway::with(
         "[server]\nallowed_origins = [\"capacitor://localhost\", \"null\", \
          \"chrome-extension://abcdefghijklmnop\", \"https://*.preview.example.com\"]\n",
     )
@@ -47,7 +51,7 @@ async fn field_d2_apps_extensions_and_previews_may_connect() {
 
 #[tokio::test]
 async fn field_d3_a_refused_origin_is_told_with_the_line_to_write() {
-    let mut gateway = Gateway::with("[server]\nallowed_origins = [\"https://a.example\"]\n").await;
+    let mut gateway = gateway::with("[server]\nallowed_origins = [\"https://a.example\"]\n").await;
     let headers = "Origin: https://Shop.example:443\r\n";
     assert_eq!(upgrade(&gateway, "gw.example.com", headers).await, 403);
     let line = r#"allowed_origins = ["https://a.example", "https://shop.example"]"#;
@@ -56,7 +60,7 @@ async fn field_d3_a_refused_origin_is_told_with_the_line_to_write() {
     // What it says works.
     let text = std::fs::read_to_string(gateway.config.path()).unwrap();
     gateway.reconfigure(&text.replace(r#"allowed_origins = ["https://a.example"]"#, line));
-    super::eventually("the new origin", || async {
+    eventually("the new origin", || async {
         (upgrade(&gateway, "gw.example.com", headers).await == 101).then_some(())
     })
     .await;
@@ -65,7 +69,7 @@ async fn field_d3_a_refused_origin_is_told_with_the_line_to_write() {
 
 #[tokio::test]
 async fn field_d3_development_lets_pages_of_this_machine_in() {
-    let (dev, usual) = (Gateway::dev("").await, Gateway::start().await);
+    let (dev, usual) = (gateway::dev("").await, gateway::start().await);
     for (origin, status) in [
         ("http://localhost:5173", 101),
         ("http://127.0.0.1:3000", 101),
@@ -80,8 +84,8 @@ async fn field_d3_development_lets_pages_of_this_machine_in() {
 
 #[tokio::test]
 async fn field_f9_a_page_without_tls_is_not_of_the_host_that_was_asked_over_tls() {
-    let trusting = Gateway::with("[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n").await;
-    let alone = Gateway::start().await;
+    let trusting = gateway::with("[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n").await;
+    let alone = gateway::start().await;
     for (origin, proto, trusted, not) in [
         ("https://gw.example.com", "https", 101, 101),
         ("http://gw.example.com", "https", 403, 101),
@@ -98,7 +102,7 @@ async fn field_f9_a_page_without_tls_is_not_of_the_host_that_was_asked_over_tls(
 
 #[tokio::test]
 async fn field_e5_development_signs_with_a_secret_of_its_own() {
-    let (dev, usual) = (Gateway::dev("").await, Gateway::start().await);
+    let (dev, usual) = (gateway::dev("").await, gateway::start().await);
     let get = async |host: &str, path: &str| {
         let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         http(&dev.public, &request).await
@@ -109,8 +113,8 @@ async fn field_e5_development_signs_with_a_secret_of_its_own() {
     let signed = body["token"].as_str().unwrap();
     let client = Client::connect_with(&dev, "/ws", signed).await;
     assert_eq!(client.connected["data"]["userId"], "admin");
-    // Another gateway with the same configuration does not accept it; tokens of the configured key are
-    // accepted by both.
+    // Another gateway with the same configuration does not accept it; tokens of the configured key
+    // are accepted by both.
     assert_eq!(Client::refused(&usual, signed).await, (4401, "bad_signature".to_owned()));
     Client::connect(&dev, "u1").await;
     for path in ["/", "/dev/token?user=admin"] {
@@ -130,7 +134,7 @@ async fn field_e5_development_signs_with_a_secret_of_its_own() {
 
 #[tokio::test]
 async fn field_e5_debugging_is_shown_under_names_of_this_machine_only() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let ask = async |line: &str, host: &str| {
         let request = format!(
             "{line} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"

@@ -1,16 +1,18 @@
-//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and errors
-//! have their time and go.
+//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and
+//! errors have their time and go.
 
 use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::redis::Redis;
+use tollgate_support::sse::Stream;
+use tollgate_support::tokens::{now, token};
 
-use super::client::{Client, now, token};
-use super::eventually;
-use super::gateway::Gateway;
-use super::redis::Redis;
-use super::sse::Stream;
-use super::topologies::Cluster;
+use super::gateway;
+use super::groups::cluster;
 
 const RULES: &str = "[auth]\nanonymous = true\n[[channels]]\npattern = \"plain:{id}\"\nallow = \"public\"\n\
                      [[channels]]\npattern = \"post:{id}\"\nallow = \"public\"\n\
@@ -23,7 +25,7 @@ fn config(url: &str, after: &str) -> String {
 
 /// A gateway that hears: nobody who connects to it is told of its start.
 async fn start(config: &str) -> Gateway {
-    let gateway = Gateway::with(config).await;
+    let gateway = gateway::with(config).await;
     gateway.ready().await;
     gateway.metric_reaches("canary_seconds_count", 1.0).await;
     for _ in 0..3 {
@@ -64,7 +66,7 @@ async fn until_live(client: &mut Client) -> Vec<Value> {
 /// A page said "connected" through a whole outage.
 #[tokio::test]
 async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().await;
     let gateway = gateway(&redis, "300ms").await;
     let mut plain = client(&gateway, "/ws").await;
     plain.subscribe(json!("plain:1")).await;
@@ -94,7 +96,7 @@ async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
     assert_eq!(late.next().await["type"], "connected");
     assert_eq!(late.next().await["type"], "interrupted");
 
-    redis.restart();
+    redis.restart().await;
     // Behind the gaps: whoever reads `live` knows of all that is missing.
     assert_eq!(gaps_until_live(&mut plain).await, 1);
     assert_eq!(gaps_until_live(&mut durable).await, 1, "its history is gone");
@@ -113,7 +115,7 @@ async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
 /// A stopped server is as silent as one that is gone.
 #[tokio::test]
 async fn field_b6_a_hung_redis_is_an_interruption() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let fast = "ping_interval = \"200ms\"\nping_timeout = \"2s\"\n";
     let config = config(&redis.url(), "300ms").replace("[redis]\n", &format!("[redis]\n{fast}"));
     let gateway = start(&config).await;
@@ -125,10 +127,11 @@ async fn field_b6_a_hung_redis_is_an_interruption() {
     assert!(gaps_until_live(&mut client).await >= 1);
 }
 
-/// With several connections, which come back one by one: `live` comes when all have, behind all gaps.
+/// With several connections, which come back one by one: `live` comes when all have, behind all
+/// gaps.
 #[tokio::test]
 async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().await;
     let several =
         config(&redis.url(), "300ms").replace("[redis]\n", "[redis]\nsubscriber_connections = 3\n");
     let gateway = start(&several).await;
@@ -139,7 +142,7 @@ async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
     }
     redis.kill();
     assert_eq!(client.next().await["type"], "interrupted");
-    redis.restart();
+    redis.restart().await;
     let kinds = until_live(&mut client).await;
     assert_eq!(kinds.iter().filter(|kind| *kind == "gap").count(), 40, "{kinds:?}");
     client.nothing_came().await;
@@ -147,7 +150,7 @@ async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
 
 #[tokio::test]
 async fn field_b6_what_is_over_at_once_is_not_told() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     for after in ["30s", "0s"] {
         let gateway = gateway(&redis, after).await;
         let mut client = client(&gateway, "/ws").await;
@@ -163,12 +166,14 @@ async fn field_b6_what_is_over_at_once_is_not_told() {
 /// In a cluster a dead master takes its channels, and nobody else is told.
 #[tokio::test]
 async fn field_b6_only_whose_channels_are_concerned_is_told() {
-    let mut cluster = Cluster::start().await;
+    let mut cluster = cluster().await;
     let gateway = start(&config(&cluster.url(), "300ms")).await;
-    let dead = cluster.master_of("tollgate:plain:0");
-    let is_gone = |name: &String| cluster.master_of(&format!("tollgate:{name}")) == dead;
-    let names = (0..20).map(|n| format!("plain:{n}"));
-    let (gone, stay): (Vec<_>, Vec<_>) = names.partition(is_gone);
+    let dead = cluster.owner("tollgate:plain:0").await;
+    let (mut gone, mut stay) = (Vec::new(), Vec::new());
+    for name in (0..20).map(|n| format!("plain:{n}")) {
+        let is_gone = cluster.owner(&format!("tollgate:{name}")).await == dead;
+        if is_gone { gone.push(name) } else { stay.push(name) }
+    }
     let mut both = client(&gateway, "/ws").await;
     for name in gone.iter().chain(&stay) {
         both.subscribe(json!(name)).await;
@@ -195,7 +200,7 @@ async fn last_error(gateway: &Gateway) -> Value {
 
 #[tokio::test]
 async fn field_b6_an_error_has_its_time_and_goes_when_it_is_over() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().await;
     let gateway = gateway(&redis, "1s").await;
     assert_eq!(last_error(&gateway).await, Value::Null);
     let before = SystemTime::now() - Duration::from_secs(1);
@@ -207,6 +212,6 @@ async fn field_b6_an_error_has_its_time_and_goes_when_it_is_over() {
     let at = humantime::parse_rfc3339(error["at"].as_str().unwrap()).unwrap();
     assert!(at >= before && at <= SystemTime::now(), "{error}");
     assert!(error["what"].as_str().unwrap().contains("Redis"), "{error}");
-    redis.restart();
+    redis.restart().await;
     eventually("no error", || async { last_error(&gateway).await.is_null().then_some(()) }).await;
 }

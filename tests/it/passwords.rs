@@ -1,13 +1,13 @@
 //! Secrets of Redis, of Sentinels and of the callback in files that change while the gateway runs.
 
 use std::fs;
-use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
-use super::redis::{Redis, free_port};
+use super::gateway;
 use super::upstream::Upstream;
 
 fn set_user(redis: &Redis, rules: &[&str]) {
@@ -23,7 +23,7 @@ fn cut_off(redis: &Redis) {
 
 #[tokio::test]
 async fn a_rotated_redis_password_needs_no_restart() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     set_user(&redis, &["on", ">first-horse", "allkeys", "allchannels", "+@all"]);
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), "first-horse\n").unwrap();
@@ -32,11 +32,12 @@ async fn a_rotated_redis_password_needs_no_restart() {
         redis.port,
         file.path()
     );
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
 
-    // Whoever changed the password and forgot the file is told which file, and what Redis says.
+    // An operator who changed the password and forgot the file is told which file it is, and what
+    // Redis says.
     set_user(&redis, &[">second-horse", "<first-horse"]);
     cut_off(&redis);
     gateway.logged("WRONGPASS").await;
@@ -47,7 +48,7 @@ async fn a_rotated_redis_password_needs_no_restart() {
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
 
-    // With both valid for a while, nobody notices.
+    // While both passwords are valid, no client notices the change.
     set_user(&redis, &[">third-horse"]);
     fs::write(file.path(), "third-horse\n").unwrap();
     set_user(&redis, &["<second-horse"]);
@@ -56,43 +57,21 @@ async fn a_rotated_redis_password_needs_no_restart() {
     assert!(!gateway.log().contains("-horse"), "no password in the log");
 }
 
-/// A Sentinel that asks for a password, alone with its master.
-struct Guarded(Child, u16, tempfile::TempDir);
-
-impl Guarded {
-    fn start(master: u16, password: &str) -> Self {
-        let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-        let file = folder.path().join("sentinel.conf");
-        let text = format!(
-            "port {port}\nbind 127.0.0.1\nrequirepass {password}\n\
-             sentinel monitor mymaster 127.0.0.1 {master} 1\n"
-        );
-        fs::write(&file, text).unwrap();
-        let mut command = Command::new("redis-server");
-        let child = command.arg(&file).arg("--sentinel").stdout(Stdio::null()).spawn().unwrap();
-        Self(child, port, folder)
-    }
-}
-
-impl Drop for Guarded {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[tokio::test]
 async fn the_sentinels_password_is_read_from_its_file() {
-    let redis = Redis::start();
-    let sentinel = Guarded::start(redis.port, "of-sentinel");
-    let file = sentinel.2.path().join("password");
+    let redis = Redis::start().await;
+    // A Sentinel that asks for a password, the only one of its master.
+    let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", redis.port);
+    let sentinel = Redis::with(&["requirepass of-sentinel", &monitor]).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("password");
     fs::write(&file, "wrong").unwrap();
     let config = format!(
         "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis+sentinel://127.0.0.1:{}/mymaster\"\n\
          sentinel_password_file = {file:?}\n",
-        sentinel.1
+        sentinel.port
     );
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     gateway.logged("WRONGPASS").await;
     fs::write(&file, "of-sentinel").unwrap();
     gateway.ready().await;
@@ -113,7 +92,7 @@ async fn a_rotated_callback_secret_needs_no_restart() {
         upstream.url,
         file.path()
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let mut client = Client::connect_with(&gateway, "/ws", &token("u1")).await;
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
     fs::write(file.path(), "second\n").unwrap();

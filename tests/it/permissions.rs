@@ -1,10 +1,13 @@
 //! Subscription tokens and the callback rule.
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::http::API_KEY;
+use tollgate_support::tokens::{SECRET, now, sign};
 
-use super::client::{Client, now, sign};
-use super::doctor_url::{Certificates, Nginx};
-use super::gateway::{API_KEY, Gateway, SECRET};
+use super::doctor_url::{Certificates, nginx};
+use super::gateway;
 use super::upstream::Upstream;
 
 fn subscription(user: &str, channel: &str, exp: u64) -> String {
@@ -14,9 +17,10 @@ fn subscription(user: &str, channel: &str, exp: u64) -> String {
 #[tokio::test]
 async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
-    let gateway = Gateway::with(rules).await;
+    let gateway = gateway::with(rules).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let later = now() + 600;
+
     for (channel, token, code, message) in [
         ("room:1", None, "token_refused", "missing"),
         ("room:1", Some(subscription("u2", "room:1", later)), "token_refused", "claim_invalid"),
@@ -42,6 +46,7 @@ async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
     assert_eq!(client.next().await["type"], "subscribed");
     gateway.publish("room:1", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
+
     // It opens no connection (RFC 8725 section 3.12).
     let bearer = format!("Bearer {token}");
     let headers = [("authorization", bearer.as_str())];
@@ -53,7 +58,7 @@ async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
 #[tokio::test]
 async fn a_subscription_ends_with_its_token() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
-    let gateway = Gateway::with(rules).await;
+    let gateway = gateway::with(rules).await;
     let mut client = Client::connect_with(
         &gateway,
         "/ws",
@@ -77,7 +82,8 @@ async fn a_subscription_ends_with_its_token() {
     assert_eq!(client.next().await, json!(2));
 }
 
-/// An application inside a cluster often has a certificate of its own authority, or one that signed itself.
+/// An application inside a cluster often has a certificate of its own authority, or one that signed
+/// itself.
 #[tokio::test]
 async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
     let upstream = Upstream::start().await;
@@ -85,14 +91,14 @@ async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
     let certificates = Certificates::new();
     let server = certificates.self_signed();
     let pass = format!("location / {{ proxy_pass {}; }}", upstream.url);
-    let nginx = Nginx::start(&pass, Some(&server)).await;
+    let nginx = nginx(&pass, Some(&server)).await;
     for (ca, expected) in [(format!("{server}.pem"), "subscribed"), (String::new(), "error")] {
         let config = format!(
-            "[callback]\nurl = \"https://127.0.0.1:{}/may\"\nca_file = \"{ca}\"\n\
+            "[callback]\nurl = \"https://{}/may\"\nca_file = \"{ca}\"\n\
              [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\n",
-            nginx.port
+            nginx.address
         );
-        let gateway = Gateway::with(&config).await;
+        let gateway = gateway::with(&config).await;
         let mut client = Client::connect(&gateway, "u1").await;
         let answer = client.subscribe(json!("post:1")).await;
         assert_eq!(answer["type"], expected, "{answer}");
@@ -108,7 +114,7 @@ async fn the_callback_decides_and_fails_closed() {
          [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
         upstream.url
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let token =
         sign(&json!({"sub": "u1", "exp": now() + 600, "plan": "gold", "email": "x"}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
@@ -121,12 +127,14 @@ async fn the_callback_decides_and_fails_closed() {
     let asked = &upstream.asked()[0];
     assert_eq!(asked.0, "Bearer between-us");
     assert_eq!(asked.1, json!({"user": "u1", "channel": "post:1", "claims": {"plan": "gold"}}));
+
     // Another socket with the same claims is not asked about again.
     let mut second = Client::connect_with(&gateway, "/ws", &token).await;
     assert_eq!(second.subscribe(json!("post:1")).await["type"], "subscribed");
     assert_eq!(upstream.count(), 1);
     upstream.answers(200, &json!({"allow": false}));
     assert_eq!(client.subscribe(json!("post:2")).await["data"]["code"], "forbidden");
+
     // Whatever is not a clear answer is a no, and is asked again.
     for (status, body) in
         [(500, "{\"allow\":true}"), (302, ""), (200, "yes"), (200, "{}"), (200, "{\"allow\":1}")]
@@ -154,7 +162,7 @@ async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
          [[channels]]\npattern = \"room:{{id}}\"\nallow = \"authenticated\"\n",
         upstream.url
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let mut client = Client::connect(&gateway, "u1").await;
 
     for text in [
@@ -186,12 +194,12 @@ async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
     client.nothing_came().await;
 }
 
-/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription that
-/// was given up left its end behind for the next one.
+/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription
+/// that was given up left its end behind for the next one.
 #[tokio::test]
 async fn a_subscription_is_renewed_by_a_later_token() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
-    let gateway = Gateway::with(rules).await;
+    let gateway = gateway::with(rules).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let exp = now() + 8;
     let subscribe = |channel: &str, exp: u64| json!({"type": "subscribe", "channel": channel, "token": subscription("u1", channel, exp)});
@@ -204,7 +212,7 @@ async fn a_subscription_is_renewed_by_a_later_token() {
     for kind in ["unsubscribed", "subscribed"] {
         assert_eq!(client.next().await["type"], kind);
     }
-    super::eventually("the first tokens' end", || async { (now() > exp + 1).then_some(()) }).await;
+    eventually("the first tokens' end", || async { (now() > exp + 1).then_some(()) }).await;
     for (channel, n) in [("room:1", 1), ("room:2", 2)] {
         gateway.publish(channel, &json!(n)).await;
         assert_eq!(client.next().await, json!(n), "{channel} is still subscribed");
@@ -214,7 +222,7 @@ async fn a_subscription_is_renewed_by_a_later_token() {
 #[tokio::test]
 async fn a_revoked_subscription_token_ends_its_subscription_only() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
-    let gateway = Gateway::with(rules).await;
+    let gateway = gateway::with(rules).await;
     let mut client = Client::connect(&gateway, "u1").await;
     for (channel, jti) in [("room:1", "s1"), ("room:2", "s2")] {
         let claims = json!({"sub": "u1", "channel": channel, "jti": jti, "exp": now() + 600});
@@ -238,7 +246,7 @@ async fn a_refresh_asks_the_callback_again() {
          [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\nsend_claims = [\"plan\"]\n",
         upstream.url
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let token = |plan: &str| sign(&json!({"sub": "u1", "exp": now() + 600, "plan": plan}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token("gold")).await;
     upstream.answers(200, &json!({"allow": true}));
@@ -265,15 +273,14 @@ async fn field_f7_one_user_does_not_take_all_places_of_the_callback() {
          [[channels]]\npattern = \"room:{{id}}\"\nallow = \"callback\"\n",
         upstream.url
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let mut greedy = Vec::new();
     for n in 0..12 {
         let mut client = Client::connect(&gateway, "u1").await;
         client.send(json!({"type": "subscribe", "channel": format!("room:{n}")})).await;
         greedy.push(client);
     }
-    super::eventually("a question", || std::future::ready((upstream.count() > 0).then_some(())))
-        .await;
+    eventually("a question", || std::future::ready((upstream.count() > 0).then_some(()))).await;
     let mut other = Client::connect(&gateway, "u2").await;
     for n in 0..5 {
         assert_eq!(other.subscribe(json!(format!("room:{n}"))).await["type"], "subscribed");

@@ -1,19 +1,21 @@
-//! Connections, descriptors and patience are shared out: what one address takes, others and the gateway
-//! itself still have.
+//! Connections, file descriptors and waiting times have shares: what one address takes is not taken
+//! from other addresses, nor from the gateway itself.
 
 use std::net::SocketAddr;
-use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::http_raw;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::{SECRET, sign, token};
 
-use super::client::{Client, sign, token};
-use super::eventually;
-use super::gateway::{Gateway, SECRET, http_raw};
-use super::redis::Redis;
+use super::gateway;
 
 /// Connects from another address of this machine.
 async fn from(ip: &str, to: &str) -> TcpStream {
@@ -61,7 +63,7 @@ async fn field_a8_an_address_has_its_share_of_connections_whatever_it_asks() {
         "[limits]\nconnections_per_ip = 5\nhttp_connections = 40\nhandshake_timeout = \"20s\"\n";
     for ask in ["", "OPTIONS /sse HTTP/1.1\r\nHost: gw\r\n\r\n", "GET /x HTTP/1.1\r\nHost: gw\r\n"]
     {
-        let gateway = Gateway::with(limits).await;
+        let gateway = gateway::with(limits).await;
         let mut held = Vec::new();
         for _ in 0..100 {
             let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
@@ -90,7 +92,7 @@ async fn field_a8_an_address_has_its_share_of_connections_whatever_it_asks() {
 /// Sockets count for their address to their end, and one too many is still told why.
 #[tokio::test]
 async fn field_a8_sockets_and_idle_connections_share_the_places_of_their_address() {
-    let gateway = Gateway::with("[limits]\nconnections_per_ip = 5\n").await;
+    let gateway = gateway::with("[limits]\nconnections_per_ip = 5\n").await;
     let mut sockets = Vec::new();
     for _ in 0..3 {
         sockets.push(Client::connect(&gateway, "u1").await);
@@ -115,7 +117,7 @@ async fn field_a8_sockets_and_idle_connections_share_the_places_of_their_address
 #[tokio::test]
 async fn field_a8_an_address_has_its_share_of_http_connections() {
     let limits = "[limits]\nhttp_connections = 40\nhttp_connections_per_ip = 10\nhandshake_timeout = \"20s\"\n";
-    let gateway = Gateway::with(limits).await;
+    let gateway = gateway::with(limits).await;
     let mut held = Vec::new();
     for _ in 0..60 {
         held.push(TcpStream::connect(&gateway.public).await.unwrap());
@@ -131,7 +133,7 @@ async fn field_a8_an_address_has_its_share_of_http_connections() {
 async fn field_a8_a_trusted_proxy_is_not_locked_out() {
     let limits = "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
                   [limits]\nconnections_per_ip = 3\nhttp_connections_per_ip = 3\n";
-    let gateway = Gateway::with(limits).await;
+    let gateway = gateway::with(limits).await;
     let mut idle = Vec::new();
     let mut sockets = Vec::new();
     for n in 0..30 {
@@ -148,7 +150,7 @@ async fn field_a8_a_trusted_proxy_is_not_locked_out() {
 /// A scraper that opens connections and leaves them leaves room for the probes.
 #[tokio::test]
 async fn field_a8_the_admin_listener_is_shared_too() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut held = Vec::new();
     for _ in 0..200 {
         held.push(TcpStream::connect(&gateway.admin).await.unwrap());
@@ -160,20 +162,18 @@ async fn field_a8_the_admin_listener_is_shared_too() {
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
-/// Sets how many files the gateway may have open: so many clients more than now.
+/// Lets the gateway have so many more open files that there is room for so many more clients.
 pub fn room_for(gateway: &Gateway, clients: usize) {
-    let open = std::fs::read_dir(format!("/proc/{}/fd", gateway.pid())).unwrap().count();
-    // A quarter is reserved.
-    let limit = format!("--nofile={}", (open + clients) * 4 / 3 + 1);
-    let pid = gateway.pid().to_string();
-    assert!(Command::new("prlimit").args(["--pid", &pid, &limit]).status().unwrap().success());
+    // A quarter of its files is not for clients.
+    gateway.allow_files((gateway.open_files() + clients) * 4 / 3 + 1);
 }
 
-/// Clients take what they find, and Redis drops its connections: those are made anew.
+/// Clients use up the descriptors, and Redis drops the gateway's connections: the gateway can
+/// connect again.
 #[tokio::test]
 async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
-    let server = Redis::start();
-    let gateway = Gateway::on_redis(&server).await;
+    let server = Redis::start().await;
+    let gateway = gateway::on_redis(&server).await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
     room_for(&gateway, 10);
@@ -229,7 +229,7 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
 /// A client that comes back at once, again and again.
 #[tokio::test]
 async fn field_c5_repeated_refusals_wait_and_harm_nobody() {
-    let gateway = Gateway::with("[limits]\nrefusal_wait = \"30s\"\n").await;
+    let gateway = gateway::with("[limits]\nrefusal_wait = \"30s\"\n").await;
     let expired = sign(&json!({"sub": "u1", "exp": 1000}), SECRET);
     // So many are told at once.
     for _ in 0..5 {
@@ -263,7 +263,7 @@ async fn field_c5_repeated_refusals_wait_and_harm_nobody() {
 /// The same where the token comes in the first message, and for API keys.
 #[tokio::test]
 async fn field_c5_first_messages_and_api_keys_wait_too() {
-    let gateway = Gateway::with("[limits]\nrefusal_wait = \"400ms\"\n").await;
+    let gateway = gateway::with("[limits]\nrefusal_wait = \"400ms\"\n").await;
     let began = std::time::Instant::now();
     for _ in 0..9 {
         let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
@@ -281,7 +281,7 @@ async fn field_c5_first_messages_and_api_keys_wait_too() {
 /// Refused sockets are not counted as closed: they were never opened.
 #[tokio::test]
 async fn field_f1_what_was_never_opened_is_not_counted_as_closed() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for _ in 0..5 {
         Client::refused(&gateway, "nonsense").await;
     }
@@ -301,7 +301,7 @@ async fn field_f1_what_was_never_opened_is_not_counted_as_closed() {
 /// A core file would have secrets in it.
 #[tokio::test]
 async fn field_f11_a_crash_leaves_no_core_file() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", gateway.pid())).unwrap();
     let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
     assert_eq!(core.split_whitespace().nth(4), Some("0"), "{core}");

@@ -3,13 +3,16 @@
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::http::API_KEY;
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET};
+use super::gateway;
 
 #[tokio::test]
 async fn connected_comes_first_and_the_users_channel_is_live() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let data = &client.connected["data"];
     assert_eq!(data["userId"], "u1");
@@ -23,18 +26,18 @@ async fn connected_comes_first_and_the_users_channel_is_live() {
 
 #[tokio::test]
 async fn an_event_is_the_published_json_to_the_byte() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let odd = "{\"b\" : 1.0,\t\"a\":\"\\u00fc\",\"n\":12345678901234567890}";
     let body = format!("{{\"channel\":\"user:u1\",\"data\":{odd}}}");
-    let (status, _) = gateway.api_raw("publish", Some(super::gateway::API_KEY), &body).await;
+    let (status, _) = gateway.api_raw("publish", Some(API_KEY), &body).await;
     assert_eq!(status, 200);
     assert_eq!(client.next_text().await, odd);
 }
 
 #[tokio::test]
 async fn subscribe_and_unsubscribe_in_both_forms_echo_id_and_channel() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let object = json!({"type": "post", "postId": "42"});
     client.send(json!({"type": "subscribe", "id": "a-1", "channel": object})).await;
@@ -57,7 +60,7 @@ async fn subscribe_and_unsubscribe_in_both_forms_echo_id_and_channel() {
 
 #[tokio::test]
 async fn the_envelope_names_the_channel() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut plain = Client::connect(&gateway, "u1").await;
     let mut envelope = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     gateway.publish("user:u1", &json!({"x": [1]})).await;
@@ -70,7 +73,7 @@ async fn the_envelope_names_the_channel() {
 
 #[tokio::test]
 async fn errors_have_codes_and_leave_the_socket_open() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     for (message, code) in [
         ("not json", "bad_request"),
@@ -102,7 +105,7 @@ async fn errors_have_codes_and_leave_the_socket_open() {
 
 #[tokio::test]
 async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
-    let gateway = Gateway::with("[auth]\ncookie = \"session\"\n[log]\nlevel = \"trace\"\n").await;
+    let gateway = gateway::with("[auth]\ncookie = \"session\"\n[log]\nlevel = \"trace\"\n").await;
     let mut tokens = Vec::new();
     for (carrier, good) in [0, 1, 2, 3, 4].into_iter().flat_map(|c| [(c, true), (c, false)]) {
         let secret = if good { SECRET } else { "another secret of sufficient length" };
@@ -137,6 +140,7 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
     gateway.metric_reaches("auth_failures_total{reason=\"bad_signature\"}", 5.0).await;
     let log = gateway.log();
     assert!(log.contains("token refused"), "the log is at its finest\n{log}");
+
     for token in &tokens {
         for part in token.split('.') {
             let known = part == token.split('.').next().unwrap();
@@ -148,7 +152,7 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
 
 #[tokio::test]
 async fn a_token_subprotocol_is_never_echoed() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for (offered, selected) in [
         (format!("tollgate, bearer.{}", token("u1")), Some("tollgate")),
         (format!("bearer.{}", token("u1")), None),
@@ -172,7 +176,7 @@ async fn a_token_subprotocol_is_never_echoed() {
 /// W16: what a client sends behind its request, before the answer, is kept.
 #[tokio::test]
 async fn w16_frames_sent_with_the_request_are_kept() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let token = token("u1");
     let mut request = format!(
         "GET /ws?token={token} HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
@@ -195,7 +199,7 @@ async fn w16_frames_sent_with_the_request_are_kept() {
 
 #[tokio::test]
 async fn without_a_token_the_deadline_closes_and_commands_are_told() {
-    let gateway = Gateway::with("[auth]\ndeadline = \"1s\"\n").await;
+    let gateway = gateway::with("[auth]\ndeadline = \"1s\"\n").await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unauthorized");
     let (code, reason, _) = client.closed().await;
@@ -205,13 +209,13 @@ async fn without_a_token_the_deadline_closes_and_commands_are_told() {
 /// W15: any number of sockets per user; closing one never touches another.
 #[tokio::test]
 async fn w15_closing_one_socket_leaves_the_users_others() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut clients = Vec::new();
     for _ in 0..30 {
         clients.push(Client::connect(&gateway, "u1").await);
     }
     clients.truncate(15);
-    super::eventually("15 sockets", || async {
+    eventually("15 sockets", || async {
         (gateway.metric("connections{").await == 15.0).then_some(())
     })
     .await;
@@ -223,7 +227,7 @@ async fn w15_closing_one_socket_leaves_the_users_others() {
 
 #[tokio::test]
 async fn a_client_that_closes_is_answered() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let close = tokio_tungstenite::tungstenite::Message::Close(None);
     client.send_raw(close).await.unwrap();

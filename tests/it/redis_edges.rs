@@ -1,20 +1,22 @@
-//! What stands in Redis, and what Redis says, when neither is as it should be: it harms its own channel or
-//! shows in the state, and nobody else notices.
+//! What stands in Redis, and what Redis says, when neither is as it should be: it harms its own
+//! channel or shows in the state, and nobody else notices.
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::proxy::Proxy;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::eventually;
-use super::gateway::Gateway;
-use super::proxy::Proxy;
-use super::redis::Redis;
+use super::gateway;
 
 const RULE: &str = "[[channels]]\npattern = \"post:{id}\"\nallow = \"authenticated\"\n\
                     history = { size = 100, ttl = \"1m\" }\n\
                     [[channels]]\npattern = \"plain:{id}\"\nallow = \"authenticated\"\n";
 
 async fn gateway(redis: &Redis) -> Gateway {
-    let gateway = Gateway::with(&format!("{}{RULE}", redis.config())).await;
+    let gateway = gateway::with(&format!("{}{RULE}", redis.config())).await;
     gateway.ready().await;
     gateway
 }
@@ -35,7 +37,7 @@ async fn check(gateway: &Gateway, name: &str) -> (bool, bool) {
 /// "parse error" counted as a lost connection: every channel of the replica was deaf.
 #[tokio::test]
 async fn field_a4_garbage_in_a_channels_keys_harms_that_channel_alone() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let mut bystander = Client::connect(&gateway, "u1").await;
     bystander.subscribe(json!("post:y")).await;
@@ -87,7 +89,7 @@ async fn field_a4_garbage_in_a_channels_keys_harms_that_channel_alone() {
 /// A server that cannot save its snapshot answers PING with an error, and publishes as ever.
 #[tokio::test]
 async fn field_a5_an_error_answer_is_no_lost_connection() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
@@ -118,7 +120,7 @@ async fn field_a5_an_error_answer_is_no_lost_connection() {
 
 #[tokio::test]
 async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     for channel in ["post:1", "plain:1"] {
@@ -149,15 +151,15 @@ async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
     assert_eq!(gateway.metric("redis_reconnects_total").await, 0.0);
 }
 
-/// An ACL that was tightened and put right again: the canary's channel was never asked for again, the state
-/// stayed degraded, and nobody would have noticed that the connection is deaf.
+/// An ACL that was tightened and put right again: the canary's channel was never asked for again,
+/// the state stayed degraded, and nobody would have noticed that the connection is deaf.
 #[tokio::test]
 async fn a_canary_that_was_refused_is_asked_for_again() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     super::redis_faults::documented_user(&redis, "gateway");
     let url = format!("redis://gateway:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{RULE}");
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
 
     run(&redis, &["ACL", "SETUSER", "gateway", "resetchannels"]);
@@ -175,19 +177,19 @@ async fn a_canary_that_was_refused_is_asked_for_again() {
 /// The old connections live on at a server that is still a master, and hear nothing.
 #[tokio::test]
 async fn field_b2_an_address_that_leads_elsewhere_is_noticed_and_declared() {
-    let (old, new) = (Redis::start(), Redis::start());
-    let proxy = Proxy::start(old.port).await;
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let proxy = Proxy::start(old.address()).await;
     let config = format!(
-        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\n\
+        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{}\"\n\
          address_interval = \"200ms\"\n{RULE}",
-        proxy.port
+        proxy.address
     );
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
 
-    proxy.lead_to(new.port);
+    proxy.lead_to(new.address());
     let gap = client.next().await;
     assert_eq!((&gap["type"], &gap["data"]["channel"]), (&json!("gap"), &json!("plain:1")));
     new.publish("tollgate:plain:1", "1");
@@ -196,7 +198,7 @@ async fn field_b2_an_address_that_leads_elsewhere_is_noticed_and_declared() {
 
 #[tokio::test]
 async fn field_b5_a_publication_is_kept_and_published_or_neither() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
@@ -224,7 +226,7 @@ async fn field_b5_a_publication_is_kept_and_published_or_neither() {
 /// A publisher with the documented ACL could disconnect anybody.
 #[tokio::test]
 async fn field_e7_what_a_publisher_needs_does_not_reach_what_is_the_gateways() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     super::redis_faults::documented_user(&redis, "publisher");
     let gateway = gateway(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
@@ -251,7 +253,7 @@ async fn field_e7_what_a_publisher_needs_does_not_reach_what_is_the_gateways() {
 /// Reading one `since` over entries of 5 MB took all of them.
 #[tokio::test]
 async fn field_a10_a_history_is_read_in_bounded_bytes() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let (_, epoch) = redis.fcall("post:1", "1").unwrap();
     let key = "tollgate:post:1:{tollgate:post:1}";
@@ -282,9 +284,9 @@ async fn field_a10_a_history_is_read_in_bounded_bytes() {
 /// Every name that somebody thought up was a key in Redis for an hour.
 #[tokio::test]
 async fn field_a11_names_that_nobody_publishes_on_cost_few_keys() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let config = format!("{}[history]\nopens_per_user = 5\n{RULE}", redis.config());
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     redis.fcall("post:old", "1").unwrap();
     let keys = || -> Vec<String> {
@@ -314,7 +316,7 @@ async fn field_a11_names_that_nobody_publishes_on_cost_few_keys() {
 /// Each forged head used to begin a reading that began another one.
 #[tokio::test]
 async fn field_a6_forged_positions_cost_few_readings_and_no_event() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let gateway = gateway(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;

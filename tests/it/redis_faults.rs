@@ -3,15 +3,17 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
-use super::redis::Redis;
+use super::gateway;
 
 #[tokio::test]
 async fn two_replicas_deliver_once_to_every_socket_of_exactly_that_user() {
-    let redis = Redis::start();
-    let replicas = [Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await];
+    let redis = Redis::start().await;
+    let replicas = [gateway::on_redis(&redis).await, gateway::on_redis(&redis).await];
     let (mut mine, mut others) = (Vec::new(), Vec::new());
     for gateway in &replicas {
         for _ in 0..3 {
@@ -31,8 +33,8 @@ async fn two_replicas_deliver_once_to_every_socket_of_exactly_that_user() {
 
 #[tokio::test]
 async fn the_prefix_of_an_existing_backend_works() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&(redis.config() + "prefix = \"ws:\"\n")).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&(redis.config() + "prefix = \"ws:\"\n")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!({"type": "post", "postId": "42"})).await;
@@ -56,12 +58,12 @@ async fn gaps(client: &mut Client, channels: &[String]) -> Vec<String> {
     seen
 }
 
-/// A second `subscribe` for the same channel in one read was answered before Redis had confirmed the
-/// first.
+/// A second `subscribe` for the same channel in one read was answered before Redis had confirmed
+/// the first.
 #[tokio::test]
 async fn subscribed_twice_in_one_read_is_not_confirmed_early() {
-    let redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.signal("-STOP");
     let subscribe = |id: u32| json!({"type": "subscribe", "id": id, "channel": "post:1"});
@@ -78,9 +80,10 @@ async fn subscribed_twice_in_one_read_is_not_confirmed_early() {
 /// channel, once, and events flow again.
 #[tokio::test]
 async fn r1_redis_killed_and_restarted() {
-    let mut redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let mut redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
     let channels: Vec<String> = (0..5).map(|i| format!("post:{i}")).collect();
+
     let mut clients = Vec::new();
     for i in 0..20 {
         let mut client = Client::connect(&gateway, &format!("u{i}")).await;
@@ -90,18 +93,20 @@ async fn r1_redis_killed_and_restarted() {
         clients.push((client, format!("user:u{i}")));
     }
     redis.publish("tollgate:post:0", "0");
+
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(0));
     }
     redis.kill();
-    super::eventually("the loss is seen", || async {
+    eventually("the loss is seen", || async {
         (gateway.metric("redis_connected{role=\"subscriber\"}").await == 0.0).then_some(())
     })
     .await;
     let (status, body) = gateway.get_admin("/readyz").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &body["degraded"]), (200, &json!(true)), "an outage keeps it ready");
-    redis.restart();
+    redis.restart().await;
+
     for (client, own) in &mut clients {
         let mut all = channels.clone();
         all.push(own.clone());
@@ -110,6 +115,7 @@ async fn r1_redis_killed_and_restarted() {
         assert_eq!(seen.len(), unique.len(), "once per channel");
     }
     redis.publish("tollgate:post:1", "1");
+
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(1));
     }
@@ -121,9 +127,9 @@ async fn r1_redis_killed_and_restarted() {
 /// back.
 #[tokio::test]
 async fn r2_redis_absent_at_start() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().await;
     redis.kill();
-    let gateway = Gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
+    let gateway = gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
     let (status, body) = gateway.get_admin("/readyz").await;
     assert_eq!(status, 503);
     assert!(body.contains("\"broker_started\":{\"ok\":false}"), "{body}");
@@ -134,7 +140,7 @@ async fn r2_redis_absent_at_start() {
     assert_eq!(early.closed().await.0, 1013);
     let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 1})).await;
     assert_eq!(answer["error"]["code"], 100);
-    redis.restart();
+    redis.restart().await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.publish("tollgate:user:u1", "1");
@@ -144,13 +150,13 @@ async fn r2_redis_absent_at_start() {
 /// R3: a Redis that hangs keeps its connections open; the ping deadline finds it.
 #[tokio::test]
 async fn r3_redis_stopped() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let timing = "ping_interval = \"100ms\"\nping_timeout = \"1s\"\nconnect_timeout = \"1s\"\n";
-    let gateway = Gateway::with(&(redis.config() + timing)).await;
+    let gateway = gateway::with(&(redis.config() + timing)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.signal("-STOP");
-    super::eventually("the silence is noticed", || async {
+    eventually("the silence is noticed", || async {
         (gateway.metric("redis_connected").await == 0.0).then_some(())
     })
     .await;
@@ -165,12 +171,12 @@ async fn r3_redis_stopped() {
 /// had when it is back.
 #[tokio::test]
 async fn a_subscription_during_an_outage_is_answered() {
-    let mut redis = Redis::start();
-    let gateway = Gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
+    let mut redis = Redis::start().await;
+    let gateway = gateway::with(&(redis.config() + "command_timeout = \"300ms\"\n")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.kill();
-    super::eventually("the loss is seen", || async {
+    eventually("the loss is seen", || async {
         (gateway.metric("redis_connected").await == 0.0).then_some(())
     })
     .await;
@@ -180,7 +186,7 @@ async fn a_subscription_during_an_outage_is_answered() {
     let headers = [("authorization", bearer.as_str())];
     let mut second = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
     assert_eq!(second.closed().await.0, 1013);
-    redis.restart();
+    redis.restart().await;
     gaps(&mut client, &["user:u1".to_owned()]).await;
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
     redis.publish("tollgate:post:1", "1");
@@ -191,11 +197,11 @@ async fn a_subscription_during_an_outage_is_answered() {
 #[tokio::test]
 async fn r8_redis_refuses_the_subscription() {
     let user =
-        "--user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:user:* &tollgate:post:1";
-    let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
+        "user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:user:* &tollgate:post:1";
+    let redis = Redis::with(&[user]).await;
     let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     // One that is refused does not take those beside it along.
@@ -214,15 +220,15 @@ async fn r8_redis_refuses_the_subscription() {
     assert_eq!(client.next().await, json!(1));
 }
 
-/// R8: one channel that Redis refuses after it was live is declared, and the others go on. It used to
-/// make the replica deaf, reconnecting in a hot loop.
+/// R8: one channel that Redis refuses after it was live is declared, and the others go on. It used
+/// to make the replica deaf, reconnecting in a hot loop.
 #[tokio::test]
 async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
-    let user = "--user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:*";
-    let redis = Redis::with(&user.split(' ').collect::<Vec<_>>());
+    let user = "user narrow on >pw +@all ~* resetchannels &gateway:* &tollgate:*";
+    let redis = Redis::with(&[user]).await;
     let url = format!("redis://narrow:pw@127.0.0.1:{}", redis.port);
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n");
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:9")).await;
@@ -230,6 +236,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
         let rule: Vec<_> = rule.split(' ').collect();
         redis::cmd("ACL").arg("SETUSER").arg("narrow").arg(rule).exec(&mut redis.connection())
     };
+
     // Redis cuts off a subscriber that has lost a channel.
     acl("resetchannels &gateway:* &tollgate:user:*").unwrap();
     let mut reasons = BTreeSet::new();
@@ -243,6 +250,7 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
     assert!(gateway.metric("redis_reconnects_total").await < 5.0, "no hot loop");
+
     // Allowed again, it comes back by itself, and what was missed is declared.
     acl("&tollgate:*").unwrap();
     assert_eq!(gaps(&mut client, &["post:9".to_owned()]).await.len(), 1);
@@ -250,14 +258,14 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     assert_eq!(client.next().await, json!(2));
 }
 
-/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole. Events
-/// of the subscription before used to stand in front of one.
+/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole.
+/// Events of the subscription before used to stand in front of one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_older_than_a_subscription_follows_its_confirmation() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let config = redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"0s\"");
     let limits = "[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
-    let gateway = Gateway::with(&(config + limits)).await;
+    let gateway = gateway::with(&(config + limits)).await;
     gateway.ready().await;
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let publisher = std::thread::spawn({
@@ -281,6 +289,7 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     let mut client = Client::connect(&gateway, "u1").await;
     let command = |kind: &str| json!({"type": kind, "channel": "post:0"});
     client.send(command("subscribe")).await;
+
     for _ in 0..300 {
         while client.next().await["type"] != "subscribed" {}
         let first = client.next().await.as_i64().expect("an event");
@@ -296,9 +305,9 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
 /// R11: what cannot be delivered is declared, and the loop goes on.
 #[tokio::test]
 async fn r11_publications_that_are_not_deliverable_are_declared() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let limits = "[limits]\npublication_bytes = 1000\n";
-    let gateway = Gateway::with(&(redis.config() + limits)).await;
+    let gateway = gateway::with(&(redis.config() + limits)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let mut connection = redis.connection();
@@ -325,8 +334,8 @@ async fn r11_publications_that_are_not_deliverable_are_declared() {
 /// The last subscriber's channel lingers and is then given up in Redis.
 #[tokio::test]
 async fn interest_ends_after_the_linger() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(
+    let redis = Redis::start().await;
+    let gateway = gateway::with(
         &redis.config().replace("kind = \"redis\"", "kind = \"redis\"\nlinger = \"100ms\""),
     )
     .await;
@@ -343,18 +352,16 @@ async fn interest_ends_after_the_linger() {
     let second = Client::connect(&gateway, "u1").await;
     assert_eq!(subscribers(), 1);
     drop((first, second));
-    super::eventually("the subscription ends", || {
-        std::future::ready((subscribers() == 0).then_some(()))
-    })
-    .await;
+    eventually("the subscription ends", || std::future::ready((subscribers() == 0).then_some(())))
+        .await;
 }
 
 /// Many channels are subscribed again in batches after a loss.
 #[tokio::test]
 async fn thousands_of_channels_come_back() {
-    let mut redis = Redis::start();
+    let mut redis = Redis::start().await;
     let limits = "[limits]\nchannels_per_connection = 3000\ncommand_burst = 10000\n";
-    let gateway = Gateway::with(&(redis.config() + limits)).await;
+    let gateway = gateway::with(&(redis.config() + limits)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     for i in 0..2500 {
@@ -364,7 +371,7 @@ async fn thousands_of_channels_come_back() {
         assert_eq!(client.next().await["data"]["channelKey"], format!("post:{i}"), "in order");
     }
     redis.kill();
-    redis.restart();
+    redis.restart().await;
     let all: Vec<String> = (0..2500).map(|i| format!("post:{i}")).collect();
     gaps(&mut client, &all).await;
     redis.publish("tollgate:post:2499", "1");
@@ -394,7 +401,7 @@ pub fn documented_user(redis: &Redis, name: &str) {
 /// The minimal ACLs of docs/redis.md are enough, and Redis takes them.
 #[tokio::test]
 async fn the_documented_acl_is_enough() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     documented_user(&redis, "gateway");
     documented_user(&redis, "publisher");
     let url = format!("redis://gateway:pw@127.0.0.1:{}", redis.port);
@@ -402,7 +409,7 @@ async fn the_documented_acl_is_enough() {
     let rule = "[[channels]]\npattern = \"user:{user}\"\nallow = \"owner\"\n\
                 auto_subscribe = true\nhistory = { size = 10, ttl = \"1m\" }\n";
     let config = format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{drift}{rule}");
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     let client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     let start = client.connected["data"]["positions"]["user:u1"].clone();
@@ -420,6 +427,7 @@ async fn the_documented_acl_is_enough() {
     let mut client = Client::connect_with(&gateway, &path, &token("u1")).await;
     let positions = &client.connected["data"]["positions"]["user:u1"];
     assert_eq!(positions["recovered"], true, "{positions}");
+
     for n in 1..=2 {
         assert_eq!(client.next().await["data"], json!(n));
     }
@@ -428,7 +436,7 @@ async fn the_documented_acl_is_enough() {
         .arg("other")
         .exec(&mut redis.connection())
         .unwrap();
-    super::eventually("the issuer is read", || async {
+    eventually("the issuer is read", || async {
         gateway
             .get_admin("/metrics")
             .await

@@ -3,15 +3,18 @@
 use std::fs;
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::sse::Stream;
+use tollgate_support::tokens::{SECRET, now, sign};
 
-use super::client::{Client, now, sign};
-use super::gateway::{Gateway, SECRET, config};
-use super::sse::Stream;
+use super::gateway::{self, config};
 use super::upstream::Upstream;
 
 #[tokio::test]
 async fn sighup_takes_over_rules_and_a_bad_file_changes_nothing() {
-    let mut gateway = Gateway::start().await;
+    let mut gateway = gateway::start().await;
     let path = gateway.config.path().to_owned();
     let text = fs::read_to_string(&path).unwrap();
     let mut before = Client::connect(&gateway, "u1").await;
@@ -31,7 +34,7 @@ async fn sighup_takes_over_rules_and_a_bad_file_changes_nothing() {
 
 #[tokio::test]
 async fn a_changed_file_is_noticed_without_a_signal() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let path = gateway.config.path().to_owned();
     let text = fs::read_to_string(&path).unwrap();
     let mut client = Client::connect(&gateway, "u1").await;
@@ -53,7 +56,7 @@ async fn a_reload_keeps_what_its_changes_do_not_touch() {
          [[channels]]\npattern = \"post:{{id}}\"\nallow = \"callback\"\n",
         app.url, issuer.url
     );
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     gateway.ready().await;
     let text = fs::read_to_string(gateway.config.path()).unwrap();
     let subscribed = async |gateway: &Gateway, channel: &str| {
@@ -160,7 +163,7 @@ async fn ended(client: &mut Client, channel: &str) -> (String, String) {
 /// Rules tightened, a rule removed: what was subscribed before went on for ever.
 #[tokio::test]
 async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
-    let gateway = Gateway::with(BEFORE).await;
+    let gateway = gateway::with(BEFORE).await;
     let claims = json!({"sub": "u1", "exp": now() + 600, "channels": ["granted:1", "granted:3"]});
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     let all = ["same:1", "gone:1", "claim:1", "granted:1", "granted:2", "token:1", "news:1"];
@@ -202,8 +205,8 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     );
     assert_eq!(gone.data["data"]["reason"], "no rule allows this channel");
 
-    // What was taken away brings nothing more, and what was not goes on. A channel that a rule names
-    // by itself now comes with the next connection.
+    // What was taken away brings nothing more, and what was not goes on. A channel that a rule
+    // names by itself now comes with the next connection.
     for (n, channel) in all.iter().chain(&["granted:3", "user:u1"]).enumerate() {
         // No rule gives one of them any more, so this may be refused.
         gateway.api("publish", &json!({"channel": channel, "data": n})).await;
@@ -221,7 +224,7 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
 /// A stream without a channel is over for good; one more rule changes nothing for the others.
 #[tokio::test]
 async fn field_b8_a_stream_of_which_nothing_is_left_ends() {
-    let gateway = Gateway::with(&BEFORE.replace("auto_subscribe = true\n", "")).await;
+    let gateway = gateway::with(&BEFORE.replace("auto_subscribe = true\n", "")).await;
     let mut stream = Stream::of(&gateway, "u1", "channels=gone:1", "").await;
     let mut client = Client::connect(&gateway, "u1").await;
     assert_eq!(client.subscribe(json!("gone:1")).await["type"], "subscribed");
@@ -252,7 +255,7 @@ async fn field_b8_the_application_is_asked_about_channels_that_are_its_own_now()
             upstream.url
         )
     };
-    let gateway = Gateway::with(&rules("authenticated")).await;
+    let gateway = gateway::with(&rules("authenticated")).await;
     let mut clients = Vec::new();
     for user in 0..20 {
         let mut client = Client::connect(&gateway, &format!("u{user}")).await;
@@ -268,7 +271,7 @@ async fn field_b8_the_application_is_asked_about_channels_that_are_its_own_now()
     upstream.answers(200, &json!({"allow": true}));
     upstream.delays(std::time::Duration::from_millis(10));
     gateway.reconfigure(&config(&rules("callback")));
-    super::eventually("all are asked about", || {
+    eventually("all are asked about", || {
         std::future::ready((upstream.count() == 20).then_some(()))
     })
     .await;

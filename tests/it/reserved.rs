@@ -2,21 +2,22 @@
 
 use serde_json::json;
 use tollgate::protocol::Kind;
+use tollgate_support::client::Client;
+use tollgate_support::redis::Redis;
+use tollgate_support::sse::Stream;
 
-use super::client::Client;
-use super::gateway::Gateway;
-use super::redis::Redis;
-use super::sse::Stream;
+use super::gateway;
 
 #[tokio::test]
 async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
-    let redis = Redis::start();
-    let mut gateway = Gateway::on_redis(&redis).await;
+    let redis = Redis::start().await;
+    let mut gateway = gateway::on_redis(&redis).await;
     let mut client = Client::connect(&gateway, "u1").await;
     let mut stream = Stream::of(&gateway, "u1", "", "").await;
     assert_eq!(stream.next().await.kind, "connected");
     assert_eq!(stream.next().await.kind, "subscribed");
     let gap = json!({"type":"gap","data":{"channel":"user:u1","reason":"reserved_type"}});
+
     for kind in Kind::ALL {
         let name = kind.name();
         let event = json!({"data": {"code": 1}, "type": name});
@@ -53,6 +54,7 @@ async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
     let n = Kind::ALL.len() as f64;
     gateway.metric_reaches("gaps_declared_total{reason=\"reserved_type\"}", n).await;
     gateway.metric_reaches("rejected_total{reason=\"publication_type\"}", n).await;
+
     // What only resembles them, and `event`, which is never sent bare, are the application's.
     for free in [
         json!({"type": "Gap"}),

@@ -1,12 +1,14 @@
 //! Tokens that are taken back: on every replica, at once, and after a restart.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::redis::Redis;
+use tollgate_support::sse::Stream;
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{Client, now, sign, token};
-use super::eventually;
-use super::gateway::{Gateway, SECRET};
-use super::redis::Redis;
-use super::sse::Stream;
+use super::gateway;
 
 fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
     sign(&json!({"sub": user, "jti": jti, "iat": issued_at, "exp": now() + 600}), SECRET)
@@ -14,8 +16,8 @@ fn with_jti(user: &str, jti: &str, issued_at: u64) -> String {
 
 #[tokio::test]
 async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
-    let redis = Redis::start();
-    let (here, there) = (Gateway::on_redis(&redis).await, Gateway::on_redis(&redis).await);
+    let redis = Redis::start().await;
+    let (here, there) = (gateway::on_redis(&redis).await, gateway::on_redis(&redis).await);
     eventually("both replicas", || async {
         let nodes = here.api("info", &json!({})).await;
         (nodes["result"]["nodes"].as_array().unwrap().len() == 2).then_some(())
@@ -38,7 +40,7 @@ async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
         assert_eq!(Client::refused(gateway, &bad).await, (4401, "revoked".to_owned()));
     }
     drop(there);
-    let again = Gateway::on_redis(&redis).await;
+    let again = gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 1.0).await;
     assert_eq!(Client::refused(&again, &bad).await, (4401, "revoked".to_owned()));
     drop(Client::connect_with(&again, "/ws", &good).await);
@@ -47,7 +49,7 @@ async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
 
 #[tokio::test]
 async fn a_users_tokens_are_invalidated_by_their_time() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let old = with_jti("u1", "a", now() - 60);
     let mut closed = Client::connect_with(&gateway, "/ws", &old).await;
     let mut without = Client::connect(&gateway, "u1").await;
@@ -79,7 +81,7 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
 /// `iat` has whole seconds: a token of the second in which the user was locked out stayed good.
 #[tokio::test]
 async fn field_f8_tokens_of_the_second_of_the_invalidation_are_out() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let with_iat = |iat: Value| sign(&json!({"sub": "u1", "iat": iat, "exp": now() + 600}), SECRET);
     let before = now();
     let mut open = Client::connect_with(&gateway, "/ws", &with_iat(json!(before))).await;
@@ -108,8 +110,8 @@ async fn field_f8_tokens_of_the_second_of_the_invalidation_are_out() {
 /// A Redis that lost its data gets the revocations back from the replicas: they outlive both.
 #[tokio::test]
 async fn redis_gets_revocations_back_that_it_lost() {
-    let mut redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let mut redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
     let token = with_jti("u1", "t1", now());
     for (method, body) in [
         ("revoke_token", json!({"jti": "t1", "expire_at": now() + 600})),
@@ -117,7 +119,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
     ] {
         assert_eq!(gateway.api(method, &body).await, json!({"result": {}}));
     }
-    redis.restart();
+    redis.restart().await;
     let kept = || async {
         let mut connection = redis.try_connection()?;
         let kept: u64 =
@@ -126,7 +128,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
     };
     eventually("they are back", kept).await;
     drop(gateway);
-    let again = Gateway::on_redis(&redis).await;
+    let again = gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 2.0).await;
     assert!(!again.log().contains("put back"), "there is nothing to put back");
     assert_eq!(Client::refused(&again, &token).await, (4401, "revoked".to_owned()));
@@ -135,8 +137,8 @@ async fn redis_gets_revocations_back_that_it_lost() {
 /// What a replica missed while it could not hear, it finds in the store.
 #[tokio::test]
 async fn a_revocation_during_an_outage_is_found_afterwards() {
-    let redis = Redis::start();
-    let gateway = Gateway::on_redis(&redis).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::on_redis(&redis).await;
     let token = with_jti("u1", "t1", now());
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
     // Another replica stored it; its control message never came here.
@@ -151,11 +153,11 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
     assert_eq!(client.closed().await.0, 4409);
 }
 
-/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked; and if
-/// it could not read that, for ever.
+/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked;
+/// and if it could not read that, for ever.
 #[tokio::test]
 async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let spoil = || {
         redis::cmd("SET")
             .arg("gateway:tollgate:revoked")
@@ -167,7 +169,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
         || redis::cmd("DEL").arg("gateway:tollgate:revoked").exec(&mut redis.connection()).unwrap();
     spoil();
     let config = format!("{}[auth]\ndeadline = \"1s\"\n", redis.config());
-    let mut gateway = Gateway::with(&config).await;
+    let mut gateway = gateway::with(&config).await;
     gateway.logged("revocations cannot be read from the store: not ready").await;
     let health = async |gateway: &Gateway| {
         let (status, body) = gateway.get_admin("/readyz").await;
@@ -215,8 +217,9 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
 #[tokio::test]
 async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
     const MANY: usize = 20_000;
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let mut connection = redis.connection();
+
     for chunk in (0..MANY).collect::<Vec<_>>().chunks(1000) {
         let mut add = redis::cmd("ZADD");
         add.arg("gateway:tollgate:revoked");
@@ -237,6 +240,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
         "\u{1}\u{0}",
         &"x".repeat(9000),
     ];
+
     for entry in bad {
         let score = format!("{}.5", now() + 700);
         redis::cmd("ZADD")
@@ -246,11 +250,12 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
             .exec(&mut connection)
             .unwrap();
     }
+
     // Who comes early waits for it, on a busy machine longer than is usual.
     let config = format!("{}[auth]\ndeadline = \"30s\"\n", redis.config());
     for _ in 0..3 {
         // At once, before it is ready.
-        let gateway = Gateway::with(&config).await;
+        let gateway = gateway::with(&config).await;
         let tokens = (0..MANY).step_by(MANY / 16).map(|n| with_jti("u1", &format!("t{n}"), now()));
         let tokens: Vec<_> = tokens.collect();
         let refused = tokens.iter().map(|token| Client::refused(&gateway, token));

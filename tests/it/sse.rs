@@ -1,109 +1,17 @@
-//! Server-sent events: the same session as on a socket, resume by `Last-Event-ID`, limits, refusals.
+//! Server-sent events: the same session as on a socket, resume by `Last-Event-ID`, limits,
+//! refusals.
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::http_raw;
+use tollgate_support::redis::Redis;
+use tollgate_support::sse::{Event, Stream};
+use tollgate_support::tokens::{SECRET, now, sign, token};
+use tollgate_support::{DEADLINE, eventually};
 
-use super::DEADLINE;
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET, http_raw};
+use super::gateway;
 use super::history::rules;
-use super::redis::Redis;
-
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    pub kind: String,
-    pub id: Option<String>,
-    pub data: Value,
-}
-
-pub struct Stream {
-    pub response: reqwest::Response,
-    buffer: String,
-    pub retry: Option<u64>,
-    /// The last id that was read.
-    pub last: String,
-}
-
-impl Stream {
-    /// Opens a stream; the status where it is refused.
-    pub async fn open(
-        gateway: &Gateway,
-        query: &str,
-        headers: &[(&str, &str)],
-    ) -> Result<Self, (u16, String)> {
-        let client = reqwest::Client::builder().no_proxy().build().unwrap();
-        let mut request = client.get(format!("http://{}/sse?{query}", gateway.public));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let response = request.send().await.unwrap();
-        let status = response.status().as_u16();
-        if status != 200 {
-            return Err((status, response.text().await.unwrap()));
-        }
-        assert_eq!(response.headers()["content-type"], "text/event-stream");
-        assert_eq!(response.headers()["x-accel-buffering"], "no");
-        Ok(Self { response, buffer: String::new(), retry: None, last: String::new() })
-    }
-
-    pub async fn of(gateway: &Gateway, user: &str, query: &str, last: &str) -> Self {
-        let bearer = format!("Bearer {}", token(user));
-        let mut headers = vec![("authorization", &*bearer), ("accept", "text/event-stream")];
-        if !last.is_empty() {
-            headers.push(("last-event-id", last));
-        }
-        Self::open(gateway, query, &headers).await.unwrap()
-    }
-
-    /// The next event; `None` at the end of the stream.
-    pub async fn try_next(&mut self) -> Option<Event> {
-        loop {
-            while let Some((block, rest)) = self.buffer.split_once("\n\n") {
-                let (block, rest) = (block.to_owned(), rest.to_owned());
-                self.buffer = rest;
-                if let Some(event) = self.parse(&block) {
-                    return Some(event);
-                }
-            }
-            let chunk =
-                tokio::time::timeout(DEADLINE, self.response.chunk()).await.expect("in time");
-            self.buffer.push_str(std::str::from_utf8(&chunk.ok()??).unwrap());
-        }
-    }
-
-    fn parse(&mut self, block: &str) -> Option<Event> {
-        let (mut kind, mut id, mut data) = ("message".to_owned(), None, Vec::new());
-        for line in block.lines() {
-            match line.split_once(": ") {
-                Some(("event", value)) => kind = value.to_owned(),
-                Some(("id", value)) => id = Some(value.to_owned()),
-                Some(("data", value)) => data.push(value),
-                Some(("retry", value)) => self.retry = value.parse().ok(),
-                _ => assert!(line.starts_with(':'), "{line:?}"),
-            }
-        }
-        if data.is_empty() {
-            return None;
-        }
-        if let Some(id) = &id {
-            self.last.clone_from(id);
-        }
-        Some(Event { kind, id, data: serde_json::from_str(&data.join("\n")).unwrap() })
-    }
-
-    pub async fn next(&mut self) -> Event {
-        self.try_next().await.expect("an event")
-    }
-
-    /// Reads `connected` and the `subscribed` of so many channels, and any gap among them.
-    pub async fn begun(&mut self, channels: usize) -> Vec<Event> {
-        assert_eq!(self.next().await.kind, "connected");
-        let mut events = Vec::new();
-        while events.iter().filter(|e: &&Event| e.kind == "subscribed").count() < channels {
-            events.push(self.next().await);
-        }
-        events
-    }
-}
 
 async fn publish(gateway: &Gateway, channel: &str, data: Value) {
     let answer = gateway.api("publish", &json!({"channel": channel, "data": data})).await;
@@ -177,20 +85,20 @@ async fn streams(gateway: &Gateway) {
 
 #[tokio::test]
 async fn a_stream_resumes_with_the_memory_broker() {
-    streams(&Gateway::with(&rules(10, "")).await).await;
+    streams(&gateway::with(&rules(10, "")).await).await;
 }
 
 #[tokio::test]
 async fn a_stream_resumes_with_redis() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(10, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(10, &redis.config())).await;
     gateway.ready().await;
     streams(&gateway).await;
 }
 
 #[tokio::test]
 async fn a_stream_may_be_of_envelopes() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let mut stream = Stream::of(&gateway, "u1", "channels=plain:2&format=envelope", "").await;
     stream.begun(2).await;
     publish(&gateway, "plain:2", json!(1)).await;
@@ -202,7 +110,7 @@ async fn a_stream_may_be_of_envelopes() {
 #[tokio::test]
 async fn w17_bad_requests_for_a_stream_are_refused() {
     let limits = "[limits]\nchannels_per_connection = 400\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let bearer = format!("Bearer {}", token("u1"));
     let auth = ("authorization", bearer.as_str());
     let long = "a=1-1&".repeat(8000);
@@ -213,6 +121,7 @@ async fn w17_bad_requests_for_a_stream_are_refused() {
     let wrong = format!("Bearer {wrong}");
     let names: Vec<_> = (0..300).map(|n| format!("post:{n}")).collect();
     let names = format!("channels={}", names.join(","));
+
     for (query, headers, status, why) in [
         ("channels=post:*", vec![auth], 400, "channels"),
         ("channels=a:", vec![auth], 400, "channels"),
@@ -241,7 +150,7 @@ async fn w17_bad_requests_for_a_stream_are_refused() {
     }
     let request = "POST /sse HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     assert!(http_raw(&gateway.public, request.as_bytes()).await.0.contains("405"));
-    super::eventually("nothing is left", || async {
+    eventually("nothing is left", || async {
         (gateway.metric("connections{").await == 0.0).then_some(())
     })
     .await;
@@ -252,7 +161,7 @@ async fn w17_bad_requests_for_a_stream_are_refused() {
 async fn allowed_origins_may_read_a_stream() {
     let config =
         format!("[server]\nallowed_origins = [\"https://app.example\"]\n{}", rules(10, ""));
-    let gateway = Gateway::with(&config).await;
+    let gateway = gateway::with(&config).await;
     let bearer = format!("Bearer {}", token("u1"));
     let headers = [("authorization", &*bearer), ("origin", "https://app.example")];
     let stream = Stream::open(&gateway, "channels=post:1", &headers).await.unwrap();
@@ -266,21 +175,23 @@ async fn allowed_origins_may_read_a_stream() {
 #[tokio::test]
 async fn w14_a_stream_leaves_nothing_behind() {
     let limits = "[limits]\nconnections_per_user = 2\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let one = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     let mut two = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     two.begun(2).await;
+
     // An EventSource is told to come back, since it would not from a status.
     let mut third = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     assert_eq!(third.next().await.data["data"]["code"], 4429);
     assert_eq!((third.try_next().await, third.retry.is_some()), (None, true));
+
     // Its end is counted after it was told.
-    super::eventually("two are left", || async {
+    eventually("two are left", || async {
         (gateway.metric("connections{wire=\"plain\",transport=\"sse\"}").await == 2.0).then_some(())
     })
     .await;
     drop(one);
-    super::eventually("one is gone", || async {
+    eventually("one is gone", || async {
         (gateway.metric("connections{wire=\"plain\",transport=\"sse\"}").await == 1.0).then_some(())
     })
     .await;
@@ -289,7 +200,7 @@ async fn w14_a_stream_leaves_nothing_behind() {
     let close = two.next().await;
     assert_eq!((&*close.kind, &close.data["data"]["code"]), ("close", &json!(4409)));
     assert_eq!(two.try_next().await, None, "and then it ends");
-    super::eventually("nothing is left", || async {
+    eventually("nothing is left", || async {
         let (_, body) = gateway.get_admin("/debug/connections").await;
         let body: Value = serde_json::from_str(&body).unwrap();
         (body["total"] == 0).then_some(())
@@ -299,7 +210,7 @@ async fn w14_a_stream_leaves_nothing_behind() {
 
 #[tokio::test]
 async fn w21_a_drain_sends_streams_away() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     stream.begun(2).await;
     gateway.signal("-TERM");
@@ -312,7 +223,7 @@ async fn w21_a_drain_sends_streams_away() {
 #[tokio::test]
 async fn w18_heartbeats_and_the_end_of_a_token() {
     let limits = "[limits]\nping_interval = \"1s\"\n[auth]\nexpiring_notice = \"1s\"\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let bearer = format!("Bearer {}", sign(&json!({"sub": "u1", "exp": now() + 9}), SECRET));
     let headers = [("authorization", &*bearer)];
     let mut stream = Stream::open(&gateway, "channels=post:1", &headers).await.unwrap();
@@ -332,7 +243,7 @@ async fn w18_heartbeats_and_the_end_of_a_token() {
 #[tokio::test]
 async fn w12_a_slow_stream_is_closed() {
     let limits = "[limits]\nqueue_bytes = 2000000\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let slow = Stream::of(&gateway, "u1", "channels=plain:1", "").await;
     let mut good = Client::connect(&gateway, "u2").await;
     good.subscribe(json!("plain:1")).await;
@@ -350,7 +261,7 @@ async fn w12_a_slow_stream_is_closed() {
 #[tokio::test]
 async fn streams_share_an_events_bytes() {
     let limits = "[limits]\nconnections_per_user = 500\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let mut streams = Vec::new();
     for _ in 0..100 {
         streams.push(Stream::of(&gateway, "u1", "channels=post:1", "").await);
@@ -364,11 +275,11 @@ async fn streams_share_an_events_bytes() {
     }
 }
 
-/// A client that missed more on several channels than its queue holds is caught up all the same: it used
-/// to be closed as slow, and to come back to the same.
+/// A client that missed more on several channels than its queue holds is caught up all the same: it
+/// used to be closed as slow, and to come back to the same.
 #[tokio::test]
 async fn a_stream_that_missed_much_is_caught_up() {
-    let gateway = Gateway::with(&rules(1000, "")).await;
+    let gateway = gateway::with(&rules(1000, "")).await;
     let channels: Vec<_> = (0..8).map(|n| format!("post:{n}")).collect();
     let query = format!("channels={}", channels.join(","));
     let mut stream = Stream::of(&gateway, "u1", &query, "").await;
@@ -397,7 +308,7 @@ async fn a_stream_that_missed_much_is_caught_up() {
 /// A stream that is cut while it catches up comes back to where it was on all of its channels.
 #[tokio::test]
 async fn the_first_ids_of_a_stream_forget_no_channel() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1,post:2", "").await;
     stream.begun(3).await;
     let last = stream.last.clone();
@@ -418,8 +329,8 @@ async fn the_first_ids_of_a_stream_forget_no_channel() {
 /// What was published and cannot be delivered is not sent to who resumes either.
 #[tokio::test]
 async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&rules(10, &redis.config())).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&rules(10, &redis.config())).await;
     gateway.ready().await;
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     stream.begun(2).await;
@@ -443,10 +354,11 @@ async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
     assert_eq!(stream.next().await.data, json!(4));
 }
 
-/// A page of an allowed origin may send the token in a header; a foreign page's image opens nothing.
+/// A page of an allowed origin may send the token in a header; a foreign page's image opens
+/// nothing.
 #[tokio::test]
 async fn preflight_and_hidden_requests() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let request = format!(
         "OPTIONS /sse HTTP/1.1\r\nHost: {0}\r\nOrigin: http://{0}\r\nConnection: close\r\n\r\n",
         gateway.public

@@ -1,13 +1,16 @@
-//! Streams as the world's clients read them: the ways in which they come back, what they take for an event,
-//! what stands between them and the gateway.
+//! Streams as the world's clients read them: the ways in which they come back, what they take for
+//! an event, what stands between them and the gateway.
 
 use serde_json::{Value, json};
+use tollgate_support::DEADLINE;
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::http::http_raw;
+use tollgate_support::sse::Stream;
+use tollgate_support::tokens::{SECRET, now, sign};
 
-use super::DEADLINE;
-use super::client::{Client, now, sign};
-use super::gateway::{Gateway, SECRET, http_raw};
+use super::gateway;
 use super::history::rules;
-use super::sse::Stream;
 
 async fn publish(gateway: &Gateway, channel: &str, data: Value) {
     let answer = gateway.api("publish", &json!({"channel": channel, "data": data})).await;
@@ -25,11 +28,12 @@ async fn first(mut stream: Stream, channels: usize) -> Value {
     stream.next().await.data
 }
 
-/// Clients that stand in for `EventSource` bring their last id in the query, and it may stand beside one that the
-/// page gave them, or the header. It was ignored, and what happened in the break was lost in silence.
+/// Clients that stand in for `EventSource` bring their last id in the query, and it may stand
+/// beside one that the page gave them, or the header. It was ignored, and what happened in the
+/// break was lost in silence.
 #[tokio::test]
 async fn field_c2_a_query_names_the_last_event_too() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let channels = "channels=post:1";
     let mut stream = Stream::of(&gateway, "u1", channels, "").await;
     stream.begun(2).await;
@@ -80,12 +84,12 @@ async fn read_to(mut stream: Stream, text: &str) -> String {
     read
 }
 
-/// Clients that read by `fetch` take each blank line for the end of an event, and one without data for an empty
-/// one: a page that parses it fails, and opens the stream again, for ever.
+/// Clients that read by `fetch` take each blank line for the end of an event, and one without data
+/// for an empty one: a page that parses it fails, and opens the stream again, for ever.
 #[tokio::test]
 async fn field_c3_every_block_of_a_stream_has_data() {
     let limits = "[limits]\nping_interval = \"1s\"\nconnections_per_ip = 1\n";
-    let gateway = Gateway::with(&format!("{limits}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let bearer = format!("Bearer {}", sign(&json!({"sub": "u1", "exp": now() + 8}), SECRET));
     let headers = [("authorization", &*bearer), ("accept", "text/event-stream")];
     let whole = Stream::open(&gateway, "channels=post:1", &headers).await.unwrap();
@@ -109,7 +113,7 @@ async fn field_c3_every_block_of_a_stream_has_data() {
 /// What compresses answers would collect a stream's events: Express' `compression` looks at this.
 #[tokio::test]
 async fn field_c4_a_stream_is_not_to_be_transformed() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let stream = Stream::of(&gateway, "u1", "channels=post:1", "").await;
     assert_eq!(stream.response.headers()["cache-control"], "no-cache, no-transform");
 }
@@ -130,7 +134,7 @@ async fn preflight(gateway: &Gateway, names: &str) -> String {
 #[tokio::test]
 async fn field_d6_a_preflight_allows_what_pages_send() {
     let server = "[server]\nallowed_headers = [\"X-Tenant\"]\n";
-    let gateway = Gateway::with(&format!("{server}{}", rules(10, ""))).await;
+    let gateway = gateway::with(&format!("{server}{}", rules(10, ""))).await;
     let allowed = preflight(&gateway, "sentry-trace,x-tenant").await;
     let allowed: Vec<_> = allowed.split(", ").collect();
     for name in [
@@ -151,7 +155,7 @@ async fn field_d6_a_preflight_allows_what_pages_send() {
 /// On a stream of many channels the ids were hundreds of times as large as the events.
 #[tokio::test]
 async fn field_f3_a_stream_of_many_channels_resumes_by_a_short_id() {
-    let gateway = Gateway::with(&rules(10, "")).await;
+    let gateway = gateway::with(&rules(10, "")).await;
     let names: Vec<_> = (0..119).map(|n| format!("post:{n}")).collect();
     let query = format!("channels={}", names.join(","));
     let mut stream = Stream::of(&gateway, "u1", &query, "").await;

@@ -1,23 +1,25 @@
-//! What is published at the very moment at which a replica subscribes: it comes, or is in the position that
-//! the subscriber is told.
+//! A publication at the very moment at which a replica subscribes: it arrives, or it is older than
+//! the position that the subscriber is told.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::gateway::Gateway;
+use tollgate_support::proxy::Proxy;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
-use super::proxy::Proxy;
-use super::redis::Redis;
+use super::gateway;
 
 const RULE: &str = "[[channels]]\npattern = \"post:{id}\"\nallow = \"authenticated\"\n\
                     history = { size = 100, ttl = \"1m\", plain = false }\n";
 
-/// A gateway whose subscriptions to that channel each come right behind a durable publication on it; the
-/// number of those.
+/// A gateway whose every subscription to that channel reaches Redis right after a durable
+/// publication on it, and the number of these publications.
 async fn gateway(redis: &Redis, channel: &'static str) -> (Gateway, Proxy, Arc<AtomicU64>) {
-    let proxy = Proxy::start(redis.port).await;
+    let proxy = Proxy::start(redis.address()).await;
     let (url, published) = (redis.url(), Arc::new(AtomicU64::new(0)));
     let counted = Arc::clone(&published);
     proxy.before(&["SUBSCRIBE\r\n", ":1\r\n"], move || {
@@ -25,22 +27,22 @@ async fn gateway(redis: &Redis, channel: &'static str) -> (Gateway, Proxy, Arc<A
         let number = counted.fetch_add(1, Ordering::AcqRel) + 1;
         let mut call = redis::cmd("FCALL");
         call.arg("tollgate_publish").arg(1).arg(format!("tollgate:{channel}"));
-        // Before the library is there nobody wants the channel.
+        // It fails as long as the library is not loaded; the gateway subscribes to the channel
+        // later.
         let _ = call.arg(number).arg(600).arg(1000).exec(&mut redis);
     });
-    let config = format!(
-        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{}\"\n{RULE}",
-        proxy.port
-    );
-    let gateway = Gateway::with(&config).await;
+    let config =
+        format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{}\"\n{RULE}", proxy.address);
+    let gateway = gateway::with(&config).await;
     gateway.ready().await;
     (gateway, proxy, published)
 }
 
-/// The position was read before the subscription: the event between the two was in neither.
+/// The gateway used to read the position before it subscribed: an event between the two was in
+/// neither.
 #[tokio::test]
 async fn a_first_subscriber_is_told_a_position_that_nothing_is_missing_behind() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let (gateway, _proxy, published) = gateway(&redis, "post:1").await;
     let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     let before = published.load(Ordering::Acquire);
@@ -55,7 +57,7 @@ async fn a_first_subscriber_is_told_a_position_that_nothing_is_missing_behind() 
 
 #[tokio::test]
 async fn who_is_subscribed_again_gets_what_came_while_that_was_done() {
-    let redis = Redis::start();
+    let redis = Redis::start().await;
     let (gateway, _proxy, _) = gateway(&redis, "post:1").await;
     let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     let told = client.subscribe(json!("post:1")).await;

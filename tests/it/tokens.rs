@@ -1,13 +1,15 @@
 //! Tokens on real sockets: refusals, expiry, refresh.
 
 use serde_json::json;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::tokens::{SECRET, now, sign, token};
 
-use super::client::{Client, now, sign, token};
-use super::gateway::{Gateway, SECRET};
+use super::gateway;
 
 #[tokio::test]
 async fn a_refused_token_says_why_and_is_counted() {
-    let gateway = Gateway::with("[auth]\nissuer = [\"app\"]\naudience = [\"rt\"]\n").await;
+    let gateway = gateway::with("[auth]\nissuer = [\"app\"]\naudience = [\"rt\"]\n").await;
     let good = json!({"sub": "u", "exp": now() + 60, "iss": "app", "aud": "rt"});
     let with = |name: &str, value: serde_json::Value| {
         let mut claims = good.clone();
@@ -39,7 +41,7 @@ async fn a_refused_token_says_why_and_is_counted() {
 
 #[tokio::test]
 async fn five_wrong_secrets_are_five_bad_signatures() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     for i in 0..5 {
         let token = sign(&json!({"sub": format!("u{i}"), "exp": now() + 60}), "your-secret-key");
         let bearer = format!("Bearer {token}");
@@ -52,7 +54,7 @@ async fn five_wrong_secrets_are_five_bad_signatures() {
 
 #[tokio::test]
 async fn reject_http_answers_401_without_an_upgrade() {
-    let gateway = Gateway::with("[auth]\nreject = \"http\"\n").await;
+    let gateway = gateway::with("[auth]\nreject = \"http\"\n").await;
     let headers = [("authorization", "Bearer a.b.c")];
     match Client::open(&gateway.public, "/ws", &headers).await {
         Err(tokio_tungstenite::tungstenite::Error::Http(response)) => {
@@ -65,7 +67,7 @@ async fn reject_http_answers_401_without_an_upgrade() {
 
 #[tokio::test]
 async fn a_token_that_ends_is_announced_and_then_closes_the_socket() {
-    let gateway = Gateway::with("[auth]\nexpiring_notice = \"5s\"\n").await;
+    let gateway = gateway::with("[auth]\nexpiring_notice = \"5s\"\n").await;
     let exp = now() + 10;
     let token = sign(&json!({"sub": "u1", "exp": exp}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
@@ -82,7 +84,7 @@ async fn refresh_keeps_the_socket_and_takes_away_what_the_new_token_lacks() {
 pattern = "post:{id}"
 allow = "granted"
 "#;
-    let gateway = Gateway::with(rules).await;
+    let gateway = gateway::with(rules).await;
     let exp = now() + 8;
     let claims = json!({"sub": "u1", "exp": exp, "channels": ["post:1", "post:2"]});
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
@@ -96,7 +98,7 @@ allow = "granted"
     assert_eq!(client.next().await["data"]["channelKey"], "post:2", "unsubscribed");
     let refreshed = client.next().await;
     assert_eq!((&refreshed["type"], &refreshed["id"]), (&json!("refreshed"), &json!(5)));
-    super::eventually("the old token's end", || async { (now() > exp + 1).then_some(()) }).await;
+    eventually("the old token's end", || async { (now() > exp + 1).then_some(()) }).await;
     gateway.publish("post:2", &json!(2)).await;
     gateway.publish("post:1", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
@@ -105,7 +107,7 @@ allow = "granted"
 /// A7: a refresh that is refused changes nothing; the old token still ends the socket.
 #[tokio::test]
 async fn a7_a_refused_refresh_leaves_the_old_end() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let claims = json!({"sub": "u1", "exp": now() + 8});
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     client.send(json!({"type": "refresh", "token": "a.b.c"})).await;
@@ -113,11 +115,11 @@ async fn a7_a_refused_refresh_leaves_the_old_end() {
     assert_eq!(client.closed().await.1, "expired");
 }
 
-/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a second longer
-/// was at once, and so was the next.
+/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a
+/// second longer was at once, and so was the next.
 #[tokio::test]
 async fn field_c7_the_notice_is_a_share_of_the_tokens_life() {
-    let gateway = Gateway::start().await;
+    let gateway = gateway::start().await;
     let short = || {
         let exp = now() + 8;
         (sign(&json!({"sub": "u1", "exp": exp}), SECRET), exp)

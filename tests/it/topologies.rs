@@ -1,129 +1,24 @@
 //! Sentinel, Cluster, TLS, several connections, Valkey and newer Redis.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use tollgate_support::client::Client;
+use tollgate_support::process::free_port;
+use tollgate_support::redis::Redis;
+use tollgate_support::tokens::token;
+use tollgate_support::{eventually, eventually_within};
 
-use super::client::{Client, token};
-use super::gateway::Gateway;
+use super::gateway;
+use super::groups::{cluster, sentinels};
 use super::history::rules;
-use super::redis::{Redis, free_port};
-use super::{eventually, eventually_within};
-
-/// Groups of servers that elect each other want the machine for themselves: Sentinels that are starved
-/// stop acting for half a minute.
-static ONE_GROUP: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-type Turn = tokio::sync::MutexGuard<'static, ()>;
-
-/// A Sentinel group: a master, a replica, three Sentinels that know each other.
-pub struct Sentinels {
-    pub master: Redis,
-    pub replica: Redis,
-    others: Vec<Redis>,
-    sentinels: Vec<(Child, u16)>,
-    _folder: tempfile::TempDir,
-    _turn: Turn,
-}
-
-impl Sentinels {
-    pub async fn start() -> Self {
-        Self::with_replicas(1).await
-    }
-
-    pub async fn with_replicas(replicas: usize) -> Self {
-        let turn = ONE_GROUP.lock().await;
-        let master = Redis::start();
-        let of = master.port.to_string();
-        let follow = ["--replicaof", "127.0.0.1", &of, "--repl-diskless-sync-delay", "0"];
-        let replica = Redis::with(&follow);
-        let others: Vec<_> = (1..replicas).map(|_| Redis::with(&follow)).collect();
-        let folder = tempfile::tempdir().unwrap();
-        let mut sentinels = Vec::new();
-        for n in 0..3 {
-            let port = free_port();
-            let file = folder.path().join(format!("{n}.conf"));
-            let text = format!(
-                "port {port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {of} 2\n\
-                 sentinel down-after-milliseconds mymaster 3000\n\
-                 sentinel failover-timeout mymaster 10000\n"
-            );
-            std::fs::write(&file, text).unwrap();
-            let child = Command::new("redis-server")
-                .arg(&file)
-                .arg("--sentinel")
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
-            sentinels.push((child, port));
-        }
-        let group = Self { master, replica, others, sentinels, _folder: folder, _turn: turn };
-        eventually_within(Duration::from_secs(60), "the Sentinels know each other", || {
-            std::future::ready(group.know_each_other().then_some(()))
-        })
-        .await;
-        group
-    }
-
-    fn ask(&self, n: usize, what: &[&str]) -> Option<redis::Value> {
-        let url = format!("redis://127.0.0.1:{}", self.sentinels[n].1);
-        let mut connection = redis::Client::open(url).ok()?.get_connection().ok()?;
-        redis::cmd("SENTINEL").arg(what).query(&mut connection).ok()
-    }
-
-    pub fn field(&self, n: usize, name: &str) -> Option<String> {
-        let fields: std::collections::HashMap<String, String> =
-            redis::from_redis_value(self.ask(n, &["MASTER", "mymaster"])?).ok()?;
-        fields.get(name).cloned()
-    }
-
-    fn know_each_other(&self) -> bool {
-        (0..3).all(|n| {
-            self.field(n, "num-other-sentinels").as_deref() == Some("2")
-                && self.field(n, "num-slaves") == Some((1 + self.others.len()).to_string())
-        })
-    }
-
-    /// The URL of only the first Sentinel, which leads every planned failover here.
-    pub fn url_of_the_leader(&self) -> String {
-        format!("redis+sentinel://127.0.0.1:{}/mymaster", self.sentinels[0].1)
-    }
-
-    pub fn url(&self) -> String {
-        let hosts: Vec<_> = self.sentinels.iter().map(|(_, p)| format!("127.0.0.1:{p}")).collect();
-        format!("redis+sentinel://{}/mymaster", hosts.join(","))
-    }
-
-    pub fn signal(&self, n: usize, signal: &str) {
-        let pid = self.sentinels[n].0.id().to_string();
-        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
-    }
-
-    /// Asked again where the Sentinel finds no good replica at the moment.
-    pub fn fail_over(&self) {
-        let began = Instant::now();
-        while self.ask(0, &["FAILOVER", "mymaster"]).is_none() {
-            assert!(began.elapsed() < Duration::from_secs(60), "the Sentinel does not agree");
-            std::thread::sleep(Duration::from_millis(200));
-        }
-    }
-}
-
-impl Drop for Sentinels {
-    fn drop(&mut self) {
-        for (child, _) in &mut self.sentinels {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
 
 pub fn config(url: &str, extra: &str) -> String {
     rules(100, &format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"{url}\"\n{extra}"))
 }
 
-/// Reads until a gap of that channel has come; the events before it.
+/// Reads until a gap of that channel has come, and returns the events before it.
 async fn until_gap(client: &mut Client, channel: &str) -> Vec<Value> {
     let mut before = Vec::new();
     loop {
@@ -149,17 +44,17 @@ async fn next_event(client: &mut Client) -> Value {
 /// what the old master still takes is declared too.
 #[tokio::test]
 async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
-    let group = Sentinels::start().await;
-    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    let group = sentinels(1).await;
+    let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
     group.master.publish("tollgate:plain:1", "1");
     assert_eq!(client.next().await, json!(1));
-    group.fail_over();
+    group.fail_over().await;
     until_gap(&mut client, "plain:1").await;
-    // The new master is where events come from now, while the old one is still a master.
-    let new = &group.replica;
+    // Events come from the new master from now on, while the old one still calls itself a master.
+    let new = &group.replicas[0];
     eventually("the new master has a subscriber", || {
         std::future::ready((new.publish("tollgate:plain:1", "2") > 0).then_some(()))
     })
@@ -169,20 +64,22 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
             break;
         }
     }
-    gateway.logged(&format!("port: {} }}", group.replica.port)).await;
-    // A publisher that has not noticed loses its events on the old master: declared when that ends.
+    gateway.logged(&format!("port: {} }}", group.replicas[0].port)).await;
+    // A publisher that has not noticed the failover loses its events on the old master. The gateway
+    // declares them when the old master becomes a replica.
     until_gap(&mut client, "plain:1").await;
     gateway.logged("a master no more").await;
     let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 3})).await;
     assert!(answer["result"]["offset"].is_u64(), "{answer}");
 }
 
-/// R4: what an old master still took is declared when it ends, to who is connected. Who was there, left
-/// before, and comes back to another replica resumed as if it had everything.
+/// R4: events that the old master still took are declared to connected clients when it ends. A
+/// client that had left before, and came back to another replica of the gateway, used to resume as
+/// if it had everything.
 #[tokio::test]
 async fn r4_who_was_away_when_the_old_master_ended_is_told() {
-    let group = Sentinels::start().await;
-    let mut gateway = Gateway::with(&config(&group.url(), "")).await;
+    let group = sentinels(1).await;
+    let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     let publish = |n: u32| {
         let gateway = &gateway;
@@ -192,8 +89,9 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
         }
     };
     let first = publish(1).await;
-    group.fail_over();
-    // In the epoch of the new master, while the old one takes publications.
+    group.fail_over().await;
+
+    // A position in the epoch of the new master, while the old one still takes publications.
     let position = eventually("the new master has a history", || async {
         let position = publish(2).await;
         (position["epoch"].is_string() && position["epoch"] != first["epoch"]).then_some(position)
@@ -201,8 +99,9 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
     .await;
     assert!(!gateway.log().contains("a master no more"), "too late for this test");
     gateway.logged("a master no more").await;
-    let late = Gateway::with(&config(&group.url(), "")).await;
+    let late = gateway::with(&config(&group.url(), "")).await;
     late.ready().await;
+
     for gateway in [&late, &gateway] {
         let mut client = Client::connect_with(gateway, "/ws?format=envelope", &token("u1")).await;
         let resume = async |client: &mut Client, since: &Value| {
@@ -213,26 +112,25 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
         let answer = resume(&mut client, &position).await;
         assert_eq!(answer["data"]["recovered"], false, "{answer}");
         assert_ne!(answer["data"]["epoch"], position["epoch"], "{answer}");
-        // Positions from now on are good.
+        // A position that is given out after the old master's end is good.
         let mut again = Client::connect_with(gateway, "/ws?format=envelope", &token("u2")).await;
         let answer = resume(&mut again, &answer["data"]).await;
         assert_eq!(answer["data"]["recovered"], true, "{answer}");
     }
 }
 
-/// R4: while a failover with several replicas is under way, its leader names the old master with the new
-/// epoch: that used to pin gateways to the old one for good.
+/// R4: while a failover with several replicas is under way, the leading Sentinel names the old
+/// master with the new epoch. Gateways used to believe that for good.
 #[tokio::test]
 async fn r4_the_leader_of_a_failover_alone_is_enough() {
-    let group = Sentinels::with_replicas(3).await;
-    let gateway = Gateway::with(&config(&group.url_of_the_leader(), "")).await;
+    let group = sentinels(3).await;
+    let gateway = gateway::with(&config(&group.url_of_the_leader(), "")).await;
     gateway.ready().await;
     for _ in 0..2 {
-        let before = group.field(0, "port").unwrap();
-        group.fail_over();
-        let new = eventually_within(Duration::from_secs(90), "a new master", || {
-            let port = group.field(0, "port").filter(|port| *port != before);
-            std::future::ready(port)
+        let before = group.field(0, "port").await.unwrap();
+        group.fail_over().await;
+        let new = eventually_within(Duration::from_secs(90), "a new master", || async {
+            group.field(0, "port").await.filter(|port| *port != before)
         })
         .await;
         eventually_within(Duration::from_secs(30), "the gateway is there", || async {
@@ -241,20 +139,21 @@ async fn r4_the_leader_of_a_failover_alone_is_enough() {
             (there && up).then_some(())
         })
         .await;
-        // The next one is refused while the old master is not a replica yet.
-        eventually_within(Duration::from_secs(90), "the group has settled", || {
-            std::future::ready(group.know_each_other().then_some(()))
+        // The Sentinel refuses the next failover as long as the old master is not a replica.
+        eventually_within(Duration::from_secs(90), "the group has settled", || async {
+            group.know_each_other().await.then_some(())
         })
         .await;
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
 
-/// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a master.
+/// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a
+/// master.
 #[tokio::test]
 async fn r5_an_unplanned_sentinel_failover_is_followed() {
-    let mut group = Sentinels::start().await;
-    let gateway = Gateway::with(&config(&group.url(), "")).await;
+    let mut group = sentinels(1).await;
+    let gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;
     client.subscribe(json!("post:1")).await;
@@ -264,124 +163,38 @@ async fn r5_an_unplanned_sentinel_failover_is_followed() {
     // The epoch ends with the process that wrote last: its last writes may be lost.
     until_gap(&mut client, "post:1").await;
     let (offset, _) = eventually("published on the new master", || {
-        std::future::ready(group.replica.fcall("post:1", "2").ok())
+        std::future::ready(group.replicas[0].fcall("post:1", "2").ok())
     })
     .await;
     assert_eq!(offset, 1, "a new epoch");
     assert_eq!(next_event(&mut client).await["data"], 2);
-    // The old one comes back as it was, a master by its own account, until the Sentinels see it.
-    group.master.restart();
-    group.replica.fcall("post:1", "3").unwrap();
+    // The old master comes back as it was: it calls itself a master until the Sentinels see it.
+    group.master.restart().await;
+    group.replicas[0].fcall("post:1", "3").unwrap();
     assert_eq!(next_event(&mut client).await["data"], 3);
 }
 
-/// A server that is a replica is refused with a reason: what is published there reaches nobody else.
+/// A server that is a replica is refused with a reason: what is published there reaches nobody
+/// else.
 #[tokio::test]
 async fn r5_a_replica_is_not_taken_for_a_master() {
-    let master = Redis::start();
-    let replica = Redis::with(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
-    let mut gateway = Gateway::with(&config(&replica.url(), "")).await;
+    let master = Redis::start().await;
+    let replica = Redis::with(&[&format!("replicaof 127.0.0.1 {}", master.port)]).await;
+    let mut gateway = gateway::with(&config(&replica.url(), "")).await;
     gateway.logged("is a replica, not the master").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
-}
-
-/// Six servers, three of them masters.
-pub struct Cluster {
-    pub nodes: Vec<Redis>,
-    _turn: Turn,
-}
-
-impl Cluster {
-    pub async fn start() -> Self {
-        let turn = ONE_GROUP.lock().await;
-        let cluster = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1500"];
-        let nodes: Vec<_> = (0..6).map(|_| Redis::cluster_node(&cluster)).collect();
-        let hosts = nodes.iter().map(|n| format!("127.0.0.1:{}", n.port));
-        let made = Command::new("redis-cli")
-            .args(["--cluster", "create"])
-            .args(hosts)
-            .args(["--cluster-replicas", "1", "--cluster-yes"])
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stdout));
-        let cluster = Self { nodes, _turn: turn };
-        eventually_within(Duration::from_secs(60), "the cluster is whole", || {
-            std::future::ready(cluster.nodes.iter().all(Self::is_ok).then_some(()))
-        })
-        .await;
-        cluster
-    }
-
-    fn is_ok(node: &Redis) -> bool {
-        let info: redis::RedisResult<String> =
-            redis::cmd("CLUSTER").arg("INFO").query(&mut node.connection());
-        let linked: redis::RedisResult<String> =
-            redis::cmd("INFO").arg("replication").query(&mut node.connection());
-        info.is_ok_and(|i| i.contains("cluster_state:ok") && i.contains("cluster_known_nodes:6"))
-            && linked
-                .is_ok_and(|l| l.contains("role:master") || l.contains("master_link_status:up"))
-    }
-
-    pub fn url(&self) -> String {
-        format!("redis+cluster://127.0.0.1:{},127.0.0.1:{}", self.nodes[0].port, self.nodes[5].port)
-    }
-
-    /// The index of the master that has a key, as the first server that answers knows it.
-    pub fn master_of(&self, key: &str) -> usize {
-        let ask = |node: &Redis| -> Option<u16> {
-            let mut connection = node.try_connection()?;
-            let slot: i64 =
-                redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut connection).ok()?;
-            let slots: Vec<(i64, i64, (String, u16))> = {
-                let raw: Vec<Vec<redis::Value>> =
-                    redis::cmd("CLUSTER").arg("SLOTS").query(&mut connection).ok()?;
-                raw.into_iter()
-                    .filter_map(|range| {
-                        let mut range = range.into_iter();
-                        let (a, b, master) = (range.next()?, range.next()?, range.next()?);
-                        let master: Vec<redis::Value> = redis::from_redis_value(master).ok()?;
-                        let mut master = master.into_iter();
-                        Some((
-                            redis::from_redis_value(a).ok()?,
-                            redis::from_redis_value(b).ok()?,
-                            (
-                                redis::from_redis_value(master.next()?).ok()?,
-                                redis::from_redis_value(master.next()?).ok()?,
-                            ),
-                        ))
-                    })
-                    .collect()
-            };
-            slots.iter().find(|(a, b, _)| (*a..=*b).contains(&slot)).map(|(_, _, (_, port))| *port)
-        };
-        let port = self.nodes.iter().find_map(ask).expect("a master");
-        self.nodes.iter().position(|n| n.port == port).unwrap()
-    }
-
-    /// Publishes where the slot is, as a cluster client would: durably, or plainly.
-    pub fn publish(&self, channel: &str, data: &str, durable: bool) -> bool {
-        let key = format!("tollgate:{channel}");
-        let Some(mut connection) = self.nodes[self.master_of(&key)].try_connection() else {
-            return false;
-        };
-        if durable {
-            let mut call = redis::cmd("FCALL");
-            call.arg("tollgate_publish").arg(1).arg(key).arg(data).exec(&mut connection).is_ok()
-        } else {
-            redis::cmd("SPUBLISH").arg(key).arg(data).exec(&mut connection).is_ok()
-        }
-    }
 }
 
 /// Many channels over all slots, both kinds, on two replicas of the gateway.
 #[tokio::test]
 async fn r9_a_cluster_serves_all_slots() {
-    let cluster = Cluster::start().await;
+    let cluster = cluster().await;
     let extra = "subscriber_connections = 2\n";
     let gateways = [
-        Gateway::with(&config(&cluster.url(), extra)).await,
-        Gateway::with(&config(&cluster.url(), "")).await,
+        gateway::with(&config(&cluster.url(), extra)).await,
+        gateway::with(&config(&cluster.url(), "")).await,
     ];
+
     let mut clients = Vec::new();
     for gateway in &gateways {
         gateway.ready().await;
@@ -392,12 +205,14 @@ async fn r9_a_cluster_serves_all_slots() {
         }
         clients.push(client);
     }
+
     for n in 0..40 {
-        assert!(cluster.publish(&format!("post:{n}"), &format!("\"d{n}\""), true));
-        assert!(cluster.publish(&format!("plain:{n}"), &format!("\"p{n}\""), false));
+        assert!(cluster.publish(&format!("post:{n}"), &format!("\"d{n}\""), true).await);
+        assert!(cluster.publish(&format!("plain:{n}"), &format!("\"p{n}\""), false).await);
         let via = &gateways[n % 2];
         via.api("publish", &json!({"channel": format!("post:{n}"), "data": "api"})).await;
     }
+
     for client in &mut clients {
         let mut seen = std::collections::BTreeMap::<String, u32>::new();
         for _ in 0..120 {
@@ -407,37 +222,40 @@ async fn r9_a_cluster_serves_all_slots() {
         assert!(seen.len() == 80 && seen.values().all(|n| *n == 1), "{seen:?}");
         client.nothing_came().await;
     }
-    // Control reaches both.
+
+    // A control message reaches both replicas of the gateway.
     gateways[0].api("disconnect", &json!({"user": "u1"})).await;
     for client in &mut clients {
         assert_eq!(client.closed().await.0, 4409);
     }
 }
 
-/// R9: a slot that moves under load: plain events are delivered or declared, durable ones come all.
+/// R9: a slot moves under load. Every durable event arrives; a plain one arrives or is declared.
 #[tokio::test]
 async fn r9_a_slot_migrates_under_load() {
-    let cluster = Cluster::start().await;
-    let gateway = Gateway::with(&config(&cluster.url(), "")).await;
+    let cluster = cluster().await;
+    let gateway = gateway::with(&config(&cluster.url(), "")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
-    assert!(cluster.publish("post:1", "0", true));
+    assert!(cluster.publish("post:1", "0", true).await);
     assert_eq!(client.next().await, json!(0));
-    let from = cluster.master_of("tollgate:post:1");
-    let mut masters: Vec<usize> = (0..40)
-        .map(|n| cluster.master_of(&format!("tollgate:post:{n}")))
-        .filter(|n| *n != from)
-        .collect();
-    masters.dedup();
-    migrate(&cluster, "tollgate:post:1", from, masters[0]);
+
+    let from = cluster.owner("tollgate:post:1").await;
+    let (mut to, mut other) = (from, 0);
+    while to == from {
+        other += 1;
+        to = cluster.owner(&format!("tollgate:post:{other}")).await;
+    }
+    cluster.move_slot("tollgate:post:1", to).await;
     let began = Instant::now();
     let mut n = 1;
     while began.elapsed() < Duration::from_secs(3) || n < 5 {
-        n += u32::from(cluster.publish("post:1", &n.to_string(), true));
+        n += u32::from(cluster.publish("post:1", &n.to_string(), true).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    // The new master is another process: its epoch is its own, and that is said; then all come.
+    // The new master is another process and begins an epoch of its own, which is declared. Then all
+    // events arrive.
     let mut last = 0;
     let mut declared = false;
     while last < n - 1 {
@@ -453,53 +271,28 @@ async fn r9_a_slot_migrates_under_load() {
     client.nothing_came().await;
 }
 
-/// Moves the slot of a key, with its keys.
-fn migrate(cluster: &Cluster, key: &str, from: usize, to: usize) {
-    let (from, to) = (&cluster.nodes[from], &cluster.nodes[to]);
-    let id = |node: &Redis| -> String {
-        redis::cmd("CLUSTER").arg("MYID").query(&mut node.connection()).unwrap()
-    };
-    let slot: i64 =
-        redis::cmd("CLUSTER").arg("KEYSLOT").arg(key).query(&mut from.connection()).unwrap();
-    let set = |node: &Redis, state: &str, id: &str| {
-        let mut set = redis::cmd("CLUSTER");
-        set.arg("SETSLOT").arg(slot).arg(state).arg(id).exec(&mut node.connection()).unwrap();
-    };
-    set(to, "IMPORTING", &id(from));
-    set(from, "MIGRATING", &id(to));
-    let keys: Vec<String> = redis::cmd("CLUSTER")
-        .arg("GETKEYSINSLOT")
-        .arg(slot)
-        .arg(100)
-        .query(&mut from.connection())
-        .unwrap();
-    for key in keys {
-        let mut migrate = redis::cmd("MIGRATE");
-        migrate.arg("127.0.0.1").arg(to.port).arg(key).arg(0).arg(5000);
-        migrate.exec(&mut from.connection()).unwrap();
-    }
-    for node in [to, from] {
-        set(node, "NODE", &id(to));
-    }
-}
-
-/// A master that dies: its replica takes over, what was on its slots is declared, the others go on.
+/// R9: a master dies and its replica takes over. The channels of its slots are declared; the other
+/// channels go on.
 #[tokio::test]
 async fn r9_a_cluster_master_dies() {
-    let mut cluster = Cluster::start().await;
-    let gateway = Gateway::with(&config(&cluster.url(), "")).await;
+    let mut cluster = cluster().await;
+    let gateway = gateway::with(&config(&cluster.url(), "")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     let names: Vec<_> = (0..20).map(|n| format!("plain:{n}")).collect();
     for name in &names {
         client.subscribe(json!(name)).await;
     }
-    let dead = cluster.master_of("tollgate:plain:0");
-    let (gone, stay): (Vec<_>, Vec<_>) =
-        names.iter().partition(|name| cluster.master_of(&format!("tollgate:{name}")) == dead);
+    let dead = cluster.owner("tollgate:plain:0").await;
+    let (mut gone, mut stay) = (Vec::new(), Vec::new());
+    for name in &names {
+        let is_gone = cluster.owner(&format!("tollgate:{name}")).await == dead;
+        if is_gone { gone.push(name) } else { stay.push(name) }
+    }
     cluster.nodes[dead].kill();
+
     // The other shards are not touched.
-    assert!(cluster.publish(stay[0], "1", false));
+    assert!(cluster.publish(stay[0], "1", false).await);
     assert_eq!(client.next().await, json!(1));
     let mut declared = std::collections::BTreeSet::new();
     while declared.len() < gone.len() {
@@ -511,14 +304,17 @@ async fn r9_a_cluster_master_dies() {
             declared.insert(name);
         }
     }
-    // What the dead one may have taken is declared once more when it is known to be gone.
+
+    // Events that the dead master may have taken are declared once more when it is known to be
+    // gone.
     for name in gone {
-        assert!(cluster.publish(name, "2", false));
+        assert!(cluster.publish(name, "2", false).await);
         assert_eq!(next_event(&mut client).await, json!(2));
     }
 }
 
-/// TLS with an authority of one's own and a client certificate; a server that another signed is refused.
+/// TLS with a private authority and a client certificate. A server's certificate by another
+/// authority is refused.
 #[tokio::test]
 async fn tls_is_checked() {
     let folder = tempfile::tempdir().unwrap();
@@ -528,12 +324,14 @@ async fn tls_is_checked() {
         let made = Command::new("openssl").args(arguments.split(' ')).output().unwrap();
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     };
+
     for name in ["ca", "other"] {
         openssl(&format!(
             "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 \
              -keyout DIR/{name}.key -out DIR/{name}.pem -subj /CN={name}"
         ));
     }
+
     for name in ["server", "client"] {
         openssl(&format!(
             "req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout DIR/{name}.key \
@@ -547,35 +345,34 @@ async fn tls_is_checked() {
     let tls = free_port().to_string();
     let (cert, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
     let redis = Redis::with(&[
-        "--tls-port",
-        &tls,
-        "--tls-cert-file",
-        &cert,
-        "--tls-key-file",
-        &key,
-        "--tls-ca-cert-file",
-        &ca,
-    ]);
+        &format!("tls-port {tls}"),
+        &format!("tls-cert-file {cert}"),
+        &format!("tls-key-file {key}"),
+        &format!("tls-ca-cert-file {ca}"),
+    ])
+    .await;
     let url = format!("rediss://127.0.0.1:{tls}");
     let files = format!(
         "ca_file = \"{ca}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
         path("client.pem"),
         path("client.key")
     );
-    let gateway = Gateway::with(&config(&url, &files)).await;
+    let gateway = gateway::with(&config(&url, &files)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
-    // All is as it was but for whom we trust.
+
+    // Only the trusted authority is another one.
     let wrong = files.replace(&ca, &path("other.pem"));
-    let mut gateway = Gateway::with(&config(&url, &wrong)).await;
+    let mut gateway = gateway::with(&config(&url, &wrong)).await;
     gateway.logged("cannot connect to Redis").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
-/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups make it: what
-/// `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that certificate.
+/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups
+/// make it: what `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that
+/// certificate.
 #[tokio::test]
 async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     let folder = tempfile::tempdir().unwrap();
@@ -590,8 +387,13 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     let of = ["-keyout", &key, "-out", &cert, "-subj", "/CN=redis"];
     openssl(&[&["req", "-x509"], &ec[..], &of].concat());
     let tls = free_port().to_string();
-    let files = ["--tls-port", &tls, "--tls-cert-file", &cert, "--tls-key-file", &key];
-    let redis = Redis::with(&[&files[..], &["--tls-auth-clients", "no"]].concat());
+    let redis = Redis::with(&[
+        &format!("tls-port {tls}"),
+        &format!("tls-cert-file {cert}"),
+        &format!("tls-key-file {key}"),
+        "tls-auth-clients no",
+    ])
+    .await;
     let asked = ["--tls", "--cacert", &cert, "-p", &tls, "PING"];
     let asked = Command::new("redis-cli").args(asked).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "PONG");
@@ -602,26 +404,26 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     for trusting in
         [format!("ca_file = \"{cert}\"\n"), format!("tls_fingerprints = [\"{fingerprint}\"]\n")]
     {
-        let gateway = Gateway::with(&config(&url, &trusting)).await;
+        let gateway = gateway::with(&config(&url, &trusting)).await;
         gateway.ready().await;
         let mut client = Client::connect(&gateway, "u1").await;
         redis.publish("tollgate:user:u1", "1");
         assert_eq!(client.next().await, json!(1));
     }
 
-    // Another certificate is another one, and the log has what to pin.
+    // Another certificate is refused, and the log names the fingerprint that could be pinned.
     let other = format!("tls_fingerprints = [\"{}\"]\n", "0a".repeat(32));
-    let mut gateway = Gateway::with(&config(&url, &other)).await;
+    let mut gateway = gateway::with(&config(&url, &other)).await;
     let line = gateway.logged("its fingerprint is").await;
     assert!(line.contains(fingerprint.rsplit_once('=').unwrap().1), "{line}");
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
-/// Several subscribing connections share the channels, and each is mended by itself.
+/// Several subscribing connections share the channels, and each is replaced by itself.
 #[tokio::test]
 async fn several_connections_share_the_channels() {
-    let redis = Redis::start();
-    let gateway = Gateway::with(&config(&redis.url(), "subscriber_connections = 4\n")).await;
+    let redis = Redis::start().await;
+    let gateway = gateway::with(&config(&redis.url(), "subscriber_connections = 4\n")).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     for n in 0..100 {
@@ -648,8 +450,10 @@ async fn several_connections_share_the_channels() {
     }
     seen.sort_unstable();
     assert!(seen.into_iter().eq(0..100));
-    // One of them is lost: its plain channels alone are declared, each once. Its canary and the control
-    // channel are nobody's, and the user's own has a history, which has missed nothing.
+
+    // One connection is lost. Only its plain channels are declared, each once: no client subscribes
+    // to its canary and to the control channel, and the user's own channel has a history, which has
+    // missed nothing.
     let id = list.lines().nth(2).unwrap().split("id=").nth(1).unwrap().split(' ').next().unwrap();
     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).exec(&mut redis.connection()).unwrap();
     gateway.metric_reaches("gaps_declared_total", f64::from(shares[2] - 3)).await;
@@ -661,6 +465,7 @@ async fn several_connections_share_the_channels() {
         std::future::ready(counts.iter().all(|(_, n)| *n == 1).then_some(()))
     })
     .await;
+
     // A channel's gap comes before what is published on it from now on.
     for n in 0..100 {
         redis.publish(&format!("tollgate:plain:{n}"), &n.to_string());

@@ -1,6 +1,9 @@
-//! A client of the plain protocol, and the tokens it brings.
+//! A WebSocket client of the gateway's protocols.
+//!
+//! Not here: the tokens that it brings (`tokens`), and the auditor's clients, which wander and
+//! resume. It reads nothing but when it is asked to, so it answers pings only then.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
@@ -10,29 +13,23 @@ use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::http::HeaderValue;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-use super::DEADLINE;
-use super::gateway::{Gateway, SECRET};
+use crate::DEADLINE;
+use crate::gateway::Gateway;
+use crate::tokens::token;
 
-pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
-}
+/// How a socket ended: the close code and the reason.
+///
+/// The code is 1006 without a close frame, and 0 where there was no socket or no JSON.
+pub type Ended = (u16, String);
 
-/// A good token for a user, valid for an hour.
-pub fn token(user: &str) -> String {
-    sign(&json!({"sub": user, "exp": now() + 3600}), SECRET)
-}
-
-pub fn sign(claims: &Value, secret: &str) -> String {
-    let key = rustcrypto_jwt::EncodingKey::from_secret(secret.as_bytes());
-    rustcrypto_jwt::encode(&rustcrypto_jwt::Header::default(), claims, &key).unwrap()
-}
-
+/// One socket.
 pub struct Client {
-    ws: WebSocketStream<TcpStream>,
+    ws: Socket,
+    /// The greeting, where the client has waited for it.
     pub connected: Value,
     /// A close that has been read already.
-    ended: Option<(u16, String)>,
-    /// Does it want to know of interruptions? Without, `interrupted` and `live` are passed over.
+    ended: Option<Ended>,
+    /// Whether it is handed `interrupted` and `live`.
     interruptions: bool,
 }
 
@@ -46,6 +43,7 @@ impl Client {
         Self::connect_with(gateway, "/ws", &token(user)).await
     }
 
+    /// Connects with a token and waits for `connected`.
     pub async fn connect_with(gateway: &Gateway, path: &str, token: &str) -> Self {
         let bearer = format!("Bearer {token}");
         let mut client =
@@ -70,38 +68,43 @@ impl Client {
         path: &str,
         headers: &[(&'static str, &str)],
     ) -> Result<Self, Error> {
-        let mut request = format!("ws://{address}{path}").into_client_request()?;
-        for (name, value) in headers {
-            request.headers_mut().append(*name, HeaderValue::from_str(value).unwrap());
-        }
         let stream = TcpStream::connect(address).await?;
-        let (ws, _) = tokio_tungstenite::client_async(request, stream).await?;
+        let ws = upgrade(stream, address, path, headers).await?;
         Ok(Self { ws, connected: Value::Null, ended: None, interruptions: false })
     }
 
-    /// It is handed `interrupted` and `live` too.
+    /// The same client, which is handed `interrupted` and `live` too.
     #[must_use]
     pub fn with_interruptions(mut self) -> Self {
         self.interruptions = true;
         self
     }
 
+    /// Sends a message.
     pub async fn send(&mut self, message: Value) {
         self.send_text(&message.to_string()).await;
     }
 
+    /// Sends a text message as it stands.
     pub async fn send_text(&mut self, text: &str) {
         self.ws.send(Message::text(text)).await.unwrap();
     }
 
     /// Sends several messages in one write, so that the gateway reads them together.
     pub async fn send_together(&mut self, messages: &[Value]) {
-        for message in messages {
-            self.ws.feed(Message::text(message.to_string())).await.unwrap();
-        }
-        self.ws.flush().await.unwrap();
+        self.try_send_together(messages).await.unwrap();
     }
 
+    /// Sends several messages in one write; how the socket ended instead.
+    pub async fn try_send_together(&mut self, messages: &[Value]) -> Result<(), Ended> {
+        let ended = |error: Error| (1006, error.to_string());
+        for message in messages {
+            self.ws.feed(Message::text(message.to_string())).await.map_err(ended)?;
+        }
+        self.ws.flush().await.map_err(ended)
+    }
+
+    /// Sends any message; fails where the socket has ended.
     pub async fn send_raw(&mut self, message: Message) -> Result<(), Error> {
         self.ws.send(message).await
     }
@@ -142,8 +145,15 @@ impl Client {
         }
     }
 
+    /// The next message.
     pub async fn next(&mut self) -> Value {
         serde_json::from_str(&self.next_text().await).unwrap()
+    }
+
+    /// The next message, or how the socket ended instead; nothing is passed over.
+    pub async fn hear(&mut self, within: Duration) -> Result<Value, Ended> {
+        let message = tokio::time::timeout(within, hear(&mut self.ws)).await;
+        message.unwrap_or_else(|_| Err((0, "nothing came".to_owned())))
     }
 
     /// Subscribes and waits for the answer.
@@ -163,7 +173,7 @@ impl Client {
         self.closed_within(DEADLINE).await
     }
 
-    /// The same with a deadline of its own.
+    /// Reads to the close, with a deadline of its own.
     pub async fn closed_within(&mut self, deadline: Duration) -> (u16, String, Vec<Value>) {
         let mut before = Vec::new();
         if let Some((code, reason)) = self.ended.take() {
@@ -185,7 +195,45 @@ impl Client {
         }
     }
 
+    /// The connection's id, out of the greeting.
     pub fn id(&self) -> String {
         self.connected["data"]["connectionId"].as_str().unwrap().to_owned()
+    }
+}
+
+/// A socket on a connection that is there already.
+pub type Socket = WebSocketStream<TcpStream>;
+
+/// Upgrades a connection to a WebSocket.
+pub async fn upgrade(
+    stream: TcpStream,
+    address: &str,
+    path: &str,
+    headers: &[(&'static str, &str)],
+) -> Result<Socket, Error> {
+    let mut request = format!("ws://{address}{path}").into_client_request()?;
+    for (name, value) in headers {
+        request.headers_mut().append(*name, HeaderValue::from_str(value).unwrap());
+    }
+    let (ws, _) = tokio_tungstenite::client_async(request, stream).await?;
+    Ok(ws)
+}
+
+/// The next text message, or how the socket ended.
+pub async fn hear(ws: &mut Socket) -> Result<Value, Ended> {
+    loop {
+        match ws.next().await {
+            Some(Ok(Message::Text(text))) => {
+                let not_json = |e: serde_json::Error| (0, format!("not JSON: {e}"));
+                return serde_json::from_str(&text).map_err(not_json);
+            }
+            Some(Ok(Message::Close(Some(frame)))) => {
+                return Err((frame.code.into(), frame.reason.to_string()));
+            }
+            Some(Ok(Message::Close(None))) => return Err((1005, String::new())),
+            Some(Ok(_)) => {}
+            Some(Err(e)) => return Err((1006, e.to_string())),
+            None => return Err((1006, String::new())),
+        }
     }
 }

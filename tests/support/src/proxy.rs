@@ -1,0 +1,180 @@
+//! A TCP proxy that misbehaves on demand: slow answers, a connection that is cut in the middle of a
+//! frame, one that stays open and brings nothing, one that brings nonsense.
+//!
+//! Not here: what stands behind it. Where it leads, and what it does, changes while connections are
+//! open.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+/// What happens to what the server sends, or to all that is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Everything passes.
+    Pass,
+    /// Every piece of an answer waits so long.
+    Delay(Duration),
+    /// Connections open and stay open, and nothing passes. What was held back passes afterwards.
+    Blackhole,
+    /// Every connection that the server answers on is cut in the middle of that piece.
+    Cut,
+    /// The same of connections that are open now. The number tells one cut from the next.
+    CutOnce(u32),
+    /// The server's bytes are replaced by nonsense.
+    Garbage,
+    /// The server's bytes are replaced by the announcement of half a terabyte.
+    Huge,
+}
+
+/// What is done before bytes with these texts go on to the server.
+type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() + Send>)>>>;
+
+/// A running proxy; it takes no more connections when this is dropped.
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    to: Arc<Mutex<String>>,
+    mode: Arc<watch::Sender<Mode>>,
+    before: Before,
+    accepting: JoinHandle<()>,
+}
+
+/// Which way a pump's bytes go.
+enum Way {
+    ToServer(Before),
+    /// In a connection that began in that mode.
+    ToClient(Mode),
+}
+
+impl Proxy {
+    /// Starts one that leads to an address and lets everything pass.
+    pub async fn start(to: impl Into<String>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let mode = Arc::new(watch::Sender::new(Mode::Pass));
+        let (to, before) = (Arc::new(Mutex::new(to.into())), Before::default());
+
+        let (modes, leads, works) = (Arc::clone(&mode), Arc::clone(&to), Arc::clone(&before));
+        let accepting = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let to = leads.lock().clone();
+                tokio::spawn(carry(client, to, modes.subscribe(), Arc::clone(&works)));
+            }
+        });
+        Self { address, to, mode, before, accepting }
+    }
+
+    /// Leads connections elsewhere from now on, as when a name is given another address.
+    pub fn lead_to(&self, address: impl Into<String>) {
+        *self.to.lock() = address.into();
+    }
+
+    /// Does something each time before bytes with all of these texts go on to the server.
+    pub fn before(&self, texts: &[&'static str], work: impl Fn() + Send + 'static) {
+        *self.before.lock() = Some((texts.to_vec(), Box::new(work)));
+    }
+
+    /// Behaves like that from now on.
+    pub fn set(&self, mode: Mode) {
+        self.mode.send_replace(mode);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.accepting.abort();
+    }
+}
+
+/// Carries one connection to its end, in both directions.
+async fn carry(client: TcpStream, to: String, mode: watch::Receiver<Mode>, before: Before) {
+    let mut born = mode.clone();
+    until_open(&mut born).await;
+    let Ok(server) = TcpStream::connect(to).await else { return };
+    let _ = (client.set_nodelay(true), server.set_nodelay(true));
+
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = server.into_split();
+    let began_in = *mode.borrow();
+    let up = pump(from_client, to_server, mode.clone(), Way::ToServer(before));
+    let down = pump(from_server, to_client, mode, Way::ToClient(began_in));
+    tokio::select! {
+        () = up => {}
+        () = down => {}
+    }
+}
+
+/// Waits until anything may pass.
+async fn until_open(mode: &mut watch::Receiver<Mode>) {
+    while *mode.borrow_and_update() == Mode::Blackhole {
+        if mode.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Carries one direction of a connection to its end.
+async fn pump(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut mode: watch::Receiver<Mode>,
+    way: Way,
+) {
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        until_open(&mut mode).await;
+        let Ok(read @ 1..) = from.read(&mut buffer).await else { return };
+        // The blackhole may have opened in the meantime.
+        until_open(&mut mode).await;
+
+        let now = *mode.borrow();
+        let bytes = &buffer[..read];
+        let (bytes, ends): (&[u8], bool) = match &way {
+            Way::ToServer(before) => {
+                work_before(before, bytes);
+                (bytes, false)
+            }
+            Way::ToClient(began_in) => answer(now, *began_in, bytes).await,
+        };
+        if to.write_all(bytes).await.is_err() || ends {
+            return;
+        }
+    }
+}
+
+fn work_before(before: &Before, bytes: &[u8]) {
+    if let Some((texts, work)) = &*before.lock()
+        && texts.iter().all(|text| contains(bytes, text))
+    {
+        work();
+    }
+}
+
+/// What becomes of a piece of the server's, and whether the connection ends with it.
+async fn answer(now: Mode, began_in: Mode, bytes: &[u8]) -> (&[u8], bool) {
+    match now {
+        Mode::Pass | Mode::Blackhole => (bytes, false),
+        Mode::Delay(time) => {
+            sleep(time).await;
+            (bytes, false)
+        }
+        Mode::Cut => (&bytes[..bytes.len() / 2], true),
+        Mode::CutOnce(_) if now == began_in => (bytes, false),
+        Mode::CutOnce(_) => (&bytes[..bytes.len() / 2], true),
+        Mode::Garbage => (b"\x00\xff}nonsense\r\n$-7\r\n", false),
+        Mode::Huge => (b"$549755813888\r\nx", false),
+    }
+}
+
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
+}
