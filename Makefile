@@ -18,7 +18,7 @@ CLIENTS_VENV ?= $(CURDIR)/target/clients-venv
 PY := $(CURDIR)/target/venv
 CARGO_DENY := 0.20.2
 # The load driver is a package of its own.
-LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
+LOAD := --manifest-path tools/load/Cargo.toml --target-dir target/load
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
@@ -182,7 +182,7 @@ monitoring-deps:
 lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
-	cargo fmt --manifest-path benches/load/Cargo.toml --check
+	cargo fmt --manifest-path tools/load/Cargo.toml --check
 	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
 
@@ -196,8 +196,8 @@ deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
 	cargo fetch --quiet --locked
 	cargo deny --log-level error --offline check licenses bans sources
-	cargo fetch --quiet --locked --manifest-path benches/load/Cargo.toml
-	cargo deny --log-level error --offline --config deny.toml --manifest-path benches/load/Cargo.toml check licenses bans sources
+	cargo fetch --quiet --locked --manifest-path tools/load/Cargo.toml
+	cargo deny --log-level error --offline --config deny.toml --manifest-path tools/load/Cargo.toml check licenses bans sources
 
 bench: redis build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
 	cargo build --quiet --release $(LOAD)
@@ -237,7 +237,7 @@ fuzz: ## Fuzz what strangers' bytes come to, FUZZ_SECONDS each (60; FUZZ_TARGETS
 
 fmt: $(PY)/ok ## Format the code
 	cargo fmt
-	cargo fmt --manifest-path benches/load/Cargo.toml
+	cargo fmt --manifest-path tools/load/Cargo.toml
 	$(PY)/bin/ruff check --quiet --fix
 	$(PY)/bin/ruff format --quiet
 

@@ -176,7 +176,7 @@ fn rooms_have_no_circles() {
 fn rooms_are_small() {
     let crowded: Vec<_> = sources("src")
         .into_iter()
-        .chain(sources("benches/load/src"))
+        .chain(sources("tools/load/src"))
         .map(|(path, text)| (path, code_lines(&text)))
         .filter(|(_, lines)| *lines > MAX_CODE_LINES)
         .collect();
@@ -240,7 +240,7 @@ fn long_functions_have_paragraphs() {
 
 #[test]
 fn every_module_says_what_lives_there() {
-    for (path, text) in sources("src").into_iter().chain(sources("benches/load/src")) {
+    for (path, text) in sources("src").into_iter().chain(sources("tools/load/src")) {
         assert!(text.starts_with("//!") || is_test(&path), "{} has no module doc", path.display());
         let doc = text.lines().take_while(|l| l.starts_with("//!")).count();
         assert!(doc <= 25, "{}: a module doc is short", path.display());
