@@ -1,5 +1,7 @@
 //! The entry: options to scenarios, results to exit codes. What the scenarios do is in their modules.
 
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "results and progress are its output")]
+
 mod args;
 mod backoff;
 mod capacity;
