@@ -127,6 +127,18 @@ fn members_share_one_house() {
     }
 }
 
+#[test]
+fn one_compiler_everywhere() {
+    let read = |file: &str| fs::read_to_string(root().join(file)).unwrap();
+    let toolchain: toml::Table = read("rust-toolchain.toml").parse().unwrap();
+    let version = toolchain["toolchain"]["channel"].as_str().unwrap();
+
+    let package = workspace()["package"].clone();
+    assert_eq!(package["rust-version"].as_str(), Some(version), "no older version is tried");
+    assert!(read("Dockerfile").contains(&format!("library/rust:{version}-")), "Dockerfile");
+    assert!(read("README.md").contains(&format!("Rust {version}")), "README.md");
+}
+
 /// What measures the gateway would not see a mistake that it shared with it.
 #[test]
 fn tools_share_no_code_with_the_gateway() {
