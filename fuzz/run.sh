@@ -10,7 +10,7 @@ target=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
 -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
 -Cllvm-args=-sanitizer-coverage-trace-compares -Cdebug-assertions"
-cargo build --target "$target" --target-dir ../target/fuzz --bins
+cargo build --locked --profile fuzz --target "$target" --target-dir ../target/fuzz --bins
 [ -z "${BUILD_ONLY:-}" ] || exit 0
 for name in $targets; do
   mkdir -p "corpus/$name" artifacts
@@ -19,7 +19,7 @@ for name in $targets; do
   [ ! -d "seeds/$name" ] || more+=("seeds/$name")
   [ ! -f "dictionaries/$name.dict" ] || more+=("-dict=dictionaries/$name.dict")
   echo "fuzz: $name for $seconds s"
-  "../target/fuzz/$target/debug/$name" -max_total_time="$seconds" -max_len=8192 -timeout=10 \
+  "../target/fuzz/$target/fuzz/$name" -max_total_time="$seconds" -max_len=8192 -timeout=10 \
     -rss_limit_mb=2048 -artifact_prefix="artifacts/$name-" -print_final_stats=1 "${more[@]}" \
     > "artifacts/$name.log" 2>&1 || { tail -30 "artifacts/$name.log"; exit 1; }
   grep -aE "number_of_executed_units|peak_rss|Done" "artifacts/$name.log"

@@ -7,6 +7,8 @@
 mod arrows;
 #[path = "tidy/figures.rs"]
 mod figures;
+#[path = "tidy/members.rs"]
+mod members;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -179,7 +181,7 @@ fn rooms_have_no_circles() {
 fn rooms_are_small() {
     let crowded: Vec<_> = sources("src")
         .into_iter()
-        .chain(sources("benches/load/src"))
+        .chain(sources("tools"))
         .chain(sources("tests/support/src"))
         .map(|(path, text)| (path, code_lines(&text)))
         .filter(|(_, lines)| *lines > MAX_CODE_LINES)
@@ -244,7 +246,7 @@ fn long_functions_have_paragraphs() {
 
 #[test]
 fn every_module_says_what_lives_there() {
-    let all = sources("src").into_iter().chain(sources("benches/load/src"));
+    let all = sources("src").into_iter().chain(sources("tools"));
     for (path, text) in all.chain(sources("tests/support/src")) {
         assert!(text.starts_with("//!") || is_test(&path), "{} has no module doc", path.display());
         let doc = text.lines().take_while(|l| l.starts_with("//!")).count();
@@ -268,10 +270,8 @@ fn gateways_are_started_by_one_harness() {
     let home = root.join("tests/support/src/gateway/launch.rs");
     let mut starting = Vec::new();
     for (path, text) in sources("tests").into_iter().chain(sources("benches")) {
-        // This file has examples. The load driver shares no code with what it measures, nor with
-        // its tests.
-        let is_exempt = path == root.join(file!()) || path.starts_with(root.join("benches/load"));
-        if !is_exempt && starts_a_gateway(&text) {
+        // This file has examples.
+        if path != root.join(file!()) && starts_a_gateway(&text) {
             starting.push(path);
         }
     }
@@ -331,23 +331,6 @@ fn names_say_what_things_are() {
 }
 
 #[test]
-fn every_dependency_has_a_current_reason() {
-    let text =
-        fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
-    let table: toml::Table = text.parse().unwrap();
-    let sources: String = sources("src").into_iter().map(|(_, text)| text).collect();
-    for name in table["dependencies"].as_table().unwrap().keys() {
-        let ident = name.replace('-', "_");
-        assert!(
-            [format!("{ident}::"), format!("use {ident}"), format!("{ident} ")]
-                .iter()
-                .any(|n| sources.contains(n)),
-            "{name} is not used"
-        );
-    }
-}
-
-#[test]
 fn the_project_stands_alone() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files: Vec<PathBuf> =
@@ -355,7 +338,7 @@ fn the_project_stands_alone() {
             .iter()
             .map(|n| root.join(n))
             .collect();
-    files.extend(sources("src").into_iter().map(|(p, _)| p));
+    files.extend(sources("src").into_iter().chain(sources("tools")).map(|(p, _)| p));
     files.extend(fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path()));
     for path in files.into_iter().filter(|p| p.is_file()) {
         // A picture is no text, and may not name anything either.

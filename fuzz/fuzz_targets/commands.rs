@@ -37,7 +37,9 @@ fuzz_target!(|text: &str| {
             check(&Reply::Subscribed { id, channel: &channel, data: None, start });
             check(&Reply::Error { id, code, message: "no", channel: raw });
         }
-        Command::Invalid(code, message) => check(&Reply::Error { id, code, message: &message, channel: None }),
+        Command::Invalid(code, message) => {
+            check(&Reply::Error { id, code, message: &message, channel: None })
+        }
         Command::Auth(_) | Command::Refresh(_) | Command::Ping => {}
     }
 });

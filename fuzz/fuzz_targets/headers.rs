@@ -1,6 +1,7 @@
 //! Headers: whatever a client or another application writes into one part of them, the rest keeps
 //! its meaning.
 #![no_main]
+#![expect(clippy::unwrap_used, reason = "a target fails by panicking")]
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use libfuzzer_sys::fuzz_target;
@@ -16,14 +17,18 @@ fuzz_target!(|parts: (&[u8], &[u8])| {
     let (before, after) = parts;
     let apart = |separator: u8| !before.contains(&separator) && !after.contains(&separator);
 
-    if apart(b';') && let Some(map) = line(header::COOKIE, &[before, b"jwt=good", after], b"; ") {
+    if apart(b';')
+        && let Some(map) = line(header::COOKIE, &[before, b"jwt=good", after], b"; ")
+    {
         let mut found = cookies(&map).filter(|(name, _)| *name == "jwt");
         assert!(found.any(|(_, value)| value == "good"));
         assert!(cookies(&map).count() <= 3);
     }
 
     let offers = [before, b"bearer.good", after];
-    if apart(b',') && let Some(map) = line(header::SEC_WEBSOCKET_PROTOCOL, &offers, b", ") {
+    if apart(b',')
+        && let Some(map) = line(header::SEC_WEBSOCKET_PROTOCOL, &offers, b", ")
+    {
         assert!(offered(&map).any(|offer| offer == "bearer.good"));
         assert!(offered(&map).count() <= 3);
     }

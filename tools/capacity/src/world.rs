@@ -4,11 +4,11 @@
 use anyhow::{Result, bail};
 use fastrand::Rng;
 
-use super::dice::Popularity;
-use super::load::Load;
-use super::model::Model;
-use super::options::Balancer;
-use super::plan::Plan;
+use crate::dice::Popularity;
+use crate::load::Load;
+use crate::model::Model;
+use crate::options::Balancer;
+use crate::plan::Plan;
 
 /// No replica, or a channel drawn twice.
 pub const NONE: u32 = u32::MAX;
@@ -258,9 +258,9 @@ fn memberships(
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::model::tests::{model, rooms};
-    use super::super::options::Balancer;
     use super::*;
+    use crate::model::tests::{model, rooms};
+    use crate::options::Balancer;
 
     pub fn small() -> World {
         let plan = Plan { replicas: 5.0, shards: 3.0 };

@@ -222,7 +222,7 @@ pub fn arguments(work: &Work, scale: &Scale, capacity: Option<f64>) -> Vec<Strin
 
 impl Target {
     pub fn text(self) -> String {
-        let number = crate::report::number;
+        let number = crate::number::number;
         match self {
             Target::None => String::new(),
             Target::Ratio(most) => format!("<= {most:.2}x"),

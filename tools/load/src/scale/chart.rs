@@ -3,8 +3,8 @@
 
 use std::fmt::Write as _;
 
+use crate::number::number;
 use crate::plot::{COLOURS, escape};
-use crate::report::number;
 
 pub struct Line {
     pub label: String,

@@ -1,9 +1,9 @@
 //! How many replicas and Redis servers a load needs, by each resource; what breaks first; what a
 //! rollout and a loss do.
 
-use super::load::Load;
-use super::model::{GIB, Model, Replica, Shard};
-use super::options::{Balancer, Topology};
+use crate::load::Load;
+use crate::model::{GIB, Model, Replica, Shard};
+use crate::options::{Balancer, Topology};
 
 /// Beyond this more of them do not help.
 const MOST: f64 = 60_000.0;
@@ -269,8 +269,8 @@ pub fn most(needs: &[Need]) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::tests::{model, rooms};
     use super::*;
+    use crate::model::tests::{model, rooms};
 
     #[test]
     fn the_fewest_that_fit() {

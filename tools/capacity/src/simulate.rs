@@ -7,12 +7,12 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use super::dice::happen;
-use super::load::Load;
-use super::model::{GIB, Model};
-use super::plan::Plan;
-use super::upheaval;
-use super::world::World;
+use crate::dice::happen;
+use crate::load::Load;
+use crate::model::{GIB, Model};
+use crate::plan::Plan;
+use crate::upheaval;
+use crate::world::World;
 
 pub struct Compared {
     pub name: &'static str,
@@ -297,8 +297,8 @@ impl Steady<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::tests::{model, rooms};
     use super::*;
+    use crate::model::tests::{model, rooms};
 
     fn rows(seed: u64) -> Vec<Compared> {
         let plan = Plan { replicas: 10.0, shards: 2.0 };

@@ -1,11 +1,15 @@
-//! `capacity`: how many replicas and Redis servers a load needs, what breaks first, and a simulation
+//! How many replicas and Redis servers a load needs, what breaks first, and a simulation
 //! that plays it. `constants` has what things cost, `load` what there is to do, `model` what each
 //! replica bears, `plan` how many are needed; `world` and `simulate` count instead of computing.
+
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "the answer is its output")]
 
 mod constants;
 mod dice;
 mod load;
 mod model;
+#[path = "../../number.rs"]
+mod number;
 mod options;
 mod plan;
 mod print;
@@ -13,14 +17,17 @@ mod simulate;
 mod upheaval;
 mod world;
 
-use anyhow::{Result, bail};
+use std::process::ExitCode;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser as _;
 use serde_json::json;
 
-use crate::report;
 use constants::Constants;
 use load::Load;
 use model::Model;
-pub use options::Capacity;
+use options::Options;
 use plan::{Need, Plan};
 
 /// What was found for one load.
@@ -32,7 +39,19 @@ pub struct Answer {
     pub problems: Vec<String>,
 }
 
-pub fn capacity(args: &Capacity) -> Result<bool> {
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("tollgate-capacity: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Answers whether all that was asked for can be had.
+fn run(args: &Options) -> Result<bool> {
     let constants = Constants::with(args.constants.as_deref(), &args.set)?;
     if args.print_constants {
         constants.print();
@@ -52,18 +71,19 @@ pub fn capacity(args: &Capacity) -> Result<bool> {
     if let Some(path) = &args.json {
         let result = json!({
             "scenario": "capacity",
-            "date": report::date(),
+            "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             "arguments": std::env::args().skip(1).collect::<Vec<_>>(),
             "constants": model.constants.json(),
             "answer": print::json(&model, &load, &answer),
             "simulated": simulated,
         });
-        report::write(path, &format!("{result:#}\n"))?;
+        std::fs::write(path, format!("{result:#}\n"))
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(answer.problems.is_empty())
 }
 
-fn answer(model: &Model, load: &Load, args: &Capacity) -> Result<Answer> {
+fn answer(model: &Model, load: &Load, args: &Options) -> Result<Answer> {
     let mut problems = Vec::new();
     let replicas = model.replicas_needed(load);
     let unmet = |needs: &[Need], what: &str| {

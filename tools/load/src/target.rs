@@ -105,7 +105,7 @@ fn tls_config(authorities: Option<&Path>) -> Result<Arc<rustls::ClientConfig>> {
     if roots.is_empty() {
         bail!("no certificate authority to trust: install ca-certificates, or name one with --ca");
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_root_certificates(roots)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What publications and subscriptions cost Redis on this machine: CPU out of /proc, bytes out of INFO.
 # Starts servers of its own and stops them. docs/scaling.md explains the figures.
-#   benches/load/redis-cost.sh [PORT]
+#   tools/load/redis-cost.sh [PORT]
 set -euo pipefail
 
 port=${1:-16379}

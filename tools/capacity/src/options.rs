@@ -1,11 +1,11 @@
-//! The options of `capacity`, and the load that they describe.
+//! The options, and the load that they describe.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::{Args, ValueEnum};
+use clap::{Args, Parser, ValueEnum};
 
-use super::load::{Load, Shared};
+use crate::load::{Load, Shared};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Topology {
@@ -22,8 +22,12 @@ pub enum Balancer {
     Least,
 }
 
-#[derive(Args)]
-pub struct Capacity {
+/// How many replicas and Redis servers a load needs, and what breaks first.
+///
+/// Exit code 0: the load can be served. 1: not as asked for, WRONG says why. 2: nothing was computed.
+#[derive(Parser)]
+#[command(name = "tollgate-capacity", version)]
+pub struct Options {
     /// Connected at the same time
     #[arg(long, default_value_t = 10_000)]
     pub sockets: u64,
@@ -127,7 +131,7 @@ pub struct Machine {
     pub price_gib: f64,
 }
 
-impl Capacity {
+impl Options {
     pub fn load(&self) -> Result<Load> {
         let machine = &self.machine;
         for (name, share) in

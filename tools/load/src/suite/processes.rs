@@ -261,6 +261,7 @@ fn forget(pid: u32) {
     }
 }
 
+#[expect(clippy::exit, reason = "a signal ends the suite, wherever its threads are")]
 fn stop_on_signals(folder: PathBuf) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| anyhow!("signals: {error}"))?;

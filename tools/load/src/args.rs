@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::capacity::Capacity;
 use crate::publisher::{Pace, Until};
 use crate::shared::MAX_WINDOW;
 use crate::sink::SinkConfig;
@@ -42,8 +41,6 @@ pub enum Scenario {
     Floor(Floor),
     /// Latency of a bare Redis subscriber: no gateway can be faster
     RedisFloor(RedisFloor),
-    /// How many replicas and Redis servers a load needs, and what breaks first
-    Capacity(Box<Capacity>),
     /// Draw the latencies of several results (--json) into one file
     Plot(Plot),
     /// Start Redis, the floor and a gateway on this machine, and compare them

@@ -2,12 +2,12 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Answer;
-use super::load::Load;
-use super::model::Model;
-use super::plan::{Need, Use};
-use super::simulate::{Compared, Simulated};
-use crate::report::number;
+use crate::Answer;
+use crate::load::Load;
+use crate::model::Model;
+use crate::number::number;
+use crate::plan::{Need, Use};
+use crate::simulate::{Compared, Simulated};
 
 /// Beyond this the formula and the simulation are said to differ.
 const DIFFERS: f64 = 0.1;

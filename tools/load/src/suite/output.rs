@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::rows::{Row, Target};
 use super::{Measured, Side};
+use crate::number::number;
 use crate::plot::{self, Curve};
-use crate::report::{self, number};
+use crate::report;
 
 pub struct Table {
     lines: Vec<Line>,

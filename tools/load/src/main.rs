@@ -1,8 +1,13 @@
 //! The entry: options to scenarios, results to exit codes. What the scenarios do is in their modules.
 
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "results and progress are its output"
+)]
+
 mod args;
 mod backoff;
-mod capacity;
 mod check;
 mod client;
 mod clock;
@@ -11,6 +16,8 @@ mod fleet;
 mod floor;
 mod frame;
 mod link;
+#[path = "../../number.rs"]
+mod number;
 mod plot;
 mod publisher;
 mod report;
@@ -46,7 +53,6 @@ fn main() -> ExitCode {
         Scenario::Floor(args) => floor::floor(&args),
         Scenario::RedisFloor(args) => scenario::redis_floor::redis_floor(&args),
         Scenario::Plot(args) => draw(&args),
-        Scenario::Capacity(args) => capacity::capacity(&args),
         Scenario::Suite(args) => suite::suite(&args),
         Scenario::Scale(args) => scale::scale(&args),
     };

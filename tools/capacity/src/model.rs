@@ -1,9 +1,9 @@
 //! The formulas: what a replica and a Redis server have to bear when so many share a load. How many
 //! are needed follows from that in `plan`; whether it is so is `simulate`'s business.
 
-use super::constants::Constants;
-use super::load::{Group, Load, interested};
-use super::options::{Machine, Topology};
+use crate::constants::Constants;
+use crate::load::{Group, Load, interested};
+use crate::options::{Machine, Topology};
 
 pub const KIB: f64 = 1024.0;
 pub const GIB: f64 = 1024.0 * 1024.0 * 1024.0;
@@ -167,9 +167,9 @@ impl Model {
 
 #[cfg(test)]
 pub mod tests {
-    use super::super::load::Shared;
-    use super::super::options::Balancer;
     use super::*;
+    use crate::load::Shared;
+    use crate::options::Balancer;
 
     pub fn model() -> Model {
         let machine = Machine {

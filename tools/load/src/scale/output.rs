@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::series::Column;
 use super::{Measured, chart};
+use crate::number::number;
 use crate::plot;
-use crate::report::{self, number};
+use crate::report;
 use crate::suite::output::{About, head};
 
 impl Measured {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What further subscriptions cost a gateway on this machine, in memory and CPU, and that publications
 # without a subscriber cost it nothing. Starts a Redis and gateways of its own and stops them.
-#   benches/load/subscription-cost.sh GATEWAY DRIVER [PORT]     (the two binaries; three ports from PORT on)
+#   tools/load/subscription-cost.sh GATEWAY DRIVER [PORT]     (the two binaries; three ports from PORT on)
 set -euo pipefail
 
 gateway=$1 driver=$2 port=${3:-18000}

@@ -1,11 +1,11 @@
 //! When many sockets move: the loss of a replica, all cut off at once, and a rollout. Each socket has
 //! its own waits; ordinary events go on at their mean rates.
 
-use super::load::Load;
-use super::model::{GIB, Model};
-use super::plan::Plan;
-use super::simulate::{Compared, Meter, Seen};
-use super::world::{Place, World};
+use crate::load::Load;
+use crate::model::{GIB, Model};
+use crate::plan::Plan;
+use crate::simulate::{Compared, Meter, Seen};
+use crate::world::{Place, World};
 
 /// Seconds.
 const TICK: f64 = 0.01;
@@ -111,7 +111,7 @@ fn ordinary(model: &Model, load: &Load, place: &Place) -> f64 {
 }
 
 /// Of a Redis server's core, for publications.
-fn publishing(model: &Model, load: &Load, world: &World, server: &super::world::Server) -> f64 {
+fn publishing(model: &Model, load: &Load, world: &World, server: &crate::world::Server) -> f64 {
     let replicas = world.places.iter().filter(|place| place.alive).count() as f64;
     let own = load.own_events * server.own as f64 / load.sockets;
     let publications = server.publications + own;
@@ -205,8 +205,8 @@ fn drain(model: &Model, load: &Load, world: &mut World, (leaving, seen): (&[usiz
 
 #[cfg(test)]
 mod tests {
-    use super::super::model::tests::{model, rooms};
     use super::*;
+    use crate::model::tests::{model, rooms};
 
     fn played() -> (Model, Load, World) {
         let (model, load) = (model(), rooms(20_000.0));
