@@ -30,6 +30,7 @@ pub(super) struct Batch {
 
 impl Batch {
     /// Encodes a message into the wire's buffer; returns its range there.
+    #[inline]
     pub(super) fn encode(&mut self, wire: Wire, write: impl FnOnce(&mut BytesMut)) -> (u32, u32) {
         let buffer = &mut self.buffers[wire as usize];
         let start = buffer.len() as u32;
@@ -39,6 +40,7 @@ impl Batch {
 
     /// Adds a range to a connection's list. `messages`: how many end in the range; 0 if the range
     /// belongs to the message that follows it.
+    #[inline]
     pub(super) fn append(
         &mut self,
         index: u32,
@@ -66,6 +68,7 @@ impl Batch {
         self.ranges.push(FrameRange { start, end, messages, next: NONE });
     }
 
+    #[inline]
     pub(super) fn is_full(&self) -> bool {
         let bytes: usize = self.buffers.iter().map(BytesMut::len).sum();
         self.ranges.len() >= MAX_RANGES || bytes >= MAX_BYTES

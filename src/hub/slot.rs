@@ -30,6 +30,7 @@ impl Slot {
     }
 
     /// Where a stream stands after this publication; `None` if its id does not change.
+    #[inline]
     pub(super) fn advance_position(
         &mut self,
         publication: &Publication,

@@ -150,6 +150,16 @@ impl Client {
         serde_json::from_str(&self.next_text().await).unwrap()
     }
 
+    /// The next message that is no gap. A loss may be declared more than once.
+    pub async fn next_but_gaps(&mut self) -> Value {
+        loop {
+            let message = self.next().await;
+            if message["type"] != "gap" {
+                return message;
+            }
+        }
+    }
+
     /// The next message, or how the socket ended instead; nothing is passed over.
     pub async fn hear(&mut self, within: Duration) -> Result<Value, Ended> {
         let message = tokio::time::timeout(within, hear(&mut self.ws)).await;

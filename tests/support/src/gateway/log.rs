@@ -29,6 +29,8 @@ pub(super) struct Log(Arc<Mutex<Lines>>);
 struct Lines {
     reader: Reader,
     lines: Vec<(Instant, String)>,
+    /// The process has closed its end, and everything was read.
+    ended: bool,
 }
 
 impl Log {
@@ -41,6 +43,11 @@ impl Log {
     }
 
     fn read(&self, stderr: ChildStderr) {
+        self.read_lines(stderr);
+        self.0.lock().ended = true;
+    }
+
+    fn read_lines(&self, stderr: ChildStderr) {
         for line in BufReader::new(stderr).lines().map_while(Result::ok) {
             loop {
                 let mut log = self.0.lock();
@@ -61,6 +68,12 @@ impl Log {
     /// Changes what the reader does.
     pub(super) fn reader(&self, does: Reader) {
         self.0.lock().reader = does;
+    }
+
+    /// True if no line will be added.
+    pub(super) fn is_over(&self) -> bool {
+        let log = self.0.lock();
+        log.ended || log.reader == Reader::Hangs
     }
 
     /// The first line that holds `text`.

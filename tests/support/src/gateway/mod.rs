@@ -193,8 +193,9 @@ impl Gateway {
 
     /// Waits for the process's end.
     pub async fn exited(&mut self) -> ExitStatus {
-        let process = &mut self.process;
-        eventually("exit", || std::future::ready(process.ended())).await
+        let (log, process) = (&self.log, &mut self.process);
+        // What it wrote last is read a moment after its end.
+        eventually("exit", || std::future::ready(process.ended().filter(|_| log.is_over()))).await
     }
 }
 
