@@ -17,28 +17,26 @@ const ATTEMPTS: u8 = 4;
 const ASK_AGAIN: std::ops::RangeInclusive<u32> = 5..=10;
 
 impl Session {
-    /// Whether the rules have changed since the session judged its channels last.
-    pub(super) fn has_new_rules(&self) -> bool {
-        self.opened && self.context.change.load().number != self.judged
-    }
-
-    /// Judges the session's channels if the rules have changed since it judged them last.
+    /// Judges the session's channels if the rules have changed since it judged them last. True if it
+    /// judged any.
     ///
     /// # Errors
     /// Why the connection has to be closed.
-    pub(super) fn judge(&mut self) -> Result<(), Close> {
-        if !self.has_new_rules() {
-            return Ok(());
+    pub(super) fn judge(&mut self) -> Result<bool, Close> {
+        let change = self.context.change.load_full();
+        if !self.opened || change.number == self.judged {
+            return Ok(false);
         }
 
-        let change = self.context.change.load_full();
         let one_change = change.number == self.judged.wrapping_add(1);
         self.judged = change.number;
         let policy = self.context.policy.load_full();
         self.may_stay(policy.anonymous)?;
 
         let mut questions = Vec::new();
-        for channel in self.channels() {
+        let channels = self.channels();
+        let any = !channels.is_empty();
+        for channel in channels {
             let (now, before) =
                 (access::rule(&channel, &policy.rules), access::rule(&channel, &change.before));
             if one_change && now == before {
@@ -62,7 +60,7 @@ impl Session {
             let due = self.now();
             self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));
         }
-        Ok(())
+        Ok(any)
     }
 
     /// Whether the application is to be asked now.

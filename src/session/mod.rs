@@ -205,13 +205,22 @@ impl Session {
     /// Acts on the session's timer, which came due.
     ///
     /// # Errors
-    /// The deadline that passed.
+    /// The deadline that passed, or a connection without a token that may not stay.
     pub fn on_timer(&mut self) -> Result<(), Close> {
+        self.apply_rules()?;
+        self.check_deadlines()
+    }
+
+    /// Ends the subscriptions whose token has ended, and those that changed rules do not allow. True
+    /// if there were channels to judge.
+    fn apply_rules(&mut self) -> Result<bool, Close> {
+        self.end_subscriptions(self.now(), unix_now());
+        self.judge()
+    }
+
+    fn check_deadlines(&mut self) -> Result<(), Close> {
         let policy = self.context.policy.load_full();
         let moment = Moment { now: self.now(), unix: unix_now() };
-
-        self.end_subscriptions(moment.now, moment.unix);
-        self.judge()?;
         let due = self.questions.as_ref().map(|questions| questions.due);
         due.into_iter().for_each(|due| self.timers.wake_at(due));
 

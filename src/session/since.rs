@@ -15,7 +15,7 @@ pub(super) enum Since {
     /// Positions by channel, each until its channel is subscribed again.
     Positions(Positions),
     /// The last id of a stream, which tells the positions of all of its channels.
-    Id(StreamPosition),
+    Id(Box<StreamPosition>),
 }
 
 /// What a client had of one channel.

@@ -40,7 +40,7 @@ impl StreamSession {
         channels: Vec<ChannelName>,
         place: StreamPosition,
     ) -> Self {
-        let core = Session::new(context, connection, began, Since::Id(place));
+        let core = Session::new(context, connection, began, Since::Id(Box::new(place)));
         Self { core, channels, permissions: Vec::new() }
     }
 
@@ -163,9 +163,10 @@ impl StreamSession {
     /// # Errors
     /// The deadline that passed, or the loss of the last channel.
     pub fn on_timer(&mut self) -> Result<(), Close> {
-        let judges = self.core.has_new_rules() && !self.core.channels().is_empty();
-        self.core.on_timer()?;
-        if judges { self.has_something() } else { Ok(()) }
+        if self.core.apply_rules()? {
+            self.has_something()?;
+        }
+        self.core.check_deadlines()
     }
 
     /// Asks the application about channels that were subscribed under another rule.

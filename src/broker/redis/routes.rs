@@ -163,13 +163,12 @@ impl Routes {
     }
 
     /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every
-    /// channel to where it belongs now. Returns the map of before, and which of its masters are not
-    /// masters any more.
-    pub(super) fn adopt(&self, map: &Arc<Map>) -> (Arc<Map>, Vec<usize>) {
+    /// channel to where it belongs now.
+    pub(super) fn adopt(&self, map: &Arc<Map>) {
         let mut table = self.table.write();
         self.commands.adopt(map);
         let mut old = std::mem::take(&mut table.connections);
-        let before = std::mem::replace(&mut table.places.map, Arc::clone(map));
+        table.places.map = Arc::clone(map);
 
         // The channels of a connection that is gone have been silent for as long as it was,
         // wherever they are now.
@@ -190,11 +189,6 @@ impl Routes {
         for connection in started {
             lifecycle::spawn("redis_subscriber", subscribing::run(connection));
         }
-
-        let masters = before.masters.iter().enumerate();
-        let replaced = masters.filter(|(_, server)| !map.masters.contains(server));
-        let replaced = replaced.map(|(index, _)| index).collect();
-        (before, replaced)
     }
 
     /// Keeps the connections that continue and makes the others. Returns the new ones, which are to

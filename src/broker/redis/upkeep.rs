@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::core::{Core, Role};
 use super::demotion::OldMasters;
+use super::masters::Map;
 use super::routes::{Roles, Routes};
 use crate::metrics;
 
@@ -23,6 +24,7 @@ pub(super) async fn run(
 ) {
     let mut maps = core.directory.changes();
     let mut fences = core.fence.subscribe();
+    let mut before = Arc::new(Map::default());
     maps.mark_changed();
 
     loop {
@@ -30,8 +32,13 @@ pub(super) async fn run(
             biased;
             Ok(()) = maps.changed() => {
                 let map = Arc::clone(&maps.borrow_and_update());
-                let (before, replaced) = routes.adopt(&map);
-                replaced.into_iter().for_each(|index| old_masters.switched(&before, index));
+                for (index, server) in before.masters.iter().enumerate() {
+                    if !map.masters.contains(server) {
+                        old_masters.switched(&before, index);
+                    }
+                }
+                routes.adopt(&map);
+                before = map;
                 report(&core, routes.roles(), &readiness);
             }
             Ok(()) = fences.changed() => routes.fence_moved(),
