@@ -15,7 +15,7 @@ import { chromium } from "playwright-core";
 
 const WAIT_MS = 15_000;
 const BROWSER = process.env.CHROMIUM ?? "/usr/bin/chromium";
-const ARTEFACTS = process.env.ARTEFACTS ?? fileURLToPath(new URL("../artefacts", import.meta.url));
+const ARTEFACTS = process.env.ARTEFACTS ?? fileURLToPath(new URL("../../artefacts", import.meta.url));
 const BROWSER_ARGS = [
   "--headless",
   "--no-sandbox",

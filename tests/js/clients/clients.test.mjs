@@ -2,7 +2,7 @@
 // and started again; the connections cut. Each of them has every event at the end, once and in order, or was told.
 //
 //   TOLLGATE_BIN  the gateway's binary
-//   PYTHON        a Python that has requirements.txt
+//   PYTHON        a Python that has tests/js/requirements.txt
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
 import net from "node:net";

@@ -15,7 +15,7 @@ import WebSocket from "ws";
 
 const run = promisify(execFile);
 const here = import.meta.dirname;
-const root = resolve(here, "../..");
+const root = resolve(here, "../../..");
 const readme = readFileSync(join(root, "README.md"), "utf8");
 const started = [];
 const ports = {};

@@ -12,7 +12,7 @@ import path from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 
 export const WAIT_MS = 30_000;
-export const ROOT = path.resolve(import.meta.dirname, "../..");
+export const ROOT = path.resolve(import.meta.dirname, "../../..");
 export const API_KEY = "the-browser-tests-api-key";
 export const SECRET = "the browser tests' own secret, long enough";
 

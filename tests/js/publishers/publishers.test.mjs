@@ -15,7 +15,7 @@ import WebSocket from "ws";
 
 const run = promisify(execFile);
 const here = import.meta.dirname;
-const docs = resolve(here, "../../docs");
+const docs = resolve(here, "../../../docs");
 const guide = readFileSync(join(docs, "publishing.md"), "utf8");
 const bin = process.env.TOLLGATE_BIN;
 const python = process.env.PYTHON;
@@ -34,7 +34,7 @@ let folder;
 
 before(async () => {
   assert.ok(bin && existsSync(bin), "TOLLGATE_BIN names the tollgate binary");
-  assert.ok(python && existsSync(python), "PYTHON names a Python with requirements.txt installed");
+  assert.ok(python && existsSync(python), "PYTHON names a Python with tests/js/requirements.txt installed");
   folder = mkdtempSync(join(tmpdir(), "tollgate-publishers-"));
 });
 

@@ -29,7 +29,7 @@ let keys;
 
 before(async () => {
   assert.ok(bin && existsSync(bin), "TOLLGATE_BIN names the tollgate binary");
-  assert.ok(python && existsSync(python), "PYTHON names a Python with requirements.txt installed");
+  assert.ok(python && existsSync(python), "PYTHON names a Python with tests/js/requirements.txt installed");
   folder = mkdtempSync(join(tmpdir(), "tollgate-issuers-"));
   const pair = (type, options) => generateKeyPairSync(type, options);
   keys = {
@@ -373,7 +373,7 @@ test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {
 
 /** A snippet of the documentation, as a module beside node_modules. */
 async function snippet(name, use) {
-  const text = readFileSync(join(import.meta.dirname, "../../docs/tokens.md"), "utf8");
+  const text = readFileSync(join(import.meta.dirname, "../../../docs/tokens.md"), "utf8");
   const [, body] = new RegExp(`<!-- run: ${name} -->\\n\`\`\`js\\n([^]*?)\`\`\``).exec(text);
   const file = join(import.meta.dirname, `.${process.pid}-${name}`);
   writeFileSync(file, body);

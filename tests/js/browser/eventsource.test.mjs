@@ -1,5 +1,5 @@
 // Pages with an EventSource, in Chromium and in Firefox, while what they are connected to dies and comes back:
-// nothing is missed. Other clients are in tests/clients.
+// nothing is missed. Other clients are in tests/js/clients.
 //
 //   TOLLGATE_BIN       the gateway's binary
 //   CHROMIUM, FIREFOX  the browsers
