@@ -6,8 +6,8 @@
 //   REFUSALS           how many refused tokens on each path [default: 3]
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
+import { Site, token, until } from "../support/index.mjs";
 import { BROWSERS, launch } from "./browsers.mjs";
-import { Site, token, until } from "./site.mjs";
 
 const REFUSALS = Number(process.env.REFUSALS ?? 3);
 const PATHS = {
@@ -183,7 +183,7 @@ for (const browser of BROWSERS) {
 
     test("keys that cannot be fetched", async () => {
       const keys = '[[auth.keys]]\njwks_url = "http://127.0.0.1:1/keys.json"\nalgs = ["RS256"]\n';
-      const site = await Site.start({ config: keys, redis: false, ready: false });
+      const site = await Site.start({ keys, redis: false, ready: false });
       const page = await opened.newPage();
       try {
         await page.goto(`${site.url}/page`);

@@ -5,17 +5,15 @@
 //   ARTEFACTS     folder for screenshots [default: tests/artefacts]
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { accessSync, constants, mkdirSync } from "node:fs";
+import { existsSync, mkdirSync } from "node:fs";
 import path from "node:path";
-import { createInterface } from "node:readline";
 import { after, afterEach, before, describe, test } from "node:test";
-import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
+import { API_KEY, ROOT, end, endAll, ready, startGateway } from "../support/index.mjs";
 
 const WAIT_MS = 15_000;
 const BROWSER = process.env.CHROMIUM ?? "/usr/bin/chromium";
-const ARTEFACTS = process.env.ARTEFACTS ?? fileURLToPath(new URL("../../artefacts", import.meta.url));
+const ARTEFACTS = process.env.ARTEFACTS ?? path.join(ROOT, "tests/artefacts");
 const BROWSER_ARGS = [
   "--headless",
   "--no-sandbox",
@@ -29,65 +27,12 @@ const BROWSER_ARGS = [
 /** What Chromium writes to the console when nothing listens, and nothing else. */
 const NETWORK_FAILURE = /net::ERR_|WebSocket connection to .* failed/;
 
-/** Every gateway that runs. */
-const gateways = new Set();
-// Also when the runner gives up on this file: no gateway outlives it.
-process.once("exit", () => gateways.forEach((gateway) => gateway.kill("SIGKILL")));
-process.once("SIGTERM", () => process.exit(143));
-
-function executable(file, otherwise) {
-  try {
-    accessSync(file, constants.X_OK);
-  } catch {
-    assert.fail(otherwise);
-  }
-  return file;
-}
-
-/** Starts a gateway; it is ready when it prints its address. */
-async function startGateway(listen, settings = {}) {
-  const binary = process.env.TOLLGATE_BIN;
-  assert.ok(binary, "TOLLGATE_BIN is not set: it is the path of the tollgate binary");
-  executable(binary, `TOLLGATE_BIN=${binary}: there is no executable; build it with cargo build`);
-  const args = ["serve", "--dev", "--listen", listen, "--admin-listen", "127.0.0.1:0"];
-  // Its environment is ours to choose: no setting of the caller's reaches it.
-  const gateway = spawn(path.resolve(binary), args, {
-    env: { PATH: process.env.PATH, ...settings },
-    stdio: ["ignore", "pipe", "pipe"],
-  });
-  gateways.add(gateway);
-  gateway.ended = new Promise((resolve) => {
-    gateway.once("error", resolve);
-    gateway.once("exit", resolve);
-  });
-  gateway.ended.then(() => gateways.delete(gateway));
-  let errors = "";
-  gateway.stderr.setEncoding("utf8").on("data", (text) => (errors = (errors + text).slice(-4000)));
-
-  const { promise: url, resolve, reject } = defer();
-  const late = setTimeout(() => reject(new Error(`no address in time; it wrote:\n${errors}`)), WAIT_MS);
-  createInterface(gateway.stdout).on("line", (line) => {
-    const demo = /^ {2}Demo: (http:\/\/\S+\/)$/.exec(line);
-    if (demo) resolve(demo[1]);
-  });
-  gateway.ended.then((how) => reject(new Error(`the gateway ended (${how}); it wrote:\n${errors}`)));
-  try {
-    gateway.url = await url;
-  } finally {
-    clearTimeout(late);
-  }
+/** Starts a gateway with the demo page; it is ready when it prints its address. */
+async function startDemo(listen, settings = {}) {
+  const args = ["--dev", "--listen", listen, "--admin-listen", "127.0.0.1:0"];
+  const gateway = startGateway(args, settings);
+  gateway.url = await ready(gateway, "the gateway", () => /^ {2}Demo: (http:\/\/\S+\/)$/m.exec(gateway.out)?.[1]);
   return gateway;
-}
-
-async function kill(gateway) {
-  gateway?.kill("SIGKILL");
-  await gateway?.ended;
-}
-
-function defer() {
-  let functions;
-  const promise = new Promise((resolve, reject) => (functions = { resolve, reject }));
-  return { promise, ...functions };
 }
 
 describe("the demo page", () => {
@@ -131,9 +76,9 @@ describe("the demo page", () => {
   }
 
   before(async () => {
-    executable(BROWSER, `no browser at ${BROWSER}: apt-get install chromium, or set CHROMIUM`);
+    assert.ok(existsSync(BROWSER), `no browser at ${BROWSER}: apt-get install chromium, or set CHROMIUM`);
     mkdirSync(ARTEFACTS, { recursive: true });
-    gateway = await startGateway("127.0.0.1:0");
+    gateway = await startDemo("127.0.0.1:0");
     browser = await chromium.launch({ executablePath: BROWSER, args: BROWSER_ARGS });
     page = await open();
     await page.goto(gateway.url);
@@ -141,7 +86,7 @@ describe("the demo page", () => {
 
   after(async () => {
     await browser?.close();
-    await Promise.all([...gateways].map(kill));
+    await endAll();
   });
 
   afterEach(() => {
@@ -199,12 +144,12 @@ describe("the demo page", () => {
   test("a gateway that dies and comes back finds its devices again", async () => {
     const { host } = new URL(gateway.url);
     outage = true;
-    await kill(gateway);
+    await end(gateway);
     await allAre("[data-state=reconnecting]");
     await byId("buy-ada").click();
     await page.getByText("Not published: the gateway did not answer.").waitFor();
     // The new process has a new secret: only a new token opens a socket.
-    gateway = await startGateway(host);
+    gateway = await startDemo(host);
     await allAre("[data-state=live]");
     outage = false;
     for (const name of ["a", "b", "c"]) {
@@ -224,13 +169,12 @@ describe("the demo page", () => {
   });
 
   test("a disconnect by the backend and a drain are obeyed", async () => {
-    const key = "the-browser-tests-api-key";
     const settings = {
-      TOLLGATE_API__KEYS: JSON.stringify([key]),
+      TOLLGATE_API__KEYS: JSON.stringify([API_KEY]),
       TOLLGATE_DRAIN__SETTLE: "0s",
       TOLLGATE_DRAIN__WINDOW: "0s",
     };
-    let other = await startGateway("127.0.0.1:0", settings);
+    let other = await startDemo("127.0.0.1:0", settings);
     const seen = await open();
     const log = (name) => byId("frames", pane(name, seen));
     await seen.goto(other.url);
@@ -239,7 +183,7 @@ describe("the demo page", () => {
 
     const answer = await fetch(new URL("/api/disconnect", other.url), {
       method: "POST",
-      headers: { "X-API-Key": key },
+      headers: { "X-API-Key": API_KEY },
       body: JSON.stringify({ user: "u1" }),
     });
     assert.deepEqual(await answer.json(), { result: {} });
@@ -256,22 +200,22 @@ describe("the demo page", () => {
     await log("c").getByText('"type":"reconnect"').first().waitFor();
     await other.ended;
     assert.equal(other.exitCode, 0);
-    other = await startGateway(new URL(other.url).host, settings);
+    other = await startDemo(new URL(other.url).host, settings);
     await allAre("[data-state=live]", seen);
     outage = false;
     assert.ok(!(await seen.locator("body").innerText()).includes("eyJ"), "a token is visible");
     await seen.context().close();
-    await kill(other);
+    await end(other);
   });
 
   test("a page whose tokens are all refused stops and says why", async () => {
-    const other = await startGateway("127.0.0.1:0", { TOLLGATE_AUTH__MAX_TOKEN_BYTES: "16" });
+    const other = await startDemo("127.0.0.1:0", { TOLLGATE_AUTH__MAX_TOKEN_BYTES: "16" });
     const refused = await open();
     await refused.goto(other.url);
     await allAre("[data-state=closed]", refused);
     assert.match(await pane("a", refused).innerText(), /Refused · 4401 oversize/);
     await refused.context().close();
-    await kill(other);
+    await end(other);
   });
 
   for (const { name, options } of [

@@ -5,8 +5,8 @@
 //   CHROMIUM, FIREFOX  the browsers
 import assert from "node:assert/strict";
 import { after, before, describe, test } from "node:test";
+import { Site, block, here, token, until } from "../support/index.mjs";
 import { BROWSERS, launch } from "./browsers.mjs";
-import { Site, block, here, token, until } from "./site.mjs";
 
 const RULES = '[[channels]]\npattern = "post:{id}"\nallow = "authenticated"\nhistory = { size = 100, ttl = "10m" }\n';
 const upTo = (n) => Array.from({ length: n }, (_, i) => i + 1);

@@ -5,11 +5,10 @@
 //   PYTHON        a Python that has tests/js/requirements.txt
 import assert from "node:assert/strict";
 import { writeFileSync } from "node:fs";
-import net from "node:net";
 import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { createInterface } from "node:readline";
-import { Site, end, freePort, start, token, until } from "../browser/site.mjs";
+import { Relay, Site, end, python, start, token, until } from "../support/index.mjs";
 import { sockets } from "./sockets.mjs";
 import { streams } from "./streams.mjs";
 
@@ -20,29 +19,9 @@ const GOOD = token("u1");
 /** Waits, and leaves it to each client's own test to say that it was in vain. */
 const settle = (check) => until("all", check).catch(() => {});
 
-/** A TCP connection through this one can be cut. */
-async function cutter(to) {
-  const pairs = new Set();
-  const server = net.createServer((client) => {
-    const upstream = net.connect(to, "127.0.0.1");
-    const pair = [client, upstream];
-    pairs.add(pair);
-    const gone = () => {
-      pair.forEach((socket) => socket.destroy());
-      pairs.delete(pair);
-    };
-    for (const socket of pair) socket.on("error", gone).on("close", gone);
-    client.pipe(upstream).pipe(client);
-  });
-  const port = await freePort();
-  await new Promise((resolve) => server.listen(port, "127.0.0.1", resolve));
-  const cut = () => pairs.forEach((pair) => pair.forEach((socket) => socket.resetAndDestroy()));
-  return { url: `http://127.0.0.1:${port}`, cut, close: () => (cut(), server.close()) };
-}
-
 /** A library of Python, in a process of its own. */
-const python = (library) => ({ url, channel, tell, tokenFile }) => {
-  const child = start(process.env.PYTHON ?? "python3", [path.join(import.meta.dirname, "python.py"), library, url, channel, tokenFile]);
+const inPython = (library) => ({ url, channel, tell, tokenFile }) => {
+  const child = start(python(), [path.join(import.meta.dirname, "python.py"), library, url, channel, tokenFile]);
   createInterface(child.stdout).on("line", (line) => tell(JSON.parse(line)));
   child.stderr.on("data", (text) => tell({ error: text }));
   return () => end(child);
@@ -51,9 +30,9 @@ const python = (library) => ({ url, channel, tell, tokenFile }) => {
 const CLIENTS = {
   ...sockets,
   ...streams,
-  websockets: python("websockets"),
-  "websocket-client": python("websocket-client"),
-  "httpx-sse": python("httpx-sse"),
+  websockets: inPython("websockets"),
+  "websocket-client": inPython("websocket-client"),
+  "httpx-sse": inPython("httpx-sse"),
 };
 
 describe("foreign clients", { timeout: 170_000 }, () => {
@@ -63,7 +42,7 @@ describe("foreign clients", { timeout: 170_000 }, () => {
 
   before(async () => {
     site = await Site.start({ rules: RULES });
-    between = await cutter(site.replicas[0].port);
+    between = await Relay.start(site.replicas[0].port);
     const tokenFile = path.join(site.folder, "token");
     let now = BAD;
     writeFileSync(tokenFile, now);
@@ -77,7 +56,7 @@ describe("foreign clients", { timeout: 170_000 }, () => {
         if (what.code) client.ends.push(what);
       };
       try {
-        client.stop = begin({ url: between.url, channel: client.channel, token: () => now, tokenFile, tell });
+        client.stop = begin({ url: between.http, channel: client.channel, token: () => now, tokenFile, tell });
       } catch (error) {
         tell({ error: error.stack });
       }

@@ -2,7 +2,7 @@
 // connection, the application opens it anew when it is refused.
 import { createRequire } from "node:module";
 import { EventSource } from "eventsource";
-import { start } from "../browser/site.mjs";
+import { start } from "../support/index.mjs";
 
 const require = createRequire(import.meta.url);
 

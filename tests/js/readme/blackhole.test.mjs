@@ -1,64 +1,14 @@
 // A network that vanishes without a word, and heals when the gateway has given the client up: the README's client.js,
 // which follows the advice of docs/protocol.md ("A client needs a watchdog"), finds out by itself.
 import assert from "node:assert/strict";
-import net from "node:net";
 import { test } from "node:test";
 import WebSocket from "ws";
-import { Site, block, here, token, until } from "../browser/site.mjs";
-
-/** The way to the gateway. While it is gone no byte passes, and nobody is told, whatever becomes of the other side. */
-class Network {
-  #pairs = new Set();
-  #waiting = [];
-  #gone = false;
-
-  async start(port) {
-    this.server = net.createServer({ allowHalfOpen: true }, (client) => {
-      client.on("error", () => {});
-      // Its first packet is sent again until the network is back.
-      const begin = () => this.#carry(client, port);
-      if (this.#gone) this.#waiting.push(begin);
-      else begin();
-    });
-    await new Promise((done) => this.server.listen(0, "127.0.0.1", done));
-    this.port = this.server.address().port;
-  }
-
-  #carry(client, port) {
-    const gateway = net.connect({ port, host: "127.0.0.1", allowHalfOpen: true });
-    gateway.on("error", () => {});
-    const pair = [client, gateway];
-    this.#pairs.add(pair);
-    client.pipe(gateway);
-    gateway.pipe(client);
-  }
-
-  /** What is open now is silent from here on, for ever; the gateway's end of it is read no more and passed on to nobody. */
-  vanish() {
-    this.#gone = true;
-    for (const [client, gateway] of this.#pairs) {
-      client.unpipe(gateway);
-      gateway.unpipe(client);
-    }
-  }
-
-  /** New connections pass again. */
-  heal() {
-    this.#gone = false;
-    this.#waiting.splice(0).forEach((begin) => begin());
-  }
-
-  close() {
-    for (const end of [...this.#pairs].flat()) end.destroy();
-    this.server.close();
-  }
-}
+import { Relay, Site, block, here, token, until } from "../support/index.mjs";
 
 test("field_b7_a_client_whose_network_vanished_finds_out_and_comes_back", { timeout: 120_000 }, async (t) => {
   const limits = '[limits]\nping_interval = "1s"\npong_timeout = "1s"\n';
   const site = await Site.start({ config: limits });
-  const network = new Network();
-  await network.start(site.replicas[0].port);
+  const network = await Relay.start(site.replicas[0].port);
 
   const opened = [];
   const database = [];
@@ -86,7 +36,7 @@ test("field_b7_a_client_whose_network_vanished_finds_out_and_comes_back", { time
     unlock: (id) => known.add(id),
     reload: () => (known = new Set(database)),
   };
-  const short = { "ws://127.0.0.1:8000": `ws://127.0.0.1:${network.port}`, "60_000": "4_000", "25_000": "1_000" };
+  const short = { "ws://127.0.0.1:8000": network.ws, "60_000": "4_000", "25_000": "1_000" };
   const code = here(block("README.md", "client.js"), short);
   new Function(...Object.keys(globals), code)(...Object.values(globals));
 

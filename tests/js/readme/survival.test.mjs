@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
-import { Site, block, here, token, until } from "../browser/site.mjs";
+import { Site, block, here, token, until } from "../support/index.mjs";
 
 // The proxy's certificate is its own.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0";
@@ -17,7 +17,7 @@ const CLIENTS = { "client.js": { "ws://127.0.0.1:8000": /^http/ }, "stream.js": 
 for (const [name, address] of Object.entries(CLIENTS)) {
   test(`${name} survives what happens to clients`, { timeout: 180_000 }, async (t) => {
     const drain = '[drain]\nsettle = "0s"\nwindow = "500ms"\n';
-    const site = await Site.start({ replicas: 2, proxy: { kind: "nginx" }, config: drain });
+    const site = await Site.start({ replicas: 2, proxy: { kind: "nginx" }, drain });
     const opened = [];
     t.after(async () => {
       life = () => new Promise(() => {});
