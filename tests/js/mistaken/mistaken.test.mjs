@@ -4,11 +4,6 @@
 //   TOLLGATE_BIN  the gateway's binary
 
 import assert from "node:assert/strict";
-import { spawn } from "node:child_process";
-import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
-import net from "node:net";
-import { tmpdir } from "node:os";
-import path from "node:path";
 import { after, before, describe, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as actionCable from "@rails/actioncable";
@@ -21,94 +16,36 @@ import { Socket as PhoenixSocket } from "phoenix";
 import Pusher from "pusher-js";
 import { io } from "socket.io-client";
 import { WebSocket } from "ws";
+import { Relay, Site, until } from "../support/index.mjs";
 
-const WAIT_MS = 30_000;
 /** Every one of these clients would have come back by then. */
 const QUIET_MS = 4_000;
 const WHY = /Use a plain WebSocket at \/ws, or EventSource at \/sse/;
+const RULES = '[[channels]]\npattern = "post:{id}"\nallow = "authenticated"\n';
 
-process.once("SIGTERM", () => process.exit(143));
-
-async function listening(server) {
-  server.listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  return server.address().port;
-}
-
-async function freePort() {
-  const server = net.createServer();
-  const port = await listening(server);
-  await new Promise((resolve) => server.close(resolve));
-  return port;
-}
-
-async function until(what, check) {
-  const end = Date.now() + WAIT_MS;
-  for (;;) {
-    const found = await check();
-    if (found) return found;
-    assert.ok(Date.now() < end, `${what}: not in time`);
-    await sleep(20);
-  }
-}
-
-let folder, gateway, gatewayPort, adminPort;
+let site;
 
 /** A way to the gateway that counts the requests that come by it: connections, and more on a connection. */
 async function counted(run) {
   let attempts = 0;
-  const open = new Set();
-  const server = net.createServer((client) => {
-    const upstream = net.connect(gatewayPort, "127.0.0.1");
-    client.on("data", (data) => {
-      if (/^(GET|POST) /.test(data.subarray(0, 5).toString("latin1"))) attempts++;
-    });
-    client.pipe(upstream).pipe(client);
-    for (const socket of [client, upstream]) {
-      open.add(socket);
-      socket.on("error", () => {}).on("close", () => open.delete(socket));
-    }
-  });
-  const port = await listening(server);
+  const heard = (data) => {
+    if (/^(GET|POST) /.test(data.subarray(0, 5).toString("latin1"))) attempts++;
+  };
+  const relay = await Relay.start(site.replicas[0].port, { heard });
   try {
-    await run({ port, http: `http://127.0.0.1:${port}`, ws: `ws://127.0.0.1:${port}` });
+    await run(relay);
     const told = attempts;
     assert.ok(told >= 1);
     await sleep(QUIET_MS);
     assert.equal(attempts, told, "it came back");
   } finally {
-    server.close();
-    open.forEach((socket) => socket.destroy());
+    relay.close();
   }
 }
 
 describe("clients of other services", { timeout: 180_000, concurrency: 4 }, () => {
-  before(async () => {
-    folder = mkdtempSync(path.join(tmpdir(), "tollgate-mistaken-"));
-    [gatewayPort, adminPort] = [await freePort(), await freePort()];
-    const config = `[server]
-listen = "127.0.0.1:${gatewayPort}"
-[admin]
-listen = "127.0.0.1:${adminPort}"
-[log]
-level = "error"
-[[auth.keys]]
-secret = "the mistaken clients' own secret, long enough"
-[[channels]]
-pattern = "post:{id}"
-allow = "authenticated"
-`;
-    writeFileSync(path.join(folder, "tollgate.toml"), config);
-    const args = ["serve", "--config", path.join(folder, "tollgate.toml")];
-    gateway = spawn(path.resolve(process.env.TOLLGATE_BIN), args, { stdio: ["ignore", "ignore", "inherit"] });
-    process.once("exit", () => gateway.kill("SIGKILL"));
-    await until("ready", () => fetch(`http://127.0.0.1:${adminPort}/readyz`).then((r) => r.ok, () => false));
-  });
-
-  after(async () => {
-    gateway.kill("SIGKILL");
-    rmSync(folder, { recursive: true, force: true });
-  });
+  before(async () => (site = await Site.start({ redis: false, rules: RULES })));
+  after(() => site?.close());
 
   test("field_c11 centrifuge by each transport", async () => {
     globalThis.EventSource ??= EventSource;
