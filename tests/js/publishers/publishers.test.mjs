@@ -2,110 +2,48 @@
 // against a Redis and a gateway of its own, as the ACL user of docs/redis.md; and what it says of
 // errors, the function and a restart.
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
-import { createHmac } from "node:crypto";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
-import { tmpdir } from "node:os";
-import { extname, join, resolve } from "node:path";
-import { after, before, test } from "node:test";
+import { execFile } from "node:child_process";
+import { extname } from "node:path";
+import { test } from "node:test";
 import { promisify } from "node:util";
 import { Redis } from "ioredis";
 import WebSocket from "ws";
+import { API_KEY, Site, asFile, blocks, python, read, token, until } from "../support/index.mjs";
 
 const run = promisify(execFile);
-const here = import.meta.dirname;
-const docs = resolve(here, "../../../docs");
-const guide = readFileSync(join(docs, "publishing.md"), "utf8");
-const bin = process.env.TOLLGATE_BIN;
-const python = process.env.PYTHON;
-const SECRET = "kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVt+A=";
-const API_KEY = "the-publisher-tests-api-key";
+const guide = read("docs/publishing.md");
 const CHANNEL = "tollgate:user:u1";
 /** Where the function keeps a channel's events. */
 const stream = (channel) => `${channel}:{${channel}}:stream`;
 const PAID = { type: "order_paid", orderId: "4711" };
 const TYPING = { type: "typing", userId: "u1" };
 
-const ids = [...guide.matchAll(/<!-- run: (id\.\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => ({ name, body }));
-const snippets = [...guide.matchAll(/<!-- run: (publish\.\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => ({ name, body }));
-const interpreters = { ".sh": "bash", ".mjs": "node", ".py": python, ".php": "php", ".rb": "ruby" };
-let folder;
-
-before(async () => {
-  assert.ok(bin && existsSync(bin), "TOLLGATE_BIN names the tollgate binary");
-  assert.ok(python && existsSync(python), "PYTHON names a Python with tests/js/requirements.txt installed");
-  folder = mkdtempSync(join(tmpdir(), "tollgate-publishers-"));
-});
-
-after(() => rmSync(folder, { recursive: true, force: true }));
-
-const free = () =>
-  new Promise((done) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => done(port));
-    });
-  });
-
-async function eventually(what, check, seconds = 30) {
-  for (const end = Date.now() + seconds * 1000; ; ) {
-    const found = await check();
-    if (found) return found;
-    assert.ok(Date.now() < end, `${what()}: not in time`);
-    await new Promise((r) => setTimeout(r, 10));
-  }
-}
-
-function token(user = "u1") {
-  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  const text = `${part({ alg: "HS256", typ: "JWT" })}.${part({ sub: user, exp: Math.floor(Date.now() / 1000) + 600 })}`;
-  return `${text}.${createHmac("sha256", SECRET).update(text).digest("base64url")}`;
-}
+const named = (beginning) => blocks("docs/publishing.md").filter(({ name }) => name.startsWith(beginning));
+const ids = named("id.");
+const snippets = named("publish.");
+const interpreters = { ".sh": "bash", ".mjs": "node", ".py": python(), ".php": "php", ".rb": "ruby" };
+/** TOML: a channel for plain events, and what the document says. */
+const RULES = `[[channels]]\npattern = "typing:{id}"\nallow = "authenticated"\n${/```toml\n([^]*?)```/.exec(guide)[1]}`;
 
 /** A Redis, a gateway, and a client that listens on both channels of the snippets. */
 async function world(use) {
-  const own = mkdtempSync(join(folder, "world-"));
-  const ports = { redis: await free(), public: await free(), admin: await free() };
-  const children = [];
-  let logs = "";
-  const start = (command, ...args) => {
-    const child = spawn(command, args, { stdio: ["ignore", "pipe", "pipe"] });
-    for (const stream of [child.stdout, child.stderr]) stream.on("data", (data) => (logs += data));
-    child.on("error", (error) => (logs += error));
-    children.push(child);
-    return child;
-  };
-  const startRedis = () =>
-    start("redis-server", "--port", String(ports.redis), "--save", "", "--dir", own, "--appendonly", "yes");
-  let server = startRedis();
-  const redis = new Redis(ports.redis, "127.0.0.1", { retryStrategy: () => 20, maxRetriesPerRequest: null });
+  const site = await Site.start({ rules: RULES, redisArgs: ["--appendonly", "yes"] });
+  const redis = new Redis(site.redisPort, "127.0.0.1", { retryStrategy: () => 20, maxRetriesPerRequest: null });
   redis.on("error", () => {});
   let socket;
+  let errors = "";
   try {
-    await redis.ping();
-    writeFileSync(
-      join(own, "tollgate.toml"),
-      `[server]\nlisten = "127.0.0.1:${ports.public}"\n[admin]\nlisten = "127.0.0.1:${ports.admin}"\n` +
-        `[broker]\nkind = "redis"\n[redis]\nurl = "redis://127.0.0.1:${ports.redis}"\n[api]\nkeys = ["${API_KEY}"]\n` +
-        `[[auth.keys]]\nsecret = "${SECRET}"\n[[channels]]\npattern = "typing:{id}"\nallow = "authenticated"\n` +
-        /```toml\n([^]*?)```/.exec(guide)[1],
-    );
-    start(bin, "serve", "--config", join(own, "tollgate.toml"));
-    const ready = () => fetch(`http://127.0.0.1:${ports.admin}/readyz`).then((r) => r.ok, () => false);
-    await eventually(() => `the gateway is ready\n${logs}`, ready);
-
     const received = [];
-    socket = new WebSocket(`ws://127.0.0.1:${ports.public}/ws?format=envelope`, ["tollgate", `bearer.${token()}`]);
+    socket = new WebSocket(`${site.socketUrl}?format=envelope`, ["tollgate", `bearer.${token("u1")}`]);
     socket.on("message", (data) => {
       const message = JSON.parse(data);
       // How long a restart takes decides whether these come.
       if (!["interrupted", "live"].includes(message.type)) received.push(message);
     });
-    socket.on("error", (error) => (logs += error));
+    socket.on("error", (error) => (errors += error));
     /** The next message; what it is has to be said, so that nothing else can have come before it. */
     const next = async () => {
-      await eventually(() => `a message for the client\n${logs}`, () => received.length > 0);
+      await until("a message for the client", () => received.length > 0, () => errors + site.replicas[0].child.said);
       return received.shift();
     };
     assert.equal((await next()).type, "connected");
@@ -118,7 +56,7 @@ async function world(use) {
       /** The channel that the gateway gives a user. */
       channelOf: (user) =>
         new Promise((done, failed) => {
-          const own = new WebSocket(`ws://127.0.0.1:${ports.public}/ws`, ["tollgate", `bearer.${token(user)}`]);
+          const own = new WebSocket(site.socketUrl, ["tollgate", `bearer.${token(user)}`]);
           own.on("error", failed);
           own.on("close", (code, reason) => failed(new Error(`${user}: ${code} ${reason}`)));
           own.on("message", (data) => {
@@ -127,21 +65,15 @@ async function world(use) {
           });
         }),
       publish: (...args) => redis.fcall("tollgate_publish", 1, CHANNEL, ...args),
-      api: async (body) => {
-        const headers = { "X-API-Key": API_KEY };
-        const answer = await fetch(`http://127.0.0.1:${ports.public}/api/publish`, { method: "POST", headers, body: JSON.stringify(body) });
-        return answer.json();
-      },
+      api: async (body) => (await site.ask("publish", body)).json,
       restartRedis: async () => {
-        server.kill("SIGKILL");
-        await new Promise((r) => server.once("exit", r));
-        server = startRedis();
+        await site.runRedis();
         await redis.ping();
       },
       env: {
         ...process.env,
-        REDIS_URL: `redis://publisher:PASSWORD@127.0.0.1:${ports.redis}`,
-        TOLLGATE_URL: `http://127.0.0.1:${ports.public}`,
+        REDIS_URL: site.redisUrl.replace("//", "//publisher:PASSWORD@"),
+        TOLLGATE_URL: site.url,
         TOLLGATE_API_KEY: API_KEY,
       },
     });
@@ -149,7 +81,7 @@ async function world(use) {
   } finally {
     socket?.terminate();
     redis.disconnect();
-    children.forEach((child) => child.kill("SIGKILL"));
+    await site.close();
   }
 }
 
@@ -166,15 +98,13 @@ test("the document has all the snippets", () => {
   assert.deepEqual(snippets.map(({ name }) => name), names.map((name) => `publish.${name}`));
 });
 
-for (const { name, body } of snippets) {
+for (const snippet of snippets) {
+  const { name } = snippet;
   test(`${name}: each event comes once, and a repeated key delivers nothing`, () =>
     world(async ({ next, redis, publish, env }) => {
-      const [, user] = /`ACL (SETUSER publisher .*?)`/.exec(readFileSync(join(docs, "redis.md"), "utf8"));
+      const [, user] = /`ACL (SETUSER publisher .*?)`/.exec(read("docs/redis.md"));
       await redis.call("ACL", ...user.split(" "));
-      // Beside node_modules, where Node looks for them.
-      const file = join(here, `.${process.pid}-${name}`);
-      writeFileSync(file, body);
-      try {
+      await asFile(import.meta.dirname, snippet, async (file) => {
         const execute = async () => {
           const { stdout, stderr } = await run(interpreters[extname(name)], [file], { env, timeout: 60_000 });
           assert.doesNotMatch(stderr, /error|warning: undefined/i);
@@ -190,9 +120,7 @@ for (const { name, body } of snippets) {
         const epoch = first.epoch;
         assert.deepEqual(await publish("1"), [2, epoch]);
         assert.deepEqual(await next(), event("user:u1", 1, { offset: 2, epoch }));
-      } finally {
-        rmSync(file);
-      }
+      });
     }));
 }
 
@@ -201,13 +129,14 @@ test("every language names a user's channel as the gateway does", () =>
     assert.deepEqual(ids.map(({ name }) => name), ["id.mjs", "id.py", "id.php", "id.rb"]);
     const users = ["u1", "a@b.example", "auth0|x", "did:privy:cm1", "system:serviceaccount:ns:name", "50%", "a%3Ab", "José",
       "Seán O'Brien", `* ? [ ] { } \\ " ' < > \` %`, "用户:一", "a\u00a0\u3000\u2028b", "a\ufeff\u180e\u200bb", "😀:😀", "9007199254740993"];
-    for (const { name, body } of ids) {
-      const file = join(folder, name);
-      writeFileSync(file, body);
-      for (const user of users) {
-        const { stdout } = await run(interpreters[extname(name)], [file], { env: { ...process.env, USER_ID: user } });
-        assert.equal(stdout.trimEnd(), await channelOf(user), `${name} for ${user}`);
-      }
+    for (const snippet of ids) {
+      const { name } = snippet;
+      await asFile(import.meta.dirname, snippet, async (file) => {
+        for (const user of users) {
+          const { stdout } = await run(interpreters[extname(name)], [file], { env: { ...process.env, USER_ID: user } });
+          assert.equal(stdout.trimEnd(), await channelOf(user), `${name} for ${user}`);
+        }
+      });
     }
   }));
 
@@ -268,7 +197,7 @@ test("the library comes back after FUNCTION FLUSH", () =>
     await next();
     await redis.call("FUNCTION", "FLUSH");
     await assert.rejects(publish("2"), /ERR Function not found/);
-    await eventually(() => "the function", () => publish("2").catch(() => false), 10);
+    await until("the function", () => publish("2"), () => "", 10_000);
     assert.deepEqual(await next(), event("user:u1", 2, { offset: 2, epoch }));
   }));
 
