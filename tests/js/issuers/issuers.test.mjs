@@ -1,11 +1,10 @@
 // Real issuers against the real program: what they sign is accepted, and when they are set up wrongly
 // in the ways people do, the doctor names the cause.
 import assert from "node:assert/strict";
-import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { execFileSync, spawnSync } from "node:child_process";
 import { createHmac, generateKeyPairSync } from "node:crypto";
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
-import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
@@ -15,21 +14,19 @@ import { createSigner } from "fast-jwt";
 import { exportJWK, jwtVerify, SignJWT } from "jose";
 import jsonwebtoken from "jsonwebtoken";
 import WebSocket from "ws";
+import { Site, asFile, block, end, python, signHs256, start, tollgate, until } from "../support/index.mjs";
 
 const require = createRequire(import.meta.url);
 const { loadEnvConfig } = require("@next/env");
 const { encode: encodeNextAuth } = require("next-auth/jwt");
 
-const bin = process.env.TOLLGATE_BIN;
-const python = process.env.PYTHON;
+const bin = tollgate();
 const SECRET = "kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVt+A=";
 const CLAIMS = { sub: "u1", userId: "u1", exp: Math.floor(Date.now() / 1000) + 600 };
 let folder;
 let keys;
 
 before(async () => {
-  assert.ok(bin && existsSync(bin), "TOLLGATE_BIN names the tollgate binary");
-  assert.ok(python && existsSync(python), "PYTHON names a Python with tests/js/requirements.txt installed");
   folder = mkdtempSync(join(tmpdir(), "tollgate-issuers-"));
   const pair = (type, options) => generateKeyPairSync(type, options);
   keys = {
@@ -99,7 +96,7 @@ test("tokens of npm and PyPI libraries are accepted", async () => {
   }
   const privateKeys = Object.fromEntries(Object.entries(keys).map(([n, k]) => [n, pem(k.privateKey)]));
   const job = JSON.stringify({ claims: CLAIMS, secret: SECRET, keys: privateKeys });
-  const lines = execFileSync(python, [join(import.meta.dirname, "mint.py")], { input: job, encoding: "utf8" });
+  const lines = execFileSync(python(), [join(import.meta.dirname, "mint.py")], { input: job, encoding: "utf8" });
   const minted = lines.trim().split("\n").map((line) => [line.slice(0, line.indexOf("=")), line.slice(line.indexOf("=") + 1)]);
   assert.ok(minted.length >= 20, lines);
   for (const [name, token] of minted) {
@@ -192,11 +189,7 @@ test("an issuer that is set up wrongly is explained", async () => {
 });
 
 /** Signs exactly these texts, however odd. */
-function signed(header, payload, secret = SECRET) {
-  const part = (text) => Buffer.from(text).toString("base64url");
-  const text = `${part(header)}.${part(payload)}`;
-  return `${text}.${createHmac("sha256", secret).update(text).digest("base64url")}`;
-}
+const signed = (header, payload, secret = SECRET) => signHs256(header, payload, secret);
 
 test("field_d8: tokens whose JSON other libraries accept are accepted", async () => {
   const file = config("json", hmac(SECRET));
@@ -227,7 +220,7 @@ test("field_d8: tokens whose JSON other libraries accept are accepted", async ()
   ];
   const tokens = cases.map(([, header, payload]) => signed(header, payload));
   const job = JSON.stringify({ secret: SECRET, tokens });
-  const pyJwt = execFileSync(python, [join(import.meta.dirname, "verify.py")], { input: job, encoding: "utf8" }).trim().split("\n");
+  const pyJwt = execFileSync(python(), [join(import.meta.dirname, "verify.py")], { input: job, encoding: "utf8" }).trim().split("\n");
   const accepts = async (attempt) => {
     try {
       await attempt();
@@ -313,25 +306,16 @@ test("field_d11: minted tokens pass their own configuration, and other libraries
 });
 
 test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {
-  const file = config(
-    "session",
-    `[server]\nlisten = "127.0.0.1:0"\n[admin]\nlisten = "127.0.0.1:0"\n[auth.session_cookie]\nenabled = true\nsecrets = [${toml("an-older-secret-that-is-still-accepted-here")}, ${toml(SECRET)}]\n` +
-      '[[channels]]\npattern = "user:{user}"\nallow = "owner"\nauto_subscribe = true\n',
-  );
-  const gateway = spawn(bin, ["serve", "--config", file], { stdio: ["ignore", "ignore", "pipe"] });
+  const site = await Site.start({
+    redis: false,
+    keys: "",
+    config: `[auth.session_cookie]\nenabled = true\nsecrets = [${toml("an-older-secret-that-is-still-accepted-here")}, ${toml(SECRET)}]\n`,
+    rules: '[[channels]]\npattern = "user:{user}"\nallow = "owner"\nauto_subscribe = true\n',
+  });
   try {
-    let log = "";
-    const address = await new Promise((found, failed) => {
-      gateway.stderr.on("data", (data) => {
-        log += data;
-        const match = /public=(\S+)/.exec(log);
-        if (match) found(match[1]);
-      });
-      gateway.on("exit", () => failed(new Error(log)));
-    });
     const connect = (cookie) =>
       new Promise((done) => {
-        const socket = new WebSocket(`ws://${address}/ws`, { headers: { cookie } });
+        const socket = new WebSocket(site.socketUrl, { headers: { cookie } });
         socket.on("message", (data) => {
           done(JSON.parse(data));
           socket.terminate();
@@ -367,22 +351,12 @@ test("session cookies of NextAuth 4 and Auth.js 5 open a socket", async () => {
       assert.deepEqual(await connect(cookie), { code: 4401, reason }, what);
     }
   } finally {
-    gateway.kill("SIGKILL");
+    await site.close();
   }
 });
 
 /** A snippet of the documentation, as a module beside node_modules. */
-async function snippet(name, use) {
-  const text = readFileSync(join(import.meta.dirname, "../../../docs/tokens.md"), "utf8");
-  const [, body] = new RegExp(`<!-- run: ${name} -->\\n\`\`\`js\\n([^]*?)\`\`\``).exec(text);
-  const file = join(import.meta.dirname, `.${process.pid}-${name}`);
-  writeFileSync(file, body);
-  try {
-    return await use(file);
-  } finally {
-    rmSync(file);
-  }
-}
+const snippet = (name, use) => asFile(import.meta.dirname, { name, body: block("docs/tokens.md", name) }, use);
 
 test("the route of docs/tokens.md signs tokens that are accepted, and nothing without its secret", () =>
   snippet("token-route.mjs", async (file) => {
@@ -396,41 +370,19 @@ test("the route of docs/tokens.md signs tokens that are accepted, and nothing wi
 
 test("the heartbeat of docs/tokens.md shows drift", () =>
   snippet("heartbeat.mjs", async (file) => {
-    const free = () =>
-      new Promise((done) => {
-        const server = createServer().listen(0, "127.0.0.1", () => {
-          const { port } = server.address();
-          server.close(() => done(port));
-        });
-      });
-    const [redisPort, adminPort] = [await free(), await free()];
-    const REDIS_URL = `redis://127.0.0.1:${redisPort}`;
-    const path = config(
-      "drift",
-      `[server]\nlisten = "127.0.0.1:0"\n[admin]\nlisten = "127.0.0.1:${adminPort}"\n[broker]\nkind = "redis"\n` +
-        `[redis]\nurl = "${REDIS_URL}"\n[drift]\nissuers = ["web"]\ninterval = "100ms"\n${hmac(SECRET)}`,
-    );
-    const children = [
-      spawn("redis-server", ["--port", String(redisPort), "--save", "", "--dir", folder], { stdio: "ignore" }),
-      spawn(bin, ["serve", "--config", path], { stdio: "ignore" }),
-    ];
+    const drift = '[drift]\nissuers = ["web"]\ninterval = "100ms"\n';
+    const site = await Site.start({ config: drift, keys: hmac(SECRET), rules: "" });
     try {
       const shows = async (secret, value) => {
-        const env = { ...process.env, REDIS_URL, NEXTAUTH_SECRET: secret };
-        const beat = spawn("node", [file], { env, stdio: "inherit" });
-        children.push(beat);
+        const beat = start("node", [file], { env: { REDIS_URL: site.redisUrl, NEXTAUTH_SECRET: secret } });
         const line = `tollgate_issuer_key_match{issuer="web"} ${value}`;
-        for (let tries = 0; ; tries++) {
-          const text = await fetch(`http://127.0.0.1:${adminPort}/metrics`).then((r) => r.text(), () => "");
-          if (text.includes(line)) return beat.kill();
-          assert.ok(tries < 600, `${line}\n${text}`);
-          await new Promise((r) => setTimeout(r, 50));
-        }
+        const story = async () => `${beat.said}\n${await site.metrics()}`;
+        await until(line, async () => (await site.metrics()).includes(line), story).finally(() => end(beat));
       };
       await shows(SECRET, 1);
       await shows("your-secret-key", 0);
     } finally {
-      children.forEach((child) => child.kill("SIGKILL"));
+      await site.close();
     }
   }));
 
