@@ -75,7 +75,7 @@ clients: $(NODE_MODULES) $(JS_VENV)/ok ## Other people's WebSocket and event str
 	cargo build --quiet
 	$(NODE_TEST) clients
 
-readme: $(NODE_MODULES) ## Every command and snippet of the README
+readme: $(NODE_MODULES) $(JS_VENV)/ok ## Every command and snippet of the README
 	cargo build --quiet
 	$(NODE_TEST) readme
 

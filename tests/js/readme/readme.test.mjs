@@ -2,76 +2,48 @@
 // `<!-- file: NAME -->` comment is taken out of it and executed; only ports are
 // replaced by free ones. Its clients also meet what clients meet: a rollout, an outage, a proxy's 502, a token's end.
 import assert from "node:assert/strict";
-import { execFile, spawn } from "node:child_process";
-import { createHmac } from "node:crypto";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { createServer } from "node:net";
-import { homedir, tmpdir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { execFile } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { dirname, join } from "node:path";
 import { after, before, test } from "node:test";
 import { promisify } from "node:util";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
+import { API_KEY, ROOT, asFile, block as blockOf, end, endAll, freePort, python, start, startRedis, token, tollgate, until } from "../support/index.mjs";
 
 const run = promisify(execFile);
-const here = import.meta.dirname;
-const root = resolve(here, "../../..");
-const readme = readFileSync(join(root, "README.md"), "utf8");
 const started = [];
 const ports = {};
 let folder;
 let env;
 
-const blocksOf = (text) =>
-  new Map([...text.matchAll(/<!-- (?:run|file): (\S+) -->\n```\w+\n([^]*?)```/g)].map(([, name, body]) => [name, body]));
-const blocks = blocksOf(readme);
-
-const free = () =>
-  new Promise((done) => {
-    const server = createServer().listen(0, "127.0.0.1", () => {
-      const { port } = server.address();
-      server.close(() => done(port));
-    });
-  });
-
+/** A block of the README with this machine's ports. */
 function block(name) {
-  assert.ok(blocks.has(name), `the README has a block ${name}`);
-  const text = Object.entries(ports).reduce((t, [from, to]) => t.replaceAll(from, to), blocks.get(name));
+  const text = Object.entries(ports).reduce((t, [from, to]) => t.replaceAll(from, to), blockOf("README.md", name));
   return text.replaceAll("redis-cli ", `redis-cli -p ${ports["6379"]} `);
 }
 
 function background(command, args, options) {
-  const child = spawn(command, args, { detached: true, stdio: ["ignore", "pipe", "pipe"], ...options });
-  child.log = "";
-  child.stdout.on("data", (d) => (child.log += d));
-  child.stderr.on("data", (d) => (child.log += d));
+  const child = start(command, args, options);
   started.push(child);
   return child;
 }
 
-async function eventually(what, check) {
-  const end = Date.now() + 120_000;
-  for (;;) {
-    const found = await check().catch(() => undefined);
-    if (found) return found;
-    assert.ok(Date.now() < end, `${what}: not in time\n${started.map((c) => c.log).join("\n---\n")}`);
-    await new Promise((r) => setTimeout(r, 50));
-  }
-}
+/** Waits for as long as `make run` may take to compile. */
+const eventually = (what, check) => until(what, check, () => started.map((child) => child.said).join("\n---\n"), 120_000);
 
 const shell = (name) => run("bash", ["-euo", "pipefail", "-c", block(name)], { cwd: folder, env });
 
 before(async () => {
-  const binary = process.env.TOLLGATE_BIN;
-  assert.ok(binary && existsSync(binary), "TOLLGATE_BIN names the tollgate binary");
   folder = mkdtempSync(join(tmpdir(), "tollgate-readme-"));
-  for (const port of ["6379", "8000", "8001", "9000", "9001"]) ports[port] = String(await free());
-  background("redis-server", ["--port", ports["6379"], "--save", "", "--dir", folder]);
+  for (const port of ["6379", "8000", "8001", "9000", "9001"]) ports[port] = String(await freePort());
+  await startRedis({ folder, port: ports["6379"] });
   env = {
     ...process.env,
-    PATH: `${dirname(binary)}:${process.env.PATH}`,
-    API_KEY: "the-readme-tests-api-key",
-    TOLLGATE_API__KEYS: '["the-readme-tests-api-key"]',
+    PATH: `${dirname(tollgate())}:${process.env.PATH}`,
+    API_KEY,
+    TOLLGATE_API__KEYS: JSON.stringify([API_KEY]),
   };
   writeFileSync(join(folder, "tollgate.toml"), block("tollgate.toml"));
   // CI runs `make build` itself; the binary under test stands in for its result.
@@ -85,14 +57,8 @@ before(async () => {
   env.PATH = `${env.PATH}:/usr/bin`;
 });
 
-after(() => {
-  for (const child of started) {
-    try {
-      process.kill(-child.pid, "SIGKILL");
-    } catch {
-      // It has ended by itself.
-    }
-  }
+after(async () => {
+  await endAll();
   rmSync(folder, { recursive: true, force: true });
 });
 
@@ -123,28 +89,12 @@ async function reachesBoth(publish) {
 test("redis-cli", () => reachesBoth(() => shell("publish")));
 
 test("Node publisher", () =>
-  reachesBoth(async () => {
-    const file = join(here, `.publish-${process.pid}.mjs`); // beside node_modules
-    writeFileSync(file, block("publish.mjs"));
-    try {
-      await run("node", [file]);
-    } finally {
-      rmSync(file);
-    }
+  reachesBoth(() => {
+    const snippet = { name: "publish.mjs", body: block("publish.mjs") };
+    return asFile(import.meta.dirname, snippet, (file) => run("node", [file]));
   }));
 
-test("Python publisher", () =>
-  reachesBoth(async () => {
-    const tools = process.env.TOLLGATE_TOOLS ?? join(homedir(), ".cache/tollgate-tools");
-    const venv = join(tools, "redis-py");
-    if (!existsSync(join(venv, "ok"))) {
-      mkdirSync(tools, { recursive: true });
-      await run("python3", ["-m", "venv", venv]);
-      await run(join(venv, "bin/pip"), ["install", "-q", "--disable-pip-version-check", "redis==7.0.1"]);
-      writeFileSync(join(venv, "ok"), "");
-    }
-    await run(join(venv, "bin/python"), ["-c", block("publish.py")]);
-  }));
+test("Python publisher", () => reachesBoth(() => run(python(), ["-c", block("publish.py")])));
 
 test("server API", () =>
   reachesBoth(async () => assert.equal((await shell("api")).stdout, '{"result":{}}')));
@@ -206,8 +156,6 @@ test("EventSource, and a durable publication", async () => {
   const opened = page("stream.js", names);
   const live = () => eventually("a stream", async () => opened.at(-1)?.readyState === EventSource.OPEN);
   await live();
-  let subscribed = false;
-  opened[0].addEventListener("subscribed", () => (subscribed = true));
   assert.match((await shell("durable")).stdout, /^1\n\d+\n$/);
   await eventually("the event", async () => shown.length === 1);
   assert.deepEqual(shown, [comment]);
@@ -221,15 +169,15 @@ test("EventSource, and a durable publication", async () => {
 test("curl follows a stream", async () => {
   const options = { cwd: folder, env: { ...env, TOKEN: await mint() } };
   const curl = background("bash", ["-euo", "pipefail", "-c", block("stream")], options);
-  await eventually("subscribed", async () => /^id: .*post%3A42=\d+-\d+\nevent: subscribed$/m.test(curl.log));
+  await eventually("subscribed", async () => /^id: .*post%3A42=\d+-\d+\nevent: subscribed$/m.test(curl.said));
   await shell("durable");
-  await eventually("the event", async () => curl.log.includes(`data: ${JSON.stringify(comment)}\n`));
-  process.kill(-curl.pid);
+  await eventually("the event", async () => curl.said.includes(`data: ${JSON.stringify(comment)}\n`));
+  await end(curl);
 });
 
 test("make run", async () => {
-  const make = background("make", ["run", "LISTEN=127.0.0.1:0", "ADMIN=127.0.0.1:0"], { cwd: root });
-  const url = await eventually("the demo's address", async () => make.log.match(/Demo: (http:\S+)/)?.[1]);
+  const make = background("make", ["run", "LISTEN=127.0.0.1:0", "ADMIN=127.0.0.1:0"], { cwd: ROOT, env: process.env });
+  const url = await eventually("the demo's address", async () => make.said.match(/Demo: (http:\S+)/)?.[1]);
   assert.match(await (await fetch(url)).text(), /Tollgate/);
 });
 
@@ -238,10 +186,7 @@ test("doctor", async () => {
   assert.match((await shell("doctor")).stdout, /^ACCEPTED, user u1$/m);
   assert.match((await shell("outside")).stdout, /^ok +token +accepted as user u1[^]*^nothing wrong was found$/m);
   // As the API of the README's story signed.
-  const part = (value) => Buffer.from(JSON.stringify(value)).toString("base64url");
-  const signed = `${part({ alg: "HS256" })}.${part({ sub: "u1", exp: Math.floor(Date.now() / 1000) + 60 })}`;
-  const signature = createHmac("sha256", "your-secret-key").update(signed).digest("base64url");
-  writeFileSync(join(folder, "token.txt"), `${signed}.${signature}`);
+  writeFileSync(join(folder, "token.txt"), token("u1", { seconds: 60, secret: "your-secret-key" }));
   const refused = await shell("doctor").catch((e) => e);
   assert.equal(refused.code, 1);
   const outside = await shell("outside").catch((e) => e);
