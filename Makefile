@@ -20,7 +20,7 @@ LOAD := --package tollgate-load
 CAPACITY := --package tollgate-capacity
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
-.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
+.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint eslint
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -176,7 +176,7 @@ monitoring-deps:
 	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
 	tests/apt.sh "$${missing[@]}"
 
-lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
+lint: deny scripts-lint eslint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, ESLint, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --all --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo clippy --quiet --test audit -- -D warnings
@@ -190,6 +190,10 @@ scripts-lint: $(PY)/ok
 	$(PY)/bin/ruff check --quiet
 	$(PY)/bin/ruff format --quiet --check
 	find . -name '*.sh' -not -path '*/target/*' -not -path '*/node_modules/*' -print0 | xargs -0 $(PY)/bin/shellcheck .ci/run
+
+# JavaScript, that of the demo page and of the documentation's snippets too.
+eslint: $(NODE_MODULES)
+	tests/js/node_modules/.bin/eslint --config tests/js/eslint.config.js --max-warnings 0 .
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)
