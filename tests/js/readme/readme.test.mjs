@@ -113,6 +113,9 @@ function page(name, names) {
       constructor(...args) {
         super(...args);
         opened.push(this);
+        // A stream says it for each of its channels; it is open before that.
+        this.subscribed = [];
+        this.addEventListener("subscribed", ({ data }) => this.subscribed.push(JSON.parse(data).data.channel));
       }
     };
   const asked = async (path) => {
@@ -154,8 +157,7 @@ test("EventSource, and a durable publication", async () => {
   const gaps = [];
   const names = { token: () => mint("u2"), show: (event) => shown.push(event), reload: (channel) => gaps.push(channel) };
   const opened = page("stream.js", names);
-  const live = () => eventually("a stream", async () => opened.at(-1)?.readyState === EventSource.OPEN);
-  await live();
+  await eventually("subscribed", async () => opened.at(-1)?.subscribed.includes("post:42"));
   assert.match((await shell("durable")).stdout, /^1\n\d+\n$/);
   await eventually("the event", async () => shown.length === 1);
   assert.deepEqual(shown, [comment]);
