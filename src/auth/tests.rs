@@ -183,7 +183,7 @@ fn field_d7_a_far_year_is_a_far_year() {
     }
 }
 
-/// Regression: tokens that jsonwebtoken, jose and PyJWT accept (`tests/issuers` compares) were
+/// Regression: tokens that jsonwebtoken, jose and PyJWT accept (`tests/js/issuers` compares) were
 /// `malformed`.
 #[test]
 fn field_d8_json_that_other_libraries_read_is_read() {

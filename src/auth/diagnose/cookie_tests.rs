@@ -1,4 +1,4 @@
-//! Session cookies that do not open. `tests/issuers` has those of the real libraries.
+//! Session cookies that do not open. `tests/js/issuers` has those of the real libraries.
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::hkdf;

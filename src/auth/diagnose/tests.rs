@@ -319,7 +319,7 @@ fn encrypted_tokens_are_explained() {
 /// Regression: the doctor did not know the secrets and claims of session cookies.
 #[test]
 fn refused_session_cookies_are_explained() {
-    // The real library makes cookies of NextAuth 4's derivation in tests/issuers; nothing opens
+    // The real library makes cookies of NextAuth 4's derivation in tests/js/issuers; nothing opens
     // this one.
     let session = crate::auth::SessionCookie {
         names: vec!["next-auth.session-token".into()],

@@ -36,7 +36,7 @@ def crd_problem(document: dict) -> str | None:
 
 
 def route_problem(document: dict) -> str | None:
-    command = ["node", str(pathlib.Path(__file__).parent / "httproute.mjs")]
+    command = ["node", str(ROOT / "tests/js/kubernetes/httproute.mjs")]
     done = subprocess.run(command, input=json.dumps(document), capture_output=True, text=True)
     return done.stderr or done.stdout if done.returncode else None
 

@@ -26,7 +26,7 @@ from support.tokens import sign
 from support.wait import eventually
 
 PACKAGING = ROOT / "packaging"
-PM2 = ROOT / "tests/py/packaging/node_modules/.bin/pm2"
+PM2 = ROOT / "tests/js/node_modules/.bin/pm2"
 # Holds what shells and systemd would take for something.
 SECRET = 'a $HOME of "many" \\words # no comment ' + "x" * 32
 # What a shell may hold that starts PM2, and what the gateway would refuse.
