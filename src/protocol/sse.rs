@@ -1,9 +1,9 @@
 //! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as
-//! text, which are also the `since` of a socket's URL. The content of an `id:` is in
-//! [`super::stream_position`].
+//! text, which are also the `since` of a socket's URL.
 //!
-//! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by
-//! `fetch` take one without it for an empty message.
+//! Not here: the content of an `id:` ([`super::stream_position`]). Invariant: every block that a
+//! blank line ends has `data:`. Clients that read the stream by `fetch` take one without it for an
+//! empty message.
 
 use bytes::BytesMut;
 
@@ -45,7 +45,7 @@ pub fn event(out: &mut BytesMut, kind: &str) {
     out.extend_from_slice(b"\n");
 }
 
-/// Appends the field that says where the stream stands, with its channels named.
+/// Appends the field that holds the stream's positions, with its channels named.
 pub fn id<'p>(
     out: &mut BytesMut,
     positions: impl IntoIterator<Item = &'p (ChannelName, Option<Position>)>,
