@@ -169,7 +169,7 @@ impl Running {
     }
 }
 
-/// What the clients of the public listener may hold.
+/// What the clients of the public listener may hold, and how many files are kept from them.
 fn clients(app: &App, config: &Config) -> Clients {
     let context = Arc::clone(&app.context);
     let share = move |ip, files: usize| {

@@ -136,8 +136,8 @@ pub fn markdown() -> String {
     out
 }
 
-/// Bucket bounds of all `_seconds` histograms: from the fan-out of a single event to a stuck
-/// handshake.
+/// The bounds of the buckets of all `_seconds` histograms: from the fan-out of a single event to a
+/// stuck handshake.
 const SECONDS: [f64; 14] = [
     0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
     10.0,

@@ -180,6 +180,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
 
     let tls = redis.url.0.starts_with("rediss").then(connector).transpose()?;
     let file = |path: &String| (!path.is_empty()).then(|| path.into());
+
     Ok(Settings {
         url: redis.url.0.clone(),
         password_file: file(&redis.password_file),

@@ -49,8 +49,8 @@ impl Key {
     }
 }
 
-/// Commands with which the other side prints the fingerprint of the secret in a variable: name and
-/// command.
+/// Commands with which the other side prints the fingerprint of the secret in a variable: name
+/// and command.
 pub const RECIPES: [(&str, &str); 3] = [
     (
         "Node",

@@ -57,8 +57,8 @@ pub(super) fn decode(part: &str) -> Result<Vec<u8>, Defect> {
     })
 }
 
-/// Decodes a base64url part that holds one JSON object; `is_read` says which members the gateway
-/// reads.
+/// Decodes a base64url part that holds one JSON object; `is_read` says which members the
+/// gateway reads.
 pub(super) fn object(
     part: &str,
     is_read: &dyn Fn(&str) -> bool,
@@ -144,11 +144,13 @@ fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
         Some(b'{') => {
             let Members(members) = members(raw).map_err(|_| Flaw::NotText)?;
             let mut map = Map::new();
+
             for (name, raw) in members {
                 if map.insert(name, strict(raw.get(), depth + 1)?).is_some() {
                     return Err(Flaw::Duplicate);
                 }
             }
+
             Ok(Value::Object(map))
         }
         Some(b'[') => {
@@ -194,8 +196,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// A member's name. It is read as bytes, the form in which serde_json accepts halves of surrogate
-/// pairs.
+/// A member's name. It is read as bytes, the form in which serde_json accepts halves of
+/// surrogate pairs.
 struct Name(String);
 
 impl<'de> Deserialize<'de> for Name {

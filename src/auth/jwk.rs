@@ -18,8 +18,8 @@ use super::secret::{Encoding, Secret};
 /// Most keys that are taken from one set.
 const MAX_KEYS: usize = 64;
 
-/// Most entries of a set that are looked at: reading a key costs time, and the set comes from
-/// outside.
+/// Most entries of a set that are looked at: reading a key costs time, and the set comes
+/// from outside.
 const MAX_LOOKED_AT: usize = 1024;
 
 /// Most different reasons that are listed for keys that were left out.

@@ -68,8 +68,8 @@ impl Verifier {
     /// Accepts session cookies too.
     #[must_use]
     pub fn with_session(mut self, session: Option<SessionCookie>) -> Self {
-        // Issuer and audience are not checked, because the libraries of session cookies do not set
-        // them.
+        // Issuer and audience are not checked, because the libraries of session cookies do
+        // not set them.
         let leeway = self.settings.leeway.max(session_cookie::TOLERANCE);
         let settings =
             Settings { issuer: vec![], audience: vec![], leeway, ..self.settings.clone() };

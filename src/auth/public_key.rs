@@ -1,8 +1,8 @@
 //! Public keys: read from DER, PEM or JWK components, and ready to verify.
 //!
-//! Invariant: a `PublicKey` that exists was parsed and is strong enough. A signature is checked
-//! with the algorithm that the caller names, and only if that algorithm belongs to the key's
-//! family.
+//! Invariant: a `PublicKey` that exists was parsed and is strong enough. A signature is
+//! checked with the algorithm that the caller names, and only if that algorithm belongs to the
+//! key's family.
 
 use std::fmt;
 

@@ -250,8 +250,8 @@ impl<'t> Jwe<'t> {
         Some(data)
     }
 
-    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything is
-    /// decrypted.
+    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything
+    /// is decrypted.
     fn open_cbc(&self, key: &[u8]) -> Option<Vec<u8>> {
         let (mac_key, enc_key) = key.split_at(32);
         let aad_bits = (self.header.len() as u64 * 8).to_be_bytes();

@@ -49,9 +49,9 @@ impl Events {
     }
 
     /// Adds an event, or notes its channel as overflowed. An interruption or a confirmation is
-    /// always accepted: there can be only one of each per channel. Control messages have additional
-    /// room, as large as that of the publications, since they are few and losing one cannot be
-    /// declared.
+    /// always accepted: there can be only one of each per channel. Control messages have
+    /// additional room, as large as that of the publications, since they are few and losing one
+    /// cannot be declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();
         let was_empty = state.events.is_empty() && state.overflowed.is_empty();

@@ -239,8 +239,8 @@ pub trait Broker: Send + Sync + 'static {
     /// them it reached.
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
 
-    /// Publications larger than this many bytes need not be delivered whole; see
-    /// [`Publication::cut`].
+    /// Publications larger than this many bytes need not be delivered whole;
+    /// see [`Publication::cut`].
     fn limit_publications(&self, _bytes: usize) {}
 
     /// True if publications can arrive on this channel now.

@@ -80,8 +80,8 @@ impl Files {
     }
 }
 
-/// The digest of each setting's value. Even digests are never shown, because some values are
-/// secrets.
+/// The digest of each setting's value. Even digests are never shown, because some values
+/// are secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Values(BTreeMap<String, Digest>);
 

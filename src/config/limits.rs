@@ -24,6 +24,7 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 impl Judge {
     pub(super) fn limits(&mut self, config: &Config) {
         let l = &config.limits;
+
         for (name, value) in [
             ("limits.connections", l.connections),
             ("limits.connections_per_user", l.connections_per_user),

@@ -217,7 +217,7 @@ impl Judge {
         })
     }
 
-    /// Judges the rules. A rule with a problem is left out.
+    /// Judges the rules.
     fn rules(&mut self, channels: &[Channel]) -> Vec<Rule> {
         let mut rules = Vec::new();
         for (i, channel) in channels.iter().enumerate() {

@@ -170,8 +170,8 @@ impl ChannelSequencer {
         if let Some(known) = self.recent.lookup(position.offset, publication).filter(|_| same) {
             Arrival::Taken(known)
         } else if same && position.offset <= self.settled {
-            // The offset is too old to be remembered, and the history has nothing new to say about
-            // it.
+            // The offset is too old to be remembered, and the history has nothing new to
+            // say about it.
             Arrival::Taken(Known::Delivered)
         } else if same && last.offset + 1 == position.offset
             || self.declared && !last.has_reached(position)
@@ -322,8 +322,8 @@ impl ChannelSequencer {
                 self.declare(GapReason::HistoryLost, out);
                 self.advance(until);
             }
-            // If the history stands behind what was delivered, reading it shows what of that was
-            // true.
+            // If the history stands behind what was delivered, reading it shows what of
+            // that was true.
             (Some(_), _) => self.open_hole(reason, declare, out),
             (None, until) => {
                 self.declare(reason, out);
@@ -332,8 +332,8 @@ impl ChannelSequencer {
         }
     }
 
-    /// How long the next question to the history waits because of false claims; `None` if there are
-    /// none.
+    /// How long the next question to the history waits because of false claims; `None` if
+    /// there are none.
     fn wait(&self) -> Option<Duration> {
         let doubt = self.doubt.as_ref().filter(|doubt| doubt.last.elapsed() < DOUBT_LASTS)?;
         Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
@@ -345,8 +345,8 @@ impl ChannelSequencer {
         let (ticket, wait) = (next_ticket(), self.wait());
 
         if wait.is_some() {
-            // Publications that come now do not wait for the answer, so the gap has to be declared
-            // first.
+            // Publications that come now do not wait for the answer, so the gap has to be
+            // declared first.
             self.declare(reason, out);
         }
 

@@ -273,8 +273,8 @@ fn field_a6_a_true_claim_that_was_put_aside_is_delivered_from_the_history() {
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
 
-/// A forged publication with exactly the next offset used to make the next true event vanish as a
-/// duplicate.
+/// A forged publication with exactly the next offset used to make the next true event vanish as
+/// a duplicate.
 #[test]
 fn field_a6_the_event_whose_place_was_taken_is_delivered() {
     let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };

@@ -1,6 +1,6 @@
 //! The replicas that have announced themselves.
 //!
-//! Invariant: a bounded number of replicas is remembered, and none that is silent for long.
+//! Invariant: a bounded number of replicas is remembered, and a silent one does not count.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -87,6 +87,7 @@ impl Gateway {
                     self.interest.with_sequencer(&channel, |sequencer, _| {
                         sequencer.apply_history(ticket, history, bounds, &mut steps);
                     });
+
                     self.carry_out_steps(&channel, &mut steps).await;
                     self.recoveries.fetch_sub(1, Ordering::Relaxed);
                 }
@@ -101,6 +102,7 @@ impl Gateway {
         }
     }
 
+    /// Handles one batch of the broker's events, in their order.
     async fn route(
         self: &Arc<Self>,
         batch: EventBatch,

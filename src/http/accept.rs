@@ -57,15 +57,15 @@ struct ListenerBounds {
     head: Duration,
 }
 
-/// How much of the file descriptors an address may hold; see [`Clients::share`].
+/// Says what an address may hold; see [`Clients::share`].
 pub(super) type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
 
-/// How many connections a listener's clients may have.
+/// The bounds on a listener's clients, on all together and by address.
 pub struct Clients {
     /// File descriptors that clients may not take.
     pub reserve: u64,
-    /// What an address may hold, by the current configuration and the number of descriptors for
-    /// clients.
+    /// What an address may hold, by the current configuration and the number of descriptors
+    /// for clients.
     pub share: Shares,
 }
 

@@ -200,8 +200,8 @@ mod tests {
     }
 
     proptest! {
-        /// A cookie is found whatever stands beside it, and so is the address that a proxy
-        /// appended.
+        /// A cookie is found whatever stands beside it, and so is the address that a
+        /// proxy appended.
         #[test]
         fn field_d1_whatever_stands_beside(before in value(), after in value()) {
             let without = |bytes: &[u8], separator| bytes.iter().all(|b| *b != separator);

@@ -271,12 +271,15 @@ async fn run(
     let end = match session.permit(&outcome).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);
+
             // If the client is gone already, the first event that cannot be handed over shows it.
             let _ = answer.send(Ok(body));
+
             let end = match drive(&connection, &events, session.begin(outcome)).await {
                 Ok(()) => live(&mut session, &connection, &events).await,
                 Err(end) => end,
             };
+
             session.core.end();
             last_words(&connection, &events, &end).await;
             end

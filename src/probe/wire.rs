@@ -144,6 +144,7 @@ async fn head(stream: &mut Stream) -> Result<Answer, Trouble> {
                 let text = |h: &httparse::Header<'_>| {
                     (h.name.to_owned(), String::from_utf8_lossy(h.value).into_owned())
                 };
+
                 return Ok(Answer {
                     minor: response.version.unwrap_or(1),
                     status: response.code.unwrap_or(0),

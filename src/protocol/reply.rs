@@ -58,8 +58,8 @@ pub enum Reply<'r> {
     },
     /// Everything arrives again.
     Live,
-    /// A drain is about to close the connection; the client should reconnect after this many
-    /// milliseconds.
+    /// A drain is about to close the connection; the client should reconnect after this
+    /// many milliseconds.
     Reconnect {
         after_ms: u64,
     },

@@ -9,8 +9,8 @@ use bytes::BytesMut;
 
 use crate::channel::{ChannelName, Position};
 
-/// The longest id in bytes. With its header's name it fits into the 8 KiB that proxies allow for a
-/// header.
+/// The longest id in bytes. With its header's name it fits into the 8 KiB that proxies allow
+/// for a header.
 pub const MAX_ID: usize = 8000;
 
 /// The milliseconds that a client waits before it reconnects, random in this range, so that clients
@@ -89,8 +89,8 @@ pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'st
     Ok(found)
 }
 
-/// Appends the field that says when to reconnect. It is part of a stream's first message and of its
-/// last.
+/// Appends the field that says when to reconnect. It is part of a stream's first message and
+/// of its last.
 pub fn retry(out: &mut BytesMut) {
     out.extend_from_slice(format!("retry: {}\n", fastrand::u32(RETRY_MS)).as_bytes());
 }

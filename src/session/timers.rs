@@ -1,7 +1,7 @@
 //! The deadlines of a session, in ticks of the hub's wheel. One entry on the wheel serves
 //! all of them.
 //!
-//! Pure but for sending a ping and the notice of a token's end.
+//! Not here: what follows once a deadline has passed (`session`).
 
 use std::time::Duration;
 

@@ -244,22 +244,26 @@ impl Jwks {
                     let (url, usable) = (entry.remote.shown_url(), keys.len());
                     tracing::warn!(url, usable, "not every key of the set is usable: {left_out}");
                 }
+
                 progress.left_out = left_out;
                 entry.remote.replace(Fetched { keys, fetched_at });
                 progress.successes += 1;
                 progress.failures = 0;
+
                 if progress.error.take().is_some() {
                     let url = entry.remote.shown_url().to_owned();
                     logging::repeated(("key set", "back"), &url.clone(), move |repeated| {
                         tracing::info!(url, repeated, "the key set can be fetched again");
                     });
                 }
+
                 progress.next = Some(Instant::now() + self.settings.refresh);
             }
             Err(e) => {
                 progress.failures += 1;
                 let wait = RETRY * 2u32.saturating_pow(progress.failures.min(12) - 1);
                 progress.next = Some(Instant::now() + wait.min(self.settings.refresh));
+
                 let said = e.to_string();
                 if progress.error.as_ref() != Some(&said) {
                     let (url, error) = (entry.remote.shown_url().to_owned(), said.clone());
@@ -268,6 +272,7 @@ impl Jwks {
                         tracing::warn!(url, error, repeated, "{what}");
                     });
                 }
+
                 progress.error = Some(said);
             }
         }

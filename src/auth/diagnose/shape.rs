@@ -28,6 +28,7 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
             &format!("it holds {:?}", shown(&other.to_string())),
         ));
     }
+
     let parts: Vec<&str> = text.split('.').collect();
     let header = json::header(parts[0]);
     let is_encrypted = header.as_ref().is_ok_and(|h| h.contains_key("enc"));
@@ -39,11 +40,13 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
         };
         return Some(finding(Cause::NotAJwt, &what));
     }
+
     if let Some(odd) = text.chars().find(|c| !is_of_a_token(*c)) {
         let at = text.find(odd).unwrap_or_default();
         let what = format!("it holds the character {odd:?} at position {at}");
         return Some(finding(Cause::InvalidCharacter, &what));
     }
+
     if is_encrypted && parts.len() < 5 {
         let what = format!(
             "its header is that of an encrypted token, which has five parts, and {} came",

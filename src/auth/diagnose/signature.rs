@@ -202,8 +202,8 @@ fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding>
     Some(Finding::new(Cause::PublicKeyAsHmacSecret, Side::Issuer, advice))
 }
 
-/// A public key as files hold it: DER, PEM with and without its last line break, and the bare
-/// base64.
+/// A public key as files hold it: DER, PEM with and without its last line break, and the
+/// bare base64.
 fn texts_of(spki: &[u8]) -> Vec<Vec<u8>> {
     let body = base64::engine::general_purpose::STANDARD.encode(spki);
     let lines: Vec<&str> =

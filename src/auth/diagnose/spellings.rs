@@ -37,8 +37,8 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
         }
     }
 
-    // Node's Buffer.from(text, "base64") takes any text and skips characters outside of the
-    // alphabet.
+    // Node's Buffer.from(text, "base64") takes any text and skips characters outside of
+    // the alphabet.
     let loose: String = text
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_'))

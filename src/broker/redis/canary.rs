@@ -111,6 +111,7 @@ pub(super) async fn watch(
 
         let payload = number.to_string();
         let sent = commands.publish_plain(canary.channel(), payload.as_bytes()).await;
+
         match sent {
             // The server that publishers write to has no such subscriber.
             Ok(0) => {
@@ -121,9 +122,11 @@ pub(super) async fn watch(
                 if canary.mute.swap(false, Ordering::AcqRel) {
                     core.state_changed();
                 }
+
                 if !came_back(canary, core.settings.canary_deadline).await {
                     return missed(canary, commands, "the canary did not come back in time");
                 }
+
                 hearing.proven(began.into_std());
             }
             // Publishing is what fails here. That shows in the publisher's state, while this
@@ -134,6 +137,7 @@ pub(super) async fn watch(
                 if failures >= MUTE_AFTER {
                     hearing.trusted();
                 }
+
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
                     let what = "the canary cannot be sent";
                     core.note(Role::Publisher, server, what, &e.to_string());

@@ -1,8 +1,8 @@
 //! Cluster: which master has which slots. The servers are asked in turn at intervals, and at once
 //! when something indicates a change (MOVED, an unsolicited `sunsubscribe`, a lost connection).
 //!
-//! Not here: what a changed map causes (`upkeep`). Invariant: a server that is cut off and has an
-//! old map misleads nobody.
+//! Not here: what a changed map causes (`upkeep`). Invariant: a server with an old map misleads
+//! nobody while newer ones are seen.
 
 use std::sync::Arc;
 use std::time::Duration;

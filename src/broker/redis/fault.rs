@@ -16,8 +16,8 @@ pub(super) enum Fault {
     Gone,
     /// The place: another server has the slot, or this one is not, or not yet, a master in charge.
     Elsewhere,
-    /// The state: the server accepts no writes now (memory full, snapshot failing, too few
-    /// replicas).
+    /// The state: the server accepts no writes now (memory full, snapshot failing, too
+    /// few replicas).
     CannotWrite,
     /// The command: no permission, unknown to the server, or invalid.
     Refused,
@@ -103,8 +103,8 @@ pub(super) fn describe(error: &RedisError) -> String {
         (None, _) => error.to_string(),
     };
 
-    // An old server repeats the arguments of an unknown command, and those of HELLO include the
-    // password.
+    // An old server repeats the arguments of an unknown command, and those of HELLO include
+    // the password.
     let text = text.split(", with args beginning with").next().unwrap_or_default();
     Said::new(text).to_string()
 }

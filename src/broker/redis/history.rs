@@ -3,7 +3,7 @@
 //!
 //! Not here: writing (`durable`, `library`). Invariants: everything that is read is untrusted text,
 //! and what makes no sense counts as no history, of that channel alone; no reading takes more than
-//! its bounds, whatever somebody has written.
+//! its bounds, whatever a publisher has written.
 
 use bytes::Bytes;
 use redis::{RedisResult, Value};

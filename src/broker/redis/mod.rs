@@ -146,6 +146,7 @@ impl Broker for RedisBroker {
         durable: Option<Durable>,
     ) -> BrokerFuture<'_, Option<Position>> {
         let channel = channel.clone();
+
         Box::pin(async move {
             match durable {
                 Some(kept) => {

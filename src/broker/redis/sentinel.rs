@@ -115,6 +115,7 @@ pub(super) fn start(
 ) {
     let known = Arc::new(Mutex::new(SentinelView::default()));
     let count = sentinels.len();
+
     for sentinel in sentinels {
         let watcher = Watcher {
             count,

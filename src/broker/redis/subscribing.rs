@@ -236,6 +236,7 @@ impl SubscribingConnection {
         let cut = (!whole || len > self.core.max_bytes()).then_some(len);
         // The payload is copied, so that keeping it does not keep everything that was read with it.
         let payload = if cut.is_some() { Bytes::new() } else { Bytes::copy_from_slice(payload) };
+
         let event = if channel.is_control() {
             if len > MAX_CONTROL {
                 metrics::rejected(Rejected::PublicationSize);
@@ -251,6 +252,7 @@ impl SubscribingConnection {
             let Some(publication) = passes else { return };
             Event::Publication(publication)
         };
+
         self.core.events.push(event);
     }
 

@@ -73,8 +73,7 @@ const MAX_DIGITS: usize = 15;
 /// The longest line in an answer, and the longest name of a channel or a kind.
 const MAX_LINE: usize = 64 * 1024 / SCALE;
 
-/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised
-/// it).
+/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless it was raised).
 const MAX_STRING: usize = (1 << 30) / SCALE;
 
 /// How much of a payload that is too large is reported: enough for its head.
@@ -254,7 +253,7 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
 }
 
 /// Examines the front for a push of three elements, of which the first two are strings (RESP3,
-/// "PushMessage event").
+/// "Push event").
 fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     if bytes[0] != b'>' {
         return Front::Other;
@@ -278,6 +277,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
                     if len > MAX_STRING || n < 2 && len > MAX_LINE {
                         return Front::Bad;
                     }
+
                     let end = begin + len + 2;
                     if n == 2 && len > limit {
                         return too_large(bytes, strings, (begin, len));
@@ -285,6 +285,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
                     if bytes.len() < end {
                         return Front::Incomplete(end);
                     }
+
                     strings[n] = &bytes[begin..end - 2];
                     at = end;
                 }
@@ -629,8 +630,8 @@ mod tests {
         }
     }
 
-    /// A push that turns out to belong to the library must not leave a wait behind for what follows
-    /// it.
+    /// A push that turns out to belong to the library must not leave a wait behind for
+    /// what follows it.
     #[tokio::test(start_paused = true)]
     async fn what_follows_a_push_of_another_kind_does_not_wait() {
         let on_push: OnPush = Arc::new(|_| {});

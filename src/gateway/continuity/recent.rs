@@ -44,8 +44,8 @@ pub(super) struct Recent {
     rivals: Vec<(u64, u32)>,
 }
 
-/// The key differs in each process, so that nobody outside can construct two payloads with the same
-/// fingerprint.
+/// The key differs in each process, so that nobody outside can construct two payloads with the
+/// same fingerprint.
 fn fingerprint(publication: &Publication) -> u32 {
     static HASHER: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
     HASHER.hash_one(&publication.payload) as u32
@@ -65,8 +65,8 @@ impl Recent {
         self.places.push_back(Delivery { delivered: fingerprint(publication), proven });
     }
 
-    /// How the publication relates to the delivery at this offset; `None` if that is not
-    /// remembered.
+    /// How the publication relates to the delivery at this offset; `None` if that is
+    /// not remembered.
     pub(super) fn lookup(&self, offset: u64, publication: &Publication) -> Option<Known> {
         let place = self.places.get(self.at(offset)?)?;
         let own = fingerprint(publication);
