@@ -2,8 +2,8 @@
 //! whose pattern matches decides, and without a match the answer is no.
 //!
 //! Not here: tokens (`auth`), sockets, IO of any kind. Invariant: matching is exact, segment by
-//! segment; an id is compared whole, never as a prefix or a pattern. A user's id stands in a name
-//! as [`encode_id`] writes it, and in no other way.
+//! segment; an id is compared whole, never as a prefix or a pattern. A name contains a user's id as
+//! [`encode_id`] writes it, and in no other way.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct TokenId {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identity {
     pub user: Arc<str>,
-    /// Unix seconds; `None` when the token has no `exp` and none is required.
+    /// Unix seconds; `None` if the token has no `exp` and none is required.
     pub expires_at: Option<u64>,
     /// The token's `channels` claim, for `allow = "granted"`.
     pub granted: Box<[ChannelName]>,
@@ -40,6 +40,7 @@ impl Identity {
     }
 }
 
+/// A part of a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Segment {
     Literal(Box<str>),
@@ -80,8 +81,8 @@ impl std::str::FromStr for Pattern {
 }
 
 impl Pattern {
-    /// `None` if the channel does not match. Otherwise the part that the first placeholder stands
-    /// for, if there is a placeholder.
+    /// Returns `None` if the channel does not match. Otherwise it returns the part that the first
+    /// placeholder stands for, if there is a placeholder.
     fn matches<'c>(&self, channel: &'c ChannelName) -> Option<Option<&'c str>> {
         let mut first = None;
         let mut parts = channel.as_str().split(':');
@@ -112,6 +113,7 @@ impl Pattern {
                 Segment::Placeholder(_) => &*user,
             })
             .collect();
+
         parts.join(":").parse()
     }
 }
@@ -135,7 +137,7 @@ pub enum Allow {
     Callback(Box<[Box<str>]>),
 }
 
-/// What is left to do for a subscriber that is not denied.
+/// What is left to do for a subscriber that is not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision<'r> {
     Allowed,
@@ -145,6 +147,7 @@ pub enum Decision<'r> {
     Callback(&'r [Box<str>]),
 }
 
+/// A rule: which channels it is for, who may have them, and what is kept.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     pub pattern: Pattern,
@@ -166,12 +169,13 @@ pub fn history(channel: &ChannelName, rules: &[Rule]) -> Option<Retention> {
     rule(channel, rules)?.history
 }
 
-/// Whether a rule matches the channel, without which nobody can have it.
+/// True if a rule matches the channel. Otherwise nobody can have it.
 #[must_use]
 pub fn is_given(channel: &ChannelName, rules: &[Rule]) -> bool {
     rules.iter().any(|rule| rule.pattern.matches(channel).is_some())
 }
 
+/// Why a subscriber may not have a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Denied {
     NoRule,
@@ -195,7 +199,7 @@ impl Denied {
     }
 }
 
-/// Decides whether this subscriber (`None`: without a token) may have this channel.
+/// Decides whether a client with this identity, or without a token, may have this channel.
 ///
 /// # Errors
 /// Why not.
@@ -366,7 +370,7 @@ mod tests {
         assert_eq!(named("did%3Aprivy%3A1").as_str(), "user:did%253Aprivy%253A1");
         assert!(decide(Some(&spelled), &named("did:privy:1"), &rules).is_err());
 
-        // Each colon takes three bytes, so there is no room for this id.
+        // Each colon takes three bytes, so the name has no room for this id.
         let long = identity(&":".repeat(100));
         let names = automatic(Some(&long), &rules);
         assert!(!names.iter().any(|c| c.as_str().starts_with("user:")), "{names:?}");
@@ -382,8 +386,7 @@ mod tests {
     }
 
     proptest! {
-        /// The owner is exactly the user also where ids hold characters that a channel's name
-        /// cannot.
+        /// The owner is exactly the user, even if ids hold characters that a channel's name cannot.
         #[test]
         fn field_c10_owner_means_exactly_the_user_whatever_the_id(
             user in "[a%:*3A ]{1,5}", other in "[a%:*3A ]{1,5}", written in "[a%3A25]{1,7}",

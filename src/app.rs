@@ -1,7 +1,8 @@
 //! The composition root: from a configuration to a running gateway, and its end.
 //!
-//! Not here: what the parts do; reading the configuration again (`app/reload.rs`). The order of a
-//! drain: not ready (`settle`), no new connections, sockets closed one by one over `window`, exit.
+//! Not here: what the parts do; reading the configuration again (`app/reload.rs`). The order of
+//! a drain: not ready (`settle`), no new connections, connections closed one by one over
+//! `window`, exit.
 
 mod parts;
 mod reload;
@@ -36,8 +37,8 @@ const ADMIN_CONNECTIONS: usize = 64;
 /// The admin listener's connections of one address.
 const ADMIN_SHARE: usize = ADMIN_CONNECTIONS / 2;
 
-/// Descriptors are set aside for connections to this many servers of Redis, and for whatever else
-/// we open.
+/// Descriptors are set aside for connections to this many servers of Redis, and for everything else
+/// that we open.
 const REDIS_SERVERS: usize = 16;
 const OTHER_FILES: usize = 64;
 
@@ -130,8 +131,8 @@ impl Running {
         }
         lifecycle::spawn("accept", http::serve(public, routes, lifecycle.clone(), Phase::Draining));
 
-        // The admin listener has a lifecycle of its own: a scraper must not hold up the end of a
-        // drain.
+        // The admin listener has a lifecycle of its own: a scraper must not hold up the
+        // end of a drain.
         let admin_routes = http::admin(app.clone(), config.admin.listen.ip());
         lifecycle::spawn(
             "admin",
@@ -168,7 +169,7 @@ impl Running {
     }
 }
 
-/// What the clients of the public listener may hold, and what is left to others and to ourselves.
+/// What the clients of the public listener may hold, and how many files are kept from them.
 fn clients(app: &App, config: &Config) -> Clients {
     let context = Arc::clone(&app.context);
     let share = move |ip, files: usize| {
@@ -179,8 +180,8 @@ fn clients(app: &App, config: &Config) -> Clients {
 
         let limits = &policy.limits;
         let (one, all) = (limits.connections_per_ip, limits.connections);
-        // With fewer files than limits.connections an address has its share of them, and half of
-        // them at least.
+        // If there are fewer files than limits.connections, an address has its share of them, and
+        // at least half of them.
         let shared = files.saturating_mul(one) / all.max(1);
         let of_files = if one < all { shared.max(files / 2) } else { files };
         Share { connections: one.min(of_files), http: limits.http_connections_per_ip }
@@ -213,7 +214,7 @@ fn enough_files(connections: usize, dev: bool) {
     }
 }
 
-/// Lets the metrics recorder fold its histograms even when nobody scrapes.
+/// Folds the histograms of the metrics recorder, even if nobody scrapes.
 async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
     loop {
         sleep(Duration::from_secs(5)).await;
@@ -221,7 +222,7 @@ async fn upkeep(handle: metrics_exporter_prometheus::PrometheusHandle) {
     }
 }
 
-/// Ends the replica: not ready, then no new connections, then every socket told to reconnect
+/// Ends the replica: not ready, then no new connections, then every connection told to reconnect
 /// elsewhere. The closes are spread evenly over the window, so that the other replicas see a ramp
 /// and not a cliff.
 async fn drain(app: &App, config: &Config) {
@@ -260,12 +261,13 @@ async fn drain(app: &App, config: &Config) {
     }
 }
 
+/// Tells a connection to reconnect elsewhere, and closes it.
 fn send_away(connection: &crate::hub::Connection) {
     if connection.is_closing() {
         return;
     }
-    // The delay adds a short jitter to the spread, so that sockets of one moment do not reconnect
-    // in one.
+    // The delay adds a short jitter to the spread, so that connections that are closed in one
+    // moment do not reconnect in one.
     connection.say(&Reply::Reconnect { after_ms: fastrand::u64(50..=1000) });
     connection.close(Close::new(CloseCode::Restart, "draining"));
 }

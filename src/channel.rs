@@ -1,8 +1,8 @@
 //! Channels and what travels on them: [`ChannelName`], [`Publication`], [`Position`].
 //!
 //! Not here: who may subscribe (`access`), how a publication looks on a wire (`protocol`).
-//! Invariant: a `ChannelName` that exists is valid; two are the same channel exactly when their
-//! bytes are equal. There are no patterns and no case folding, so `user:1` is never `user:12`.
+//! Invariant: a `ChannelName` that exists is valid; two are the same channel exactly if their bytes
+//! are equal. There are no patterns and no case folding, so `user:1` is never `user:12`.
 
 mod id;
 
@@ -55,8 +55,8 @@ pub fn is_forbidden(c: char) -> bool {
 }
 
 impl ChannelName {
-    /// The channel on which replicas talk to each other. No client and no publisher through the
-    /// gateway can name it.
+    /// The channel on which replicas talk to each other. No client can name it, and no publisher
+    /// through the gateway.
     #[must_use]
     pub fn control() -> Self {
         Self(Arc::from(CONTROL))
@@ -134,7 +134,8 @@ pub struct Position {
 }
 
 impl Position {
-    /// `None` for an epoch that no broker gives: empty, too long, or not of letters and digits.
+    /// Makes a position. Returns `None` for an epoch that no broker gives: empty, too long, or not
+    /// of letters and digits.
     #[must_use]
     pub fn new(epoch: &str, offset: u64) -> Option<Self> {
         let good = !epoch.is_empty()
@@ -175,11 +176,11 @@ pub struct Retention {
     pub size: u32,
     /// How long publications are kept after the last one.
     pub ttl: Duration,
-    /// Whether plain publications may come beside the durable ones. They are not kept.
+    /// True if plain publications may come beside the durable ones. They are not kept.
     pub plain: bool,
 }
 
-/// One published event. The payload is opaque JSON text; the gateway checks it and never edits it.
+/// A published event. The payload is opaque JSON; the gateway checks it and never edits it.
 #[derive(Debug, Clone)]
 pub struct Publication {
     pub channel: ChannelName,
@@ -190,7 +191,7 @@ pub struct Publication {
     pub position: Option<Position>,
     /// When it was published, in microseconds since 1970, if that is known: for durable
     /// publications by Redis' clock, for those of the server API by the replica's. It is not known
-    /// for what others `PUBLISH` and for what is read from the history.
+    /// for what other programs `PUBLISH`, and for what is read from the history.
     pub published: Option<u64>,
 }
 
@@ -204,11 +205,11 @@ pub enum GapReason {
     BrokerRefused,
     /// The queue between the broker and the fan-out was full.
     Overflow,
-    /// Somebody published something that is not JSON text.
+    /// A publisher sent something that is not JSON.
     InvalidPayload,
-    /// Somebody published something that is larger than `limits.publication_bytes`.
+    /// A publisher sent something that is larger than `limits.publication_bytes`.
     PayloadTooLarge,
-    /// Somebody published an event whose `type` is one of the gateway's own messages.
+    /// A publisher sent an event whose `type` is one of the gateway's own messages.
     ReservedType,
     /// The channel's history began anew (Redis lost its data, was restarted or failed over), no
     /// longer reaches back far enough, or could not be read.

@@ -2,7 +2,7 @@
 //! authorised connection that is subscribed to a channel gets its events in order and once, or is
 //! told that it may have missed some.
 //!
-//! The modules stand in layers, and imports go downward only, which `tests/tidy.rs` enforces. Start
+//! The modules are layered, and imports go downward only, which `tests/tidy.rs` enforces. Start
 //! with `ARCHITECTURE.md`, which is the second half of this page, for the map and the walks.
 
 #![cfg_attr(doc, doc = "\n---\n", doc = include_str!("../ARCHITECTURE.md"))]

@@ -118,8 +118,8 @@ where
     })
 }
 
-/// Raises the soft limit on open files to the hard one, since each socket is a file. Answers the
-/// limit.
+/// Raises the soft limit on open files to the hard one, since each socket is a file.
+/// Returns the limit.
 pub fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -128,8 +128,8 @@ pub fn raise_open_files() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Forbids core files, which would contain secrets and tokens. The hard limit stays, so that
-/// somebody who wants a core file can still have one.
+/// Forbids core files, which would contain secrets and tokens. The hard limit stays, so that an
+/// operator who wants a core file can still have one.
 pub fn leave_no_core() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Core);

@@ -20,10 +20,11 @@ pub use format::Format;
 pub use repeated::{Kind, repeated, repeated_each, set_interval};
 use writer::{Lines, MAX_LINES, State, Writer};
 
-/// How long the process's end waits for lines that are still to be written.
+/// How long the process's end waits for lines that have not been written.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// How often repeated lines that are due are looked for, and a log that lost lines is tried again.
+/// How often repeated lines that are due are looked for, and a log that has lost lines is
+/// tried again.
 const SWEEP: Duration = Duration::from_secs(1);
 
 /// The process's log, once it has begun.
@@ -64,14 +65,14 @@ fn start(out: impl Write + Send + 'static, format: Format, state: Arc<State>) ->
     let writer = Writer::new(out, format, Arc::clone(&state));
     let builder = NonBlockingBuilder::default().lossy(true).thread_name("log");
     let (queue, guard) = builder.buffered_lines_limit(MAX_LINES).finish(writer);
-    // The guard's drop would print to standard output when the thread is stuck. `end` waits for the
+    // The guard's drop would print to standard output if the thread is stuck. `end` waits for the
     // lines instead.
     std::mem::forget(guard);
     Lines::new(queue, state)
 }
 
-/// Logs a panic. The default hook writes to standard error itself, which may fail, which would be
-/// another panic, or never return.
+/// Logs a panic. The default hook would write to standard error itself: that may fail, which would
+/// be another panic, or never return.
 fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let payload = panic.payload();
     let text = payload.downcast_ref::<&str>().copied();
@@ -103,19 +104,20 @@ pub async fn sum_up() {
     }
 }
 
-/// Writes the lines that are still to be written, as far as that goes in a short time.
+/// Writes the lines that have not been written, as far as that is possible in a short time.
 pub fn end() {
     repeated::finish();
     let Some(log) = LOG.get() else { return };
     log.lines.probe();
+
     let began = Instant::now();
     while log.state.waiting() > 0 && began.elapsed() < LAST_LINES {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Writes a text that is no line of the log. It waits no longer for that than for the log's last
-/// lines.
+/// Writes a text that is not a line of the log. It waits no longer for that than for the
+/// log's last lines.
 pub fn write_within(mut out: impl Write + Send + 'static, text: String) {
     let (done, wait) = std::sync::mpsc::sync_channel(1);
     let writing = std::thread::Builder::new().name("print".to_owned()).spawn(move || {
@@ -239,7 +241,7 @@ mod tests {
                 format == Format::Json,
                 serde_json::from_str::<serde_json::Value>(last).is_ok()
             );
-            // The line that was cut off stands on a line of its own.
+            // The line that was cut off is on a line of its own.
             assert!(text.starts_with("one\n") && text.lines().count() >= 3, "{text}");
             lines.probe();
             settle(&state);
@@ -247,7 +249,7 @@ mod tests {
         }
     }
 
-    /// PendingSubscription lines are bounded by their bytes too.
+    /// The lines that wait are bounded by their bytes too.
     #[test]
     fn field_a2_long_lines_do_not_fill_the_memory() {
         let (disk, mut lines, state) = log(Format::Text);

@@ -136,8 +136,8 @@ pub fn markdown() -> String {
     out
 }
 
-/// Bucket bounds of all `_seconds` histograms: from the fan-out of a single event to a stuck
-/// handshake.
+/// The bounds of the buckets of all `_seconds` histograms: from the fan-out of a single event to a
+/// stuck handshake.
 const SECONDS: [f64; 14] = [
     0.000_025, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5,
     10.0,
@@ -175,6 +175,7 @@ fn describe() {
     }
 }
 
+/// Makes every series with a closed set of labels exist.
 fn zero() {
     for reason in Reason::ALL {
         metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(0);
@@ -397,7 +398,7 @@ pub fn canary_missed() {
     metrics::counter!(CANARY_MISSED).increment(1);
 }
 
-/// Counts how a hole ended: filled from the history, or declared.
+/// Counts how a missing range ended: filled from the history, or declared.
 pub fn recovery(filled: bool) {
     let result = if filled { "filled" } else { "declared" };
     metrics::counter!(RECOVERIES, "result" => result).increment(1);
@@ -428,7 +429,7 @@ pub fn config_info(sha: &str) {
     metrics::gauge!(CONFIG_INFO, "sha" => sha.to_owned()).set(1.0);
 }
 
-/// Sets the series of the old configuration to 0 when another one takes its place.
+/// Sets the series of the old configuration to 0, because another one takes its place.
 pub fn config_replaced(old: &str, new: &str) {
     metrics::gauge!(CONFIG_INFO, "sha" => old.to_owned()).set(0.0);
     config_info(new);

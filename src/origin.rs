@@ -89,6 +89,7 @@ impl std::str::FromStr for Origin {
     }
 }
 
+/// Takes a host and its port apart.
 fn host_and_port(text: &str) -> Result<(&str, Option<u16>), OriginError> {
     let end = if text.starts_with('[') {
         text.find(']').ok_or(OriginError::Host)? + 1
@@ -125,12 +126,12 @@ impl fmt::Display for Origin {
 }
 
 impl Origin {
-    /// Whether this is a page of the host that the request names. A page without TLS is not, if the
+    /// True if this is a page of the host that the request names. A page without TLS is not, if the
     /// request is known to have come over TLS.
     fn is_of(&self, own: &Own<'_>) -> bool {
         let Some(default) = default_port(&self.scheme) else { return false };
-        // Somebody who can change an unencrypted page on its way must not gain access to the TLS
-        // side.
+        // A person who can change an unencrypted page on its way must not gain access to
+        // the TLS side.
         if self.scheme == "http" && own.secure {
             return false;
         }
@@ -141,13 +142,13 @@ impl Origin {
             && port.unwrap_or(default) == self.port.unwrap_or(default)
     }
 
-    /// Whether this is a page of this machine.
+    /// True if this is a page of this machine.
     fn is_loopback(&self) -> bool {
         default_port(&self.scheme).is_some() && is_loopback(&self.host)
     }
 }
 
-/// Whether a host name never leads to another machine, whatever DNS answers.
+/// True if a host name never leads to another machine, whatever DNS answers.
 #[must_use]
 pub(crate) fn is_loopback(host: &str) -> bool {
     let host = host.to_ascii_lowercase();
@@ -157,7 +158,7 @@ pub(crate) fn is_loopback(host: &str) -> bool {
         || address.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 
-/// The host of a `Host` header, without its port; `None` for a header that holds no host.
+/// The host of a `Host` header, without its port, or `None` if the header holds no host.
 #[must_use]
 pub(crate) fn host_of(header: &str) -> Option<&str> {
     host_and_port(header).ok().map(|(host, _)| host).filter(|host| !host.is_empty())
@@ -168,7 +169,7 @@ pub(crate) fn host_of(header: &str) -> Option<&str> {
 pub struct Own<'r> {
     /// The `Host` header.
     pub host: &'r str,
-    /// Whether a trusted proxy says that the client came over TLS.
+    /// True if a trusted proxy says that the client came over TLS.
     pub secure: bool,
 }
 
@@ -202,7 +203,7 @@ impl std::str::FromStr for Entry {
             };
         };
 
-        // Anybody may have a name below a top-level domain.
+        // A name below a top-level domain can be anybody's.
         let name = suffix.strip_prefix('.').unwrap_or_default();
         let enough = name.contains('.') || name == "localhost";
         let labels = name.split('.').all(|label| !label.is_empty() && !label.contains('*'));
@@ -237,7 +238,7 @@ pub struct AllowedOrigins {
     entries: Vec<Entry>,
     /// The entries as they were written.
     texts: Vec<String>,
-    /// Whether pages of this machine are allowed, on any port (`--dev`).
+    /// True if pages of this machine are allowed, on any port (`--dev`).
     loopback: bool,
 }
 
@@ -263,7 +264,7 @@ impl AllowedOrigins {
         }
     }
 
-    /// Whether a page of this origin may open a socket or stream here: its origin is an entry, or
+    /// True if a page of this origin may open a socket or stream here: its origin is an entry, or
     /// the request's own host.
     #[must_use]
     pub fn allow(&self, origin: &str, own: &Own<'_>) -> bool {
@@ -276,8 +277,8 @@ impl AllowedOrigins {
             || (self.loopback && origin.is_loopback())
     }
 
-    /// The line of the configuration that allows this origin too; `None` if the text is not an
-    /// origin.
+    /// The line of the configuration that allows this origin too, or `None` if the text is
+    /// not an origin.
     #[must_use]
     pub fn line_with(&self, origin: &str) -> Option<String> {
         let added = match origin {

@@ -78,7 +78,7 @@ impl Target {
         let default_port = if kind == "sentinel" { 26379 } else { 6379 };
         let (authority, _) = rest.split_once('/').unwrap_or((rest, ""));
 
-        // In front of the host these characters may belong to a password.
+        // Before the host these characters may belong to a password.
         let host_at = authority.rfind('@').map_or(0, |at| at + 1);
         if let Some((_, option)) = rest[host_at..].split_once(['?', '#']) {
             return Err(UrlError::Option(advice(option)));
@@ -140,6 +140,7 @@ fn advice(option: &str) -> &'static str {
     }
 }
 
+/// Reads one server of the list.
 fn server(text: &str, default_port: u16) -> Result<Server, UrlError> {
     let (host, port) = match text.rsplit_once(':') {
         Some((host, port)) if !port.ends_with(']') => {

@@ -1,5 +1,5 @@
-//! Hash tables never shrink on their own. After a rush of connections these helpers shrink them,
-//! when few entries are left.
+//! Hash tables never shrink on their own. After a rush of connections these helpers shrink them, if
+//! few entries are left.
 //!
 //! Not here: when a table is checked. Invariant: a small table is left alone, so that the coming
 //! and going of a few connections costs nothing.
@@ -19,15 +19,14 @@ fn is_too_large(len: usize, capacity: usize) -> bool {
     capacity > SMALL && len < capacity / PARTS
 }
 
-/// Shrinks a table if it is too large, for calls after a removal. The cost is spread over the
-/// removals.
+/// Shrinks a table if it is too large. It is called after removals, which share the cost.
 pub(crate) fn shrink<K: Eq + Hash, V, S: BuildHasher>(table: &mut HashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to(table.len() * 2);
     }
 }
 
-/// Shrinks a shared table if it is too large, for calls now and then.
+/// Shrinks a shared table if it is too large. It is called now and then.
 pub(crate) fn shrink_shared<K: Eq + Hash, V, S: BuildHasher + Clone>(table: &DashMap<K, V, S>) {
     if is_too_large(table.len(), table.capacity()) {
         table.shrink_to_fit();

@@ -1,4 +1,4 @@
-//! What commands print.
+//! What commands print, and how.
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -2,7 +2,7 @@
 //! instead, or exactly the certificates with certain fingerprints.
 //!
 //! A certificate that signed itself is often given as its own authority. Other programs accept
-//! that; strict verification does not, because an authority is no server. Here a server whose
+//! that; strict verification does not, because an authority is not a server. Here a server whose
 //! certificate is in the file is trusted directly. Not here: connecting.
 
 use std::sync::Arc;
@@ -67,7 +67,7 @@ impl std::str::FromStr for Fingerprint {
 pub(crate) struct Trust<'a> {
     /// PEM of the certificates to trust instead of the system's authorities.
     pub given: Option<&'a [u8]>,
-    /// Whether a given certificate has to name the host even if it is the server's own.
+    /// True if a given certificate has to name the host even if it is the server's own.
     pub by_name: bool,
     /// If not empty, exactly the certificates with these fingerprints are trusted, whoever signed
     /// them and whatever they name.
@@ -152,6 +152,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, S
     Ok(all)
 }
 
+/// Verifies servers as [`Trust`] says.
 #[derive(Debug)]
 struct Verifier {
     /// The verification against authorities; `None` if certificates are pinned.
@@ -164,7 +165,7 @@ struct Verifier {
 
 impl Verifier {
     /// Checks the dates, and the name if that is asked for, of a server's certificate that was
-    /// given itself. Nobody else has to vouch for it.
+    /// given itself. No authority has to vouch for it.
     fn is_in_force(
         &self,
         certificate: &CertificateDer<'_>,

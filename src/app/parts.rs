@@ -1,4 +1,6 @@
-//! Makes the parts out of the configuration, at the start and again when it is reloaded.
+//! Makes the parts out of the configuration, at the start and again on reload.
+//!
+//! Not here: when that happens (`app`, `reload`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -67,12 +69,14 @@ pub(crate) fn jwks_of(section: &config::Jwks) -> anyhow::Result<Arc<Jwks>> {
     Ok(Jwks::new(client, settings, unix_now))
 }
 
-/// The content of the file that a setting names; `None` if it names none.
+/// The content of the file that a setting names, or `None` if it names none.
 fn given(setting: &str, path: &str) -> anyhow::Result<Option<Vec<u8>>> {
     let content = (!path.is_empty()).then(|| std::fs::read(path)).transpose();
     content.with_context(|| format!("{setting}: {path}"))
 }
 
+/// Makes the client of the callback rule, or `None` if no URL is configured. What `before` has is
+/// kept as far as possible.
 pub(super) fn callback_of(
     section: &config::Callback,
     policy: &Policy,
@@ -96,11 +100,13 @@ pub(super) fn callback_of(
     Ok(Some(callback.map_err(|e| anyhow::anyhow!("callback: {e}"))?))
 }
 
+/// Gives a policy the gateway's table of revocations.
 pub(super) fn with_revocations(policy: Policy, gateway: &Gateway) -> Policy {
     let Policy { verifier, .. } = policy;
     Policy { verifier: verifier.revoking(Arc::clone(gateway.revocations())), ..policy }
 }
 
+/// Makes the gateway with its hub and its broker, and starts their tasks.
 pub(super) fn gateway(
     config: &Config,
     lifecycle: &Lifecycle,
@@ -155,6 +161,7 @@ pub(super) fn gateway(
     Ok(gateway)
 }
 
+/// Makes the broker's settings.
 fn settings(config: &Config) -> anyhow::Result<Settings> {
     let redis = &config.redis;
     let certificate = given("redis.cert_file", &redis.cert_file)?;
@@ -173,6 +180,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
 
     let tls = redis.url.0.starts_with("rediss").then(connector).transpose()?;
     let file = |path: &String| (!path.is_empty()).then(|| path.into());
+
     Ok(Settings {
         url: redis.url.0.clone(),
         password_file: file(&redis.password_file),
@@ -198,6 +206,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
     })
 }
 
+/// Puts the limits in force that a reload may change.
 pub(super) fn apply_limits(app: &App, config: &Config) {
     let (limits, history) = (&config.limits, &config.history);
     let gateway = &app.context.gateway;
@@ -209,7 +218,8 @@ pub(super) fn apply_limits(app: &App, config: &Config) {
 
     metrics::connections_limit(limits.connections);
     gateway.set_max_publication(limits.publication_bytes);
-    // What a client missed has to fit into its queue, beside what arrives meanwhile.
+    // The events that a client missed have to fit into its queue, beside those that
+    // arrive meanwhile.
     gateway.set_opens(history.opens_per_user, history.opens);
     gateway.set_history_bounds(broker::HistoryBounds {
         messages: history.max_messages.min(limits.queue_messages / 2),
@@ -217,14 +227,14 @@ pub(super) fn apply_limits(app: &App, config: &Config) {
     });
 }
 
-/// Eight random bytes as hex: this process's name among the replicas.
+/// Eight random bytes as hex: the name of this process among the replicas.
 fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
-/// The node's name. In Kubernetes it is the pod's.
+/// The replica's name. In Kubernetes it is the pod's.
 fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();

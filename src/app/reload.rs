@@ -1,4 +1,4 @@
-//! Reading the configuration again, on SIGHUP and when the content of a watched file changes.
+//! Reading the configuration again, on SIGHUP and if the content of a watched file changes.
 //!
 //! Invariants: a refused configuration changes nothing, and an unchanged one does nothing; a file
 //! is compared with its content at the last reading, so no change is lost whenever it comes; a
@@ -25,7 +25,7 @@ const WATCH_EVERY: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 64;
 const PAUSE: Duration = Duration::from_millis(1);
 
-/// How long the next connections wait for the application to have room.
+/// How long the next connections wait until the application has room.
 const ROOM_WITHIN: Duration = Duration::from_secs(1);
 
 /// Reads the configuration again.
@@ -64,8 +64,8 @@ pub(super) async fn watch(app: App, reload: Reload, mut hangup: Hangup, mut in_f
     }
 }
 
-/// Keeps the old configuration. The same refusal of an attempt that nobody asked for is not logged
-/// again.
+/// Keeps the old configuration. If the attempt was not asked for and is refused like the one
+/// before, it is not logged again.
 fn refused(app: &App, problems: &[Problem], news: bool) {
     let all: Vec<_> = problems.iter().map(ToString::to_string).collect();
     let all = all.join("; ");
@@ -76,7 +76,7 @@ fn refused(app: &App, problems: &[Problem], news: bool) {
     app.lifecycle.record_reload(Some(all));
 }
 
-/// Puts a configuration in force if it differs. True if what is allowed has changed.
+/// Puts a configuration in force if it differs. Returns true if the rules have changed.
 fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     app.lifecycle.record_reload(None);
     let Loaded { config, policy, printed, values } = loaded;
@@ -92,7 +92,9 @@ fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     if sha != in_force.sha {
         metrics::config_replaced(&in_force.sha, &sha);
     }
+
     *in_force = InForce { values, sha };
+
     for warning in &policy.warnings {
         tracing::warn!("configuration: {warning}");
     }
@@ -110,8 +112,8 @@ fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
 }
 
 /// Replaces the policy. What the new configuration does not touch stays: key sets, the callback's
-/// answers and connections. True if the rules differ, or if connections without a token are not
-/// allowed any more.
+/// answers and connections. Returns true if the rules differ, or if connections without a token are
+/// no longer allowed.
 fn put_in_force(app: &App, policy: Policy, config: &Config) -> bool {
     let mut policy = with_revocations(policy, &app.context.gateway);
     app.context.jwks.adopt(policy.verifier.keys_mut());

@@ -34,6 +34,7 @@ impl Family {
     }
 }
 
+/// A signature algorithm that a token may name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, Serialize)]
 pub enum Algorithm {
     #[serde(rename = "HS256")]

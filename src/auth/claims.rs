@@ -1,4 +1,7 @@
-//! The checks of a token's claims, and the settings that they are checked against (RFC 7519 section 4.1).
+//! The checks of a token's claims (RFC 7519 section 4.1), and the settings that they are
+//! checked against.
+//!
+//! Pure. Not here: the signature, which is checked before any claim is looked at.
 
 use std::borrow::Cow;
 
@@ -47,7 +50,7 @@ impl Settings {
     }
 }
 
-/// Where the user's id stands: a claim's name, or a path into objects (`user.id`).
+/// Where a token holds the user's id: a claim's name, or a path into objects (`user.id`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserClaim(pub String);
 
@@ -65,13 +68,13 @@ impl UserClaim {
         Some(value).filter(|value| !value.is_null())
     }
 
-    /// True if the user's id may stand in this claim.
+    /// True if this claim may hold the user's id, or a part of the path to it.
     pub(super) fn reads(&self, name: &str) -> bool {
         self.0 == name || self.0.split('.').next() == Some(name)
     }
 }
 
-/// Claims that pass these settings, as far as claims alone can.
+/// Makes claims that pass these settings, as far as claims alone can.
 pub(super) fn made(
     settings: &Settings,
     user: &str,
@@ -98,7 +101,8 @@ pub(super) fn made(
     claims
 }
 
-/// A claim that is there. Many libraries write null for one that is not, so null counts as absent.
+/// Returns a claim that is there. Many libraries write null for one that is not, so null
+/// counts as absent.
 fn present<'v>(claims: &'v Map<String, Value>, name: &str) -> Option<&'v Value> {
     claims.get(name).filter(|value| !value.is_null())
 }
@@ -170,8 +174,8 @@ fn numeric_date(claims: &Map<String, Value>, name: &str) -> Result<Option<f64>, 
 /// Longest `jti` in bytes.
 const MAX_JTI_BYTES: usize = 256;
 
-/// `jti` and `iat` (RFC 7519 sections 4.1.6 and 4.1.7). An `iat` in the future is no reason to
-/// refuse a token: issuers have `nbf` for that.
+/// Reads `jti` and `iat` (RFC 7519 sections 4.1.6 and 4.1.7). An `iat` in the future is no reason
+/// to refuse a token: issuers have `nbf` for that.
 fn token_id(claims: &Map<String, Value>) -> Result<TokenId, Reason> {
     let jti = match present(claims, "jti").map(id_text) {
         None => None,

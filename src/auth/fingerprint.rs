@@ -1,8 +1,8 @@
 //! Short fingerprints of keys: two services that print the same one have the same key.
 //!
-//! A secret's fingerprint is keyed by the secret itself, so it reveals nothing beyond 64 bits of a
-//! MAC. A weak secret could still be guessed from it, so a gateway with a weak secret does not
-//! start.
+//! A secret's fingerprint is keyed by the secret itself, so it reveals nothing beyond 64 bits
+//! of a MAC. A weak secret could still be guessed from it, so a gateway with a weak secret
+//! does not start.
 
 use std::fmt;
 
@@ -29,15 +29,15 @@ fn first_bytes(bytes: &[u8]) -> Fingerprint {
     Fingerprint(out)
 }
 
-/// HMAC-SHA-256 of the label under the secret's bytes.
+/// The fingerprint of a secret: HMAC-SHA-256 of the label under the secret's bytes.
 #[must_use]
 pub fn of_secret(bytes: &[u8]) -> Fingerprint {
     first_bytes(hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), LABEL).as_ref())
 }
 
 impl Key {
-    /// For a secret as [`of_secret`]; for a public key the SHA-256 of its SubjectPublicKeyInfo in
-    /// DER.
+    /// The fingerprint of a key: for a secret that of [`of_secret`], for a public key the SHA-256
+    /// of its SubjectPublicKeyInfo in DER.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         match self.material() {
@@ -49,8 +49,8 @@ impl Key {
     }
 }
 
-/// Commands with which the other side prints the fingerprint of the secret in a variable: name and
-/// command.
+/// Commands with which the other side prints the fingerprint of the secret in a variable: name
+/// and command.
 pub const RECIPES: [(&str, &str); 3] = [
     (
         "Node",

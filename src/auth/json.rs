@@ -1,11 +1,11 @@
 //! The JSON of a token: one object. It is read as leniently as other libraries read it, and
 //! strictly where strictness protects.
 //!
-//! Two readers that each take another of two equal names are an attack (RFC 7519 section 4 lets a
-//! parser refuse equal names). The members that the gateway reads are therefore unique at any
-//! depth, and their texts are texts. All other members only have to be JSON: numbers of any size,
-//! halves of surrogate pairs and repeated names are the issuer's business, as with the other
-//! libraries.
+//! Two readers that each take another of two equal names are an attack (RFC 7519 section 4 lets
+//! a parser refuse equal names). The members that the gateway reads are therefore unique at any
+//! depth, and their texts are texts. All other members only have to be JSON: numbers of any
+//! size, halves of surrogate pairs and repeated names are the issuer's business, as with the
+//! other libraries.
 
 use std::fmt;
 
@@ -57,8 +57,8 @@ pub(super) fn decode(part: &str) -> Result<Vec<u8>, Defect> {
     })
 }
 
-/// Decodes a base64url part that holds one JSON object; `is_read` says which members the gateway
-/// reads.
+/// Decodes a base64url part that holds one JSON object; `is_read` says which members the
+/// gateway reads.
 pub(super) fn object(
     part: &str,
     is_read: &dyn Fn(&str) -> bool,
@@ -66,7 +66,7 @@ pub(super) fn object(
     object_of(&decode(part)?, is_read)
 }
 
-/// A token's header.
+/// Reads a token's header.
 pub(super) fn header(part: &str) -> Result<Map<String, Value>, Defect> {
     object(part, &|name| ["alg", "enc", "kid", "crit", "b64", "zip"].contains(&name))
 }
@@ -102,7 +102,7 @@ pub(super) fn object_of(
             }
             strict(raw.get(), 1).map_err(|flaw| flaw.of(&name))?
         } else {
-            // Nobody reads this member, so any value will do.
+            // The gateway does not read this member, so any value will do.
             serde_json::from_str::<Value>(raw.get()).unwrap_or(Value::Null)
         };
         map.insert(name, value);
@@ -144,11 +144,13 @@ fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
         Some(b'{') => {
             let Members(members) = members(raw).map_err(|_| Flaw::NotText)?;
             let mut map = Map::new();
+
             for (name, raw) in members {
                 if map.insert(name, strict(raw.get(), depth + 1)?).is_some() {
                     return Err(Flaw::Duplicate);
                 }
             }
+
             Ok(Value::Object(map))
         }
         Some(b'[') => {
@@ -161,15 +163,15 @@ fn strict(raw: &str, depth: usize) -> Result<Value, Flaw> {
     }
 }
 
-/// A number. One that is larger than any float becomes the largest float, where other libraries
-/// read infinity.
+/// Reads a number. One that is larger than any float becomes the largest float, for which other
+/// libraries read infinity.
 fn number(raw: &str) -> Value {
     let largest = if raw.starts_with('-') { f64::MIN } else { f64::MAX };
     let number = serde_json::from_str::<Value>(raw).ok();
     number.or_else(|| Number::from_f64(largest).map(Value::Number)).unwrap_or_default()
 }
 
-/// An object's members as they stand, including names that come twice.
+/// An object's members in the order of the text, including names that come twice.
 struct Members<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Members<'de> {
@@ -194,8 +196,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
     }
 }
 
-/// A member's name. It is read as bytes, the form in which serde_json accepts halves of surrogate
-/// pairs.
+/// A member's name. It is read as bytes, the form in which serde_json accepts halves of
+/// surrogate pairs.
 struct Name(String);
 
 impl<'de> Deserialize<'de> for Name {

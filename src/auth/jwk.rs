@@ -1,5 +1,7 @@
 //! JSON Web Keys (RFC 7517), read one by one: an unusable key is skipped with a reason and never
 //! makes the rest of its set unusable.
+//!
+//! Not here: fetching a set (`upstream::jwks`).
 
 use std::fmt;
 
@@ -16,8 +18,8 @@ use super::secret::{Encoding, Secret};
 /// Most keys that are taken from one set.
 const MAX_KEYS: usize = 64;
 
-/// Most entries of a set that are looked at: reading a key costs time, and the set comes from
-/// outside.
+/// Most entries of a set that are looked at: reading a key costs time, and the set comes
+/// from outside.
 const MAX_LOOKED_AT: usize = 1024;
 
 /// Most different reasons that are listed for keys that were left out.
@@ -136,6 +138,7 @@ pub(super) fn shown(text: &str) -> String {
     text.chars().take(64).flat_map(char::escape_debug).collect()
 }
 
+/// Reads one key of a set.
 fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, String> {
     let Value::Object(jwk) = jwk else {
         return Err("not an object".to_owned());
@@ -182,6 +185,7 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
     Ok(Key::new(kid, algs, material))
 }
 
+/// Reads the key itself, by its kind.
 fn material(jwk: &Map<String, Value>, with_secrets: bool) -> Result<(Family, Material), String> {
     let kty = jwk.get("kty").and_then(Value::as_str).ok_or("has no `kty`")?;
     let crv = jwk.get("crv").and_then(Value::as_str).unwrap_or_default();

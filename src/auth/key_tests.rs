@@ -266,8 +266,8 @@ fn a_set_is_read_key_by_key() {
     }
 }
 
-/// The points of small order in their one encoding, and every second encoding of these or of other
-/// points.
+/// The points of small order in their one encoding, and every second encoding of these or of
+/// other points.
 fn unsafe_ed25519_points() -> Vec<[u8; 32]> {
     let hex = |text: &str| <[u8; 32]>::try_from(Encoding::Hex.decode(text).unwrap()).unwrap();
     let order_8 = "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a";

@@ -1,10 +1,10 @@
-//! The set of verification keys. Each key is bound to its algorithms. Keys are looked up in a fixed
-//! set and are never fetched or opened because of what a token says (RFC 8725 sections 3.1 and
-//! 3.10).
+//! The set of verification keys. Each key is bound to its algorithms. Keys are looked up in a
+//! fixed set and are never fetched or opened because of what a token says (RFC 8725 sections
+//! 3.1 and 3.10).
 //!
 //! A remote set is filled by `upstream::jwks`; here it is only read. Invariant: a key past its
 //! `valid_until` verifies nothing, but still counts as known, so that its tokens are refused for
-//! their signature and the doctor can say which key it was.
+//! their signature and the diagnosis can say which key it was.
 
 use std::fmt;
 use std::sync::Arc;
@@ -57,7 +57,7 @@ impl fmt::Debug for Key {
     }
 }
 
-/// Why a key could not sign.
+/// Why a key cannot sign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     #[error(
@@ -224,7 +224,7 @@ impl Remote {
         self.state.store(Arc::new(fetched));
     }
 
-    /// True if both have the same keys: same place, same algorithms.
+    /// True if both have the same keys: the same URL, and the same algorithms.
     #[must_use]
     pub fn is_same_set(&self, other: &Self) -> bool {
         self.url == other.url && self.algs == other.algs
@@ -356,10 +356,12 @@ impl KeySet {
 }
 
 impl Search {
+    /// Tries one key, and notes what fits.
     fn tries(&mut self, key: &Key, alg: Algorithm, token: &Signed<'_>, now: u64) -> bool {
         let fits_alg = key.allows(alg);
         let fits_kid = token.kid.is_none() || key.kid.is_none() || key.kid() == token.kid;
         self.alg |= fits_alg;
+
         self.known |= token.kid.is_some() && key.kid() == token.kid;
         self.both |= fits_alg && fits_kid;
 

@@ -1,10 +1,10 @@
-//! Tokens: [`Verifier::verify`] says for whom a token speaks, or gives the one [`Reason`] why it is
-//! refused.
+//! Tokens: [`Verifier::verify`] says for whom a token speaks, or gives the one [`Reason`] why
+//! it is refused.
 //!
 //! Not here: where a token was carried (`http`), what its user may do (`access`), fetching of keys
 //! (`upstream`). Signatures are made and verified by `jsonwebtoken` with `aws-lc-rs` underneath, or
-//! by `aws-lc-rs` alone for what that crate lacks. The form of a token is checked here, because the
-//! JWT crates accept forms that we refuse (ADR 4).
+//! by `aws-lc-rs` alone if that crate lacks the algorithm. The form of a token is checked here,
+//! because the JWT crates accept forms that we refuse (ADR 4).
 //!
 //! Invariant: no claim of a token is looked at before its signature has verified, so no unverified
 //! text chooses a reason. The time is an argument: the same token and time give the same answer.
@@ -68,8 +68,8 @@ impl Verifier {
     /// Accepts session cookies too.
     #[must_use]
     pub fn with_session(mut self, session: Option<SessionCookie>) -> Self {
-        // Issuer and audience are not checked, because the libraries of session cookies do not set
-        // them.
+        // Issuer and audience are not checked, because the libraries of session cookies do
+        // not set them.
         let leeway = self.settings.leeway.max(session_cookie::TOLERANCE);
         let settings =
             Settings { issuer: vec![], audience: vec![], leeway, ..self.settings.clone() };

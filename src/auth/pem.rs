@@ -1,6 +1,6 @@
 //! PEM as people configure it: with `\n` as two characters, on one line, in quotes, wrapped once
-//! more in base64; a certificate or a private key where a public key was meant. All of these forms
-//! are read, and oddities are reported so that the operator can mend them.
+//! more in base64; a certificate or a private key in place of a public key. All of these forms are
+//! read, and oddities are reported so that the operator can mend them.
 
 use aws_lc_rs::encoding::{AsDer as _, PublicKeyX509Der};
 use aws_lc_rs::signature::{
@@ -66,6 +66,7 @@ pub fn looks_like_pem(text: &str) -> bool {
     normalised(text).0.contains("-----BEGIN ")
 }
 
+/// Undoes what people do to a PEM text. Returns the text, and its oddities.
 fn normalised(text: &str) -> (String, Vec<&'static str>) {
     let mut oddities = Vec::new();
     let mut text = text.trim().trim_start_matches('\u{feff}').to_owned();

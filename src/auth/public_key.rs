@@ -1,8 +1,8 @@
 //! Public keys: read from DER, PEM or JWK components, and ready to verify.
 //!
-//! Invariant: a `PublicKey` that exists was parsed and is strong enough. A signature is checked
-//! with the algorithm that the caller names, and only if that algorithm belongs to the key's
-//! family.
+//! Invariant: a `PublicKey` that exists was parsed and is strong enough. A signature is
+//! checked with the algorithm that the caller names, and only if that algorithm belongs to the
+//! key's family.
 
 use std::fmt;
 
@@ -61,7 +61,7 @@ fn parser(family: Family) -> Option<&'static dyn VerificationAlgorithm> {
     })
 }
 
-/// True if a point is safe to verify with, which the library does not check: it takes any 32 bytes.
+/// True if a point is safe to verify with. The library does not check that: it takes any 32 bytes.
 /// With a point of small order, a signature that anybody can write down verifies every text. A
 /// point in a second encoding is a second name of one key.
 fn is_safe_point(spki: &[u8]) -> bool {
@@ -100,8 +100,8 @@ impl PublicKey {
         let spki: Box<[u8]> = spki.as_ref().into();
 
         if family == Family::Rsa {
-            // The library refuses keys that are too small, but does not say that size is the
-            // reason.
+            // The library refuses keys that are too small, but does not say that size
+            // is the reason.
             let bits = PublicEncryptingKey::from_der(&spki).map_or(0, |key| key.key_size_bits());
             if !RSA_BITS.contains(&bits) {
                 return Err(PublicKeyError::RsaSize);

@@ -106,8 +106,8 @@ impl Reason {
         self.row().1
     }
 
-    /// True if the fault is the gateway's, not the token's: the client may come back with the same
-    /// token.
+    /// True if the fault is the gateway's, not the token's: the client may come back with
+    /// the same token.
     #[must_use]
     pub fn is_ours(self) -> bool {
         matches!(self, Self::KeysUnavailable | Self::RevocationsUnavailable | Self::ConfigError)

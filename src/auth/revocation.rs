@@ -57,6 +57,7 @@ impl Revocation {
 /// What a token can be revoked by.
 pub(super) use crate::access::TokenId;
 
+/// The revocations by what they cover.
 #[derive(Debug, Default)]
 struct Tables {
     tokens: HashMap<Box<str>, u64, ahash::RandomState>,
@@ -69,8 +70,8 @@ struct Tables {
 pub struct Revocations {
     tables: RwLock<Tables>,
     any: AtomicBool,
-    /// True once all earlier revocations are in the tables. Until then no token can be said not to
-    /// be revoked.
+    /// True once all earlier revocations are in the tables. Until then any token might be among the
+    /// revoked ones.
     known: watch::Sender<bool>,
 }
 
@@ -105,7 +106,7 @@ impl Revocations {
     }
 
     /// Adds an entry. Of two entries for the same token or user the stricter values count. Returns
-    /// false when there is no room.
+    /// false if there is no room.
     pub fn add(&self, revocation: &Revocation) -> bool {
         let mut tables = self.tables.write();
         if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
@@ -196,6 +197,7 @@ impl Revocations {
         if !self.any.load(Ordering::Acquire) {
             return;
         }
+
         let mut tables = self.tables.write();
         tables.tokens.retain(|_, until| now < *until);
         tables.users.retain(|_, (_, until)| now < *until);

@@ -1,7 +1,7 @@
 //! HMAC secrets: from the configured text to bytes, and what is wrong or odd about them.
 //!
 //! Invariant: no part of a secret ever reaches a message. Messages state its length, the class of
-//! its characters, and what stands around it.
+//! its characters, and what surrounds it.
 
 use std::fmt;
 
@@ -44,7 +44,7 @@ impl Encoding {
         }
     }
 
-    /// The bytes that a text stands for; `None` when it is not written in this encoding.
+    /// The bytes that a text stands for; `None` if it is not written in this encoding.
     #[must_use]
     pub fn decode(self, text: &str) -> Option<Vec<u8>> {
         match self {
@@ -111,6 +111,8 @@ impl fmt::Debug for Secret {
 }
 
 impl Secret {
+    /// Reads a configured secret.
+    ///
     /// # Errors
     /// What makes the secret unusable. Weakness is a question of its own, see [`Secret::weakness`].
     pub fn new(text: &str, encoding: Encoding) -> Result<Self, SecretError> {

@@ -49,7 +49,7 @@ impl Maker {
         }
     }
 
-    /// Recognizes the library by the header that it writes, which has nothing else in it: Auth.js
+    /// Recognises the library by the header that it writes, which has nothing else in it: Auth.js
     /// adds a `kid`.
     pub(super) fn by_header(header: &Map<String, Value>) -> Option<Self> {
         let text = |name: &str| header.get(name).and_then(Value::as_str);
@@ -61,6 +61,7 @@ impl Maker {
     }
 }
 
+/// How a cookie is encrypted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Encryption {
     Gcm,
@@ -104,7 +105,7 @@ impl SessionCookie {
     /// cookie of an earlier version or length beside the one that counts.
     #[must_use]
     pub fn find<'n>(&'n self, cookies: &[(&str, &str)]) -> Vec<(&'n str, String)> {
-        // A browser may still send a cookie that was emptied at a sign-out.
+        // A browser may still send a cookie that was emptied by signing out.
         let is = |name: &str, (n, v): &(&str, &str)| *n == name && !v.is_empty();
         let value = |name: &str| cookies.iter().find(|c| is(name, c)).map(|(_, v)| *v);
 
@@ -119,10 +120,10 @@ impl SessionCookie {
         self.names.iter().flat_map(found).collect()
     }
 
-    /// The content of a cookie that one of the secrets decrypts.
+    /// Returns the content of a cookie that one of the secrets decrypts.
     ///
     /// # Errors
-    /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` when no secret fits;
+    /// `malformed`, `alg_not_allowed`, `crit_unsupported`, or `bad_signature` if no secret fits;
     /// `oversize` above [`MAX_BYTES`].
     pub fn open(&self, name: &str, token: &str) -> Result<Vec<u8>, Reason> {
         let jwe = Jwe::split(token)?;
@@ -189,7 +190,7 @@ impl<'t> Jwe<'t> {
         Ok(Self { header, kid, encryption, iv, ciphertext, tag })
     }
 
-    /// True if the tag, the last part, is not whole.
+    /// True if the tag, which is the last part, is not whole.
     pub(super) fn is_cut_off(token: &str) -> bool {
         let parts: Vec<&str> = token.split('.').collect();
         let [header, _, _, _, tag] = parts[..] else { return false };
@@ -199,12 +200,13 @@ impl<'t> Jwe<'t> {
             Some("A256CBC-HS512") => Encryption::CbcHs512.tag_bytes(),
             _ => return false,
         };
+
         tag.len() < (whole * 4).div_ceil(3)
     }
 
-    /// Returns the library whose way of making keys opens the cookie with this secret, under any of
-    /// these names. Ways that no library takes by itself are not tried, because this runs for many
-    /// secrets.
+    /// Returns the library whose way of making keys opens the cookie with this secret, under any
+    /// of these names. Ways that no library takes by itself are not tried, because this runs for
+    /// many secrets.
     pub(super) fn opener(&self, secret: &[u8], names: &[&str]) -> Option<Maker> {
         let bytes = self.encryption.key_bytes();
         match self.encryption {
@@ -221,7 +223,7 @@ impl<'t> Jwe<'t> {
         }
     }
 
-    /// Decrypts with a secret and a cookie name; `None` when they do not fit.
+    /// Decrypts with a secret and a cookie name. Returns `None` if they do not fit.
     pub(super) fn open(&self, secret: &[u8], cookie: &str) -> Option<(Maker, Vec<u8>)> {
         let makers: &[Maker] = match self.encryption {
             Encryption::Gcm => &[Maker::NextAuth4, Maker::AuthJs5],
@@ -248,8 +250,8 @@ impl<'t> Jwe<'t> {
         Some(data)
     }
 
-    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything is
-    /// decrypted.
+    /// AES_CBC_HMAC_SHA2 (RFC 7518 section 5.2.2.2): the tag is checked before anything
+    /// is decrypted.
     fn open_cbc(&self, key: &[u8]) -> Option<Vec<u8>> {
         let (mac_key, enc_key) = key.split_at(32);
         let aad_bits = (self.header.len() as u64 * 8).to_be_bytes();
@@ -270,7 +272,7 @@ impl<'t> Jwe<'t> {
     }
 }
 
-/// Length of a derived key, as the `hkdf` module asks for it.
+/// The length of a derived key, as the `hkdf` module asks for it.
 struct Length(usize);
 
 impl hkdf::KeyType for Length {

@@ -37,7 +37,7 @@ pub(super) fn verifies(alg: Algorithm, key: &DecodingKey, signed: &[u8], signatu
     verifier.is_ok_and(|verifier| verifier.verify(signed, &signature.to_vec()).is_ok())
 }
 
-/// Signs a text; `None` where the key cannot sign with that algorithm.
+/// Signs a text. Returns `None` if the key cannot sign with that algorithm.
 pub(super) fn sign(alg: Algorithm, key: &EncodingKey, text: &[u8]) -> Option<Vec<u8>> {
     let signer = (DEFAULT_PROVIDER.signer_factory)(&of_crate(alg)?, key).ok()?;
 

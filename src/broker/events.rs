@@ -1,7 +1,10 @@
 //! The bounded queue from a broker to the gateway. The broker's reader must never wait, or Redis
 //! closes its connection (`client-output-buffer-limit`). So when the queue is full, a channel's
-//! publications are dropped until the next take, and the take says for which channels that
-//! happened.
+//! publications are dropped until the queue is drained, and the batch says on which channels
+//! that happened.
+//!
+//! Invariant: nothing is dropped without a declaration, except control messages beyond a room
+//! of their own.
 
 use std::collections::HashMap;
 use std::mem;
@@ -17,17 +20,17 @@ use crate::logging;
 struct State {
     events: Vec<Event>,
     bytes: usize,
-    /// The channels whose publications were dropped: no more than there are subscriptions, and each
-    /// name is shared with the subscription table. The value is true if a plain publication was
-    /// among those dropped: no history has it.
+    /// The channels whose publications were dropped. There are no more of them than subscriptions,
+    /// and each name is shared with the subscription table. The value is true if a plain
+    /// publication was among those dropped: no history has it.
     overflowed: HashMap<ChannelName, bool, ahash::RandomState>,
 }
 
-/// What one take yields. `overflowed` comes after all `events`.
+/// Everything that the queue held when it was drained. `overflowed` comes after all `events`.
 #[derive(Debug, Default)]
 pub struct EventBatch {
     pub events: Vec<Event>,
-    /// The value is true if not everything that was dropped can be in a history.
+    /// The value is true if plain publications, which no history has, were among those dropped.
     pub overflowed: Vec<(ChannelName, bool)>,
 }
 
@@ -46,17 +49,18 @@ impl Events {
     }
 
     /// Adds an event, or notes its channel as overflowed. An interruption or a confirmation is
-    /// always accepted: there can be only one of each per channel. Control messages have additional
-    /// room, as large as that of the publications, since they are few and losing one cannot be
-    /// declared.
+    /// always accepted: there can be only one of each per channel. Control messages have
+    /// additional room, as large as that of the publications, since they are few and losing one
+    /// cannot be declared.
     pub fn push(&self, event: Event) {
         let mut state = self.state.lock();
         let was_empty = state.events.is_empty() && state.overflowed.is_empty();
 
         if let Event::Publication(publication) = &event {
             let size = publication.payload.len();
-            // After the first publication that did not fit, all of the channel's publications are
-            // dropped until the take, so that the gap stands where the missing ones were.
+            // After the first publication that did not fit, all of the channel's publications
+            // are dropped until the queue is drained, so that the gap stands where the
+            // missing ones were.
             if state.events.len() >= self.max_events
                 || state.bytes + size > self.max_bytes
                 || (!state.overflowed.is_empty()

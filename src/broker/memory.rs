@@ -1,7 +1,7 @@
 //! The broker within one process, which is the default without Redis. It keeps the same contract,
 //! including histories and epochs, without a network; a restart begins new epochs.
 //!
-//! Invariant: what all histories hold together is bounded. Beyond the bound, the channel whose
+//! Invariant: the memory of all histories together is bounded. Beyond the bound, the channel whose
 //! history would end first loses it, and its next publication shows that as a new epoch.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -21,8 +21,8 @@ use crate::lifecycle;
 /// How long a channel's position outlives its publications.
 const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
 
-/// How long the position of a channel without any publication is kept. It ends first, so it is also
-/// the first to go where room is short.
+/// How long the position of a channel without any publication is kept. It ends before all others,
+/// so it is also the first to be forgotten if room is short.
 const EMPTY_TTL: Duration = Duration::from_secs(3600);
 
 /// How long an idempotency key is remembered.
@@ -33,6 +33,7 @@ const OVERHEAD: usize = 256;
 
 type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
 
+/// A channel's history.
 struct Stream {
     position: Position,
     publications: VecDeque<Bytes>,
@@ -55,9 +56,10 @@ struct State {
     epochs: u64,
 }
 
+/// Keeps the histories, and queues what is published.
 pub struct MemoryBroker {
     /// The lock is held while an event is queued, so that a channel's events have one order for
-    /// everyone.
+    /// all readers.
     state: Mutex<State>,
     events: Arc<Events>,
     max_bytes: usize,
@@ -75,7 +77,7 @@ impl MemoryBroker {
 }
 
 impl State {
-    /// The channel's stream; one with a new epoch if there is none.
+    /// Returns the channel's history, and begins one with a new epoch if there is none.
     fn open(&mut self, channel: &ChannelName, nonce: &str) -> &mut Stream {
         if !self.streams.contains_key(channel) {
             self.epochs += 1;
@@ -94,8 +96,8 @@ impl State {
         self.streams.get_mut(channel).expect("it was just put there")
     }
 
-    /// Forgets everything that is too old. Then, until the rest fits, it forgets empty histories,
-    /// other histories, and idempotency keys in this order; of each kind those that end first.
+    /// Forgets everything that is too old. Then it forgets empty histories, other histories and
+    /// idempotency keys, in this order, until the rest fits; of each kind, those that end first.
     fn sweep(&mut self, now: Instant, max_bytes: usize) {
         while let Some((end, channel)) = self.ends.first()
             && *end <= now
@@ -120,6 +122,7 @@ impl State {
         while self.bytes > max_bytes && (self.forget_stream() || self.forget_key()) {}
     }
 
+    /// Forgets the history that ends first. Returns false if there is none.
     fn forget_stream(&mut self) -> bool {
         let Some((_, channel)) = self.ends.pop_first() else { return false };
         if let Some(mut gone) = self.streams.remove(&channel) {
@@ -128,6 +131,7 @@ impl State {
         true
     }
 
+    /// Forgets the oldest idempotency key. Returns false if there is none.
     fn forget_key(&mut self) -> bool {
         let Some((_, key)) = self.key_ends.pop_front() else { return false };
         self.bytes -= OVERHEAD + key.1.len();
@@ -167,11 +171,13 @@ impl State {
     }
 }
 
+/// Empties a history. Returns how much of the bound that frees.
 fn drop_all(publications: &mut VecDeque<Bytes>) -> usize {
     std::mem::take(publications).iter().map(|p| OVERHEAD + p.len()).sum()
 }
 
-/// The broker is one process: what it remembers is in its tables already, and nobody else writes.
+/// The broker is one process: what it remembers is in its tables already, and no other process
+/// writes there.
 impl Store for MemoryBroker {
     fn remember(&self, _: Vec<(u64, Bytes)>) -> BrokerFuture<'_> {
         Box::pin(std::future::ready(Ok(())))
@@ -194,6 +200,7 @@ impl Broker for MemoryBroker {
     fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation) {
         let mut state = self.state.lock();
         state.sweep(Instant::now(), self.max_bytes);
+
         let position = match tracking {
             Tracking::Off => None,
             Tracking::Follow => state.streams.get(channel).map(|s| s.position.clone()),
@@ -201,6 +208,7 @@ impl Broker for MemoryBroker {
                 Some(state.open(channel, &self.nonce).position.clone())
             }
         };
+
         let fresh = state.subscribed.insert(channel.clone(), ()).is_none();
         let subscribed = Subscribed { confirmations: vec![confirmation], position, fresh };
         self.events.push(Event::Subscribed(channel.clone(), subscribed));
@@ -281,6 +289,7 @@ impl Broker for MemoryBroker {
             publications.reverse();
             History { top, publications }
         });
+
         Box::pin(std::future::ready(Ok::<_, BrokerError>(history)))
     }
 

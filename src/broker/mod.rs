@@ -1,9 +1,9 @@
 //! Brokers are where publications come from. [`Broker`] is the contract; `memory` and `redis`
 //! implement it, and one conformance suite (`tests/it/conformance.rs`) holds both to it.
 //!
-//! Not here: sockets, who is subscribed locally (`gateway::interest`), what is done about an
+//! Not here: sockets, which connection is subscribed to what (`hub`), what is done about an
 //! interruption (`gateway::continuity`). The gateway calls `subscribe` for a channel's first local
-//! subscriber and `unsubscribe` after its last one.
+//! subscription and `unsubscribe` after its last one.
 
 mod events;
 pub mod memory;
@@ -30,7 +30,7 @@ pub enum Event {
     /// the event answers the confirmations.
     Subscribed(ChannelName, Subscribed),
     /// Publications on this channel may have been missed before this point. The position is that of
-    /// its history at this point, if the history is tracked and could be read.
+    /// its history at this point, if the history is followed and could be read.
     Interrupted(ChannelName, GapReason, Option<Position>),
     /// A message from this or another replica; see `gateway::control`.
     Control(Bytes),
@@ -39,10 +39,9 @@ pub enum Event {
 /// The content of [`Event::Subscribed`].
 #[derive(Debug)]
 pub struct Subscribed {
-    /// The confirmations of everyone who asked for the channel; empty if the event only tells the
-    /// position.
+    /// The confirmations that wait for the channel; empty if the event only tells the position.
     pub confirmations: Vec<Confirmation>,
-    /// For a tracked channel, where its history stood at a moment after the subscription began.
+    /// Where the history of a followed channel stood at a moment after the subscription began.
     /// Every durable publication after it comes as an event behind this one; earlier ones that
     /// belong to the subscription came as events ahead of it.
     pub position: Option<Position>,
@@ -58,10 +57,10 @@ pub enum Tracking {
     Off,
     /// The position is told if the channel has a history.
     Follow,
-    /// Like `Follow`, and a history is begun if there is none, so that missing its first publication
+    /// Like `Follow`. If there is no history, one is begun, so that a missed first publication
     /// can be noticed.
     Create,
-    /// Like `Create`, and nobody publishes anything on the channel that the history does not have.
+    /// Like `Create`. Nothing is published on the channel that the history does not have.
     CreateDurable,
 }
 
@@ -82,8 +81,8 @@ pub enum BrokerError {
 /// The longest text of a broker that is passed on, in characters.
 const MAX_SAID: usize = 200;
 
-/// A broker's own words: bounded, and without characters that could change a terminal or a log
-/// line.
+/// A broker's own words: bounded, and without characters that could change a terminal
+/// or a log line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Said(Arc<str>);
 
@@ -101,14 +100,15 @@ impl fmt::Display for Said {
     }
 }
 
-/// The answer to a subscription; `None` until there is one.
+/// Where the answer to a subscription goes; `None` until there is one.
 pub type Confirmation = watch::Sender<Option<Result<(), BrokerError>>>;
 
+/// What a broker's function returns, to be awaited.
 pub type BrokerFuture<'a, T = ()> =
     Pin<Box<dyn Future<Output = Result<T, BrokerError>> + Send + 'a>>;
 
-/// What replicas share beside publications and find again after a restart. It is small and rarely
-/// read.
+/// What replicas share beside publications, and find again after a restart. It is small and
+/// rarely read.
 pub trait Store: Send + Sync + 'static {
     /// Keeps entries, each until its Unix second.
     fn remember(&self, entries: Vec<(u64, Bytes)>) -> BrokerFuture<'_>;
@@ -116,10 +116,11 @@ pub trait Store: Send + Sync + 'static {
     /// True if entries outlive the process, so that the process has to read the earlier ones.
     fn outlives(&self) -> bool;
 
-    /// The entries whose time is not over at `now`; `None` if nothing outlives the process.
+    /// Returns the entries whose time is not over at `now`, or `None` if nothing outlives
+    /// the process.
     fn recall(&self, now: u64) -> BrokerFuture<'_, Option<Vec<Bytes>>>;
 
-    /// A value that others write, under `<prefix><key>`.
+    /// Reads a value that other programs write, under `<prefix><key>`.
     fn read(&self, key: &str) -> BrokerFuture<'_, Option<String>>;
 }
 
@@ -153,6 +154,7 @@ pub struct Silence {
     pub spread: Arc<Spread>,
 }
 
+/// A part of a broker that is silent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SilentPart {
     pub part: u64,
@@ -169,7 +171,7 @@ impl SilentPart {
     }
 }
 
-/// How channels are spread over a broker's parts. A change of the spread makes a new value.
+/// How channels are spread over a broker's parts. A changed spread is a new value.
 pub struct Spread {
     pub parts: Vec<u64>,
     pub part_of: Box<dyn Fn(&ChannelName) -> u64 + Send + Sync>,
@@ -191,21 +193,22 @@ pub struct History {
     pub publications: Vec<Publication>,
 }
 
-/// The upper bounds of one reading of a history.
+/// The bounds of one reading of a history.
 #[derive(Debug, Clone, Copy)]
 pub struct HistoryBounds {
     pub messages: usize,
     pub bytes: usize,
 }
 
-/// The contract.
+/// Where publications come from, and what a receiver may rely on.
 ///
 /// - A `subscribe` is answered with [`Event::Subscribed`], or its confirmation with an error. After
 ///   that event every publication on the channel comes as an [`Event::Publication`], in the order
 ///   in which the broker had them, or an [`Event::Interrupted`] for the channel comes in the place
 ///   of those that may be missing.
 /// - Durable publications carry a [`Position`]; within an epoch their offsets are contiguous, so
-///   a receiver that follows them notices a hole without being told. An epoch never comes again.
+///   a receiver that follows them notices a missing range without being told. An epoch never
+///   comes again.
 /// - Restoring a lost connection is the broker's own task: it subscribes to everything again and
 ///   sends `Interrupted` for each channel that had been live, after the channel's new confirmation.
 /// - `subscribe` and `unsubscribe` never wait and take effect in the order of the calls. A channel
@@ -225,22 +228,22 @@ pub trait Broker: Send + Sync + 'static {
         durable: Option<Durable>,
     ) -> BrokerFuture<'_, Option<Position>>;
 
-    /// The end of a channel's history; `None` if it has none.
+    /// Reads the end of a channel's history; `None` if it has none.
     fn history(
         &self,
         channel: &ChannelName,
         bounds: HistoryBounds,
     ) -> BrokerFuture<'_, Option<History>>;
 
-    /// Sends a control message to all replicas, this one included. The answer is how many replicas
-    /// it reached.
+    /// Sends a control message to all replicas, this one included. The answer is how many of
+    /// them it reached.
     fn control(&self, message: Bytes) -> BrokerFuture<'_, usize>;
 
-    /// Publications larger than this many bytes need not be delivered whole; see
-    /// [`Publication::cut`].
+    /// Publications larger than this many bytes need not be delivered whole;
+    /// see [`Publication::cut`].
     fn limit_publications(&self, _bytes: usize) {}
 
-    /// True if publications can arrive on this channel now: what was confirmed is live.
+    /// True if publications can arrive on this channel now.
     fn is_up(&self, channel: &ChannelName) -> bool;
 
     /// The parts that are silent now; `None` if there are none.

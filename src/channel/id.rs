@@ -47,6 +47,7 @@ pub fn encode_id(id: &str) -> Cow<'_, str> {
     if !id.contains(is_odd) {
         return Cow::Borrowed(id);
     }
+
     let mut encoded = String::with_capacity(id.len() + 16);
     for c in id.chars() {
         if is_odd(c) {
@@ -57,14 +58,16 @@ pub fn encode_id(id: &str) -> Cow<'_, str> {
             encoded.push(c);
         }
     }
+
     Cow::Owned(encoded)
 }
 
-/// The id that a part of a channel's name stands for; `None` for a part that [`encode_id`] never
-/// makes.
+/// The id that a part of a channel's name stands for, or `None` for a part that [`encode_id`]
+/// never makes.
 #[must_use]
 pub fn decode_id(part: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(part.len());
+
     let mut rest = part.as_bytes();
     while let Some((&first, after)) = rest.split_first() {
         rest = after;
@@ -72,11 +75,13 @@ pub fn decode_id(part: &str) -> Option<String> {
             bytes.push(first);
             continue;
         }
+
         let (digits, after) = rest.split_at_checked(2)?;
         let digit = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
         bytes.push(digit(digits[0])? << 4 | digit(digits[1])?);
         rest = after;
     }
+
     let id = String::from_utf8(bytes).ok()?;
     (*encode_id(&id) == *part).then_some(id)
 }

@@ -1,4 +1,4 @@
-//! `tollgate token`: mints a token for a test, asks the doctor about one, compares keys.
+//! `tollgate token`: mints a token for a test, asks the token diagnosis about one, compares keys.
 
 use std::io::{IsTerminal as _, Read as _};
 use std::path::PathBuf;
@@ -80,8 +80,8 @@ pub(super) fn run(command: &Command) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// The configuration, with weak secrets allowed and warned about, because the doctor is called when
-/// something is wrong.
+/// Reads the configuration. Weak secrets are allowed and warned about, because these commands are
+/// run if something is wrong.
 fn load(file: &File) -> Result<Loaded, ExitCode> {
     let loaded = config::load(&Sources { dev: true, ..sources(file) });
     let loaded = loaded.map_err(|found| problems(&found))?;
@@ -157,8 +157,8 @@ fn signing_key<'v>(verifier: &'v Verifier, kid: Option<&str>, now: u64) -> anyho
     })
 }
 
-/// Why the configuration that minted a token does not accept it; the cause is in the arguments of
-/// `mint`.
+/// Says why the configuration that minted a token does not accept it. The cause is in the
+/// arguments of `mint`.
 fn refusal(
     verifier: &Verifier,
     token: &str,
@@ -194,7 +194,7 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
     let mut token = Vec::new();
     std::io::stdin().take(MAX_INPUT).read_to_end(&mut token)?;
     let token = String::from_utf8_lossy(&token);
-    // A shell or an editor puts a line break behind the token, which is no part of it.
+    // A shell or an editor puts a line break behind the token, which is not part of it.
     let token = token.strip_suffix('\n').unwrap_or(&token);
     let token = token.strip_suffix('\r').unwrap_or(token);
 
@@ -214,8 +214,8 @@ fn check(args: &Check) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(u8::from(!report.accepted())))
 }
 
-/// Fetches the key sets once, as the gateway would. Returns a message for each set that could not
-/// be fetched.
+/// Fetches the key sets once, as the gateway would. Returns a message for each set that could
+/// not be fetched.
 fn fetch_key_sets(section: &config::Jwks, keys: &mut KeySet) -> anyhow::Result<Vec<String>> {
     if keys.remotes().is_empty() {
         return Ok(Vec::new());
@@ -289,7 +289,7 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
 fn line(key: &Key) -> String {
     let kid = key.kid().map_or_else(String::new, |k| format!("  kid {}", diagnose::shown(k)));
     let what = match key.secret() {
-        // The recipes take the text. Where we decode it, another fingerprint is no sign of drift.
+        // The recipes take the text. If we decode it, another fingerprint is no sign of drift.
         Some(secret) if secret.encoding() != Encoding::Utf8 => format!(
             "secret of {}, decoded ({}); of its text {}",
             secret::describe(secret.text()),

@@ -37,7 +37,7 @@ impl Files {
         self.take(path, true)
     }
 
-    /// Does the same for the configuration's own file.
+    /// Reads the configuration's own file, and notes its content.
     pub(super) fn read_settings(&mut self, path: &Path) -> std::io::Result<String> {
         self.take(path, false)
     }
@@ -55,9 +55,9 @@ impl Files {
         self.0.append(&mut other.0);
     }
 
-    /// Reads all files again; true when one has new content. Content is compared, because a
-    /// Kubernetes mount swaps a symlink and keeps the path. A file that is missing for a moment
-    /// does not count as new content.
+    /// Reads all files again. Returns true if one of them has new content. Content is compared,
+    /// because a Kubernetes mount swaps a symlink and keeps the path. A file that is missing for a
+    /// moment does not count as new content.
     pub fn check(&mut self) -> bool {
         let mut changed = false;
         for file in &mut self.0 {
@@ -80,8 +80,8 @@ impl Files {
     }
 }
 
-/// The digest of each setting's value. Even digests are never shown, because some values are
-/// secrets.
+/// The digest of each setting's value. Even digests are never shown, because some values
+/// are secrets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Values(BTreeMap<String, Digest>);
 

@@ -1,5 +1,7 @@
 //! `[[auth.keys]]`: from settings to keys. Secret and key files are read here too, and their
 //! oddities are noted, each with its fix.
+//!
+//! Not here: what makes a key usable (`auth`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -61,7 +63,7 @@ impl<'de> Deserialize<'de> for Moment {
     }
 }
 
-/// Bounds for every `jwks_url`.
+/// The bounds for every `jwks_url`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Jwks {
@@ -161,7 +163,7 @@ impl Found {
                 .files
                 .read(path)
                 .map_err(|e| format!("{} cannot be read: {e}", path.display()))?;
-            // Editors and `echo` put one newline at the end, which is no part of a secret.
+            // Editors and `echo` put one newline at the end, which is not part of a secret.
             let text = text.strip_suffix('\n').unwrap_or(&text);
             return Ok(text.strip_suffix('\r').unwrap_or(text).to_owned());
         }
@@ -176,6 +178,7 @@ impl Found {
         texts.flatten().next().cloned().ok_or_else(|| "is missing".to_owned())
     }
 
+    /// Reads a secret.
     fn secret(
         &mut self,
         path: &str,
@@ -201,6 +204,7 @@ impl Found {
         Ok(())
     }
 
+    /// Reads a public key in PEM.
     fn public_key(
         &mut self,
         path: &str,
@@ -248,6 +252,7 @@ impl Found {
         Ok(())
     }
 
+    /// Notes a key set at a URL.
     fn remote(
         &mut self,
         at: &str,
@@ -290,6 +295,7 @@ impl Found {
     }
 }
 
+/// Gives a key its end and the setting that it comes from.
 fn made(key: &AuthKey, at: &str, made: Key) -> Key {
     made.until(key.valid_until.map(|m| m.0)).named(at)
 }

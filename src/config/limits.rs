@@ -1,5 +1,5 @@
-//! Judges numbers, durations and the `[redis]` section: values of the right type that make no
-//! sense.
+//! Judges numbers, durations and the `[redis]` section: values of the right type that
+//! make no sense.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::channel::Retention;
 use crate::redis_url::Target;
 use crate::tls::Fingerprint;
 
-/// The beginning of the names of the gateway's own keys and channels in Redis.
+/// The gateway's own keys and channels in Redis begin with this.
 const OWN: &str = "gateway:";
 
 /// The largest message, event or request body that can be configured. A batch of events has to stay
@@ -24,6 +24,7 @@ const YEAR: Duration = Duration::from_secs(365 * 86_400);
 impl Judge {
     pub(super) fn limits(&mut self, config: &Config) {
         let l = &config.limits;
+
         for (name, value) in [
             ("limits.connections", l.connections),
             ("limits.connections_per_user", l.connections_per_user),
@@ -67,6 +68,7 @@ impl Judge {
         self.proportions(config);
     }
 
+    /// Judges durations.
     fn times(&mut self, config: &Config) {
         let l = &config.limits;
         if l.refusal_wait.0 > MAX_REFUSAL_WAIT {
@@ -148,6 +150,7 @@ impl Judge {
         (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0, plain })
     }
 
+    /// Judges the section `[redis]`.
     pub(super) fn redis(&mut self, config: &Config) {
         if config.broker.kind != BrokerKind::Redis {
             return;
@@ -178,8 +181,8 @@ impl Judge {
             ),
         ] {
             if !file.is_empty() {
-                // The file is read again for each connection. It is watched from now on, so that a
-                // bad one is reported before that.
+                // The file is read again for each connection. It is read here too, so that a bad
+                // one is reported at the start, and is watched from now on.
                 self.in_file(path, file, other);
             }
         }

@@ -1,7 +1,8 @@
 //! Reads the configuration: defaults, file, environment, flags, each over the one before. Reading
 //! goes on after a problem, so that all problems are reported at once, each with its origin.
 //!
-//! This is the only place that reads the environment, by a lookup that the caller passes in.
+//! Not here: what a value means (`policy`). This is the only place that reads the environment, by a
+//! lookup that the caller passes in.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -31,7 +32,7 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    /// The process's environment; `TOLLGATE_CONFIG` names the file where none is given.
+    /// The process's environment; `TOLLGATE_CONFIG` names the file if none is given.
     #[must_use]
     pub fn of_process(file: Option<PathBuf>) -> Self {
         let env = Self::process_env();
@@ -120,6 +121,7 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
     }
 }
 
+/// The settings while they are read.
 struct Tree {
     values: Table,
     defaults: Table,
@@ -143,8 +145,8 @@ impl Default for Tree {
 }
 
 impl Tree {
-    /// Notes a problem with the origin of its path, or of the nearest part of the path that has
-    /// one.
+    /// Notes a problem with the origin of its path, or of the nearest part of the path
+    /// that has one.
     fn problem(&mut self, path: &str, message: String) {
         let mut key = path;
         let origin = loop {
@@ -159,6 +161,7 @@ impl Tree {
         self.problems.push(Problem { path: path.to_owned(), origin, message });
     }
 
+    /// Takes over the values of a file.
     fn merge_file(&mut self, path: &std::path::Path) {
         let shown = path.display().to_string();
         let broken = |message: String| Problem { path: shown.clone(), origin: None, message };
@@ -187,7 +190,7 @@ impl Tree {
         }
     }
 
-    /// Takes over one value of the file; a table is taken over name by name.
+    /// Takes over one value of the file. A table is taken over name by name.
     fn merge(&mut self, path: &str, value: Value, text: &str, file: &str) {
         let line = line_of(text, path);
         let origin = line.map_or_else(|| file.to_owned(), |n| format!("{file}:{n}"));
@@ -202,6 +205,7 @@ impl Tree {
         }
     }
 
+    /// Takes over a value of the environment.
     fn merge_env(&mut self, name: &str, text: &str) {
         // Kubernetes puts TOLLGATE_PORT, TOLLGATE_SERVICE_HOST and the like into every pod beside a
         // Service called tollgate, so only names with a section are ours.
@@ -226,6 +230,7 @@ impl Tree {
         self.set(&path, value, origin);
     }
 
+    /// Sets a value and its origin.
     fn set(&mut self, path: &str, value: Value, origin: String) {
         let known = lookup(&self.defaults, path);
         if LISTS.contains(&path) {
@@ -327,7 +332,7 @@ impl Tree {
         }
     }
 
-    /// The effective tree as TOML, secrets redacted.
+    /// The effective tree as TOML, with its secrets redacted.
     fn printed(&self) -> String {
         let mut tree = Value::Table(self.values.clone());
         redact(&mut tree, "");

@@ -24,6 +24,7 @@ pub use values::{Problem, Redacted, Span};
 /// The built-in defaults, which are the manual too.
 pub const DEFAULT_TOML: &str = include_str!("default.toml");
 
+/// The whole configuration.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Config {
     pub server: Server,
@@ -43,6 +44,7 @@ pub struct Config {
     pub log: Log,
 }
 
+/// The section `[server]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Server {
     pub listen: SocketAddr,
@@ -52,6 +54,7 @@ pub struct Server {
     pub workers: usize,
 }
 
+/// The section `[admin]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Admin {
     pub listen: SocketAddr,
@@ -64,6 +67,7 @@ pub enum BrokerKind {
     Redis,
 }
 
+/// The section `[broker]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Broker {
     pub kind: BrokerKind,
@@ -83,6 +87,7 @@ pub struct History {
     pub opens: u32,
 }
 
+/// The section `[redis]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Redis {
     pub url: Redacted,
@@ -115,6 +120,7 @@ pub enum Reject {
     Http,
 }
 
+/// The section `[auth]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Auth {
     pub issuer: Vec<String>,
@@ -213,6 +219,7 @@ fn yes() -> bool {
     true
 }
 
+/// The section `[limits]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Limits {
     pub connections: usize,
@@ -236,12 +243,14 @@ pub struct Limits {
     pub pong_timeout: Span,
 }
 
+/// The section `[drain]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Drain {
     pub settle: Span,
     pub window: Span,
 }
 
+/// The section `[api]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Api {
     pub keys: Vec<Redacted>,
@@ -255,6 +264,7 @@ pub enum LogFormat {
     Json,
 }
 
+/// The section `[log]`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Log {
     pub level: String,

@@ -1,7 +1,8 @@
-//! From settings to what the session layer needs: verifier, rules, origins, limits. Values that
-//! have the right type but make no sense are judged here too.
+//! From settings to what the sessions need: verifier, rules, origins, limits. Values that have the
+//! right type but make no sense are judged here too.
 //!
-//! Invariant: a `Policy` that exists is usable. It is swapped whole on reload.
+//! Not here: reading the settings (`load`). Invariant: a `Policy` that exists is usable. It is
+//! swapped whole on reload.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -47,6 +48,7 @@ pub struct Policy {
 /// Fewest characters of an API key: 16 random letters and digits are 95 bits.
 const MIN_API_KEY: usize = 16;
 
+/// Collects the problems of a configuration.
 #[derive(Default)]
 pub(super) struct Judge {
     problems: Vec<Problem>,
@@ -121,7 +123,8 @@ impl Policy {
             );
         }
 
-        // The page has a key of its own: tokens of the configured keys are accepted elsewhere too.
+        // The page has a key of its own, because tokens of the configured keys are accepted
+        // elsewhere too.
         let dev_key = dev_secret.and_then(|text| judge.dev_key(text));
         found.keys.extend(dev_secret.and_then(|text| judge.dev_key(text)));
 
@@ -162,6 +165,7 @@ impl Policy {
     }
 }
 
+/// The settings that tokens are checked against.
 fn settings(auth: &Auth, rules: &[Rule], limits: &Limits) -> Settings {
     let kept = rules.iter().flat_map(|rule| match &rule.allow {
         Allow::Claim(name, _) => vec![name.to_string()],
@@ -213,6 +217,7 @@ impl Judge {
         })
     }
 
+    /// Judges the rules.
     fn rules(&mut self, channels: &[Channel]) -> Vec<Rule> {
         let mut rules = Vec::new();
         for (i, channel) in channels.iter().enumerate() {
@@ -272,7 +277,7 @@ impl Judge {
         rules
     }
 
-    /// Judges the section and returns the secret that the gateway shows to the callback's server,
+    /// Judges the section, and returns the secret that the gateway shows to the callback's server,
     /// or an empty text.
     fn callback(&mut self, config: &Config) -> String {
         let used = config.channels.iter().any(|c| c.allow == AllowKind::Callback);

@@ -1,4 +1,6 @@
 //! TOML trees by dotted path, and helpers for their texts: lines, nearest names, redaction.
+//!
+//! Pure.
 
 use toml::{Table, Value};
 
@@ -18,8 +20,8 @@ pub(super) fn nearest<'k>(name: &str, known: impl Iterator<Item = &'k str>) -> S
     closest(name, known).map_or_else(String::new, |best| format!("; did you mean {best}?"))
 }
 
-/// A setting or section that may have been meant. A section is sought among the sections, a name
-/// within its section, and only after that anywhere.
+/// A setting or section that may have been meant. A section is sought among the sections; a name is
+/// sought within its section, and only then anywhere.
 pub(super) fn nearest_path(path: &str, defaults: &Table, lists: &[&str]) -> String {
     let mut keys = Vec::new();
     all_paths(defaults, "", &mut keys);
@@ -94,13 +96,13 @@ pub(super) fn all_paths(table: &Table, prefix: &str, out: &mut Vec<String>) {
     }
 }
 
-/// A number, boolean or list from the environment. A value that is not JSON stays text and is
+/// A number, boolean or list from the environment. A value that is not JSON stays text, and is
 /// refused by its type later.
 pub(super) fn json_value(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|_| Value::String(text.to_owned()))
 }
 
-/// The line on which the file sets `section.name`, or begins the section of that name, 1-based.
+/// The line, from 1, on which the file sets `section.name` or begins the section of that name.
 pub(super) fn line_of(text: &str, path: &str) -> Option<usize> {
     let (wanted_section, name) = path.rsplit_once('.').unwrap_or(("", path));
     let mut section = String::new();
@@ -155,6 +157,7 @@ pub(super) fn without_value(path: &str, message: &str) -> String {
     }
 }
 
+/// Replaces the secrets in a tree.
 pub(super) fn redact(value: &mut Value, path: &str) {
     match value {
         Value::Table(table) => {

@@ -83,7 +83,7 @@ async fn purchase(
     }
 }
 
-/// Declares a gap on the user's channel, which sockets see after an outage of Redis.
+/// Declares a gap on the user's channel, as sockets see one after an outage of Redis.
 async fn gap(
     State(app): State<App>,
     axum::Json(Object(User { user })): axum::Json<Object<User>>,

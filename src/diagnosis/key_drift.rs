@@ -50,7 +50,7 @@ pub fn fingerprints(keys: &KeySet) -> Fingerprints {
         .collect()
 }
 
-/// Shows the keys that verify `now` as metrics, and those that do not verify any more as such.
+/// Shows the keys that verify `now` as metrics, and those that no longer verify as such.
 fn show(now: &Fingerprints, shown: &mut Fingerprints) {
     for (kid, alg, fingerprint) in shown.difference(now) {
         metrics::key_info(kid, alg, fingerprint, false);
@@ -61,14 +61,15 @@ fn show(now: &Fingerprints, shown: &mut Fingerprints) {
     shown.clone_from(now);
 }
 
+/// Compares an issuer's key with ours.
 async fn compare(
     store: &dyn Store,
     current: &impl Fn() -> Fingerprints,
     issuer: &str,
     differs: &mut BTreeSet<String>,
 ) {
-    // Without an answer of the store, or without the issuer's heartbeat, there is nothing to
-    // compare.
+    // Without an answer of the store, or without the issuer's heartbeat, there is
+    // nothing to compare.
     let Ok(Some(theirs)) = store.read(&format!("issuer:{issuer}")).await else {
         return;
     };

@@ -1,8 +1,8 @@
 //! Examines a sample of the refused tokens, off the hot path, and logs what is wrong with them.
 //!
-//! Invariants: offering a token costs the refusing side one atomic operation when the sample is
-//! full; at most `per_second` tokens are examined; a cause is logged once per `log_interval`, with
-//! the advice.
+//! Not here: the examination (`auth::diagnose`). Invariants: offering a token costs the refusing
+//! side one atomic operation if the sample is full; at most `per_second` tokens are examined; a
+//! cause is logged once per `log_interval`, with the advice.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,12 +19,14 @@ use crate::metrics;
 /// Tokens that wait to be examined.
 const MAX_WAITING: usize = 4;
 
+/// How much is examined, and how often it is logged.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub per_second: u32,
     pub log_interval: Duration,
 }
 
+/// The sample of refused tokens.
 pub struct Sampler {
     settings: Settings,
     started: Instant,

@@ -1,4 +1,7 @@
-//! Sends control messages to the other replicas, and does what those of others say.
+//! Sends control messages to the other replicas, and carries out those that they send.
+//!
+//! Not here: which messages there are (`control`), and the store of revocations (`revoke`).
+//! Invariant: a message that arrives twice does no more than one that arrives once.
 
 use super::Gateway;
 use super::control::{Control, ControlError};
@@ -11,8 +14,8 @@ impl Gateway {
     /// Carries out a control message here, and sends it to every other replica.
     ///
     /// # Errors
-    /// When the broker did not accept it, or it reached fewer replicas than are known: some did not
-    /// receive it then, and it has to be sent again.
+    /// When the broker did not accept it, or when it reached fewer replicas than are known. Some
+    /// replica has not received it then, so it has to be sent again.
     pub async fn control(&self, control: &Control) -> Result<(), ControlError> {
         self.carry_out(control.clone());
         let known = self.nodes.all(self.hub.counts()).len();

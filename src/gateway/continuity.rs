@@ -1,11 +1,11 @@
-//! Follows one channel's durable publications by offset, and decides which are delivered, which are
-//! duplicates, which are missing and have to be read, and what has to be declared.
+//! Follows one channel's durable publications by offset. It decides which of them are delivered,
+//! which are duplicates, which are missing and have to be read, and where a gap is declared.
 //!
 //! Pure: no broker, no sockets. Invariants: within an epoch publications leave in the order of
-//! their offsets, each once; an offset is passed over only behind a declaration. While the history
-//! is asked about a missing range, everything later waits, bounded. A position that comes with a publication
-//! is a claim, since anyone who may publish can write one: the history decides about positions that
-//! do not follow the last one.
+//! their offsets, each once; an offset is passed over only behind a declared gap. While the history
+//! is read for a missing range, everything later waits, bounded. A position that comes with a
+//! publication is a claim, since anyone who may publish can write one: the history decides about
+//! positions that do not follow the last one.
 
 mod missing_range;
 mod recent;
@@ -23,11 +23,11 @@ use crate::broker::{BrokerError, History, HistoryBounds, Tracking};
 use crate::channel::{GapReason, Position, Publication};
 use crate::metrics;
 
-/// How many times in a row a missing range is read again because what waited behind it did not fit.
+/// Most readings in a row for what did not fit behind a missing range.
 const MAX_ROUNDS: u32 = 8;
 
-/// After false claims, the wait before the next question to the channel's history: it begins with
-/// the first value and doubles with each further false claim, up to the second one.
+/// After false claims, the wait before the channel's history is read again. It begins with the
+/// first value and doubles with each further false claim, up to the second one.
 const FIRST_DOUBT: Duration = Duration::from_millis(100);
 const LAST_DOUBT: Duration = Duration::from_millis(6400);
 /// False claims are forgotten when none has followed for this long.
@@ -57,18 +57,18 @@ enum Arrival {
     Next,
     /// Something was delivered at this position already.
     Taken(Known),
-    /// It does not follow the last one: the history has to be asked.
+    /// It does not follow the last one, so the history has to be asked.
     Claimed,
 }
 
+/// What is known of one channel's publications.
 #[derive(Default)]
 pub(super) struct ChannelSequencer {
     tracking: Tracking,
     plain_seen: bool,
     /// The position that was delivered last.
     last: Option<Position>,
-    /// A possible loss after `last` was declared already: the next publication may have any
-    /// position.
+    /// A possible loss after `last` was declared, so the next publication may have any position.
     declared: bool,
     /// Where the latest gap was declared.
     told: Option<Position>,
@@ -76,14 +76,14 @@ pub(super) struct ChannelSequencer {
     /// Everything in the history up to this offset was delivered from it or declared.
     settled: u64,
     missing: Option<Box<MissingRange>>,
-    /// Holes in a row that were opened because too much waited.
+    /// How many missing ranges in a row were opened because too much waited behind the one before.
     rounds: u32,
     doubt: Option<Doubt>,
     pub(super) cache: Option<ReplayCache>,
 }
 
-/// A ticket is never given twice: a late answer for a channel that was given up matches no missing range of
-/// its successor.
+/// A ticket is never given twice, so a late answer for a channel that was given up matches no
+/// missing range of its successor.
 fn next_ticket() -> u64 {
     static TICKETS: AtomicU64 = AtomicU64::new(1);
     TICKETS.fetch_add(1, Ordering::Relaxed)
@@ -108,7 +108,7 @@ impl ChannelSequencer {
     }
 
     /// True if a client at `since` that receives all later events has missed nothing: no plain
-    /// publication was seen, nothing was declared missing since, and what follows `last` is known.
+    /// publication was seen, no gap was declared since, and it is known what follows `last`.
     pub(super) fn is_complete_since(&self, since: &Position) -> bool {
         let told = self.told.as_ref().is_some_and(|told| told.has_reached(since));
         !self.plain_seen && !self.declared && !told
@@ -140,8 +140,8 @@ impl ChannelSequencer {
         self.told.clone_from(&self.last);
     }
 
-    /// Delivers a publication and remembers its position, if it has one. `proven`: the history has
-    /// it.
+    /// Delivers a publication and remembers its position, if it has one. `proven`: the publication
+    /// is in the history.
     fn deliver(
         &mut self,
         publication: Publication,
@@ -155,7 +155,7 @@ impl ChannelSequencer {
             self.recent.push(offset, &publication, proven);
         }
 
-        // A cache has no missing range ranges: it ends where a publication does not follow.
+        // A replay cache has no missing ranges: it ends where a publication does not follow.
         if self.cache.as_mut().is_some_and(|cache| !cache.push(&publication, bounds)) {
             self.cache = None;
         }
@@ -170,8 +170,8 @@ impl ChannelSequencer {
         if let Some(known) = self.recent.lookup(position.offset, publication).filter(|_| same) {
             Arrival::Taken(known)
         } else if same && position.offset <= self.settled {
-            // The offset is too old to be remembered, and the history has nothing new to say about
-            // it.
+            // The offset is too old to be remembered, and the history has nothing new to
+            // say about it.
             Arrival::Taken(Known::Delivered)
         } else if same && last.offset + 1 == position.offset
             || self.declared && !last.has_reached(position)
@@ -190,6 +190,7 @@ impl ChannelSequencer {
         out: &mut Vec<Step>,
     ) {
         self.plain_seen |= publication.position.is_none();
+        // While the history is read, its answer goes first.
         if let Some(missing) = self.missing.as_mut().filter(|missing| !missing.aside) {
             return missing.hold(publication);
         }
@@ -232,7 +233,7 @@ impl ChannelSequencer {
         }
     }
 
-    /// The subscription is live; `fresh`: it was not live before.
+    /// The subscription is live. `fresh`: it was not live before.
     pub(super) fn subscribed(
         &mut self,
         position: Option<Position>,
@@ -244,7 +245,7 @@ impl ChannelSequencer {
         }
 
         if let Some(missing) = &mut self.missing {
-            // The answer of the history that is being asked may be older than this position.
+            // The history may have been read before it reached this position.
             let reason = GapReason::HistoryLost;
             let loss = position.map(|until| Loss { reason, declare: false, until: Some(until) });
             loss.into_iter().for_each(|loss| missing.lose(loss));
@@ -265,8 +266,8 @@ impl ChannelSequencer {
         }
     }
 
-    /// Publications may be missing at this point. `position`: where the history stands, if that is
-    /// known.
+    /// Publications may be missing at this point. `position`: where the history stands, if
+    /// that is known.
     pub(super) fn interrupted(
         &mut self,
         reason: GapReason,
@@ -294,10 +295,10 @@ impl ChannelSequencer {
         self.lost(Loss { reason, declare: plain, until: None }, out);
     }
 
-    /// Something may be missing at this point.
+    /// Publications may be missing at this point.
     fn lost(&mut self, loss: Loss, out: &mut Vec<Step>) {
         if let Some(missing) = &mut self.missing {
-            // The answer of the history that is being asked may be older than this loss.
+            // The history may have been read before this loss.
             let (aside, reason) = (missing.aside, loss.reason);
             missing.lose(loss);
 
@@ -306,6 +307,7 @@ impl ChannelSequencer {
             }
             return;
         }
+
         let Loss { reason, declare, until } = loss;
 
         match (&self.last, until) {
@@ -320,8 +322,8 @@ impl ChannelSequencer {
                 self.declare(GapReason::HistoryLost, out);
                 self.advance(until);
             }
-            // If the history stands behind what was delivered, reading it shows what of that was
-            // true.
+            // If the history stands behind what was delivered, reading it shows what of
+            // that was true.
             (Some(_), _) => self.open_hole(reason, declare, out),
             (None, until) => {
                 self.declare(reason, out);
@@ -330,21 +332,21 @@ impl ChannelSequencer {
         }
     }
 
-    /// How long the next question to the history waits because of false claims; `None` if there are
-    /// none.
+    /// How long the next question to the history waits because of false claims; `None` if
+    /// there are none.
     fn wait(&self) -> Option<Duration> {
         let doubt = self.doubt.as_ref().filter(|doubt| doubt.last.elapsed() < DOUBT_LASTS)?;
         Some((FIRST_DOUBT * (1 << doubt.claims.min(7).saturating_sub(1))).min(LAST_DOUBT))
     }
 
-    /// Opens a missing range and has the history read. `declare`: whatever the history holds, something else
-    /// may be missing.
+    /// Opens a missing range and has the history read. `declare`: something else may be missing,
+    /// whatever the history holds.
     fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
         let (ticket, wait) = (next_ticket(), self.wait());
 
         if wait.is_some() {
-            // Publications that come now do not wait for the answer, so the gap has to be declared
-            // first.
+            // Publications that come now do not wait for the answer, so the gap has to be
+            // declared first.
             self.declare(reason, out);
         }
 
@@ -399,7 +401,7 @@ impl ChannelSequencer {
                     self.declare(loss.reason, out);
                     self.declared = true;
                 }
-                // The history was asked later than this loss, and reaches beyond it.
+                // The history was read after this loss, and reaches beyond it.
                 HeldEvent::Loss(loss) if self.has_beyond(&loss) => {
                     if loss.declare {
                         self.declare(loss.reason, out);
@@ -469,8 +471,9 @@ impl ChannelSequencer {
         self.doubt = Some(Doubt { claims, last: Instant::now() });
     }
 
-    /// Delivers the missing range publications that the history has, and declares those that it does not
-    /// have. Returns how many claims the history refutes; the refuted ones do not wait any longer.
+    /// Delivers the missing publications that the history has, and declares a gap for those that
+    /// it does not have. Returns how many claims the history refutes; the refuted publications
+    /// stop waiting.
     fn fill(
         &mut self,
         missing: &mut MissingRange,
@@ -492,9 +495,9 @@ impl ChannelSequencer {
 
         let rivals = missing.refute_rivals(&top, &publications);
 
-        // Publications that wait come after what is missing, so the history is delivered up to the
-        // first of them. Publications from the time in which the subscription was being made
-        // arrived nowhere: the history is the only source of everything up to that point.
+        // Publications that wait come after those that are missing, so the history is delivered up
+        // to the first of them. While a subscription is being made, publications arrive nowhere:
+        // the history is the only source of everything up to that point.
         let limit = missing.first_after(last, &top).map_or(top.offset, |offset| offset - 1);
 
         let first = publications.first().map_or(top.offset + 1, offset);
@@ -534,7 +537,7 @@ impl ChannelSequencer {
 
         if !reached {
             // The history is ahead of everything that was kept, or behind what was delivered: the
-            // next publication continues from the limit, behind the declaration.
+            // next publication continues from the limit, behind the declared gap.
             self.recent.end_at(limit);
             self.cache = None;
             self.advance(Position { offset: limit, ..top });
@@ -543,8 +546,8 @@ impl ChannelSequencer {
         self.settled = limit;
 
         if missing.declare {
-            // Something else than what was filled, such as a plain publication, may be missing in
-            // between.
+            // Something other than what was filled, such as a plain publication, may be
+            // missing in between.
             self.declare(missing.reason, out);
         }
 

@@ -1,9 +1,9 @@
 //! Runs the simulation with seeds: every publication is delivered once and in order, or passed over
-//! behind a declaration.
+//! behind a declared gap.
 
 use super::simulation::{Choices, Nature, World};
 
-/// Runs one simulation with this seed; returns how often the history was to be read.
+/// Runs one simulation with this seed. Returns how often the history was to be read.
 fn live(seed: u64, attacks: u32) -> usize {
     let choices = Choices::Seeded(fastrand::Rng::with_seed(seed));
     let plain = seed % 3 == 2;

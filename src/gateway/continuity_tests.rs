@@ -1,4 +1,4 @@
-//! Tests of `continuity`, case by case.
+//! The tests of `continuity`, case by case.
 
 use bytes::Bytes;
 
@@ -6,7 +6,7 @@ use super::missing_range::MAX_WAITING;
 use super::simulation::{BOUNDS, at, durable, history, new_flow, plain};
 use super::*;
 
-/// Drains the steps, as short words.
+/// Takes the steps, as short words.
 fn words(steps: &mut Vec<Step>) -> Vec<String> {
     let word = |step| match step {
         Step::Deliver(p) => String::from_utf8_lossy(&p.payload).into_owned(),
@@ -18,6 +18,7 @@ fn words(steps: &mut Vec<Step>) -> Vec<String> {
     steps.drain(..).map(word).collect()
 }
 
+/// A sequencer, and the steps that it asked for.
 struct Case(ChannelSequencer, Vec<Step>);
 
 /// The ticket of the missing range that is open.
@@ -59,7 +60,7 @@ fn r12_duplicates_and_old_publications_are_dropped() {
     let mut case = Case::new(true);
     assert!(case.take(durable("e", 5)).is_empty());
 
-    // The offset is older than what is remembered: the history shows that it is nothing new.
+    // The offset is older than those that are remembered: the history shows that it is nothing new.
     assert_eq!(case.take(durable("e", 1)), ["read"]);
     assert!(case.read(history("e", 1, 5)).is_empty());
 
@@ -172,7 +173,7 @@ fn a_tail_is_what_was_read_and_what_has_passed_since() {
     assert!(!short.complete(history("e", 1, 8).unwrap().unwrap(), BOUNDS));
 }
 
-/// Offsets that were passed over behind a declaration must not appear in a cache as if they were
+/// Offsets that were passed over behind a gap must not appear in a replay cache as if they were
 /// there, and a client that resumes then is not told that nothing is missing.
 #[test]
 fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
@@ -193,8 +194,8 @@ fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
     assert!(case.0.is_complete_since(&at("e", 12)) && case.0.cache.is_none());
 }
 
-/// After a failover the old master's events are declared when it is demoted, also to a client that
-/// was between two connections at that moment.
+/// After a failover the old master's events are declared lost when it is demoted, also to a client
+/// that was between two connections at that moment.
 #[test]
 fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
     let mut case = Case::new(true);
@@ -207,8 +208,8 @@ fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
     assert!(case.0.is_complete_since(&at("e", 6)));
 }
 
-/// A publication that arrived before a first subscription is older than the position that the
-/// subscription begins with, or false.
+/// A publication that arrived before a first subscription is false, or older than the position that
+/// the subscription begins with.
 #[test]
 fn a_first_subscription_begins_where_the_history_stands() {
     let (mut sequencer, mut steps) = (new_flow(true), Vec::new());
@@ -220,8 +221,8 @@ fn a_first_subscription_begins_where_the_history_stands() {
     assert_eq!(sequencer.last(), Some(&at("f", 1)));
 }
 
-/// The connection was made anew while a history was being read, and something was published
-/// meanwhile.
+/// A connection to Redis was made anew while a history was being read, and something was
+/// published meanwhile.
 #[test]
 fn a_position_that_comes_while_a_history_is_read_is_compared_behind_it() {
     let mut case = Case::new(true);
@@ -272,8 +273,8 @@ fn field_a6_a_true_claim_that_was_put_aside_is_delivered_from_the_history() {
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
 
-/// A forged publication with exactly the next offset used to make the next true event vanish as a
-/// duplicate.
+/// A forged publication with exactly the next offset used to make the next true event vanish as
+/// a duplicate.
 #[test]
 fn field_a6_the_event_whose_place_was_taken_is_delivered() {
     let forged = |offset| Publication { payload: "{}".into(), ..durable("e", offset) };
@@ -336,8 +337,8 @@ fn field_f13_an_ended_epoch_does_not_come_back() {
     assert_eq!(case.take(durable("f", 2)), ["f2"]);
 }
 
-/// A lost plain publication on a channel with a history is declared behind what was filled and
-/// before what follows. The plain publications that arrived keep their places.
+/// A lost plain publication on a channel with a history is declared behind the events that were
+/// filled in and before those that follow. The plain publications that arrived keep their places.
 #[test]
 fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     let mut case = Case::new(false);
@@ -348,7 +349,7 @@ fn field_b4_a_lost_plain_publication_is_declared_in_its_place() {
     let told = ["e6", "e7", "gap:broker_reconnected", "p", "e8", "q"];
     assert_eq!(case.read(history("e", 1, 8)), told);
 
-    // No durable publication was missed, and a gap is declared nevertheless.
+    // No durable publication was missed, but a plain one may have been.
     assert_eq!(case.interrupted(Some(at("e", 8))), ["gap:broker_reconnected"]);
 }
 
@@ -363,7 +364,7 @@ fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
     let told = ["gap:history_lost", "refuted 1", "e6", "e7"];
     assert_eq!(case.read(history("e", 1, 7)), told);
 
-    // The history does not have the claimed offset's publication any more.
+    // The history no longer has the publication at the claimed offset.
     let mut case = Case::new(true);
     assert_eq!(case.take(forged(7)), ["read"]);
     assert!((6..9).all(|offset| case.take(durable("e", offset)).is_empty()));
@@ -371,7 +372,7 @@ fn fuzz_a_claim_ahead_of_what_waits_is_not_asked_about_again() {
     assert_eq!(case.take(durable("e", 9)), ["e9"]);
 }
 
-/// An event was lost, and a false claim for its place waited while the history was asked for it.
+/// An event was lost, and a false claim for its offset waited while the history was read for it.
 /// The claim used to be delivered, and the event was not.
 #[test]
 fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
@@ -384,7 +385,7 @@ fn fuzz_a_false_claim_does_not_stand_for_a_lost_event() {
     assert_eq!(case.take(durable("e", 7)), ["e7"]);
 }
 
-/// Claims of offsets that are too old to be remembered and that the history does not keep used to
+/// Claims of offsets that are too old to be remembered, and that the history does not keep, used to
 /// cost one reading each.
 #[test]
 fn fuzz_old_claims_cost_one_reading() {

@@ -1,7 +1,8 @@
 //! Messages between replicas: "disconnect this user everywhere", "this is revoked", and the
-//! announcements that tell each replica which others exist.
+//! announcements by which each replica knows the others.
 //!
-//! They travel on a channel of the gateway's own, so no publisher's ACL has to permit it.
+//! Not here: sending and obeying them (`carry_out`). The messages travel on a channel of the
+//! gateway's own, so no publisher's ACL has to permit it.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use crate::auth::Revocation;
 use crate::broker::BrokerError;
 use crate::strict;
 
+/// A message from one replica to all others.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Control {

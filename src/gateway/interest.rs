@@ -1,9 +1,10 @@
 //! Which channels this replica wants from the broker. A channel is subscribed for its first local
-//! subscriber and kept for a while after the last one (`broker.linger`), so that a page reload
+//! subscription and kept for a while after the last one (`broker.linger`), so that a page reload
 //! costs Redis nothing.
 //!
-//! Invariant: the broker's `subscribe` and `unsubscribe` for a channel are called with the
-//! channel's entry locked, so their order is the order of the counts.
+//! Not here: which connection has which channel (`hub`). Invariant: the broker's `subscribe` and
+//! `unsubscribe` for a channel are called with the channel's entry locked, so their order is the
+//! order of the counts.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,10 +25,10 @@ type Answered = watch::Receiver<Option<Result<(), BrokerError>>>;
 /// Most channels that linger at once; any further channel is unsubscribed immediately.
 const MAX_LINGERING: usize = 65_536;
 
-/// How long a cache is kept after a client last resumed from it.
+/// How long a replay cache is kept after a client last resumed from it.
 const CACHE_IDLE: Duration = Duration::from_secs(10);
 
-/// A reading of a channel's history in progress; the value becomes true when it has ended.
+/// A reading of a channel's history that is in progress; the value becomes true when it has ended.
 pub(super) struct OngoingReading(pub(super) watch::Receiver<bool>);
 
 /// What is known of a channel's durable publications.
@@ -42,18 +43,18 @@ impl Followed {
     }
 }
 
+/// A channel that this replica wants.
 struct Entry {
     subscribers: u32,
     tracking: Tracking,
     followed: Option<Box<Followed>>,
-    /// `None` once the broker confirmed.
+    /// The broker's answer; `None` once the channel is confirmed.
     answer: Option<Answered>,
     /// When the last subscriber left, while there is none.
     idle_since: Option<Instant>,
 }
 
-/// A subscription that the broker may not have confirmed yet, and the deadline for its
-/// confirmation.
+/// A subscription that the broker may not have confirmed yet, and the deadline for that.
 pub struct PendingSubscription {
     answer: Option<Answered>,
     deadline: tokio::time::Instant,
@@ -78,6 +79,7 @@ impl PendingSubscription {
     }
 }
 
+/// The channels that this replica wants.
 pub(super) struct Interest {
     broker: Arc<dyn Broker>,
     entries: DashMap<ChannelName, Entry, ahash::RandomState>,
@@ -94,7 +96,7 @@ impl Interest {
         Self { broker, entries, lingering, linger, confirm_within }
     }
 
-    /// Counts one more local subscriber, and asks the broker where that is necessary.
+    /// Counts one more local subscription, and asks the broker where that is necessary.
     pub(super) fn acquire(&self, channel: &ChannelName, tracking: Tracking) -> PendingSubscription {
         let mut entry = self.entries.entry(channel.clone()).or_insert_with(|| Entry {
             subscribers: 0,
@@ -137,7 +139,7 @@ impl Interest {
         self.entries.get(channel).is_some_and(|entry| entry.tracking >= Tracking::Create)
     }
 
-    /// Forgets the answer once the broker has confirmed: nobody has to wait for it any more.
+    /// Forgets the broker's answer once it is a confirmation: nobody has to wait for it any more.
     pub(super) fn forget_answer(&self, channel: &ChannelName) {
         if let Some(mut entry) = self.entries.get_mut(channel)
             && entry.answer.as_ref().is_some_and(|answer| *answer.borrow() == Some(Ok(())))
@@ -168,6 +170,7 @@ impl Interest {
                 return followed.sequencer.sequence(publication, bounds, out);
             }
         }
+
         out.push(Step::Deliver(publication));
     }
 
@@ -182,7 +185,7 @@ impl Interest {
         Some(work(sequencer, reading))
     }
 
-    /// Forgets the caches that no client resumes from any more.
+    /// Drops the replay caches that no client resumes from any more.
     pub(super) fn sweep_caches(&self) {
         let idle = if caches_are_full() { Duration::from_secs(1) } else { CACHE_IDLE };
         for mut entry in self.entries.iter_mut() {
@@ -197,8 +200,8 @@ impl Interest {
         }
     }
 
-    /// Counts one local subscriber less. After the last one the channel lingers, or is unsubscribed
-    /// at once.
+    /// Counts one local subscription less. After the last one the channel lingers, or is
+    /// unsubscribed at once.
     pub(super) fn release(&self, channel: &ChannelName) {
         let MapEntry::Occupied(mut occupied) = self.entries.entry(channel.clone()) else {
             return;
@@ -232,7 +235,7 @@ impl Interest {
         }
     }
 
-    /// Unsubscribes the channels that have lingered long enough and were not wanted again.
+    /// Unsubscribes the channels that have lingered for long enough and that nobody wanted again.
     pub(super) fn sweep(&self) {
         let Some(before) = Instant::now().checked_sub(self.linger) else {
             return;

@@ -13,7 +13,6 @@ mod nodes;
 mod opens;
 mod outage;
 mod pump;
-
 mod recall;
 mod recovery;
 mod resume;
@@ -49,6 +48,7 @@ use recovery::Recovery;
 pub use resume::Resumed;
 pub use revoke::RevokeError;
 
+/// Joins the hub and the broker of this replica.
 pub struct Gateway {
     hub: Arc<Hub>,
     broker: Arc<dyn Broker>,
@@ -59,19 +59,20 @@ pub struct Gateway {
     opens: Opens,
     nodes: Nodes,
     max_publication: AtomicUsize,
-    /// The upper bound of one reading of a history.
+    /// The bounds of one reading of a history.
     history_bounds: Mutex<HistoryBounds>,
-    /// Limits how many histories are read at once; waiting readers get their turn in order.
+    /// Limits how many histories are read at once; waiting readings get their turn in order.
     readings: Semaphore,
     /// Sends the pump what the readings for missing ranges found.
     read: mpsc::Sender<Recovery>,
+    /// The pump's end of `read`, until the pump takes it.
     reads: Mutex<Option<mpsc::Receiver<Recovery>>>,
     /// The number of histories that are being read for missing ranges.
     recoveries: AtomicUsize,
     interrupted_after: Duration,
 }
 
-/// Seconds between two sweeps of the caches that no client resumes from any more.
+/// Seconds between two sweeps of the replay caches that no client resumes from any more.
 const SWEEP_CACHES_EVERY: u64 = 5;
 
 /// Seconds between two checks of the table sizes.
@@ -138,14 +139,14 @@ impl Gateway {
         *self.history_bounds.lock() = bounds;
     }
 
-    /// Sets how long a subscriber waits for the broker.
+    /// Sets how long a subscription waits for the broker's confirmation.
     #[must_use]
     pub fn confirm_within(mut self, wait: Duration) -> Self {
         self.interest.confirm_within = wait;
         self
     }
 
-    /// Sets after how much time without delivery clients are told of it; zero means never.
+    /// Sets for how long nothing can arrive before clients are told of it; zero means never.
     #[must_use]
     pub fn interrupted_after(mut self, after: Duration) -> Self {
         self.interrupted_after = after;
@@ -184,7 +185,7 @@ impl Gateway {
     }
 
     /// Begins a subscription: its events are held back until [`Gateway::activate`]. If it is the
-    /// channel's first, the broker is asked to subscribe. This function does not wait.
+    /// channel's first one, the broker is asked to subscribe. This function does not wait.
     ///
     /// # Errors
     /// When the connection is subscribed to the channel already, or has too many subscriptions.
@@ -284,8 +285,8 @@ impl Gateway {
         self.hub.dispatch(Push::Gap(channel, reason)).await;
     }
 
-    /// Periodic work: releases the channels whose last subscriber left long enough ago, sweeps
-    /// caches, shrinks tables, and announces this replica to the others.
+    /// Works periodically: releases the channels whose last subscription ended long enough ago,
+    /// drops unused replay caches, shrinks tables, and announces this replica to the others.
     pub async fn housekeeping(self: Arc<Self>) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         for second in 0u64.. {
@@ -303,7 +304,7 @@ impl Gateway {
 
             if second % ANNOUNCE_EVERY == 0 {
                 let info = self.nodes.own(self.hub.counts());
-                // Without the broker, no other replica can be reached anyway.
+                // Without the broker no other replica can be reached anyway.
                 let _ = self.broker.control(Control::Node { info }.encode()).await;
             }
         }

@@ -1,4 +1,6 @@
-//! The replicas that there are, as far as they have announced themselves.
+//! The replicas that have announced themselves.
+//!
+//! Invariant: a bounded number of replicas is remembered, and a silent one does not count.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -8,13 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::hub::Counts;
 
-/// Seconds between two announcements of a node.
+/// Seconds between two announcements of a replica.
 pub(super) const ANNOUNCE_EVERY: u64 = 3;
 
-/// A node that has been silent for this long counts as gone.
+/// A replica that has been silent for this long counts as gone.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// Most nodes that are remembered at once.
+/// Most replicas that are remembered at once.
 const MAX_NODES: usize = 1024;
 
 /// One replica, as `/api/info` shows it.
@@ -49,7 +51,7 @@ impl Nodes {
         &self.own.uid
     }
 
-    /// This node as it is now.
+    /// This replica as it is now.
     pub(super) fn own(&self, counts: Counts) -> NodeInfo {
         NodeInfo {
             num_clients: counts.connections,
@@ -69,7 +71,7 @@ impl Nodes {
         }
     }
 
-    /// This node as it is now, and the others as they last announced themselves, sorted by name.
+    /// This replica as it is now, and the others as they last announced themselves, sorted by name.
     #[must_use]
     pub fn all(&self, counts: Counts) -> Vec<NodeInfo> {
         let fresh = |(_, at): &&(NodeInfo, Instant)| at.elapsed() < FORGET_AFTER;

@@ -1,5 +1,5 @@
 //! Limits how many histories subscriptions may begin. A channel that nobody has published on has no
-//! history. One is begun for its subscriber, so that a missed first publication can be noticed.
+//! history, so one is begun for its subscriber: a missed first publication can be noticed then.
 //! Each of them is a key in Redis for an hour, for any channel name that a client invents.
 //!
 //! Not here: beginning a history (`broker`). Invariant: memory is bounded, however many users ask.
@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 /// Counts are forgotten after this time, which is also how long Redis keeps an empty history.
 const WINDOW: Duration = Duration::from_secs(3600);
 
-/// Most users that are counted individually; any further user is refused until the window is over.
+/// Most users that are counted one by one; any further user is refused until the window is over.
 const MAX_USERS: usize = 65_536;
 
 struct Window {

@@ -1,4 +1,4 @@
-//! Decides when clients are told that nothing can arrive, and when they are told that it is over.
+//! Decides when clients are told that nothing can arrive, and when they are told that this is over.
 //!
 //! Pure: no broker, no sockets, no clock. Invariants: an interruption that ends before clients are
 //! told of it is never told. The end of an interruption is told after the gaps that it caused, as
@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use crate::broker::{Silence, SilentPart, Spread};
 use crate::channel::ChannelName;
 
-/// How long the end of an interruption waits for the readings of histories in progress, which may
-/// declare gaps.
+/// How long the end of an interruption waits for readings of histories that are in progress,
+/// because they may declare gaps.
 const READINGS_WITHIN: Duration = Duration::from_secs(7);
 
 /// What clients are to be told.
@@ -22,7 +22,7 @@ pub(super) enum Tell {
     Live,
 }
 
-/// The parts that have been silent for long enough to be told.
+/// The parts that have been silent for long enough that clients are told.
 pub(super) struct Interruption {
     /// Everything published before this time has arrived.
     pub(super) since: Instant,
@@ -39,14 +39,15 @@ impl Interruption {
     }
 }
 
+/// What clients were told of silent parts.
 pub(super) struct Outages {
     /// A silence is told once it has lasted this long; `None` means never.
     after: Option<Duration>,
-    /// The parts that clients were told of, and since when each has been silent.
+    /// The parts that clients were told of, and since when each of them has been silent.
     told: BTreeMap<u64, Instant>,
     /// How channels were spread over the parts at that time.
     spread: Option<Arc<Spread>>,
-    /// Since when some of those parts have been heard again without clients being told yet.
+    /// Since when some of those parts have been heard again without clients having been told.
     fewer_since: Option<Instant>,
 }
 
@@ -58,7 +59,7 @@ impl Outages {
     }
 
     /// Compares the current silence with what clients were told. `reading`: histories are being
-    /// read, which may lead to gaps.
+    /// read, so gaps may follow.
     pub(super) fn observe(
         &mut self,
         silence: Option<Silence>,
@@ -71,6 +72,8 @@ impl Outages {
             None => (Vec::new(), self.spread.clone()),
         };
 
+        // A part that clients were told of stays among the tellable ones, even if its silence
+        // is a new one.
         let lasts = |part: &&SilentPart| now.saturating_duration_since(part.noticed) >= after;
         let known = |part: &&SilentPart| self.told.contains_key(&part.part);
         let tellable = parts.iter().filter(|part| known(part) || lasts(part));
@@ -209,7 +212,7 @@ mod tests {
     }
 
     /// A master is replaced: its channels belong to another part now, which has been silent for as
-    /// long.
+    /// long as the old one.
     #[test]
     fn channels_that_move_are_looked_at_again() {
         let mut outages = Outages::new(SECOND);

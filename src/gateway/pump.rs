@@ -1,5 +1,7 @@
-//! The pump moves events from the broker to the hub, in order. It alone advances the channels'
-//! sequencers.
+//! The pump moves events from the broker to the hub, in order.
+//!
+//! Not here: what is done about a missing event (`continuity`). Invariants: the pump alone advances
+//! the channels' sequencers; it never waits for a history.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -50,7 +52,7 @@ fn micros(duration: Duration) -> u64 {
     u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Why a publication cannot be delivered.
+/// What makes a publication undeliverable.
 struct Unfit {
     reason: GapReason,
     rejected: Rejected,
@@ -77,7 +79,7 @@ impl Gateway {
                 Next::Recovery(Recovery::Begins(channel, ticket, go)) => {
                     self.interest
                         .with_sequencer(&channel, |sequencer, _| sequencer.begin_reading(ticket));
-                    // A reading that has ended meanwhile needs no answer.
+                    // A reading whose task is gone needs no answer.
                     let _ = go.send(());
                 }
                 Next::Recovery(Recovery::Ended(channel, ticket, history)) => {
@@ -85,12 +87,13 @@ impl Gateway {
                     self.interest.with_sequencer(&channel, |sequencer, _| {
                         sequencer.apply_history(ticket, history, bounds, &mut steps);
                     });
+
                     self.carry_out_steps(&channel, &mut steps).await;
                     self.recoveries.fetch_sub(1, Ordering::Relaxed);
                 }
                 Next::Look => {
-                    // The batch is taken after the silence was looked up, so gaps that came before
-                    // the silence ended are told before its end.
+                    // The batch is taken after the silence was looked up, so gaps from before the
+                    // end of the silence are told before that end.
                     let silence = self.broker.silence();
                     self.route(events.drain_now(), &received, &mut steps).await;
                     self.tell(&mut outages, silence).await;
@@ -99,6 +102,7 @@ impl Gateway {
         }
     }
 
+    /// Handles one batch of the broker's events, in their order.
     async fn route(
         self: &Arc<Self>,
         batch: EventBatch,
@@ -106,6 +110,7 @@ impl Gateway {
         steps: &mut Vec<Step>,
     ) {
         let bounds = self.history_bounds();
+
         for event in batch.events {
             match event {
                 Event::Publication(publication) => {
@@ -179,6 +184,8 @@ impl Gateway {
             return;
         }
 
+        // Only then is the subscription confirmed: behind everything older, in the pump and
+        // in the shards.
         let confirm = move || {
             for confirmation in confirmations {
                 confirmation.send_replace(Some(Ok(())));
@@ -187,8 +194,8 @@ impl Gateway {
         self.hub.barrier(channel, confirm).await;
     }
 
-    /// Handles a possible loss: the channel's sequencer decides what to do; a channel without one gets a
-    /// gap.
+    /// Handles a possible loss: the channel's sequencer decides what to do. A channel without a
+    /// sequencer gets a gap.
     async fn lost(
         self: &Arc<Self>,
         channel: &ChannelName,
@@ -232,8 +239,8 @@ impl Gateway {
         }
     }
 
-    /// Reads a history for a hole. The pump lives as long as the process, so this task ends with
-    /// it.
+    /// Reads a history for a missing range. The pump lives as long as the process, so a failed send
+    /// means that the process ends.
     async fn recover(&self, channel: ChannelName, ticket: u64, wait: Duration) {
         tokio::time::sleep(wait).await;
         let (go, begun) = oneshot::channel();
@@ -247,9 +254,9 @@ impl Gateway {
         let _ = self.read.send(Recovery::Ended(channel, ticket, history)).await;
     }
 
-    /// Reads the end of a history when its turn comes. After an outage the reading connection may
-    /// return later than the subscribing one, so a failed read is tried again before it is
-    /// declared.
+    /// Reads the end of a history when its turn comes. After an outage the connection that reads
+    /// may return later than the one that is subscribed, so a failed reading is tried again before
+    /// a gap is declared.
     pub(super) async fn read_history(
         &self,
         channel: &ChannelName,
@@ -278,8 +285,8 @@ impl Gateway {
         }
     }
 
-    /// Keeps only the end of a history behind the last publication that cannot be delivered. A
-    /// client whose position is before that publication is told that something is missing.
+    /// Keeps only the part of a history that follows its last undeliverable publication. A client
+    /// whose position is before that publication is told that events are missing.
     fn deliverable_end(&self, mut history: History) -> History {
         let publications = &mut history.publications;
         let bad = publications.iter().rposition(|p| self.check_deliverable(p).is_err());
@@ -287,10 +294,11 @@ impl Gateway {
         history
     }
 
-    /// Checks whether a publication can be delivered, and says why not.
+    /// Checks whether a publication can be delivered. The error says why not.
     fn check_deliverable(&self, publication: &Publication) -> Result<(), Unfit> {
         let payload = &publication.payload;
         let most = self.max_publication.load(Ordering::Relaxed);
+
         if publication.cut.unwrap_or(payload.len()) > most {
             let why = format!("more than limits.publication_bytes, {most}");
             let (reason, rejected) = (GapReason::PayloadTooLarge, Rejected::PublicationSize);
@@ -309,8 +317,8 @@ impl Gateway {
     }
 
     /// Delivers a publication, or declares a gap in its place. Anyone who may publish in Redis can
-    /// write anything there: what is not JSON text of a permitted size, or could be mistaken for
-    /// the gateway's own message, cannot be delivered.
+    /// write anything there: a payload that is not JSON, is too large, or could be mistaken for a
+    /// message of the gateway's own cannot be delivered.
     async fn deliver(&self, publication: Publication) {
         let Err(Unfit { reason, rejected, why }) = self.check_deliverable(&publication) else {
             return self.hub.dispatch(Push::Publication(publication)).await;
@@ -324,7 +332,7 @@ impl Gateway {
             tracing::warn!(channel = %name, bytes, reason = label, why, repeated, "publication not delivered");
         });
 
-        // Nobody may resume across this publication as if it had been delivered.
+        // A client must not resume across this publication as if it had been delivered.
         self.interest.with_sequencer(&channel, |sequencer, _| sequencer.cache = None);
         self.declare_gap(channel, reason).await;
     }
@@ -342,8 +350,8 @@ mod tests {
     use crate::hub::Hub;
     use crate::protocol::Wire;
 
-    /// Such an event comes from a publisher whose Redis function does not check it, as in an older
-    /// version.
+    /// Such an event comes from a publisher whose Redis function does not check it, as in an
+    /// older version.
     #[tokio::test]
     async fn field_c6_a_durable_event_of_a_reserved_type_is_declared() {
         let hub = Hub::unbounded();
@@ -364,6 +372,7 @@ mod tests {
         let forged = Bytes::from_static(br#"{"type":"close"}"#);
         let refused = gateway.publish(&channel, forged.clone(), durable()).await;
         assert!(matches!(refused, Err(PublishError::Reserved(_))), "{refused:?}");
+
         broker.publish(&channel, forged, durable()).await.unwrap();
         let next = Bytes::from_static(br#"{"type":"mine"}"#);
         broker.publish(&channel, next, durable()).await.unwrap();

@@ -1,4 +1,6 @@
-//! How far the stored revocations are known here.
+//! What is known here of the stored revocations, and what the readiness body says of it.
+//!
+//! Not here: reading the store (`revoke`).
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -13,11 +15,12 @@ pub(super) struct Recall {
     pub(super) due: Notify,
 }
 
+/// What the latest readings of the store found.
 #[derive(Default)]
 pub(super) struct RecallState {
     /// When the store was last read successfully, in Unix seconds.
     pub(super) read_at: Option<u64>,
-    /// Why it cannot be read since then.
+    /// Why the store could not be read since then.
     pub(super) error: Option<BrokerError>,
     /// The number of unusable entries in the last reading.
     pub(super) unusable: usize,

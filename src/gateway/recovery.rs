@@ -1,13 +1,14 @@
-//! What the readings of histories tell the pump.
+//! What the readings for missing ranges tell the pump.
 
 use tokio::sync::oneshot;
 
 use crate::broker::{BrokerError, History};
 use crate::channel::ChannelName;
 
-/// What a reading for `Step::Read` tells the pump.
+/// A reading for `Step::Read` begins or has ended.
 pub(super) enum Recovery {
-    /// The reading begins once this is answered, so it cannot miss anything that is known by then.
+    /// The reading begins once this is answered, so it misses nothing that the sequencer
+    /// knows by then.
     Begins(ChannelName, u64, oneshot::Sender<()>),
     Ended(ChannelName, u64, Result<Option<History>, BrokerError>),
 }

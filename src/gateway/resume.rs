@@ -1,8 +1,9 @@
 //! Resuming: a client says up to which position it has a channel, and receives what it missed:
 //! either all of it, or nothing.
 //!
-//! Invariants: a resume's publications end exactly where the subscription's own events begin;
-//! clients that resume the same channel at the same time share one reading of its history.
+//! Not here: how clients say what they have (`session::since`). Invariants: the missed events end
+//! exactly where the subscription's own events begin; clients that resume on the same channel at
+//! the same time share one reading of its history.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,25 +21,25 @@ use crate::lifecycle;
 use crate::metrics;
 use crate::protocol::Reply;
 
-/// How long a client may be ahead of this replica: it received an event from another replica that
-/// is still on its way to this one.
+/// How long a client may be ahead of this replica: it received an event from another replica, and
+/// the event is still on its way to this one.
 const AHEAD: Duration = Duration::from_secs(2);
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How long all channels of one client together may wait for readings.
 const WITHIN: Duration = Duration::from_secs(12);
 
-/// Readings that one client waits for before it is told that it may have missed something.
+/// Most readings that one client waits for before it is told that it may have missed events.
 const MAX_TRIES: u32 = 2;
 
 /// What a subscription begins with.
 #[derive(Debug, Default)]
 pub struct Resumed {
-    /// The events that follow continue from here; `None` where no history is known.
+    /// The events that follow continue from here; `None` if no history is known.
     pub position: Option<Position>,
-    /// `None` if it was not asked for; false if something may be missing.
+    /// `None` if the client did not ask; false if it may have missed events.
     pub recovered: Option<bool>,
-    /// What was missed, in order; empty unless recovered.
+    /// The missed events, in order; empty unless recovered.
     pub publications: Vec<Publication>,
     /// Events up to here are part of the resume already.
     pub after: Option<Position>,
@@ -47,17 +48,17 @@ pub struct Resumed {
 /// What one look at a channel's sequencer found.
 enum ResumeStep {
     Done(Resumed),
-    /// The client is ahead of this replica, or there is no room to read for it now.
+    /// The client is ahead of this replica, or there is no room for another replay cache now.
     Ahead,
     /// The client has waited for enough readings.
     Enough,
     Wait(watch::Receiver<bool>),
-    /// Read the history, then tell everyone who waits for it.
+    /// Read the history, then tell every client that waits for it.
     Read(watch::Sender<bool>),
 }
 
 impl Resumed {
-    /// Sends no missed publications; events continue from the position.
+    /// Begins at a position, without missed events.
     fn at(position: Option<Position>, recovered: Option<bool>) -> Self {
         let after = position.clone();
         Self { position, recovered, publications: Vec::new(), after }
@@ -69,8 +70,8 @@ fn found(position: Option<Position>, recovered: Option<bool>) -> ResumeStep {
 }
 
 impl Gateway {
-    /// Determines what a confirmed subscription begins with. `since`: the position that the client
-    /// has. `began`: when the client asked, for this channel and its others.
+    /// Says what a confirmed subscription begins with. `since`: the position that the client has.
+    /// `began`: when the client asked, for this channel and its others.
     pub async fn resume(
         self: &Arc<Self>,
         channel: &ChannelName,
@@ -112,8 +113,8 @@ impl Gateway {
         resumed
     }
 
-    /// Sends `replies`, then the publications that were missed, and lets the subscription's events
-    /// through from then on.
+    /// Sends `replies`, then the missed events, and lets the subscription's events through
+    /// from then on.
     pub fn activate(
         &self,
         connection: &Connection,
@@ -134,7 +135,7 @@ impl Gateway {
             .flatten()
     }
 
-    /// The answer for a client that may have missed something.
+    /// The start of a client that may have missed events.
     async fn not_recovered(&self, channel: &ChannelName, since: Option<&Position>) -> Resumed {
         let here = self.position(channel);
         let is_behind = |here: &Position| since.is_some_and(|s| !here.has_reached(s));
@@ -146,14 +147,14 @@ impl Gateway {
         Resumed::at(begins(here, since, top.as_ref()), Some(false))
     }
 
-    /// The newest position of the channel's history in the store, which may be ahead of this
-    /// replica.
+    /// The latest position of the stored history, which may be ahead of this replica.
     async fn top(&self, channel: &ChannelName) -> Option<Position> {
         let _turn = timeout(AHEAD, self.readings.acquire()).await.ok()?.ok()?;
         let bounds = HistoryBounds { messages: 1, ..self.history_bounds() };
         Some(self.broker.history(channel, bounds).await.ok()??.top)
     }
 
+    /// Compares the client's position with the sequencer's, and says what follows from that.
     fn plan_resume(
         &self,
         channel: &ChannelName,
@@ -161,7 +162,7 @@ impl Gateway {
         may_read: bool,
     ) -> ResumeStep {
         let look = self.interest.with_sequencer(channel, |sequencer, reading| {
-            // While it is not known what follows, no position is given: the next event brings one.
+            // While it is unknown which position follows, none is given: the next event brings one.
             let last = sequencer.position().cloned();
             let (Some(since), Some(last)) = (since, last.clone()) else {
                 return found(last, since.map(|_| false));
@@ -240,9 +241,9 @@ impl Gateway {
     }
 }
 
-/// The position from which a client gets events when it could not be resumed. If the client is
-/// ahead of this replica, events that it has had do not come again once they arrive here, but only
-/// as far as the history confirms the position that the client claims.
+/// The position from which a client receives events if it could not be resumed. A client that is
+/// ahead of this replica does not receive the events again that it had elsewhere, but only as far
+/// as the history confirms the position that it claims.
 fn begins(
     here: Option<Position>,
     since: Option<&Position>,
@@ -253,7 +254,7 @@ fn begins(
     confirmed.cloned().or(here)
 }
 
-/// Waits for the reading to end; false if its task died.
+/// Waits until the reading has ended. Returns false if its task died.
 async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
     reading.wait_for(|done| *done).await.is_ok()
 }
@@ -262,8 +263,7 @@ async fn is_over(mut reading: watch::Receiver<bool>) -> bool {
 mod tests {
     use super::*;
 
-    /// A client that was ahead of its replica received again what it had already received
-    /// elsewhere.
+    /// A client that was ahead of its replica received events again that it had received elsewhere.
     #[test]
     fn field_f12_who_is_ahead_gets_nothing_again() {
         let at = |offset| Position::new("9", offset);

@@ -1,8 +1,8 @@
-//! Revocation across replicas: immediately by a control message, and again from the store after a
-//! restart, after a reconnect, and at intervals, because a control message can be missed.
+//! Revocation on all replicas: at once by a control message; and from the store after a restart,
+//! after a reconnect, and at intervals, because a control message can be missed.
 //!
-//! Invariants: no token is accepted until the store has been read completely once; an unusable
-//! entry harms only itself.
+//! Not here: which tokens a revocation covers (`auth::revocation`). Invariants: no token is
+//! accepted until the store has been read completely once; an unusable entry harms only itself.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,12 +22,12 @@ use crate::metrics;
 use crate::protocol::codes::{Close, CloseCode};
 use crate::strict;
 
-/// The time between two reads of the store: while all is well, after one that failed, and before
+/// The time between two readings of the store: while all is well, after one that failed, and before
 /// the first success. A starting replica accepts no tokens until that first success.
 const RECALL_EVERY: Duration = Duration::from_secs(30);
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 const FIRST_TRIES: Duration = Duration::from_millis(50);
-/// Most entries that are put back after one read.
+/// Most entries that are put back after one reading.
 const RESTORED: usize = 10_000;
 /// Stored entries that are parsed, or connections that are checked, before other tasks get a turn.
 const COMPARED: usize = 512;
@@ -63,7 +63,7 @@ impl Gateway {
         Ok(sent?)
     }
 
-    /// Adds a revocation and closes the connections that it covers.
+    /// Adds a revocation, and closes the connections that it covers.
     pub(super) fn take_revocation(&self, revocation: &Revocation) {
         self.revocations.add(revocation);
         metrics::revocations(self.revocations.len());
@@ -104,7 +104,7 @@ impl Gateway {
         }
     }
 
-    /// Reads the store at first, and again whenever that is due, for ever. No read begins before
+    /// Reads the store at first, and again whenever that is due, for ever. No reading begins before
     /// control messages can arrive, so a revocation in between is received one way or the other.
     pub async fn recall_revocations(self: Arc<Self>) {
         metrics::revocations_readable(self.revocations.are_known());
@@ -119,7 +119,7 @@ impl Gateway {
                 FIRST_TRIES
             };
 
-            // Both the timeout and the notification are reasons to read; one read serves both.
+            // Both the timeout and the notification are reasons to read; one reading serves both.
             let _ = tokio::time::timeout(wait, self.recall.due.notified()).await;
         }
     }
@@ -151,7 +151,7 @@ impl Gateway {
         metrics::revocations(count);
         metrics::revocations_readable(true);
 
-        // This comes last: whoever sees that the replica is ready sees all of the above.
+        // This comes last, so that nobody sees a ready replica without all of the above.
         let first = !self.revocations.are_known();
         self.revocations.mark_known();
         if failed || (first && count > 0) {
@@ -180,7 +180,7 @@ impl Gateway {
         }
     }
 
-    /// Adds the stored revocations, and returns what the store has as a table.
+    /// Adds the stored revocations, and returns them as a table of their own.
     async fn take_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
         let (mut news, mut unusable) = (false, 0);
@@ -220,7 +220,7 @@ impl Gateway {
         stored
     }
 
-    /// Checks every connection against all revocations, once, however many of them are new.
+    /// Checks every connection against all revocations once, however many of them are new.
     async fn close_revoked(&self) {
         let now = unix_now();
         for some in self.hub.ids().chunks(COMPARED) {
@@ -234,11 +234,12 @@ impl Gateway {
                     connection.recheck();
                 }
             }
+
             tokio::task::yield_now().await;
         }
     }
 
-    /// Puts back revocations that the store has lost: after a Redis began anew, or a failover lost
+    /// Puts back revocations that the store has lost, because a Redis began anew or a failover lost
     /// a write. They go in one command; any beyond `RESTORED` follow after the next reading.
     async fn restore(&self, stored: &Revocations) {
         let lost = self.revocations.beyond(stored, RESTORED);

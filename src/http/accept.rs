@@ -1,5 +1,7 @@
-//! Listening and serving HTTP/1.1 connections. A connection that is upgraded leaves with its TCP
-//! stream.
+//! Listening, and serving HTTP/1.1 connections. A connection that is upgraded leaves with
+//! its TCP stream.
+//!
+//! Not here: the routes (`mod`), and the bounds per address (`seats`).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -35,19 +37,19 @@ use crate::metrics::{self, Rejected};
 /// only after a second.
 const BACKLOG: u32 = 4096;
 
-/// How long a peer may leave bytes of ours unacknowledged, or its window closed, before the kernel
-/// ends the connection (tcp(7), TCP_USER_TIMEOUT). A client that does not read its answer holds no
-/// place.
+/// How long a peer may leave bytes of ours unacknowledged, or its window closed, before the
+/// kernel ends the connection (tcp(7), TCP_USER_TIMEOUT). A client that does not read its answer
+/// keeps no seat.
 const UNREAD: Duration = Duration::from_secs(20);
 
-/// An HTTP connection that did not become a socket or a stream ends after this time, with the
+/// An HTTP connection that has become neither a socket nor a stream ends after this time, with the
 /// answer that it is waiting for.
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// How long the last answer may take after `LIFETIME`.
 const LAST_ANSWER: Duration = Duration::from_secs(30);
 
-/// ListenerBounds for one listener's HTTP connections.
+/// The bounds on one listener's HTTP connections.
 #[derive(Debug, Clone, Copy)]
 struct ListenerBounds {
     connections: usize,
@@ -55,14 +57,15 @@ struct ListenerBounds {
     head: Duration,
 }
 
+/// Says what an address may hold; see [`Clients::share`].
 pub(super) type Shares = Box<dyn Fn(IpAddr, usize) -> Share + Send + Sync>;
 
-/// What a listener's clients leave to others.
+/// The bounds on a listener's clients, on all together and by address.
 pub struct Clients {
     /// File descriptors that clients may not take.
     pub reserve: u64,
-    /// What an address may hold, by the current configuration and the number of descriptors for
-    /// clients.
+    /// What an address may hold, by the current configuration and the number of descriptors
+    /// for clients.
     pub share: Shares,
 }
 
@@ -100,7 +103,7 @@ impl Listener {
         Ok(Self { listener, bounds, clients: Clients::default() })
     }
 
-    /// Sets the limits for those who connect.
+    /// Sets the bounds for clients.
     #[must_use]
     pub fn limited(mut self, clients: Clients) -> Self {
         self.clients = clients;
@@ -132,8 +135,8 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(e) => {
-                // Mostly the process is out of file descriptors. The pause keeps the loop from
-                // spinning.
+                // Mostly the process is out of file descriptors. The pause keeps the loop
+                // from spinning.
                 logging::repeated(("cannot accept", ""), &e.kind(), move |repeated| {
                     tracing::warn!(error = %e, repeated, "cannot accept");
                 });
@@ -166,8 +169,9 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
     }
 }
 
-/// RFC 9112 section 3.2: exactly one Host, and a valid one. A server that disagrees with a proxy
-/// about a request's host can be made to answer in another's name. HTTP/1.0 needs no Host.
+/// Checks that a request has exactly one Host, and a valid one (RFC 9112 section 3.2). A server
+/// that disagrees with a proxy about a request's host can be made to answer in another's name.
+/// HTTP/1.0 needs no Host.
 fn names_its_host(version: Version, headers: &HeaderMap) -> bool {
     let mut hosts = headers.get_all(header::HOST).iter();
     match (hosts.next(), hosts.next()) {
@@ -190,7 +194,7 @@ fn seat(
     let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
     let limit = lifecycle::open_files();
 
-    // Of a low limit, no more than a quarter is set aside.
+    // If the limit is low, no more than a quarter of it is set aside.
     let room = limit - clients.reserve.min(limit / 4);
     if clients.reserve > 0 && taken >= room {
         return Err(Rejected::OpenFiles);
@@ -200,8 +204,8 @@ fn seat(
     seats.acquire(ip, share, bounds.connections)
 }
 
-/// Answers that the client may come again (RFC 9110 section 15.6.4), as far as that goes without
-/// waiting.
+/// Answers that the client may come again (RFC 9110 section 15.6.4), as far as that is possible
+/// without waiting.
 fn put_off(stream: &TcpStream) {
     let mut socket = &*SockRef::from(stream);
     // Closing with unread bytes is a reset, which would overtake the answer. Errors are ignored:
@@ -248,10 +252,12 @@ async fn connection(
                     refuse(StatusCode::BAD_REQUEST, why)
                 }
             };
+
             // A connection beyond its address's share gets one answer.
             if beyond && answer.status() != StatusCode::SWITCHING_PROTOCOLS {
                 answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
+
             Ok::<_, Infallible>(answer)
         }
     });

@@ -14,7 +14,7 @@ use crate::lifecycle::Phase;
 use crate::logging;
 use crate::session::unix_now;
 
-/// The most connections that one answer lists.
+/// Most connections that one answer lists.
 const MAX_LISTED: usize = 1000;
 
 /// A shard whose task has had no turn for this long makes no progress.
@@ -28,7 +28,7 @@ pub(super) async fn metrics(State(app): State<App>) -> Response {
     ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
 }
 
-/// Liveness. It fails only when the process makes no progress, since a restart mends that and
+/// Liveness. It fails only if the process makes no progress, because a restart mends that and
 /// nothing else.
 pub(super) async fn livez(State(app): State<App>) -> Response {
     let lag = app.context.gateway.hub().lag();
@@ -92,6 +92,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
     json_response(status, &body)
 }
 
+/// The query of `/debug/connections`.
 #[derive(Deserialize)]
 pub(super) struct Filter {
     user: Option<String>,

@@ -3,7 +3,7 @@
 //!
 //! As in Centrifugo, a call that was understood is answered with 200 and `result` or `error`; a
 //! missing key is 401, and a body that is not JSON is 400. A field that this version does not have
-//! is refused by name with code 108 rather than ignored.
+//! is refused by name with code 108 rather than ignored. Not here: what a call does (`gateway`).
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ use crate::metrics::{self, Rejected};
 use crate::session::unix_now;
 use crate::strict;
 
-/// The most channels of one broadcast.
+/// Most channels of one broadcast.
 const MAX_BROADCAST: usize = 1000;
 
 /// An error with Centrifugo's number.
@@ -62,7 +62,7 @@ impl From<PublishError> for ApiError {
 
 type ApiResult = Result<Value, ApiError>;
 
-/// The handler for `POST /api/{method}`.
+/// The handler of `POST /api/{method}`.
 pub(super) async fn call(
     State(app): State<App>,
     Path(method): Path<String>,
@@ -122,6 +122,7 @@ fn key_accepted(headers: &HeaderMap, keys: &[Arc<[u8]>]) -> bool {
         scheme.eq_ignore_ascii_case(b"apikey ").then_some(key)
     });
     let Some(given) = given else { return false };
+
     let given = Sha256::digest(given);
     let hits = keys.iter().map(|key| Sha256::digest(key).ct_eq(&given));
     hits.fold(subtle::Choice::from(0), |any, hit| any | hit).into()
@@ -163,6 +164,7 @@ fn channel(name: &str) -> Result<ChannelName, ApiError> {
     name.parse().map_err(|e| ApiError::bad_request(format!("channel: {e}")))
 }
 
+/// The parameters of `publish`.
 #[derive(Deserialize)]
 struct Publish<'a> {
     channel: String,
@@ -193,7 +195,7 @@ struct Keep {
 /// The longest idempotency key in bytes.
 const MAX_IDEMPOTENCY_KEY: usize = 256;
 
-/// Publishes to one channel. The answer holds the position where the channel has a history.
+/// Publishes to one channel. The answer holds the position if the channel has a history.
 async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Keep) -> ApiResult {
     let idempotency_key = keep.idempotency_key.filter(|key| !key.is_empty());
     if idempotency_key.as_ref().is_some_and(|key| key.len() > MAX_IDEMPOTENCY_KEY) {
@@ -222,6 +224,7 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
     Ok(position.map_or_else(|| json!({}), |p| json!({ "offset": p.offset, "epoch": &*p.epoch })))
 }
 
+/// The parameters of `broadcast`.
 #[derive(Deserialize)]
 struct Broadcast<'a> {
     channels: Vec<String>,
@@ -275,6 +278,7 @@ fn user<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> 
     Ok(user)
 }
 
+/// The parameters of `disconnect`.
 #[derive(Deserialize)]
 struct Disconnect {
     #[serde(deserialize_with = "user")]
@@ -300,6 +304,7 @@ const REVOKED_FOR: u64 = 30 * 86_400;
 /// The end of the year 9999. A larger number must be milliseconds.
 const MAX_SECONDS: u64 = 253_402_300_799;
 
+/// The parameters of `revoke_token`.
 #[derive(Deserialize)]
 struct RevokeToken {
     /// The token's `jti`; Centrifugo's name for it is `uid`.
@@ -321,6 +326,7 @@ async fn revoke_token(app: &App, request: RevokeToken) -> ApiResult {
     revoke(app, Revocation::Token { jti: request.jti, until }).await
 }
 
+/// The parameters of `invalidate_user_tokens`.
 #[derive(Deserialize)]
 struct InvalidateUserTokens {
     #[serde(deserialize_with = "user")]
@@ -343,12 +349,13 @@ async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> Api
     let (user, until) = (request.user, until(request.expire_at)?);
 
     // `iat` has whole seconds: a token of this second may be older than the call. A token that is
-    // issued after the call in the same second is refused as well, which costs one new token. The
-    // other way round, a stolen token would stay valid.
+    // issued after the call in the same second is refused as well, which costs one new token. If it
+    // were accepted, a stolen token could stay valid.
     let issued_before = request.issued_before.unwrap_or_else(|| unix_now().saturating_add(1));
     revoke(app, Revocation::User { user, issued_before, until }).await
 }
 
+/// The end of a revocation: the given one, or the default.
 fn until(expire_at: Option<u64>) -> Result<u64, ApiError> {
     match expire_at {
         Some(at) if at <= unix_now() => Err(ApiError::bad_request("expire_at has passed")),

@@ -1,4 +1,6 @@
 //! Authorizing a request that becomes a socket or a stream: its permit, its token, its format.
+//!
+//! Not here: the checks of the token (`session::tokens`).
 
 use std::net::IpAddr;
 
@@ -29,8 +31,8 @@ pub(super) enum Asking {
     Stream,
 }
 
-/// Decides on a request: the outcome for its token, and its permit; or the
-/// answer that refuses it.
+/// Decides on a request. Returns the outcome for its token, and its permit; or the answer
+/// that refuses it.
 pub(super) async fn authorize(
     app: &App,
     policy: &Policy,
@@ -98,7 +100,7 @@ pub(super) async fn authorize(
     }
 }
 
-/// The outcome for a request without a token; `None` refuses it.
+/// The outcome for a request without a token. `None` means that the request is refused.
 fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<AuthOutcome> {
     let announced = || parameters(&request.uri, "auth").any(|how| how == "message");
     let by_cookie = policy.cookie.is_some() || policy.verifier.session().is_some();
@@ -106,8 +108,8 @@ fn without_token(policy: &Policy, request: &Parts, asking: Asking) -> Option<Aut
     match asking {
         Asking::Socket { .. } if announced() => Some(AuthOutcome::AwaitToken),
         _ if policy.anonymous => Some(AuthOutcome::Anonymous),
-        // Pages that rely on their cookie send no first message: they are signed out, and have to
-        // learn it now.
+        // A page that relies on its cookie sends no first message: its user is signed out, and the
+        // page has to learn that now.
         Asking::Socket { .. } if !by_cookie => Some(AuthOutcome::AwaitToken),
         Asking::Socket { .. } | Asking::Stream => None,
     }

@@ -1,4 +1,7 @@
-//! Where a request carries its token. Pure.
+//! Where a request carries its token.
+//!
+//! Pure. Not here: the checks of the token (`session::tokens`). Invariant: a bounded number of
+//! tokens is checked.
 
 use axum::http::{HeaderMap, Uri};
 
@@ -33,7 +36,7 @@ pub(super) fn brought<'r>(
     let subprotocols = offered(headers).filter_map(|p| p.strip_prefix("bearer."));
 
     let pairs: Vec<_> = headers::cookies(headers).collect();
-    // One name may come with several paths, and a sign-out leaves an empty cookie.
+    // One name may come with several paths, and signing out leaves an empty cookie.
     let named = |pair: &&(&str, &str)| cookies.token == Some(pair.0) && !pair.1.is_empty();
     let tokens = pairs.iter().filter(named).map(|(_, token)| given("cookie", (*token).into()));
     let sessions = cookies.session.map(|session| session.find(&pairs)).unwrap_or_default();

@@ -1,6 +1,6 @@
-//! An HTTP connection's stream. Where it becomes a socket, the answer that says so is held back, to
-//! leave in one packet with the socket's first messages: one write and one wake-up of the client
-//! fewer.
+//! The stream of an HTTP connection. If the connection becomes a socket, the answer that says so is
+//! held back, so that it leaves in one packet with the socket's first messages: one write and one
+//! wake-up of the client fewer.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,11 +11,11 @@ use tokio::net::TcpStream;
 
 use super::http_connection::HttpConnection;
 
+/// A stream that can hold written bytes back.
 pub(super) struct CorkedStream {
     stream: TcpStream,
     connection: HttpConnection,
-    /// What is held back: one answer of a few hundred bytes, and whatever was written in front of
-    /// it.
+    /// What is held back: one answer of a few hundred bytes, and whatever was written before it.
     held: Vec<u8>,
 }
 
@@ -24,7 +24,7 @@ impl CorkedStream {
         Self { stream, connection, held: Vec::new() }
     }
 
-    /// The stream, and the bytes that were held back.
+    /// Returns the stream, and the bytes that were held back.
     pub(super) fn into_parts(self) -> (TcpStream, Vec<u8>) {
         (self.stream, self.held)
     }
@@ -50,6 +50,7 @@ impl AsyncWrite for CorkedStream {
         if !wire.connection.holds() {
             return Pin::new(&mut wire.stream).poll_write(cx, bytes);
         }
+
         wire.held.extend_from_slice(bytes);
         Poll::Ready(Ok(bytes.len()))
     }
@@ -63,6 +64,7 @@ impl AsyncWrite for CorkedStream {
         if !wire.connection.holds() {
             return Pin::new(&mut wire.stream).poll_write_vectored(cx, slices);
         }
+
         let before = wire.held.len();
         slices.iter().for_each(|slice| wire.held.extend_from_slice(slice));
         Poll::Ready(Ok(wire.held.len() - before))

@@ -1,4 +1,6 @@
 //! The opening handshake of a WebSocket (RFC 6455 section 4.2).
+//!
+//! Not here: who may open one (`authorize`, `origins`).
 
 use axum::body::Body;
 use axum::http::request::Parts;
@@ -10,7 +12,7 @@ use super::carriers::SUBPROTOCOL;
 use super::headers::{has_token, offered};
 use crate::websocket::accept_key;
 
-/// Checks the request by RFC 6455 section 4.2.1. Returns the accept key.
+/// Checks the request (RFC 6455 section 4.2.1). Returns the accept key.
 pub(super) fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
     let headers = &request.headers;
     if request.method != Method::GET {
@@ -62,6 +64,7 @@ pub(super) fn switching(key: &str, headers: &HeaderMap) -> Response<Body> {
     if let Ok(key) = HeaderValue::from_str(key) {
         out.insert(header::SEC_WEBSOCKET_ACCEPT, key);
     }
+
     if offered(headers).any(|p| p == SUBPROTOCOL) {
         out.insert(header::SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }

@@ -1,8 +1,8 @@
-//! Reading a request's headers and query. Pure.
+//! Reading a request's headers and query.
 //!
-//! Invariant: headers are bytes, and an odd part of a header harms that part only. Another
-//! application's cookie may hold Latin-1, and a client may write anything in front of what a proxy
-//! appends.
+//! Pure. Invariant: headers are bytes, and an odd part of a header harms that part only. Another
+//! application's cookie may hold Latin-1, and a client may write anything in front of what a
+//! proxy appends.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -21,13 +21,13 @@ fn parts(
     parts.map(|part| std::str::from_utf8(part.trim_ascii()).ok())
 }
 
-/// Whether a list has this token, as `Connection: keep-alive, Upgrade` has `upgrade`.
+/// True if a list has this token, as `Connection: keep-alive, Upgrade` has `upgrade`.
 #[must_use]
 pub fn has_token(headers: &HeaderMap, name: HeaderName, token: &str) -> bool {
     parts(headers, name, b',').flatten().any(|part| part.eq_ignore_ascii_case(token))
 }
 
-/// Whether the client accepts this media type by name, whatever it prefers.
+/// True if the client accepts this media type by name, whatever it prefers.
 #[must_use]
 pub fn accepts(headers: &HeaderMap, kind: &str) -> bool {
     let kinds = parts(headers, header::ACCEPT, b',').flatten();
@@ -55,15 +55,15 @@ pub fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
     parts(headers, header::COOKIE, b';').flatten().filter_map(|pair| pair.split_once('='))
 }
 
-/// Whether the address is that of a proxy whose word on the client's address is believed.
+/// True if the address is that of a proxy that is trusted to tell the client's address.
 #[must_use]
 pub fn is_trusted(ip: IpAddr, trusted: &[IpNet]) -> bool {
     let ip = ip.to_canonical();
     trusted.iter().any(|net| net.contains(&ip))
 }
 
-/// The client's address: the TCP peer's, or, where that is a trusted proxy, the last entry of
-/// `X-Forwarded-For` that is not one. Entries that the client wrote itself stand before that and
+/// The client's address: the TCP peer's or, if that is a trusted proxy, the last entry of
+/// `X-Forwarded-For` that is not one. Entries that the client wrote itself come before that one and
 /// are ignored.
 #[must_use]
 pub fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
@@ -94,8 +94,8 @@ fn address(entry: &str) -> Option<IpAddr> {
 
 /// The values of a query parameter.
 pub fn parameters<'r>(uri: &'r Uri, name: &'static str) -> impl Iterator<Item = Cow<'r, str>> {
-    // Names are compared before they are decoded: the value of another parameter may be a long
-    // token.
+    // Names are compared before they are decoded: the value of another parameter may be
+    // a long token.
     let pairs = uri.query().unwrap_or_default().split('&');
     pairs.filter_map(move |pair| {
         let (found, value) = pair.split_once('=').unwrap_or((pair, ""));
@@ -147,7 +147,7 @@ mod tests {
             let map = headers(&[("accept", &around(b",", b"text/event-stream;q=0.9"))]);
             assert!(accepts(&map, "text/event-stream"), "{odd:?}");
 
-            // The proxy's entry stands behind the odd one.
+            // The proxy's entry follows the odd one.
             let forwarded = [odd, b"9.9.9.9"].join(&b", "[..]);
             let map = headers(&[("x-forwarded-for", odd), ("x-forwarded-for", &forwarded)]);
             assert_eq!(client_ip(ip("10.0.0.1"), &map, &trusted), ip("9.9.9.9"), "{odd:?}");
@@ -200,8 +200,8 @@ mod tests {
     }
 
     proptest! {
-        /// A cookie is found whatever stands beside it, and so is the address that a proxy
-        /// appended.
+        /// A cookie is found whatever stands beside it, and so is the address that a
+        /// proxy appended.
         #[test]
         fn field_d1_whatever_stands_beside(before in value(), after in value()) {
             let without = |bytes: &[u8], separator| bytes.iter().all(|b| *b != separator);

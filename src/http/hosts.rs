@@ -2,8 +2,8 @@
 //!
 //! With DNS rebinding, the DNS of a foreign page's name is turned to this address. For the browser
 //! this server is then of the page's own origin, so that the page could read its answers; but
-//! `Host` holds the foreign name. What scrapers and probes ask for, by pod addresses or any name,
-//! is not among these pages.
+//! `Host` holds the foreign name. The pages of scrapers and probes, which are asked for by pod
+//! addresses or any name, are not protected like that.
 
 use std::net::IpAddr;
 
@@ -36,7 +36,7 @@ pub async fn only_here(State(listen): State<IpAddr>, request: Request, next: Nex
     )
 }
 
-/// Whether the host leads here. An address in `Host` is no name whose DNS somebody could turn.
+/// True if the host leads here. An address in `Host` is no name whose DNS somebody could turn.
 fn is_here(host: &str, listen: IpAddr) -> bool {
     let address = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
     is_loopback(host) || address.is_ok_and(|ip| ip == listen || listen.is_unspecified())

@@ -1,4 +1,6 @@
 //! What an HTTP connection holds beside its socket, for as long as it lives.
+//!
+//! Not here: the counting of seats (`seats`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -9,10 +11,11 @@ use super::seats::Seat;
 #[derive(Clone)]
 pub(super) struct HttpConnection(Arc<State>);
 
+/// What all clones of an [`HttpConnection`] share.
 struct State {
     seat: Arc<Seat>,
     streams: AtomicUsize,
-    /// Whether written bytes are held back for the socket that the connection becomes.
+    /// True while written bytes are held back for the socket that the connection becomes.
     holds: AtomicBool,
 }
 
@@ -28,12 +31,12 @@ impl HttpConnection {
         }))
     }
 
-    /// Whether the connection is beyond its address's share, and gets one answer.
+    /// True if the connection is beyond its address's share, so that it gets one answer.
     pub(super) fn is_beyond(&self) -> bool {
         self.0.seat.is_beyond()
     }
 
-    /// Turns the connection into a stream, which is limited as a socket is, and not by its age.
+    /// Turns the connection into a stream, which is limited like a socket and not by its age.
     pub(super) fn stream(&self) -> OpenStream {
         self.0.seat.leave_http();
         self.0.streams.fetch_add(1, Ordering::Relaxed);

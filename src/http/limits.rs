@@ -1,4 +1,4 @@
-//! How many sockets and streams there may be, in all and of one address.
+//! How many sockets and streams there may be, in all and per address.
 //!
 //! Not here: HTTP connections (`seats`). Behind a trusted proxy these limits count clients.
 
@@ -24,18 +24,18 @@ pub(super) struct ConnectionLimits {
     courtesies: AtomicUsize,
 }
 
-/// How many sockets beyond a limit may be open at once, only to be told why. More of them get a
-/// status.
+/// How many sockets beyond a limit may be open at once, only to be told why. Any further client
+/// gets a status.
 const MAX_COURTESIES: usize = 256;
 
-/// The permit of a socket or stream; given back when dropped.
+/// The permit of a socket or stream; it is given back when dropped.
 pub(super) struct Permit {
     limits: Arc<ConnectionLimits>,
     /// `None` for a socket beyond a limit, which is about to be closed.
     ip: Option<IpAddr>,
     /// The seat of its HTTP connection, which ends with the socket.
     seat: Option<Arc<Seat>>,
-    /// Whether the client was refused already, and has waited for its answer.
+    /// True if the client was refused already, and has waited for its answer.
     refused: bool,
 }
 
@@ -52,11 +52,13 @@ impl ConnectionLimits {
             self.total.fetch_sub(1, Ordering::Relaxed);
             return Err(Rejected::Connections);
         }
+
         let mut count = self.by_ip.entry(ip).or_default();
         if *count >= max_per_ip {
             self.total.fetch_sub(1, Ordering::Relaxed);
             return Err(Rejected::PerIp);
         }
+
         *count += 1;
         Ok(Permit { limits: Arc::clone(self), ip: Some(ip), seat: None, refused: false })
     }
@@ -97,6 +99,7 @@ impl Drop for Permit {
             self.limits.courtesies.fetch_sub(1, Ordering::Relaxed);
             return;
         };
+
         self.limits.total.fetch_sub(1, Ordering::Relaxed);
         self.limits.by_ip.remove_if_mut(&ip, |_, count| {
             *count -= 1;
@@ -105,6 +108,7 @@ impl Drop for Permit {
     }
 }
 
+/// Logs that a limit was hit.
 pub(super) fn log_limit(what: Rejected, ip: IpAddr) {
     logging::repeated(("limit", what.label()), "", move |repeated| {
         tracing::warn!(limit = what.label(), %ip, repeated, "too many connections");

@@ -1,7 +1,7 @@
 //! Clients of other services that were given Tollgate's address. Each is told in its own protocol
 //! that this is the wrong server and what to use, in the way that ends its retries.
 //!
-//! Not here: access. Nobody is given anything, so neither origin nor token is checked.
+//! Not here: access. Such a client is given nothing, so neither origin nor token is checked.
 
 mod client;
 mod speak;
@@ -53,8 +53,8 @@ pub(super) fn turn_away(app: &App, client: Client, request: Parts) -> Response<B
     }
 
     let mut response = over_http(client, &request);
-    // The answer says nothing that is not public, and without these headers a page could not read
-    // it.
+    // The answer says nothing that is not public, and without these headers a page could
+    // not read it.
     if let Some(origin) = request.headers.get(header::ORIGIN) {
         let asked = request.headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
         let headers = response.headers_mut();
@@ -70,6 +70,7 @@ pub(super) fn turn_away(app: &App, client: Client, request: Parts) -> Response<B
     response
 }
 
+/// Answers 101, so that the client can be told on its WebSocket.
 fn upgrade(app: &App, client: Client, mut request: Parts) -> Response<Body> {
     let key = match check_upgrade(&request) {
         Ok(key) => key,
@@ -81,6 +82,7 @@ fn upgrade(app: &App, client: Client, mut request: Parts) -> Response<Body> {
     let Ok(place) = PLACES.try_acquire() else {
         return unavailable("too many clients of other services\n");
     };
+
     if let Some(held) = request.extensions.get::<HttpConnection>() {
         held.hold();
     }
@@ -93,6 +95,7 @@ fn upgrade(app: &App, client: Client, mut request: Parts) -> Response<Body> {
 
     let words = speak::Words::of(client, &request);
     let lifecycle = app.lifecycle.clone();
+
     // The client counts for its address until it ends.
     let seat = request.extensions.get::<HttpConnection>().map(HttpConnection::seat);
     app.lifecycle.spawn_connection(async move {

@@ -1,5 +1,7 @@
-//! Whether a page may open a socket or a stream (RFC 6455 section 10.2). Only browsers send an
-//! origin.
+//! Whether a page may open a socket or a stream (RFC 6455 section 10.2). Only browsers
+//! send an origin.
+//!
+//! Not here: comparing origins (`crate::origin`).
 
 use std::net::IpAddr;
 
@@ -16,7 +18,7 @@ use crate::origin::Own;
 /// The longest part of an origin that is logged, in bytes.
 const MAX_SHOWN: usize = 200;
 
-/// True if the page may; a refusal is counted and logged.
+/// True if the page may. A refusal is counted and logged.
 pub(super) fn allowed(request: &Parts, policy: &Policy) -> bool {
     let mut origins = request.headers.get_all(header::ORIGIN).iter();
     let Some(origin) = origins.next() else {
@@ -38,11 +40,13 @@ pub(super) fn allowed(request: &Parts, policy: &Policy) -> bool {
     false
 }
 
-/// Logs a refused origin. A browser tells its user nothing, so the log says what to write where.
+/// Logs a refused origin. A browser tells its user nothing, so the log says what to
+/// write and where.
 fn refused(origin: &[u8], policy: &Policy) {
     let shown = origin[..origin.len().min(MAX_SHOWN)].escape_ascii().to_string();
     let text = std::str::from_utf8(origin).unwrap_or_default();
     let line = policy.allowed_origins.line_with(text).filter(|_| text.len() <= MAX_SHOWN);
+
     let what = match line {
         Some(line) => format!(
             "origin refused; if it is yours, write in [server] of the \
@@ -55,7 +59,7 @@ fn refused(origin: &[u8], policy: &Policy) {
     });
 }
 
-/// Whether a trusted proxy says that the client used TLS, to it or to a proxy in front of it.
+/// True if a trusted proxy says that the client used TLS, to it or to a proxy in front of it.
 fn by_tls(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> bool {
     let peer = peer.to_canonical();
     let values = headers.get_all("x-forwarded-proto").iter().filter_map(|v| v.to_str().ok());

@@ -1,7 +1,7 @@
 //! Addresses that are refused again and again wait for their answer, longer each time.
 //!
-//! Invariants: only a refusal waits; a waiting client holds its own connection and no other place;
-//! what is remembered is bounded in number and time.
+//! Invariants: only a refusal waits; a waiting client holds its own connection and no permit; what
+//! is remembered is bounded in number and time.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -19,14 +19,15 @@ const FIRST: Duration = Duration::from_millis(50);
 /// An address without a refusal for this long begins anew.
 const REMEMBERED: Duration = Duration::from_secs(10);
 
-/// The most addresses that are remembered at once.
+/// Most addresses that are remembered at once.
 const MAX_ADDRESSES: usize = 16_384;
 
+/// How often each address was refused, and when last.
 #[derive(Default)]
 pub(super) struct Refusals(DashMap<IpAddr, (u32, Instant), ahash::RandomState>);
 
 impl Refusals {
-    /// Counts a refusal, and answers how long its answer waits.
+    /// Counts a refusal, and returns how long its answer waits.
     pub(super) fn wait(&self, ip: IpAddr, longest: Duration) -> Duration {
         if longest.is_zero() {
             return longest;

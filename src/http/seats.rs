@@ -1,10 +1,10 @@
 //! How many connections an address holds. A connection counts for its address from accept to its
 //! end, whatever is asked on it and whatever it becomes.
 //!
-//! Not here: the limit on sockets and streams (`limits`), which behind a trusted proxy counts
-//! clients. Invariants: one address leaves seats for the others; an address that has its share
-//! gets a few connections more, for one request each, so that it can be told; every map entry
-//! stands for a connection that is open.
+//! Not here: the limits on sockets and streams (`limits`), which behind a trusted proxy count
+//! clients. Invariants: one address leaves seats for the others; an address that has its share gets
+//! a few more connections, for one request each, so that it can be told; every map entry stands for
+//! an open connection.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ impl Share {
     pub const ALL: Self = Self { connections: usize::MAX, http: usize::MAX };
 }
 
+/// How many connections an address has.
 #[derive(Debug, Default)]
 struct AddressCount {
     connections: usize,
@@ -50,13 +51,13 @@ pub(super) struct Seats {
     by_ip: DashMap<IpAddr, AddressCount, ahash::RandomState>,
 }
 
-/// A connection's seat; given back when it ends.
+/// A connection's seat; it is given back when the connection ends.
 pub(super) struct Seat {
     seats: Arc<Seats>,
     ip: IpAddr,
-    /// Whether its address had its share already.
+    /// True if its address had its share already.
     beyond: bool,
-    /// Whether it is neither a socket nor a stream.
+    /// True while the connection is neither a socket nor a stream.
     http: AtomicBool,
 }
 
@@ -97,8 +98,8 @@ impl Seats {
         Ok(Seat { seats: Arc::clone(self), ip, beyond, http: AtomicBool::new(true) })
     }
 
-    /// Subtracts something from what an address holds, and removes its entry with the last
-    /// connection.
+    /// Subtracts something from what an address holds, and removes its entry with the
+    /// last connection.
     fn forget(&self, ip: IpAddr, what: impl FnOnce(&mut AddressCount)) {
         self.by_ip.remove_if_mut(&ip, |_, held| {
             what(held);
@@ -108,7 +109,7 @@ impl Seats {
 }
 
 impl Seat {
-    /// Whether the connection is beyond its address's share: it gets one answer that says so.
+    /// True if the connection is beyond its address's share: it gets one answer that says so.
     pub(super) fn is_beyond(&self) -> bool {
         self.beyond
     }

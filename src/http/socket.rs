@@ -1,11 +1,13 @@
 //! The life of one socket: reading, handing requests to the session, closing properly.
 //!
-//! Invariants: a read goes into the worker thread's one buffer, so an idle socket owns none; while
-//! the session waits for the broker, closes and writes still go on; however a socket ends, its
-//! session is removed from all tables before the last bytes are awaited.
+//! Not here: what a request does (`session::socket`). Invariants: a read goes into the worker
+//! thread's one buffer, so an idle socket owns none; while the session waits for the broker, closes
+//! and writes still go on; however a socket ends, its session is removed from all tables before the
+//! last bytes are awaited.
 //!
-//! An idle socket's task is small. What only the beginning, a command or the end needs is in a box
-//! of its own, made at the call, because a future keeps room for whatever it is given by value.
+//! An idle socket's task is small. Whatever only the beginning, a command or the end needs is in
+//! a box of its own, made at the call, because a future keeps room for everything that it is
+//! given by value.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -38,8 +40,8 @@ pub const LINGER: Duration = Duration::from_secs(2);
 /// How much a client may send meanwhile, such as the rest of a message that was too large.
 const LAST_BYTES: usize = 8 << 20;
 
-/// How long the handshake's answer waits for the session's first messages: a round trip to the
-/// broker.
+/// How long the handshake's answer waits for the session's first messages: a round trip
+/// to the broker.
 const HELD_BACK: Duration = Duration::from_millis(20);
 
 thread_local! {
@@ -105,11 +107,12 @@ pub(super) struct Socket {
     session: SocketSession,
     connection: Arc<Connection>,
     decoder: Decoder,
-    /// Counts it among the sockets.
+    /// Counts this socket.
     permit: Permit,
 }
 
-/// Begins a socket's session. `None` if the session has ended already, and the socket with it.
+/// Begins a socket's session. Returns `None` if the session has ended already, and the
+/// socket with it.
 pub(super) async fn begin(
     context: Arc<Context>,
     connection: Arc<Connection>,
@@ -160,6 +163,7 @@ pub(super) async fn run(mut socket: Box<Socket>) {
     Box::pin(socket.end(end)).await;
 }
 
+/// Serves a socket until it has to end.
 async fn live(socket: &mut Socket) -> End {
     loop {
         let wake = socket.connection.wait(true).await;
@@ -200,7 +204,7 @@ async fn live(socket: &mut Socket) -> End {
     }
 }
 
-/// Reads what has arrived, if anything.
+/// Reads what has arrived, if anything has.
 fn read_input(socket: &mut Socket) -> Result<Option<Input>, End> {
     READ.with_borrow_mut(|buffer| match socket.connection.try_read(buffer) {
         Ok(0) => Err(End::Gone),
@@ -211,8 +215,8 @@ fn read_input(socket: &mut Socket) -> Result<Option<Input>, End> {
 }
 
 impl Socket {
-    /// Removes the session from all tables and closes the socket. The permit is kept until that
-    /// is over.
+    /// Removes the session from all tables and closes the socket. The permit is kept until
+    /// that is over.
     async fn end(self: Box<Self>, end: End) {
         let Self { session, connection, decoder, mut permit } = *self;
         session.core.end();
@@ -239,11 +243,12 @@ impl Socket {
             End::Theirs(code) => (close_frame(code, ""), None),
             End::Gone => return,
         };
+
         goodbye(connection, frame, tail).await;
     }
 }
 
-/// What one read held: requests, then perhaps an end.
+/// What one read held: requests, and perhaps an end behind them.
 #[derive(Default)]
 struct Input {
     requests: Vec<Request>,
@@ -293,6 +298,7 @@ fn decode_input(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     input
 }
 
+/// Asks the application about channels whose rule has changed.
 async fn ask(socket: &mut Socket) -> Result<(), End> {
     let Socket { session, connection, .. } = socket;
     let asking = async {
@@ -302,6 +308,7 @@ async fn ask(socket: &mut Socket) -> Result<(), End> {
     drive(connection, Box::pin(asking)).await
 }
 
+/// Hands the requests of one read to the session.
 async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {
     if !input.requests.is_empty() {
         let Socket { session, connection, .. } = socket;
@@ -310,7 +317,7 @@ async fn apply(socket: &mut Socket, input: Input) -> Result<(), End> {
     input.end.map_or(Ok(()), Err)
 }
 
-/// Runs the session's work, while closes are noticed and the queue still drains.
+/// Runs the session's work. Meanwhile closes are noticed and the queue drains.
 async fn drive(
     connection: &Connection,
     mut work: Pin<Box<impl Future<Output = Result<(), Close>>>>,
@@ -329,7 +336,7 @@ async fn drive(
     }
 }
 
-/// Does what cannot wait for the session's work: a close ends it, a timer is kept for later.
+/// Does what cannot wait for the session's work: a close ends it, and a timer is kept for later.
 pub(super) fn attend(connection: &Connection, wake: Wake) -> Result<(), End> {
     if wake.timer {
         connection.missed_timer();
@@ -366,6 +373,7 @@ pub async fn goodbye(connection: Arc<Connection>, frame: Bytes, mut tail: Option
             if !wake.readable {
                 continue;
             }
+
             match pass(&connection, tail.as_mut()) {
                 Ok(0) => return,
                 Ok(n) => left = left.saturating_sub(n),

@@ -2,7 +2,8 @@
 //!
 //! The session lives in a task of its own; the response's body takes from its queue. Permanent
 //! errors are HTTP statuses: an `EventSource` stops after one. Temporary ones are a stream with
-//! `retry:` that ends at once, because an `EventSource` reconnects after nothing else.
+//! `retry:` that ends at once, because an `EventSource` reconnects after nothing else. Not here:
+//! what the session does (`session::stream`).
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -60,8 +61,8 @@ pub(super) async fn stream(State(app): State<App>, request: Request) -> Response
     let (request, _) = request.into_parts();
 
     let policy = app.context.policy.load_full();
-    // A foreign page's <img> sends cookies and no origin. It could use up its visitor's
-    // connections.
+    // A foreign page's `<img>` sends cookies and no origin. It could use up its
+    // visitor's connections.
     let hidden = !request.headers.contains_key(header::ORIGIN)
         && request.headers.get("sec-fetch-site").is_some_and(|site| site == "cross-site");
     if hidden {
@@ -109,6 +110,7 @@ fn preflight(more: &[String]) -> Response<Body> {
     (StatusCode::NO_CONTENT, headers).into_response()
 }
 
+/// Begins a stream, or says why not.
 async fn begin(
     app: &App,
     policy: &Policy,
@@ -151,13 +153,12 @@ async fn begin(
     let context = Arc::clone(&app.context);
     let connection = context.gateway.hub().register(None, wire);
 
-    // The drain may have looked for connections before this one was registered.
+    // The drain may have gone through the connections before this one was registered.
     if app.lifecycle.phase() >= Phase::Draining {
         connection.close(Close::new(CloseCode::Restart, "draining"));
     }
 
-    // The session has a task of its own, so that it ends in order even when this request is
-    // dropped.
+    // The session has a task of its own, so that it ends in order even if this request is dropped.
     app.lifecycle.spawn_connection(run(context, connection, beginning, answer));
     match answered.await {
         Ok(Ok(events)) => Ok(events),
@@ -197,6 +198,7 @@ fn from(request: &Parts) -> Result<StreamPosition, String> {
         let read = id.and_then(StreamPosition::read);
         place.merge(read.map_err(|why| format!("Last-Event-ID: {why}\n"))?);
     }
+
     let query = request.uri.query().unwrap_or_default();
     for (name, id) in form_urlencoded::parse(query.as_bytes()) {
         let plain: String = name.chars().filter(|c| !matches!(c, '-' | '_')).collect();
@@ -214,7 +216,8 @@ fn event_stream(body: Body) -> Response<Body> {
         (header::CACHE_CONTROL.as_str(), "no-cache, no-transform"),
         // nginx would otherwise hold events back.
         ("x-accel-buffering", "no"),
-        // The connection has given up its place among those that may carry another request.
+        // The connection has left the HTTP connections of its address, so it must carry no
+        // other request.
         (header::CONNECTION.as_str(), "close"),
     ];
     (headers, body).into_response()
@@ -227,8 +230,8 @@ fn body(mut events: mpsc::Receiver<Bytes>) -> Response<Body> {
     event_stream(Body::from_stream(stream))
 }
 
-/// Refuses for the moment: a client that asks for an event stream gets one that ends, others a
-/// status.
+/// Refuses for the moment. A client that asks for an event stream gets one that ends, others
+/// get a status.
 fn for_now(headers: &HeaderMap, message: &'static str) -> Response<Body> {
     if accepts(headers, EVENTS) {
         let close = Close::new(CloseCode::TryAgainLater, message.trim_end());
@@ -268,12 +271,15 @@ async fn run(
     let end = match session.permit(&outcome).await {
         Ok(()) => {
             let (events, body) = mpsc::channel(1);
+
             // If the client is gone already, the first event that cannot be handed over shows it.
             let _ = answer.send(Ok(body));
+
             let end = match drive(&connection, &events, session.begin(outcome)).await {
                 Ok(()) => live(&mut session, &connection, &events).await,
                 Err(end) => end,
             };
+
             session.core.end();
             last_words(&connection, &events, &end).await;
             end
@@ -292,8 +298,8 @@ async fn run(
     }
 }
 
-/// Runs the session's work while the client takes what is queued: catching up may be more than its
-/// queue holds.
+/// Runs the session's work while the client takes what is queued: catching up may take more than
+/// its queue holds.
 async fn drive(
     connection: &Connection,
     events: &mpsc::Sender<Bytes>,
@@ -322,6 +328,7 @@ fn hand_over(
     Ok(())
 }
 
+/// Serves a stream until it has to end.
 async fn live(
     session: &mut StreamSession,
     connection: &Connection,
@@ -360,6 +367,7 @@ async fn live(
 async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: &End) {
     let End::Ours(close) = end else { return };
     connection.finish(connection.wire().close(close));
+
     let leave = async {
         while let Some(chunk) = connection.take_queued() {
             if events.send(chunk).await.is_err() {
@@ -367,6 +375,7 @@ async fn last_words(connection: &Connection, events: &mpsc::Sender<Bytes>, end: 
             }
         }
     };
+
     // A client that does not read its last messages does without them.
     let _ = timeout(LAST_WORDS, leave).await;
 }

@@ -1,4 +1,6 @@
 //! `GET /ws`: from a request to a socket.
+//!
+//! Not here: the socket's life (`socket`).
 
 use std::time::Instant;
 
@@ -41,7 +43,7 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
         }
     };
 
-    // Another service's client may have been given this address.
+    // The client of another service may have been given this address.
     if !offered(&request.headers).any(|protocol| protocol == SUBPROTOCOL)
         && let Some(client) = mistaken::Client::by_protocol(&request)
     {
@@ -78,11 +80,11 @@ pub(super) async fn upgrade(State(app): State<App>, request: Request) -> Respons
     let response = switching(&key, &request.headers);
 
     let lifecycle = app.lifecycle.clone();
-    // The future is boxed here because a task keeps room for all that it was given.
+    // The future is boxed here because a task keeps room for everything that it was given.
     let beginning = Box::pin(async move {
         let socket::HandedOver { stream, early, held } = socket::handed_over(upgrade).await?;
         let connection = app.context.gateway.hub().register(Some(stream), wire);
-        // The drain may have looked for connections before this one was registered.
+        // The drain may have gone through the connections before this one was registered.
         let outcome = match app.lifecycle.phase() {
             Phase::Running | Phase::Settling => outcome,
             Phase::Draining => AuthOutcome::Refused(Close::new(CloseCode::Restart, "draining")),
@@ -104,10 +106,11 @@ fn wire(request: &Parts) -> Result<Wire, Response<Body>> {
     Ok(if wants_envelope(request)? { Wire::Envelope } else { Wire::Plain })
 }
 
-/// Reads `?since=`: the client's positions in channels that it will be subscribed to.
+/// Reads `?since=`: the client's positions on channels that it will be subscribed to.
 fn since(request: &Parts, wire: Wire) -> Result<Positions, Response<Body>> {
     let value = parameters(&request.uri, "since").next();
     let Some(value) = value else { return Ok(Vec::new()) };
+
     let why = match sse::parse_id(&value) {
         Ok(_) if stream_position::is_short(&value) => {
             "it is the id of a stream, which only a stream can take"
@@ -116,6 +119,7 @@ fn since(request: &Parts, wire: Wire) -> Result<Positions, Response<Body>> {
         Ok(_) => "since needs format=envelope: without it no event says where it is",
         Err(why) => why,
     };
+
     metrics::rejected(Rejected::BadRequest);
     Err(refuse_with(StatusCode::BAD_REQUEST, format!("since: {why}\n")))
 }

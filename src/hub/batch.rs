@@ -1,4 +1,7 @@
-//! The batch: what a shard's fan-out is about to write, as ranges of encoded frames.
+//! A batch: what a shard's fan-out is about to write, as ranges of encoded frames.
+//!
+//! Not here: which connection is sent what (`table`), and the writing (`fanout`). Invariant: a
+//! batch is bounded in ranges and in bytes.
 
 use bytes::BytesMut;
 
@@ -24,12 +27,12 @@ pub(super) struct Batch {
     pub(super) ranges: Vec<FrameRange>,
     pub(super) dirty: Vec<u32>,
     pub(super) deliveries: [u64; Wire::COUNT],
-    /// When its publications were published, for those that tell it.
+    /// When its publications were published, as far as that is known.
     pub(super) published: Vec<u64>,
 }
 
 impl Batch {
-    /// Encodes a message into the wire's buffer; returns its range there.
+    /// Encodes a message into the wire's buffer, and returns its range there.
     #[inline]
     pub(super) fn encode(&mut self, wire: Wire, write: impl FnOnce(&mut BytesMut)) -> (u32, u32) {
         let buffer = &mut self.buffers[wire as usize];
@@ -38,8 +41,8 @@ impl Batch {
         (start, buffer.len() as u32)
     }
 
-    /// Adds a range to a connection's list. `messages`: how many end in the range; 0 if the range
-    /// belongs to the message that follows it.
+    /// Adds a range to a connection's list. `messages`: how many messages end in the range; 0 if
+    /// the range is a part of the message that follows it.
     #[inline]
     pub(super) fn append(
         &mut self,
@@ -56,6 +59,8 @@ impl Batch {
             self.dirty.push(index);
         } else {
             let tail = &mut self.ranges[slot.tail as usize];
+
+            // Neighbouring ranges become one.
             if tail.end == start {
                 tail.end = end;
                 tail.messages += messages;

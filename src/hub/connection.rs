@@ -30,7 +30,7 @@ use crate::protocol::{Reply, Wire};
 /// Most slices in one vectored write.
 const MAX_SLICES: usize = 32;
 
-/// A chunk of an HTTP response is large enough from this many bytes on.
+/// Queued chunks of an HTTP response are joined until they have this many bytes.
 const TOGETHER: usize = 16 * 1024;
 
 /// How long a client may take to be caught up on all of its channels, and how often its queue is
@@ -38,17 +38,19 @@ const TOGETHER: usize = 16 * 1024;
 const CATCH_UP: Duration = Duration::from_secs(30);
 const ROOM_LOOK: Duration = Duration::from_millis(20);
 
-/// Means that no wheel entry counts.
+/// The tick that says that no wheel entry counts.
 const NO_TIMER: u32 = u32::MAX;
 
+// Flags that say why the task was woken.
 const TIMER: u8 = 1;
 const CLOSE: u8 = 2;
 const BLOCKED: u8 = 4;
 
+/// The outbound side of a connection, under one lock.
 #[derive(Default)]
 struct Outbound {
     queue: Queue,
-    /// A close that was requested and that the connection's task has not taken yet.
+    /// The requested close, until the connection's task takes it.
     close: Option<Close>,
     /// True once a close was requested, whether or not the task has taken it.
     closing: bool,
@@ -139,7 +141,7 @@ impl Connection {
         self.out.lock().token = token;
     }
 
-    /// Identifies this connection's token for a revocation.
+    /// Identifies the connection's token for a revocation.
     #[must_use]
     pub fn token(&self) -> TokenId {
         self.out.lock().token.clone()
@@ -169,6 +171,7 @@ impl Connection {
         self.timer.load(Ordering::Acquire)
     }
 
+    /// Wakes the connection, if its entry for this tick still counts.
     pub(super) fn fire_timer(&self, tick: u32) {
         // The entry is cleared, because the same tick may be requested again.
         let taken =
@@ -178,12 +181,12 @@ impl Connection {
         }
     }
 
-    /// Lets the session check what may have ended, as if its timer had fired.
+    /// Has the session check what may have ended, as if its timer had fired.
     pub fn recheck(&self) {
         self.wake(TIMER);
     }
 
-    /// Notes that the timer fired while nobody could act on it: the [`Connection::wait`] that
+    /// Notes that the timer fired while nobody could act on it. The [`Connection::wait`] that
     /// follows the current work reports it again.
     pub fn missed_timer(&self) {
         self.missed.store(true, Ordering::Release);
@@ -204,35 +207,39 @@ impl Connection {
         if out.closing {
             return;
         }
+
         out.closing = true;
         out.close = Some(close);
         self.wake(CLOSE);
     }
 
-    /// Queues the first bytes, which wait for the next ones to be sent, or for
-    /// [`Connection::flush`].
+    /// Queues the first bytes. They wait for the next ones to be sent, or
+    /// for [`Connection::flush`].
     pub fn cork(&self, bytes: Bytes) {
         let mut out = self.out.lock();
         out.corked = true;
-        // The chunk counts as begun, so that a cut does not remove the answer that the following
-        // bytes need.
+        // The chunk counts as begun, so that a cut does not remove the answer that the
+        // following bytes need.
         self.changed(&mut out, |queue| queue.push(bytes, 0, true));
     }
 
     /// Waits until a client that has been catching up since `began` has taken most of its queue,
-    /// but not longer than it may take to catch up completely.
+    /// but no longer than it may take to catch up completely.
     pub async fn has_room(&self, began: Instant) {
         let bytes = self.bounds.queue_bytes.load(Ordering::Relaxed) / 4;
         let messages = self.bounds.queue_messages.load(Ordering::Relaxed) / 4;
+
         while began.elapsed() < CATCH_UP {
             let has_room = {
                 let out = self.out.lock();
                 let room = out.queue.bytes() <= bytes && out.queue.messages() <= messages;
                 room || out.closing
             };
+
             if has_room {
                 return;
             }
+
             tokio::time::sleep(ROOM_LOOK).await;
         }
     }
@@ -272,7 +279,7 @@ impl Connection {
         self.send(self.wire.frame(reply));
     }
 
-    /// The next queued bytes, for the task of an HTTP response; small chunks are joined.
+    /// Takes the next queued bytes, for the task of an HTTP response. Small chunks are joined.
     pub fn take_queued(&self) -> Option<Bytes> {
         let mut out = self.out.lock();
         self.changed(&mut out, |queue| {
@@ -319,11 +326,13 @@ impl Connection {
         let before = out.queue.held();
         let done = change(&mut out.queue);
         let after = out.queue.held();
+
         if after > before {
             self.bounds.queued(after - before);
         } else {
             self.bounds.unqueued(before - after);
         }
+
         done
     }
 
@@ -334,7 +343,8 @@ impl Connection {
         }
     }
 
-    /// The socket is dead. Reading will report that too; until then nothing is kept for it.
+    /// Notes that the socket is dead. Reading will report that too; until then nothing is
+    /// kept for it.
     fn broken(&self, out: &mut Outbound) {
         (out.closing, out.closed) = (true, true);
         self.changed(out, |queue| *queue = Queue::default());
@@ -381,8 +391,7 @@ mod tests {
         Connection::new(ConnId(1), 0, Wire::Plain, stream, Arc::new(bounds))
     }
 
-    /// The drain visits the connections twice; a connection that was asked to leave is not asked
-    /// again.
+    /// The drain visits each connection twice, and does not ask again those that it asked to leave.
     #[test]
     fn a_connection_whose_close_is_taken_is_closing() {
         let connection = connection(1000, None);
@@ -391,6 +400,7 @@ mod tests {
         assert!(connection.is_closing());
         assert_eq!(connection.take_close().unwrap().code, CloseCode::Restart);
         assert!(connection.is_closing());
+
         connection.close(Close::new(CloseCode::SlowConsumer, "slow consumer"));
         assert!(connection.take_close().is_none(), "the first request counts");
     }
@@ -407,11 +417,13 @@ mod tests {
         };
         let bounds = Arc::new(bounds);
         let connection = Connection::new(ConnId(1), 0, Wire::Sse, None, Arc::clone(&bounds));
+
         let mut sent = 0;
         while connection.take_close().is_none() {
             connection.send(Bytes::copy_from_slice(b"1234567"));
             sent += 1;
         }
+
         assert!((100..1000).contains(&sent), "{sent} messages of 7 bytes in 100,000");
         assert_eq!(bounds.queued.load(Ordering::Relaxed), 0, "what was cut is given back");
 
@@ -423,6 +435,7 @@ mod tests {
         assert_eq!(other.queued_bytes(), 700);
         assert_eq!(other.take_queued().unwrap().len(), 700);
         assert_eq!(bounds.queued.load(Ordering::Relaxed), 0);
+
         other.send(Bytes::from_static(b"1"));
         drop(other);
         assert_eq!(bounds.queued.load(Ordering::Relaxed), 0);
@@ -436,11 +449,13 @@ mod tests {
         let (server, _) = listener.accept().await.unwrap();
         // The bound on all queues together is exceeded.
         let connection = connection(0, Some(server));
+
         connection.cork(Bytes::from_static(b"101;"));
         connection.send(Bytes::from_static(b"connected;"));
         assert_eq!(connection.take_close().unwrap().code, CloseCode::SlowConsumer);
         connection.finish(Bytes::from_static(b"close;"));
         connection.shutdown();
+
         let mut read = String::new();
         client.read_to_string(&mut read).await.unwrap();
         assert_eq!(read, "101;close;");

@@ -20,13 +20,14 @@ use crate::lifecycle::unix_micros;
 use crate::metrics::Fanout;
 use crate::protocol::Wire;
 
-/// Sockets that are written between two turns for the runtime.
+/// Sockets that are written to between two turns of the runtime.
 const WRITES_PER_TURN: usize = 256;
 
 /// A batch that took longer than this is followed by a rest, the shortest that the timer can do.
 const BUSY: Duration = Duration::from_millis(8);
 const REST: Duration = Duration::from_millis(1);
 
+/// Runs a shard's fan-out, for ever.
 pub(super) async fn run(shard: Arc<Shard>) {
     let metrics = Fanout::default();
     let mut batch = Batch::default();
@@ -70,8 +71,8 @@ pub(super) async fn run(shard: Arc<Shard>) {
                 let Some((connection, head)) = table.take_list(*slot) else { continue };
                 if connection.wire().is_stream() {
                     // A stream's ids tell the positions of all of its channels, so its events must
-                    // not be overtaken by what another channel sends first. Its delivery only
-                    // queues.
+                    // not be overtaken by what another channel sends first. The delivery to a
+                    // stream only queues, so the lock can be kept.
                     connection.deliver(&buffers[connection.wire() as usize], &batch.ranges, head);
                 } else {
                     lists.push((connection, head));
@@ -88,7 +89,7 @@ pub(super) async fn run(shard: Arc<Shard>) {
         }
 
         for done in passed.drain(..) {
-            // The one who asked may be gone.
+            // The connection that waits for this may be gone.
             let _ = done.send(());
         }
 

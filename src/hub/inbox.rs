@@ -1,4 +1,6 @@
 //! A shard's inbox: items wait here until the fan-out takes all of them at once.
+//!
+//! Invariant: the inbox is bounded; a push waits while it is full.
 
 use std::mem;
 use std::sync::Arc;
@@ -21,12 +23,12 @@ pub(super) enum Item {
     Barrier(ChannelName, Arc<Barrier>),
     /// What is silent now; `None` if nothing is.
     Outage(Option<Arc<Outage>>),
-    /// Answered when everything before it has been sent.
+    /// Answered once everything before it has been sent.
     Flush(Option<oneshot::Sender<()>>),
 }
 
-/// A barrier that passes each shard of a channel behind everything that was dispatched before it.
-/// `done` is called when it has passed the last one.
+/// A barrier that follows everything dispatched so far through each shard of a channel. `done` is
+/// called once it has passed the last one.
 pub(super) struct Barrier {
     left: AtomicU32,
     done: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -46,6 +48,7 @@ impl Barrier {
     }
 }
 
+/// The items that wait, and the size of their payloads.
 #[derive(Default)]
 struct State {
     items: Vec<Item>,
@@ -70,8 +73,8 @@ impl Inbox {
     /// Adds one item; waits while the inbox is full.
     pub(super) async fn push(&self, item: Item) {
         loop {
-            // The waiter registers before it checks the room, so that none of the waiters misses a
-            // take right after the check.
+            // The waiter registers before it checks the room, so that it cannot miss a drain right
+            // after the check.
             let mut emptied = std::pin::pin!(self.emptied.notified());
             emptied.as_mut().enable();
 
@@ -91,7 +94,7 @@ impl Inbox {
         }
     }
 
-    /// Waits for items and takes all of them; `spare` becomes the buffer for the next ones.
+    /// Waits for items and takes all of them. `spare` becomes the buffer for the next ones.
     pub(super) async fn drain(&self, mut spare: Vec<Item>) -> Vec<Item> {
         spare.clear();
         loop {
@@ -104,6 +107,7 @@ impl Inbox {
                     return spare;
                 }
             }
+
             self.filled.notified().await;
         }
     }

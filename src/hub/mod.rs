@@ -119,7 +119,7 @@ impl Hub {
         connection
     }
 
-    /// Removes a connection with all its subscriptions; returns the channels it had.
+    /// Removes a connection with all its subscriptions, and returns the channels that it had.
     pub fn remove(&self, connection: &Connection) -> Vec<ChannelName> {
         if self.connections.remove(&connection.id()).is_none() {
             return Vec::new();
@@ -149,6 +149,7 @@ impl Hub {
         if ids.len() >= max {
             return false;
         }
+
         ids.push(connection.id());
         connection.set_user(Arc::clone(ids.key()));
         true
@@ -172,23 +173,26 @@ impl Hub {
     ) -> Result<(), SubscribeError> {
         let shard = self.shard(connection);
         let max = self.bounds.channels_per_connection.load(Ordering::Relaxed);
+
         let mut table = shard.table.lock();
         let first = table.subscribe(connection.slot(), channel, max)?;
         if first {
             *self.routes.entry(channel.clone()).or_default() |= 1 << shard.index;
         }
+
         drop(table);
         self.subscriptions.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    /// The broker has confirmed the subscription: what is held back from now on belongs to it,
-    /// whatever barrier [`Hub::barrier`] sends for other subscriptions.
+    /// Marks a subscription that the broker has confirmed. What is held back from now on belongs to
+    /// it, whatever barrier [`Hub::barrier`] sends for other subscriptions.
     pub fn mark_confirmed(&self, connection: &Connection, channel: &ChannelName) {
         self.shard(connection).table.lock().mark_confirmed(connection.slot(), channel);
     }
 
-    /// Sends `replies`, what was missed and what was held back, and lets further events through.
+    /// Sends `replies`, the missed events and those that were held back, and lets further
+    /// events through.
     pub fn activate(
         &self,
         connection: &Connection,
@@ -207,15 +211,17 @@ impl Hub {
         let Some(last) = table.unsubscribe(connection.slot(), channel) else {
             return false;
         };
+
         if last {
             self.clear_route(channel, shard);
         }
+
         drop(table);
         self.subscriptions.fetch_sub(1, Ordering::Relaxed);
         true
     }
 
-    /// The caller has to hold the lock of the shard's table.
+    /// Clears the shard's bit. The caller has to hold the lock of the shard's table.
     fn clear_route(&self, channel: &ChannelName, shard: &Shard) {
         self.routes.remove_if_mut(channel, |_, mask| {
             *mask &= !(1 << shard.index);
@@ -223,12 +229,13 @@ impl Hub {
         });
     }
 
-    /// Gives a push to every shard with subscribers; waits only if one of them is far behind.
+    /// Gives a push to every shard with subscribers. It waits only if one of them is far behind.
     pub async fn dispatch(&self, push: Push) {
         let mut mask = self.route(push.channel());
         while mask != 0 {
             let shard = &self.shards[mask.trailing_zeros() as usize];
             mask &= mask - 1;
+
             if mask == 0 {
                 shard.inbox.push(Item::Push(push)).await;
                 return;
@@ -245,6 +252,7 @@ impl Hub {
         if mask == 0 {
             return done();
         }
+
         let mark = Barrier::new(mask.count_ones(), Box::new(done));
         while mask != 0 {
             let shard = &self.shards[mask.trailing_zeros() as usize];
@@ -253,7 +261,7 @@ impl Hub {
         }
     }
 
-    /// Tells all connections what is silent now, behind everything that was dispatched before;
+    /// Tells all connections what is silent now, behind everything that was dispatched before.
     /// `None` means that nothing is.
     pub async fn tell(&self, outage: Option<Outage>) {
         let outage = outage.map(Arc::new);
@@ -262,7 +270,7 @@ impl Hub {
         }
     }
 
-    /// Sends `connected`, the first message of a connection that was admitted.
+    /// Sends `connected`, the first message of an accepted connection.
     pub fn greet(&self, connection: &Connection, connected: &Reply<'_>) {
         self.shard(connection).table.lock().greet(connection, connected);
         connection.flush();
@@ -276,7 +284,8 @@ impl Hub {
         let _ = done.await;
     }
 
-    /// Sets where a stream's client is; `None` once it has been told of all of its channels.
+    /// Sets the positions that a stream's client has; `None` once it has been told of all of
+    /// its channels.
     pub fn set_positions(&self, connection: &Connection, place: Option<&StreamPosition>) {
         self.shard(connection).table.lock().set_positions(connection.slot(), place);
     }
@@ -286,12 +295,13 @@ impl Hub {
         self.routes.get(channel.as_str()).map_or(0, |mask| *mask)
     }
 
-    /// Requests the connection's timer for `tick`; this replaces an earlier request.
+    /// Requests the connection's timer for `tick`. This replaces an earlier request.
     pub fn schedule(&self, connection: &Connection, tick: u32) {
         // A repeated request must not add another entry.
         if connection.timer() == tick {
             return;
         }
+
         let mut wheel = self.shard(connection).wheel.lock();
         // A tick that has passed comes due with the next one, and the connection has to know which
         // one that is.
@@ -336,7 +346,7 @@ impl Hub {
         self.shard(connection).table.lock().channels_of(connection.slot())
     }
 
-    /// How many ticks the slowest shard's timers or the runtime of the deliveries are behind, as a
+    /// How many ticks the slowest shard's timers, or the runtime of the deliveries, are behind: a
     /// measure of liveness.
     #[must_use]
     pub fn lag(&self) -> u32 {

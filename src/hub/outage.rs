@@ -1,4 +1,6 @@
-//! What is silent: the fact that nothing can arrive now, and on which of a connection's channels.
+//! What is silent: that nothing can arrive now, and on which of a connection's channels.
+//!
+//! Not here: when clients are told (`gateway::outage`), and who was told what (`table::outage`).
 
 use crate::channel::ChannelName;
 use crate::protocol::Reply;
@@ -7,7 +9,7 @@ use crate::protocol::Reply;
 /// connection could take more memory than everything else.
 const LISTED: usize = 32;
 
-/// The fact that nothing can arrive now, on all channels or on some.
+/// An outage: nothing can arrive now, on all channels or on some.
 pub struct Outage {
     /// When the outage began, in Unix seconds.
     since: u64,
@@ -38,10 +40,12 @@ impl Outage {
         Self { since, concerns: Some(Box::new(concerns)) }
     }
 
+    /// Which of these channels are silent; `None` if none is.
     pub(super) fn silent_of(&self, channels: &[ChannelName]) -> Option<Silent> {
         let Some(concerns) = &self.concerns else { return Some(Silent::All) };
         let mut silent: Vec<_> = channels.iter().filter(|channel| concerns(channel)).collect();
         silent.sort_unstable();
+
         match silent.len() {
             0 => None,
             n if n > LISTED => Some(Silent::All),

@@ -1,8 +1,8 @@
-//! The bounded outbound queue of one connection, for the bytes that its socket would not accept
-//! yet.
+//! The bounded outbound queue of one connection, for the bytes that its socket would
+//! not accept yet.
 //!
-//! Pure: no socket. Invariant: chunks are whole frames except that the first may be partly sent,
-//! and an empty queue owns no memory.
+//! Pure: no socket. Invariants: chunks are whole frames, except that the first may be partly sent;
+//! an empty queue owns no memory.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -14,8 +14,8 @@ struct Chunk {
     messages: u32,
 }
 
-/// What a chunk takes besides its bytes: its place in the list, which grows by doubling, and the
-/// allocation that its bytes are in.
+/// The memory that a chunk takes besides its bytes: its place in the list, which grows by doubling,
+/// and the overhead of the allocation of its bytes.
 const CHUNK: usize = 2 * size_of::<Chunk>() + 80;
 
 #[derive(Default)]
@@ -53,7 +53,7 @@ impl Queue {
         self.chunks.push_back(Chunk { data, messages });
     }
 
-    /// Fills `out` with the next bytes to send; returns how many slices it filled.
+    /// Fills `out` with the next bytes to send, and returns how many slices it filled.
     pub(super) fn slices<'q>(&'q self, out: &mut [IoSlice<'q>]) -> usize {
         let mut n = 0;
         for (slot, chunk) in out.iter_mut().zip(&self.chunks) {
@@ -63,12 +63,13 @@ impl Queue {
         n
     }
 
-    /// Removes the first chunk as a whole; returns it and how many messages end in it.
+    /// Removes the first chunk as a whole. Returns it, and how many messages end in it.
     pub(super) fn pop(&mut self) -> Option<(Bytes, u32)> {
         let first = self.chunks.pop_front()?;
         self.bytes -= first.data.len();
         self.messages -= first.messages as usize;
         self.begun = false;
+
         if self.chunks.is_empty() {
             self.chunks = VecDeque::new();
         }
@@ -84,6 +85,7 @@ impl Queue {
                 first.data.advance(sent);
                 return;
             }
+
             sent -= first.data.len();
             self.messages -= first.messages as usize;
             self.begun = false;
@@ -92,8 +94,8 @@ impl Queue {
         self.chunks = VecDeque::new();
     }
 
-    /// Drops everything but the rest of a chunk that was begun, so that a close frame can follow
-    /// it.
+    /// Drops everything but the rest of a chunk that was begun, so that a close frame
+    /// can follow it.
     pub(super) fn cut(&mut self) {
         self.chunks.truncate(usize::from(self.begun));
         self.bytes = self.chunks.iter().map(|c| c.data.len()).sum();
@@ -105,8 +107,8 @@ impl Queue {
 }
 
 /// The bytes that have to wait. They are kept by reference or, if they are less than a quarter of
-/// the batch, as a copy, because a slow client must not keep a large batch alive for a few frames.
-/// So a client holds at most four times what its queue counts.
+/// the batch, as a copy: a slow client must not keep a large batch alive for a few frames. So a
+/// client holds at most four times what its queue counts.
 pub(super) fn keep(batch: &Bytes, start: usize, end: usize) -> Bytes {
     let len = end - start;
     if len * 4 < batch.len() {
@@ -132,6 +134,7 @@ mod tests {
         q.push(Bytes::from_static(b"abc"), 1, false);
         q.push(Bytes::from_static(b"defg"), 2, false);
         assert_eq!((q.bytes(), q.messages()), (7, 3));
+
         q.advance(2);
         assert_eq!(sent(&q), b"cdefg");
         q.advance(1);
@@ -148,10 +151,12 @@ mod tests {
         q.advance(1);
         q.cut();
         assert_eq!((sent(&q), q.bytes(), q.messages()), (b"bc".to_vec(), 2, 1));
+
         let mut q = Queue::default();
         q.push(Bytes::from_static(b"abc"), 1, false);
         q.cut();
         assert!(q.is_empty() && q.held() == 0);
+
         let mut q = Queue::default();
         q.push(Bytes::from_static(b"c"), 1, true);
         q.cut();

@@ -8,7 +8,7 @@ use crate::metrics;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// The bounds for fan-out and queues, which a reload may change.
+/// The bounds on fan-out and queues, which a reload may change.
 #[derive(Debug)]
 pub struct QueueBounds {
     pub queue_messages: AtomicUsize,

@@ -1,4 +1,4 @@
-//! What a connection is to be sent: a list of ranges of its batch's buffer.
+//! What a connection is to be sent: a list of ranges of the batch's buffer for its wire.
 
 /// Marks the end of a list.
 pub(super) const NONE: u32 = u32::MAX;

@@ -1,5 +1,5 @@
-//! A shard: what some of the connections have together, which one fan-out task and one timer task
-//! serve.
+//! A shard: what a part of the connections has in common. One fan-out task and one timer
+//! task serve it.
 
 use std::sync::atomic::AtomicU32;
 
@@ -9,6 +9,7 @@ use super::inbox::Inbox;
 use super::table::Table;
 use super::wheel::Wheel;
 
+/// A part of the connections, with its own table, inbox and wheel.
 pub(super) struct Shard {
     pub(super) index: u32,
     pub(super) table: Mutex<Table>,

@@ -8,6 +8,7 @@ use crate::channel::{ChannelName, Publication};
 use crate::protocol::Wire;
 use crate::protocol::stream_position::PositionTracker;
 
+/// A connection, its channels and its list.
 pub(super) struct Slot {
     pub(super) connection: Arc<Connection>,
     pub(super) wire: Wire,
@@ -29,7 +30,8 @@ impl Slot {
         Self { connection, wire, greeted: false, head, tail, channels: Vec::new(), standing }
     }
 
-    /// Where a stream stands after this publication; `None` if its id does not change.
+    /// Moves a stream's position past this publication. Returns the stream's positions, or `None`
+    /// if its `id:` does not change.
     #[inline]
     pub(super) fn advance_position(
         &mut self,

@@ -1,5 +1,7 @@
-//! A shard's channel table: which slot is subscribed to which channel. Pure: no sockets, no
-//! waiting.
+//! A shard's channel table: which slot is subscribed to which channel.
+//!
+//! Pure: no sockets, no waiting. Invariant: a channel's list of subscribers and the slots' lists of
+//! channels agree.
 
 mod outage;
 
@@ -35,8 +37,8 @@ const EACH: usize = 50;
 /// Most pushes that are held back for one subscription while its reply is on the way.
 const MAX_HELD: usize = 1024;
 
-/// A subscriber: its slot, whether its events are held back, and whether it already has some events
-/// that are still on their way.
+/// A subscriber: its slot, whether its events are held back, and whether it is ahead, which means
+/// that it has some events already that are still on their way.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Subscriber(u32);
 
@@ -58,6 +60,7 @@ impl Subscriber {
     }
 }
 
+/// The pushes that are held back for one subscription.
 #[derive(Default)]
 struct Held {
     pushes: Vec<Push>,
@@ -76,7 +79,7 @@ impl Held {
     }
 }
 
-/// True for a publication whose position `after` has reached.
+/// True for a publication that a client at `after` has already.
 fn is_old(push: &Push, after: &Position) -> bool {
     match push {
         Push::Publication(p) => p.position.as_ref().is_some_and(|p| after.has_reached(p)),
@@ -103,8 +106,8 @@ impl Table {
         u32::try_from(self.slots.insert(Slot::new(connection))).unwrap_or(AHEAD - 1)
     }
 
-    /// Removes a slot; returns its channels, and those of them that have no subscriber here any
-    /// more.
+    /// Removes a slot. Returns its channels, and those of them that have no subscriber
+    /// here any more.
     pub(super) fn remove(&mut self, slot: u32) -> (Vec<ChannelName>, Vec<ChannelName>) {
         let Some(gone) = self.slots.try_remove(slot as usize) else {
             return (Vec::new(), Vec::new());
@@ -112,7 +115,9 @@ impl Table {
         if self.slots.is_empty() {
             self.slots = Slab::new();
         }
+
         self.told.remove(&slot);
+
         let mut emptied = Vec::new();
         for channel in &gone.channels {
             if self.remove_subscriber(slot, channel) {
@@ -122,7 +127,7 @@ impl Table {
         (gone.channels, emptied)
     }
 
-    /// Adds a held-back subscription; true if it is the channel's first one here.
+    /// Adds a held-back subscription. Returns true if it is the channel's first one here.
     pub(super) fn subscribe(
         &mut self,
         slot: u32,
@@ -165,7 +170,7 @@ impl Table {
         }
     }
 
-    /// Lets events through, beginning with those that were missed and those that were held back.
+    /// Lets events through, beginning with the missed events and those that were held back.
     pub(super) fn activate(
         &mut self,
         connection: &Connection,
@@ -182,7 +187,7 @@ impl Table {
 
         for reply in replies {
             let mut frame = BytesMut::new();
-            // The position goes into the same frame as the reply: a client that comes back then has
+            // The position is in the same frame as the reply: a client that comes back then has
             // both a gap and the position behind it, or neither.
             if matches!(reply, Reply::Subscribed { .. })
                 && let Some(standing) = &slot.standing
@@ -210,8 +215,8 @@ impl Table {
         let missed = begin.publications.iter().cloned().map(Push::Publication);
         let new = |push: &Push| begin.after.is_none_or(|after| !is_old(push, after));
 
-        // Many events follow each other here, and a long id on each would be larger than the
-        // events.
+        // Many events follow each other here, and an id of many channels on each of them would be
+        // larger than the events.
         let last = begin.publications.len().saturating_sub(1);
         let mut sent = 0;
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
@@ -231,8 +236,8 @@ impl Table {
         self.tell_one(connection);
     }
 
-    /// Ends a subscription. `None` if the slot did not have the channel; otherwise true if the
-    /// channel has no subscriber here any more.
+    /// Ends a subscription. Returns `None` if the slot did not have the channel, otherwise whether
+    /// the channel has no subscriber here any more.
     pub(super) fn unsubscribe(&mut self, slot: u32, channel: &ChannelName) -> Option<bool> {
         let entry = self.slots.get_mut(slot as usize)?;
         let at = entry.channels.iter().position(|c| c == channel)?;
@@ -243,6 +248,7 @@ impl Table {
         Some(self.remove_subscriber(slot, channel))
     }
 
+    /// Removes a subscriber from a channel. Returns true if it was the channel's last one here.
     fn remove_subscriber(&mut self, slot: u32, channel: &ChannelName) -> bool {
         if !self.held.is_empty() {
             self.held.remove(&(slot, channel.clone()));
@@ -264,6 +270,7 @@ impl Table {
             shrink(&mut self.channels);
             return true;
         }
+
         false
     }
 
@@ -271,7 +278,8 @@ impl Table {
         self.slots.get(slot as usize).map(|s| s.channels.clone()).unwrap_or_default()
     }
 
-    /// Sets where a stream's client is; `None` once it has been told of all of its channels.
+    /// Sets the positions that a stream's client has; `None` once it has been told of all of
+    /// its channels.
     pub(super) fn set_positions(&mut self, slot: u32, place: Option<&StreamPosition>) {
         let slot = self.slots.get_mut(slot as usize);
         if let Some(standing) = slot.and_then(|slot| slot.standing.as_mut()) {
@@ -282,7 +290,7 @@ impl Table {
         }
     }
 
-    /// Drops what the channel's unconfirmed subscriptions have collected.
+    /// Drops what was held back for the channel's unconfirmed subscriptions.
     pub(super) fn pass_barrier(&mut self, channel: &ChannelName) {
         let subscribers = self.channels.get(channel).into_iter().flatten();
         for subscriber in subscribers.filter(|s| s.is_held()) {
@@ -294,8 +302,7 @@ impl Table {
         }
     }
 
-    /// Puts one push on the lists of all its subscribers; encodes it only once per wire that
-    /// occurs.
+    /// Puts one push on the lists of all its subscribers, encoded once per wire that occurs.
     pub(super) fn append(&mut self, push: &Push, batch: &mut Batch) {
         let Some(subscribers) = self.channels.get_mut(push.channel()) else {
             return;
@@ -315,7 +322,7 @@ impl Table {
                 if self.ahead.get(&key).is_some_and(|after| is_old(push, after)) {
                     continue;
                 }
-                // Plain publications have no place in the order, so the next durable one decides.
+                // Plain publications have no position, so the next durable one decides.
                 if matches!(push, Push::Publication(p) if p.position.is_some()) {
                     self.ahead.remove(&key);
                     *subscriber = Subscriber(index);
@@ -341,7 +348,8 @@ impl Table {
         }
     }
 
-    /// The connection of a slot and the head of its list, which is cleared for the next batch.
+    /// Takes the connection of a slot and the head of its list, which is cleared for
+    /// the next batch.
     pub(super) fn take_list(&mut self, index: u32) -> Option<(Arc<Connection>, u32)> {
         let slot = self.slots.get_mut(index as usize)?;
         let head = std::mem::replace(&mut slot.head, NONE);
@@ -350,8 +358,8 @@ impl Table {
     }
 }
 
-/// What a subscription begins with: its position, the publications that were missed, and the
-/// position up to which the client then has everything.
+/// What a subscription begins with: its position, the missed events, and the position up to which
+/// the client then has everything.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Activation<'b> {
     pub position: Option<&'b Position>,

@@ -1,4 +1,4 @@
-//! The hub's tasks: the shards' fan-out and timers, and the heartbeat.
+//! The hub's tasks: the fan-out and the timers of the shards, and the heartbeat.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -31,8 +31,10 @@ impl Hub {
 async fn drive_wheel(hub: Arc<Hub>, shard: Arc<Shard>) {
     let mut ticks = interval(TICK);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
     loop {
         ticks.tick().await;
+
         let now = hub.now();
         let due = shard.wheel.lock().take_due(now);
         for (i, (id, at)) in due.into_iter().enumerate() {
@@ -43,6 +45,7 @@ async fn drive_wheel(hub: Arc<Hub>, shard: Arc<Shard>) {
                 tokio::task::yield_now().await;
             }
         }
+
         shard.ticked.store(now, Ordering::Relaxed);
     }
 }
@@ -50,6 +53,7 @@ async fn drive_wheel(hub: Arc<Hub>, shard: Arc<Shard>) {
 /// Notes that the runtime that this runs on, which is not that of the timers, has had a turn.
 async fn beat(hub: Arc<Hub>) {
     let mut beats = interval(TICK);
+
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         beats.tick().await;

@@ -1,5 +1,8 @@
 //! One timing wheel per shard: the pings, deadlines and token ends of all its connections cost one
-//! interval timer. A due entry only wakes its connection, whose session decides what to do.
+//! interval timer.
+//!
+//! Not here: what is due (`session::timers`). A due entry only wakes its connection, whose session
+//! decides what to do.
 
 use std::time::Duration;
 
@@ -12,6 +15,7 @@ pub const TICKS_PER_SECOND: u32 = 4;
 /// The number of slots, which reach 128 s ahead; later entries go round again.
 const SLOTS: u32 = 512;
 
+/// The entries that are to come due, by the tick at which that is.
 pub(super) struct Wheel {
     slots: Box<[Vec<(ConnId, u32)>]>,
     /// All entries up to this tick have been taken.
@@ -25,7 +29,7 @@ impl Default for Wheel {
 }
 
 impl Wheel {
-    /// Adds an entry; returns when it will come due, which is not before the next tick.
+    /// Adds an entry. Returns when it will come due, which is not before the next tick.
     pub(super) fn insert(&mut self, id: ConnId, due: u32) -> u32 {
         let due = due.max(self.taken + 1);
         let at = due.min(self.taken + SLOTS - 1);
@@ -61,6 +65,7 @@ mod tests {
         for (id, due) in [(1, 0), (2, 3), (3, SLOTS - 1), (4, SLOTS), (5, 5 * SLOTS + 7)] {
             wheel.insert(ConnId(id), due);
         }
+
         let mut seen = Vec::new();
         for now in (0..6 * SLOTS).step_by(3) {
             seen.extend(wheel.take_due(now).into_iter().map(|(id, due)| {
@@ -68,6 +73,7 @@ mod tests {
                 id.0
             }));
         }
+
         assert_eq!(seen, [1, 2, 3, 4, 5]);
     }
 }

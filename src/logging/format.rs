@@ -1,4 +1,4 @@
-//! How lines of the log are written.
+//! The format of the log's lines.
 
 /// The format of lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

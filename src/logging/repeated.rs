@@ -1,5 +1,5 @@
-//! Lines that somebody outside can cause again and again. The first is logged at once, then one for
-//! each kind and interval, with a count and one example.
+//! Lines that clients or servers can cause again and again. The first is logged at once, then one
+//! for each kind and interval, with a count and one example.
 //!
 //! Invariants: kinds are a closed set, and the subjects of each are bounded; no lock is held while
 //! a line is logged; what was counted is logged, at the latest after the interval.
@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 /// Subjects of one kind that are told apart. The others share a line.
 const MAX_SUBJECTS: usize = 16;
 
-/// The kind of a line: what it says, in words of the code, and a sort of that.
+/// The kind of a line: what it says, in words of the code, and a variety of that.
 pub type Kind = (&'static str, &'static str);
 
 /// Logs the line. With `Some(n)` it stands for n lines since the last one, itself included.
@@ -49,8 +49,8 @@ pub fn set_interval(interval: Duration) {
     INTERVAL.store(millis, Ordering::Relaxed);
 }
 
-/// Logs a line now, or later together with others of its kind about the same subject. `tell` gets
-/// how many lines it stands for, and puts that into the line as `repeated`.
+/// Logs a line now, or later together with others of its kind about the same subject. `tell` is
+/// given how many lines it stands for, and puts that into the line as `repeated`.
 pub fn repeated<F>(kind: Kind, subject: &(impl Hash + ?Sized), tell: F)
 where
     F: FnOnce(Option<u64>) + Send + 'static,
@@ -112,7 +112,8 @@ impl Lines {
         tell(stands_for);
     }
 
-    /// Logs what was held back of the entries that are due, and removes those that have nothing.
+    /// Logs what was held back of the entries that are due, and removes the entries that held
+    /// nothing back.
     fn sweep(&self, is_due: impl Fn(&Entry) -> bool) {
         let mut due = Vec::new();
         self.kinds.lock().retain(|_, entries| {

@@ -1,5 +1,5 @@
-//! Both ends of the log's queue: the side that accepts lines, and the thread's side, which writes
-//! them.
+//! Both ends of the log's queue: the side that accepts lines, and the side of the thread, which
+//! writes them.
 
 use std::io::{ErrorKind, Write};
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 
 use super::format::Format;
 
-/// The most lines that wait to be written.
+/// Most lines that wait to be written.
 pub(super) const MAX_LINES: usize = 4096;
 
-/// The most bytes that wait to be written.
+/// Most bytes that wait to be written.
 const MAX_BYTES: usize = 4 * 1024 * 1024;
 
 /// How often the number of dropped lines is logged while lines are lost again and again.
@@ -88,7 +88,7 @@ impl Lines {
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
         if self.state.enter(line.len()) {
-            // The queue has room for every line that `enter` admits.
+            // The queue has room for every line that `enter` accepts.
             let _ = self.queue.write(line);
         } else {
             self.state.dropped.fetch_add(1, Ordering::Relaxed);
@@ -109,12 +109,12 @@ impl MakeWriter<'_> for Lines {
     }
 }
 
-/// The thread's side. It has no errors: an error is a dropped line.
+/// The side of the thread. It has no errors: an error is a dropped line.
 pub(super) struct Writer<W> {
     out: W,
     format: Format,
     state: Arc<State>,
-    /// Whether a line was cut off: the next one begins on a line of its own.
+    /// True if a line was cut off: the next one begins on a line of its own.
     torn: bool,
     told_at: Option<Instant>,
 }
@@ -124,7 +124,7 @@ impl<W: Write> Writer<W> {
         Self { out, format, state, torn: false, told_at: None }
     }
 
-    /// Writes the whole line, or answers false.
+    /// Writes the whole line. Returns false if that failed.
     fn put(&mut self, line: &[u8]) -> bool {
         if self.torn {
             self.torn = !self.put_all(b"\n");
@@ -159,6 +159,7 @@ impl<W: Write> Writer<W> {
         if untold == 0 || (lately && self.state.waiting() > 1) {
             return;
         }
+
         if self.put(self.told(untold).as_bytes()) {
             self.state.told.fetch_add(untold, Ordering::Relaxed);
             self.told_at = Some(Instant::now());

@@ -1,4 +1,6 @@
 //! Publishing by the server API, and waiting for the event on the socket.
+//!
+//! Invariant: no server but a gateway sees the key.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +20,7 @@ const ASKS_FOR_KEY: &str = "api.keys";
 /// The address to publish at, and the key.
 pub(super) struct Api {
     url: String,
-    /// True if nobody named the address: there may be no server API at it.
+    /// True if `--api` was not given: there may be no server API at the address.
     guessed: bool,
     key: String,
     client: reqwest::Client,
@@ -64,8 +66,8 @@ impl Api {
     /// server may see it: another application's `/api/publish` would keep it in its log.
     ///
     /// # Errors
-    /// The answer that came instead. The cause is `None` if nobody named the address: where only
-    /// backends may call the API, it is not beside the sockets.
+    /// The answer that came instead. The cause is `None` if `--api` was not given: if only backends
+    /// may call the API, it is not beside the sockets.
     pub(super) async fn proves_itself(&self) -> Result<(), (Option<Cause>, String)> {
         let (status, text) = match self.ask(None, "{}".to_owned()).await {
             Ok(answer) => answer,

@@ -1,4 +1,6 @@
-//! Compares two clocks, the server's and ours, and the times in the token with them. Pure.
+//! Compares two clocks, the server's and ours, and the times in the token with them.
+//!
+//! Pure.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -45,6 +47,7 @@ fn claims(token: &str) -> impl Fn(&str) -> Option<f64> {
     move |name: &str| claims[name].as_f64()
 }
 
+/// Compares the clocks, and the token's times with the server's clock.
 pub(super) fn compare(clocks: &Clocks, token: Option<&str>) -> Checked<()> {
     let ahead = clocks.server - clocks.ours;
     let way = if ahead < 0 { "behind" } else { "ahead of" };

@@ -34,7 +34,7 @@ use target::{Line, Target, connect, resolve};
 /// Exit status when nothing could be examined.
 const UNTRIED: u8 = 2;
 
-/// How long a socket without a token waits for the greeting, which comes where no token is needed.
+/// How long a socket without a token waits for the greeting, which comes if no token is needed.
 const GREETING: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
@@ -81,6 +81,7 @@ struct Plan {
     idle: Duration,
 }
 
+/// Runs `tollgate doctor`.
 pub fn run(args: &Probe) -> anyhow::Result<ExitCode> {
     let mut secrets = Secrets::default();
     let plan = match args.plan(&mut secrets) {
@@ -218,7 +219,7 @@ async fn reach(line: &mut Line, report: &mut Report) -> Option<()> {
     usable.then_some(())
 }
 
-/// Examines handshakes. Returns a session where there is a token or none is needed.
+/// Examines handshakes. Returns a session if there is a token or none is needed.
 async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<Socket> {
     let line = &plan.line;
     let greeted = match plan.token {
@@ -256,7 +257,7 @@ async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<
     }
 }
 
-/// Subscribes and publishes. Returns whether the channel can be listened to.
+/// Subscribes and publishes. Returns true if the channel can be listened to.
 async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> bool {
     let patience = plan.line.patience;
     let mut listened = false;
@@ -343,6 +344,7 @@ async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, repor
     conclude(Step::SseIdle, stream_idled, why, report);
 }
 
+/// Reports how the idling ended, or why there was none.
 fn conclude<T>(step: Step, idled: Option<Checked<T>>, why: &str, report: &mut Report) {
     match idled {
         Some(idled) => {

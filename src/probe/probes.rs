@@ -19,11 +19,10 @@ use crate::protocol::codes::CloseCode;
 /// A made-up token. No token has this form, so the gateway refuses it as `malformed`.
 const MADE_UP: &str = "tollgate-doctor";
 
-/// A subprotocol that the gateway selects where it is offered.
+/// A subprotocol that the gateway selects if it is offered.
 const SUBPROTOCOL: &str = "tollgate";
 
-/// Makes the handshake as a client does, without a token. Returns what its answer says of the time,
-/// too.
+/// Makes the handshake as a client does, without a token. Returns the time in its answer, too.
 pub(super) async fn upgrade(line: &Line) -> (Checked<Socket>, Option<Clocks>) {
     let clocks = |answer: &Answer| Clocks::read(answer.header("date"), answer.by());
     match Socket::open(line, &Asked::default()).await {
@@ -35,8 +34,8 @@ pub(super) async fn upgrade(line: &Line) -> (Checked<Socket>, Option<Clocks>) {
     }
 }
 
-/// Checks that the query arrives. The gateway refuses a format that it does not know: one that does
-/// not refuse has not seen the query.
+/// Checks that the query arrives. The gateway refuses a format that it does not know, so a gateway
+/// that does not refuse has not seen the query.
 pub(super) async fn query(line: &Line) -> Checked<()> {
     let asked = Asked { query: &[("format", MADE_UP)], ..Asked::default() };
     match Socket::open(line, &asked).await {
@@ -128,7 +127,7 @@ pub(super) async fn origin(line: &Line, origin: &str) -> Checked<()> {
     }
 }
 
-/// Why a page of the gateway's own host is refused; `None` for a page of another host.
+/// Says why a page of the gateway's own host is refused; `None` for a page of another host.
 fn own_host_refused(line: &Line, page: &Url) -> Option<(Cause, String)> {
     let target = &line.target;
     let host = page.host_str()?.trim_matches(['[', ']']);

@@ -1,6 +1,6 @@
 //! The findings, printed one by one for people and at the end for machines.
 //!
-//! Invariant: everything that is printed went through [`Secrets::clean`], because servers and
+//! Invariant: everything that is printed has gone through [`Secrets::clean`], because servers and
 //! proxies quote requests in their error pages, and a request holds the token.
 
 use std::process::ExitCode;
@@ -50,9 +50,9 @@ impl Secrets {
         self.whole.push(secret.to_owned());
     }
 
-    /// The text without secrets, and without characters that a terminal would take as a command. A
-    /// secret's part is removed from its beginning to the next character that no token has, so a
-    /// part that was cut short is removed too.
+    /// Returns the text without secrets, and without characters that a terminal would take as a
+    /// command. A part of a secret is removed from its beginning to the next character that no
+    /// token has, so a part that was cut short is removed too.
     fn clean(&self, text: &str) -> String {
         let mut text = text.to_owned();
 
@@ -80,6 +80,7 @@ impl Secrets {
     }
 }
 
+/// The findings so far.
 pub(super) struct Report {
     json: bool,
     secrets: Secrets,
@@ -114,6 +115,7 @@ impl Report {
         self.say(step, "skipped", why, None);
     }
 
+    /// Prints a step, and keeps it for the end.
     fn say(&mut self, step: Step, result: &str, found: &str, cause: Option<Cause>) {
         self.left.retain(|left| *left != step);
         let found = self.secrets.clean(found);

@@ -1,4 +1,6 @@
 //! A WebSocket to the gateway, and a client's actions on it: greeting, subscription, event, idling.
+//!
+//! Not here: the handshake (`wire`, `upgrade`).
 
 use std::time::Duration;
 
@@ -30,17 +32,18 @@ pub(super) enum Heard {
     Nothing,
 }
 
+/// A WebSocket to the gateway.
 pub(super) struct Socket {
     ws: WebSocketStream<Stream>,
     opened: Instant,
     pings: u32,
     first_ping: Option<Instant>,
-    /// Automatic subscriptions, behind the ones that were asked for.
+    /// The automatic subscriptions, behind those that were asked for.
     pub(super) channels: Vec<String>,
 }
 
 impl Socket {
-    /// Makes the handshake. A refused one returns the answer too.
+    /// Makes the handshake. If it is refused, the answer is returned too.
     pub(super) async fn open(line: &Line, asked: &Asked<'_>) -> Result<(Self, Answer), Refused> {
         let asking = ask(line, asked, true).await;
         let (stream, mut answer) = asking.map_err(|t| Refused(t, Answer::default()))?;
@@ -56,7 +59,7 @@ impl Socket {
         ))
     }
 
-    /// The next message until that moment. Pings are answered on the way.
+    /// Returns the next message until that moment. Pings are answered on the way.
     pub(super) async fn hear(&mut self, until: Instant) -> Heard {
         loop {
             let Ok(next) = timeout_at(until, self.ws.next()).await else {

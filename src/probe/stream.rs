@@ -13,7 +13,7 @@ use super::wire::{Asked, ask};
 /// The first words of every stream.
 const BEGINS: &[u8] = b"event: connected";
 
-/// The heartbeat: a comment as it stands between two chunks or behind an event.
+/// The heartbeat: a comment as it comes between two chunks or behind an event.
 const HEARTBEAT: &[u8] = b"\n:\n";
 
 /// The beginning of the last event of a stream that the gateway ends.
@@ -22,6 +22,7 @@ const ENDS: &[u8] = b"event: close";
 /// Most bytes of a stream that are kept for examination.
 const MAX_KEPT: usize = 4096;
 
+/// A stream of the gateway, and the bytes of it that were not examined yet.
 pub(super) struct Sse {
     stream: Stream,
     seen: Vec<u8>,
@@ -36,7 +37,7 @@ pub(super) async fn open(line: &Line, bearer: &str, channel: Option<&str>) -> Ch
     let line = line.beside("sse");
     let query: Vec<_> = channel.map(|c| ("channels", c)).into_iter().collect();
 
-    // Browsers ask for gzip: a proxy that would compress the stream shall do so now.
+    // Browsers ask for gzip: a proxy that would compress the stream has to do so now.
     let headers =
         [("Accept", "text/event-stream"), ("Accept-Encoding", "gzip"), ("Authorization", bearer)];
     let headers = if bearer.is_empty() { &headers[..2] } else { &headers[..] };

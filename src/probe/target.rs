@@ -67,7 +67,8 @@ impl Target {
             return Err("--url has no host".to_owned());
         }
 
-        // The doctor's own parameters are left out; others stay, because a proxy may route by them.
+        // The parameters that the doctor sets itself are left out; others stay, because a proxy may
+        // route by them.
         let kept: Vec<_> = url.query_pairs().into_owned().collect();
         url.set_query(None);
         for (name, value) in kept.iter().filter(|(name, _)| name != "format" && name != "since") {
@@ -98,7 +99,7 @@ impl Target {
         }
     }
 
-    /// The same place with another last part of its path.
+    /// The same address with another last part of its path.
     pub(super) fn beside(&self, last: &str) -> Self {
         let mut url = self.url.clone();
         let folder = url.path().rsplit_once('/').map_or("", |(folder, _)| folder);
@@ -124,6 +125,7 @@ pub(super) struct Line {
     pub(super) patience: Duration,
 }
 
+/// How TLS is made, and what the server showed.
 #[derive(Clone)]
 struct Tls {
     connector: TlsConnector,
@@ -278,6 +280,7 @@ impl Tls {
         Trouble::new(cause, found)
     }
 
+    /// Names the cause for a refused certificate.
     fn certificate_cause(&self, why: &CertificateError, leaf: Option<&Certificate>) -> Cause {
         use CertificateError as E;
         let parts = leaf.map(Certificate::tbs_certificate);

@@ -1,4 +1,6 @@
-//! The meaning of an answer to the opening handshake (RFC 6455 section 4.1). Pure.
+//! The meaning of an answer to the opening handshake (RFC 6455 section 4.1).
+//!
+//! Pure.
 
 use super::causes::Cause;
 use super::report::Trouble;
@@ -31,6 +33,7 @@ pub(super) fn verdict(answer: &Answer) -> Result<(), Trouble> {
     Err(Trouble::new(cause, found))
 }
 
+/// Checks the headers of an answer 101.
 fn switched(answer: &Answer) -> Result<(), Trouble> {
     let lacking: Vec<_> = [
         ("Upgrade: websocket", answer.has("upgrade", "websocket")),
@@ -52,6 +55,7 @@ fn switched(answer: &Answer) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Names the cause for an answer that begins no WebSocket.
 fn cause(answer: &Answer) -> Cause {
     let body = answer.body();
     let says = |text: &str| body.contains(text);

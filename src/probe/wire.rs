@@ -1,6 +1,6 @@
-//! Requests and answers as they stand on the wire. They are made and read by hand up to the end of
-//! the head, because the doctor looks for what proxies do to it; a client library says only that it
-//! failed.
+//! Requests and answers as they are on the wire. They are made and read by hand up to the end of
+//! the head, because the doctor looks for what proxies do to it; a client library would say only
+//! that it failed.
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
@@ -58,8 +58,8 @@ impl Answer {
         String::from_utf8_lossy(&self.rest).into_owned()
     }
 
-    /// The server that answered, as far as the headers name it. The gateway itself sends none of
-    /// them.
+    /// The server that answered, as far as the headers name it. The gateway itself sends
+    /// none of them.
     pub(super) fn by(&self) -> String {
         let said = ["server", "via", "x-powered-by", "x-cache", "cf-ray"].map(|name| {
             self.header(name).map(|value| format!("{name}: {value}")).unwrap_or_default()
@@ -81,7 +81,7 @@ impl Answer {
     }
 }
 
-/// Sends a request and reads the head of the answer; `upgrade` adds the headers of a WebSocket.
+/// Sends a request and reads the head of the answer. `upgrade` adds the headers of a WebSocket.
 pub(super) async fn ask(
     line: &Line,
     asked: &Asked<'_>,
@@ -144,6 +144,7 @@ async fn head(stream: &mut Stream) -> Result<Answer, Trouble> {
                 let text = |h: &httparse::Header<'_>| {
                     (h.name.to_owned(), String::from_utf8_lossy(h.value).into_owned())
                 };
+
                 return Ok(Answer {
                     minor: response.version.unwrap_or(1),
                     status: response.code.unwrap_or(0),
@@ -170,7 +171,7 @@ async fn head(stream: &mut Stream) -> Result<Answer, Trouble> {
     }
 }
 
-/// Reads a body: the whole of it if its length is stated, else what comes within a second.
+/// Reads a body: all of it if its length is stated, otherwise what comes within a second.
 async fn read_body(stream: &mut Stream, answer: &mut Answer) {
     let length = answer.header("content-length").and_then(|v| v.parse().ok()).unwrap_or(MAX_READ);
     let until = tokio::time::Instant::now() + Duration::from_secs(1);

@@ -1,4 +1,6 @@
 //! What a client may ask for, whatever its wire.
+//!
+//! Not here: how a command is written (`plain`), and carrying it out (`session`).
 
 use std::borrow::Cow;
 
@@ -13,6 +15,7 @@ pub struct Request {
     pub command: Command,
 }
 
+/// What a message asks for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     Subscribe(Subscribe),

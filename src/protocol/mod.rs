@@ -41,7 +41,7 @@ impl Push {
         }
     }
 
-    /// When it was published, in microseconds; `None` where that is not known.
+    /// When it was published, in microseconds; `None` if that is not known.
     #[must_use]
     pub fn published(&self) -> Option<u64> {
         match self {

@@ -1,5 +1,5 @@
-//! Checking a payload before it goes out unchanged: it has to be JSON text, and its `type` must not
-//! be one of the gateway's own.
+//! Checking a payload before it goes out unchanged: it has to be JSON, and its `type` must not be
+//! one of the gateway's own.
 //!
 //! The check is one pass, without a copy. Invariant: an error never contains a byte of the payload.
 
@@ -31,18 +31,20 @@ pub fn check(payload: &[u8]) -> Result<(), PayloadFault> {
         Ok(text) => text,
         Err(e) => return Err(PayloadFault::NotUtf8 { at: e.valid_up_to() + 1 }),
     };
+
     let not_json = |e: serde_json::Error| PayloadFault::NotJson(e.to_string());
     if !text.trim_ascii_start().starts_with('{') {
         return serde_json::from_str::<IgnoredAny>(text).map(|_| ()).map_err(not_json);
     }
+
     match serde_json::from_str::<TopLevel>(text).map_err(not_json)?.0 {
         Some(kind) => Err(PayloadFault::Reserved(kind)),
         None => Ok(()),
     }
 }
 
-/// The reserved `type` of an object. Readers of an object with several of them differ in which one
-/// they take, so one that is reserved counts.
+/// The reserved `type` of an object. If an object has several types, readers differ in which one
+/// they take, so a single reserved one counts.
 struct TopLevel(Option<Kind>);
 
 impl<'de> Deserialize<'de> for TopLevel {
@@ -80,7 +82,7 @@ fn reserved(value: &str) -> Option<Kind> {
     Kind::named(name.as_bytes())
 }
 
-/// Whether a field's name is `type`, however it is escaped. The name is read as bytes: it may hold
+/// True if a field's name is `type`, however it is escaped. The name is read as bytes: it may hold
 /// half of a surrogate pair, which JSON allows and Rust's strings do not.
 struct IsType(bool);
 

@@ -1,7 +1,8 @@
 //! The plain protocol: commands in, replies and events out, one JSON object per text message.
 //!
-//! A channel's name holds nothing that JSON would escape (see `channel`), so it is written as it
-//! is. Everything else that a client or a token brought goes through `serde_json`.
+//! Not here: which connection speaks it (`wire`). A channel's name holds nothing that JSON would
+//! escape (see `channel`), so it is written as it is. Everything else that a client or a token
+//! brought goes through `serde_json`.
 
 use std::borrow::Cow;
 
@@ -31,8 +32,8 @@ struct Raw<'a> {
     since: Option<&'a RawValue>,
 }
 
-/// Reads one text message. It never fails: a message that is wrong becomes [`Command::Invalid`],
-/// with its `id` if there is one.
+/// Reads one text message. This never fails: a wrong message becomes [`Command::Invalid`], with its
+/// `id` if there is one.
 #[must_use]
 pub(super) fn parse(text: &str) -> Request {
     let invalid = |m| Command::Invalid(ErrorCode::BadRequest, Cow::Borrowed(m));
@@ -80,7 +81,7 @@ pub(super) fn parse(text: &str) -> Request {
     Request { id, command }
 }
 
-/// Reads `since`. `Some(None)` if there is none; `None` if it is not a position.
+/// Reads `since`. Returns `Some(None)` if there is none, and `None` if it is not a position.
 fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     #[derive(Deserialize)]
     #[serde(deny_unknown_fields)]
@@ -89,6 +90,7 @@ fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
         epoch: Cow<'a, str>,
         offset: u64,
     }
+
     match raw.map(RawValue::get) {
         None | Some("null") => Some(None),
         Some(raw) => {
@@ -98,8 +100,8 @@ fn since(raw: Option<&RawValue>) -> Option<Option<Position>> {
     }
 }
 
-/// Reads a channel: `"post:42"`, or an object with `type` and exactly one other field, whose value
-/// is an id.
+/// Reads a channel: `"post:42"`, or an object with `type` and exactly one other field, whose
+/// value is an id.
 fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let invalid = |m: String| Command::Invalid(ErrorCode::BadRequest, Cow::Owned(m));
 
@@ -144,8 +146,8 @@ fn id_text(raw: &RawValue) -> Option<String> {
     is_whole.then(|| raw.to_owned())
 }
 
-/// `type` of a channel's object, and the one other field with its name; `None` for any other shape.
-/// A field that is null counts as absent.
+/// The `type` of a channel's object, and the one other field with its name; `None` for any other
+/// shape. A field that is null counts as absent.
 struct Fields<'a>(Option<(&'a str, (Cow<'a, str>, &'a RawValue))>);
 
 impl<'de> Deserialize<'de> for Fields<'de> {
@@ -153,9 +155,11 @@ impl<'de> Deserialize<'de> for Fields<'de> {
         struct Visitor;
         impl<'de> serde::de::Visitor<'de> for Visitor {
             type Value = Fields<'de>;
+
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
+
             fn visit_map<A: serde::de::MapAccess<'de>>(
                 self,
                 mut map: A,

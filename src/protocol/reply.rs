@@ -1,12 +1,14 @@
 //! The gateway's messages to one connection, whatever its wire.
+//!
+//! Not here: how a message is written (`plain`, `sse`).
 
 use super::codes::{Close, ErrorCode};
 use super::command::ChannelRef;
 use super::kind::Kind;
 use crate::channel::{ChannelName, GapReason, Position};
 
-/// A message of the gateway's own. `id` is the client's, as the client wrote it; times are in Unix
-/// seconds.
+/// A message of the gateway's own. `id` is the client's, as the client wrote it; times are in
+/// Unix seconds.
 #[derive(Debug, Clone, Copy)]
 pub enum Reply<'r> {
     /// The first message of an accepted connection.
@@ -49,19 +51,19 @@ pub enum Reply<'r> {
         channel: &'r ChannelName,
         reason: GapReason,
     },
-    /// Since this time nothing can arrive on these channels, or (`None`) on any.
+    /// Since this time nothing can arrive on these channels, or on any if they are `None`.
     Interrupted {
         since: u64,
         channels: Option<&'r [ChannelName]>,
     },
     /// Everything arrives again.
     Live,
-    /// A drain is about to close the connection; the client should reconnect after this many
-    /// milliseconds.
+    /// A drain is about to close the connection; the client should reconnect after this
+    /// many milliseconds.
     Reconnect {
         after_ms: u64,
     },
-    /// The stream ends, which a Close frame says on a socket.
+    /// The stream ends. (On a socket a Close frame says that.)
     Close(&'r Close),
     /// `channel` is as the client wrote it.
     Error {

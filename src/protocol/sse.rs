@@ -1,16 +1,16 @@
 //! Server-sent events (HTML Standard, section 9.2, "Server-sent events"): framing, and positions as
-//! text, which are also the `since` of a socket's URL. The content of an `id:` is in
-//! [`super::stream_position`].
+//! text, which are also the `since` of a socket's URL.
 //!
-//! Invariant: every block that a blank line ends has `data:`. Clients that read the stream by
-//! `fetch` take one without it for an empty message.
+//! Not here: the content of an `id:` ([`super::stream_position`]). Invariant: every block that a
+//! blank line ends has `data:`. Clients that read the stream by `fetch` take one without it for an
+//! empty message.
 
 use bytes::BytesMut;
 
 use crate::channel::{ChannelName, Position};
 
-/// The longest id in bytes. With its header's name it fits into the 8 KiB that proxies allow for a
-/// header.
+/// The longest id in bytes. With its header's name it fits into the 8 KiB that proxies allow
+/// for a header.
 pub const MAX_ID: usize = 8000;
 
 /// The milliseconds that a client waits before it reconnects, random in this range, so that clients
@@ -45,7 +45,7 @@ pub fn event(out: &mut BytesMut, kind: &str) {
     out.extend_from_slice(b"\n");
 }
 
-/// Appends the field that says where the stream stands, with its channels named.
+/// Appends the field that holds the stream's positions, with its channels named.
 pub fn id<'p>(
     out: &mut BytesMut,
     positions: impl IntoIterator<Item = &'p (ChannelName, Option<Position>)>,
@@ -89,8 +89,8 @@ pub fn parse_id(text: &str) -> Result<Vec<(ChannelName, Option<Position>)>, &'st
     Ok(found)
 }
 
-/// Appends the field that says when to reconnect. It is part of a stream's first message and of its
-/// last.
+/// Appends the field that says when to reconnect. It is part of a stream's first message and
+/// of its last.
 pub fn retry(out: &mut BytesMut) {
     out.extend_from_slice(format!("retry: {}\n", fastrand::u32(RETRY_MS)).as_bytes());
 }

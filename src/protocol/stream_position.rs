@@ -1,13 +1,14 @@
-//! Where a stream stands on its channels, as its `id:` says it and as a client sends it back.
+//! A stream's positions on all of its channels, as its `id:` says them and as a client
+//! sends them back.
 //!
-//! A client keeps only its last id, so every id is a complete place. It has one of two forms:
+//! A client keeps only its last id, so every id holds all positions. It has one of two forms:
 //!
-//! - With few channels each is named, `<channel>=<epoch>-<offset>`, with nothing behind the `=` of
-//!   one without a history, as a form-urlencoded list: `post%3A42=1764000000000000-7&news=`.
-//!   Version 0.1 had only this form.
-//! - With more channels each that has a history takes six bytes or a few more: a `Tag` and its
+//! - With few channels each of them is named, `<channel>=<epoch>-<offset>`, with nothing behind the
+//!   `=` of a channel without a history, as a form-urlencoded list:
+//!   `post%3A42=1764000000000000-7&news=`. Version 0.1 had only this form.
+//! - With more channels each one that has a history takes six bytes or a few more: a `Tag` and its
 //!   offset as a LEB128 varint, all of them in base64url, in pieces that look like channels without
-//!   a history: `_2.3q2-7wE…=&_2.…=`. A replica of version 0.1 takes such an id for a place in
+//!   a history: `_2.3q2-7wE…=&_2.…=`. A replica of version 0.1 takes such an id for positions on
 //!   other channels, and declares a gap on its own. A tag can be compared with a channel's epoch,
 //!   but not be turned back into it.
 
@@ -19,17 +20,17 @@ use sha2::{Digest as _, Sha256};
 use super::sse::{MAX_ID, id, parse_id};
 use crate::channel::{ChannelName, Position};
 
-/// The most channels that are named.
+/// Most channels that are named.
 const FEW: usize = 8;
 
 /// Begins each piece of the short form, which ends with `=`.
 const PIECE: &str = "_2.";
 
-/// The length of a piece. With its prefix it has to be a valid channel's name, whose length is
-/// bounded.
+/// The length of a piece. With its prefix it has to be a valid channel's name, whose
+/// length is bounded.
 const PIECE_BYTES: usize = 240;
 
-/// The size of a tag and the longest varint.
+/// The size of a tag and of the longest varint.
 const MAX_MARK: usize = 5 + 10;
 
 /// How many marks fit into an id, whatever their offsets are.
@@ -53,6 +54,7 @@ fn tag(channel: &ChannelName, epoch: &str) -> Tag {
     hash.update([0]);
     hash.update(epoch);
     let mut tag = Tag::default();
+
     tag.copy_from_slice(&hash.finalize()[..5]);
     tag
 }
@@ -61,13 +63,13 @@ fn tag(channel: &ChannelName, epoch: &str) -> Tag {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StreamPosition {
     marks: Vec<PositionMark>,
-    /// The same by name, if all were named and make one place.
+    /// The same positions by name, if all were named and do not contradict each other.
     named: Option<Vec<(ChannelName, Option<Position>)>>,
-    /// Whether the client has been on the stream before, be it on channels without a history.
+    /// True if the client has been on the stream before, even on channels without a history.
     somewhere: bool,
 }
 
-/// The place of a client that has not been anywhere yet.
+/// The positions of a client that connects for the first time.
 impl Default for StreamPosition {
     fn default() -> Self {
         Self { marks: Vec::new(), named: Some(Vec::new()), somewhere: false }
@@ -75,7 +77,7 @@ impl Default for StreamPosition {
 }
 
 impl StreamPosition {
-    /// Reads an id, from `Last-Event-ID` or a query. An empty one is no place.
+    /// Reads an id, from `Last-Event-ID` or a query. An empty one holds no positions.
     ///
     /// # Errors
     /// What is wrong with the id.
@@ -84,6 +86,7 @@ impl StreamPosition {
         if text.is_empty() {
             return Ok(place);
         }
+
         place.somewhere = true;
         match marks(text)? {
             Some(marks) => {
@@ -95,7 +98,7 @@ impl StreamPosition {
         Ok(place)
     }
 
-    /// Adds another place of the same client. Channel by channel the later position counts.
+    /// Adds other positions of the same client. On each channel the later one counts.
     pub fn merge(&mut self, other: Self) {
         self.somewhere |= other.somewhere;
         other.marks.into_iter().for_each(|mark| self.insert(mark));
@@ -105,7 +108,7 @@ impl StreamPosition {
         }
     }
 
-    /// Removes named channels that are not on the stream that is asked for.
+    /// Removes named channels that are not on the requested stream.
     pub fn retain(&mut self, mut wanted: impl FnMut(&ChannelName) -> bool) {
         if let Some(named) = &mut self.named {
             named.retain(|(channel, _)| wanted(channel));
@@ -146,7 +149,7 @@ impl StreamPosition {
         self.somewhere
     }
 
-    /// The offset in this epoch of a channel's history, if the place has one.
+    /// The offset in this epoch of a channel's history, if the client has one.
     #[must_use]
     pub fn offset(&self, channel: &ChannelName, epoch: &str) -> Option<u64> {
         let tag = tag(channel, epoch);
@@ -190,6 +193,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
     for (n, byte) in bytes.iter().enumerate().take(10) {
         let part = u64::from(byte & 0x7f);
         let shifted = part << (7 * n);
+
         if shifted >> (7 * n) != part {
             return None;
         }
@@ -211,7 +215,7 @@ fn put(out: &mut Vec<u8>, PositionMark { tag, offset }: PositionMark) {
     out.push(left.to_le_bytes()[0]);
 }
 
-/// Where a stream stands now: the content of its next `id:`.
+/// A stream's positions now: the content of its next `id:`.
 #[derive(Debug, Default)]
 pub struct PositionTracker {
     channels: Vec<(ChannelName, Option<Position>)>,
@@ -223,7 +227,7 @@ pub struct PositionTracker {
 }
 
 impl PositionTracker {
-    /// Begins with the place that the client brought.
+    /// Begins with the positions that the client brought.
     pub fn begin(&mut self, place: &StreamPosition) {
         match &place.named {
             Some(named) if named.len() <= FEW => {
@@ -260,7 +264,7 @@ impl PositionTracker {
         }
     }
 
-    /// Removes a channel that the stream does not have any more.
+    /// Removes a channel that the stream has no longer.
     pub fn leaves(&mut self, channel: &ChannelName) {
         if let Some(at) = self.channels.iter().position(|(known, _)| known == channel) {
             self.channels.swap_remove(at);
@@ -268,7 +272,7 @@ impl PositionTracker {
         }
     }
 
-    /// Whether the id is short in any case, whatever the channels do.
+    /// True if the id is short in any case, whatever the channels do.
     #[must_use]
     pub fn is_small(&self) -> bool {
         self.channels.len() <= FEW
@@ -296,6 +300,7 @@ impl PositionTracker {
             for part in [begin, PIECE, piece, "="] {
                 out.extend_from_slice(part.as_bytes());
             }
+
             if behind.is_empty() {
                 break;
             }
@@ -305,8 +310,8 @@ impl PositionTracker {
     }
 }
 
-/// False if the ids of a stream with this many channels could become too long for the client to
-/// send back.
+/// False if the ids of a stream with this many channels could become too long for the client
+/// to send back.
 #[must_use]
 pub fn fits(channels: usize) -> bool {
     channels <= MAX_MARKS / 2
@@ -354,7 +359,7 @@ mod tests {
         assert_eq!(place.offset(&name("news"), ""), None);
     }
 
-    /// An id of this form had 4,955 bytes for an event of 7.
+    /// The id of such a stream used to have 4,955 bytes for an event of 7.
     #[test]
     fn field_f3_the_id_of_a_stream_of_many_channels_is_short_and_complete() {
         let standing = stands(120, |n| n as u64 * 3);
@@ -367,7 +372,7 @@ mod tests {
             assert_eq!(place.offset(&channel, "1"), None);
         }
 
-        // A replica of 0.1 reads the id as a place in channels that its stream does not have.
+        // A replica of 0.1 reads the id as positions on channels that its stream does not have.
         let old = parse_id(&id).unwrap();
         assert!(old.iter().all(|(channel, position)| {
             channel.as_str().starts_with(PIECE) && position.is_none()
@@ -387,7 +392,8 @@ mod tests {
         assert!(fits(150), "as many as in 0.1");
     }
 
-    /// The place has old epochs, the stream channels without a history and one with.
+    /// The client's positions have old epochs; the stream has channels without a history and one
+    /// with a history.
     #[test]
     fn a_place_survives_a_stream_that_is_cut_off_at_its_beginning() {
         let place = StreamPosition::read(&text(&stands(9, |_| 300))).unwrap();
@@ -425,7 +431,7 @@ mod tests {
         assert_eq!([of("a", "1"), of("b", "1"), of("d", "1")], [Some(7), Some(5), Some(1)]);
         assert_eq!([of("c", "1"), of("c", "2")], [Some(30), Some(9)], "the epoch decides");
 
-        // A client that is cut off before any event has come is told the same place again.
+        // A client that is cut off before any event has come is told the same positions again.
         let place = StreamPosition::read("a=1-7&b=&x=1-1").and_then(|mut place| {
             place.merge(StreamPosition::read("a=1-9&b=2-2")?);
             place.retain(|channel| channel.as_str() != "x");

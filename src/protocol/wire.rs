@@ -1,4 +1,6 @@
 //! The closed set of wires: how a connection's messages look, in both directions.
+//!
+//! Not here: the forms themselves (`plain`, `sse`), which nobody outside of `protocol` names.
 
 use std::borrow::Cow;
 
@@ -28,7 +30,7 @@ pub enum Wire {
 /// The message that keeps a quiet connection alive.
 pub struct Ping {
     pub frame: Bytes,
-    /// Whether the client has to answer it in time.
+    /// True if the client has to answer it in time.
     pub is_answered: bool,
 }
 
@@ -51,20 +53,20 @@ impl Wire {
         if self.is_stream() { "sse" } else { "websocket" }
     }
 
-    /// True for an HTTP response without end, false for a socket.
+    /// True for an endless HTTP response, false for a socket.
     #[must_use]
     pub fn is_stream(self) -> bool {
         matches!(self, Self::Sse | Self::SseEnvelope)
     }
 
-    /// Whether clients learn the positions of their channels, and can resume from them.
+    /// True if clients learn the positions of their channels, and can resume from them.
     #[must_use]
     pub fn has_positions(self) -> bool {
         self != Self::Plain
     }
 
-    /// Reads a text message of a client. It never fails: a message that is wrong becomes
-    /// [`Command::Invalid`].
+    /// Reads a text message of a client. This never fails: a wrong message
+    /// becomes [`Command::Invalid`].
     #[must_use]
     pub fn decode(self, text: &str) -> Request {
         plain::parse(text)

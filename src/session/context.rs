@@ -11,10 +11,12 @@ use crate::gateway::Gateway;
 use crate::upstream::callback::Callback;
 use crate::upstream::jwks::Jwks;
 
+/// The gateway, the policy and whom to ask, for all sessions of this replica.
 pub struct Context {
     pub gateway: Arc<Gateway>,
     pub policy: ArcSwap<Policy>,
-    /// Stored after the policy that caused it: a session that sees the change sees that policy too.
+    /// It is stored after the policy that caused it: a session that sees the change sees
+    /// that policy too.
     pub change: ArcSwap<Change>,
     pub jwks: Arc<Jwks>,
     pub callback: ArcSwapOption<Callback>,

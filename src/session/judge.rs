@@ -1,5 +1,5 @@
 //! Judging a session's channels again after the rules have changed: only the channels whose own
-//! rule is another one, by what the session knows. A subscription that is not allowed any more ends
+//! rule is another one, by what the session knows. A subscription that is allowed no longer ends
 //! with a reason.
 //!
 //! Invariant: a change that arrives while a session decides by the old rules is judged right after
@@ -11,7 +11,7 @@ use crate::hub::TICKS_PER_SECOND;
 use crate::protocol::codes::{Close, ErrorCode};
 
 /// How often the application is asked about a channel that its new rule leaves to the application.
-/// `ASK_AGAIN` is the seconds between two attempts, so that a deploy of gateway and application
+/// `ASK_AGAIN` is the seconds between two attempts, so that a deployment of gateway and application
 /// together does not cost the subscriptions.
 const ATTEMPTS: u8 = 4;
 const ASK_AGAIN: std::ops::RangeInclusive<u32> = 5..=10;
@@ -42,9 +42,10 @@ impl Session {
             if one_change && now == before {
                 continue;
             }
+
             match access::decide(self.identity.as_deref(), &channel, &policy.rules) {
-                // Without the need for a subscription token, the end of the one that was given
-                // takes nothing away.
+                // The channel needs no subscription token any more, so the end of the one that was
+                // given takes nothing away.
                 Ok(Decision::Allowed) => self.grants.retain(|(c, _)| *c != channel),
                 Ok(Decision::Token) if self.grants.iter().any(|(c, _)| *c == channel) => {}
                 Ok(Decision::Token) => {
@@ -60,10 +61,11 @@ impl Session {
             let due = self.now();
             self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));
         }
+
         Ok(any)
     }
 
-    /// Whether the application is to be asked now.
+    /// True if it is time to ask the application.
     #[must_use]
     pub fn has_questions(&self) -> bool {
         self.questions.as_ref().is_some_and(|questions| self.now() >= questions.due)

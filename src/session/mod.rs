@@ -1,4 +1,4 @@
-//! A client's session without its connection: what it may do, what it gets, when it ends.
+//! A client's session without its connection: what it may do, what it receives, when it ends.
 //!
 //! [`Session`] is what all sessions have. [`socket::SocketSession`] adds the commands of a client
 //! that can send, [`stream::StreamSession`] the channels that come with an HTTP request. Each says
@@ -43,22 +43,23 @@ use since::Since;
 pub use timers::Heard;
 use timers::{Moment, Timers};
 
+/// What sockets and streams have in common.
 pub struct Session {
     context: Arc<Context>,
     connection: Arc<Connection>,
     identity: Option<Box<Identity>>,
     timers: Timers,
     since: Since,
-    /// Whether a channel was given up whose events may still be in the fan-out.
+    /// True if a channel was given up whose events may still be in the fan-out.
     left: bool,
     /// The subscription tokens that count, at most one per subscribed channel.
     grants: Vec<(ChannelName, Grant)>,
     /// Channels that the application is to be asked about after a change of the rules.
     questions: Option<Box<Questions>>,
-    /// The number of the change of the rules that was judged last.
+    /// The number of the latest change of the rules that was judged.
     judged: u32,
     began: Instant,
-    /// Whether the session was accepted, and counted as opened.
+    /// True once the session was accepted, and counted as opened.
     opened: bool,
 }
 
@@ -75,7 +76,7 @@ fn start_of(resumed: &Resumed) -> Start<'_> {
 }
 
 impl Session {
-    /// A session whose handshake began at `began`.
+    /// Creates a session whose handshake began at `began`.
     fn new(
         context: Arc<Context>,
         connection: Arc<Connection>,
@@ -102,7 +103,7 @@ impl Session {
         }
     }
 
-    /// Whether the session was ever accepted.
+    /// True if the session was ever accepted.
     #[must_use]
     pub fn was_opened(&self) -> bool {
         self.opened
@@ -132,8 +133,8 @@ impl Session {
         self.connection.say(&Reply::Error { id, code, message, channel });
     }
 
-    /// Takes the identity once it is known: claims its place among the user's connections, and
-    /// determines the channels that it is subscribed to by itself.
+    /// Takes the identity once it is known: counts the connection among the user's, and finds the
+    /// channels that it is subscribed to automatically.
     fn accept(
         &mut self,
         identity: Option<Box<Identity>>,
@@ -148,7 +149,8 @@ impl Session {
             }
 
             self.connection.set_token(identity.token.clone());
-            // A revocation during the check did not find this token on the connection yet.
+            // A revocation that came during the check did not find this token on the
+            // connection yet.
             if self.context.gateway.revocations().covers(identity, unix_now()) {
                 metrics::auth_failure(Reason::Revoked);
                 return Err(close_of(Reason::Revoked));
@@ -157,9 +159,10 @@ impl Session {
         }
 
         self.identity = identity;
-        // The policy may have changed since the handshake admitted a connection without a token.
+        // The policy may have changed since the handshake accepted a connection without a token.
         self.may_stay(policy.anonymous)?;
 
+        // An automatic channel holds the user's id, which may be too long for a name.
         let identity = self.identity.as_deref();
         if let Some(error) = identity.and_then(|id| access::unnameable(id, &policy.rules)) {
             let bytes = identity.map(|id| id.user.len());
@@ -168,10 +171,11 @@ impl Session {
                 tracing::warn!(%error, bytes, repeated, "{what}");
             });
         }
+
         Ok(access::automatic(identity, &policy.rules))
     }
 
-    /// Says `connected`, with the automatic channels and where each begins.
+    /// Says `connected`, with the automatic channels and where each of them begins.
     fn greet(&self, channels: &[(ChannelName, Resumed)]) {
         let user = self.identity.as_ref().map(|i| &*i.user);
         let expires_at = self.identity.as_ref().and_then(|i| i.expires_at);
@@ -190,7 +194,7 @@ impl Session {
         self.schedule();
     }
 
-    /// Checks that a connection without a token may be here.
+    /// Checks that a connection without a token may stay.
     ///
     /// # Errors
     /// This connection has no token, and `anonymous` does not allow that.
@@ -198,11 +202,12 @@ impl Session {
         if self.identity.is_some() || anonymous {
             return Ok(());
         }
+
         metrics::auth_failure(Reason::Missing);
         Err(Close::new(CloseCode::TokenRefused, Reason::Missing.slug()))
     }
 
-    /// Acts on the session's timer, which came due.
+    /// Acts on the session's timer, which has come due.
     ///
     /// # Errors
     /// The deadline that passed, or a connection without a token that may not stay.

@@ -1,4 +1,4 @@
-//! What became of a connection's token.
+//! What the handshake found out about a connection's token.
 
 use crate::access::Identity;
 use crate::auth::Reason;
@@ -28,7 +28,7 @@ impl AuthOutcome {
     }
 }
 
-/// How a refused token ends its connection. After a fault of ours the client may try again.
+/// How a refused token ends its connection. If the fault is ours, the client may try again.
 #[must_use]
 pub fn close_of(reason: Reason) -> Close {
     let code = if reason.is_ours() { CloseCode::TryAgainLater } else { CloseCode::TokenRefused };

@@ -1,5 +1,8 @@
 //! Whether an identity may have a channel: by the rules, by a subscription token, or by the
 //! application's answer.
+//!
+//! Not here: the rules (`access`), the token's checks (`tokens`), the request to the
+//! application (`upstream::callback`).
 
 use std::sync::Arc;
 
@@ -78,6 +81,7 @@ impl Context {
         }
     }
 
+    /// Asks the application.
     async fn ask(&self, question: &Question<'_>) -> Result<Permission, Refusal> {
         let failed = || {
             metrics::callback(None);

@@ -1,4 +1,6 @@
-//! Where a client resumes: what it had of its channels before.
+//! Where a client resumes: the positions that it had before.
+//!
+//! Not here: what it missed since then (`gateway::resume`).
 
 use crate::channel::{ChannelName, Position};
 use crate::protocol::stream_position::StreamPosition;
@@ -9,7 +11,7 @@ pub type Positions = Vec<(ChannelName, Option<Position>)>;
 /// What a client brought of its last connection.
 #[derive(Debug, Default)]
 pub(super) enum Since {
-    /// It was not here before.
+    /// The client has no earlier connection.
     #[default]
     Nothing,
     /// Positions by channel, each until its channel is subscribed again.
@@ -21,13 +23,14 @@ pub(super) enum Since {
 /// What a client had of one channel.
 pub(super) enum Had {
     Nothing,
-    /// The channel, but no position that counts here: something may be missing.
+    /// The client had the channel, but has no position that counts here: it may have missed events.
     Unplaced,
     UpTo(Position),
 }
 
 impl Since {
-    /// What the client had of a channel. `here`: the channel's position as this replica knows it.
+    /// Takes what the client had of a channel. `here`: the channel's position as this
+    /// replica knows it.
     ///
     /// A stream that resumes asks for the channels that it had, and no others.
     pub(super) fn take(

@@ -1,6 +1,7 @@
 //! The session of a WebSocket: a client that brings its token, sends commands and is answered.
 //!
-//! Neighbouring subscriptions go together, so that a client with many channels waits once.
+//! Not here: frames and bytes (`http::socket`). Neighbouring subscriptions are made together, so
+//! that a client with many channels waits once.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -24,10 +25,11 @@ use crate::protocol::{ChannelRef, Command, Reply, Request, Start, Subscribe};
 /// A command's `id`, as the client wrote it.
 type Id = Option<Box<str>>;
 
+/// The session of a WebSocket.
 pub struct SocketSession {
     /// What every session has.
     pub core: Session,
-    /// Token bucket of the command rate, in commands.
+    /// The token bucket of the command rate, in commands.
     allowance: f32,
     allowance_at: u32,
 }
@@ -42,7 +44,7 @@ struct Pending {
 }
 
 impl SocketSession {
-    /// A session whose handshake began at `began`, of a client that brought these positions.
+    /// Creates a session whose handshake began at `began`, of a client with these positions.
     #[must_use]
     pub fn new(
         context: Arc<Context>,
@@ -76,8 +78,8 @@ impl SocketSession {
         }
     }
 
-    /// Opens the session once the identity is known: subscribes the automatic channels, and says
-    /// `connected`.
+    /// Opens the session once the identity is known: subscribes the automatic channels, and
+    /// says `connected`.
     async fn open(&mut self, identity: Option<Box<Identity>>) -> Result<(), Close> {
         let session = &mut self.core;
         let policy = session.context.policy.load_full();
@@ -94,7 +96,7 @@ impl SocketSession {
         Ok(())
     }
 
-    /// Takes one message from the command rate; false when none is left.
+    /// Takes one message from the command rate. Returns false if none is left.
     pub fn allow_message(&mut self) -> bool {
         let limits = &self.core.context.policy.load().limits;
         let now = self.core.now();
@@ -112,7 +114,8 @@ impl SocketSession {
         true
     }
 
-    /// Carries out the requests of one read, in order. Neighbouring subscriptions go together.
+    /// Carries out the requests of one read, in order. Neighbouring subscriptions are
+    /// made together.
     ///
     /// # Errors
     /// Why the connection has to be closed.
@@ -132,7 +135,7 @@ impl SocketSession {
         Ok(())
     }
 
-    /// Carries out neighbouring subscriptions. Every one is answered.
+    /// Makes neighbouring subscriptions. Each of them is answered.
     async fn subscribe_all(&mut self, requested: &mut Vec<(Id, Subscribe)>) {
         if requested.is_empty() {
             return;
@@ -147,8 +150,8 @@ impl SocketSession {
 
         let mut pending: Vec<Pending> = Vec::with_capacity(requested.len());
         for ((id, what), permission) in requested.drain(..).zip(permissions) {
-            // Of two commands for one channel the second is answered `subscribed` too, after the
-            // first.
+            // Of two commands for one channel the second is answered `subscribed` too,
+            // after the first.
             if pending.iter().any(|p| p.channel.name == what.channel.name) {
                 self.finish(&mut pending).await;
             }
@@ -222,6 +225,7 @@ impl SocketSession {
         }
     }
 
+    /// Carries out any command but `subscribe`.
     async fn carry_out(&mut self, id: Option<&str>, command: Command) -> Result<(), Close> {
         match (self.core.opened, command) {
             (_, Command::Invalid(code, message)) => self.core.error(id, code, &message, None),
@@ -244,7 +248,7 @@ impl SocketSession {
         Ok(())
     }
 
-    /// Checks the token that the first message brought. A refused one ends the connection, as it
+    /// Checks the token that the first message brought. A refused token ends the connection, as it
     /// would have in the handshake.
     async fn auth(&mut self, token: &str) -> Result<(), Close> {
         match self.core.context.check_token(token, Carried::by("message")).await {
@@ -268,7 +272,8 @@ impl SocketSession {
         }
     }
 
-    /// Takes a new token of the same user. A refused one changes nothing: the old one still counts.
+    /// Takes a new token of the same user. A refused token changes nothing: the old one
+    /// still counts.
     async fn refresh(&mut self, id: Option<&str>, token: &str) {
         let connection = Arc::clone(&self.core.connection);
         let refused = |reason: Reason| {
@@ -294,7 +299,7 @@ impl SocketSession {
 
         let before = self.core.connection.token();
         self.core.connection.set_token(identity.token.clone());
-        // A revocation during the check did not find this token on the connection yet.
+        // A revocation that came during the check did not find this token on the connection yet.
         if self.core.context.gateway.revocations().covers(&identity, unix_now()) {
             self.core.connection.set_token(before);
             metrics::auth_failure(Reason::Revoked);
@@ -313,7 +318,7 @@ impl SocketSession {
         self.core.schedule();
     }
 
-    /// Ends the subscriptions that a new token does not allow any more.
+    /// Ends the subscriptions that a new token does not allow.
     fn drop_what_is_denied(&mut self, identity: &Identity, rules: &[access::Rule]) {
         for channel in self.core.channels() {
             if let Err(why) = access::decide(Some(identity), &channel, rules) {

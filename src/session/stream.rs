@@ -1,5 +1,8 @@
 //! The session of an HTTP response. Its channels are given with the request, and it gets all of
-//! them or none. It is told gaps and positions so that its client can resume by itself.
+//! them or none. It is told gaps and positions, so that its client can resume by itself.
+//!
+//! Not here: the response (`http::sse`), and what an `id:` looks
+//! like (`protocol::stream_position`).
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,6 +24,7 @@ use crate::protocol::{ChannelRef, Reply};
 const TOO_MANY: &str = "these are too many channels for one stream, whose position has to fit into a \
                         header: take fewer, or a WebSocket";
 
+/// The session of a stream.
 pub struct StreamSession {
     /// What every session has.
     pub core: Session,
@@ -30,8 +34,8 @@ pub struct StreamSession {
 }
 
 impl StreamSession {
-    /// A session whose request came at `began`, for these channels. `place` is what the client's
-    /// last id says.
+    /// Creates a session whose request came at `began`, for these channels. `place` holds the
+    /// positions in the client's last id.
     #[must_use]
     pub fn new(
         context: Arc<Context>,
@@ -112,14 +116,16 @@ impl StreamSession {
         Ok(())
     }
 
-    /// Subscribes the stream to its channels. All are asked for before the first is waited for.
+    /// Subscribes the stream to its channels. All of them are requested before the first one
+    /// is waited for.
     async fn subscribe(&mut self) -> Result<(), Close> {
         let session = &mut self.core;
         let began = Instant::now();
         let channels = std::mem::take(&mut self.channels).into_iter().map(ChannelRef::from_name);
         let permissions = std::mem::take(&mut self.permissions);
 
-        // All that can be subscribed is, so that the client hears of each channel that cannot.
+        // A failure does not stop the others, so that the client hears of each channel that it
+        // cannot have.
         let mut failed = None;
         let mut pending = Vec::with_capacity(permissions.len());
         for (channel, permission) in channels.zip(permissions) {
@@ -158,7 +164,7 @@ impl StreamSession {
         failed.map_or(Ok(()), Err)
     }
 
-    /// Acts on the session's timer, which came due.
+    /// Acts on the session's timer, which has come due.
     ///
     /// # Errors
     /// The deadline that passed, or the loss of the last channel.
@@ -178,7 +184,7 @@ impl StreamSession {
         self.has_something()
     }
 
-    /// Checks that the stream still has a channel: it cannot subscribe to another one, so without
+    /// Checks that the stream still has a channel. It cannot subscribe to another one, so without
     /// any it is over.
     fn has_something(&self) -> Result<(), Close> {
         if self.core.channels().is_empty() {

@@ -1,5 +1,6 @@
-//! The steps of a subscription, whatever the client: asking the broker, its confirmation, where the
-//! events begin, and the end. What each step comes to is returned; the transports say it.
+//! The steps of a subscription, for sockets and streams: asking the broker, its confirmation,
+//! where the events begin, and the end. The result of each step is returned; the two kinds of
+//! session say it.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,8 +44,8 @@ impl Session {
         }
     }
 
-    /// Waits until the broker has confirmed a subscription, and determines where it begins, and
-    /// whether the client missed anything. `since`: the position that came with the command;
+    /// Waits until the broker has confirmed a subscription, and finds out where it begins and
+    /// whether the client missed anything. `since`: the position that came with the command.
     /// `began`: when the client began to wait for this channel and its others.
     pub(super) async fn await_start(
         &mut self,
@@ -73,8 +74,8 @@ impl Session {
         Ok(resumed)
     }
 
-    /// Sends `replies`, then what was missed, and lets the events through, as soon as the client's
-    /// queue has room.
+    /// Sends `replies`, then the missed events, and lets the subscription's events through, as soon
+    /// as the client's queue has room.
     pub(super) async fn activate(
         &self,
         channel: &ChannelName,
@@ -86,8 +87,8 @@ impl Session {
         self.context.gateway.activate(&self.connection, channel, replies, resumed);
     }
 
-    /// Subscribes the channels that the session has by itself. All are asked for before the first
-    /// is waited for, so that the client waits once.
+    /// Subscribes to the automatic channels. All of them are requested before the first one is
+    /// waited for, so that the client waits once.
     pub(super) async fn subscribe_automatic(
         &mut self,
         channels: Vec<ChannelName>,
@@ -124,7 +125,7 @@ impl Session {
         self.schedule();
     }
 
-    /// Gives a channel up; true if it was subscribed.
+    /// Gives a channel up. Returns true if it was subscribed.
     pub(super) fn give_up(&mut self, channel: &ChannelName) -> bool {
         self.grants.retain(|(c, _)| c != channel);
         let had = self.context.gateway.unsubscribe(&self.connection, channel);
@@ -173,6 +174,7 @@ impl Session {
         let decided = self.channels().into_iter().filter(|channel| {
             matches!(access::decide(identity, channel, &policy.rules), Ok(Decision::Callback(_)))
         });
+
         for (channel, answer) in self.ask_about(decided.collect()).await {
             if let Err(code @ ErrorCode::Forbidden) = answer {
                 let why = "the application does not allow this channel any more";
@@ -190,7 +192,7 @@ impl Session {
         }
     }
 
-    /// Whether the session may keep these channels.
+    /// Asks whether the session may keep these channels.
     pub(super) async fn ask_about(
         &self,
         channels: Vec<ChannelName>,

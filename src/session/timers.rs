@@ -1,4 +1,7 @@
-//! The deadlines of a session, in ticks of the hub's wheel. One entry on the wheel serves them all.
+//! The deadlines of a session, in ticks of the hub's wheel. One entry on the wheel serves
+//! all of them.
+//!
+//! Not here: what follows once a deadline has passed (`session`).
 
 use std::time::Duration;
 
@@ -13,12 +16,13 @@ use crate::protocol::codes::{Close, CloseCode};
 const NEVER: u32 = u32::MAX;
 
 /// A token's end is announced when this share of its life is left, or later if so configured. A
-/// client that answers with a token of the same kind has it for three quarters of its life.
+/// client that answers with a token of the same kind uses each for three quarters of its life.
 const NOTICE_SHARE: u64 = 4;
 
 /// Seconds after which a token's end is compared with the wall clock again.
 const LOOK_AT_CLOCK: u32 = 30;
 
+/// When something is due; `NEVER` if it is not.
 #[derive(Debug)]
 pub(super) struct Timers {
     /// When a token has to have arrived.
@@ -30,12 +34,12 @@ pub(super) struct Timers {
     rest_due: u32,
     /// When the token's end is compared with the clock again.
     expiry: u32,
-    /// When subscriptions and rules are to be looked at.
+    /// When subscriptions and rules have to be looked at.
     ends: u32,
     /// Unix seconds.
     expires_at: Option<u64>,
-    /// Unix seconds at which the client is told of the token's end; `None` once it has been told,
-    /// or where no time is left for that.
+    /// The Unix second at which the client is told of the token's end; `None` once it has been
+    /// told, or if no time is left for that.
     notice: Option<u64>,
 }
 
@@ -92,8 +96,8 @@ fn ticks(duration: Duration) -> u32 {
 }
 
 impl Timers {
-    /// Pings begin at a random moment of the interval's second half, so that connections that were
-    /// opened together are not pinged together.
+    /// Pings begin at a random moment in the second half of the interval, so that connections that
+    /// were opened together are not pinged together.
     pub(super) fn new(now: u32, limits: &Limits) -> Self {
         let interval = ticks(limits.ping_interval.0);
         Self {
@@ -141,22 +145,24 @@ impl Timers {
             let before = policy.expiring_notice.as_secs().min(left.div_ceil(NOTICE_SHARE));
             (before < left).then(|| end - before)
         });
-        // The next timer compares the token's end and plans the look after that.
+        // The next timer compares the token's end with the clock, and plans the next look.
         self.expiry = if expires_at.is_some() { 0 } else { NEVER };
     }
 
-    /// Notes that bytes arrived. True if the wheel has to know a new deadline.
+    /// Notes that bytes arrived. Returns true if the wheel has to know a new deadline.
     pub(super) fn heard(&mut self, now: u32, heard: Heard, within: Duration) -> bool {
         self.pong_due = NEVER;
         if !heard.partial {
             self.rest_due = NEVER;
             return false;
         }
+
         // The deadline is for one message: after a completed one, the next has its own.
         let begun = self.rest_due == NEVER;
         if begun || heard.completed {
             self.rest_due = now + ticks(within);
         }
+
         // The wheel finds a later deadline when the earlier one comes due.
         begun
     }
@@ -197,6 +203,7 @@ impl Timers {
         Ok(())
     }
 
+    /// Compares the token's end with the wall clock, and tells the client in time.
     fn check_token(
         &mut self,
         Moment { now, unix }: Moment,
@@ -215,8 +222,8 @@ impl Timers {
         }
 
         let next = self.notice.unwrap_or(end);
-        // The wall clock may be set, or the machine may sleep, so it is read again every now and
-        // then.
+        // The wall clock may be set, or the machine may sleep, so it is read again every
+        // now and then.
         let seconds = u32::try_from(next - unix).unwrap_or(NEVER).min(LOOK_AT_CLOCK);
         self.expiry = now.saturating_add(seconds.saturating_mul(TICKS_PER_SECOND)).min(NEVER - 1);
 
@@ -236,8 +243,8 @@ impl Timers {
 mod tests {
     use super::*;
 
-    /// A busy client whose reads always ended within a message used to be closed for not finishing
-    /// one.
+    /// A busy client whose reads always ended within a message used to be closed for not
+    /// finishing one.
     #[test]
     fn each_message_has_its_own_deadline() {
         let mut timers = Timers {

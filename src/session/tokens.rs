@@ -1,7 +1,8 @@
 //! Checking tokens on behalf of a session: the verifier, and around it what takes time or is
 //! reported: a fetch for an unknown `kid`, the metric, the log line, the diagnosis.
 //!
-//! Invariant: whatever refuses a token, its reason is counted and logged here and nowhere else.
+//! Not here: the checks (`auth`). Invariant: whatever refuses a token, its reason is counted and
+//! logged here and nowhere else.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ pub struct Brought<'r> {
 }
 
 impl Brought<'_> {
-    /// Whether the browser added the token by itself: the page may know nothing of it.
+    /// True if the browser added the token by itself: the page may know nothing of it.
     fn is_ambient(&self) -> bool {
         matches!(self.by, "cookie" | "session_cookie")
     }
@@ -48,11 +49,11 @@ impl Carried {
 }
 
 impl Context {
-    /// The identity of the first of these tokens that verifies.
+    /// Returns the identity of the first of these tokens that verifies.
     ///
     /// # Errors
-    /// A reason that is our fault, if there is one; else that of a token that the page gave itself.
-    /// Every reason has been counted and logged.
+    /// A reason that is our fault, if there is one; otherwise that of a token that the page gave
+    /// itself. Every reason has been counted and logged.
     pub async fn check_first(
         &self,
         brought: &[Brought<'_>],
@@ -93,7 +94,7 @@ impl Context {
         Reason::Missing
     }
 
-    /// The identity that the token stands for.
+    /// Returns the identity that the token stands for.
     ///
     /// # Errors
     /// The reason, which has been counted and logged.
@@ -162,6 +163,7 @@ impl Context {
         }
     }
 
+    /// Counts and logs a refusal, and offers the token to the diagnosis.
     fn refused(&self, reason: Reason, token: &str, carried: Carried) {
         metrics::auth_failure(reason);
         let Carried { by, ip } = carried;
@@ -169,6 +171,7 @@ impl Context {
             let ip = ip.map(tracing::field::display);
             tracing::info!(%reason, carrier = by, ip, repeated, "token refused");
         });
+
         // The diagnosis is for connection tokens: a subscription token of another channel or user
         // is no riddle.
         if carried.by != "subscribe" || reason != Reason::ClaimInvalid {
@@ -177,8 +180,8 @@ impl Context {
     }
 }
 
-/// Logs a token that was refused while that of another carrier was accepted. Nobody else would hear
-/// of it, such as a stale cookie.
+/// Logs a token that was refused while that of another carrier was accepted. Otherwise such a
+/// token, for example a stale cookie, would go unnoticed.
 fn log_passed_over((by, reason): (&'static str, Reason), counts: &'static str, ip: IpAddr) {
     logging::repeated(("token passed over", by), reason.slug(), move |repeated| {
         let what = "token passed over, and that of another carrier accepted";

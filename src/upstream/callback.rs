@@ -1,7 +1,8 @@
 //! The `callback` rule: asking the application whether a user may have a channel.
 //!
-//! Invariants: questions are bounded in time and in number at once, of which a user has a share; an
-//! answer is kept for `cache_ttl`, a failure never; anything but a clear yes is a no.
+//! Not here: what follows from the answer (`session::permission`). Invariants: questions are
+//! bounded in time and in number at once, of which a user has a share; an answer is kept for
+//! `cache_ttl`, a failure never; anything but a clear yes is a no.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +20,7 @@ use crate::strict;
 /// The longest answer, `data` included.
 const MAX_ANSWER: usize = 64 * 1024;
 
+/// The settings of the callback.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     pub url: String,
@@ -49,9 +51,10 @@ pub struct Answer {
     pub data: Option<Arc<RawValue>>,
 }
 
-/// Answers by the whole question: with other claims it is another question.
+/// The answers by the whole question: with other claims it is another question.
 type Cache = DashMap<Box<[u8]>, (Answer, Instant), ahash::RandomState>;
 
+/// The client that asks the application.
 pub struct Callback {
     client: Client,
     settings: Settings,
@@ -60,14 +63,14 @@ pub struct Callback {
     cache: Arc<Cache>,
 }
 
-/// The places of each user with a question under way, by name. Connections without a user share one
-/// entry.
+/// The permits of each user with a question under way, by name. Connections without a user
+/// share one entry.
 type Users = DashMap<Box<str>, Arc<Semaphore>, ahash::RandomState>;
 
-/// The share of one user is one part in this many; three quarters stay for others.
+/// The share of one user is one part in this many, so three quarters stay for others.
 const SHARE: usize = 4;
 
-/// A user's places, for a question that has or wants one.
+/// A user's permits, for a question that has or wants one.
 struct Own<'c> {
     users: &'c Users,
     user: &'c str,
@@ -84,16 +87,16 @@ impl<'c> Own<'c> {
 
 impl Drop for Own<'_> {
     fn drop(&mut self) {
-        // A count of two is the table and this question: no other one has the places, and the
+        // A count of two is the table and this question: no other question has the permits, and the
         // entry's lock keeps others from taking them meanwhile.
         self.users.remove_if(self.user, |_, places| Arc::strong_count(places) <= 2);
     }
 }
 
 impl Callback {
-    /// Starts a callback. It keeps of the one before what these settings do not touch: all of it if
-    /// they are the same; else the answers if they come from the same application, the connections,
-    /// the places.
+    /// Starts a callback. It keeps whatever these settings do not touch of the one before: all of
+    /// it if they are the same; otherwise the answers if they come from the same application, the
+    /// connections and the permits.
     ///
     /// # Errors
     /// No client can be made.
@@ -124,7 +127,7 @@ impl Callback {
         Ok(Arc::new(Self { client, settings, under_way, users, cache }))
     }
 
-    /// Whether a question that is asked now gets its place without waiting.
+    /// True if a question that is asked now gets its permit without waiting.
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.under_way.available_permits() > 0
@@ -147,7 +150,7 @@ impl Callback {
         let share = (self.settings.concurrency / SHARE).max(1);
         let own = Own::new(&self.users, question.user.unwrap_or_default(), share);
         let work = async {
-            // A question that waits for a place of its own user keeps none from the others.
+            // A question that waits for a permit of its own user takes none from the others.
             let _own = own.places.acquire().await.map_err(|_| UpstreamError::TimedOut)?;
             self.request(&body).await
         };
@@ -161,6 +164,7 @@ impl Callback {
         Ok(answer)
     }
 
+    /// Sends a question, once there is a permit.
     async fn request(&self, question: &[u8]) -> Result<Answer, UpstreamError> {
         let _place = self.under_way.acquire().await.map_err(|_| UpstreamError::TimedOut)?;
         let request =
@@ -174,6 +178,7 @@ impl Callback {
             .map_err(|_| UpstreamError::Unusable("is not {\"allow\":true|false}".to_owned()))
     }
 
+    /// Keeps an answer, if there is room.
     fn keep(&self, question: Box<[u8]>, answer: Answer) {
         if self.cache.len() >= self.settings.cache_entries {
             self.cache.retain(|_, (_, at)| at.elapsed() < self.settings.cache_ttl);

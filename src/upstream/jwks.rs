@@ -1,9 +1,9 @@
 //! Key sets at URLs, kept fresh in the background. A set is fetched at the start, again after
-//! `refresh`, and when a token names a `kid` that is in no set: one fetch at a time, and not more
+//! `refresh`, and if a token names a `kid` that is in no set: one fetch at a time, and not more
 //! often than `min_interval`.
 //!
-//! Invariant: a failed fetch changes nothing but the age of the keys; a good one replaces the whole
-//! set, so that a withdrawn key is out.
+//! Not here: reading a set (`auth::jwk`). Invariant: a failed fetch changes nothing but the age of
+//! the keys; a good one replaces the whole set, so that a withdrawn key is gone.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ const MAX_KID: usize = 256;
 /// The wait after a first failure. It doubles with each further one, up to `refresh`.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// The settings of all sets.
 #[derive(Debug, Clone, Copy)]
 pub struct Settings {
     pub refresh: Duration,
@@ -39,6 +40,7 @@ pub struct Settings {
     pub max_bytes: usize,
 }
 
+/// How the fetching of one set goes.
 #[derive(Default)]
 struct Progress {
     next: Option<Instant>,
@@ -48,7 +50,7 @@ struct Progress {
     /// How many fetches have succeeded.
     successes: u64,
     error: Option<String>,
-    /// What the last good fetch left out. It is logged again only when it changes.
+    /// What the last good fetch left out. It is logged again only if it changes.
     left_out: LeftOut,
     /// When each `kid` was last not found.
     unknown: HashMap<Box<str>, Instant>,
@@ -90,11 +92,12 @@ pub enum KidLookup {
     Failed,
 }
 
+/// The key sets of the configuration.
 pub struct Jwks {
     client: Client,
     settings: Settings,
-    /// Whether all sets of the start have been fetched. A set that is added later does not undo
-    /// that.
+    /// True once all sets of the start have been fetched. A set that is added later does
+    /// not undo that.
     started: AtomicBool,
     entries: ArcSwap<Vec<Arc<Entry>>>,
     now: fn() -> u64,
@@ -128,7 +131,7 @@ impl Jwks {
         self.entries.store(Arc::new(entries.collect()));
     }
 
-    /// Whether all sets were fetched at least once. Until then no token of theirs can be accepted.
+    /// True if all sets were fetched at least once. Until then no token of theirs can be accepted.
     #[must_use]
     pub fn is_started(&self) -> bool {
         if self.started.load(Ordering::Acquire) {
@@ -139,7 +142,7 @@ impl Jwks {
         all
     }
 
-    /// Fetches every set once, and answers what went wrong.
+    /// Fetches every set once, and returns what went wrong.
     pub async fn fetch_all(&self) -> Vec<String> {
         let entries = self.entries.load_full();
         let mut problems = Vec::new();
@@ -184,8 +187,8 @@ impl Jwks {
         }
     }
 
-    /// Looks for a `kid` that a token names and no set has: fetches where that may help, or waits
-    /// for a fetch that is under way.
+    /// Looks for a `kid` that a token names and no set has. It fetches a set if that may help, or
+    /// waits for a fetch that is under way.
     pub async fn wanted(&self, kid: &str) -> KidLookup {
         if kid.is_empty() || kid.len() > MAX_KID {
             return KidLookup::Unknown;
@@ -213,6 +216,7 @@ impl Jwks {
         look
     }
 
+    /// True if fetching the set may find the `kid`.
     fn is_worth_asking(&self, entry: &Entry, kid: &str) -> bool {
         let progress = entry.progress.lock();
         let remembered =
@@ -240,22 +244,26 @@ impl Jwks {
                     let (url, usable) = (entry.remote.shown_url(), keys.len());
                     tracing::warn!(url, usable, "not every key of the set is usable: {left_out}");
                 }
+
                 progress.left_out = left_out;
                 entry.remote.replace(Fetched { keys, fetched_at });
                 progress.successes += 1;
                 progress.failures = 0;
+
                 if progress.error.take().is_some() {
                     let url = entry.remote.shown_url().to_owned();
                     logging::repeated(("key set", "back"), &url.clone(), move |repeated| {
                         tracing::info!(url, repeated, "the key set can be fetched again");
                     });
                 }
+
                 progress.next = Some(Instant::now() + self.settings.refresh);
             }
             Err(e) => {
                 progress.failures += 1;
                 let wait = RETRY * 2u32.saturating_pow(progress.failures.min(12) - 1);
                 progress.next = Some(Instant::now() + wait.min(self.settings.refresh));
+
                 let said = e.to_string();
                 if progress.error.as_ref() != Some(&said) {
                     let (url, error) = (entry.remote.shown_url().to_owned(), said.clone());
@@ -264,6 +272,7 @@ impl Jwks {
                         tracing::warn!(url, error, repeated, "{what}");
                     });
                 }
+
                 progress.error = Some(said);
             }
         }

@@ -56,19 +56,22 @@ pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
         .redirect(Policy::none())
         .no_proxy()
         .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
+
     if let Some(pem) = ca {
         let trust = Trust { given: Some(pem), by_name: true, pinned: Vec::new() };
         builder = builder.tls_backend_preconfigured(trust.client(None)?);
     }
+
     builder.build().map_err(|e| UpstreamError::from(e).to_string())
 }
 
-/// The body of an answer with status 200.
+/// Reads the body of an answer with status 200.
 async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, UpstreamError> {
     let status = response.status().as_u16();
     if status != 200 {
         return Err(UpstreamError::Status(status));
     }
+
     let mut body = Vec::new();
     while let Some(chunk) = response.chunk().await? {
         if body.len() + chunk.len() > max {
@@ -76,5 +79,6 @@ async fn body(mut response: Response, max: usize) -> Result<Vec<u8>, UpstreamErr
         }
         body.extend_from_slice(&chunk);
     }
+
     Ok(body)
 }

@@ -1,10 +1,13 @@
 //! The receiving half: frames to messages.
+//!
+//! Invariants: the bytes of an incomplete message are bounded; an announced length
+//! allocates nothing.
 
 use std::mem;
 
 use super::{Opcode, Tail, is_valid_close_code};
 
-/// The most fragments of one message. Endless tiny fragments are an attack, not a use.
+/// Most fragments of one message. Endless tiny fragments are an attack, not a use.
 const MAX_FRAGMENTS: u32 = 4096;
 
 /// A received message, borrowed from the buffer it arrived in.
@@ -48,6 +51,7 @@ impl ProtocolError {
     }
 }
 
+/// The fragments of a message so far.
 #[derive(Debug, Default)]
 struct Fragments {
     text: bool,
@@ -63,10 +67,11 @@ pub struct Decoder {
     carry: Option<Box<Vec<u8>>>,
     /// The fragments of a message whose last one has not arrived.
     fragments: Option<Box<Fragments>>,
-    /// Whether what was incomplete before the last bytes is complete now.
+    /// True if what was incomplete before the last bytes is complete now.
     completed: bool,
 }
 
+/// A frame in the buffer.
 struct Frame {
     fin: bool,
     opcode: Opcode,
@@ -164,6 +169,7 @@ impl Decoder {
         }
     }
 
+    /// Acts on a whole frame.
     fn accept(
         &mut self,
         frame: &Frame,
@@ -223,8 +229,8 @@ fn deliver(
     Ok(on_message(Message::Text(text)))
 }
 
-/// Reads the frame that begins at `at`; `None` if its rest has not arrived. A wrong header is
-/// refused before its payload is waited for.
+/// Reads the frame that begins at `at`, or returns `None` if its rest has not arrived. A wrong
+/// header is refused before its payload is waited for.
 fn frame_at(data: &[u8], at: usize, max_message: usize) -> Result<Option<Frame>, ProtocolError> {
     let rest = &data[at..];
     let [b0, b1, ..] = *rest else {
@@ -282,15 +288,18 @@ fn unmask(payload: &mut [u8], mask: [u8; 4]) {
     if mask == [0; 4] {
         return;
     }
+
     let wide = u64::from_ne_bytes([
         mask[0], mask[1], mask[2], mask[3], mask[0], mask[1], mask[2], mask[3],
     ]);
+
     let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
         if let Ok(bytes) = <[u8; 8]>::try_from(&*chunk) {
             chunk.copy_from_slice(&(u64::from_ne_bytes(bytes) ^ wide).to_ne_bytes());
         }
     }
+
     for (byte, key) in chunks.into_remainder().iter_mut().zip(mask.iter().cycle()) {
         *byte ^= key;
     }

@@ -4,8 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha1::{Digest, Sha1};
 
-/// `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2); `None` if
-/// the key is not the base64 of 16 bytes.
+/// Computes `Sec-WebSocket-Accept` for a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
+/// Returns `None` if the key is not the base64 of 16 bytes.
 #[must_use]
 pub fn accept_key(key: &[u8]) -> Option<String> {
     if STANDARD.decode(key).ok()?.len() != 16 {

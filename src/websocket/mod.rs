@@ -30,7 +30,7 @@ pub enum Opcode {
     Pong = 10,
 }
 
-/// Whether a peer may send this close code (RFC 6455 section 7.4).
+/// True if a peer may send this close code (RFC 6455 section 7.4).
 #[must_use]
 pub fn is_valid_close_code(code: u16) -> bool {
     matches!(code, 1000..=1003 | 1007..=1014 | 3000..=4999)

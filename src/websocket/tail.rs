@@ -1,5 +1,5 @@
-//! What a client still sends behind our Close frame. It is skipped and not kept, up to the client's
-//! own Close.
+//! What a client still sends behind our Close frame. It is skipped and not kept, up to the
+//! client's own Close.
 
 use super::Opcode;
 
@@ -18,12 +18,13 @@ pub struct Tail {
 }
 
 impl Tail {
-    /// Whether the client's whole Close frame has arrived.
+    /// True once the client's whole Close frame has arrived.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over
     }
 
+    /// Skips bytes, as far as the end of the client's Close.
     pub fn pass(&mut self, mut data: &[u8]) {
         while !self.over {
             if self.skip > 0 {
@@ -79,8 +80,8 @@ mod tests {
             vec![0x81, 0x80, 1, 2, 3, 4],
             [vec![0x82, 0xfe, 0, 200, 1, 2, 3, 4], vec![0x88; 200]].concat(),
             [vec![0x82, 0xff, 0, 0, 0, 0, 0, 1, 0, 0, 1, 2, 3, 4], vec![0x88; 65_536]].concat(),
-            // These frames are wrong: without a mask, with a reserved bit, a control frame that is
-            // too long.
+            // These frames are wrong: without a mask, with a reserved bit, a control frame that
+            // is too long.
             vec![0x81, 2, 0x88, 0x80],
             vec![0xf3, 0x81, 1, 2, 3, 4, 0x88],
             [vec![0x89, 0xfe, 0, 126, 1, 2, 3, 4], vec![0x88; 126]].concat(),

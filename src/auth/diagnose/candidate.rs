@@ -11,6 +11,7 @@ pub(super) struct Candidate {
     pub(super) how: String,
 }
 
+/// The candidates so far.
 pub(super) struct Candidates(pub(super) Vec<Candidate>);
 
 impl Candidates {

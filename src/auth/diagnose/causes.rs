@@ -1,5 +1,5 @@
-//! The closed set of causes that the doctor names: slug, meaning, and what to do. `docs/tokens.md`
-//! is generated from this table.
+//! The closed set of causes that the diagnosis names: slug, meaning, and what to do.
+//! `docs/tokens.md` is generated from this table.
 
 /// The side that has to change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

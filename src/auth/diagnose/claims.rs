@@ -1,5 +1,5 @@
-//! Why a claim was refused. The signature has verified, so the claims may be shown, cut and
-//! escaped.
+//! Why a claim was refused. The signature has verified, so the claims may be shown, cut
+//! and escaped.
 
 use serde_json::{Map, Value};
 
@@ -9,6 +9,7 @@ use crate::auth::claims::{finer_than_seconds, id_text};
 use crate::auth::{Reason, UserClaim};
 use crate::channel::check_id;
 
+/// Names the cause for a refused claim.
 pub(super) fn find(
     subject: &Subject<'_>,
     reason: Reason,
@@ -97,6 +98,7 @@ fn clock_skew(ahead: f64) -> Finding {
     Finding::new(Cause::ClockSkew, Side::Issuer, advice)
 }
 
+/// Why a claim has a wrong type or an impossible value.
 fn invalid(subject: &Subject<'_>, claims: &Map<String, Value>) -> Option<Finding> {
     for name in ["exp", "nbf", "iat"] {
         match claims.get(name) {

@@ -66,7 +66,7 @@ fn field_d10_a_cookie_of_another_spelling_of_the_secret_is_explained() {
         assert!(advice.contains("NextAuth 4") || cause == "secret_default", "{what}: {advice}");
     }
 
-    // A damaged cookie is repaired as a token is.
+    // A damaged cookie is repaired like a signed token.
     let (found, _, advice) = said(&cookies(TEXT), &format!("\"{}\"", next_auth_4(TEXT)));
     assert_eq!(found, "token_quoted");
     assert!(advice.contains("Apart from that"), "{advice}");

@@ -11,7 +11,7 @@ use crate::auth::secret::{Encoding, Secret, describe};
 use crate::auth::session_cookie::{Jwe, Maker, NAMES};
 use crate::auth::{Reason, Verifier, is_placeholder};
 
-/// A secret that may have made the cookie, and where it stands.
+/// A secret that may have made the cookie, and where it is configured.
 struct Own {
     place: String,
     secret: Secret,
@@ -19,6 +19,7 @@ struct Own {
     is_for_cookies: bool,
 }
 
+/// Names the cause for a token of five parts.
 pub(super) fn find(
     verifier: &Verifier,
     subject: &Subject<'_>,
@@ -67,6 +68,8 @@ fn plain(cause: Cause, side: Side) -> Finding {
     Finding::new(cause, side, format!("{} {}", cause.meaning(), cause.fix()))
 }
 
+/// All secrets that may have made the cookie: those for cookies, those for tokens, and those that
+/// the operator named.
 fn own_secrets(verifier: &Verifier, subject: &Subject<'_>) -> Vec<Own> {
     let utf8 = |text: &str| Secret::new(text, Encoding::Utf8).ok();
     let mut all = Vec::new();
@@ -99,7 +102,7 @@ fn names(verifier: &Verifier) -> Vec<&str> {
 }
 
 /// The outer `Some` says that one of our secrets opens the cookie unedited. The inner value is the
-/// finding; even an opened cookie may have no known cause.
+/// finding: even an opened cookie may have no known cause.
 fn opened(
     verifier: &Verifier,
     subject: &Subject<'_>,
@@ -194,6 +197,7 @@ pub(super) fn own_placeholder(place: &str) -> Finding {
     Finding::new(Cause::SecretDefault, Side::Gateway, advice)
 }
 
+/// The finding when neither our secrets nor their edits open the cookie.
 fn nothing_opens(verifier: &Verifier, maker: Option<Maker>, own: &[Own]) -> Finding {
     let whose = maker.map_or_else(
         || "it is an encrypted token".to_owned(),

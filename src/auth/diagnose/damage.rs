@@ -1,5 +1,7 @@
-//! Damage that made a token unreadable on its way. Each repair is tried, and is named when its
-//! result has the shape of a token. Texts that no repair helps are left to `shape`.
+//! Damage that made a token unreadable on its way. Each repair is tried, and is named if its result
+//! has the shape of a token.
+//!
+//! Not here: texts that no repair helps (`shape`).
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
@@ -21,7 +23,7 @@ fn is_token(text: &str) -> bool {
     }
 }
 
-/// Recognizes an empty text, or a JavaScript value in place of a token.
+/// Recognises an empty text, or a JavaScript value in place of a token.
 pub(super) fn no_token(text: &str) -> Option<Finding> {
     if text.is_empty() {
         return Some(finding(Cause::NoToken));
@@ -39,7 +41,7 @@ pub(super) fn finding(cause: Cause) -> Finding {
     Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix()))
 }
 
-/// The damages that may have happened, each with the token as it would be without it; only results
+/// The damages that may have happened, each with the token as it would be without it. Only results
 /// with the shape of a token count. Several repairs may fit, and only a key shows which is right.
 pub(super) fn repairs(token: &str) -> Vec<(Cause, String)> {
     let trimmed = token.trim();
@@ -69,7 +71,7 @@ fn within(text: &str) -> Vec<(Cause, String)> {
     runs.map(|run| (Cause::TextAround, run)).collect()
 }
 
-/// Repairs of what stands around the token.
+/// Undoes what surrounds the token: a scheme, quotes, JSON, a cookie's name, percent-encoding.
 fn wrapped(text: &str) -> Vec<(Cause, String)> {
     let mut all = Vec::new();
     let mut bare = text;
@@ -122,7 +124,7 @@ fn wrapped(text: &str) -> Vec<(Cause, String)> {
     all
 }
 
-/// Repairs of the characters of the token.
+/// Repairs the characters of the token.
 fn alphabet(text: &str) -> Vec<(Cause, String)> {
     let mut all = Vec::new();
     let url_safe = |t: &str| t.replace('+', "-").replace('/', "_").replace('=', "");
@@ -138,7 +140,8 @@ fn alphabet(text: &str) -> Vec<(Cause, String)> {
     if text.contains(char::is_whitespace) {
         let solid: String = text.split_whitespace().collect();
         all.push((Cause::TokenWhitespace, solid));
-        // In these texts a blank stands for a character.
+        // In these texts a blank stands for a `+`.
+
         let restored = text.replace(' ', "+");
         let whole =
             restored.split('.').all(|p| STANDARD_NO_PAD.decode(p.trim_end_matches('=')).is_ok());

@@ -26,7 +26,7 @@ impl Finding {
     }
 }
 
-/// The input of the doctor's parts.
+/// What the parts of the diagnosis are given.
 pub(super) struct Subject<'a> {
     pub(super) keys: &'a KeySet,
     pub(super) settings: &'a Settings,
@@ -50,7 +50,7 @@ pub fn shown(text: &str) -> String {
 
 /// A Unix second as text.
 pub(super) fn moment(unix: u64) -> String {
-    // Later years have no place in the format, and the library refuses to write them.
+    // The format has no room for later years, and the library refuses to write them.
     if unix > 253_402_300_799 {
         return format!("Unix second {unix}, after the year 9999");
     }

@@ -1,10 +1,10 @@
-//! The doctor: why a token was refused, which side has to change, and how. It tries common mistakes
-//! with the gateway's own keys and names the mistake under which the token verifies; it never makes
-//! a token acceptable.
+//! The token diagnosis: why a token was refused, which side has to change, and how. It tries common
+//! mistakes with the gateway's own keys and names the mistake under which the token verifies; it
+//! never makes a token acceptable.
 //!
 //! Not here: when it runs (`diagnosis::sampler` on its own, `http::admin` and `cli` on request).
 //! Invariants: nothing that it prints holds a part of a secret; text out of a token is escaped and
-//! cut; a cause is named only when it was shown to be the cause; the work is bounded by the token's
+//! cut; a cause is named only if it was shown to be the cause; the work is bounded by the token's
 //! size and the number of keys.
 
 mod candidate;
@@ -68,8 +68,8 @@ pub fn examine(verifier: &Verifier, token: &str, extra: &[NamedSecret], now: u64
     report
 }
 
-/// Verifies as the gateway would, but tries a session cookie (five parts) under every configured
-/// name.
+/// Verifies as the gateway would. A session cookie (five parts) is tried under every
+/// configured name.
 fn verified(verifier: &Verifier, token: &str, now: u64) -> Result<Identity, Reason> {
     let found = verifier.verify(token, now);
     let (Err(Reason::Encrypted), Some(session)) = (&found, verifier.session()) else {
@@ -85,6 +85,7 @@ fn header_of(token: &str) -> Option<Map<String, Value>> {
     json::header(token.split('.').next()?).ok()
 }
 
+/// Looks for the cause of a refusal.
 fn find(
     verifier: &Verifier,
     token: &str,
@@ -139,6 +140,7 @@ fn find(
     }
 }
 
+/// Looks for the cause if no key verifies the signature, or none is allowed to.
 fn signed(subject: &Subject<'_>, token: &str, header: &Map<String, Value>) -> Option<Finding> {
     // An encrypted token that was cut off after three parts looks like a signed one.
     if header.contains_key("enc") {
@@ -193,8 +195,8 @@ fn key_unknown(
     Some(Finding::new(Cause::KidUnknown, Side::Gateway, advice))
 }
 
-/// Explains a text that is not a token as it came: a repair makes it one, or its form says what is
-/// wrong.
+/// Explains a text that is not a token as it came: a repair makes it one, or its form shows
+/// what is wrong.
 fn damaged(
     verifier: &Verifier,
     subject: &Subject<'_>,
@@ -211,8 +213,7 @@ fn damaged(
     let verifies = |repaired: &str| {
         verifier.authentic(repaired, now).is_ok() || verified(verifier, repaired, now).is_ok()
     };
-    // Text behind a token may as well be a stray character within it, unless a key verifies the
-    // rest.
+    // Text behind a token may also be a stray character within it, unless a key verifies the rest.
     let is_plain = |(cause, r): &&(Cause, String)| {
         *cause != Cause::TextAround || !trimmed.starts_with(r.as_str())
     };
@@ -226,8 +227,8 @@ fn damaged(
     match verified(verifier, repaired, now) {
         Ok(_) => finding.advice.push_str(" Apart from that the token is good."),
         Err(next) => {
-            // A malformed text is not repaired again: it may be wrapped in itself as often as it is
-            // long.
+            // A malformed text is not repaired again, because it may be wrapped in itself as often
+            // as it is long.
             let then = if next == Reason::Malformed {
                 shape::find(subject, repaired)
             } else if next == Reason::Encrypted {

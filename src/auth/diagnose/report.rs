@@ -26,7 +26,7 @@ const CHECKS: [(&str, &[Reason]); 13] = [
     ("not revoked", &[Reason::Revoked, Reason::RevocationsUnavailable]),
 ];
 
-/// The doctor's report on a token.
+/// The diagnosis of a token.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// `accept` or `reject`.
@@ -55,7 +55,7 @@ impl Report {
         self.finding.as_ref()
     }
 
-    /// The report for a terminal: the verdict, the checks in order, what was found and which side
+    /// The report for a terminal: the verdict, the checks in order, what was found, and which side
     /// has to change what.
     #[must_use]
     pub fn text(&self) -> String {
@@ -104,6 +104,7 @@ impl Report {
     }
 }
 
+/// Breaks a text into indented lines.
 fn wrapped(text: &str, width: usize) -> String {
     let mut out = String::from("  ");
     let mut column = 2;

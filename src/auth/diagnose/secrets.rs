@@ -1,7 +1,7 @@
 //! Common accidents of a secret on its way into two programs, tried one after the other: each
-//! candidate is the bytes that the issuer would have signed with after that accident. Quotes,
-//! blanks and cuts are here, other ways of writing a secret in `spellings`.
+//! candidate is the bytes that the issuer would have signed with after that accident.
 //!
+//! Here are quotes, blanks and cuts; not here: other ways of writing a secret (`spellings`).
 //! Invariant: the list is bounded, and no candidate is ever printed.
 
 use base64::Engine as _;
@@ -36,6 +36,7 @@ pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {
     all.0
 }
 
+/// Quotes around a secret, and stray ones.
 fn quotes(all: &mut Candidates, text: &str) {
     use Cause::SecretQuoted;
     let clean = text.trim();
@@ -136,6 +137,7 @@ fn blanks(all: &mut Candidates, text: &str) {
     endings(all, text);
 }
 
+/// What may stand behind or in front of a secret by accident.
 fn endings(all: &mut Candidates, text: &str) {
     use Cause::{SecretBom, SecretWhitespace};
 

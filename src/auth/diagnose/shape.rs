@@ -1,5 +1,5 @@
 //! What is wrong with the form of a text that is not a token, even after the repairs of `damage`.
-//! The first defect is named; where several explanations are possible, none is.
+//! The first defect is named; if several explanations are possible, none is.
 
 use base64::Engine as _;
 use base64::alphabet::URL_SAFE;
@@ -19,7 +19,7 @@ pub(super) fn finding(cause: Cause, what: &str) -> Finding {
     Finding::new(cause, Side::Issuer, format!("{what}. {}", cause.fix()))
 }
 
-/// Names the first defect of a text that was freed of blanks around it.
+/// Names the first defect of a text without blanks around it.
 pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
     if !text.is_ascii() {
         let other = text.chars().find(|c| !c.is_ascii()).unwrap_or_default();
@@ -28,6 +28,7 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
             &format!("it holds {:?}", shown(&other.to_string())),
         ));
     }
+
     let parts: Vec<&str> = text.split('.').collect();
     let header = json::header(parts[0]);
     let is_encrypted = header.as_ref().is_ok_and(|h| h.contains_key("enc"));
@@ -39,11 +40,13 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
         };
         return Some(finding(Cause::NotAJwt, &what));
     }
+
     if let Some(odd) = text.chars().find(|c| !is_of_a_token(*c)) {
         let at = text.find(odd).unwrap_or_default();
         let what = format!("it holds the character {odd:?} at position {at}");
         return Some(finding(Cause::InvalidCharacter, &what));
     }
+
     if is_encrypted && parts.len() < 5 {
         let what = format!(
             "its header is that of an encrypted token, which has five parts, and {} came",
@@ -102,7 +105,7 @@ fn too_many(has_header: bool, count: usize) -> Finding {
 
 /// True if the part is the beginning of a JSON object and nothing more.
 fn is_beginning(part: &str) -> bool {
-    // A single character of a group of four is no byte yet.
+    // A single character of a group of four is not a byte yet.
     let whole = &part[..part.len() - usize::from(part.len() % 4 == 1)];
     let bytes = lenient(whole).unwrap_or_default();
     bytes.starts_with(b"{") && json::object_of(&bytes, &|_| false) == Err(Defect::Ends)
@@ -120,6 +123,7 @@ pub(super) fn truncated(text: &str) -> Finding {
     finding(Cause::TokenTruncated, &what)
 }
 
+/// The defect of a text with three parts.
 fn three(
     subject: &Subject<'_>,
     header: Result<Map<String, Value>, Defect>,
@@ -191,7 +195,7 @@ pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
 }
 
 /// A signature with another length than its algorithm makes. Whether the token was cut off, or has
-/// text behind it, is said only where one of our secrets proves it.
+/// text behind it, is said only if one of our secrets proves it.
 pub(super) fn of_another_length(
     subject: &Subject<'_>,
     header: &Map<String, Value>,

@@ -1,5 +1,5 @@
-//! Texts that are not tokens: the doctor names a defect that each has, and none that it does not
-//! have.
+//! Texts that are not tokens: the diagnosis names a defect that each of them has, and none that it
+//! does not have.
 
 use proptest::prelude::*;
 use serde_json::json;
@@ -107,8 +107,8 @@ fn other_text_around_a_token_is_told() {
     }
 }
 
-/// The other half of D8: such a token is good, and if something else is wrong with it, that is
-/// named.
+/// The other half of D8: such a token is good, and if something else is wrong with it,
+/// that is named.
 #[test]
 fn field_d8_exotic_json_is_not_called_cut_off() {
     let odd = format!(r#"{{"x":1e400,"name":"\ud83d","sub":"u1","exp":{}}}"#, NOW + 60);
@@ -137,7 +137,7 @@ fn field_d7_only_what_would_be_our_days_counts_milliseconds() {
     assert_eq!(at(json!(-1)), "token_expired");
     assert_eq!(at(json!(0)), "token_expired");
 
-    // Far moments are written without the calendar's help.
+    // Far moments are written without the help of a calendar.
     let far = token(
         &json!({"alg": "HS256"}),
         &json!({"sub": "u1", "exp": NOW + 60, "nbf": 1e14}),

@@ -1,5 +1,5 @@
-//! Why a signature does not verify, or the algorithm is not allowed: tried with the gateway's own
-//! keys, and with secrets that the operator names.
+//! Why a signature does not verify, or why the algorithm is not allowed. The gateway's own keys are
+//! tried, and secrets that the operator names.
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
@@ -63,8 +63,8 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<
     }
 }
 
-/// A configured key that verifies the signature as it is: then `kid`, `algs` or `valid_until` is
-/// the obstacle.
+/// Looks for a configured key that verifies the signature as it is. If there is one, `kid`, `algs`
+/// or `valid_until` is the obstacle.
 fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let alg = jws.alg?;
 
@@ -106,6 +106,7 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     Some(Finding::new(Cause::KidMismatch, Side::Gateway, advice))
 }
 
+/// Looks for a secret, or an edit of one, with which the token was signed.
 fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let secrets: Vec<_> =
         subject.keys.fixed().iter().filter_map(|k| Some((k, k.secret()?))).collect();
@@ -169,6 +170,7 @@ fn edited(key: &Key, candidate: &Candidate) -> Finding {
     Finding::new(candidate.cause, candidate.side, advice)
 }
 
+/// Tries a secret that the operator named.
 fn other_variable(subject: &Subject<'_>, jws: &Jws<'_>, named: &NamedSecret) -> Option<Finding> {
     let ours: Vec<&str> = subject.keys.fixed().iter().map(Key::name).collect();
     let decoded = Encoding::ALL.into_iter().filter_map(|e| Some((e, e.decode(named.text.trim())?)));
@@ -185,7 +187,7 @@ fn other_variable(subject: &Subject<'_>, jws: &Jws<'_>, named: &NamedSecret) -> 
     Some(Finding::new(Cause::SecretOtherVariable, Side::Issuer, advice))
 }
 
-/// The classic confusion of RS256 and HS256: the public key used as a secret.
+/// Looks for the classic confusion of RS256 and HS256: the public key used as a secret.
 fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let hit = subject.keys.fixed().iter().find(|key| match key.material() {
         Material::Secret(_) => false,
@@ -200,8 +202,8 @@ fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding>
     Some(Finding::new(Cause::PublicKeyAsHmacSecret, Side::Issuer, advice))
 }
 
-/// A public key as files hold it: DER, PEM with and without its last line break, and the bare
-/// base64.
+/// A public key as files hold it: DER, PEM with and without its last line break, and the
+/// bare base64.
 fn texts_of(spki: &[u8]) -> Vec<Vec<u8>> {
     let body = base64::engine::general_purpose::STANDARD.encode(spki);
     let lines: Vec<&str> =
@@ -210,6 +212,7 @@ fn texts_of(spki: &[u8]) -> Vec<Vec<u8>> {
     vec![spki.to_vec(), format!("{pem}\n").into_bytes(), pem.into_bytes(), body.into_bytes()]
 }
 
+/// Explains a token that is signed with a private key.
 fn public_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let Some(alg) = jws.alg else {
         let advice = format!(
@@ -243,6 +246,7 @@ fn public_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     Some(Finding::new(Cause::AlgAsymmetricToken, Side::Gateway, advice))
 }
 
+/// Explains ECDSA signatures in another form, and those that are an attack.
 fn ecdsa(subject: &Subject<'_>, jws: &Jws<'_>, alg: Algorithm) -> Option<Finding> {
     let field = match alg.family() {
         Family::P256 => 32,
@@ -261,6 +265,7 @@ fn ecdsa(subject: &Subject<'_>, jws: &Jws<'_>, alg: Algorithm) -> Option<Finding
     let remotes: Vec<_> = subject.keys.remotes().iter().map(|r| r.state()).collect();
     let mut keys = subject.keys.fixed().iter().chain(remotes.iter().flat_map(|r| &r.keys));
     keys.find(|k| k.verifies(alg, jws.signed, &fixed))?;
+
     let cause = Cause::EsDerSignature;
     Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
 }
@@ -287,8 +292,9 @@ fn fixed_from_der(der: &[u8], field: usize) -> Option<Vec<u8>> {
     rest.is_empty().then_some(out)
 }
 
-/// Tokens for Microsoft Graph are signed over a header whose nonce is replaced by its hash, so that
-/// only Graph can verify them. The nonce and the audience give them away.
+/// Recognises a token for Microsoft Graph. Such tokens are signed over a header whose nonce
+/// is replaced by its hash, so that only Graph can verify them. The nonce and the audience
+/// give them away.
 fn azure(jws: &Jws<'_>) -> Option<Finding> {
     jws.header.get("nonce")?;
     let claims = json::object(jws.payload_part, &|_| false).ok()?;
@@ -297,7 +303,7 @@ fn azure(jws: &Jws<'_>) -> Option<Finding> {
     Some(Finding::new(cause, Side::Issuer, format!("{} {}", cause.meaning(), cause.fix())))
 }
 
-/// The finding when nothing fits: lengths and character classes on our side, and what was tried.
+/// The finding if nothing fits: lengths and character classes on our side, and what was tried.
 pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
     let ours: Vec<_> = subject
         .keys

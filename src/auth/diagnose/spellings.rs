@@ -1,5 +1,5 @@
 //! Other ways of writing a secret: encodings, character sets, case; and placeholders that a program
-//! uses when it did not load a secret. This is the second half of `secrets`.
+//! uses if it did not load a secret. This is the second half of `secrets`.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -10,6 +10,7 @@ use crate::auth::placeholders::PLACEHOLDERS;
 use crate::auth::secret::{Encoding, Secret};
 use crate::auth::session_cookie;
 
+/// Encodings that only one side applies.
 pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
     use Cause::{SecretDoubleBase64, SecretEncoding};
 
@@ -36,8 +37,8 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
         }
     }
 
-    // Node's Buffer.from(text, "base64") takes any text and skips characters outside of the
-    // alphabet.
+    // Node's Buffer.from(text, "base64") takes any text and skips characters outside of
+    // the alphabet.
     let loose: String = text
         .chars()
         .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_'))
@@ -60,6 +61,7 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
     }
 }
 
+/// Other character sets, percent-encoding, another case, and keys that a library derives.
 pub(super) fn spellings(all: &mut Candidates, text: &str) {
     use Cause::{SecretCase, SecretCharset, SecretPercentEncoded};
 
@@ -133,7 +135,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
     }
 }
 
-/// Texts that a program signs with when it did not load a secret.
+/// Texts that a program signs with if it did not load a secret.
 pub(super) fn placeholders() -> Vec<Candidate> {
     let mut all = Candidates(Vec::new());
 

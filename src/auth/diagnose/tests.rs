@@ -281,7 +281,7 @@ fn damage_on_the_way_is_explained() {
         (format!("{}\u{200b}{}", &good[..20], &good[20..]), "non_ascii"),
         (good[..good.len() / 2].to_owned(), "token_truncated"),
         (good[..30].to_owned(), "token_truncated"),
-        // The rest of the signature may still be valid base64url: one time in sixteen it was.
+        // The rest of the signature may still be valid base64url, as one in sixteen is.
         (good[..good.len() - 3].to_owned(), "token_truncated"),
         // A short signature that is not the beginning of the right one proves no cut.
         (format!("{}.AA", good.rsplit_once('.').unwrap().0), "signature_length"),
@@ -295,8 +295,7 @@ fn damage_on_the_way_is_explained() {
     let report = examine(&v, &format!("\"{good}\""), &[], NOW);
     assert!(report.advice.unwrap().contains("Apart from that the token is good"));
 
-    // The other base64 alphabet is found where the payload has characters that it writes
-    // differently.
+    // The other base64 alphabet is found if the payload has characters that it writes differently.
     let claims = json!({"sub": "u1", "exp": NOW + 60, "n": "???>>>~~~ÿÿÿ"});
     let text = token(&json!({"alg": "HS256"}), &claims, TEXT.as_bytes());
     let standard = text.replace('-', "+").replace('_', "/");
@@ -316,11 +315,11 @@ fn encrypted_tokens_are_explained() {
     assert_eq!(diagnosed(&v, &foreign).0, "encrypted_token");
 }
 
-/// Regression: the doctor did not know the secrets and claims of session cookies.
+/// Regression: the diagnosis did not know the secrets and claims of session cookies.
 #[test]
 fn refused_session_cookies_are_explained() {
-    // The real library makes cookies of NextAuth 4's derivation in tests/js/issuers; nothing opens
-    // this one.
+    // `tests/js/issuers` has cookies that the real library made with NextAuth 4's derivation; nothing
+    // opens this one.
     let session = crate::auth::SessionCookie {
         names: vec!["next-auth.session-token".into()],
         secrets: vec![TEXT.into()],

@@ -1,6 +1,8 @@
 //! The canary: each subscribing connection expects a message that this replica publishes by the
-//! same path that publishers use. If it does not come back the connection is deaf, however healthy
-//! it looks.
+//! same path that publishers use. If the message does not come back, the connection is deaf,
+//! however healthy it looks.
+//!
+//! Not here: what follows from a missed canary (`subscribing`).
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -14,8 +16,9 @@ use super::hearing::Hearing;
 use crate::metrics;
 use crate::redis_url::Server;
 
+/// The canary of one subscribing connection.
 pub(super) struct Canary {
-    /// The name below the prefix; empty if no name falls to that server.
+    /// The name below the prefix; empty if no name belongs to that server.
     name: String,
     channel: String,
     state: Mutex<State>,
@@ -35,7 +38,7 @@ struct State {
 }
 
 impl Canary {
-    /// Creates the canary. In a cluster, names are tried until one falls to that server.
+    /// Creates the canary. In a cluster, names are tried until one belongs to that server.
     pub(super) fn new(core: &Core, server: &Server, index: usize) -> Self {
         let map = core.directory.current();
         let at = map.masters.iter().position(|m| m == server);
@@ -62,7 +65,7 @@ impl Canary {
         self.mute.load(Ordering::Acquire)
     }
 
-    /// True if no name falls to the server because it has hardly any slots.
+    /// True if no name belongs to the server because it has hardly any slots.
     pub(super) fn is_none(&self) -> bool {
         self.channel.is_empty()
     }
@@ -71,6 +74,7 @@ impl Canary {
         &self.channel
     }
 
+    /// Notes that a message came on the canary's channel.
     pub(super) fn arrived(&self, payload: &[u8]) {
         let mut state = self.state.lock();
         if let Some((number, at)) = state.waiting
@@ -82,7 +86,7 @@ impl Canary {
     }
 }
 
-/// Sends canaries to a server until one is missed; returns what happened.
+/// Sends canaries to a server until one is missed. Returns what happened.
 pub(super) async fn watch(
     canary: &Canary,
     hearing: &Hearing,
@@ -107,6 +111,7 @@ pub(super) async fn watch(
 
         let payload = number.to_string();
         let sent = commands.publish_plain(canary.channel(), payload.as_bytes()).await;
+
         match sent {
             // The server that publishers write to has no such subscriber.
             Ok(0) => {
@@ -117,9 +122,11 @@ pub(super) async fn watch(
                 if canary.mute.swap(false, Ordering::AcqRel) {
                     core.state_changed();
                 }
+
                 if !came_back(canary, core.settings.canary_deadline).await {
                     return missed(canary, commands, "the canary did not come back in time");
                 }
+
                 hearing.proven(began.into_std());
             }
             // Publishing is what fails here. That shows in the publisher's state, while this
@@ -130,6 +137,7 @@ pub(super) async fn watch(
                 if failures >= MUTE_AFTER {
                     hearing.trusted();
                 }
+
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
                     let what = "the canary cannot be sent";
                     core.note(Role::Publisher, server, what, &e.to_string());
@@ -142,6 +150,7 @@ pub(super) async fn watch(
     }
 }
 
+/// Counts a missed canary, and has the connection that published it replaced.
 fn missed(canary: &Canary, commands: &Commands, how: &str) -> String {
     metrics::canary_missed();
     if let Ok(connection) = commands.connection(canary.channel.as_bytes()) {

@@ -1,5 +1,8 @@
-//! Cluster: which master has which slots. Any of the servers is asked at intervals, and at once
+//! Cluster: which master has which slots. The servers are asked in turn at intervals, and at once
 //! when something indicates a change (MOVED, an unsolicited `sunsubscribe`, a lost connection).
+//!
+//! Not here: what a changed map causes (`upkeep`). Invariant: a server with an old map misleads
+//! nobody while newer ones are seen.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +16,7 @@ use super::masters::{Map, SLOTS, UNSERVED};
 use crate::redis_url::Server;
 
 const ASK_EVERY: Duration = Duration::from_secs(5);
-/// How long nothing but older configurations must have been seen before one of them is believed.
+/// For how long only older configurations must have been seen before one of them is believed.
 const MADE_ANEW: Duration = Duration::from_secs(15);
 /// The pause between two questions, however many doubts there are.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -28,8 +31,8 @@ pub(super) async fn run(core: Arc<Core>, seeds: Vec<Server>) {
         let mut servers = current.masters.clone();
         servers.extend(seeds.iter().filter(|s| !current.masters.contains(s)).cloned());
 
-        // Another server is asked each time, because one that is cut off from the rest has an old
-        // map.
+        // Another server is asked each time, because one that is cut off from the rest
+        // has an old map.
         let server = &servers[turn % servers.len()];
         turn += 1;
 
@@ -67,8 +70,8 @@ pub(super) async fn run(core: Arc<Core>, seeds: Vec<Server>) {
     }
 }
 
-/// The cluster's epoch and the map, as one server has them; `None` if the server says that
-/// something is wrong.
+/// Returns the cluster's epoch and the map, as one server has them, or `None` if the server says
+/// that something is wrong.
 async fn ask(core: &Core, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     let connector = &core.connector;
     let mut connection = connector.open(server, &connector.login, None).await?;
@@ -84,7 +87,7 @@ async fn ask(core: &Core, server: &Server) -> RedisResult<Option<(u64, Map)>> {
     Ok(parse(slots, server).map(|map| (epoch, map)))
 }
 
-/// Parses an answer to `CLUSTER SLOTS`; `None` if no master has any slots.
+/// Parses an answer to `CLUSTER SLOTS`. Returns `None` if no master has any slots.
 fn parse(answer: Value, asked: &Server) -> Option<Map> {
     let mut map = Map { masters: Vec::new(), slots: Some(vec![UNSERVED; SLOTS].into()) };
     let Value::Array(ranges) = answer else { return None };

@@ -1,4 +1,7 @@
-//! One command connection to each master, which publishes, reads histories and keeps revocations.
+//! One command connection to a master, which publishes, reads histories and keeps revocations.
+//!
+//! Not here: which master a command belongs to (`commands`). Invariant: the connection that
+//! commands get is one that has answered, from a server that is a master.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,9 +23,11 @@ use crate::logging;
 use crate::metrics;
 use crate::redis_url::Server;
 
-/// The interval at which the library is checked: publishers use it without asking the gateway.
+/// The interval at which the function library is checked: publishers use it without asking
+/// the gateway.
 const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
 
+/// The command connection to one master.
 pub(super) struct CommandConnection {
     pub(super) server: Server,
     master: Sender<Option<MasterConnection>>,
@@ -46,7 +51,7 @@ impl CommandConnection {
         self.master.borrow().is_some()
     }
 
-    /// The connection. If there is none, the next one, if it is made within that time.
+    /// Returns the connection. If there is none, waits for the next one, for at most `within`.
     pub(super) async fn master(&self, within: Duration) -> Option<MasterConnection> {
         let mut master = self.master.subscribe();
         let found = timeout(within, master.wait_for(Option::is_some)).await;
@@ -62,8 +67,8 @@ impl CommandConnection {
         }
     }
 
-    /// Notes that a canary which was published here was missed: a new connection may find another
-    /// server.
+    /// Notes that a canary which was published here was missed: a new connection may find
+    /// another server.
     pub(super) fn suspect(&self) {
         self.lost.notify_one();
     }
@@ -74,7 +79,7 @@ impl CommandConnection {
     }
 }
 
-/// Keeps up the connection until it is stopped.
+/// Keeps the connection up until it is stopped.
 pub(super) async fn run(core: Arc<Core>, command: Arc<CommandConnection>) {
     let mut backoff = Backoff::new(&core.settings);
 
@@ -141,8 +146,8 @@ async fn open(core: &Core, server: &Server) -> RedisResult<MasterConnection> {
     Ok(master)
 }
 
-/// Checks the library. A server that refuses it (out of memory, too few replicas) still publishes
-/// plainly.
+/// Checks the function library. A server that refuses it (out of memory, too few replicas) still
+/// accepts plain publications.
 async fn check_library(
     core: &Core,
     server: &Server,
@@ -174,7 +179,7 @@ async fn check_library(
     Ok(())
 }
 
-/// Runs until the connection fails; returns the reason.
+/// Checks the library and the fence until the connection fails. Returns the reason.
 async fn watch_library(core: &Core, server: &Server, mut master: MasterConnection) -> String {
     loop {
         sleep(LOOK_AT_LIBRARY).await;

@@ -1,4 +1,6 @@
-//! The command connections to all masters, and what is run on them.
+//! The command connections to all masters, and the commands that are run on them.
+//!
+//! Not here: one connection (`command`).
 
 use std::future::Future;
 use std::pin::Pin;
@@ -17,15 +19,15 @@ use crate::broker::BrokerError;
 use crate::lifecycle;
 use crate::metrics;
 
-/// The commands that are run on a master's connection.
+/// Commands that are run on a master's connection.
 pub(super) type Work<'w, T> = Pin<Box<dyn Future<Output = RedisResult<T>> + Send + 'w>>;
 
-/// How many times a command is sent again because its slot has moved, and the first wait before
-/// that.
+/// Most times that a command is sent again because its slot has moved, and the first wait
+/// before that.
 const MOVED_TRIES: u32 = 5;
-
 const MOVED_PAUSE: Duration = Duration::from_millis(60);
 
+/// The command connections to all masters.
 pub(super) struct Commands {
     pub(super) core: Arc<Core>,
     masters: RwLock<Masters>,
@@ -84,8 +86,8 @@ impl Commands {
         self.masters.read().connections.iter().all(|connection| connection.writes.are_taken())
     }
 
-    /// Runs commands on the master that has a key, again on another one if the key's slot has
-    /// moved.
+    /// Runs commands on the master that has a key. If the key's slot has moved, they are run again
+    /// on another one.
     pub(super) async fn on_master<'w, T>(
         &self,
         key: &str,
@@ -119,7 +121,8 @@ impl Commands {
         }
     }
 
-    /// Publishes without keeping. The answer is how many subscribers the server delivered it to.
+    /// Publishes without keeping. The answer is how many subscribers the server delivered
+    /// the message to.
     pub(super) async fn publish_plain(
         &self,
         key: &str,

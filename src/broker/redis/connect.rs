@@ -1,4 +1,7 @@
 //! Making a connection, identifying the server at its other end, and noticing when it is lost.
+//!
+//! Not here: the stream below it (`stream`, `tap`), and for how long it is kept
+//! (`command`, `subscribing`).
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -33,7 +36,7 @@ const MAX_ANSWER_BESIDE: usize = 1 << 20;
 pub(super) struct MasterConnection {
     pub(super) connection: MultiplexedConnection,
     /// The server's process and replication identity. If another identity wrote last, the data may
-    /// be older than what that one had. Empty if the server does not tell it.
+    /// lack some of what that one had. Empty if the server does not tell it.
     pub(super) replication_id: Arc<str>,
 }
 
@@ -44,6 +47,7 @@ impl MasterConnection {
     }
 }
 
+/// Makes connections to any server.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) settings: Settings,
@@ -98,16 +102,16 @@ impl Connector {
         let mut connection =
             timeout(self.settings.connect_timeout, connecting).await.map_err(late)??;
 
-        // A server that answers with an error is alive, but one that is not in charge (yet) is of
-        // no use.
+        // A server that answers with an error is alive, but one that is not in charge, or not yet,
+        // is of no use.
         match fault::ask::<Value>(&mut connection, &redis::cmd("PING")).await {
             Err(e) if !Fault::of(&e).is_an_answer() || fault::is_moved(&e) => Err(e),
             _ => Ok(connection),
         }
     }
 
-    /// Opens a connection to a master. A replica is refused: publications on the master reach it,
-    /// but its own do not reach the master.
+    /// Opens a connection to a master. A replica is refused: it receives the publications of its
+    /// master, but its own do not reach the master.
     pub(super) async fn master(
         &self,
         server: &Server,
@@ -126,6 +130,7 @@ impl Connector {
     }
 }
 
+/// The error of a connection that was not made in time.
 pub(super) fn late(_: tokio::time::error::Elapsed) -> RedisError {
     std::io::Error::from(std::io::ErrorKind::TimedOut).into()
 }
@@ -145,8 +150,8 @@ where
     Ok(connection)
 }
 
-/// The server's process and replication identity, as the function library spells it; `None` if INFO
-/// is refused.
+/// Returns the server's process and replication identity, as the function library spells it, or
+/// `None` if INFO is refused.
 ///
 /// # Errors
 /// When the server is a replica, or does not answer.
@@ -157,6 +162,7 @@ pub(super) async fn replication_id(
         let mut connection = connection.clone();
         async move { fault::ask::<String>(&mut connection, redis::cmd("INFO").arg(section)).await }
     };
+
     let (server, replication) = match tokio::join!(info("server"), info("replication")) {
         (Ok(server), Ok(replication)) => (server, replication),
         (Err(e), _) | (_, Err(e)) if matches!(Fault::of(&e), Fault::Refused | Fault::BadKey) => {

@@ -1,8 +1,8 @@
-//! What everything here stands on: the settings, where the masters are, where events go, the names
-//! of keys and channels, and the state that is shown.
+//! What all of this module stands on: the settings, where the masters are, where events go, the
+//! names of keys and channels, and the state that is shown.
 //!
-//! Not here: any connection. The core knows none of those who use it; a change of state and a moved
-//! fence are announced, and `upkeep` acts on them.
+//! Not here: any connection. The core knows none of its users: a change of state and a moved fence
+//! are announced, and `upkeep` acts on them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +26,7 @@ use crate::redis_url::{Server, Target, Topology};
 /// The names of the gateway's own keys and channels begin with this, before the prefix.
 pub const OWN: &str = "gateway:";
 
+/// What a connection, or a server, is needed for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Subscriber,
@@ -44,7 +45,8 @@ impl Role {
     }
 }
 
-/// The fence of the identity that was seen last; epochs of any other are not trusted anyway.
+/// The fence of the replication identity that was seen last; epochs of any other are not
+/// trusted anyway.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(super) struct Fence {
     pub(super) replication_id: Arc<str>,
@@ -52,12 +54,13 @@ pub(super) struct Fence {
 }
 
 impl Fence {
-    /// The earliest trusted epoch of an identity.
+    /// The earliest trusted epoch of a replication identity.
     fn of(&self, replication_id: &str) -> u64 {
         if *self.replication_id == *replication_id { self.at } else { 0 }
     }
 }
 
+/// What all of this module stands on.
 pub(super) struct Core {
     pub(super) settings: Settings,
     pub(super) connector: Connector,
@@ -98,13 +101,13 @@ impl Core {
         self.changed.notify_one();
     }
 
-    /// The earliest trusted epoch of a server with that identity.
+    /// The earliest trusted epoch of a server with that replication identity.
     pub(super) fn fence_of(&self, replication_id: &str) -> u64 {
         self.fence.borrow().of(replication_id)
     }
 
     /// Notes and logs what went wrong with a server. The text may name hosts, but never
-    /// credentials.
+    /// holds credentials.
     pub(super) fn note(&self, role: Role, server: &Server, what: &'static str, error: &str) {
         let role = role.label();
         let (name, said) = (server.to_string(), error.to_owned());
@@ -153,6 +156,7 @@ impl Core {
         matches!(self.connector.target.topology, Topology::Cluster(_))
     }
 
+    /// The name in Redis of a channel, and of its history.
     pub(super) fn key(&self, channel: &ChannelName) -> String {
         if channel.is_control_0_1() {
             return self.key_0_1("control");
@@ -168,12 +172,12 @@ impl Core {
         format!("{OWN}{}{name}", self.settings.prefix)
     }
 
-    /// The name under which version 0.1 has it, which publishers' patterns reach.
+    /// The name under which version 0.1 has it. Publishers' patterns reach that name.
     pub(super) fn key_0_1(&self, name: &str) -> String {
         format!("{}{name}", self.settings.prefix)
     }
 
-    /// A Redis channel's name without the prefix that `key` or `own_key` adds; `None` for any
+    /// Removes the prefix that `key` or `own_key` adds to a channel's name. Returns `None` for any
     /// foreign name.
     pub(super) fn strip<'n>(&self, name: &'n [u8]) -> Option<&'n str> {
         let prefix = self.settings.prefix.as_bytes();
@@ -182,7 +186,7 @@ impl Core {
             return std::str::from_utf8(own).ok();
         }
         match std::str::from_utf8(name.strip_prefix(prefix)?).ok()? {
-            // This channel is subscribed only where replicas of version 0.1 are expected.
+            // This channel is subscribed only if replicas of version 0.1 are expected.
             "control" => Some("control:0.1"),
             name => Some(name),
         }

@@ -1,8 +1,9 @@
 //! Old masters: publications to an old master are lost until it has become a replica. Its channels
-//! are declared for as long as that may go on, and when it ends.
+//! are declared lost for as long as that may go on, and once more when it ends.
 //!
-//! A gateway replica that starts later saw no switch, and an old master that was down may return as
-//! a master. So servers that Sentinel lists as replicas are examined too.
+//! A gateway replica that starts later has seen no switch, and an old master that was down may
+//! return as a master. So servers that Sentinel lists as replicas are examined too. Not here: what
+//! the fence means (`fencing`).
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -26,12 +27,12 @@ use crate::redis_url::Server;
 
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
-/// How long an old master is watched for its demotion, and how often the possible losses are
-/// declared.
+/// How long an old master is watched for its demotion, and how often the possible losses
+/// are declared.
 const DEMOTED_WITHIN: Duration = Duration::from_secs(300);
 const DECLARE_EVERY: Duration = Duration::from_secs(15);
 
-/// How long setting the fence is tried while the new master refuses it.
+/// For how long the fence is tried to be set while the new master refuses it.
 const FENCED_WITHIN: Duration = Duration::from_secs(300);
 
 /// How many seconds a fence is kept: no history is older.
@@ -61,7 +62,8 @@ pub(super) enum Why {
 struct Old {
     all: Arc<OldMasters>,
     server: Server,
-    /// If it was the master until now: the map of that time, and its index there.
+    /// The map of the time in which it was the master, and its index there; `None` if this replica
+    /// saw no switch.
     map: Option<(Arc<Map>, usize)>,
     /// When it last was a master, as far as is known.
     seen: Option<Instant>,
@@ -83,6 +85,7 @@ impl OldMasters {
         self.start(server, None, why);
     }
 
+    /// Starts the watch, unless the server is watched already.
     fn start(self: &Arc<Self>, server: Server, map: Option<(Arc<Map>, usize)>, why: Why) {
         let switched = why == Why::Switched;
         let entry = (server, switched);
@@ -104,9 +107,9 @@ impl OldMasters {
 }
 
 impl Old {
-    /// Waits until the server accepts no more publications, and declares those that it accepted
-    /// meanwhile: at intervals while it goes on, once if the server cannot be reached from here and
-    /// may go on, and at the end.
+    /// Waits until the server accepts no more publications, and declares those lost that it
+    /// accepted meanwhile: at intervals while it goes on, once if the server cannot be reached from
+    /// here and may go on, and at the end.
     async fn watch(&mut self, why: Why) {
         // True if there is more evidence than Sentinel's word that the server is a master.
         let mut sure = why == Why::Switched;
@@ -119,14 +122,14 @@ impl Old {
 
             let master = || self.all.core.directory.current().masters.contains(&self.server);
             if !self.all.core.is_cluster() && master() {
-                // It is the master again, or after all: losses on another server are that server's
-                // watcher's concern.
+                // It is the master again, or still. Losses on another server are for that server's
+                // watch to declare.
                 return;
             }
 
             match self.all.core.connector.master(&self.server, None).await {
-                // The server is part of the cluster, and redirects clients that ask for slots that
-                // it gave up.
+                // The server is part of the cluster, and redirects clients that ask for slots
+                // that it gave up.
                 Ok(there) if self.all.core.is_cluster() && is_in_touch(&there).await => {
                     return self.over().await;
                 }
@@ -155,6 +158,7 @@ impl Old {
         self.over().await;
     }
 
+    /// True if the channel was, or may have been, on this server.
     fn has(&self, channel: &ChannelName) -> bool {
         self.map.as_ref().is_none_or(|(map, index)| {
             map.master_of(self.all.core.key(channel).as_bytes()) == Some(*index)
@@ -195,6 +199,7 @@ impl Old {
     }
 }
 
+/// True if the server is in touch with its cluster.
 async fn is_in_touch(master: &MasterConnection) -> bool {
     let mut ask = redis::cmd("CLUSTER");
     let info: RedisResult<String> =
@@ -202,9 +207,9 @@ async fn is_in_touch(master: &MasterConnection) -> bool {
     info.is_ok_and(|info| info.contains("cluster_state:ok"))
 }
 
-/// Sets the fence to the current time, unless it stands after the moment at which the old master
-/// was last seen as one: another replica has set it for the same end then. False if no fence is
-/// used.
+/// Sets the fence to the current time, unless it is later than the moment at which the old master
+/// was last seen as one: another replica has set it for the same end then. Returns false if no
+/// fence is used.
 async fn raise(commands: &Commands, seen: Instant) -> Result<bool, BrokerError> {
     let core = &*commands.core;
     let set = |mut master: MasterConnection| async move {

@@ -1,7 +1,8 @@
-//! Durable publications: the head that distinguishes them from plain ones, and how they are
-//! published.
+//! Durable publications: the head that distinguishes them from plain ones, and how they
+//! are published.
 //!
-//! Not here: the function library that keeps them (`library`), reading what it keeps (`history`).
+//! Not here: the function library that keeps them (`library`), and reading what it
+//! keeps (`history`).
 
 use bytes::Bytes;
 
@@ -19,9 +20,9 @@ const MARK: u8 = 1;
 /// The longest head in bytes, including its mark and the end of its line.
 pub(super) const MAX_HEAD: usize = 66;
 
-/// What stands before a payload. A durable publication has its position and usually the time in
-/// microseconds, one through the server API has the time alone, and what others `PUBLISH` has
-/// nothing.
+/// What precedes a payload. A durable publication has its position and usually the time in
+/// microseconds, one through the server API has the time alone, and what other programs `PUBLISH`
+/// has nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     pub(super) position: Option<Position>,
@@ -33,10 +34,12 @@ impl Head {
         let Some((epoch, rest)) = text.split_once(':') else {
             return Some(Self { position: None, published: Some(text.parse().ok()?) });
         };
+
         let (offset, published) = match rest.split_once(':') {
             Some((offset, time)) => (offset, Some(time.parse().ok()?)),
             None => (rest, None),
         };
+
         let offset = offset.parse().ok().filter(|offset| (1..MAX_OFFSET).contains(offset))?;
         let position = Position::new(epoch, offset)?;
         Some(Self { position: Some(position), published })
@@ -50,6 +53,7 @@ pub(super) fn take_apart(message: &[u8]) -> (&[u8], Head) {
         let end = rest.iter().take(MAX_HEAD - 2).position(|b| *b == b'\n')?;
         Some((end + 2, Head::parse(std::str::from_utf8(&rest[..end]).ok()?)?))
     };
+
     match head() {
         Some((begin, head)) => (&message[begin..], head),
         None => (message, Head::default()),
@@ -62,7 +66,7 @@ pub(super) fn stamped(payload: &[u8]) -> Vec<u8> {
     [head.as_bytes(), payload].concat()
 }
 
-/// Publishes and keeps; returns the position.
+/// Publishes and keeps. Returns the position.
 pub(super) async fn publish(
     commands: &Commands,
     channel: &ChannelName,

@@ -1,5 +1,5 @@
-//! What an error of Redis means, decided in one place: for the connection, for the command, for the
-//! key.
+//! What an error of Redis means, decided in one place: for the connection, for the command,
+//! for the key.
 //!
 //! Only [`Fault::Gone`] ends a connection: an error answer is an answer, and a server that gives
 //! one is alive. This module also makes Redis' own words fit for a log, and handles answers of an
@@ -16,8 +16,8 @@ pub(super) enum Fault {
     Gone,
     /// The place: another server has the slot, or this one is not, or not yet, a master in charge.
     Elsewhere,
-    /// The state: the server accepts no writes now (memory full, snapshot failing, too few
-    /// replicas).
+    /// The state: the server accepts no writes now (memory full, snapshot failing, too
+    /// few replicas).
     CannotWrite,
     /// The command: no permission, unknown to the server, or invalid.
     Refused,
@@ -36,6 +36,7 @@ impl Fault {
             ErrorKind::AuthenticationFailed,
             ErrorKind::RESP3NotSupported,
         ];
+
         if gone.contains(&error.kind()) {
             Self::Gone
         } else if error.kind() == ErrorKind::UnexpectedReturnType {
@@ -88,8 +89,8 @@ pub(super) fn classify(error: &RedisError) -> BrokerError {
     }
 }
 
-/// True if the server that answered is not, or not now, the right one: its place has to be looked
-/// up again.
+/// True if the server that answered is not the right one, or not now: the masters have to be
+/// looked up again.
 pub(super) fn is_moved(error: &RedisError) -> bool {
     Fault::of(error) == Fault::Elsewhere
 }
@@ -101,14 +102,15 @@ pub(super) fn describe(error: &RedisError) -> String {
         (Some(code), None) => code.to_owned(),
         (None, _) => error.to_string(),
     };
-    // An old server repeats the arguments of an unknown command, and those of HELLO include the
-    // password.
+
+    // An old server repeats the arguments of an unknown command, and those of HELLO include
+    // the password.
     let text = text.split(", with args beginning with").next().unwrap_or_default();
     Said::new(text).to_string()
 }
 
-/// Sends a command and converts its answer here. An answer of the wrong shape is a fault of the key
-/// then, whereas the library would call it one of the connection.
+/// Sends a command and converts its answer here. An answer of the wrong shape is then a fault of
+/// the key, whereas the library would call it one of the connection.
 pub(super) async fn ask<T: FromRedisValue>(
     connection: &mut impl redis::aio::ConnectionLike,
     command: &Cmd,
@@ -121,6 +123,7 @@ pub(super) fn read<T: FromRedisValue>(answer: &Value) -> RedisResult<T> {
     redis::from_redis_value_ref(answer).map_err(|e| unexpected(&e.to_string()))
 }
 
+/// The error for an answer of an unexpected shape.
 pub(super) fn unexpected(what: &str) -> RedisError {
     let what = Said::new(what).to_string();
     (ErrorKind::UnexpectedReturnType, "unexpected value", what).into()

@@ -1,10 +1,11 @@
-//! The fence: a time of the master's clock. Epochs that began before it began while an older master
-//! still accepted publications, so a client with a position in one may lack what that master
-//! accepted.
+//! The fence: a time of the master's clock. An epoch from before it began while an older master
+//! still accepted publications, so a client with a position in that epoch may lack what that
+//! master accepted.
 //!
-//! A position alone does not tell whether its holder was there when the loss was declared. So any
-//! replica that sees the old master's end records that time under a key of the new master's
-//! identity. Every reader of a position then finds the epoch too old and begins another one.
+//! A position alone does not tell whether its client was connected when the loss was declared. So
+//! any replica that sees the old master's end records that time under a key of the new master's
+//! replication identity. Every reader of a position then finds the epoch too old and begins
+//! another one.
 
 use std::sync::Arc;
 
@@ -17,6 +18,7 @@ use super::tap::OnPush;
 use crate::logging;
 use crate::redis_url::{Server, Topology};
 
+/// The key of the fence for a replication identity.
 pub(super) fn key(core: &Core, replication_id: &str) -> String {
     core.own_key(&format!("fence:{replication_id}"))
 }
@@ -28,7 +30,7 @@ pub(super) fn is_used(core: &Core, master: &MasterConnection) -> bool {
         && !master.replication_id.is_empty()
 }
 
-/// Reads a fence that any replica has set. If it is new, that is announced.
+/// Reads a fence that any replica has set. A new one is announced.
 pub(super) async fn learn(core: &Core, master: &mut MasterConnection) -> RedisResult<()> {
     if !is_used(core, master) {
         return Ok(());

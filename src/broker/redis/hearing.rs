@@ -1,6 +1,8 @@
 //! Whether publications can arrive on a subscribing connection, and since when they cannot. An open
-//! connection proves nothing: it hears once its canary has come back and it has subscribed to
-//! all wanted channels.
+//! connection proves nothing: it hears once its canary has come back and it has subscribed to all
+//! wanted channels.
+//!
+//! Pure: no connection.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -9,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::broker::SilentPart;
 
-/// The part of the channels that no connection has; no other part has this number.
+/// The part of the channels that no connection serves; no other part has this number.
 pub(super) const UNSERVED: u64 = 0;
 
 fn next_part() -> u64 {
@@ -27,14 +29,15 @@ struct State {
     caught_up: bool,
 }
 
+/// Whether one subscribing connection hears.
 pub(super) struct Hearing {
-    /// The number of the part of the broker that this connection is.
+    /// The number of this connection, as a part of the broker.
     pub(super) part: u64,
     state: Mutex<State>,
 }
 
 impl Hearing {
-    /// Begins silent: since the channels that it takes over have been, or from now on.
+    /// Begins silent: for as long as the channels that it takes over have been, or from now on.
     pub(super) fn new(before: Option<SilentPart>) -> Self {
         let part = next_part();
         let now = Instant::now();

@@ -1,8 +1,9 @@
-//! Reading what the library keeps of a channel: its history's position, and its history's end.
+//! Reading what the function library keeps of a channel: its history's position, and its
+//! history's end.
 //!
-//! Invariants: everything that is read is untrusted text, and what makes no sense counts as no
-//! history, of that channel alone; no reading takes more than its bounds, whatever somebody has
-//! written.
+//! Not here: writing (`durable`, `library`). Invariants: everything that is read is untrusted text,
+//! and what makes no sense counts as no history, of that channel alone; no reading takes more than
+//! its bounds, whatever a publisher has written.
 
 use bytes::Bytes;
 use redis::{RedisResult, Value};
@@ -15,15 +16,15 @@ use super::library::{self, HISTORY, MAX_OFFSET, OPEN, meta_key};
 use crate::broker::{BrokerError, History, HistoryBounds, Tracking};
 use crate::channel::{ChannelName, Position, Publication};
 
-/// Epoch, last offset, the identity of the server that wrote them, and when the epoch began by that
-/// server's clock. Histories of older versions lack that time, but their epoch is such a time
-/// itself.
+/// The fields of a history: epoch, last offset, the replication identity of the server that wrote
+/// them, and when the epoch began by that server's clock. Histories of older versions lack that
+/// time, but their epoch is such a time itself.
 const FIELDS: [&str; 4] = ["e", "o", "r", "b"];
 
 /// What was found of a history.
 enum Found {
     Position(Position),
-    /// There is no history, or it belongs to another identity.
+    /// There is no history, or it belongs to another replication identity.
     Nothing,
     /// The epoch began before the fence.
     BehindFence,
@@ -59,8 +60,8 @@ fn judge(fields: &[Value], replication_id: &str, fence: u64) -> Found {
     }
 }
 
-/// Where a history stands. `None` if there is none, or it cannot be trusted because another server
-/// wrote last and its last writes may be lost.
+/// Where a history stands. `None` if there is none, or if it cannot be trusted because another
+/// server wrote last, whose last writes may be lost.
 pub(super) async fn position(
     core: &Core,
     master: &MasterConnection,
@@ -115,7 +116,7 @@ pub(super) fn answered_position((offset, epoch): (u64, String)) -> RedisResult<P
     position.ok_or_else(|| fault::unexpected("not a position"))
 }
 
-/// The end of a channel's history, read backwards until a bound is reached.
+/// Reads the end of a channel's history, backwards until a bound is reached.
 pub(super) async fn read(
     commands: &Commands,
     channel: &ChannelName,
@@ -136,6 +137,7 @@ async fn read_on(
     let mut connection = master.connection.clone();
     let bounds = [bounds.messages.to_string(), bounds.bytes.to_string()];
     let bounds = bounds.each_ref().map(String::as_bytes);
+
     let answer: RedisResult<Vec<Value>> =
         library::call(&mut connection, core.calling(), &HISTORY, key, &bounds).await;
     let mut answer = match answer {
@@ -149,6 +151,7 @@ async fn read_on(
     let Some(Value::Array(entries)) = answer.pop() else {
         return Err(fault::unexpected("a history without entries"));
     };
+
     match judge(&answer, &master.replication_id, core.fence_of(&master.replication_id)) {
         Found::Position(top) => Ok(Some(take_entries(top, entries, channel))),
         Found::Nothing => Ok(None),
@@ -160,8 +163,8 @@ async fn read_on(
     }
 }
 
-/// Converts entries, which come as id and payload in turn, the newest first, for as long as they
-/// are contiguous.
+/// Converts entries for as long as they are contiguous. They come as id and payload in turn, the
+/// newest first.
 fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> History {
     let mut publications = Vec::with_capacity(entries.len() / 2);
     let mut entries = entries.into_iter();
@@ -193,7 +196,7 @@ fn take_entries(top: Position, entries: Vec<Value>, channel: &ChannelName) -> Hi
 mod tests {
     use super::*;
 
-    /// Somebody wrote the largest number into the key. A reader that counted on from it began at
+    /// A client wrote the largest number into the key. A reader that counted on from it began at
     /// zero, and reported that nothing was missing.
     #[test]
     fn fuzz_an_offset_that_the_library_never_gives_is_no_history() {

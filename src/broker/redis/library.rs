@@ -1,8 +1,9 @@
-//! The function library `tollgate`: its text, making sure that a server has it, and calling its
-//! entries.
+//! The function library `tollgate`: its text, making sure that a server has it, and calling
+//! its entries.
 //!
 //! The text (`tollgate.lua`) is the contract with publishers. If the server has no functions, or
-//! does not permit them, the same text runs as a script. Not here: what the entries' answers mean.
+//! does not permit them, the same text runs as a script. Not here: what the answers mean
+//! (`durable`, `history`).
 
 use std::sync::LazyLock;
 
@@ -20,8 +21,8 @@ const LUA: &str = include_str!("tollgate.lua");
 /// The library of a newer gateway serves this version too, so it is never replaced by an older one.
 const VERSION: i64 = 4;
 
-/// The line of the text in which the loading gateway states the size limit of an event. As a
-/// script, the text serves only this process, which has checked the size before.
+/// The line of the text in which the loading gateway states the size limit of an event. As a script
+/// the text serves only this process, which has checked the size before.
 const LIMIT: &str = "local MAX_BYTES = 536870912\n";
 
 /// How the entries of the library are called on a server.
@@ -31,6 +32,7 @@ pub(super) enum Calls {
     Scripts,
 }
 
+/// The text of the library as a server is given it.
 fn library(max_bytes: usize) -> String {
     let text = LUA.replace(LIMIT, &format!("local MAX_BYTES = {max_bytes}\n"));
     format!(
@@ -46,8 +48,8 @@ fn library(max_bytes: usize) -> String {
     )
 }
 
-/// An entry of the library. Its text as a script, and that text's name on the server, are computed
-/// once.
+/// An entry of the library. Its text as a script, and that script's name on the server, are
+/// computed once.
 pub(super) struct Entry {
     function: &'static str,
     call: &'static str,
@@ -71,7 +73,7 @@ pub(super) static HISTORY: LazyLock<Entry> =
     LazyLock::new(|| Entry::new("tollgate_history", "history", "FCALL_RO"));
 
 /// Makes sure that the server has the library, in this version or a later one, and that it accepts
-/// events of that size: of several gateways' limits the largest counts.
+/// events of that size: of several gateways' limits, the largest counts.
 pub(super) async fn ensure(
     connection: &mut MultiplexedConnection,
     max_bytes: usize,
@@ -96,12 +98,14 @@ pub(super) async fn ensure(
     }
 }
 
+/// True if the server has the library, and accepts events of that size.
 async fn has(connection: &mut MultiplexedConnection, max_bytes: usize) -> RedisResult<bool> {
     let number = |name: &str| {
         let mut call = redis::cmd("FCALL_RO");
         call.arg(name).arg(0);
         call
     };
+
     let version: i64 = fault::ask(connection, &number("tollgate_version")).await?;
     if version != VERSION {
         return Ok(version > VERSION);

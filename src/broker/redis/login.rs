@@ -1,6 +1,6 @@
-//! The login at a server: a name and a password, which may stand in a file instead.
+//! The login at a server: a name and a password. A file may hold the password instead.
 //!
-//! Invariant: the file is read for each connection, so that a password may change meanwhile.
+//! Invariant: the file is read for each connection, so that the password may change meanwhile.
 
 use std::path::PathBuf;
 
@@ -38,6 +38,7 @@ impl Login {
         Self { redis, password_file }
     }
 
+    /// Reads the login, with the file's password if there is a file.
     pub(super) async fn read(&self) -> RedisResult<RedisConnectionInfo> {
         let redis = self.redis.clone();
         let Some(path) = &self.password_file else { return Ok(redis) };

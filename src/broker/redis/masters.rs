@@ -1,4 +1,6 @@
 //! Where the masters are: one for standalone and Sentinel, one per shard in a cluster.
+//!
+//! Not here: finding that out (`sentinel`, `cluster`).
 
 use std::sync::Arc;
 

@@ -1,16 +1,16 @@
 //! The Redis broker. Publications travel through pub/sub on `<prefix><channel>` (sharded in a
-//! cluster), and histories are kept in streams beside it (`durable`, `history`, `library`). What
-//! belongs to the gateway itself (control messages, canaries, revocations) is on
+//! cluster), and histories are kept in Redis streams beside it (`durable`, `history`, `library`).
+//! What belongs to the gateway itself (control messages, canaries, revocations) is on
 //! `gateway:<prefix>...`, which no publisher's ACL has to permit.
 //!
 //! From below: `core` is what everything stands on; `masters` knows where the masters are, and
 //! `sentinel` and `cluster` keep that up to date. Each master has its connections: `command`
-//! publishes and reads, `subscribing` subscribes and only drains. `commands` and `routes` have all
-//! of them; `demotion` watches old masters; `upkeep` acts on what changes.
+//! publishes and reads, `subscribing` subscribes and only passes on. `commands` and `routes` have
+//! all of them; `demotion` watches old masters; `upkeep` acts on what changes.
 //!
-//! Not here: who is subscribed locally, what happens to an event. Invariant: each connection proves
-//! itself by answers: HELLO at connect, PING within a deadline ever after, and a canary that has to
-//! arrive by the publishers' own path. An open TCP connection proves nothing.
+//! Not here: which connection is subscribed to what, and what happens to an event. Invariant: each
+//! connection proves itself by answers: HELLO at connect, PING within a deadline ever after, and a
+//! canary that has to arrive by the publishers' own path. An open TCP connection proves nothing.
 
 mod canary;
 mod cluster;
@@ -69,6 +69,7 @@ use crate::redis_url::{Target, Topology, UrlError};
 /// An error that has not recurred for this long, with all connections up, is over.
 const ERROR_LASTS: Duration = Duration::from_secs(30);
 
+/// The broker whose publications and histories are in Redis.
 pub struct RedisBroker {
     core: Arc<Core>,
     commands: Arc<Commands>,
@@ -145,6 +146,7 @@ impl Broker for RedisBroker {
         durable: Option<Durable>,
     ) -> BrokerFuture<'_, Option<Position>> {
         let channel = channel.clone();
+
         Box::pin(async move {
             match durable {
                 Some(kept) => {
@@ -196,8 +198,8 @@ impl Broker for RedisBroker {
     fn health(&self) -> Health {
         let roles = self.routes.roles();
 
-        // An error that continues while everything is connected is noted repeatedly, so the error
-        // of an old note is over.
+        // An error that continues while everything is connected is noted again and again, so an old
+        // note means that its error is over.
         let is_over = |failure: &Failure| {
             let age = failure.at.elapsed().unwrap_or_default();
             roles.is_well() && age > ERROR_LASTS

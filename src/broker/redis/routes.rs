@@ -1,7 +1,7 @@
 //! Which subscribing connection has which channel, and what moves when the masters change.
 //!
-//! Invariant: every wanted channel is in the table of exactly one connection, or among the orphans
-//! while no master serves it.
+//! Not here: one connection (`subscribing`). Invariant: every wanted channel is in the table of
+//! exactly one connection, or among the orphans while no master serves it.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -19,7 +19,7 @@ use crate::broker::{Confirmation, Silence, SilentPart, Spread, Tracking};
 use crate::channel::ChannelName;
 use crate::lifecycle;
 
-/// Determines the subscribing connection that a channel belongs to.
+/// Says which subscribing connection a channel belongs to.
 #[derive(Clone, Default)]
 struct Places {
     map: Arc<Map>,
@@ -29,16 +29,17 @@ struct Places {
 }
 
 impl Places {
+    /// The index of the channel's connection; `None` while no master serves it.
     fn index(&self, key: &[u8], channel: &ChannelName) -> Option<usize> {
         let at = self.map.master_of(key)?;
-        // The control channel has one place, however the others are spread.
+        // The control channel has one connection, however the others are spread.
         let spread = self.connections > 1 && !channel.is_control();
         let index =
             if spread { self.hasher.hash_one(channel) as usize % self.connections } else { 0 };
         Some(at * self.connections + index)
     }
 
-    /// The spread of channels over the parts that these connections are.
+    /// How channels are spread over the parts that these connections are.
     fn spread(&self, prefix: &str, connections: &[Arc<SubscribingConnection>]) -> Spread {
         let parts: Vec<u64> = connections.iter().map(|c| c.hearing.part).collect();
         let is_served = self.map.is_whole() && !parts.is_empty();
@@ -57,7 +58,7 @@ impl Places {
 pub(super) struct Roles {
     /// Publications on every possible channel can arrive.
     pub(super) subscriber: bool,
-    /// They can be sent.
+    /// Publications can be sent.
     pub(super) publisher: bool,
     /// Durable publications are accepted.
     pub(super) writer: bool,
@@ -76,17 +77,20 @@ pub(super) struct Routes {
     table: RwLock<RouteTable>,
 }
 
+/// The connections, and the channels that have none.
 struct RouteTable {
     places: Places,
     spread: Arc<Spread>,
-    /// Set while some channels, or all, have no master.
+    /// Set while some or all channels have no master.
     unserved: Option<SilentPart>,
     /// `places.connections` for each master, in the map's order.
     connections: Vec<Arc<SubscribingConnection>>,
+    /// The wanted channels that no master serves.
     orphans: HashMap<ChannelName, Subscription, ahash::RandomState>,
 }
 
 impl RouteTable {
+    /// The connection that a channel belongs to.
     fn connection(
         &self,
         core: &Core,
@@ -96,7 +100,7 @@ impl RouteTable {
         self.connections.get(index)
     }
 
-    /// Ends the old connections, and moves every channel to where it belongs now.
+    /// Ends the old connections, and moves every channel to the connection that it belongs to now.
     fn move_channels(
         &mut self,
         core: &Core,
@@ -163,7 +167,7 @@ impl Routes {
     }
 
     /// Adopts a new map: makes connections to new masters, ends those to old ones, and moves every
-    /// channel to where it belongs now.
+    /// channel to the connection that it belongs to now.
     pub(super) fn adopt(&self, map: &Arc<Map>) {
         let mut table = self.table.write();
         self.commands.adopt(map);
@@ -171,7 +175,7 @@ impl Routes {
         table.places.map = Arc::clone(map);
 
         // The channels of a connection that is gone have been silent for as long as it was,
-        // wherever they are now.
+        // whichever connection they belong to now.
         let gone = old.iter().filter(|connection| !stays(map, connection));
         let silent = gone.filter_map(|connection| connection.silent()).chain(table.unserved);
         let silent = silent.min_by_key(|silent| silent.noticed);
@@ -191,8 +195,8 @@ impl Routes {
         }
     }
 
-    /// Keeps the connections that continue and makes the others. Returns the new ones, which are to
-    /// be started. What is left of the old ones is to be ended.
+    /// Keeps the connections that continue and makes the others. Returns the new ones, which have
+    /// to be started. Those that are left in `old` have to be ended.
     fn connect(
         &self,
         table: &mut RouteTable,
@@ -235,6 +239,8 @@ impl Routes {
         }
 
         drop(table);
+
+        // The map may have changed while the lock was released.
         let mut table = self.table.write();
         if let Some(connection) = table.connection(&self.core, channel) {
             return connection.subscribe(channel, tracking, confirmation);
@@ -256,21 +262,21 @@ impl Routes {
         table.connection(&self.core, channel).is_some_and(|c| c.is_live(channel))
     }
 
-    /// Declares on these channels that something may have been missed that no history has.
+    /// Declares a loss on these channels that no history can fill.
     pub(super) fn declare_lost(&self, concerns: ChannelFilter<'_>) {
         self.table.read().connections.iter().for_each(|c| c.declare_lost(concerns));
     }
 
-    /// Reacts to a fence that has moved. The new epochs declare the loss on channels that are
-    /// followed by offset, also to clients that are away now; all other channels are declared here.
+    /// Reacts to a fence that has moved. The new epochs declare the loss on channels whose history
+    /// is followed, also to clients that are away now; on all other channels it is declared here.
     pub(super) fn fence_moved(&self) {
         self.declare_lost(&|_, tracking| tracking == Tracking::Off);
         self.table.read().connections.iter().for_each(|connection| connection.renew());
     }
 }
 
-/// True if the connection continues. A canary whose slot moves to another server would never come
-/// back.
+/// True if the connection continues. A canary whose slot moves to another server would
+/// never come back.
 fn stays(map: &Map, connection: &SubscribingConnection) -> bool {
     let at = map.master_of(connection.canary.channel().as_bytes());
     let canary_stays =

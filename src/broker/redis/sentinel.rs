@@ -1,9 +1,10 @@
-//! Sentinel: one connection to each, asked every second and at once when it announces a switch. The
-//! answer with the highest configuration epoch counts, so a Sentinel that is behind misleads
-//! nobody.
+//! Sentinel: one connection to each Sentinel, asked every second and at once when it announces a
+//! switch. The answer with the highest configuration epoch counts, so a Sentinel that is behind
+//! misleads nobody.
 //!
 //! A subscriber of the old master stays connected for about ten seconds after a planned failover
-//! and hears nothing, so a switch does not wait for that connection to end.
+//! and hears nothing, so a switch does not wait for that connection to end. Not here: what a
+//! changed map causes (`upkeep`).
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -114,6 +115,7 @@ pub(super) fn start(
 ) {
     let known = Arc::new(Mutex::new(SentinelView::default()));
     let count = sentinels.len();
+
     for sentinel in sentinels {
         let watcher = Watcher {
             count,
@@ -164,6 +166,7 @@ impl Listed {
     }
 }
 
+/// Follows one Sentinel.
 struct Watcher {
     /// The number of all Sentinels.
     count: usize,
@@ -230,7 +233,7 @@ impl Watcher {
         let mut listed = Listed::default();
         loop {
             // The address comes first: while a failover is under way, its leader names the old
-            // address with the new epoch, and an address is adopted at an equal epoch, but never at
+            // address with the new epoch. An address is adopted at an equal epoch, but never at
             // an older one.
             let mut ask = redis::cmd("SENTINEL");
             ask.arg("GET-MASTER-ADDR-BY-NAME").arg(&self.name);
@@ -255,8 +258,8 @@ impl Watcher {
         }
     }
 
-    /// Examines the listed replicas, each of which may be an old master that publishers still
-    /// reach.
+    /// Examines the listed replicas, each of which may be an old master that publishers
+    /// still reach.
     async fn look_at_replicas(
         &self,
         connection: &mut MultiplexedConnection,

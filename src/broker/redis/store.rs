@@ -1,19 +1,22 @@
-//! What replicas share in Redis beside publications: a sorted set of revocations, scored by the
-//! second in which each ends and swept by every reading of it, and values that others write.
+//! What replicas share in Redis beside publications: a sorted set of revocations, scored by
+//! the second in which each ends and swept by every reading of it; and values that other
+//! programs write.
+//!
+//! Not here: what an entry means (`gateway::revoke`).
 
 use bytes::Bytes;
 
 use super::RedisBroker;
 use crate::broker::{BrokerError, BrokerFuture, Store};
 
-/// How many seconds the clocks of replicas may differ.
+/// By how many seconds the clocks of replicas may differ.
 const CLOCKS_DIFFER: u64 = 3600;
 
 /// Most members in one answer, and in all answers together.
 const PAGE: usize = 1000;
 const MAX_MEMBERS: usize = 1_000_000;
 
-/// The longest value that is read of what others write.
+/// The longest value that is read.
 const MAX_VALUE: usize = 1024;
 
 impl RedisBroker {
@@ -23,9 +26,9 @@ impl RedisBroker {
         std::iter::once(self.core.own_key("revoked")).chain(old).collect()
     }
 
-    /// The members that end after a second, read page by page: one answer with all of them would
-    /// block Redis and this connection. A page begins behind the members that were seen of its
-    /// first score.
+    /// Reads the members that end after a second, page by page: one answer with all of them would
+    /// block Redis and this connection. A page begins behind those members of its first score that
+    /// were seen already.
     async fn members_after(&self, key: &str, now: u64) -> Result<Vec<Bytes>, BrokerError> {
         let mut found = Vec::new();
         let (mut from, mut skip) = (format!("({now}"), 0);
@@ -34,11 +37,13 @@ impl RedisBroker {
             range.arg(key).arg(&from).arg("+inf").arg("WITHSCORES").arg("LIMIT");
             let page: Vec<(Vec<u8>, f64)> =
                 self.commands.query(key, range.arg(skip).arg(PAGE)).await?;
+
             let Some((_, last)) = page.last() else { return Ok(found) };
             let of_last = page.iter().rev().take_while(|(_, score)| score == last).count();
             let same = from == last.to_string();
             (from, skip) = (last.to_string(), if same { skip + of_last } else { of_last });
             let is_last = page.len() < PAGE;
+
             found.extend(page.into_iter().map(|(member, _)| Bytes::from(member)));
             if is_last || found.len() >= MAX_MEMBERS {
                 return Ok(found);
@@ -71,6 +76,7 @@ impl Store for RedisBroker {
             let mut found = Vec::new();
             for key in self.revoked() {
                 found.extend(self.members_after(&key, now).await?);
+
                 let mut old = redis::cmd("ZREMRANGEBYSCORE");
                 // The clock of another replica may be behind.
                 old.arg(&key).arg("-inf").arg(now.saturating_sub(CLOCKS_DIFFER));

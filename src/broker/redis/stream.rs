@@ -25,7 +25,6 @@ pub(super) async fn handshake(
 /// How long sent bytes may stay unacknowledged before the kernel ends a connection (tcp(7),
 /// TCP_USER_TIMEOUT), and how often the kernel probes a silent one.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(5);
-
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
 fn keepalive() -> TcpKeepalive {

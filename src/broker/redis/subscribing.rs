@@ -1,6 +1,9 @@
-//! One subscribing connection to one master. Its reader only drains into [`Events`]. The wanted
-//! channels are kept in a table (`wanted`), and after every kind of loss the same happens: connect
-//! again, read the positions of the histories, subscribe to everything, tell what was interrupted.
+//! One subscribing connection to one master. Its reader only passes messages on to [`Events`]. The
+//! wanted channels are kept in a table (`subscription_table`), and after every kind of loss the
+//! same happens: connect again, subscribe to everything, read the positions of the histories, tell
+//! what was interrupted.
+//!
+//! Not here: which connection has which channel (`routes`). Invariant: the reader never waits.
 //!
 //! [`Events`]: crate::broker::Events
 
@@ -31,15 +34,17 @@ use crate::channel::{ChannelName, GapReason, Publication};
 use crate::metrics::{self, Rejected};
 use crate::redis_url::Server;
 
-/// Selects the channels that a declaration concerns, by name and by how they are followed.
+/// Selects the channels that a declaration concerns, by name and by how closely their history
+/// is followed.
 pub(super) type ChannelFilter<'a> = &'a dyn Fn(&ChannelName, Tracking) -> bool;
 
-/// The time between two attempts to subscribe to a canary's channel that Redis refuses.
+/// The time between two attempts to subscribe to the channel of a canary that Redis refuses.
 const ASK_CANARY_AGAIN: Duration = Duration::from_secs(5);
 
 /// The longest message between replicas, in bytes.
 const MAX_CONTROL: usize = 16 * 1024;
 
+/// One subscribing connection, and what it is to have.
 pub(super) struct SubscribingConnection {
     core: Arc<Core>,
     /// The canary is published through these.
@@ -56,13 +61,13 @@ pub(super) struct SubscribingConnection {
     stop: Notify,
     up: AtomicBool,
     pub(super) hearing: Hearing,
-    /// The connection whose messages count: an abandoned one may still yield some.
+    /// Says whose messages count: an abandoned connection may still yield some.
     generation: AtomicU64,
     pub(super) canary: Canary,
 }
 
 impl SubscribingConnection {
-    /// `silent`: the channels that this connection takes over have been silent before.
+    /// `silent`: for how long the channels that this connection takes over have been silent.
     pub(super) fn new(
         commands: Arc<Commands>,
         server: Server,
@@ -105,7 +110,7 @@ impl SubscribingConnection {
         self.is_up() && self.table.lock().channels.get(channel).is_some_and(|want| want.live)
     }
 
-    /// Ends the task; its channels have been moved to other connections.
+    /// Ends the task. Its channels have been moved to other connections.
     pub(super) fn stop(&self) {
         self.generation.fetch_add(1, Ordering::AcqRel);
         self.stopped.store(true, Ordering::Release);
@@ -159,14 +164,15 @@ impl SubscribingConnection {
         if let Some(silent) = silent.filter(|_| want.is_behind()) {
             self.hearing.takes_over(silent);
         }
+
         let mut table = self.table.lock();
         table.take_in(channel, want);
         drop(table);
         self.changed.notify_one();
     }
 
-    /// Declares on these channels that something may have been missed that no history has. A
-    /// channel that is not live now is declared when it is live again.
+    /// Declares a loss on these channels that no history can fill. On a channel that is not live
+    /// now it is declared when the channel is live again.
     pub(super) fn declare_lost(&self, concerns: ChannelFilter<'_>) {
         let mut table = self.table.lock();
         for (channel, want) in table.channels.iter_mut().filter(|(c, w)| concerns(c, w.tracking)) {
@@ -179,8 +185,8 @@ impl SubscribingConnection {
         }
     }
 
-    /// Has the positions of the tracked histories read, which begins a new epoch for those of old
-    /// ones.
+    /// Has the positions of the followed histories read, which begins a new epoch for those from
+    /// before the fence.
     pub(super) fn renew(&self) {
         self.renew.notify_one();
     }
@@ -190,6 +196,7 @@ impl SubscribingConnection {
         if self.generation.load(Ordering::Acquire) != generation {
             return;
         }
+
         match push {
             PushMessage::Message { channel, payload } => {
                 self.on_message(channel, payload, payload.len())
@@ -205,7 +212,7 @@ impl SubscribingConnection {
         }
     }
 
-    /// Handles a message. `payload` may be only the beginning of one that is `len` long.
+    /// Handles a message. `payload` may be only the beginning of a message of `len` bytes.
     fn on_message(&self, name: &[u8], payload: &[u8], len: usize) {
         let Some(name) = self.core.strip(name) else { return };
         if self.canary.is(name) {
@@ -215,6 +222,7 @@ impl SubscribingConnection {
         let mut table = self.table.lock();
         let Some((channel, _)) = table.channels.get_key_value(name) else { return };
         let channel = channel.clone();
+
         let whole = payload.len() == len;
         let (payload, of) = durable::take_apart(payload);
         let mut waits = false;
@@ -228,6 +236,7 @@ impl SubscribingConnection {
         let cut = (!whole || len > self.core.max_bytes()).then_some(len);
         // The payload is copied, so that keeping it does not keep everything that was read with it.
         let payload = if cut.is_some() { Bytes::new() } else { Bytes::copy_from_slice(payload) };
+
         let event = if channel.is_control() {
             if len > MAX_CONTROL {
                 metrics::rejected(Rejected::PublicationSize);
@@ -237,19 +246,22 @@ impl SubscribingConnection {
         } else {
             let durable::Head { position, published } = of;
             let publication = Publication { channel, payload, cut, position, published };
-            // This is checked again, now that there is a publication to hold: the wait may be over.
+            // The wait may have ended meanwhile, so it is checked again, under the lock.
             let passes =
                 if waits { self.table.lock().hold(publication) } else { Some(publication) };
             let Some(publication) = passes else { return };
             Event::Publication(publication)
         };
+
         self.core.events.push(event);
     }
 
+    /// Handles the confirmation of a subscription.
     fn on_subscribed(&self, generation: u64, name: &[u8]) {
         let Some(name) = self.core.strip(name) else { return };
         let mut table = self.table.lock();
-        // This is checked again under the lock: what an abandoned connection confirmed is not live.
+        // The generation is checked again under the lock: what an abandoned connection confirmed
+        // is not live.
         if self.generation.load(Ordering::Acquire) == generation {
             table.on_confirmed(name).into_iter().flatten().for_each(|e| self.core.events.push(e));
         }
@@ -271,8 +283,8 @@ impl SubscribingConnection {
         self.core.state_changed();
     }
 
-    /// Runs until the connection fails or a canary is missed; returns the reason. A canary that is
-    /// refused is asked for again, since permissions may be restored.
+    /// Runs until the connection fails or a canary is missed, and returns the reason. A canary that
+    /// is refused is asked for again, since permissions may be restored.
     async fn watch_canary(&self, master: &MasterConnection, mut hears: bool) -> String {
         let name = [self.canary.channel().to_owned()];
         while !hears && !self.canary.is_none() {
@@ -286,7 +298,7 @@ impl SubscribingConnection {
         canary::watch(&self.canary, &self.hearing, &self.commands, &self.server).await
     }
 
-    /// Serves one connection to its end; returns why it ended.
+    /// Serves one connection to its end. Returns why it ended.
     async fn serve(&self, master: &MasterConnection) -> String {
         let name = [self.canary.channel().to_owned()];
         let mut hears_canary = !self.canary.is_none();
@@ -330,7 +342,7 @@ impl SubscribingConnection {
     }
 }
 
-/// Keeps up the subscribing connection until it is stopped.
+/// Keeps the subscribing connection up until it is stopped.
 pub(super) async fn run(subscriber: Arc<SubscribingConnection>) {
     let core = Arc::clone(&subscriber.core);
     let server = &subscriber.server;
@@ -346,8 +358,8 @@ pub(super) async fn run(subscriber: Arc<SubscribingConnection>) {
         let began = Instant::now();
         match fencing::open(&core, server, Some(on_push)).await {
             Ok(master) => {
-                // A notification that is left over comes from an earlier connection or a failed
-                // attempt.
+                // A notification that is left over comes from an earlier connection or a
+                // failed attempt.
                 let _ = subscriber.disconnected.notified().now_or_never();
                 watch::log_connected(Role::Subscriber, server);
                 let error = subscriber.serve(&master).await;

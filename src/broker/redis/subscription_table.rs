@@ -1,7 +1,7 @@
-//! What one subscribing connection is to have: a table of channels, and the operations that are
-//! due.
+//! The channels that one subscribing connection is to have, and the operations that are
+//! due for that.
 //!
-//! Pure: no connection. Invariants: a channel that was live and is not any more gets its
+//! Pure: no connection. Invariants: a channel that was live and is live no longer gets its
 //! `Interrupted` only when it is confirmed again, and before anything that is published later. On a
 //! channel whose history is followed, nothing is passed on between the confirmation and the answer
 //! with the history's position.
@@ -17,7 +17,7 @@ use crate::broker::{Confirmation, Event, Subscribed, Tracking};
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 use crate::sizes::shrink;
 
-/// A channel that the gateway wants.
+/// The gateway's wish for one channel, and how far it is fulfilled.
 #[derive(Default)]
 pub(super) struct Subscription {
     pub(super) confirmations: Vec<Confirmation>,
@@ -25,21 +25,22 @@ pub(super) struct Subscription {
     pub(super) live: bool,
     /// The channel was live before the connection was lost, so an `Interrupted` is due.
     pub(super) gap_due: bool,
-    /// Whatever the channel's history says, something else may be missing.
+    /// Something else may be missing, whatever the channel's history says.
     pub(super) lost: bool,
     pub(super) tracking: Tracking,
-    /// The position of its history is read after the subscription that is on its way.
+    /// The history's position has to be read after the subscription that is on its way.
     pub(super) position_due: bool,
     /// The server refuses the channel, so the connection does not have to catch up with it.
     pub(super) refused: bool,
-    /// The channel is live, had not been before, and the gateway has not been told so yet.
+    /// The channel has become live without having been so before, and the gateway has not
+    /// been told yet.
     fresh: bool,
-    /// Publications that arrived before the position of the history is known.
+    /// Publications that arrive before the position of the history is known.
     early: Option<Box<Early>>,
 }
 
 impl Subscription {
-    /// Somebody asks for the channel. What is known of it stays: a gap may be due.
+    /// Adds a request for the channel. What is known of the channel stays: a gap may be due.
     pub(super) fn add(&mut self, tracking: Tracking, confirmation: Option<Confirmation>) {
         self.tracking = self.tracking.max(tracking);
         self.confirmations.extend(confirmation);
@@ -49,12 +50,12 @@ impl Subscription {
         if self.lost { GapReason::HistoryLost } else { GapReason::BrokerReconnected }
     }
 
-    /// The channel is no longer live, for a reason other than the gateway's wish.
+    /// Notes that the channel is live no longer, for a reason other than the gateway's wish.
     pub(super) fn interrupt(&mut self) {
         let was_told = std::mem::take(&mut self.live) && !std::mem::take(&mut self.fresh);
         self.gap_due |= was_told;
         self.position_due = false;
-        // Nobody has been told that the channel was live, or the gap that is due covers these.
+        // The gateway was not told that the channel was live, or the gap that is due covers these.
         self.early = None;
     }
 
@@ -75,6 +76,7 @@ impl Subscription {
         }
     }
 
+    /// The interruption that is due, if there is one.
     fn interrupted(&mut self, channel: &ChannelName, position: Option<Position>) -> Option<Event> {
         let reason = self.reason();
         std::mem::take(&mut self.gap_due).then(|| {
@@ -83,7 +85,7 @@ impl Subscription {
         })
     }
 
-    /// The answer to everyone who has asked; `None` if it would say nothing.
+    /// The answer to all requests for the channel; `None` if it would say nothing.
     fn subscribed(&mut self, channel: &ChannelName, position: Option<Position>) -> Option<Event> {
         let confirmations = std::mem::take(&mut self.confirmations);
         let fresh = std::mem::take(&mut self.fresh);
@@ -93,6 +95,7 @@ impl Subscription {
     }
 }
 
+/// What has to be sent to the server.
 pub(super) enum Operation {
     Subscribe(ChannelName),
     Unsubscribe(ChannelName),
@@ -100,6 +103,7 @@ pub(super) enum Operation {
 
 type Names<T> = HashMap<ChannelName, T, ahash::RandomState>;
 
+/// The channels of one subscribing connection.
 #[derive(Default)]
 pub(super) struct SubscriptionTable {
     pub(super) channels: Names<Subscription>,
@@ -121,8 +125,8 @@ pub(super) struct SubscriptionTable {
 }
 
 impl SubscriptionTable {
-    /// The server answered one subscription to this channel: true if it was the last one on the
-    /// way.
+    /// Notes that the server answered one subscription to this channel. Returns true if it was the
+    /// last one on the way.
     pub(super) fn answered(&mut self, name: &str) -> bool {
         let Some(left) = self.unconfirmed.get_mut(name) else {
             return true;
@@ -136,7 +140,7 @@ impl SubscriptionTable {
         true
     }
 
-    /// Takes the next operation out of the queue. For a subscription to a channel whose history is
+    /// Takes the next operation out of the queue. If it subscribes to a channel whose history is
     /// followed, the position becomes due.
     pub(super) fn take_op(&mut self, subscribes: bool) -> Option<(ChannelName, Tracking)> {
         let channel = match self.ops.front()? {
@@ -146,6 +150,7 @@ impl SubscriptionTable {
         };
         self.ops.pop_front();
         self.first = self.first.saturating_sub(1);
+
         let tracking = match self.channels.get_mut(&channel) {
             Some(want) => {
                 want.position_due |= subscribes && want.tracking > Tracking::Off;
@@ -174,7 +179,7 @@ impl SubscriptionTable {
         self.ask(channel);
     }
 
-    /// The channel is no longer live, for a reason other than the gateway's wish.
+    /// Notes that a channel is live no longer, for a reason other than the gateway's wish.
     pub(super) fn interrupt(&mut self, name: &str) -> Option<&mut Subscription> {
         let want = self.channels.get_mut(name)?;
         want.interrupt();
@@ -213,7 +218,7 @@ impl SubscriptionTable {
         Some(want)
     }
 
-    /// The server reports that a subscription has ended: true if nobody asked for that.
+    /// Notes that the server has ended a subscription. Returns true if nobody asked for that.
     pub(super) fn ended_unasked(&mut self, name: &str) -> bool {
         let Some(left) = self.leaving.get_mut(name) else { return true };
         *left -= 1;
@@ -224,9 +229,9 @@ impl SubscriptionTable {
         false
     }
 
-    /// Begins a new connection, which has to subscribe to everything that is wanted. The control
-    /// channel comes first: a subscription must not be live on a replica that cannot be told to end
-    /// it.
+    /// Begins a new connection, which has to subscribe to everything that is wanted. The
+    /// control channel comes first: a subscription must not be live on a replica that cannot be
+    /// told to end it.
     pub(super) fn begin(&mut self) {
         self.end();
         self.connected = true;
@@ -241,7 +246,7 @@ impl SubscriptionTable {
         self.first = all.len();
     }
 
-    /// The connection is lost.
+    /// Ends a connection: no channel is live any more.
     pub(super) fn end(&mut self) {
         (self.connected, self.first) = (false, 0);
         self.ops = VecDeque::new();
@@ -252,8 +257,9 @@ impl SubscriptionTable {
         self.behind = true;
     }
 
-    /// The channel's subscription is confirmed: returns what the gateway is to be told, in this
-    /// order. For a channel whose history is followed, [`SubscriptionTable::on_position`] returns it.
+    /// Notes that the channel's subscription is confirmed. Returns what the gateway is to be
+    /// told, in this order. For a channel whose history is followed,
+    /// [`SubscriptionTable::on_position`] returns it.
     pub(super) fn on_confirmed(&mut self, name: &str) -> [Option<Event>; 2] {
         let is_last = self.answered(name);
         let Some((channel, _)) = self.channels.get_key_value(name) else { return [None, None] };
@@ -282,8 +288,8 @@ impl SubscriptionTable {
         [want.interrupted(&channel, None), want.subscribed(&channel, None)]
     }
 
-    /// The position of the channel's history was read after the confirmation: returns what the
-    /// gateway is to be told.
+    /// Notes the position of the channel's history, which was read after the confirmation. Returns
+    /// what the gateway is to be told.
     pub(super) fn on_position(&mut self, name: &str, position: Option<Position>) -> Vec<Event> {
         if self.unconfirmed.contains_key(name) {
             // Another subscription is on the way, and its answer counts for all.
@@ -307,7 +313,8 @@ impl SubscriptionTable {
         interrupted.into_iter().chain(subscribed).chain(early).collect()
     }
 
-    /// Asks again for channels that were refused and are still wanted. True if there were any.
+    /// Asks again for channels that were refused and are still wanted. Returns true if
+    /// there were any.
     pub(super) fn retry(&mut self, now: Instant) -> bool {
         let (due, later): (Vec<_>, Vec<_>) =
             std::mem::take(&mut self.refused).into_iter().partition(|(at, _)| *at <= now);
@@ -377,8 +384,8 @@ mod tests {
         assert_eq!(wanted.ops.len(), 21);
         assert_eq!(words(wanted.on_confirmed("c:7")), ["subscribed anew for 1"]);
 
-        // After a reconnect, the interruption is told before anything that follows, together with
-        // the answer to everyone who has waited since.
+        // After a reconnect the interruption is told before anything that follows, together with
+        // the answer to all requests since.
         wanted.end();
         want(&mut wanted, 7);
         want(&mut wanted, 7);
@@ -423,8 +430,8 @@ mod tests {
         assert_eq!(words(wanted.on_confirmed("c:1")), ["interrupted history_lost"]);
     }
 
-    /// The steps of one subscription: it is taken out of the queue, confirmed, and its position is
-    /// read.
+    /// The steps of one subscription: it is taken out of the queue, it is confirmed, and its
+    /// position is read.
     fn round(wanted: &mut SubscriptionTable, offset: Option<u64>) -> Vec<String> {
         let (channel, _) = wanted.take_op(true).unwrap();
         assert!(words(wanted.on_confirmed(channel.as_str())).is_empty());
@@ -451,8 +458,8 @@ mod tests {
         wanted.take_op(true).unwrap();
         assert!(words(wanted.on_confirmed("c:1")).is_empty());
 
-        // The connection is lost before that. Nobody has been told that the channel was live, so
-        // nothing is interrupted.
+        // The connection is lost before that. The gateway has not been told that the channel was
+        // live, so nothing is interrupted.
         wanted.end();
         assert!(!wanted.is_behind());
         wanted.begin();
@@ -476,8 +483,8 @@ mod tests {
         assert!(wanted.has_caught_up() && !wanted.is_behind());
     }
 
-    /// What arrives between the confirmation and that answer is passed on behind the answer, or
-    /// covered by it.
+    /// Publications that arrive between the confirmation and that answer are passed on behind the
+    /// answer, or are covered by it.
     #[test]
     fn what_comes_before_it_is_known_where_the_history_stands_waits() {
         let mut wanted = SubscriptionTable::default();

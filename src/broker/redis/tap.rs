@@ -1,5 +1,5 @@
-//! The stream of a subscribing connection: it takes the messages out, and passes everything else to
-//! the library's parser, byte for byte.
+//! The stream of a connection to Redis. The tap takes the messages out of it, and passes everything
+//! else to the library's parser, byte for byte.
 //!
 //! A replica reads many messages for each answer, and the library makes a tree of values of each
 //! message, which was half of the cost of a unicast publication (ADR 3). Not here: what a message
@@ -21,7 +21,7 @@ use std::task::{Context, Poll};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What a server sends without being asked.
+/// A push: what a server sends without being asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PushMessage<'p> {
     Message {
@@ -43,8 +43,8 @@ pub(super) enum PushMessage<'p> {
 }
 
 impl<'p> PushMessage<'p> {
-    /// Makes a push of its kind, its channel and what follows; `None` for a kind that nobody here
-    /// handles.
+    /// Makes a push of its kind, its channel and what follows. Returns `None` for a kind that is
+    /// not handled here.
     pub(super) fn new(kind: &[u8], channel: &'p [u8], payload: &'p [u8]) -> Option<Self> {
         Some(match kind {
             b"message" | b"smessage" => Self::Message { channel, payload },
@@ -73,14 +73,13 @@ const MAX_DIGITS: usize = 15;
 /// The longest line in an answer, and the longest name of a channel or a kind.
 const MAX_LINE: usize = 64 * 1024 / SCALE;
 
-/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless somebody raised
-/// it).
+/// More than a string in Redis can have (`proto-max-bulk-len` is 512 MiB unless it was raised).
 const MAX_STRING: usize = (1 << 30) / SCALE;
 
 /// How much of a payload that is too large is reported: enough for its head.
 const BEGIN: usize = 128;
 
-/// The upper bounds of what passes.
+/// The bounds on what passes.
 #[derive(Clone)]
 pub(super) struct TapLimits {
     /// Bytes of a message's payload; the limit may change.
@@ -89,6 +88,7 @@ pub(super) struct TapLimits {
     pub(super) answer: usize,
 }
 
+/// A stream from which the messages are taken.
 pub(super) struct Tap<S> {
     stream: S,
     limits: TapLimits,
@@ -105,7 +105,7 @@ pub(super) struct Tap<S> {
     passing: Passing,
 }
 
-/// The place within an answer that the front of `unread` is part of.
+/// Where in an answer the front of `unread` is.
 #[derive(Debug, Default)]
 struct Passing {
     /// Elements that have not begun.
@@ -147,7 +147,8 @@ impl<S> Tap<S> {
         }
     }
 
-    /// Sorts the bytes that were read.
+    /// Sorts the bytes that were read into pushes, which are reported, and answers, which
+    /// are passed on.
     ///
     /// # Errors
     /// When Redis would never send this, or more arrives than may pass.
@@ -223,6 +224,7 @@ fn line(bytes: &[u8], scanned: usize, most: usize) -> io::Result<Option<(&[u8], 
     let found = bytes[from..].windows(2).position(|w| w == b"\r\n").map(|end| from + end);
     #[cfg(fuzzing)]
     fuzzing::looked_at(found.map_or(bytes.len(), |end| end + 2) - from);
+
     // The last byte may be the first one of the line's end.
     if found.unwrap_or(bytes.len().saturating_sub(1)) > most {
         return Err(bad("a line that is too long"));
@@ -250,8 +252,8 @@ fn number(bytes: &[u8]) -> Result<Option<(usize, usize)>, ()> {
     Ok(None)
 }
 
-/// Examines the front (RESP3, "PushMessage event") for a push of three elements, of which the first two
-/// are strings.
+/// Examines the front for a push of three elements, of which the first two are strings (RESP3,
+/// "Push event").
 fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     if bytes[0] != b'>' {
         return Front::Other;
@@ -275,6 +277,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
                     if len > MAX_STRING || n < 2 && len > MAX_LINE {
                         return Front::Bad;
                     }
+
                     let end = begin + len + 2;
                     if n == 2 && len > limit {
                         return too_large(bytes, strings, (begin, len));
@@ -282,6 +285,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
                     if bytes.len() < end {
                         return Front::Incomplete(end);
                     }
+
                     strings[n] = &bytes[begin..end - 2];
                     at = end;
                 }
@@ -304,7 +308,7 @@ fn front(bytes: &[u8], limit: usize) -> Front<'_> {
     Front::PushMessage(kind, channel, payload, at)
 }
 
-/// A push whose third element, which begins at `begin` and is `len` long, is too large.
+/// A push whose third element begins at `begin`, has `len` bytes, and is too large.
 fn too_large<'u>(
     bytes: &'u [u8],
     [kind, channel, _]: [&'u [u8]; 3],
@@ -313,6 +317,7 @@ fn too_large<'u>(
     if !matches!(kind, b"message" | b"smessage") {
         return Front::Bad;
     }
+
     // The limit may be smaller than the beginning that is reported.
     let told = begin + len.min(BEGIN);
     if bytes.len() < told {
@@ -448,8 +453,8 @@ mod tests {
         b"$0\r\n\r\n",
     ];
 
-    /// Whatever the sizes of the reads, messages are reported and the rest is passed on, each in
-    /// order.
+    /// Whatever the sizes of the reads, messages are reported and the rest is passed on,
+    /// each in order.
     #[tokio::test]
     async fn messages_are_taken_out_of_answers() {
         let message = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$12\r\n>3\r\n$7\r\nme\r\n\r\n";
@@ -517,7 +522,7 @@ mod tests {
         }
     }
 
-    /// Sends bytes from a server in reads of that size; returns what was reported, the most memory
+    /// Sends bytes from a server in reads of that size. Returns what was reported, the most memory
     /// that was kept, and the outcome.
     async fn send(wire: &[u8], size: usize) -> (Vec<String>, usize, io::Result<usize>) {
         let told = Arc::new(Mutex::new(Vec::new()));
@@ -597,8 +602,8 @@ mod tests {
         }
     }
 
-    /// A long line used to pass if it came with its end in one read, while in two reads it ended
-    /// the connection.
+    /// A long line used to pass if it came with its end in one read, while it ended the connection
+    /// if it came in two.
     #[tokio::test]
     async fn fuzz_a_line_is_too_long_however_it_is_read() {
         let long = "x".repeat(MAX_LINE + 1);
@@ -625,8 +630,8 @@ mod tests {
         }
     }
 
-    /// A push that turns out to belong to the library must not leave a wait behind for what follows
-    /// it.
+    /// A push that turns out to belong to the library must not leave a wait behind for
+    /// what follows it.
     #[tokio::test(start_paused = true)]
     async fn what_follows_a_push_of_another_kind_does_not_wait() {
         let on_push: OnPush = Arc::new(|_| {});

@@ -1,4 +1,6 @@
 //! Acts on what the core announces: a new map, a moved fence, a changed state.
+//!
+//! Not here: finding that out.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,7 +11,7 @@ use super::masters::Map;
 use super::routes::{Roles, Routes};
 use crate::metrics;
 
-/// Whether the broker has ever worked, and who is told when it first does.
+/// Whether the broker has ever worked, and what is called when it first does.
 pub(super) struct Readiness {
     pub(super) ready: AtomicBool,
     pub(super) on_ready: Box<dyn Fn() + Send + Sync>,

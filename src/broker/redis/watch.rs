@@ -1,4 +1,6 @@
-//! Watching a connection: whether it still answers, and still leads to the master that it led to.
+//! Watching a connection: whether it still answers, and whether it still leads to the same master.
+//!
+//! Not here: connecting again (`command`, `subscribing`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,9 +18,9 @@ use crate::redis_url::Server;
 
 const CHECK_REPLICATION_ID_EVERY: Duration = Duration::from_secs(2);
 
-/// Checks at intervals whether the server still is the master that it was; returns what happened. A
-/// master that is made a replica keeps its clients, and a canary that is published there still
-/// comes back.
+/// Checks at intervals whether the server still is the master that it was, and returns what
+/// happened if not. A master that is made a replica keeps its clients, and a canary that is
+/// published there still comes back.
 pub(super) async fn watch_replication_id(master: MasterConnection) -> String {
     loop {
         sleep(CHECK_REPLICATION_ID_EVERY).await;
@@ -35,9 +37,10 @@ pub(super) async fn watch_replication_id(master: MasterConnection) -> String {
     }
 }
 
-/// Checks at intervals whether the server's name still leads to the server that this connection is
-/// open to; returns what happened. The connection survives the move of a service, a floating
-/// address or a DNS name, and so does its canary, while publishers write to another server.
+/// Checks at intervals whether the server's name still leads to the server that this
+/// connection is open to, and returns what happened if not. The connection survives the move
+/// of a service, a floating address or a DNS name, and so does its canary, while publishers
+/// write to another server.
 pub(super) async fn watch_address(
     core: &Core,
     server: &Server,
@@ -82,7 +85,7 @@ impl Backoff {
     }
 }
 
-/// Sends PINGs until an answer is late or the connection fails; returns what happened.
+/// Sends PINGs until an answer is late or the connection fails. Returns what happened.
 pub(super) async fn ping_until_lost(
     mut connection: MultiplexedConnection,
     settings: &Settings,

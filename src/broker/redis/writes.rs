@@ -34,7 +34,7 @@ impl Writes {
         self.0.lock().is_none()
     }
 
-    /// Records an outcome; true if it changes the state.
+    /// Records an outcome. Returns true if it changes the state.
     fn record(&self, refusal: Option<String>) -> bool {
         let mut last = self.0.lock();
         let changed = last.is_some() != refusal.is_some();
@@ -43,7 +43,7 @@ impl Writes {
     }
 }
 
-/// Tries for as long as the connection lasts; returns why it ended.
+/// Makes attempts for as long as the connection lasts. Returns why it ended.
 pub(super) async fn watch(
     core: &Core,
     writes: &Writes,
@@ -64,11 +64,13 @@ pub(super) async fn watch(
     }
 }
 
+/// Records an outcome, and reports a change.
 fn settle(core: &Core, (writes, server): (&Writes, &Server), refusal: Option<String>) {
     let error = refusal.clone();
     if !writes.record(refusal) {
         return;
     }
+
     match error {
         Some(error) => {
             let what = "Redis refuses to keep a durable publication";
@@ -79,7 +81,7 @@ fn settle(core: &Core, (writes, server): (&Writes, &Server), refusal: Option<Str
     core.state_changed();
 }
 
-/// Makes a real publication, as publishers do; what it leaves expires by itself.
+/// Makes a real publication, as publishers do. What it leaves expires by itself.
 async fn attempt(core: &Core, master: &mut MasterConnection, key: &str) -> RedisResult<()> {
     let arguments: [&[u8]; 3] = [b"{}", b"60", b"1"];
     let connection = &mut master.connection;
@@ -90,7 +92,8 @@ async fn attempt(core: &Core, master: &mut MasterConnection, key: &str) -> Redis
     fault::ask::<Value>(connection, &end).await.map(|_| ())
 }
 
-/// A key of the gateway's own on that server; in a cluster names are tried until one falls to it.
+/// A key of the gateway's own on that server. In a cluster, names are tried until one
+/// belongs to it.
 fn key(core: &Core, server: &Server) -> Option<String> {
     let map: &Map = &core.directory.current();
     let at = map.masters.iter().position(|master| master == server)?;

@@ -1,5 +1,5 @@
-//! A range of a channel's publications that are missing, or may be, while the history is asked; and
-//! what waits behind it meanwhile.
+//! A range of a channel's publications that are missing, or may be, while the history is read for
+//! them; and what waits behind it meanwhile.
 //!
 //! Invariant: what waits is bounded, on one channel and on all channels together.
 
@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::channel::{GapReason, Position, Publication};
 
-/// Most entries that may wait behind a missing range on one channel. It is small for the fuzz target, so
-/// that a short input can reach it.
+/// Most entries that may wait behind a missing range. It is small for the fuzz target, so that a
+/// short input can reach it.
 pub(super) const MAX_WAITING: usize = if cfg!(fuzzing) { 16 } else { 4096 };
 const MAX_WAITING_BYTES: usize = 4 << 20;
 
@@ -18,7 +18,7 @@ const MAX_HELD: usize = 64 << 20;
 /// The bytes that currently wait behind all missing ranges.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
-/// An occurrence during the reading of the history, to be processed when the answer is there.
+/// What happened while the history was being read, to be handled once the answer is there.
 pub(super) enum HeldEvent {
     Publication(Publication),
     /// Publications may be missing at this point too.
@@ -28,26 +28,26 @@ pub(super) enum HeldEvent {
 /// Publications may be missing at this point.
 pub(super) struct Loss {
     pub(super) reason: GapReason,
-    /// Whatever the history holds, something else may be missing.
+    /// Something else may be missing, whatever the history holds.
     pub(super) declare: bool,
     /// Where the history stood at this point, if that is known.
     pub(super) until: Option<Position>,
 }
 
+/// Publications that are missing, or may be, until the history answers.
 pub(super) struct MissingRange {
     pub(super) ticket: u64,
     pub(super) reason: GapReason,
-    /// Whatever the history holds, something else may be missing.
+    /// Something else may be missing, whatever the history holds.
     pub(super) declare: bool,
     pub(super) waiting: Vec<HeldEvent>,
-    /// This many of `waiting` were there before the history was asked: it has them, or they are
-    /// false.
+    /// This many of `waiting` came before the history was read: it has them, or they are false.
     pub(super) before: usize,
     bytes: usize,
-    /// Nothing waits until the history is asked: the channel has had false claims, and one more
-    /// must not hold it up.
+    /// Nothing waits until the reading begins: the channel has had false claims, and one more must
+    /// not hold it up.
     pub(super) aside: bool,
-    /// The furthest claim that was put aside.
+    /// The furthest of the claims that were put aside.
     pub(super) claimed: Option<Position>,
 }
 
@@ -57,7 +57,7 @@ impl MissingRange {
         Self { ticket, reason, declare, waiting, before, bytes, aside, claimed }
     }
 
-    /// The history is being asked from now on.
+    /// The history is being read from now on.
     pub(super) fn begin(&mut self) {
         self.before = self.waiting.len();
         self.aside = false;
@@ -75,7 +75,7 @@ impl MissingRange {
         }
     }
 
-    /// Something may be missing at this point too.
+    /// Publications may be missing at this point too.
     pub(super) fn lose(&mut self, loss: Loss) {
         self.waiting.push(HeldEvent::Loss(loss));
         if self.waiting.len() > MAX_WAITING {
@@ -83,8 +83,8 @@ impl MissingRange {
         }
     }
 
-    /// Discards what waits because it does not fit: it has to be read as well. Plain publications
-    /// cannot be read, so losing one is declared.
+    /// Discards what waits because it does not fit, so that it is read as well. Plain publications
+    /// cannot be read, so a gap is declared if one of them was there.
     fn give_up_waiting(&mut self) {
         let declare = self.waiting.iter().any(|held| match held {
             HeldEvent::Publication(publication) => publication.position.is_none(),
@@ -102,8 +102,8 @@ impl MissingRange {
         self.bytes = 0;
     }
 
-    /// Drops publications that arrived before the history was asked and that were just delivered
-    /// from it or that it does not have. Returns how many claims are false; those of an epoch that
+    /// Drops publications that came before the reading and that were just delivered from the
+    /// history, or that it does not have. Returns how many claims are false; those of an epoch that
     /// has ended meanwhile do not count.
     pub(super) fn refute(&mut self, top: &Position, limit: u64, last: Option<&Position>) -> usize {
         let is_false = |p: &Position| {
@@ -156,9 +156,9 @@ impl MissingRange {
         all - self.waiting.len()
     }
 
-    /// The first waiting offset behind the last delivered one and within the history. `None` if the
-    /// waiting offsets do not follow each other: one of them is false then, and the history has
-    /// them all.
+    /// The first waiting offset behind the last delivered one and within the history. `None` if
+    /// the waiting offsets do not follow each other: one of them is false then, and the history
+    /// has all of them.
     pub(super) fn first_after(&self, last: Option<u64>, top: &Position) -> Option<u64> {
         let until_loss = self.waiting.iter().map_while(|held| match held {
             HeldEvent::Publication(publication) => Some(publication.position.as_ref()),

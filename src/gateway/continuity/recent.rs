@@ -1,5 +1,7 @@
-//! The latest deliveries, as fingerprints: enough to distinguish a publication that comes twice
-//! from a different one that claims the same offset.
+//! The latest deliveries of a channel, as fingerprints: enough to tell a publication that comes
+//! twice from a different one that claims the same offset.
+//!
+//! Invariant: a bounded number of offsets is remembered, without gaps between them.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -10,7 +12,7 @@ use crate::channel::Publication;
 /// short input can reach it.
 const KEPT: usize = if cfg!(fuzzing) { 8 } else { 64 };
 
-/// Most publications that claimed an offset beside another publication and were delivered too.
+/// Most publications that claimed the offset of another one and were delivered too.
 const MAX_RIVALS: usize = if cfg!(fuzzing) { 4 } else { 32 };
 
 /// What was delivered at an offset.
@@ -28,10 +30,11 @@ pub(super) enum Known {
     Delivered,
     /// A different one was delivered, and nobody knows which is true.
     Contested,
-    /// A different one was delivered, and the history has that one.
+    /// A different one was delivered, and the history has that different one.
     False,
 }
 
+/// The latest offsets at which something was delivered.
 #[derive(Default)]
 pub(super) struct Recent {
     /// The offset after the last delivered one.
@@ -41,15 +44,15 @@ pub(super) struct Recent {
     rivals: Vec<(u64, u32)>,
 }
 
-/// The key differs in each process, so that nobody outside can construct two payloads with the same
-/// fingerprint.
+/// The key differs in each process, so that nobody outside can construct two payloads with the
+/// same fingerprint.
 fn fingerprint(publication: &Publication) -> u32 {
     static HASHER: LazyLock<ahash::RandomState> = LazyLock::new(ahash::RandomState::new);
     HASHER.hash_one(&publication.payload) as u32
 }
 
 impl Recent {
-    /// Remembers a delivery behind the last one. `proven`: it comes from the history.
+    /// Remembers a delivery behind the last one. `proven`: the publication is in the history.
     pub(super) fn push(&mut self, offset: u64, publication: &Publication, proven: bool) {
         if offset != self.next {
             self.forget();
@@ -62,8 +65,8 @@ impl Recent {
         self.places.push_back(Delivery { delivered: fingerprint(publication), proven });
     }
 
-    /// How the publication relates to the delivery at this offset; `None` if that is not
-    /// remembered.
+    /// How the publication relates to the delivery at this offset; `None` if that is
+    /// not remembered.
     pub(super) fn lookup(&self, offset: u64, publication: &Publication) -> Option<Known> {
         let place = self.places.get(self.at(offset)?)?;
         let own = fingerprint(publication);
@@ -76,7 +79,8 @@ impl Recent {
         })
     }
 
-    /// Remembers a rival that is to be delivered too; false if there is no room to remember it.
+    /// Remembers a rival that is to be delivered too. Returns false if there is no room to
+    /// remember it.
     pub(super) fn add_rival(&mut self, offset: u64, publication: &Publication) -> bool {
         let first = self.next.saturating_sub(self.places.len() as u64);
         self.rivals.retain(|(offset, _)| *offset >= first);

@@ -1,6 +1,7 @@
-//! The last publications of a channel, kept for clients that resume together.
+//! The last publications of a channel, kept for clients that resume at the same time.
 //!
-//! Invariant: a cache has no missing range ranges; it ends where a publication does not follow.
+//! Not here: the reading of the history (`resume`). Invariant: a cache has no missing ranges; it
+//! ends where a publication does not follow.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,8 +16,9 @@ pub(in crate::gateway) struct ReplayCache {
     pub(in crate::gateway) from: u64,
     pub(in crate::gateway) publications: VecDeque<Publication>,
     bytes: usize,
-    /// What the history had from before the cache began has been read too.
+    /// The part of the history from before the cache began has been read too.
     pub(in crate::gateway) whole: bool,
+    /// When a client last resumed from it.
     pub(in crate::gateway) used: Instant,
 }
 
@@ -75,8 +77,8 @@ impl ReplayCache {
         }
     }
 
-    /// Puts the publications that were read before those that have passed since. False if the two
-    /// do not meet.
+    /// Puts the publications that were read before those that have come since. Returns false if the
+    /// two do not meet.
     pub(in crate::gateway) fn complete(&mut self, history: History, bounds: HistoryBounds) -> bool {
         if history.top.offset < self.from {
             return false;
@@ -96,7 +98,7 @@ impl ReplayCache {
         true
     }
 
-    /// The publications after an offset, if all of them are here.
+    /// The publications after an offset, or `None` if some of them are not here.
     pub(in crate::gateway) fn since(&mut self, offset: u64) -> Option<Vec<Publication>> {
         let skip = usize::try_from(offset.checked_sub(self.from)?).ok()?;
         self.used = Instant::now();

@@ -1,8 +1,8 @@
-//! Simulates everything that can happen between a publisher and its subscribers. The result of a
-//! [`ChannelSequencer`] is compared with what was published.
+//! Simulates everything that can happen between a publisher and its subscribers, and compares what
+//! a [`ChannelSequencer`] delivers with what was published.
 //!
-//! Tests drive it by seeds, the fuzz target `sequencer` by its input. It is compiled for these two
-//! only.
+//! Tests drive the simulation by seeds, the fuzz target `sequencer` by its input. It is compiled
+//! for these two only.
 
 use std::collections::VecDeque;
 
@@ -15,7 +15,7 @@ use crate::channel::{GapReason, Position, Publication};
 
 pub(super) const BOUNDS: HistoryBounds = HistoryBounds { messages: 100, bytes: 1 << 20 };
 
-/// Offsets from here on occur in no head and in no history.
+/// No head and no history has an offset from here on.
 const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
 /// Most resumed subscribers that are followed at once.
@@ -75,7 +75,7 @@ pub(super) struct Nature {
     pub(super) attacks: u32,
     /// Plain publications, which have no position, occur too.
     pub(super) plain: bool,
-    /// Histories contain anything. Nothing can be promised about deliveries then.
+    /// Histories contain anything, so nothing can be promised about deliveries.
     pub(super) lies: bool,
     /// How many publications a history keeps.
     pub(super) kept: u64,
@@ -90,7 +90,7 @@ enum Queued {
 
 type Answer = Result<Option<History>, BrokerError>;
 
-/// A reading of the history: one for a missing range has a ticket, one for a cache has none.
+/// A reading of the history. One for a missing range has a ticket, one for a replay cache has none.
 struct Reading {
     ticket: Option<u64>,
     begun: bool,
@@ -119,6 +119,7 @@ impl Subscriber {
         assert!(number > self.plain, "plain {number} twice or out of order");
         let next = number == self.plain + 1;
         assert!(next || self.plain_declared, "lost before plain {number}");
+
         (self.plain, self.plain_declared) = (number, false);
     }
 
@@ -127,9 +128,11 @@ impl Subscriber {
         if may_repeat && self.declared && index < next {
             return;
         }
+
         assert!(index >= next, "publication {index} twice or out of order");
         let told = self.declared || (next..index).all(is_excused);
         assert!(told, "lost before publication {index}");
+
         (self.seen, self.declared) = (Some(index), false);
     }
 
@@ -153,12 +156,12 @@ pub(super) struct World<'c> {
     published: Vec<Published>,
     readings: Vec<Reading>,
     subscribers: Vec<Subscriber>,
-    /// Where something false was delivered; and those of these places where it can no longer be
-    /// noticed.
+    /// Where something false was delivered; and those of these positions where it can no
+    /// longer be noticed.
     taken: Vec<Published>,
     excused: Vec<Published>,
-    /// All readings, those of them that began at once, and how many events other than false claims
-    /// could be their reason.
+    /// The number of all readings, the number of those that began at once, and how many events
+    /// other than false claims may have caused them.
     pub(super) reads: usize,
     at_once: usize,
     reasons: usize,
@@ -200,8 +203,8 @@ impl<'c> World<'c> {
         }
     }
 
-    /// Runs for this many steps or until the choices are used up, and then until everything is
-    /// quiet.
+    /// Runs for this many steps or until the choices are used up, and then until nothing is
+    /// left to happen.
     pub(super) fn live(&mut self, steps: usize) {
         for _ in 0..steps {
             if self.step().is_none() {
@@ -213,6 +216,7 @@ impl<'c> World<'c> {
         // A sequencer that never stops asking for the history is noticed here.
         self.choices = Choices::Given([].iter());
         let mut left = 4 * (self.queue.len() + self.readings.len()) + 400;
+
         while !self.queue.is_empty() || !self.readings.is_empty() {
             let is_queue_first = self.nature.kept.is_multiple_of(2) && !self.queue.is_empty();
             if is_queue_first || self.readings.is_empty() {
@@ -220,6 +224,7 @@ impl<'c> World<'c> {
             } else {
                 self.move_reading(self.readings.len() - 1);
             }
+
             self.carry_out();
             left = left.checked_sub(1).expect("it becomes quiet");
         }
@@ -297,8 +302,9 @@ impl<'c> World<'c> {
         };
 
         let truth = durable(&epoch(of), offset);
-        // Nobody can repeat a publication that has not arrived yet.
+        // A publication that has not arrived yet cannot be repeated by anybody.
         let is_to_come = |queued: &Queued| matches!(queued, Queued::Publication(p) if p.position == truth.position);
+
         if self.choices.below(8)? == 0
             && self.published.contains(&(of, offset))
             && !self.queue.iter().any(is_to_come)
@@ -327,6 +333,7 @@ impl<'c> World<'c> {
                     self.reasons += 1;
                     sequencer.sequence(publication.clone(), BOUNDS, out);
                 }
+
                 sequencer.sequence(publication, BOUNDS, out);
             }
             Some(Queued::Interrupted(position)) => {
@@ -337,14 +344,16 @@ impl<'c> World<'c> {
                 self.reasons += 1;
                 sequencer.subscribed(Some(position.clone()), fresh, out);
                 if fresh {
-                    // What the previous subscriber was told went with it. The next one begins at
-                    // the sequencer's position, or at the position of the history if the sequencer's position
-                    // is false.
+                    // The gaps that the previous subscriber was told of end with it. The next one
+                    // begins at the sequencer's position, or at that of the history if the
+                    // sequencer's is false.
                     let begins = [sequencer.position(), Some(&position)];
                     let index = |begin: &Position| {
                         self.published.iter().rposition(|published| *published == place(begin))
                     };
+
                     let seen = begins.into_iter().flatten().find_map(index);
+
                     self.subscribers = vec![Subscriber::new(seen, 0, true)];
                     self.subscribers[0].declared = seen.is_none();
                 }
@@ -353,7 +362,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// The publications at the end of the queue never arrive.
+    /// The publications at the end of the queue are lost on their way.
     fn lose_end(&mut self, lost: u32) {
         for _ in 0..lost {
             if !matches!(self.queue.back(), Some(Queued::Publication(_))) {
@@ -363,7 +372,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// The queue was full: publications at its front never arrive, and the overflow is reported in
+    /// The queue was full: the publications at its front are lost, and the overflow takes
     /// their place.
     fn overflow(&mut self) {
         let (mut lost, mut is_plain) = (0, false);
@@ -374,6 +383,7 @@ impl<'c> World<'c> {
             lost += 1;
             self.queue.pop_front();
         }
+
         if lost > 0 {
             self.reasons += 1;
             self.sequencer.overflowed(is_plain, &mut self.out);
@@ -388,7 +398,7 @@ impl<'c> World<'c> {
                 return Err(BrokerError::TimedOut);
             }
             Some(10..12) => {
-                // The history was one from before a failover, and begins anew.
+                // The history was from before a failover, and a new one has begun.
                 self.reasons += 1;
                 (self.epoch, self.top) = (self.epoch + 1, 0);
                 return Ok(None);
@@ -401,6 +411,7 @@ impl<'c> World<'c> {
                     2 => MAX_OFFSET - 1 - number % 4,
                     _ => self.top,
                 };
+
                 let of = epoch(self.epoch + u32::from(kind % 5 == 0));
                 return history(&of, top.saturating_sub(number % 128) + 1, top);
             }
@@ -413,7 +424,7 @@ impl<'c> World<'c> {
         history(&epoch(of), first, self.top)
     }
 
-    /// A reading goes one step further: it begins, reads, or is answered.
+    /// A reading goes one step further: it begins, it is read, or it is answered.
     fn move_reading(&mut self, which: usize) {
         let reading = &mut self.readings[which];
         if let (Some(ticket), false) = (reading.ticket, reading.begun) {
@@ -425,6 +436,7 @@ impl<'c> World<'c> {
         } else {
             let Reading { ticket, answer, .. } = self.readings.swap_remove(which);
             let answer = answer.unwrap_or(Ok(None));
+
             match ticket {
                 Some(ticket) => self.sequencer.apply_history(ticket, answer, BOUNDS, &mut self.out),
                 None => self.complete_tail(answer),
@@ -432,7 +444,7 @@ impl<'c> World<'c> {
         }
     }
 
-    /// Does the same as `Gateway::fill_cache`.
+    /// Completes the replay cache, as `Gateway::fill_cache` does.
     fn complete_tail(&mut self, answer: Answer) {
         let sequencer = &mut self.sequencer;
         let of = sequencer.last().map(|last| last.epoch.clone());
@@ -442,6 +454,7 @@ impl<'c> World<'c> {
             }
             _ => false,
         };
+
         if !is_whole {
             sequencer.cache = None;
         }
@@ -452,6 +465,7 @@ impl<'c> World<'c> {
         let back = self.choices.below(8)? as usize;
         let index = self.subscribers[0].seen.and_then(|seen| seen.checked_sub(back));
         let Some(index) = index else { return Some(()) };
+
         let (of, offset) = self.published[index];
         let Some((recovered, publications)) = self.look(&at(&epoch(of), offset)) else {
             return Some(());
@@ -459,8 +473,8 @@ impl<'c> World<'c> {
 
         let first = &self.subscribers[0];
         let mut subscriber = Subscriber::new(Some(index), first.plain, !recovered);
-
         subscriber.plain_declared |= first.plain_declared;
+
         if self.subscribers.len() == MAX_SUBSCRIBERS {
             self.subscribers.remove(1);
         }
@@ -470,11 +484,12 @@ impl<'c> World<'c> {
         for publication in publications {
             self.hear(it, &publication);
         }
+
         Some(())
     }
 
-    /// Does the same as `Gateway::look`: returns whether everything is there, and the publications;
-    /// `None` means not now.
+    /// Compares a position with the sequencer's, as `Gateway::plan_resume` does. Returns whether
+    /// everything is there, and the publications; `None` means that the client has to wait.
     fn look(&mut self, since: &Position) -> Option<(bool, Vec<Publication>)> {
         let sequencer = &mut self.sequencer;
         let Some(last) = sequencer.position().cloned() else { return Some((false, vec![])) };
@@ -520,8 +535,8 @@ impl<'c> World<'c> {
         let place = publication.position.as_ref().map(place);
         let index = self.published.iter().rposition(|published| Some(*published) == place);
 
-        // Behind a declaration the truth may come again: where something false was believed, and
-        // where the history had a new epoch before the queue did.
+        // Behind a declared gap a true publication may come again: where a false one was believed,
+        // and where the history had a new epoch before the queue did.
         let may_repeat = self.nature.attacks > 0 || self.epoch > 1;
 
         let mut subscribers = std::mem::take(&mut self.subscribers);
@@ -562,7 +577,7 @@ impl<'c> World<'c> {
             }
         }
 
-        // A server that ends may be the reason of several readings.
+        // A server that ends may cause several readings.
         let most = 4 * self.reasons + 4;
         assert!(
             self.at_once <= most,
@@ -599,7 +614,7 @@ impl<'c> World<'c> {
     }
 }
 
-/// One run by the input of the fuzz target `sequencer`.
+/// Runs the simulation once, by the input of the fuzz target `sequencer`.
 #[cfg(fuzzing)]
 pub fn live_by(input: &[u8]) {
     let Some(([attacks, kind, kept], rest)) = input.split_first_chunk() else { return };

@@ -1,4 +1,6 @@
 //! How the clients of other services are recognised.
+//!
+//! Pure.
 
 use axum::http::request::Parts;
 
@@ -50,11 +52,13 @@ impl Client {
         known.into_iter().find(|client| client.offered(request).is_some())
     }
 
+    /// The subprotocol that the request offers and this client understands.
     pub(super) fn offered(self, request: &Parts) -> Option<&'static str> {
         let wanted = self.protocols().iter();
         wanted.copied().find(|protocol| offered(&request.headers).any(|o| o == *protocol))
     }
 
+    /// Recognises a client by its path, or by its subprotocol.
     pub(super) fn recognise(request: &Parts) -> Option<Self> {
         let has = |name| parameters(&request.uri, name).next().is_some();
         let path = request.uri.path();

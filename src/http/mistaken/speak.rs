@@ -1,4 +1,4 @@
-//! What a mistaken client is told on its WebSocket.
+//! What a mistaken client is told on its WebSocket, in its own protocol.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::http::socket::{HandedOver, LINGER, handed_over};
 use crate::lifecycle::{Lifecycle, Phase};
 use crate::websocket::{Decoder, Message, Opcode, close_frame, encode};
 
-/// The text that every one of them gets. A close reason has 123 bytes.
+/// The text that all of them get. A close reason has at most 123 bytes.
 pub(super) const WHY: &str = "wrong server: Tollgate does not speak this protocol. Use a plain WebSocket at /ws, \
                    or EventSource at /sse";
 const _: () = assert!(WHY.len() <= 123);
@@ -24,7 +24,7 @@ const _: () = assert!(WHY.len() <= 123);
 /// The largest message that is read.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// A client that is kept sends something more often than this: its heartbeats.
+/// A client that is kept connected sends its heartbeats more often than this.
 const QUIET: Duration = Duration::from_secs(90);
 
 /// What a client is told, and how its socket ends.
@@ -57,8 +57,8 @@ pub(super) fn socket_io(request: &Parts) -> Vec<String> {
     if parameters(&request.uri, "EIO").any(|version| version == "4") {
         return vec![open, format!("44{}", json!({ "message": WHY }))];
     }
-    // Version 3 has its payloads' lengths, in characters, in front of the packets. It knows no
-    // lasting refusal, so the client is disconnected.
+    // Version 3 has each packet's length, in characters, in front of it. It knows no lasting
+    // refusal, so the client is disconnected.
     let packets = [open, format!("44{}", json!(WHY)), "41".to_owned()];
     if parameters(&request.uri, "transport").any(|transport| transport == "websocket") {
         return packets.into();
@@ -66,6 +66,7 @@ pub(super) fn socket_io(request: &Parts) -> Vec<String> {
     vec![packets.iter().map(|p| format!("{}:{p}", p.chars().count())).collect()]
 }
 
+/// Ably's error, as JSON or as MessagePack.
 fn ably(request: &Parts) -> (Opcode, Vec<u8>) {
     if parameters(&request.uri, "format").all(|format| format != "msgpack") {
         let error = json!({ "code": 40400, "statusCode": 404, "message": WHY });
@@ -112,7 +113,7 @@ impl Words {
     }
 }
 
-/// Sends the words, and waits for the client's end as far as it is due.
+/// Sends the words, and waits for the client's end if the client has to make it.
 pub(super) async fn to(upgrade: OnUpgrade, words: Words, lifecycle: Lifecycle) {
     let Some(HandedOver { mut stream, early, held }) = handed_over(upgrade).await else { return };
     let first = [&held[..], &words.messages].concat();
@@ -137,6 +138,7 @@ pub(super) async fn to(upgrade: OnUpgrade, words: Words, lifecycle: Lifecycle) {
             1000
         }
     };
+
     let reason = if code == 1000 { "" } else { WHY };
     let frame = close_frame(code, reason);
     let goodbye = async {
@@ -144,6 +146,7 @@ pub(super) async fn to(upgrade: OnUpgrade, words: Words, lifecycle: Lifecycle) {
             socket.their_end().await;
         }
     };
+
     // A client that does not answer is ended all the same.
     let _ = timeout(LINGER, goodbye).await;
     let _ = socket.stream.shutdown().await;
@@ -161,7 +164,7 @@ impl Socket {
         while self.step(|_| None).await {}
     }
 
-    /// Reads the next bytes and answers them; false at the client's Close or end.
+    /// Reads the next bytes and answers them. Returns false at the client's Close or end.
     async fn step(&mut self, reply: impl Fn(&str) -> Option<String>) -> bool {
         let mut buffer = [0; 4096];
         let mut bytes = std::mem::take(&mut self.early);

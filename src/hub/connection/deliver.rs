@@ -1,5 +1,7 @@
 //! The fan-out's way into a connection: bytes go straight to the socket, and those on which it
 //! would block go to the queue.
+//!
+//! Invariant: nothing is written past bytes that wait in the queue.
 
 use std::io::{ErrorKind, IoSlice};
 
@@ -10,8 +12,8 @@ use crate::hub::queue::keep;
 use crate::hub::ranges::{FrameRange, NONE};
 
 impl Connection {
-    /// The fan-out's write. Sends the ranges of `batch` in the list at `head`, in one call if the
-    /// socket accepts them.
+    /// Sends the ranges of `batch` in the list that begins at `head`, in one call if the socket
+    /// accepts them.
     pub(in crate::hub) fn deliver(&self, batch: &Bytes, ranges: &[FrameRange], head: u32) {
         let mut out = self.out.lock();
         if out.closed {
@@ -52,6 +54,7 @@ impl Connection {
             return;
         }
 
+        // The socket would block: the rest waits in the queue for the connection's task.
         self.changed(&mut out, |queue| {
             while at != NONE {
                 let node = &ranges[at as usize];
@@ -67,6 +70,8 @@ impl Connection {
         self.wake(BLOCKED);
     }
 
+    /// Writes as many ranges of the list as one vectored write takes, without the first
+    /// `skip` bytes.
     fn write_list(
         &self,
         batch: &Bytes,
@@ -76,6 +81,7 @@ impl Connection {
     ) -> std::io::Result<usize> {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let mut n = 0;
+
         while at != NONE && n < MAX_SLICES {
             let node = &ranges[at as usize];
             slices[n] = IoSlice::new(&batch[node.start as usize + skip..node.end as usize]);
@@ -83,6 +89,7 @@ impl Connection {
             n += 1;
             at = node.next;
         }
+
         self.try_write(&slices[..n])
     }
 }

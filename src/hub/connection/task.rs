@@ -1,4 +1,6 @@
 //! What a connection's own task does with it: waiting, reading, and ending it.
+//!
+//! Not here: what the task is for (`http::socket`, `http::sse`).
 
 use std::future::poll_fn;
 use std::sync::atomic::Ordering;
@@ -16,17 +18,18 @@ pub struct Wake {
 }
 
 impl Connection {
-    /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), room to
-    /// write (if something is queued).
+    /// Waits for something to do: a request to close, the timer, bytes to read (if `read`), or room
+    /// to write (if something is queued).
     pub async fn wait(&self, read: bool) -> Wake {
         poll_fn(|cx| {
             self.waker.register(cx.waker());
             let flags = self.flags.swap(0, Ordering::AcqRel);
+
             let mut wake =
                 Wake { close: flags & CLOSE != 0, timer: flags & TIMER != 0, ..Wake::default() };
 
             if self.out.lock().has_work() {
-                // The task of an HTTP response is told only once that there is something to take.
+                // The task of an HTTP response is told only if there is something to take.
                 wake.writable = match &self.stream {
                     Some(stream) => stream.poll_write_ready(cx).is_ready(),
                     None => flags & BLOCKED != 0,

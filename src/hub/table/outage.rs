@@ -1,5 +1,7 @@
 //! What a shard's connections are told of an outage: that nothing can arrive, on which of their
-//! channels, and when it is over. No connection is told before `connected`, or twice the same.
+//! channels, and when this is over.
+//!
+//! Invariant: no connection is told before `connected`, and none is told the same twice.
 
 use std::sync::Arc;
 
@@ -13,8 +15,8 @@ use crate::protocol::{Reply, Wire};
 use crate::sizes::shrink;
 
 impl Table {
-    /// Sends `connected`, and behind it what is silent. From now on the connection is told of
-    /// outages.
+    /// Sends `connected`, and behind it what is silent. From now on the connection is
+    /// told of outages.
     pub(in crate::hub) fn greet(&mut self, connection: &Connection, connected: &Reply<'_>) {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
@@ -119,7 +121,7 @@ mod tests {
             channels.iter().for_each(|channel| join(&hub, connection, channel));
         }
 
-        // One connection has not been greeted, and is told nothing before that.
+        // The fourth connection is not greeted yet, and is told nothing before that.
         for connection in [&both, &one, &none] {
             hub.greet(connection, &greeting);
             assert_eq!(came(&hub, connection).await, ["connected"]);
@@ -147,7 +149,7 @@ mod tests {
             assert_eq!(came(&hub, connection).await, ["interrupted"]);
         }
 
-        // A connection that takes the slot of one that left has not been told anything.
+        // A connection that takes the slot of one that left has been told nothing yet.
         hub.remove(&silent);
         let late = connection();
         hub.tell(None).await;

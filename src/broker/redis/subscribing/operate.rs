@@ -1,5 +1,7 @@
-//! Carries out a connection's operations: positions, SUBSCRIBE, UNSUBSCRIBE, and the reaction to a
-//! server that refuses some of them.
+//! Carries out the operations that are due on a subscribing connection: SUBSCRIBE, UNSUBSCRIBE,
+//! reading positions, and what follows if the server refuses some of them.
+//!
+//! Not here: which operations are due (`subscription_table`).
 
 use std::time::Duration;
 
@@ -17,23 +19,24 @@ use crate::broker::{Event, Tracking};
 use crate::channel::{ChannelName, GapReason, Position};
 use crate::metrics;
 
-/// Channels in one SUBSCRIBE.
+/// Most channels in one SUBSCRIBE.
 const PER_COMMAND: usize = 512;
-/// The interval at which histories without a publication are opened again: they last an hour.
+/// The interval at which histories without a publication are opened again: Redis keeps them
+/// for an hour.
 const KEEP_OPEN: Duration = Duration::from_secs(20 * 60);
-/// Channels whose operations are sent together.
+/// Most channels whose operations are sent together.
 const PER_ROUND: usize = 1024;
 /// A round that follows the previous one sooner than this waits for this long, so that more
 /// operations join it: in a rush of new connections, one command for each would cost more than
 /// everything else about them. A lone subscription does not wait.
 const PACE: Duration = Duration::from_millis(1);
-/// The time before another attempt at a channel that Redis refuses, and at one that was not at the
+/// The time before another attempt at a channel that Redis refuses, and at one that was not on the
 /// server where it was expected.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
 impl SubscribingConnection {
-    /// The next operations of one kind; true if they are subscriptions.
+    /// Takes the next operations of one kind. The flag is true if they are subscriptions.
     fn next_ops(&self) -> Option<(bool, Vec<(ChannelName, Tracking)>)> {
         let mut table = self.table.lock();
         let subscribe = matches!(table.ops.front()?, Operation::Subscribe(_));
@@ -75,8 +78,8 @@ impl SubscribingConnection {
         }
     }
 
-    /// Subscribes, and then reads the positions of the tracked histories to answer those who wait.
-    /// A read before the subscription would leave out what is published in between.
+    /// Subscribes, and then reads the positions of the followed histories for those that wait. A
+    /// reading before the subscription would leave out what is published in between.
     async fn subscribe_to(
         &self,
         master: &MasterConnection,
@@ -180,7 +183,8 @@ impl SubscribingConnection {
         Ok(positions)
     }
 
-    /// Runs until the connection fails; returns the reason.
+    /// Keeps histories open, and reads positions again when that is asked for, until the connection
+    /// fails. Returns the reason.
     pub(super) async fn keep_histories(&self, master: &MasterConnection) -> String {
         loop {
             let kept = tokio::select! {
@@ -193,6 +197,7 @@ impl SubscribingConnection {
         }
     }
 
+    /// Opens the histories that have to exist again, so that the empty ones do not end.
     async fn keep_open(&self, master: &MasterConnection) -> Result<(), RedisError> {
         for chunk in self.followed(Tracking::Create).chunks(PER_COMMAND) {
             let opened = chunk.iter().map(|(channel, _)| async move {
@@ -208,8 +213,8 @@ impl SubscribingConnection {
         Ok(())
     }
 
-    /// Reads the positions of the tracked histories again. A new epoch tells by itself what that
-    /// means.
+    /// Reads the positions of the followed histories again. A new epoch says by itself
+    /// what that means.
     async fn read_again(&self, master: &MasterConnection) -> Result<(), RedisError> {
         for chunk in self.followed(Tracking::Follow).chunks(PER_COMMAND) {
             let positions = self.read_positions(master, chunk).await?;
@@ -224,15 +229,15 @@ impl SubscribingConnection {
         Ok(())
     }
 
-    /// The channels that are followed at least that closely.
+    /// The channels whose history is followed at least that closely.
     fn followed(&self, tracking: Tracking) -> Vec<(ChannelName, Tracking)> {
         let table = self.table.lock();
         let closely = table.channels.iter().filter(|(_, want)| want.tracking >= tracking);
         closely.map(|(channel, want)| (channel.clone(), want.tracking)).collect()
     }
 
-    /// Finds out which channel made Redis refuse a whole command (ACL, slot), by asking for each
-    /// alone.
+    /// Finds out which channel made Redis refuse a whole command (ACL, slot), by asking
+    /// for each alone.
     async fn one_by_one(
         &self,
         master: &MasterConnection,
@@ -249,9 +254,9 @@ impl SubscribingConnection {
         Ok(())
     }
 
-    /// Answers the waiting subscribers of a channel that Redis refused. If the channel was live
-    /// before, its clients are told that it is not any more, and it is asked for again after a
-    /// while.
+    /// Answers the subscribers that wait for a channel that Redis refused. If the channel was
+    /// live before, its clients are told that it is live no longer, and it is asked for again
+    /// after a while.
     fn refuse(&self, name: &str, error: &RedisError) {
         let moved = fault::is_moved(error);
         if moved {
@@ -279,6 +284,7 @@ impl SubscribingConnection {
         for confirmation in want.confirmations.drain(..) {
             confirmation.send_replace(Some(Err(fault::classify(error))));
         }
+
         if !want.gap_due && !channel.is_control() {
             table.channels.remove(name);
             return;

@@ -1,14 +1,17 @@
-//! What arrives on a channel between the confirmation of its subscription and the answer with its
-//! history's position. For this round trip nobody knows yet which of it is new.
+//! The publications that arrive on a channel between the confirmation of its subscription and the
+//! answer with its history's position. For this round trip nobody knows yet which of them are new.
+//!
+//! Invariant: they are bounded.
 
 use crate::broker::Event;
 use crate::channel::{ChannelName, GapReason, Position, Publication};
 
-/// Most publications and bytes that are kept for one channel. What exceeds them is declared, or
-/// read from the history.
+/// Most publications, and most bytes, that are kept for one channel. If more arrive, an overflow is
+/// reported: the missing ones are read from the history or declared lost.
 const MAX_HELD: usize = 256;
 const MAX_HELD_BYTES: usize = 64 * 1024;
 
+/// The publications that wait for the position.
 #[derive(Default)]
 pub(super) struct Early {
     publications: Vec<Publication>,
@@ -26,8 +29,8 @@ impl Early {
         }
     }
 
-    /// The events in the order of arrival. Publications that `known`, the position told to a first
-    /// subscriber, already covers are left out.
+    /// Returns the events in the order of arrival, without publications that `known` covers: the
+    /// position that a first subscriber is told.
     pub(super) fn events(self, channel: &ChannelName, known: Option<&Position>) -> Vec<Event> {
         let is_new = |publication: &Publication| {
             let position = publication.position.as_ref();

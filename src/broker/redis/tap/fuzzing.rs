@@ -1,8 +1,8 @@
-//! What the fuzz target `tap` sees of a [`Tap`]: one stream in pieces of chosen sizes, and what
-//! came out.
+//! What the fuzz target `tap` sees of a [`Tap`]: one stream in pieces of chosen sizes, and
+//! what came out.
 //!
-//! Not here: what should have come out, which the target determines. It is compiled for fuzzing
-//! only.
+//! Not here: what should have come out, which the target determines. It is compiled for
+//! fuzzing only.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -117,12 +117,14 @@ pub fn read(
     let mut cx = Context::from_waker(Waker::noop());
     let (mut passed, mut room, mut error) = (Vec::new(), 0, None);
     let mut out = [0; 512];
+
     loop {
         let size = piece().clamp(1, out.len());
         let mut out = ReadBuf::new(&mut out[..size]);
         let read = Pin::new(&mut tap).poll_read(&mut cx, &mut out);
         room = room.max(tap.unread.capacity() + tap.passed.capacity());
         passed.extend_from_slice(out.filled());
+
         match read {
             Poll::Ready(Ok(())) if out.filled().is_empty() => break,
             Poll::Ready(Ok(())) => {}
@@ -133,6 +135,7 @@ pub fn read(
             Poll::Pending => unreachable!("the stream is always ready"),
         }
     }
+
     passed.extend_from_slice(&tap.passed);
     let told = std::mem::take(&mut *told.lock());
     (Seen { told, passed, error }, Cost { room, looked: LOOKED.get() })
