@@ -45,7 +45,7 @@ impl Gateway {
                     connection.close(Close::new(CloseCode::Disconnected, "disconnected"));
                 }
             }
-            Control::Revoke { revocation } => self.take_revocation(&revocation),
+            Control::Revoke { revocation } => self.apply_revocation(&revocation),
             Control::Node { info } => self.nodes.saw(info),
         }
     }

@@ -163,7 +163,7 @@ impl ChannelSequencer {
         out.push(Step::Deliver(publication));
     }
 
-    fn place(&self, position: &Position, publication: &Publication) -> Arrival {
+    fn classify(&self, position: &Position, publication: &Publication) -> Arrival {
         let Some(last) = &self.last else { return Arrival::Next };
         let same = last.epoch == position.epoch;
 
@@ -200,7 +200,7 @@ impl ChannelSequencer {
             return;
         };
 
-        match self.place(&position, &publication) {
+        match self.classify(&position, &publication) {
             Arrival::Next => self.deliver(publication, false, bounds, out),
             Arrival::Taken(Known::Delivered) => metrics::duplicate_dropped(),
             Arrival::Taken(Known::False) => out.push(Step::Refuted(1)),
@@ -223,7 +223,7 @@ impl ChannelSequencer {
             return missing.put_aside(position);
         }
 
-        self.open_hole(GapReason::HistoryLost, false, out);
+        self.open_missing_range(GapReason::HistoryLost, false, out);
         if let Some(missing) = &mut self.missing {
             if missing.aside {
                 missing.put_aside(position);
@@ -257,7 +257,7 @@ impl ChannelSequencer {
             (None, Some(position)) => self.advance(position),
             (Some(last), Some(position)) if last.has_reached(&position) => {}
             (Some(last), Some(position)) if last.epoch == position.epoch => {
-                self.open_hole(GapReason::HistoryLost, false, out);
+                self.open_missing_range(GapReason::HistoryLost, false, out);
             }
             (Some(_), Some(position)) => {
                 self.declare(GapReason::HistoryLost, out);
@@ -324,7 +324,7 @@ impl ChannelSequencer {
             }
             // If the history stands behind what was delivered, reading it shows what of
             // that was true.
-            (Some(_), _) => self.open_hole(reason, declare, out),
+            (Some(_), _) => self.open_missing_range(reason, declare, out),
             (None, until) => {
                 self.declare(reason, out);
                 self.last = until;
@@ -341,7 +341,7 @@ impl ChannelSequencer {
 
     /// Opens a missing range and has the history read. `declare`: something else may be missing,
     /// whatever the history holds.
-    fn open_hole(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
+    fn open_missing_range(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
         let (ticket, wait) = (next_ticket(), self.wait());
 
         if wait.is_some() {
@@ -383,11 +383,11 @@ impl ChannelSequencer {
             out.push(Step::Refuted(refuted));
         }
 
-        self.go_through(std::mem::take(&mut missing.waiting), bounds, out);
+        self.replay_held(std::mem::take(&mut missing.waiting), bounds, out);
     }
 
     /// Processes what waited, in its order. A missing range that opens on the way holds the rest.
-    fn go_through(&mut self, waiting: Vec<HeldEvent>, bounds: HistoryBounds, out: &mut Vec<Step>) {
+    fn replay_held(&mut self, waiting: Vec<HeldEvent>, bounds: HistoryBounds, out: &mut Vec<Step>) {
         let overflowed = |held: &HeldEvent| {
             matches!(held, HeldEvent::Loss(Loss { reason: GapReason::Overflow, .. }))
         };
@@ -409,7 +409,7 @@ impl ChannelSequencer {
                 }
                 // Only the history knows which of two epochs came first.
                 HeldEvent::Loss(loss) if self.has_another_epoch(&loss) => {
-                    self.open_hole(loss.reason, loss.declare, out);
+                    self.open_missing_range(loss.reason, loss.declare, out);
                 }
                 HeldEvent::Loss(loss) => self.lost(loss, out),
             }
@@ -449,7 +449,7 @@ impl ChannelSequencer {
             // Either these are duplicates, or something false was delivered in their place: the
             // history is asked again later.
             self.remember_false_claims();
-            self.open_hole(GapReason::HistoryLost, false, out);
+            self.open_missing_range(GapReason::HistoryLost, false, out);
         }
 
         0

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::missing_range::MAX_WAITING;
-use super::simulation::{BOUNDS, at, durable, history, new_flow, plain};
+use super::simulation::{BOUNDS, at, durable, history, new_sequencer, plain};
 use super::*;
 
 /// Takes the steps, as short words.
@@ -29,7 +29,7 @@ fn ticket(sequencer: &ChannelSequencer) -> u64 {
 impl Case {
     /// A sequencer that has delivered `e5`.
     fn new(is_durable: bool) -> Self {
-        let mut sequencer = new_flow(is_durable);
+        let mut sequencer = new_sequencer(is_durable);
         let mut steps = Vec::new();
         sequencer.subscribed(Some(at("e", 4)), true, &mut steps);
         sequencer.sequence(durable("e", 5), BOUNDS, &mut steps);
@@ -69,7 +69,7 @@ fn r12_duplicates_and_old_publications_are_dropped() {
 }
 
 #[test]
-fn a_hole_is_filled_and_what_came_meanwhile_waits() {
+fn a_missing_range_is_filled_and_what_came_meanwhile_waits() {
     let mut case = Case::new(true);
     assert_eq!(case.take(durable("e", 8)), ["read"]);
     assert!(case.take(plain("p")).is_empty());
@@ -79,7 +79,7 @@ fn a_hole_is_filled_and_what_came_meanwhile_waits() {
 }
 
 #[test]
-fn a_hole_that_cannot_be_filled_is_declared_before_what_follows() {
+fn a_missing_range_that_cannot_be_filled_is_declared_first() {
     let lost = "gap:history_lost";
     for (result, expected) in [
         (history("e", 7, 9), vec![lost, "e7", "e8", "e9"]),
@@ -110,13 +110,13 @@ fn an_interruption_is_silent_only_where_nothing_can_be_missing() {
     assert_eq!(case.interrupted(None), ["read"]);
     assert_eq!(case.read(Err(BrokerError::TimedOut)), reconnected);
 
-    let mut unknown = Case(new_flow(true), Vec::new());
+    let mut unknown = Case(new_sequencer(true), Vec::new());
     assert_eq!(unknown.interrupted(Some(at("e", 3))), reconnected);
     assert_eq!(unknown.take(durable("e", 4)), ["e4"]);
 }
 
 #[test]
-fn what_does_not_fit_behind_a_hole_is_read_again() {
+fn what_does_not_fit_behind_a_missing_range_is_read_again() {
     let mut case = Case::new(true);
     case.take(durable("e", 7));
     case.0.begin_reading(ticket(&case.0));
@@ -149,7 +149,7 @@ fn an_overflow_is_filled_unless_plain_ones_were_dropped() {
 }
 
 #[test]
-fn a_tail_is_what_was_read_and_what_has_passed_since() {
+fn a_replay_cache_is_what_was_read_and_what_has_passed_since() {
     let mut case = Case::new(true);
     case.0.cache = Some(ReplayCache::begin(5));
     case.take(durable("e", 6));
@@ -176,7 +176,7 @@ fn a_tail_is_what_was_read_and_what_has_passed_since() {
 /// Offsets that were passed over behind a gap must not appear in a replay cache as if they were
 /// there, and a client that resumes then is not told that nothing is missing.
 #[test]
-fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
+fn a_declared_range_ends_the_cache_and_is_told_to_clients_that_resume() {
     let mut case = Case::new(true);
     case.0.cache = Some(ReplayCache::begin(5));
     case.take(durable("e", 9));
@@ -197,7 +197,7 @@ fn a_declared_hole_ends_the_tail_and_is_told_to_who_resumes() {
 /// After a failover the old master's events are declared lost when it is demoted, also to a client
 /// that was between two connections at that moment.
 #[test]
-fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
+fn r4_a_client_that_resumes_is_told_what_was_declared_meanwhile() {
     let mut case = Case::new(true);
     case.0.interrupted(GapReason::HistoryLost, None, &mut case.1);
     assert_eq!(words(&mut case.1), ["gap:history_lost"]);
@@ -212,7 +212,7 @@ fn r4_who_comes_back_is_told_what_was_declared_meanwhile() {
 /// the subscription begins with.
 #[test]
 fn a_first_subscription_begins_where_the_history_stands() {
-    let (mut sequencer, mut steps) = (new_flow(true), Vec::new());
+    let (mut sequencer, mut steps) = (new_sequencer(true), Vec::new());
     sequencer.sequence(durable("e", 1_000_000), BOUNDS, &mut steps);
     sequencer.subscribed(Some(at("e", 10)), true, &mut steps);
     assert_eq!(sequencer.last(), Some(&at("e", 10)));
@@ -295,7 +295,7 @@ fn field_a6_the_event_whose_place_was_taken_is_delivered() {
 }
 
 #[test]
-fn field_a6_what_waits_behind_all_holes_is_bounded() {
+fn field_a6_what_waits_behind_all_missing_ranges_is_bounded() {
     let payload = Bytes::from(vec![b'x'; 1 << 20]);
     let large = |offset| Publication { payload: payload.clone(), ..durable("e", offset) };
     let mut cases: Vec<_> = (0..40).map(|_| Case::new(true)).collect();

@@ -351,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_wants_to_follow_the_history_has_it_looked_up() {
+    async fn a_followed_history_is_looked_up() {
         let (broker, interest, a) = setup(Duration::ZERO);
         interest.acquire(&a, Tracking::Off);
         interest.acquire(&a, Tracking::Follow);

@@ -216,10 +216,10 @@ impl Gateway {
         &self,
         connection: &Connection,
         channel: &ChannelName,
-        waiting: PendingSubscription,
+        pending: PendingSubscription,
     ) -> Result<(), BrokerError> {
-        let first = waiting.is_first();
-        let result = waiting.answer().await;
+        let first = pending.is_first();
+        let result = pending.answer().await;
 
         if result.is_ok() {
             if first {

@@ -363,8 +363,8 @@ mod tests {
 
         let connection = hub.register(None, Wire::Sse);
         let channel: ChannelName = "post:1".parse().unwrap();
-        let waiting = gateway.subscribe(&connection, &channel, Tracking::Create).unwrap();
-        gateway.await_confirmation(&connection, &channel, waiting).await.unwrap();
+        let pending = gateway.subscribe(&connection, &channel, Tracking::Create).unwrap();
+        gateway.await_confirmation(&connection, &channel, pending).await.unwrap();
         gateway.activate(&connection, &channel, &[], &Resumed::default());
 
         let retention = Retention { size: 10, ttl: Duration::from_secs(60), plain: true };

@@ -265,7 +265,7 @@ mod tests {
 
     /// A client that was ahead of its replica received events again that it had received elsewhere.
     #[test]
-    fn field_f12_who_is_ahead_gets_nothing_again() {
+    fn field_f12_a_client_that_is_ahead_gets_nothing_again() {
         let at = |offset| Position::new("9", offset);
         for (here, since, top, begin) in [
             (at(5), at(7), at(8), at(7)),

@@ -64,7 +64,7 @@ impl Gateway {
     }
 
     /// Adds a revocation, and closes the connections that it covers.
-    pub(super) fn take_revocation(&self, revocation: &Revocation) {
+    pub(super) fn apply_revocation(&self, revocation: &Revocation) {
         self.revocations.add(revocation);
         metrics::revocations(self.revocations.len());
 
@@ -131,13 +131,13 @@ impl Gateway {
         let found = match self.store.recall(now).await {
             Ok(found) => found,
             Err(error) => {
-                self.not_read(&error);
+                self.note_unreadable(&error);
                 return Err(error);
             }
         };
 
         if let Some(entries) = found {
-            let stored = self.take_stored(&entries).await;
+            let stored = self.apply_stored(&entries).await;
             self.restore(&stored).await;
         }
 
@@ -163,7 +163,7 @@ impl Gateway {
     }
 
     /// Logs that the store cannot be read: once for each error, not with every attempt.
-    fn not_read(&self, error: &BrokerError) {
+    fn note_unreadable(&self, error: &BrokerError) {
         metrics::revocations_readable(false);
         let before = self.recall.state.lock().error.replace(error.clone());
 
@@ -181,7 +181,7 @@ impl Gateway {
     }
 
     /// Adds the stored revocations, and returns them as a table of their own.
-    async fn take_stored(&self, entries: &[Bytes]) -> Revocations {
+    async fn apply_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
         let (mut news, mut unusable) = (false, 0);
 

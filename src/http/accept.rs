@@ -161,10 +161,10 @@ pub async fn serve(listener: Listener, router: Router, lifecycle: Lifecycle, unt
             let lifecycle = lifecycle.clone();
             async move { lifecycle.wait_for(until).await }
         };
-        let held = HttpConnection::new(seat);
+        let http_connection = HttpConnection::new(seat);
 
         lifecycle.spawn_connection(async move {
-            connection((stream, peer), router, (bounds.head, held), ended).await;
+            connection((stream, peer), router, (bounds.head, http_connection), ended).await;
         });
     }
 }
@@ -218,10 +218,10 @@ fn put_off(stream: &TcpStream) {
 }
 
 /// Waits until the connection has had its time. A stream has no such end.
-async fn outlived(held: &HttpConnection, time: Duration) {
+async fn outlived(http_connection: &HttpConnection, time: Duration) {
     loop {
         tokio::time::sleep(time).await;
-        if !held.is_stream() {
+        if !http_connection.is_stream() {
             return;
         }
     }
@@ -232,17 +232,17 @@ async fn outlived(held: &HttpConnection, time: Duration) {
 async fn connection(
     (stream, peer): (TcpStream, SocketAddr),
     router: Router,
-    (head, held): (Duration, HttpConnection),
+    (head, http_connection): (Duration, HttpConnection),
     ended: impl Future<Output = ()>,
 ) {
-    let shown = held.clone();
+    let for_requests = http_connection.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
-        request.extensions_mut().insert(shown.clone());
+        request.extensions_mut().insert(for_requests.clone());
 
         let named = names_its_host(request.version(), request.headers());
         let answer = named.then(|| router.clone().call(request));
-        let beyond = shown.is_beyond();
+        let beyond = for_requests.is_beyond();
         async move {
             let mut answer = match answer {
                 Some(answer) => answer.await?,
@@ -266,14 +266,14 @@ async fn connection(
         .timer(TokioTimer::new())
         .header_read_timeout(head)
         .max_buf_size(MAX_HEAD)
-        .serve_connection(TokioIo::new(CorkedStream::new(stream, held.clone())), service)
+        .serve_connection(TokioIo::new(CorkedStream::new(stream, http_connection.clone())), service)
         .with_upgrades();
     tokio::pin!(serving);
 
     let served = tokio::select! {
         served = &mut serving => Some(served),
         () = ended => None,
-        () = outlived(&held, LIFETIME) => None,
+        () = outlived(&http_connection, LIFETIME) => None,
     };
 
     let served = match served {
@@ -282,7 +282,7 @@ async fn connection(
             serving.as_mut().graceful_shutdown();
             tokio::select! {
                 served = serving => served,
-                () = outlived(&held, LAST_ANSWER) => return metrics::rejected(Rejected::Timeout),
+                () = outlived(&http_connection, LAST_ANSWER) => return metrics::rejected(Rejected::Timeout),
             }
         }
     };

@@ -19,15 +19,15 @@ pub(super) struct Slot {
     pub(super) tail: u32,
     pub(super) channels: Vec<ChannelName>,
     /// The positions of a stream's channels, which are its `id:`.
-    pub(super) standing: Option<Box<PositionTracker>>,
+    pub(super) positions: Option<Box<PositionTracker>>,
 }
 
 impl Slot {
     pub(super) fn new(connection: Arc<Connection>) -> Self {
         let wire = connection.wire();
-        let standing = wire.is_stream().then(Box::default);
+        let positions = wire.is_stream().then(Box::default);
         let (head, tail) = (NONE, NONE);
-        Self { connection, wire, greeted: false, head, tail, channels: Vec::new(), standing }
+        Self { connection, wire, greeted: false, head, tail, channels: Vec::new(), positions }
     }
 
     /// Moves a stream's position past this publication. Returns the stream's positions, or `None`
@@ -38,8 +38,8 @@ impl Slot {
         publication: &Publication,
     ) -> Option<&PositionTracker> {
         let position = publication.position.as_ref()?;
-        let standing = self.standing.as_mut()?;
-        standing.moves(&publication.channel, Some(position));
-        Some(standing)
+        let positions = self.positions.as_mut()?;
+        positions.moves(&publication.channel, Some(position));
+        Some(positions)
     }
 }

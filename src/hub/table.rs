@@ -181,8 +181,8 @@ impl Table {
         let index = connection.slot();
         let Some(slot) = self.slots.get_mut(index as usize) else { return };
 
-        if let Some(standing) = &mut slot.standing {
-            standing.moves(channel, begin.position);
+        if let Some(positions) = &mut slot.positions {
+            positions.moves(channel, begin.position);
         }
 
         for reply in replies {
@@ -190,9 +190,9 @@ impl Table {
             // The position is in the same frame as the reply: a client that comes back then has
             // both a gap and the position behind it, or neither.
             if matches!(reply, Reply::Subscribed { .. })
-                && let Some(standing) = &slot.standing
+                && let Some(positions) = &slot.positions
             {
-                standing.encode(&mut frame);
+                positions.encode(&mut frame);
             }
             frame.extend_from_slice(&slot.wire.frame(reply));
             connection.enqueue(frame.freeze());
@@ -222,10 +222,10 @@ impl Table {
         for (n, push) in missed.chain(held.pushes.into_iter().filter(new)).chain(gap).enumerate() {
             let mut frame = BytesMut::new();
             if let Push::Publication(publication) = &push
-                && let Some(standing) = slot.advance_position(publication)
-                && (standing.is_small() || n % EACH == 0 || n >= last)
+                && let Some(positions) = slot.advance_position(publication)
+                && (positions.is_small() || n % EACH == 0 || n >= last)
             {
-                standing.encode(&mut frame);
+                positions.encode(&mut frame);
             }
             push.encode(slot.wire, &mut frame);
             connection.enqueue(frame.freeze());
@@ -242,8 +242,8 @@ impl Table {
         let entry = self.slots.get_mut(slot as usize)?;
         let at = entry.channels.iter().position(|c| c == channel)?;
         entry.channels.swap_remove(at);
-        if let Some(standing) = &mut entry.standing {
-            standing.leaves(channel);
+        if let Some(positions) = &mut entry.positions {
+            positions.leaves(channel);
         }
         Some(self.remove_subscriber(slot, channel))
     }
@@ -282,10 +282,10 @@ impl Table {
     /// its channels.
     pub(super) fn set_positions(&mut self, slot: u32, place: Option<&StreamPosition>) {
         let slot = self.slots.get_mut(slot as usize);
-        if let Some(standing) = slot.and_then(|slot| slot.standing.as_mut()) {
+        if let Some(positions) = slot.and_then(|slot| slot.positions.as_mut()) {
             match place {
-                Some(place) => standing.begin(place),
-                None => standing.settle(),
+                Some(place) => positions.begin(place),
+                None => positions.settle(),
             }
         }
     }
@@ -335,9 +335,9 @@ impl Table {
 
             if let Push::Publication(publication) = push
                 && let wire = slot.wire
-                && let Some(standing) = slot.advance_position(publication)
+                && let Some(positions) = slot.advance_position(publication)
             {
-                let range = batch.encode(wire, |out| standing.encode(out));
+                let range = batch.encode(wire, |out| positions.encode(out));
                 batch.append(index, slot, range, 0);
             }
 

@@ -24,7 +24,7 @@ pub(super) enum Since {
 pub(super) enum Had {
     Nothing,
     /// The client had the channel, but has no position that counts here: it may have missed events.
-    Unplaced,
+    WithoutPosition,
     UpTo(Position),
 }
 
@@ -44,14 +44,14 @@ impl Since {
                 let Some(at) = positions.iter().position(|(c, _)| c == channel) else {
                     return Had::Nothing;
                 };
-                positions.swap_remove(at).1.map_or(Had::Unplaced, Had::UpTo)
+                positions.swap_remove(at).1.map_or(Had::WithoutPosition, Had::UpTo)
             }
             Self::Id(place) if place.is_somewhere() => {
                 let there = here().and_then(|here| {
                     let offset = place.offset(channel, &here.epoch)?;
                     Some(Position { offset, ..here })
                 });
-                there.map_or(Had::Unplaced, Had::UpTo)
+                there.map_or(Had::WithoutPosition, Had::UpTo)
             }
             Self::Id(_) => Had::Nothing,
         }

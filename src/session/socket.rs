@@ -40,7 +40,7 @@ struct Pending {
     channel: ChannelRef,
     since: Option<Position>,
     permission: Permission,
-    waiting: PendingSubscription,
+    subscription: PendingSubscription,
 }
 
 impl SocketSession {
@@ -140,7 +140,7 @@ impl SocketSession {
         if requested.is_empty() {
             return;
         }
-        self.core.left_behind().await;
+        self.core.await_fanout().await;
 
         let (context, identity) = (&self.core.context, self.core.identity.as_deref());
         let permissions = requested
@@ -178,7 +178,7 @@ impl SocketSession {
         }
 
         match session.request(&channel.name) {
-            Ok(waiting) => Some(Pending { id, channel, since, permission, waiting }),
+            Ok(subscription) => Some(Pending { id, channel, since, permission, subscription }),
             Err(SubscribeError::Already) if since.is_some() => {
                 let message = "this channel is subscribed already: unsubscribe first, or give \
                                since in the URL where it is subscribed at connect";
@@ -207,9 +207,9 @@ impl SocketSession {
         let began = Instant::now();
         let session = &mut self.core;
 
-        for Pending { id, channel, since, permission, waiting } in pending.drain(..) {
+        for Pending { id, channel, since, permission, subscription } in pending.drain(..) {
             let id = id.as_deref();
-            match session.await_start(&channel.name, waiting, since, began).await {
+            match session.await_start(&channel.name, subscription, since, began).await {
                 Ok(resumed) => {
                     let data = permission.data.as_deref().map(RawValue::get);
                     let start = start_of(&resumed);
@@ -264,7 +264,7 @@ impl SocketSession {
         if self.core.give_up(&channel.name) {
             // The answer waits for the fan-out: no event of the channel follows it, and a new
             // subscription begins behind it.
-            self.core.left_behind().await;
+            self.core.await_fanout().await;
             self.core.connection.say(&Reply::Unsubscribed { id, channel });
         } else {
             let message = "this channel is not subscribed";

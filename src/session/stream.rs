@@ -130,7 +130,7 @@ impl StreamSession {
         let mut pending = Vec::with_capacity(permissions.len());
         for (channel, permission) in channels.zip(permissions) {
             match session.request(&channel.name) {
-                Ok(waiting) => pending.push((channel, permission, waiting)),
+                Ok(subscription) => pending.push((channel, permission, subscription)),
                 // The channel is one of the automatic ones.
                 Err(SubscribeError::Already) => {}
                 Err(SubscribeError::TooMany) => {
@@ -141,8 +141,8 @@ impl StreamSession {
             }
         }
 
-        for (channel, permission, waiting) in pending {
-            match session.await_start(&channel.name, waiting, None, began).await {
+        for (channel, permission, subscription) in pending {
+            match session.await_start(&channel.name, subscription, None, began).await {
                 Ok(resumed) => {
                     let data = permission.data.as_deref().map(RawValue::get);
                     let replies = replies(&channel, data, &resumed);

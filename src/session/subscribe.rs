@@ -50,12 +50,12 @@ impl Session {
     pub(super) async fn await_start(
         &mut self,
         channel: &ChannelName,
-        waiting: PendingSubscription,
+        subscription: PendingSubscription,
         since: Option<Position>,
         began: Instant,
     ) -> Result<Resumed, BrokerError> {
         let gateway = Arc::clone(&self.context.gateway);
-        gateway.await_confirmation(&self.connection, channel, waiting).await?;
+        gateway.await_confirmation(&self.connection, channel, subscription).await?;
         if !self.connection.wire().has_positions() {
             return Ok(Resumed::default());
         }
@@ -63,7 +63,7 @@ impl Session {
         let had = self.since.take(channel, || gateway.position(channel));
         let (was_there, since) = match (since, had) {
             (Some(since), _) | (None, Had::UpTo(since)) => (true, Some(since)),
-            (None, Had::Unplaced) => (true, None),
+            (None, Had::WithoutPosition) => (true, None),
             (None, Had::Nothing) => (false, None),
         };
 
@@ -95,16 +95,16 @@ impl Session {
     ) -> Result<Vec<(ChannelName, Resumed)>, Close> {
         let mut pending = Vec::with_capacity(channels.len());
         for channel in channels {
-            let waiting = self
+            let subscription = self
                 .request(&channel)
                 .map_err(|_| Close::new(CloseCode::TooMany, "too many automatic channels"))?;
-            pending.push((channel, waiting));
+            pending.push((channel, subscription));
         }
 
         let mut started = Vec::with_capacity(pending.len());
         let began = Instant::now();
-        for (channel, waiting) in pending {
-            let start = self.await_start(&channel, waiting, None, began).await;
+        for (channel, subscription) in pending {
+            let start = self.await_start(&channel, subscription, None, began).await;
             let resumed = start.map_err(|error| {
                 tracing::debug!(%channel, %error, "automatic subscription failed");
                 Close::new(CloseCode::TryAgainLater, "broker unavailable")
@@ -134,7 +134,7 @@ impl Session {
     }
 
     /// Waits until no event of a channel that was given up is in the fan-out any more.
-    pub(super) async fn left_behind(&mut self) {
+    pub(super) async fn await_fanout(&mut self) {
         if std::mem::take(&mut self.left) {
             self.context.gateway.flush_barrier(&self.connection).await;
         }

@@ -142,7 +142,7 @@ impl Context {
             && !policy.verifier.keys().remotes().is_empty()
             && let Some(kid) = kid_of(token)
         {
-            match self.jwks.wanted(&kid).await {
+            match self.jwks.find_kid(&kid).await {
                 KidLookup::Changed => found = check(&policy.verifier),
                 KidLookup::Unknown => {}
                 KidLookup::Failed => found = Err(Reason::KeysUnavailable),

@@ -189,7 +189,7 @@ impl Jwks {
 
     /// Looks for a `kid` that a token names and no set has. It fetches a set if that may help, or
     /// waits for a fetch that is under way.
-    pub async fn wanted(&self, kid: &str) -> KidLookup {
+    pub async fn find_kid(&self, kid: &str) -> KidLookup {
         if kid.is_empty() || kid.len() > MAX_KID {
             return KidLookup::Unknown;
         }

@@ -25,7 +25,7 @@ use crate::redis_url::Server;
 
 /// The interval at which the function library is checked: publishers use it without asking
 /// the gateway.
-const LOOK_AT_LIBRARY: Duration = Duration::from_secs(5);
+const CHECK_LIBRARY_EVERY: Duration = Duration::from_secs(5);
 
 /// The command connection to one master.
 pub(super) struct CommandConnection {
@@ -182,7 +182,7 @@ async fn check_library(
 /// Checks the library and the fence until the connection fails. Returns the reason.
 async fn watch_library(core: &Core, server: &Server, mut master: MasterConnection) -> String {
     loop {
-        sleep(LOOK_AT_LIBRARY).await;
+        sleep(CHECK_LIBRARY_EVERY).await;
         let looked = check_library(core, server, &mut master).await;
         if let Err(e) = looked.and(fencing::learn(core, &mut master).await) {
             return fault::describe(&e);

@@ -83,7 +83,7 @@ impl Commands {
 
     /// True if every master keeps durable publications, as far as is known.
     pub(super) fn are_kept(&self) -> bool {
-        self.masters.read().connections.iter().all(|connection| connection.writes.are_taken())
+        self.masters.read().connections.iter().all(|connection| connection.writes.are_accepted())
     }
 
     /// Runs commands on the master that has a key. If the key's slot has moved, they are run again

@@ -21,14 +21,14 @@ use crate::lifecycle;
 
 /// Says which subscribing connection a channel belongs to.
 #[derive(Clone, Default)]
-struct Places {
+struct Placement {
     map: Arc<Map>,
     hasher: ahash::RandomState,
     /// The number of connections to each master.
     connections: usize,
 }
 
-impl Places {
+impl Placement {
     /// The index of the channel's connection; `None` while no master serves it.
     fn index(&self, key: &[u8], channel: &ChannelName) -> Option<usize> {
         let at = self.map.master_of(key)?;
@@ -43,9 +43,9 @@ impl Places {
     fn spread(&self, prefix: &str, connections: &[Arc<SubscribingConnection>]) -> Spread {
         let parts: Vec<u64> = connections.iter().map(|c| c.hearing.part).collect();
         let is_served = self.map.is_whole() && !parts.is_empty();
-        let (places, prefix, ids) = (self.clone(), prefix.to_owned(), parts.clone());
+        let (placement, prefix, ids) = (self.clone(), prefix.to_owned(), parts.clone());
         let part_of = move |channel: &ChannelName| {
-            let index = places.index(format!("{prefix}{channel}").as_bytes(), channel);
+            let index = placement.index(format!("{prefix}{channel}").as_bytes(), channel);
             index.and_then(|index| ids.get(index)).copied().unwrap_or(UNSERVED)
         };
         let unserved = (!is_served).then_some(UNSERVED);
@@ -79,11 +79,11 @@ pub(super) struct Routes {
 
 /// The connections, and the channels that have none.
 struct RouteTable {
-    places: Places,
+    placement: Placement,
     spread: Arc<Spread>,
     /// Set while some or all channels have no master.
     unserved: Option<SilentPart>,
-    /// `places.connections` for each master, in the map's order.
+    /// `placement.connections` for each master, in the map's order.
     connections: Vec<Arc<SubscribingConnection>>,
     /// The wanted channels that no master serves.
     orphans: HashMap<ChannelName, Subscription, ahash::RandomState>,
@@ -96,7 +96,7 @@ impl RouteTable {
         core: &Core,
         channel: &ChannelName,
     ) -> Option<&Arc<SubscribingConnection>> {
-        let index = self.places.index(core.key(channel).as_bytes(), channel)?;
+        let index = self.placement.index(core.key(channel).as_bytes(), channel)?;
         self.connections.get(index)
     }
 
@@ -132,10 +132,10 @@ impl Routes {
     pub(super) fn new(commands: Arc<Commands>) -> Self {
         let core = Arc::clone(&commands.core);
         let connections = core.settings.subscribers.max(1);
-        let places = Places { connections, ..Places::default() };
+        let placement = Placement { connections, ..Placement::default() };
         let table = RouteTable {
-            spread: Arc::new(places.spread(&core.settings.prefix, &[])),
-            places,
+            spread: Arc::new(placement.spread(&core.settings.prefix, &[])),
+            placement,
             unserved: Some(SilentPart::new(UNSERVED, Instant::now())),
             connections: Vec::new(),
             orphans: HashMap::default(),
@@ -160,7 +160,7 @@ impl Routes {
         let publisher = self.commands.are_up() && !mute;
 
         Roles {
-            subscriber: up && table.places.map.is_whole(),
+            subscriber: up && table.placement.map.is_whole(),
             publisher,
             writer: publisher && self.commands.are_kept(),
         }
@@ -172,7 +172,7 @@ impl Routes {
         let mut table = self.table.write();
         self.commands.adopt(map);
         let mut old = std::mem::take(&mut table.connections);
-        table.places.map = Arc::clone(map);
+        table.placement.map = Arc::clone(map);
 
         // The channels of a connection that is gone have been silent for as long as it was,
         // whichever connection they belong to now.
@@ -187,7 +187,7 @@ impl Routes {
         let unserved = table.unserved.or(silent);
         let unserved = unserved.unwrap_or(SilentPart::new(UNSERVED, Instant::now()));
         table.unserved = (!is_served).then_some(SilentPart { part: UNSERVED, ..unserved });
-        let spread = table.places.spread(&self.core.settings.prefix, &table.connections);
+        let spread = table.placement.spread(&self.core.settings.prefix, &table.connections);
         table.spread = Arc::new(spread);
 
         for connection in started {
@@ -207,7 +207,7 @@ impl Routes {
         let mut started = Vec::new();
 
         for server in &map.masters {
-            for index in 0..table.places.connections {
+            for index in 0..table.placement.connections {
                 let same = |c: &Arc<SubscribingConnection>| c.server == *server && c.index == index;
                 let connection = match old.iter().position(|c| same(c) && stays(map, c)) {
                     Some(at) => old.swap_remove(at),

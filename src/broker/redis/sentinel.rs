@@ -251,7 +251,7 @@ impl Watcher {
                     at: Instant::now(),
                 });
             }
-            self.look_at_replicas(&mut connection, &mut listed).await?;
+            self.examine_replicas(&mut connection, &mut listed).await?;
 
             // The next question follows after the interval, or at once after a switch.
             let _ = timeout(ASK_EVERY, switched.notified()).await;
@@ -260,7 +260,7 @@ impl Watcher {
 
     /// Examines the listed replicas, each of which may be an old master that publishers
     /// still reach.
-    async fn look_at_replicas(
+    async fn examine_replicas(
         &self,
         connection: &mut MultiplexedConnection,
         listed: &mut Listed,

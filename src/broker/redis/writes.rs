@@ -30,7 +30,7 @@ pub(super) struct Writes(Mutex<Option<String>>);
 
 impl Writes {
     /// True also before the first attempt.
-    pub(super) fn are_taken(&self) -> bool {
+    pub(super) fn are_accepted(&self) -> bool {
         self.0.lock().is_none()
     }
 

@@ -39,7 +39,7 @@ pub(super) enum Known {
 pub(super) struct Recent {
     /// The offset after the last delivered one.
     next: u64,
-    places: VecDeque<Delivery>,
+    deliveries: VecDeque<Delivery>,
     /// Offsets and fingerprints of the publications that claimed a taken offset.
     rivals: Vec<(u64, u32)>,
 }
@@ -57,22 +57,22 @@ impl Recent {
         if offset != self.next {
             self.forget();
         }
-        if self.places.len() == KEPT {
-            self.places.pop_front();
+        if self.deliveries.len() == KEPT {
+            self.deliveries.pop_front();
         }
 
         self.next = offset + 1;
-        self.places.push_back(Delivery { delivered: fingerprint(publication), proven });
+        self.deliveries.push_back(Delivery { delivered: fingerprint(publication), proven });
     }
 
     /// How the publication relates to the delivery at this offset; `None` if that is
     /// not remembered.
     pub(super) fn lookup(&self, offset: u64, publication: &Publication) -> Option<Known> {
-        let place = self.places.get(self.at(offset)?)?;
+        let delivery = self.deliveries.get(self.at(offset)?)?;
         let own = fingerprint(publication);
-        Some(if place.delivered == own || self.rivals.contains(&(offset, own)) {
+        Some(if delivery.delivered == own || self.rivals.contains(&(offset, own)) {
             Known::Delivered
-        } else if place.proven {
+        } else if delivery.proven {
             Known::False
         } else {
             Known::Contested
@@ -82,7 +82,7 @@ impl Recent {
     /// Remembers a rival that is to be delivered too. Returns false if there is no room to
     /// remember it.
     pub(super) fn add_rival(&mut self, offset: u64, publication: &Publication) -> bool {
-        let first = self.next.saturating_sub(self.places.len() as u64);
+        let first = self.next.saturating_sub(self.deliveries.len() as u64);
         self.rivals.retain(|(offset, _)| *offset >= first);
 
         let has_room = self.rivals.len() < MAX_RIVALS;
@@ -95,8 +95,8 @@ impl Recent {
     /// The history has this publication at its offset.
     pub(super) fn prove(&mut self, offset: u64, publication: &Publication) {
         let at = self.at(offset);
-        if let Some(place) = at.and_then(|at| self.places.get_mut(at)) {
-            *place = Delivery { delivered: fingerprint(publication), proven: true };
+        if let Some(delivery) = at.and_then(|at| self.deliveries.get_mut(at)) {
+            *delivery = Delivery { delivered: fingerprint(publication), proven: true };
         }
     }
 
@@ -104,7 +104,7 @@ impl Recent {
     pub(super) fn end_at(&mut self, offset: u64) {
         match self.at(offset) {
             Some(at) => {
-                self.places.truncate(at + 1);
+                self.deliveries.truncate(at + 1);
                 self.next = offset + 1;
             }
             None => self.forget(),
@@ -113,7 +113,7 @@ impl Recent {
 
     fn at(&self, offset: u64) -> Option<usize> {
         let back = usize::try_from(self.next.checked_sub(offset)?).ok()?;
-        self.places.len().checked_sub(back).filter(|at| *at < self.places.len())
+        self.deliveries.len().checked_sub(back).filter(|at| *at < self.deliveries.len())
     }
 
     pub(super) fn forget(&mut self) {

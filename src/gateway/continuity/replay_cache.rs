@@ -23,19 +23,19 @@ pub(in crate::gateway) struct ReplayCache {
 }
 
 /// The bytes that all caches hold.
-static TAILS: AtomicUsize = AtomicUsize::new(0);
+static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// Above this size no cache is begun, and idle caches end early.
-const MAX_TAILS: usize = 64 << 20;
+const MAX_HELD: usize = 64 << 20;
 
 /// True while there is no room for another cache.
 pub(in crate::gateway) fn caches_are_full() -> bool {
-    TAILS.load(Ordering::Relaxed) > MAX_TAILS
+    HELD.load(Ordering::Relaxed) > MAX_HELD
 }
 
 impl Drop for ReplayCache {
     fn drop(&mut self) {
-        TAILS.fetch_sub(self.bytes, Ordering::Relaxed);
+        HELD.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
@@ -61,12 +61,12 @@ impl ReplayCache {
 
     fn grow(&mut self, bytes: usize) {
         self.bytes += bytes;
-        TAILS.fetch_add(bytes, Ordering::Relaxed);
+        HELD.fetch_add(bytes, Ordering::Relaxed);
     }
 
     fn shrink(&mut self, bytes: usize) {
         self.bytes -= bytes;
-        TAILS.fetch_sub(bytes, Ordering::Relaxed);
+        HELD.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn cut(&mut self, bounds: HistoryBounds) {

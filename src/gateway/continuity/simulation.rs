@@ -41,7 +41,7 @@ pub(super) fn history(epoch: &str, first: u64, top: u64) -> Result<Option<Histor
 }
 
 /// The sequencer of a channel with a history. `is_durable`: nothing plain is published on it.
-pub(super) fn new_flow(is_durable: bool) -> ChannelSequencer {
+pub(super) fn new_sequencer(is_durable: bool) -> ChannelSequencer {
     ChannelSequencer::new(if is_durable { Tracking::CreateDurable } else { Tracking::Create })
 }
 
@@ -178,7 +178,7 @@ fn place(position: &Position) -> Published {
 
 impl<'c> World<'c> {
     pub(super) fn new(choices: Choices<'c>, nature: Nature) -> Self {
-        let mut sequencer = new_flow(!nature.plain);
+        let mut sequencer = new_sequencer(!nature.plain);
         let mut out = Vec::new();
         sequencer.subscribed(Some(at(&epoch(1), 0)), true, &mut out);
 
@@ -439,13 +439,13 @@ impl<'c> World<'c> {
 
             match ticket {
                 Some(ticket) => self.sequencer.apply_history(ticket, answer, BOUNDS, &mut self.out),
-                None => self.complete_tail(answer),
+                None => self.complete_cache(answer),
             }
         }
     }
 
     /// Completes the replay cache, as `Gateway::fill_cache` does.
-    fn complete_tail(&mut self, answer: Answer) {
+    fn complete_cache(&mut self, answer: Answer) {
         let sequencer = &mut self.sequencer;
         let of = sequencer.last().map(|last| last.epoch.clone());
         let is_whole = match (answer.ok().flatten(), &mut sequencer.cache) {
