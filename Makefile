@@ -9,6 +9,8 @@ export PATH := $(PATH):/usr/sbin
 LISTEN ?= 127.0.0.1:8000
 ADMIN ?= 127.0.0.1:9000
 FUZZ_SECONDS ?= 60
+# Integration tests wait most of their time.
+TEST_THREADS ?= 6
 AUDIT_ARGS ?=
 BENCH_ARGS ?=
 UPDATE ?=
@@ -36,7 +38,7 @@ test: deps unit browser clients readme issuers publishers mistaken conformance p
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
-	cargo test --quiet
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --quiet
 	cargo test --quiet $(LOAD) $(CAPACITY)
 
 # Servers that Debian does not have, out of wheels that carry them.
