@@ -57,7 +57,7 @@ impl std::str::FromStr for Pattern {
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         let segment = |part: &str| {
             if part.is_empty() {
-                return Err("a pattern has no empty parts".to_owned());
+                return Err("a pattern must not have empty parts".to_owned());
             }
 
             if let Some(name) = part.strip_prefix('{').and_then(|p| p.strip_suffix('}'))

@@ -229,7 +229,7 @@ async fn drain(app: &App, config: &Config) {
     let hub = app.context.gateway.hub();
     metrics::draining();
     app.lifecycle.advance(Phase::Settling);
-    tracing::info!(sockets = hub.counts().connections, "draining: not ready any more");
+    tracing::info!(sockets = hub.counts().connections, "draining: this replica is no longer ready");
     sleep(config.drain.settle.0).await;
 
     app.lifecycle.advance(Phase::Draining);
@@ -255,7 +255,10 @@ async fn drain(app: &App, config: &Config) {
     }
 
     if timeout(LAST_WORDS, app.lifecycle.connections_ended()).await.is_err() {
-        tracing::warn!(sockets = hub.counts().connections, "drained: some did not close in time");
+        tracing::warn!(
+            sockets = hub.counts().connections,
+            "drained: some sockets did not close in time"
+        );
     } else {
         tracing::info!("drained");
     }

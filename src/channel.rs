@@ -38,7 +38,8 @@ pub enum ChannelNameError {
     #[error("a channel name is longer than {MAX_CHANNEL_BYTES} bytes")]
     TooLong,
     #[error(
-        "a channel name holds a blank, a control character or one of * ? [ ] {{ }} \\ \" ' ` < >"
+        "a channel name contains whitespace, a control character or one of * ? [ ] {{ }} \\ \" ' \
+         ` < >"
     )]
     BadCharacter,
     #[error("this channel name is reserved for the gateway")]

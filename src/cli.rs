@@ -17,7 +17,7 @@ use crate::probe;
 use crate::terminal::{complain, print};
 use file::{File, problems, sources};
 
-/// A real-time gateway: backends publish JSON, every authorised socket hears it.
+/// A real-time gateway: backends publish JSON, and every authorised client receives it.
 #[derive(Debug, Parser)]
 #[command(name = "tollgate", version, about, propagate_version = true)]
 struct Cli {
@@ -29,20 +29,20 @@ struct Cli {
 enum Command {
     /// Run the gateway.
     Serve(Serve),
-    /// Look at the configuration without running.
+    /// Check or print the configuration without running the gateway.
     Config {
         #[command(subcommand)]
         command: ConfigCommand,
     },
-    /// Work with tokens.
+    /// Sign or check tokens, and compare keys.
     Token {
         #[command(subcommand)]
         command: token::Command,
     },
-    /// Look at a deployment from outside, as a client meets it.
+    /// Examine a deployment from outside, as a client sees it.
     ///
-    /// Says what is wrong on the way to the gateway, and the fix: name, TLS, proxies, token, events, time-outs.
-    /// Exit status: 0 nothing wrong, 1 something is, 2 it could not be tried.
+    /// Reports every problem on the way to the gateway, with its fix: DNS, TLS, proxies, token, events, time-outs.
+    /// Exit status: 0 if no problem was found, 1 if one was, 2 if the examination could not start.
     Doctor(probe::Probe),
 }
 
@@ -50,26 +50,26 @@ enum Command {
 struct Serve {
     #[command(flatten)]
     file: File,
-    /// Listen here for sockets and the server API [default: server.listen]
+    /// Address for clients and the server API [default: server.listen]
     #[arg(long, value_name = "ADDR:PORT")]
     listen: Option<SocketAddr>,
-    /// Listen here for metrics and health [default: admin.listen]
+    /// Address for metrics and health [default: admin.listen]
     #[arg(long, value_name = "ADDR:PORT")]
     admin_listen: Option<SocketAddr>,
-    /// Demo page with a random secret of its own, weak secrets allowed, loopback only
+    /// Development mode: a demo page with a random secret, weak secrets allowed, loopback only
     #[arg(long)]
     dev: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Report every problem; exit 78 if there is one.
+    /// Report every problem in the configuration; exit with 78 if there is one.
     Check(File),
-    /// Print the effective configuration, secrets redacted.
+    /// Print the effective configuration with secrets redacted.
     Print {
         #[command(flatten)]
         file: File,
-        /// The built-in defaults with their explanations instead
+        /// Print the built-in defaults with their explanations instead
         #[arg(long)]
         defaults: bool,
     },
@@ -104,7 +104,7 @@ fn check(file: &File) -> anyhow::Result<ExitCode> {
             for warning in &loaded.policy.warnings {
                 complain(&format!("warning: {warning}\n"));
             }
-            print("the configuration is good\n")
+            print("the configuration is valid\n")
         }
         Err(found) => Ok(problems(&found)),
     }
@@ -138,7 +138,7 @@ impl Serve {
 
 fn random_secret() -> anyhow::Result<String> {
     let mut bytes = [0; 32];
-    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("cannot get random bytes: {e}"))?;
     Ok(bytes.iter().map(|b| format!("{b:02x}")).collect())
 }
 
@@ -155,9 +155,10 @@ fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
         return Ok(problems(&[Problem {
             path: "server.listen".to_owned(),
             origin: None,
-            message: "--dev listens on loopback only (127.0.0.1 or [::1]): \
-                      its page signs a token for anyone"
-                .to_owned(),
+            message:
+                "with --dev this must be a loopback address (127.0.0.1 or [::1]), because the \
+                 demo page signs tokens for anyone"
+                    .to_owned(),
         }]));
     }
 

@@ -79,7 +79,7 @@ fn panicked(panic: &std::panic::PanicHookInfo<'_>) {
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     let at = panic.location().map(ToString::to_string).unwrap_or_default();
     let thread = std::thread::current().name().unwrap_or_default().to_owned();
-    tracing::error!(thread, at, "panicked: {}", text.unwrap_or("without a text"));
+    tracing::error!(thread, at, "panicked: {}", text.unwrap_or("without a message"));
 
     // If a panic ends the process, this is the last chance to write the line.
     if cfg!(panic = "abort") {

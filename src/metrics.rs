@@ -37,91 +37,91 @@ macro_rules! table {
 }
 
 table! {
-    /// Open sockets by wire format and transport.
+    /// Open connections (WebSockets and streams) by wire format and transport.
     Gauge CONNECTIONS "connections";
-    /// The most sockets that this replica takes (`limits.connections`).
+    /// Largest number of connections that this replica accepts (`limits.connections`).
     Gauge CONNECTIONS_LIMIT "connections_limit";
-    /// Sockets that were accepted with a valid token (or as anonymous).
+    /// Connections accepted with a valid token (or as anonymous).
     Counter CONNECTIONS_OPENED "connections_opened_total";
-    /// Sockets that had been opened and ended, by reason.
+    /// Opened connections that ended, by reason.
     Counter CONNECTIONS_CLOSED "connections_closed_total";
-    /// From the request to the first message of an accepted socket, in seconds.
+    /// Seconds from the request to the first message on an accepted connection.
     Histogram HANDSHAKE "handshake_seconds";
     /// Refused tokens by reason.
     Counter AUTH_FAILURES "auth_failures_total";
-    /// Refused signatures that the doctor looked into, by what it found; sampled.
+    /// Refused signatures that the doctor examined, by the cause that it found; sampled.
     Counter AUTH_DIAGNOSES "auth_diagnoses_total";
-    /// Always 1; the keys that verify tokens now, by kid, first algorithm and fingerprint.
+    /// Always 1; one series for each key that verifies tokens now, by kid, first algorithm and fingerprint.
     Gauge KEY_INFO "key_info";
-    /// 1 while the issuer of that name has one of our keys, 0 while it has another.
+    /// 1 while the issuer of that name has a key of this gateway, 0 while it has another key.
     Gauge ISSUER_KEY_MATCH "issuer_key_match";
     /// Fetches of key sets by result.
     Counter JWKS_FETCHES "jwks_fetches_total";
-    /// Questions of the callback rule by result.
+    /// Callbacks to the application by result.
     Counter CALLBACKS "callbacks_total";
-    /// Tokens and users that are revoked now.
+    /// Tokens and users that are currently revoked.
     Gauge REVOCATIONS "revocations";
-    /// 1 while what is revoked could be read at the last look into Redis, 0 while it could not.
+    /// 1 if the last attempt to read the revocations from Redis succeeded, 0 if it failed.
     Gauge REVOCATIONS_READABLE "revocations_readable";
     /// Stored revocations that this version cannot use.
     Gauge REVOCATIONS_UNUSABLE "revocations_unusable";
-    /// Subscriptions of this replica's sockets.
+    /// Subscriptions of the connections of this replica.
     Gauge SUBSCRIPTIONS "subscriptions";
-    /// Subscriptions that the gateway ended because their permission had, by reason.
+    /// Subscriptions that the gateway ended because their permission ended, by reason.
     Counter SUBSCRIPTIONS_ENDED "subscriptions_ended_total";
     /// Channels with at least one subscription on this replica.
     Gauge CHANNELS "channels";
-    /// Publications that came from the broker, by broker and kind.
+    /// Publications received from the broker, by broker and kind.
     Counter PUBLICATIONS_RECEIVED "publications_received_total";
-    /// Events handed to sockets, by wire format.
+    /// Events delivered to connections, by wire format.
     Counter DELIVERIES "deliveries_total";
-    /// From a publication, by the clock of Redis (durable publications) or of the replica that took it (server API),
-    /// to its write to the last of its sockets, in seconds, once for each worker thread with subscribers of it. What
-    /// others publish with `PUBLISH` brings no time.
+    /// Seconds from publication to the last write to a connection, observed once per shard with subscribers. The start
+    /// is by Redis' clock (durable publications) or that of the receiving replica (server API). A plain `PUBLISH`
+    /// carries no time and is not observed.
     Histogram DELIVERY "delivery_seconds";
-    /// From taking a batch of publications to the last socket write, in seconds.
+    /// Seconds from taking a batch of publications to the last write to a connection.
     Histogram FANOUT "fanout_seconds";
-    /// Gap declarations that went out per channel, by reason.
+    /// Gaps declared, once per channel, by reason.
     Counter GAPS_DECLARED "gaps_declared_total";
-    /// Sockets closed because they read too slowly.
+    /// Connections closed because the client read too slowly.
     Counter SLOW_CONSUMERS "slow_consumers_total";
-    /// Bytes that the outbound queues of all sockets hold: what waits, and the memory that this takes besides.
+    /// Bytes in the outbound queues of all connections: waiting messages and the memory overhead of the queues.
     Gauge OUTBOUND_QUEUE_BYTES "outbound_queue_bytes";
     /// 1 while the connection to Redis is up, by role.
     Gauge REDIS_CONNECTED "redis_connected";
     /// 1 while clients are told that publications cannot arrive, on all channels or on some.
     Gauge DELIVERY_INTERRUPTED "delivery_interrupted";
-    /// Sentinels that answer.
+    /// Number of Sentinels that answer.
     Gauge SENTINELS_REACHED "redis_sentinels_reached";
-    /// Connections to Redis that were lost and made again.
+    /// Connections to Redis that were lost and reestablished.
     Counter REDIS_RECONNECTS "redis_reconnects_total";
-    /// From a canary's publication to its arrival on a subscribing connection, in seconds.
+    /// Seconds from a canary's publication to its arrival on a subscribing connection.
     Histogram CANARY "canary_seconds";
-    /// Error answers and lost connections of Redis, by what they concern.
+    /// Error replies from Redis and lost connections to it, by kind of fault.
     Counter REDIS_ERRORS "redis_errors_total";
-    /// Canaries that did not come back: the connection was deaf and was made anew.
+    /// Canaries that did not come back: the connection was deaf and was replaced.
     Counter CANARY_MISSED "canary_missed_total";
-    /// Holes in channels' histories that were looked into, by result.
+    /// Recoveries of holes between delivered and received offsets, by result.
     Counter RECOVERIES "recoveries_total";
     /// Subscriptions that asked to resume, by result.
     Counter RESUMES "resumes_total";
-    /// Publications whose position the channel's history does not have: forged, or of an ended epoch.
+    /// Publications whose position is not in the channel's history: they are forged, or belong to an ended epoch.
     Counter CLAIMS_REFUTED "claims_refuted_total";
-    /// Empty histories that were not begun because of `history.opens_per_user` or `history.opens`.
+    /// Empty histories that were not created because of `history.opens_per_user` or `history.opens`.
     Counter HISTORIES_NOT_BEGUN "histories_not_begun_total";
-    /// Durable publications that came a second time and were dropped.
+    /// Durable publications that arrived a second time and were dropped.
     Counter DUPLICATES "duplicates_dropped_total";
-    /// Requests, sockets and publications turned away by a limit or a check.
+    /// Requests, connections and publications rejected by a limit or a check.
     Counter REJECTED "rejected_total";
     /// 1 while this replica drains.
     Gauge DRAINING "draining";
-    /// Log lines that could not be written, or not fast enough.
+    /// Log lines dropped because they could not be written, or not fast enough.
     Counter LOG_LINES_DROPPED "log_lines_dropped_total";
-    /// Always 1; the label is a hash of the effective configuration, secrets left out.
+    /// Always 1; the label is a hash of the effective configuration without secrets.
     Gauge CONFIG_INFO "config_info";
-    /// Configuration reloads by result; `unchanged`: read again, and nothing was different.
+    /// Configuration reloads by result; `unchanged` means that the configuration was reread and was the same.
     Counter CONFIG_RELOADS "config_reloads_total";
-    /// Always 1; the version that runs.
+    /// Always 1; the label is the running version.
     Gauge BUILD_INFO "build_info";
 }
 

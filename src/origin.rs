@@ -26,20 +26,22 @@ pub enum OriginError {
     )]
     Shape,
     #[error(
-        "has something behind the host and port (a path, a query, even a slash): leave it out, \
-         an origin ends there"
+        "has something after the host and port (a path, a query, even a slash): remove it, \
+         because an origin ends there"
     )]
     Rest,
-    #[error("has a user or password: leave it out, an origin has none")]
+    #[error("has a user or password: remove it, because an origin has none")]
     UserInfo,
     #[error("has a port that is not a number from 1 to 65535")]
     Port,
     #[error(
         "has a * that is not the whole first label: https://*.example.com stands for one label, \
-         such as https://preview-7.example.com; nothing stands for every page"
+         as in https://preview-7.example.com; there is no wildcard for all origins"
     )]
     Wildcard,
-    #[error("has a host that is not in the form that browsers send: write xn--… for other letters")]
+    #[error(
+        "has a host that is not in the form that browsers send: write non-ASCII names as xn--…"
+    )]
     Host,
 }
 

@@ -44,19 +44,20 @@ pub(crate) struct Target {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     #[error(
-        "is redis://[user:password@]host:port[/db], redis+sentinel://host:port,host:port/master-name \
-         or redis+cluster://host:port,host:port; rediss for TLS"
+        "must be redis://[user:password@]host:port[/db], \
+         redis+sentinel://host:port,host:port/master-name or redis+cluster://host:port,host:port; \
+         rediss for TLS"
     )]
     Scheme,
     #[error("has a host that cannot be read")]
     Host,
     #[error("needs the master's name after the sentinels: /mymaster")]
     MasterName,
-    #[error("names a database; a cluster has only number 0")]
+    #[error("names a database, but a cluster has only number 0")]
     Database,
     #[error("has credentials or a database number that cannot be read")]
     Credentials,
-    #[error("has an option behind ? or #, and none is read there: {0}")]
+    #[error("has an option after ? or #, where options are not supported: {0}")]
     Option(&'static str),
 }
 
@@ -123,20 +124,20 @@ fn advice(option: &str) -> &'static str {
     let is = |parts: &[&str]| parts.iter().any(|part| name.contains(part));
 
     if is(&["insecure", "ssl", "tls", "cert", "verify", "_ca", "cafile"]) {
-        "redis.tls_fingerprints names the certificates to trust, whoever signed them; redis.ca_file, \
-         cert_file and key_file are files, and rediss:// is TLS"
+        "use rediss:// for TLS, redis.ca_file, cert_file and key_file for certificates, and \
+         redis.tls_fingerprints to trust certificates whoever signed them"
     } else if is(&["timeout", "interval", "health", "retry", "keepalive"]) {
-        "the times are redis.connect_timeout, command_timeout, ping_interval and reconnect_max"
+        "use redis.connect_timeout, command_timeout, ping_interval and reconnect_max"
     } else if is(&["db", "database"]) {
-        "the database is the path, as in redis://host:6379/2"
+        "give the database as the path, as in redis://host:6379/2"
     } else if is(&["pass", "user", "auth"]) {
-        "credentials stand before the host, or in redis.password_file"
+        "put credentials before the host, or the password into redis.password_file"
     } else if is(&["protocol", "resp"]) {
-        "RESP3 is always spoken, leave it out"
+        "leave it out: RESP3 is always used"
     } else if is(&["sentinel", "master", "role"]) {
-        "Sentinels are redis+sentinel://host:26379,host:26379/master-name"
+        "for Sentinel use redis+sentinel://host:26379,host:26379/master-name"
     } else {
-        "leave it out; what can be set is in [redis]"
+        "leave it out: all settings are in [redis]"
     }
 }
 

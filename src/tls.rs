@@ -129,7 +129,7 @@ impl Trust<'_> {
         }
 
         if roots.is_empty() {
-            return Err("this system trusts no authority".to_owned());
+            return Err("this system has no trusted certificate authorities".to_owned());
         }
 
         let usual =
@@ -147,7 +147,7 @@ pub(crate) fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, S
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
     let all = all.map_err(|e| e.to_string())?;
     if all.is_empty() {
-        return Err("holds no certificate".to_owned());
+        return Err("contains no certificate".to_owned());
     }
     Ok(all)
 }
@@ -206,8 +206,10 @@ impl ServerCertVerifier for Verifier {
                 return Ok(ServerCertVerified::assertion());
             }
 
-            let why =
-                format!("the server's certificate is another one: its fingerprint is {found}");
+            let why = format!(
+                "the server's certificate is not one of the trusted ones: its fingerprint is \
+                 {found}"
+            );
             return Err(Error::General(why));
         };
 

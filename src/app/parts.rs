@@ -230,7 +230,7 @@ pub(super) fn apply_limits(app: &App, config: &Config) {
 /// Eight random bytes as hex: the name of this process among the replicas.
 fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 8];
-    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness: {e}"))?;
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("cannot get random bytes: {e}"))?;
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 

@@ -71,7 +71,10 @@ fn refused(app: &App, problems: &[Problem], news: bool) {
     let all = all.join("; ");
     if news || app.lifecycle.reload_problem().as_ref() != Some(&all) {
         metrics::config_reload("failed");
-        tracing::error!(problems = all, "configuration not reloaded; the old one stays");
+        tracing::error!(
+            problems = all,
+            "configuration not reloaded: the previous one stays in force"
+        );
     }
     app.lifecycle.record_reload(Some(all));
 }
@@ -84,7 +87,7 @@ fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     let files = policy.files.differing(&app.context.policy.load().files);
     if settings.is_empty() && files.is_empty() {
         metrics::config_reload("unchanged");
-        tracing::info!("configuration read again: nothing in it has changed, so nothing is done");
+        tracing::info!("configuration reread: nothing has changed");
         return false;
     }
 
@@ -106,7 +109,7 @@ fn taken(app: &App, loaded: Loaded, in_force: &mut InForce) -> bool {
     tracing::info!(changed, "configuration reloaded");
     if !later.is_empty() {
         let changed = later.join(", ");
-        tracing::warn!(changed, "these settings are taken over by a restart only");
+        tracing::warn!(changed, "changes to these settings take effect only after a restart");
     }
     rules_changed
 }
@@ -120,7 +123,10 @@ fn put_in_force(app: &App, policy: Policy, config: &Config) -> bool {
     let before = app.context.callback.load_full();
     match callback_of(&config.callback, &policy, before.as_ref()) {
         Ok(callback) => app.context.callback.store(callback),
-        Err(e) => tracing::error!(error = %e, "the callback stays as it was"),
+        Err(e) => {
+            tracing::error!(error = %e, "callback not reconfigured: the previous callback stays \
+                                         in use")
+        }
     }
     let old = app.context.policy.swap(Arc::new(policy));
     apply_limits(app, config);
@@ -150,5 +156,8 @@ async fn judge_again(app: &App) {
         some.iter().filter_map(|id| hub.get(*id)).for_each(|connection| connection.recheck());
         sleep(PAUSE).await;
     }
-    tracing::info!(connections = ids.len(), "open connections are judged by the new rules");
+    tracing::info!(
+        connections = ids.len(),
+        "open connections checked against the new channel rules"
+    );
 }

@@ -104,7 +104,9 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
             None if set.contains_key("kty") => vec![Value::Object(set)],
             None => return Err("has neither `keys` nor `kty`: is it a JWK set?".to_owned()),
         },
-        Value::Array(_) => return Err("is a list; a JWK set is {\"keys\":[…]}".to_owned()),
+        Value::Array(_) => {
+            return Err("is a list, but a JWK set is an object: {\"keys\":[…]}".to_owned());
+        }
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {
             return Err("is not a JWK set".to_owned());
         }
@@ -115,9 +117,9 @@ pub fn read(text: &[u8], allowed: &[Algorithm], with_secrets: bool) -> Result<Se
         let kid = jwk.get("kid").and_then(Value::as_str).map_or_else(String::new, shown);
         let name = if kid.is_empty() { format!("keys[{i}]") } else { format!("kid {kid}") };
         let too_many = if set.keys.len() >= MAX_KEYS {
-            Some(format!("at most {MAX_KEYS} keys are taken from a set"))
+            Some(format!("a set may have at most {MAX_KEYS} keys; the others are ignored"))
         } else {
-            let why = || format!("at most {MAX_LOOKED_AT} entries of a set are looked at");
+            let why = || format!("only the first {MAX_LOOKED_AT} entries of a set are read");
             (i >= MAX_LOOKED_AT).then(why)
         };
 
@@ -153,7 +155,7 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
         let verifies =
             |o: &Value| o == "verify" || (o == "sign" && jwk.get("kty") == Some(&"oct".into()));
         if !ops.as_array().is_some_and(|ops| ops.iter().any(verifies)) {
-            return Err("`key_ops` does not have \"verify\"".to_owned());
+            return Err("`key_ops` does not include \"verify\"".to_owned());
         }
     }
 
@@ -173,7 +175,7 @@ fn one(jwk: &Value, allowed: &[Algorithm], with_secrets: bool) -> Result<Key, St
         }
     };
     if algs.is_empty() {
-        return Err(format!("`algs` has none for {}", family.label()));
+        return Err(format!("`algs` names no algorithm for {}", family.label()));
     }
 
     let kid = match jwk.get("kid") {
@@ -213,7 +215,7 @@ fn material(jwk: &Map<String, Value>, with_secrets: bool) -> Result<(Family, Mat
             }
             return Ok((Family::Hmac, secret.into()));
         }
-        ("oct", _) => return Err("a symmetric key does not belong into a public set".to_owned()),
+        ("oct", _) => return Err("a symmetric key does not belong in a public set".to_owned()),
         ("EC" | "OKP", crv) => return Err(format!("curve {} is not supported", shown(crv))),
         (kty, _) => return Err(format!("kty {} is not supported", shown(kty))),
     };

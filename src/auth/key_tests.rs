@@ -187,7 +187,7 @@ fn keys_are_read_in_every_form_people_have_them() {
             (format!("\"{literal}\""), Some("quotes")),
             (public.replace('\n', " "), Some("line breaks")),
             (public.replace('\n', ""), Some("line breaks")),
-            (STANDARD.encode(&public), Some("base64 of a PEM")),
+            (STANDARD.encode(&public), Some("base64-encoded PEM")),
             (public.replace('\n', "\r\n"), None),
             (pem("PRIVATE KEY", &pair.pkcs8), Some("private key")),
         ] {

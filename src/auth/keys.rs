@@ -61,19 +61,19 @@ impl fmt::Debug for Key {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
     #[error(
-        "only a secret can sign here, and there are public keys only: let the issuer sign, or add \
+        "only a secret can sign, but all configured keys are public: let the issuer sign, or add \
          [[auth.keys]] with a secret for tests"
     )]
     PublicOnly,
     #[error(
-        "the key is not bound to that algorithm: add it to `algs` of the key, or leave --alg out"
+        "the key is not bound to that algorithm: add it to the key's `algs`, or leave --alg out"
     )]
     Algorithm,
     #[error("no key has that kid")]
     NoSuchKey,
     #[error("no key is configured: add [[auth.keys]] with a secret")]
     NoKey,
-    #[error("its valid_until has passed: what it signs is refused")]
+    #[error("its valid_until has passed: tokens that it signs are refused")]
     Retired,
 }
 

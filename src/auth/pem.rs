@@ -16,13 +16,13 @@ use super::public_key::{PublicKey, PublicKeyError};
 /// Why a text is not a public key in PEM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PemError {
-    #[error("holds no PEM block (-----BEGIN PUBLIC KEY-----)")]
+    #[error("contains no PEM block (-----BEGIN PUBLIC KEY-----)")]
     NoBlock,
-    #[error("its PEM block is not base64: was it cut off or edited?")]
+    #[error("has a PEM block that is not base64: it may have been cut off or edited")]
     Base64,
-    #[error("holds a {0} block, which is not a public key")]
+    #[error("contains a {0} block, which is not a public key")]
     Kind(&'static str),
-    #[error("its certificate cannot be read")]
+    #[error("contains a certificate that cannot be read")]
     Certificate,
     #[error(transparent)]
     Key(#[from] PublicKeyError),
@@ -47,8 +47,8 @@ pub fn public_key(text: &str) -> Result<Read, PemError> {
         "CERTIFICATE" => PublicKey::from_der(&spki_of_certificate(&der)?)?,
         "PRIVATE KEY" | "RSA PRIVATE KEY" | "EC PRIVATE KEY" => {
             oddities.push(
-                "is a private key: the gateway needs the public half only; \
-                 make it with: openssl pkey -in KEY.pem -pubout",
+                "is a private key, but the gateway needs only the public key: create it with \
+                 openssl pkey -in KEY.pem -pubout",
             );
             PublicKey::from_der(&public_half(&der).ok_or(PublicKeyError::Unreadable)?)?
         }
@@ -83,12 +83,12 @@ fn normalised(text: &str) -> (String, Vec<&'static str>) {
         && let Ok(inner) = String::from_utf8(inner)
         && inner.contains("-----BEGIN ")
     {
-        oddities.push("is base64 of a PEM: decode it once (base64 -d)");
+        oddities.push("is base64-encoded PEM: decode it once (base64 -d)");
         text = inner;
     }
 
     if text.contains("\\n") {
-        oddities.push("holds \\n as two characters instead of line breaks");
+        oddities.push("contains \\n as two characters instead of line breaks");
         text = text.replace("\\r", "").replace("\\n", "\n");
     } else if text.contains("-----BEGIN ") && !text.trim().contains('\n') {
         oddities.push("has lost its line breaks");

@@ -23,9 +23,12 @@ const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 pub enum PublicKeyError {
     #[error("is not an RSA, P-256, P-384, P-521 or Ed25519 public key")]
     Unreadable,
-    #[error("is an RSA key of another size than 2048 to 8192 bits (RFC 7518 section 3.3)")]
+    #[error("is an RSA key whose size is not 2048 to 8192 bits (RFC 7518 section 3.3)")]
     RsaSize,
-    #[error("is no safe Ed25519 point: of small order, off the curve, or not in its one encoding")]
+    #[error(
+        "is not a safe Ed25519 point: it has a small order, is not on the curve, or is not in its \
+         canonical encoding"
+    )]
     Ed25519Point,
 }
 

@@ -53,45 +53,55 @@ impl Reason {
     #[must_use]
     pub fn row(self) -> (&'static str, &'static str) {
         match self {
-            Self::Missing => ("missing", "No token came by any of the carriers."),
+            Self::Missing => ("missing", "No token arrived by any of the carriers."),
             Self::Oversize => ("oversize", "The token is longer than `auth.max_token_bytes`."),
-            Self::Malformed => ("malformed", "Not three base64url parts holding JSON objects."),
+            Self::Malformed => (
+                "malformed",
+                "The token is not three base64url parts of which the first two are JSON objects.",
+            ),
             Self::Encrypted => {
-                ("encrypted", "Five parts: an encrypted token (JWE), not a signed one.")
+                ("encrypted", "The token has five parts: it is encrypted (JWE), not signed.")
             }
             Self::AlgNone => ("alg_none", "The token says that it is not signed."),
             Self::AlgNotAllowed => {
                 ("alg_not_allowed", "No configured key is bound to this algorithm.")
             }
             Self::CritUnsupported => {
-                ("crit_unsupported", "The header demands an extension (`crit`, `b64`, `zip`).")
+                ("crit_unsupported", "The header requires an extension (`crit`, `b64`, `zip`).")
             }
             Self::KidUnknown => ("kid_unknown", "No configured key has the token's `kid`."),
-            Self::KeysUnavailable => {
-                ("keys_unavailable", "Our keys could not be fetched; not the token's fault.")
-            }
+            Self::KeysUnavailable => (
+                "keys_unavailable",
+                "The gateway could not fetch its keys; the token is not at fault.",
+            ),
             Self::RevocationsUnavailable => (
                 "revocations_unavailable",
-                "What was revoked could not be read yet; not the token's fault.",
+                "The gateway could not read the revocations yet; the token is not at fault.",
             ),
-            Self::ConfigError => ("config_error", "Our key cannot be used; not the token's fault."),
+            Self::ConfigError => {
+                ("config_error", "The gateway's key cannot be used; the token is not at fault.")
+            }
             Self::BadSignature => (
                 "bad_signature",
-                "No fitting key verifies the signature: usually two different secrets.",
+                "No matching key verifies the signature: usually the two sides have different secrets.",
             ),
-            Self::Expired => ("expired", "`exp` (plus leeway) is now or past."),
-            Self::NotYetValid => ("not_yet_valid", "`nbf` (less leeway) is in the future."),
-            Self::ExpMissing => ("exp_missing", "No `exp`, and `auth.require_exp` is on."),
+            Self::Expired => ("expired", "`exp` (plus leeway) has been reached."),
+            Self::NotYetValid => ("not_yet_valid", "`nbf` (minus leeway) is in the future."),
+            Self::ExpMissing => {
+                ("exp_missing", "The token has no `exp`, and `auth.require_exp` is on.")
+            }
             Self::ClaimInvalid => {
                 ("claim_invalid", "A claim has the wrong type or an impossible value.")
             }
             Self::IssuerMismatch => {
-                ("issuer_mismatch", "`iss` is missing or not in `auth.issuer`.")
+                ("issuer_mismatch", "`iss` is missing, or is not in `auth.issuer`.")
             }
             Self::AudienceMismatch => {
-                ("audience_mismatch", "`aud` is missing or has none of `auth.audience`.")
+                ("audience_mismatch", "`aud` is missing, or names none of `auth.audience`.")
             }
-            Self::UserMissing => ("user_missing", "None of `auth.user_claim` is in the token."),
+            Self::UserMissing => {
+                ("user_missing", "The token has none of the claims in `auth.user_claim`.")
+            }
             Self::Revoked => ("revoked", "The token was revoked."),
         }
     }

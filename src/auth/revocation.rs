@@ -111,7 +111,10 @@ impl Revocations {
         let mut tables = self.tables.write();
         if tables.tokens.len() + tables.users.len() >= MAX_ENTRIES {
             logging::repeated(("revocations", "full"), "", |repeated| {
-                tracing::error!(repeated, "more than {MAX_ENTRIES} revocations: one was not taken");
+                tracing::error!(
+                    repeated,
+                    "revocation table is full ({MAX_ENTRIES} entries): a revocation was dropped"
+                );
             });
             return false;
         }

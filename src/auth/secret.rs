@@ -82,16 +82,16 @@ pub enum SecretError {
     Empty,
     #[error("the secret is not valid {0}; check `encoding`")]
     Undecodable(&'static str),
-    #[error("a PEM key is not an HMAC secret: anyone who has the public key could sign")]
+    #[error("the secret is a PEM key: anyone who has the public key could sign tokens")]
     Pem,
     #[error(
-        "the secret has only {0} bytes, 32 are needed (RFC 7518 section 3.2); \
-         make one with: openssl rand -base64 48 | tr -d '\\n'"
+        "the secret has only {0} bytes, but 32 are needed (RFC 7518 section 3.2); create one \
+         with: openssl rand -base64 48 | tr -d '\\n'"
     )]
     TooShort(usize),
     #[error(
-        "the secret is a well-known placeholder; \
-         make one with: openssl rand -base64 48 | tr -d '\\n'"
+        "the secret is a well-known placeholder; create one with: openssl rand -base64 48 | tr -d \
+         '\\n'"
     )]
     Placeholder,
 }
@@ -192,13 +192,13 @@ fn oddities(text: &str) -> Vec<&'static str> {
     if text.ends_with(['\n', '\r']) {
         found.push("ends in a line break: write it with printf or `echo -n`");
     } else if text.trim() != text {
-        found.push("has blanks around it, which count as part of it: remove them");
+        found.push("has whitespace around it, which counts as part of it: remove it");
     } else if text.contains(['\n', '\r']) {
-        found.push("spans lines: make it with openssl rand -base64 48 | tr -d '\\n'");
+        found.push("spans several lines: create one with openssl rand -base64 48 | tr -d '\\n'");
     }
 
     if text.contains(['\u{200b}', '\u{a0}', '\u{200c}', '\u{200d}', '\u{2060}']) {
-        found.push("holds an invisible character, probably from copying it out of a document");
+        found.push("contains an invisible character, probably copied from a document");
     }
 
     found

@@ -359,7 +359,7 @@ fn secrets_are_decoded_and_judged() {
         ("\"0123456789abcdef0123456789abcdef\"", "quotes"),
         ("0123456789abcdef0123456789abcdef\r\n", "line break"),
         ("\u{feff}0123456789abcdef0123456789abcdef", "byte order mark"),
-        (" 0123456789abcdef0123456789abcdef", "blanks"),
+        (" 0123456789abcdef0123456789abcdef", "whitespace"),
         ("0123456789abcdef\u{200b}0123456789abcdef", "invisible"),
     ] {
         let oddities = Secret::new(odd, Encoding::Utf8).unwrap().oddities();

@@ -78,7 +78,7 @@ impl Events {
             {
                 drop(state);
                 logging::repeated(("control", "flood"), "", |repeated| {
-                    let what = "control messages flood the broker's queue: one was dropped";
+                    let what = "the broker's queue is full of control messages: one was dropped";
                     tracing::error!(repeated, "{what}");
                 });
                 return;

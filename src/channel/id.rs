@@ -13,11 +13,11 @@ pub const MAX_ID_BYTES: usize = 512;
 /// Why a text is not an id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
-    #[error("an id is not empty")]
+    #[error("an id is empty")]
     Empty,
     #[error("an id is longer than {MAX_ID_BYTES} bytes")]
     TooLong,
-    #[error("an id holds a control character")]
+    #[error("an id contains a control character")]
     Control,
 }
 

@@ -22,14 +22,14 @@ const MAX_INPUT: u64 = 1 << 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
-    /// Sign a token with a configured key, for tests: one that this configuration accepts.
+    /// Sign a token that this configuration accepts, with a configured key, for tests.
     Mint(Mint),
-    /// Say whether the gateway would accept a token, and if not why, and who has to change what.
+    /// Say whether the gateway would accept a token, and if not, why and which side has to change what.
     ///
-    /// Reads the token from standard input, so that it is in no shell history. Exit status: 0
-    /// accepted, 1 refused, 78 the configuration cannot be used.
+    /// Reads the token from standard input, which keeps it out of the shell history. Exit status: 0 if
+    /// the token is accepted, 1 if it is refused, 78 if the configuration cannot be used.
     Check(Check),
-    /// Print the fingerprints of the configured keys, and how to print the issuer's.
+    /// Print the fingerprints of the configured keys, and commands that print those of the issuer.
     Fingerprint(File),
 }
 
@@ -40,7 +40,7 @@ pub(super) struct Mint {
     /// The user (claim `sub`)
     #[arg(short, long)]
     user: String,
-    /// How long it is valid
+    /// How long the token is valid
     #[arg(short, long, value_name = "DURATION", default_value = "1h")]
     expires_in: String,
     /// Sign with the key of this kid [default: the first secret]
@@ -58,16 +58,16 @@ pub(super) struct Mint {
 pub(super) struct Check {
     #[command(flatten)]
     file: File,
-    /// The moment to check for, in Unix seconds [default: now]
+    /// Time of the check, in Unix seconds [default: now]
     #[arg(long, value_name = "UNIX")]
     now: Option<u64>,
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Try the secret in this environment variable too; may be repeated
+    /// Also try the secret in this environment variable; may be repeated
     #[arg(long, value_name = "NAME")]
     also_secret_env: Vec<String>,
-    /// Try the secret in this file too; may be repeated
+    /// Also try the secret in this file; may be repeated
     #[arg(long, value_name = "FILE")]
     also_secret_file: Vec<PathBuf>,
 }
@@ -87,9 +87,10 @@ fn load(file: &File) -> Result<Loaded, ExitCode> {
     let loaded = loaded.map_err(|found| problems(&found))?;
     if loaded.policy.verifier.keys().is_empty() && loaded.policy.verifier.session().is_none() {
         let message = if loaded.config.auth.anonymous {
-            "no key is configured, only anonymous clients are let in: a token is refused whatever it is"
+            "no key is configured and only anonymous clients are accepted, so every token is \
+             refused"
         } else {
-            "no key is configured: name the gateway's configuration with --config"
+            "no key is configured: pass the gateway's configuration with --config"
         };
         return Err(problems(&[Problem {
             path: "auth.keys".to_owned(),
@@ -112,7 +113,7 @@ fn mint(args: &Mint) -> anyhow::Result<ExitCode> {
     let alg = match &args.alg {
         Some(name) => Some(Algorithm::named(name).ok_or_else(|| {
             let all = algorithm::names(key.algs());
-            anyhow::anyhow!("--alg {name}: there is no such algorithm; the key has {all}")
+            anyhow::anyhow!("--alg {name}: there is no such algorithm; the key supports {all}")
         })?),
         None => None,
     };
@@ -142,14 +143,14 @@ fn signing_key<'v>(verifier: &'v Verifier, kid: Option<&str>, now: u64) -> anyho
         let kids: Vec<_> = keys.fixed().iter().filter_map(Key::kid).map(diagnose::shown).collect();
         match (e, kid) {
             (SignError::NoKey, _) if verifier.session().is_some() => anyhow::anyhow!(
-                "this configuration accepts session cookies only, and those only the application makes: \
-                 sign in there, or add [[auth.keys]] with a secret"
+                "this configuration accepts session cookies only, which only the application can \
+                 create: sign in there, or add [[auth.keys]] with a secret"
             ),
             (SignError::NoSuchKey, Some(kid)) if kids.is_empty() => {
-                anyhow::anyhow!("--kid {kid}: {e}, none has a kid")
+                anyhow::anyhow!("--kid {kid}: {e}, because none of the keys has one")
             }
             (SignError::NoSuchKey, Some(kid)) => {
-                anyhow::anyhow!("--kid {kid}: {e}; there are {}", kids.join(", "))
+                anyhow::anyhow!("--kid {kid}: {e}; configured are {}", kids.join(", "))
             }
             (e, Some(kid)) => anyhow::anyhow!("--kid {kid}: {e}"),
             (e, None) => anyhow::anyhow!("{e}"),
@@ -267,7 +268,7 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
     }
 
     for remote in verifier.keys().remotes() {
-        out.push_str(&format!("{}: its keys are the issuer's own\n", remote.shown_url()));
+        out.push_str(&format!("{}: these keys come from the issuer itself\n", remote.shown_url()));
     }
 
     for warning in &loaded.policy.warnings {
@@ -276,8 +277,8 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
 
     if verifier.keys().first_secret().is_some() || !cookies.is_empty() {
         out.push_str(
-            "\nThe issuer prints its own with one of these, where its process runs, with the name of \
-             its variable in the place of NEXTAUTH_SECRET:\n",
+            "\nTo print the issuer's fingerprint, run one of these commands where the issuer's \
+             process runs, with the name of its variable instead of NEXTAUTH_SECRET:\n",
         );
         for (name, command) in fingerprint::RECIPES {
             out.push_str(&format!("  {name}:\n    {command}\n"));
@@ -291,7 +292,7 @@ fn line(key: &Key) -> String {
     let what = match key.secret() {
         // The recipes take the text. If we decode it, another fingerprint is no sign of drift.
         Some(secret) if secret.encoding() != Encoding::Utf8 => format!(
-            "secret of {}, decoded ({}); of its text {}",
+            "secret of {}, decoded ({}); fingerprint of its text {}",
             secret::describe(secret.text()),
             secret.encoding().name(),
             fingerprint::of_secret(secret.text().as_bytes())

@@ -47,7 +47,7 @@ impl Files {
         let digest = read.as_deref().ok().map(digest);
         self.0.push(Held { path: path.to_owned(), digest, counts });
         String::from_utf8(read?).map_err(|_| {
-            std::io::Error::new(std::io::ErrorKind::InvalidData, "it does not hold UTF-8 text")
+            std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not UTF-8 text")
         })
     }
 

@@ -57,7 +57,7 @@ impl<'de> Deserialize<'de> for Moment {
             .and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok())
             .map(|d| Self(d.as_secs()))
             .ok_or_else(|| {
-                let hint = "is not a moment such as 2026-12-01T00:00:00Z (UTC, ending in Z)";
+                let hint = "is not a time such as 2026-12-01T00:00:00Z (UTC, ending in Z)";
                 serde::de::Error::custom(format!("{text:?} {hint}"))
             })
     }
@@ -104,7 +104,7 @@ impl Found {
         for (i, key) in keys.iter().enumerate() {
             let at = format!("auth.keys[{i}]");
             if key.algs.as_ref().is_some_and(Vec::is_empty) {
-                note(&mut found.problems, format!("{at}.algs"), "name at least one algorithm");
+                note(&mut found.problems, format!("{at}.algs"), "must name at least one algorithm");
                 continue;
             }
             found.one(&at, key, reading);
@@ -127,13 +127,13 @@ impl Found {
         let mut given = sources.iter().filter(|(_, is)| *is).map(|(name, _)| *name);
         let (Some(name), None) = (given.next(), given.next()) else {
             let names: Vec<_> = sources.iter().map(|(name, _)| *name).collect();
-            let message = format!("give exactly one of {}", names.join(", "));
+            let message = format!("must have exactly one of {}", names.join(", "));
             return note(&mut self.problems, at.to_owned(), message);
         };
 
         let path = format!("{at}.{name}");
         if key.encoding.is_some() && !name.starts_with("secret") {
-            note(&mut self.problems, format!("{at}.encoding"), "belongs to a secret");
+            note(&mut self.problems, format!("{at}.encoding"), "applies only to a secret");
         }
 
         let text = match self.text(key, reading) {
@@ -233,16 +233,16 @@ impl Found {
     /// Reads a JWK, or a file with a set of them.
     fn set(&mut self, path: &str, at: &str, key: &AuthKey, text: &str) -> Result<(), String> {
         if key.kid.is_some() {
-            return Err("has its keys' own `kid`: leave kid out".to_owned());
+            return Err("contains keys with a `kid` of their own: leave kid out".to_owned());
         }
         let allowed = key.algs.clone().unwrap_or_else(|| Algorithm::ALL.to_vec());
         let set = jwk::read(text.as_bytes(), &allowed, true)?;
 
         if set.keys.is_empty() && set.left_out.is_empty() {
-            return Err("holds no key".to_owned());
+            return Err("contains no key".to_owned());
         }
         if set.keys.is_empty() {
-            return Err(format!("holds no key that can be used: {}", set.left_out));
+            return Err(format!("contains no usable key: {}", set.left_out));
         }
         if !set.left_out.is_empty() {
             note(&mut self.warnings, path.to_owned(), set.left_out.to_string());
@@ -272,21 +272,29 @@ impl Found {
             Some("https") => {}
             Some("http") if is_local || reading.dev => {}
             Some("http") => {
-                return Err("must be https: whoever is on the way could give us keys".to_owned());
+                return Err(
+                    "must be https: otherwise anyone on the network path could supply keys"
+                        .to_owned(),
+                );
             }
             _ => return Err("is not a URL such as https://issuer/.well-known/jwks.json".to_owned()),
         }
 
         if key.kid.is_some() || key.valid_until.is_some() {
             let wrong = if key.kid.is_some() { "kid" } else { "valid_until" };
-            note(&mut self.problems, format!("{at}.{wrong}"), "is the set's own: leave it out");
+            note(
+                &mut self.problems,
+                format!("{at}.{wrong}"),
+                "comes with the key set: leave it out",
+            );
         }
 
         let asymmetric = |a: &Algorithm| a.family() != Family::Hmac;
         let all = Algorithm::ALL.into_iter().filter(asymmetric).collect();
         let algs = key.algs.clone().unwrap_or(all);
         if let Some(symmetric) = algs.iter().find(|a| !asymmetric(a)) {
-            let why = format!("{} needs a secret, which is in no public set", symmetric.name());
+            let why =
+                format!("{} needs a secret, which no public key set contains", symmetric.name());
             note(&mut self.problems, format!("{at}.algs"), why);
         }
 
@@ -307,7 +315,7 @@ fn bound(key: &AuthKey, family: Family, default: &[Algorithm]) -> Result<Vec<Alg
     match algs.iter().find(|a| a.family() != family) {
         None => Ok(algs),
         Some(wrong) => Err(format!(
-            "is an {} key, and `algs` names {}: it can have {}",
+            "is an {} key, but `algs` names {}: possible are {}",
             family.label(),
             wrong.name(),
             names(&family.algorithms().collect::<Vec<_>>()),

@@ -50,7 +50,7 @@ impl Judge {
             ("auth.jwks.max_bytes", config.auth.jwks.max_bytes),
         ] {
             if value == 0 {
-                self.problem(name, "must be at least 1: everything has a bound");
+                self.problem(name, "must be at least 1: this limit cannot be switched off");
             }
         }
 
@@ -120,7 +120,8 @@ impl Judge {
         if l.queue_bytes < l.publication_bytes {
             self.problem(
                 "limits.queue_bytes",
-                "must be at least limits.publication_bytes, or one event closes every client",
+                "must be at least limits.publication_bytes: otherwise one large event could close \
+                 every client that receives it",
             );
         }
 
@@ -140,11 +141,11 @@ impl Judge {
         let (size_ok, ttl_ok) = ((1..=100_000).contains(&size), (SECOND..=YEAR).contains(&ttl.0));
 
         if !size_ok {
-            self.problem(format!("{path}.size"), "is from 1 to 100000");
+            self.problem(format!("{path}.size"), "must be from 1 to 100000");
         }
 
         if !ttl_ok {
-            self.problem(format!("{path}.ttl"), "is from 1s to 365 days");
+            self.problem(format!("{path}.ttl"), "must be from 1s to 365 days");
         }
 
         (size_ok && ttl_ok).then_some(Retention { size, ttl: ttl.0, plain })
@@ -164,7 +165,8 @@ impl Judge {
                 let files = [&redis.ca_file, &redis.cert_file, &redis.key_file];
                 let pinned = !redis.tls_fingerprints.is_empty();
                 if !target.tls && (pinned || files.iter().any(|f| !f.is_empty())) {
-                    let why = "has no TLS: rediss:// uses certificate files and fingerprints";
+                    let why = "has no TLS, although certificate files or fingerprints are set: \
+                               use rediss://";
                     self.problem("redis.url", why);
                 }
             }
@@ -194,24 +196,28 @@ impl Judge {
         }
 
         if !redis.tls_fingerprints.is_empty() && !redis.ca_file.is_empty() {
-            let why = "stand in the place of ca_file: give one of them";
+            let why = "replaces redis.ca_file: set either this or redis.ca_file, not both";
             self.problem("redis.tls_fingerprints", why);
         }
 
         if redis.cert_file.is_empty() != redis.key_file.is_empty() {
-            self.problem("redis.cert_file", "and key_file belong together");
+            self.problem("redis.cert_file", "must be set together with redis.key_file");
         }
 
         let prefix = &redis.prefix;
         if prefix.is_empty() || prefix.chars().any(crate::channel::is_forbidden) {
-            self.problem("redis.prefix", "must not be empty, nor hold blanks or glob characters");
+            self.problem(
+                "redis.prefix",
+                "must not be empty, and must not contain whitespace or glob characters",
+            );
         }
 
         // A publisher's Redis ACL pattern for the prefix would include the gateway's own names.
         if !prefix.is_empty() && (OWN.starts_with(prefix.as_str()) || prefix.starts_with(OWN)) {
             self.problem(
                 "redis.prefix",
-                "must not begin like \"gateway:\", where the gateway has keys and channels of its own",
+                "must not overlap with \"gateway:\", under which the gateway has keys and \
+                 channels of its own",
             );
         }
     }

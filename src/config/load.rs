@@ -236,7 +236,7 @@ impl Tree {
         if LISTS.contains(&path) {
             if !matches!(value, Value::Array(_)) {
                 self.origins.insert(path.to_owned(), origin);
-                self.problem(path, "is a list of tables".to_owned());
+                self.problem(path, "must be a list of tables".to_owned());
                 return;
             }
         } else if known.is_none() || matches!(known, Some(Value::Table(_))) {

@@ -87,7 +87,7 @@ history = { size = 1, tll = "1m" }
         "nosuch: there is no such setting",
         "redis.prefx: there is no such setting; did you mean redis.prefix? (from the environment, TOLLGATE_REDIS__PREFX)",
         "auth.keys[1].secert: there is no such setting; did you mean secret?",
-        "callback.url: is needed by the rules with allow",
+        "callback.url: is required by the rules with allow",
         "channels[2].history: missing field `ttl`",
         "channels[3].history.tll: there is no such setting; did you mean ttl?",
     ] {
@@ -169,13 +169,13 @@ history = { size = 0, ttl = "10ms" }
     for expected in [
         "server.allowed_origins[0]: ",
         "server.allowed_origins[2]: ",
-        "server.allowed_headers[1]: is not the name of a header",
-        "redis.url: names a database; a cluster has only number 0",
+        "server.allowed_headers[1]: is not a header name",
+        "redis.url: names a database, but a cluster has only number 0",
         "redis.canary_deadline: must be at least 10ms",
-        "redis.cert_file: and key_file belong together",
+        "redis.cert_file: must be set together with redis.key_file",
         "limits.queue_bytes_total: ",
-        "channels[2].history.size: is from 1 to 100000",
-        "channels[2].history.ttl: is from 1s to 365 days",
+        "channels[2].history.size: must be from 1 to 100000",
+        "channels[2].history.ttl: must be from 1s to 365 days",
         "redis.prefix: ",
         "limits.queue_messages: ",
         "api.keys[0]: ",
@@ -204,11 +204,11 @@ secret_file = "/etc/passwd"
 
     let problems = run(Some(file), &[]).unwrap_err().join("\n");
     for expected in [
-        "redis.password_file: gives what redis.url holds too: give one of them",
+        "redis.password_file: set either this or redis.url, not both",
         "redis.password_file: /nowhere/password cannot be read: ",
         "redis.sentinel_password_file: /dev/null is empty",
-        "callback.secret_file: gives what callback.secret holds too: give one of them",
-        "callback.secret_file: /etc/passwd holds more than one line",
+        "callback.secret_file: set either this or callback.secret, not both",
+        "callback.secret_file: /etc/passwd contains more than one line",
     ] {
         assert!(problems.contains(expected), "{expected}\n--- in\n{problems}");
     }

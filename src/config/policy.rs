@@ -70,7 +70,7 @@ impl Judge {
     pub(super) fn in_file(&mut self, path: &str, file: &str, other: (&str, bool)) -> String {
         let text = self.files.read(Path::new(file));
         if let (other, true) = other {
-            self.problem(path, format!("gives what {other} holds too: give one of them"));
+            self.problem(path, format!("set either this or {other}, not both"));
         }
 
         let secret = text.map(|t| t.trim_end_matches(['\r', '\n']).to_owned());
@@ -78,7 +78,7 @@ impl Judge {
             Err(e) => self.problem(path, format!("{file} cannot be read: {e}")),
             Ok(secret) if secret.is_empty() => self.problem(path, format!("{file} is empty")),
             Ok(secret) if secret.contains(char::is_control) => {
-                self.problem(path, format!("{file} holds more than one line"));
+                self.problem(path, format!("{file} contains more than one line"));
             }
             Ok(_) => {}
         }
@@ -130,7 +130,7 @@ impl Policy {
 
         let api_keys = judge.api_keys(&config.api);
         if config.auth.user_claim.is_empty() {
-            judge.problem("auth.user_claim", "name at least one claim");
+            judge.problem("auth.user_claim", "must name at least one claim");
         }
 
         if !judge.problems.is_empty() {
@@ -202,7 +202,7 @@ impl Judge {
         let is_token = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'+-.^_`|~".contains(&b);
         for (i, name) in names.iter().enumerate() {
             if name.is_empty() || !name.bytes().all(is_token) {
-                let what = "is not the name of a header, such as x-tenant";
+                let what = "is not a header name such as x-tenant";
                 self.problem(format!("server.allowed_headers[{i}]"), what);
             }
         }
@@ -231,7 +231,10 @@ impl Judge {
             };
 
             if channel.allow == AllowKind::Owner && pattern.placeholders() != 1 {
-                self.problem(at("pattern"), "owner needs exactly one placeholder, the user");
+                self.problem(
+                    at("pattern"),
+                    "allow = \"owner\" needs exactly one placeholder, which stands for the user",
+                );
             }
             let names_itself = matches!(channel.allow, AllowKind::Owner | AllowKind::Granted)
                 || (pattern.placeholders() == 0
@@ -239,7 +242,8 @@ impl Judge {
             if channel.auto_subscribe && !names_itself {
                 self.problem(
                     at("auto_subscribe"),
-                    "only owner and granted patterns, or ones without a placeholder, name a channel",
+                    "works only with allow = \"owner\" or \"granted\", or with a pattern without \
+                     placeholders: other rules do not name a channel",
                 );
             }
 
@@ -265,10 +269,10 @@ impl Judge {
             if channel.allow != AllowKind::Claim
                 && (channel.claim.is_some() || channel.value.is_some())
             {
-                self.problem(at("claim"), "claim and value belong to allow = \"claim\"");
+                self.problem(at("claim"), "claim and value apply only to allow = \"claim\"");
             }
             if channel.allow != AllowKind::Callback && !channel.send_claims.is_empty() {
-                self.problem(at("send_claims"), "belongs to allow = \"callback\"");
+                self.problem(at("send_claims"), "applies only to allow = \"callback\"");
             }
 
             let history = channel.history.and_then(|kept| self.history(&at("history"), kept));
@@ -283,7 +287,7 @@ impl Judge {
         let used = config.channels.iter().any(|c| c.allow == AllowKind::Callback);
         let url = &config.callback.url;
         if used && url.is_empty() {
-            self.problem("callback.url", "is needed by the rules with allow = \"callback\"");
+            self.problem("callback.url", "is required by the rules with allow = \"callback\"");
         }
 
         let parsed: Option<axum::http::Uri> = url.parse().ok();
@@ -351,7 +355,11 @@ impl Judge {
         }
 
         if secrets.is_empty() || section.cookies.is_empty() {
-            self.problem(at, "give secrets, secrets_env or secret_files, and cookies");
+            self.problem(
+                at,
+                "needs at least one secret (secrets, secrets_env or secret_files) and one cookie \
+                 name (cookies)",
+            );
         }
 
         for secret in &secrets {
@@ -387,7 +395,10 @@ impl Judge {
 
         for (path, key) in &keys {
             if key.len() < MIN_API_KEY {
-                self.problem(path, format!("an API key needs at least {MIN_API_KEY} characters"));
+                self.problem(
+                    path,
+                    format!("an API key must have at least {MIN_API_KEY} characters"),
+                );
             }
         }
 

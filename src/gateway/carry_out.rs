@@ -30,7 +30,11 @@ impl Gateway {
             Ok(control) => self.carry_out(control),
             Err(error) => logging::repeated(("control", "unknown"), "", move |repeated| {
                 let why = format!("{:?}, column {}", error.classify(), error.column());
-                tracing::warn!(why, repeated, "a control message that this version does not know");
+                tracing::warn!(
+                    why,
+                    repeated,
+                    "received a control message that this version does not know"
+                );
             }),
         }
     }

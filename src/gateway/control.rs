@@ -44,9 +44,9 @@ impl Control {
 /// Why a control message may not have reached all replicas.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ControlError {
-    #[error("done here, but {reached} of {known} replicas were reached: try again")]
+    #[error("done on this replica, but only {reached} of {known} replicas were reached: try again")]
     Partly { reached: usize, known: usize },
-    #[error("done here, but {0}: try again for the other replicas")]
+    #[error("done on this replica, but {0}: try again to reach the other replicas")]
     Broker(#[from] BrokerError),
 }
 

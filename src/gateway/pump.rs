@@ -150,12 +150,12 @@ impl Gateway {
         let outage = match outages.observe(silence, reading, Instant::now()) {
             None => return,
             Some(Tell::Live) => {
-                tracing::info!("publications arrive again: clients are told");
+                tracing::info!("publications arrive again: clients receive `live`");
                 None
             }
             Some(Tell::Interrupted(interruption)) => {
                 let all = interruption.all;
-                tracing::warn!(all, "no publications can arrive: clients are told");
+                tracing::warn!(all, "publications cannot arrive: clients receive `interrupted`");
                 let since = unix_micros().saturating_sub(micros(interruption.since.elapsed()));
                 let since = since / 1_000_000;
                 Some(if all {
@@ -230,8 +230,9 @@ impl Gateway {
                         tracing::warn!(
                             channel = %name,
                             repeated,
-                            "a publication came with a position that the channel's history does not \
-                             have: somebody publishes what only tollgate_publish may write"
+                            "received a publication whose position is not in the channel's \
+                             history: a publisher writes the format that only tollgate_publish \
+                             may write"
                         );
                     });
                 }

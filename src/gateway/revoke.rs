@@ -37,9 +37,12 @@ const MAX_ENTRY: usize = 4096;
 /// Why a revocation may not hold everywhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum RevokeError {
-    #[error("there is no room for another revocation: give them an expire_at")]
+    #[error("the revocation table is full: set `expire_at` so that entries end")]
     Full,
-    #[error("not stored ({0}): it holds on this replica until it restarts; try again")]
+    #[error(
+        "the revocation is not stored ({0}) and applies to this replica only, until it restarts: \
+         try again"
+    )]
     Store(BrokerError),
     /// The revocation is stored: the other replicas find it within 30 seconds.
     #[error(transparent)]
@@ -156,7 +159,7 @@ impl Gateway {
         self.revocations.mark_known();
         if failed || (first && count > 0) {
             let took = began.elapsed();
-            tracing::info!(revocations = count, ?took, "revocations were read from the store");
+            tracing::info!(revocations = count, ?took, "revocations read from the store");
         }
 
         Ok(())
@@ -169,9 +172,9 @@ impl Gateway {
 
         if before.as_ref() != Some(error) {
             let until_then = if self.revocations.are_known() {
-                "what is known of them still counts; one that was missed does not"
+                "known ones still apply, but new ones may be missed"
             } else {
-                "not ready, and no token is accepted before they are"
+                "this replica is not ready and accepts no token until it has read them"
             };
             tracing::error!(
                 error = %error,
@@ -209,7 +212,7 @@ impl Gateway {
         if unusable > 0 && unusable != before {
             tracing::error!(
                 entries = unusable,
-                "stored revocations that this version cannot use: the others count"
+                "this version cannot use some stored revocations: the others apply"
             );
         }
 
@@ -251,12 +254,13 @@ impl Gateway {
             Ok(()) => {
                 let revocations = lost.len();
                 logging::repeated(("revocations", "put back"), "", move |repeated| {
-                    let what = "the store lacked revocations: put back";
+                    let what = "revocations were missing from the store and were written back";
                     tracing::info!(revocations, repeated, "{what}");
                 });
             }
             Err(e) => logging::repeated(("revocations", "write"), "", move |repeated| {
-                tracing::warn!(error = %e, repeated, "the store lacks revocations, and takes none");
+                tracing::warn!(error = %e, repeated, "revocations are missing from the store and \
+                                                      cannot be written back");
             }),
         }
     }

@@ -248,7 +248,8 @@ async fn connection(
                 Some(answer) => answer.await?,
                 None => {
                     metrics::rejected(Rejected::BadRequest);
-                    let why = "a request names its host, once (RFC 9112 section 3.2)\n";
+                    let why = "a request must have exactly one Host header (RFC 9112 section \
+                               3.2)\n";
                     refuse(StatusCode::BAD_REQUEST, why)
                 }
             };

@@ -93,7 +93,7 @@ pub(super) async fn call(
         }
         Err(_) => {
             metrics::rejected(Rejected::Timeout);
-            return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not come in time\n");
+            return refuse(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time\n");
         }
     };
 
@@ -137,9 +137,9 @@ async fn dispatch(app: &App, method: &str, body: &Bytes) -> ApiResult {
         "invalidate_user_tokens" => invalidate_user_tokens(app, parse(body)?).await,
         "info" => Ok(info(app)),
         "batch" | "subscribe" | "unsubscribe" | "refresh" | "presence" | "presence_stats"
-        | "history" | "history_remove" | "channels" | "connections" => {
-            Err(ApiError::not_available(format!("{method} is not in this version")))
-        }
+        | "history" | "history_remove" | "channels" | "connections" => Err(
+            ApiError::not_available(format!("this version does not support the method {method}")),
+        ),
         _ => Err(ApiError(104, "method not found".to_owned())),
     }
 }
@@ -154,7 +154,7 @@ fn refuse_rest(rest: &Map<String, Value>) -> Result<(), ApiError> {
     match rest.iter().find(|(_, v)| is_set(v)) {
         Some((name, _)) => {
             let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
-            Err(ApiError::not_available(format!("{name} is not in this version")))
+            Err(ApiError::not_available(format!("this version does not support the field {name}")))
         }
         None => Ok(()),
     }
@@ -204,7 +204,7 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
 
     let policy = app.context.policy.load();
     if !access::is_given(channel, &policy.rules) {
-        let why = "no rule of [[channels]] gives this channel: nobody can be subscribed to it";
+        let why = "no rule in [[channels]] matches this channel, so nobody can subscribe to it";
         return Err(ApiError(102, format!("unknown channel: {why}")));
     }
 
@@ -214,7 +214,8 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
         Some(retention) => Some(Durable { retention, idempotency_key }),
         None if idempotency_key.is_some() => {
             return Err(ApiError::not_available(
-                "idempotency_key needs a history: a rule with history, and no skip_history",
+                "idempotency_key needs a history: use a channel whose rule has one, and no \
+                 skip_history",
             ));
         }
         None => None,
@@ -267,7 +268,7 @@ async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
 fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
     let value = Value::deserialize(deserializer)?;
     let text =
-        id_text(&value).ok_or_else(|| D::Error::custom("expected a text or a whole number"))?;
+        id_text(&value).ok_or_else(|| D::Error::custom("expected a string or a whole number"))?;
     Ok(text.into_owned())
 }
 
@@ -344,7 +345,7 @@ struct InvalidateUserTokens {
 async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> ApiResult {
     refuse_rest(&request.rest)?;
     if request.issued_before.is_some_and(|at| at > MAX_SECONDS) {
-        return Err(ApiError::bad_request("issued_before counts seconds, not milliseconds"));
+        return Err(ApiError::bad_request("issued_before must be in seconds, not milliseconds"));
     }
     let (user, until) = (request.user, until(request.expire_at)?);
 
@@ -358,9 +359,9 @@ async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> Api
 /// The end of a revocation: the given one, or the default.
 fn until(expire_at: Option<u64>) -> Result<u64, ApiError> {
     match expire_at {
-        Some(at) if at <= unix_now() => Err(ApiError::bad_request("expire_at has passed")),
+        Some(at) if at <= unix_now() => Err(ApiError::bad_request("expire_at is in the past")),
         Some(at) if at > MAX_SECONDS => {
-            Err(ApiError::bad_request("expire_at counts seconds, not milliseconds"))
+            Err(ApiError::bad_request("expire_at must be in seconds, not milliseconds"))
         }
         Some(at) => Ok(at),
         None => Ok(unix_now() + REVOKED_FOR),

@@ -86,7 +86,9 @@ pub(super) async fn authorize(
         Err(reason) if by_close && reason.is_ours() => {
             Ok((AuthOutcome::Refused(close_of(reason)), permit))
         }
-        Err(reason) if reason.is_ours() => Err(unavailable("our keys are not available\n")),
+        Err(reason) if reason.is_ours() => {
+            Err(unavailable("the gateway's keys are not available\n"))
+        }
         Err(reason) => {
             // While its answer waits, a refused client holds nothing but its own connection.
             drop(permit);

@@ -16,7 +16,10 @@ use crate::websocket::accept_key;
 pub(super) fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
     let headers = &request.headers;
     if request.method != Method::GET {
-        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
+        return Err(refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "a WebSocket handshake must be a GET request\n",
+        ));
     }
 
     if request.version != Version::HTTP_11 {
@@ -38,7 +41,7 @@ pub(super) fn check_upgrade(request: &Parts) -> Result<String, Response<Body>> {
     if headers.contains_key(header::TRANSFER_ENCODING)
         || headers.get(header::CONTENT_LENGTH).is_some_and(|v| v != "0")
     {
-        return Err(refuse(StatusCode::BAD_REQUEST, "an upgrade has no body\n"));
+        return Err(refuse(StatusCode::BAD_REQUEST, "an upgrade request must not have a body\n"));
     }
 
     if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|v| v != "13") {

@@ -31,8 +31,8 @@ pub async fn only_here(State(listen): State<IpAddr>, request: Request, next: Nex
 
     refuse(
         StatusCode::MISDIRECTED_REQUEST,
-        "this page is not shown under this name: ask by a loopback name (localhost, 127.0.0.1) or \
-         by the address that is listened on\n",
+        "this page is not served under this host name: use a loopback name (localhost, 127.0.0.1) \
+         or the address that the gateway listens on\n",
     )
 }
 

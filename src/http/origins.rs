@@ -49,10 +49,9 @@ fn refused(origin: &[u8], policy: &Policy) {
 
     let what = match line {
         Some(line) => format!(
-            "origin refused; if it is yours, write in [server] of the \
-             configuration: {line}"
+            "origin refused; if it is yours, add this to [server] in the configuration: {line}"
         ),
-        None => "origin refused: it is none".to_owned(),
+        None => "origin refused: the header is not a valid origin".to_owned(),
     };
     logging::repeated(("origin refused", ""), &shown.clone(), move |repeated| {
         tracing::warn!(origin = shown, repeated, "{what}");

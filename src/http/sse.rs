@@ -118,7 +118,10 @@ async fn begin(
     began: Instant,
 ) -> Result<mpsc::Receiver<Bytes>, Response<Body>> {
     if request.method != Method::GET {
-        return Err(refuse(StatusCode::METHOD_NOT_ALLOWED, "a stream begins with GET\n"));
+        return Err(refuse(
+            StatusCode::METHOD_NOT_ALLOWED,
+            "a stream must be requested with GET\n",
+        ));
     }
 
     let later = |message| for_now(&request.headers, message);
@@ -141,7 +144,11 @@ async fn begin(
         Err(response) => {
             let temporary = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS];
             let temporary = temporary.contains(&response.status());
-            return Err(if temporary { later("not now: connect again\n") } else { response });
+            return Err(if temporary {
+                later("temporarily unavailable: connect again\n")
+            } else {
+                response
+            });
         }
     };
 
@@ -163,7 +170,7 @@ async fn begin(
     match answered.await {
         Ok(Ok(events)) => Ok(events),
         Ok(Err(why)) => Err(refusal(why, &request.headers)),
-        Err(_) => Err(later("the stream could not be begun\n")),
+        Err(_) => Err(later("the stream could not be started\n")),
     }
 }
 
@@ -249,7 +256,7 @@ fn refusal(Refusal(code, message): Refusal, headers: &HeaderMap) -> Response<Bod
         }
         ErrorCode::LimitExceeded => StatusCode::TOO_MANY_REQUESTS,
         ErrorCode::Unavailable | ErrorCode::CallbackFailed => {
-            return for_now(headers, "not now: connect again\n");
+            return for_now(headers, "temporarily unavailable: connect again\n");
         }
     };
     refuse_with(status, format!("{message}\n"))

@@ -113,10 +113,10 @@ fn since(request: &Parts, wire: Wire) -> Result<Positions, Response<Body>> {
 
     let why = match sse::parse_id(&value) {
         Ok(_) if stream_position::is_short(&value) => {
-            "it is the id of a stream, which only a stream can take"
+            "this is the event id of a stream, from which only a stream can resume"
         }
         Ok(since) if wire.has_positions() => return Ok(since),
-        Ok(_) => "since needs format=envelope: without it no event says where it is",
+        Ok(_) => "since needs format=envelope: other events carry no position",
         Err(why) => why,
     };
 

@@ -170,7 +170,8 @@ impl<W: Write> Writer<W> {
         let mut time = String::new();
         let _ = SystemTime.format_time(&mut Formatted::new(&mut time));
         let lines = if dropped == 1 { "log line was" } else { "log lines were" };
-        let text = format!("{dropped} {lines} dropped: what reads the log was full, slow or away");
+        let text =
+            format!("{dropped} {lines} dropped: the reader of the log was full, slow or gone");
         match self.format {
             Format::Text => format!("{time}  WARN tollgate::logging: {text}\n"),
             Format::Json => format!(

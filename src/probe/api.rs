@@ -42,10 +42,12 @@ impl Api {
             Some(text) => {
                 let mut url = Url::parse(text).map_err(|e| format!("--api: {e}"))?;
                 if !matches!(url.scheme(), "http" | "https") {
-                    return Err("--api begins with https:// or http://".to_owned());
+                    return Err("--api must begin with https:// or http://".to_owned());
                 }
                 if url.password().is_some() || !url.username().is_empty() {
-                    return Err("--api holds credentials: the key is all it takes".to_owned());
+                    return Err(
+                        "--api contains credentials: leave them out, the key is enough".to_owned()
+                    );
                 }
 
                 let path = url.path().trim_end_matches('/').to_owned();
@@ -79,7 +81,7 @@ impl Api {
         }
 
         let found =
-            format!("{} answers {status}, as no gateway does; the key was not sent", self.url);
+            format!("{} answers {status}, which no gateway does; the key was not sent", self.url);
         Err(((!self.guessed).then_some(Cause::ApiOther), found))
     }
 
@@ -108,7 +110,8 @@ impl Api {
         let published = began.elapsed();
 
         if !socket.receives(&mark, patience).await {
-            let found = format!("published on {channel}, not received within {}", millis(patience));
+            let found =
+                format!("published on {channel}, but not received within {}", millis(patience));
             return Err(Trouble::new(Cause::EventLost, found));
         }
 

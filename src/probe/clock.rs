@@ -51,7 +51,8 @@ fn claims(token: &str) -> impl Fn(&str) -> Option<f64> {
 pub(super) fn compare(clocks: &Clocks, token: Option<&str>) -> Checked<()> {
     let ahead = clocks.server - clocks.ours;
     let way = if ahead < 0 { "behind" } else { "ahead of" };
-    let skew = format!("the server's clock is {} s {way} ours ({})", ahead.abs(), clocks.by);
+    let skew =
+        format!("the server's clock is {} s {way} the doctor's ({})", ahead.abs(), clocks.by);
 
     let claim = claims(token.unwrap_or_default());
     let server = clocks.server as f64;
@@ -78,7 +79,7 @@ pub(super) fn compare(clocks: &Clocks, token: Option<&str>) -> Checked<()> {
         return Err(Trouble::new(Cause::ClockSkew, skew));
     }
 
-    let ends = claim("exp").map(|exp| format!("; the token ends in {}", until(exp)));
+    let ends = claim("exp").map(|exp| format!("; the token expires in {}", until(exp)));
     Ok(((), skew + &ends.unwrap_or_default()))
 }
 

@@ -39,31 +39,31 @@ const GREETING: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub struct Probe {
-    /// The sockets' address as clients have it: wss://host/ws
+    /// The WebSocket URL that clients use: wss://host/ws
     #[arg(long, value_name = "URL")]
     url: String,
-    /// A file that holds a token; -: standard input. It is never printed
+    /// File with a token, or - for standard input. The token is never printed
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
     /// PEM file with the authorities to trust instead of the system's
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// Connect as a page of this origin does: `https://app.example.com`
+    /// Connect as a web page of this origin does: `https://app.example.com`
     #[arg(long)]
     origin: Option<String>,
     /// Subscribe to this channel
     #[arg(long, value_name = "NAME")]
     channel: Option<String>,
-    /// The server API [default: beside --url]
+    /// URL of the server API [default: on the host of --url]
     #[arg(long, value_name = "URL")]
     api: Option<String>,
-    /// A file that holds a server API key [default: $TOLLGATE_API_KEY]. Publishes one event
+    /// File with a server API key, to publish one event with [default: $TOLLGATE_API_KEY]
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// How long to say nothing, so that proxies' time-outs show; 0s: not at all
+    /// How long to stay idle, to reveal the time-outs of proxies; 0s: not at all
     #[arg(long, value_name = "DURATION", default_value = "30s")]
     idle: String,
-    /// How long to wait for any one answer
+    /// How long to wait for each answer
     #[arg(long, value_name = "DURATION", default_value = "10s")]
     timeout: String,
     /// Print JSON
@@ -113,7 +113,10 @@ fn secret(flag: &str, path: &Path) -> Result<String, String> {
 
     let text = text.trim().to_owned();
     if text.is_empty() || text.contains(|c: char| c.is_control() || c.is_whitespace()) {
-        return Err(format!("{flag}: {} does not hold one word on one line", path.display()));
+        return Err(format!(
+            "{flag}: {} does not contain exactly one word on one line",
+            path.display()
+        ));
     }
     Ok(text)
 }
@@ -136,7 +139,7 @@ impl Probe {
             self.token_file.as_ref().map(|path| secret("--token-file", path)).transpose()?;
 
         if self.origin.as_ref().is_some_and(|o| o.contains(char::is_control)) {
-            return Err("--origin has control characters".to_owned());
+            return Err("--origin contains control characters".to_owned());
         }
 
         let key = match &self.api_key_file {
@@ -181,8 +184,8 @@ async fn examine(mut plan: Plan, report: &mut Report) {
     let listened = match &mut session {
         Some(session) => converse(&plan, session, report).await,
         None => {
-            report.skip(Step::Subscribe, "no session");
-            report.skip(Step::Publish, "no session");
+            report.skip(Step::Subscribe, "no open connection");
+            report.skip(Step::Publish, "no open connection");
             false
         }
     };
@@ -194,7 +197,7 @@ async fn examine(mut plan: Plan, report: &mut Report) {
         Some(clocks) => {
             report.note(Step::Clock, clock::compare(&clocks, plan.token.as_deref()));
         }
-        None => report.skip(Step::Clock, "the answer had no Date"),
+        None => report.skip(Step::Clock, "the answer has no Date header"),
     }
 }
 
@@ -206,7 +209,8 @@ async fn reach(line: &mut Line, report: &mut Report) -> Option<()> {
     line.addresses = vec![address];
 
     if !line.target.secure {
-        report.skip(Step::Tls, "the URL asks for none: tokens and events can be read on the way");
+        report
+            .skip(Step::Tls, "the URL does not use TLS: tokens and events can be read on the way");
         return Some(());
     }
 
@@ -237,9 +241,10 @@ async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<
         Some(origin) => {
             report.note(Step::Origin, probes::origin(line, origin).await);
         }
-        None => {
-            report.skip(Step::Origin, "no --origin: whether pages may connect was not looked at")
-        }
+        None => report.skip(
+            Step::Origin,
+            "no --origin: the doctor did not check whether web pages may connect",
+        ),
     }
 
     if let Some(token) = &plan.token {
@@ -248,7 +253,9 @@ async fn sockets(plan: &Plan, mut first: Socket, report: &mut Report) -> Option<
     }
 
     match greeted {
-        Some((_, said)) => report.note(Step::Token, Ok((first, format!("none needed: {said}")))),
+        Some((_, said)) => {
+            report.note(Step::Token, Ok((first, format!("no token needed: {said}"))))
+        }
         None => {
             first.close().await;
             report.skip(Step::Token, "no --token-file");
@@ -272,7 +279,7 @@ async fn converse(plan: &Plan, session: &mut Socket, report: &mut Report) -> boo
     match &plan.api {
         None => report.skip(Step::Publish, "no --api-key-file"),
         Some(_) if session.channels.is_empty() => {
-            report.skip(Step::Publish, "no channel to publish on: --channel");
+            report.skip(Step::Publish, "no channel to publish on: use --channel");
         }
         Some(api) => publish(api, session, patience, report).await,
     }
@@ -291,8 +298,8 @@ async fn publish(api: &Api, session: &mut Socket, patience: Duration, report: &m
         }
         Err((None, found)) => {
             let why = format!(
-                "no server API beside --url, which is right where only backends reach it: name its own \
-                 address with --api ({found})"
+                "no server API on the host of --url, which is right if only backends can reach \
+                 it: give its address with --api ({found})"
             );
             report.skip(Step::Publish, &why);
         }
@@ -326,7 +333,7 @@ async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, repor
 
     let refused = streamed.as_ref().is_err_and(|trouble| trouble.cause == Cause::SseRefused);
     if plan.token.is_none() && refused {
-        report.skip(Step::Sse, "no --token-file; the gateway answers, so the path is right");
+        report.skip(Step::Sse, "no --token-file, but the gateway answers, so the path is right");
     } else {
         report.note(Step::Sse, streamed);
     }
@@ -335,11 +342,11 @@ async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, repor
     if let (Some(Ok((first_ping, _))), Some(Ok((beats, said)))) = (&idled, &stream_idled)
         && stream::holds_back(*beats, *first_ping, idle)
     {
-        let found = format!("no heartbeat, though the socket had its first ping: {said}");
+        let found = format!("no heartbeat, although the WebSocket has had its first ping: {said}");
         stream_idled = Some(Err(Trouble::new(Cause::SseBuffered, found)));
     }
 
-    let why = if idle.is_zero() { "--idle is 0" } else { "there is nothing to idle with" };
+    let why = if idle.is_zero() { "--idle is 0" } else { "no connection is open that could idle" };
     conclude(Step::Idle, idled, why, report);
     conclude(Step::SseIdle, stream_idled, why, report);
 }

@@ -41,7 +41,7 @@ pub(super) async fn query(line: &Line) -> Checked<()> {
     match Socket::open(line, &asked).await {
         Ok((socket, answer)) => {
             socket.close().await;
-            let found = format!("?format={MADE_UP} went unnoticed ({})", answer.by());
+            let found = format!("the gateway did not notice ?format={MADE_UP} ({})", answer.by());
             return Err(Trouble::new(Cause::QueryDropped, found));
         }
         Err(Refused(_, answer)) if answer.body().contains(FORMAT) => {}
@@ -50,9 +50,9 @@ pub(super) async fn query(line: &Line) -> Checked<()> {
 
     let asked = Asked { query: &[("token", MADE_UP)], ..Asked::default() };
     match is_seen(line, &asked).await? {
-        (true, _) => Ok(((), "it passes, and a made-up token in it is seen".to_owned())),
+        (true, _) => Ok(((), "the query passes, and so does a made-up token in it".to_owned())),
         (false, _) => {
-            let found = "it passes, but not `token` in it: ?token= went unnoticed";
+            let found = "the query passes, but without `token`: the gateway did not notice ?token=";
             Err(Trouble::new(Cause::QueryDropped, found))
         }
     }
@@ -137,12 +137,13 @@ fn own_host_refused(line: &Line, page: &Url) -> Option<(Cause, String)> {
 
     let port = page.port_or_known_default()?;
     if port != target.port {
-        let why = format!("the page has port {port}, the gateway {}", target.port);
+        let why = format!("the page has port {port}, but the gateway has {}", target.port);
         return Some((Cause::OriginPort, why));
     }
 
     let secure = page.scheme() == "https";
-    (secure == target.secure).then(|| (Cause::HostChanged, "host and port are the same".to_owned()))
+    (secure == target.secure)
+        .then(|| (Cause::HostChanged, "the page has the host and port of the gateway".to_owned()))
 }
 
 /// Connects with the real token.
@@ -162,7 +163,7 @@ pub(super) async fn token(line: &Line, token: &str, by_subprotocol: bool) -> Che
 
     let ends = data["expiresAt"].as_u64().map(|at| {
         let left = at.saturating_sub(crate::session::unix_now());
-        format!(", ends in {}", humantime::format_duration(Duration::from_secs(left)))
+        format!(", expires in {}", humantime::format_duration(Duration::from_secs(left)))
     });
     Ok((socket, said + &ends.unwrap_or_default()))
 }

@@ -150,10 +150,10 @@ impl Report {
             )
         } else {
             match self.wrong {
-                0 => "nothing wrong was found\n".to_owned(),
-                n if left.is_empty() => format!("{n} of {} steps: wrong\n", self.steps.len()),
+                0 => "no problem was found\n".to_owned(),
+                n if left.is_empty() => format!("{n} of {} steps are wrong\n", self.steps.len()),
                 n => format!(
-                    "{n} of {} steps: wrong; not reached: {}\n",
+                    "{n} of {} steps are wrong; not reached: {}\n",
                     self.steps.len(),
                     left.join(", ")
                 ),

@@ -136,7 +136,7 @@ impl Socket {
             Err(Heard::Closed(code, reason)) => Err(closed(code, &reason)),
             Err(Heard::Cut(why)) => Err(Trouble::new(Cause::NoGreeting, why)),
             Err(Heard::Nothing | Heard::Message(_)) => {
-                let said = format!("nothing within {}", millis(patience));
+                let said = format!("no message within {}", millis(patience));
                 Err(Trouble::new(Cause::NoGreeting, said))
             }
         }
@@ -216,8 +216,8 @@ impl Socket {
         match pong.await {
             Ok(()) => {
                 let pings = match self.pings {
-                    0 => "no ping of the gateway seen: try a longer --idle".to_owned(),
-                    n => format!("pings of the gateway seen and answered: {n}"),
+                    0 => "no ping from the gateway yet: try a longer --idle".to_owned(),
+                    n => format!("pings from the gateway, answered: {n}"),
                 };
                 let first = self.first_ping.map(|at| at.saturating_duration_since(self.opened));
                 Ok((first, format!("open {after}; {pings}")))

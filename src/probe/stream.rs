@@ -80,11 +80,13 @@ pub(super) async fn open(line: &Line, bearer: &str, channel: Option<&str>) -> Ch
             Ok(Ok(n)) if n > 0 => {}
             Ok(_) => {
                 let said = String::from_utf8_lossy(&seen).into_owned();
-                return Err(Trouble::new(Cause::SseRefused, format!("ended at once: {said}")));
+                return Err(Trouble::new(Cause::SseRefused, format!("ended immediately: {said}")));
             }
             Err(_) => {
-                let found =
-                    format!("the head came, no event within {} ({by})", millis(line.patience));
+                let found = format!(
+                    "the response head arrived, but no event within {} ({by})",
+                    millis(line.patience)
+                );
                 return Err(Trouble::new(Cause::SseBuffered, found));
             }
         }

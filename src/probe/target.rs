@@ -54,11 +54,11 @@ impl Target {
         let secure = match url.scheme() {
             "wss" | "https" => true,
             "ws" | "http" => false,
-            other => return Err(format!("--url: begins with wss:// or ws://, not {other}://")),
+            other => return Err(format!("--url must begin with wss:// or ws://, not {other}://")),
         };
 
         if url.query_pairs().any(|(name, _)| name == "token") || url.password().is_some() {
-            return Err("--url holds a secret: give the token as --token-file FILE".to_owned());
+            return Err("--url contains a secret: pass the token with --token-file FILE".to_owned());
         }
 
         let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']).to_owned();
@@ -164,7 +164,7 @@ pub(super) async fn connect(
             Ok(Ok(stream)) => {
                 let mut said = format!("{address} answers in {}", millis(began.elapsed()));
                 if !failed.is_empty() {
-                    said.push_str(&format!("; not so: {}", failed.join(", ")));
+                    said.push_str(&format!("; no connection to {}", failed.join(", ")));
                 }
                 return Ok(((*address, stream), said));
             }
@@ -310,7 +310,7 @@ fn describe(leaf: Option<&Certificate>) -> String {
     leaf.map_or_else(String::new, |leaf| {
         let (parts, days) = (leaf.tbs_certificate(), left(leaf) / 86_400);
         let (whose, by) = (parts.subject(), parts.issuer());
-        format!("certificate of {whose} by {by}, ends in {days} days")
+        format!("certificate of {whose} by {by}, expires in {days} days")
     })
 }
 

@@ -62,8 +62,8 @@ impl CloseCode {
     pub fn row(self) -> CloseRow {
         use Reconnect::{NewToken, No, Yes};
         let (code, label, reconnect, meaning) = match self {
-            Self::Normal => (1000, "normal", No, "The client asked for the close."),
-            Self::GoingAway => (1001, "going_away", Yes, "The gateway stops at once."),
+            Self::Normal => (1000, "normal", No, "The client asked to close the connection."),
+            Self::GoingAway => (1001, "going_away", Yes, "The gateway stops immediately."),
             Self::Protocol => {
                 (1002, "protocol", No, "A frame broke RFC 6455; the client has a defect.")
             }
@@ -75,7 +75,7 @@ impl CloseCode {
                 1012,
                 "restart",
                 Yes,
-                "This replica drains; a `reconnect` message with the delay came before.",
+                "This replica drains; a `reconnect` message with the delay was sent before.",
             ),
             Self::TryAgainLater => {
                 (1013, "try_again_later", Yes, "The gateway cannot serve this now.")
@@ -84,7 +84,7 @@ impl CloseCode {
                 4401,
                 "token_refused",
                 NewToken,
-                "The token was refused; the close reason is its slug (see Tokens).",
+                "The token was refused; the close reason says why (see Tokens).",
             ),
             Self::Forbidden => (4403, "forbidden", No, "The connection is not allowed."),
             Self::Deadline => (
@@ -97,7 +97,7 @@ impl CloseCode {
                 4409,
                 "disconnected",
                 No,
-                "The backend disconnected this user, or took its token back.",
+                "The backend disconnected this user or revoked the token.",
             ),
             Self::SlowConsumer => (
                 4410,
@@ -109,7 +109,8 @@ impl CloseCode {
                 4429,
                 "too_many",
                 Yes,
-                "A limit was hit: connections (in all, per user or per IP) or commands a second.",
+                "A limit was reached: connections (in all, per user or per IP address) or \
+                 commands per second.",
             ),
         };
 
@@ -184,28 +185,29 @@ impl ErrorCode {
     #[must_use]
     pub fn row(self) -> (&'static str, &'static str) {
         match self {
-            Self::BadRequest => {
-                ("bad_request", "Not JSON, an unknown `type`, or a field that is wrong.")
-            }
+            Self::BadRequest => (
+                "bad_request",
+                "The message is not JSON, has an unknown `type`, or has an invalid field.",
+            ),
             Self::Unauthorized => {
                 ("unauthorized", "The connection has no token yet: send `auth` first.")
             }
             Self::Forbidden => ("forbidden", "No rule lets this user subscribe to this channel."),
             Self::TokenRefused => (
                 "token_refused",
-                "The token of a `refresh` or `subscribe` was refused; `data.message` is the slug. \
-                 The connection's old one stays.",
+                "The token in a `refresh` or `subscribe` was refused; `data.message` is the \
+                 reason (see Tokens). The connection keeps its previous token.",
             ),
             Self::NotSubscribed => {
-                ("not_subscribed", "`unsubscribe` for a channel that is not subscribed.")
+                ("not_subscribed", "`unsubscribe` names a channel that is not subscribed.")
             }
-            Self::LimitExceeded => ("limit_exceeded", "Too many channels on this connection."),
+            Self::LimitExceeded => ("limit_exceeded", "The connection has too many channels."),
             Self::NotSupported => {
-                ("not_supported", "This version does not have the feature that was asked for.")
+                ("not_supported", "This version does not support the requested feature.")
             }
             Self::CallbackFailed => (
                 "callback_failed",
-                "The application could not be asked whether the user may; try again.",
+                "The application could not be asked whether the user may subscribe; try again.",
             ),
             Self::Unavailable => {
                 ("unavailable", "The broker did not confirm the subscription in time; try again.")

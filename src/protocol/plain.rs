@@ -60,7 +60,7 @@ pub(super) fn parse(text: &str) -> Request {
                 Command::Subscribe(Subscribe { channel, token, since })
             }
             (Ok(_), None) => {
-                invalid("since is {\"epoch\":\"...\",\"offset\":7} as an event had it")
+                invalid("since is {\"epoch\":\"...\",\"offset\":7}, copied from an event")
             }
             (Err(invalid), _) => invalid,
         },
@@ -106,7 +106,9 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
     let invalid = |m: String| Command::Invalid(ErrorCode::BadRequest, Cow::Owned(m));
 
     let shape = || {
-        invalid("channel is a text like \"post:42\", or an object with type and one id".to_owned())
+        invalid(
+            "channel is a string such as \"post:42\", or an object with type and one id".to_owned(),
+        )
     };
 
     let raw = raw.ok_or_else(|| invalid("channel is missing".to_owned()))?.get();
@@ -118,14 +120,14 @@ fn channel_ref(raw: Option<&RawValue>) -> Result<ChannelRef, Command> {
 
         let (kind, (field, id)) = fields.0.ok_or_else(shape)?;
         let kind = serde_json::from_str::<String>(kind)
-            .map_err(|_| invalid("the type of a channel is a text".to_owned()))?;
+            .map_err(|_| invalid("the type of a channel is a string".to_owned()))?;
         if kind.contains(':') {
             return Err(invalid("the type of a channel cannot hold a colon".to_owned()));
         }
 
         let id = id_text(id).ok_or_else(|| {
             let field = field.chars().filter(|c| !c.is_control()).take(40).collect::<String>();
-            invalid(format!("{field} of a channel is neither a text nor a whole number"))
+            invalid(format!("{field} of a channel is neither a string nor a whole number"))
         })?;
         check_id(&id).map_err(|e| invalid(format!("channel: {e}")))?;
         format!("{kind}:{}", encode_id(&id))
@@ -404,7 +406,8 @@ mod tests {
             ("{}", "postId"),
         ] {
             let why = subscribe(&format!(r#"{{"type":"post","{field}":{raw}}}"#)).unwrap_err();
-            let expected = "bad_request: postId of a channel is neither a text nor a whole number";
+            let expected =
+                "bad_request: postId of a channel is neither a string nor a whole number";
             assert_eq!(why, expected, "{raw}");
         }
     }

@@ -168,7 +168,7 @@ fn marks(text: &str) -> Result<Option<Vec<PositionMark>>, &'static str> {
         return Ok(None);
     };
 
-    let damaged = "it is damaged: give an id back as it came";
+    let damaged = "it is damaged: return an event id unchanged";
     let bytes = URL_SAFE_NO_PAD.decode(pieces.concat()).map_err(|_| damaged)?;
 
     let mut rest = bytes.as_slice();

@@ -167,7 +167,8 @@ impl Session {
         if let Some(error) = identity.and_then(|id| access::unnameable(id, &policy.rules)) {
             let bytes = identity.map(|id| id.user.len());
             logging::repeated(("automatic channel", ""), "", move |repeated| {
-                let what = "a user has no automatic channel: the id does not fit";
+                let what = "a user is not subscribed automatically: the id does not fit into a \
+                            channel name";
                 tracing::warn!(%error, bytes, repeated, "{what}");
             });
         }

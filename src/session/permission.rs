@@ -93,7 +93,11 @@ impl Context {
 
         let Some(callback) = self.callback.load_full() else {
             logging::repeated(("callback", "no url"), "", |repeated| {
-                tracing::error!(repeated, "a rule asks the application, and callback.url is empty");
+                tracing::error!(
+                    repeated,
+                    "subscription refused: its rule has allow = \"callback\", but callback.url is \
+                     empty"
+                );
             });
             return Err(failed());
         };

@@ -172,7 +172,7 @@ impl SocketSession {
         let Subscribe { channel, since, .. } = what;
         let session = &mut self.core;
         if since.is_some() && !session.connection.wire().has_positions() {
-            let message = "since needs format=envelope: without it no event says where it is";
+            let message = "since needs format=envelope: other events carry no position";
             session.error(id.as_deref(), ErrorCode::BadRequest, message, Some(&channel.raw));
             return None;
         }
@@ -180,8 +180,8 @@ impl SocketSession {
         match session.request(&channel.name) {
             Ok(subscription) => Some(Pending { id, channel, since, permission, subscription }),
             Err(SubscribeError::Already) if since.is_some() => {
-                let message = "this channel is subscribed already: unsubscribe first, or give \
-                               since in the URL where it is subscribed at connect";
+                let message = "this channel is already subscribed: unsubscribe first, or put \
+                               since into the URL if the channel is subscribed automatically";
                 session.error(id.as_deref(), ErrorCode::BadRequest, message, Some(&channel.raw));
                 None
             }
@@ -236,7 +236,7 @@ impl SocketSession {
                 self.core.error(id, ErrorCode::Unauthorized, hint, None);
             }
             (true, Command::Auth(_)) => {
-                let hint = "this connection has its token; use refresh for a new one";
+                let hint = "this connection already has a token: send a new one with refresh";
                 self.core.error(id, ErrorCode::BadRequest, hint, None);
             }
             (true, Command::Unsubscribe(channel)) => self.unsubscribe(id, &channel).await,
@@ -292,7 +292,12 @@ impl SocketSession {
             metrics::auth_failure(Reason::ClaimInvalid);
             logging::repeated(("token refused", "another user"), "", |repeated| {
                 let (reason, carrier) = ("claim_invalid", "refresh");
-                tracing::info!(reason, carrier, repeated, "token of another user");
+                tracing::info!(
+                    reason,
+                    carrier,
+                    repeated,
+                    "refresh refused: the token belongs to another user"
+                );
             });
             return refused(Reason::ClaimInvalid);
         }

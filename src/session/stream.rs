@@ -21,8 +21,8 @@ use crate::protocol::stream_position::{self, StreamPosition};
 use crate::protocol::{ChannelRef, Reply};
 
 /// A stream whose id is too long for the client's header could never be resumed.
-const TOO_MANY: &str = "these are too many channels for one stream, whose position has to fit into a \
-                        header: take fewer, or a WebSocket";
+const TOO_MANY: &str = "too many channels for one stream, whose position must fit into a header: \
+                        ask for fewer, or use a WebSocket";
 
 /// The session of a stream.
 pub struct StreamSession {

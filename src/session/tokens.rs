@@ -184,7 +184,7 @@ impl Context {
 /// token, for example a stale cookie, would go unnoticed.
 fn log_passed_over((by, reason): (&'static str, Reason), counts: &'static str, ip: IpAddr) {
     logging::repeated(("token passed over", by), reason.slug(), move |repeated| {
-        let what = "token passed over, and that of another carrier accepted";
+        let what = "token ignored: a token from another carrier was accepted";
         tracing::info!(%reason, carrier = by, accepted = counts, %ip, repeated, "{what}");
     });
 }

@@ -242,7 +242,11 @@ impl Jwks {
                 let is_news = left_out != progress.left_out || progress.successes == 0;
                 if is_news && (keys.is_empty() || !left_out.is_empty()) {
                     let (url, usable) = (entry.remote.shown_url(), keys.len());
-                    tracing::warn!(url, usable, "not every key of the set is usable: {left_out}");
+                    tracing::warn!(
+                        url,
+                        usable,
+                        "some keys of the key set cannot be used: {left_out}"
+                    );
                 }
 
                 progress.left_out = left_out;
@@ -268,7 +272,7 @@ impl Jwks {
                 if progress.error.as_ref() != Some(&said) {
                     let (url, error) = (entry.remote.shown_url().to_owned(), said.clone());
                     logging::repeated(("key set", "failed"), &url.clone(), move |repeated| {
-                        let what = "cannot fetch the key set; the old keys stay";
+                        let what = "cannot fetch the key set: the previous keys stay in use";
                         tracing::warn!(url, error, repeated, "{what}");
                     });
                 }

@@ -23,7 +23,7 @@ pub enum UpstreamError {
     Connect(String),
     #[error("status {0}")]
     Status(u16),
-    #[error("the answer is longer than {0} bytes")]
+    #[error("the answer has more than {0} bytes")]
     TooLarge(usize),
     #[error("the answer {0}")]
     Unusable(String),
@@ -48,7 +48,7 @@ impl From<reqwest::Error> for UpstreamError {
 /// authorities; it may be the server's own certificate.
 ///
 /// # Errors
-/// `ca` holds no certificate, or the system has no authorities.
+/// `ca` contains no certificate, or the system has no authorities.
 pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
     let mut builder = Client::builder()
         .timeout(timeout)

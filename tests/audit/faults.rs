@@ -84,7 +84,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
             }
             Backend::Moving(moving) => {
                 moving.goes().await;
-                until_all_say(&round.gateways, "the address leads to another server now").await;
+                until_all_say(&round.gateways, "the address now leads to another server").await;
             }
             Backend::Watched(watched) => sentinel(fault, watched).await,
             Backend::Cluster(cluster) => in_cluster(fault, cluster).await,

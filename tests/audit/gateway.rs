@@ -74,6 +74,6 @@ pub async fn has_sse(gateway: &Gateway) -> bool {
 /// How long after a moment the log first spoke of trouble with Redis.
 pub fn noticed(gateway: &Gateway, after: Instant) -> Option<Duration> {
     const SIGNS: [&str; 5] =
-        [" WARN ", " ERROR ", "Redis masters", "connected to Redis", "master no more"];
+        [" WARN ", " ERROR ", "Redis masters", "connected to Redis", "no longer a master"];
     gateway.first_logged(after, &SIGNS).map(|at| at.duration_since(after))
 }

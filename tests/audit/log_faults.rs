@@ -198,9 +198,9 @@ fn account(log: &str, refused: usize, counted: f64) -> Result<String, String> {
 /// Panics when a log that hides something passes, or one that does not.
 pub fn self_test() {
     let log = "1 WARN tollgate::session: token refused reason=malformed repeated=2\n\
-               2  WARN tollgate::logging: 6 log lines were dropped: what reads the log was slow\n\
+               2  WARN tollgate::logging: 6 log lines were dropped: the reader of the log was slow\n\
                3 WARN tollgate::session: token refused reason=malformed\n\
-               4  WARN tollgate::logging: 1 log line was dropped: what reads the log was slow\n";
+               4  WARN tollgate::logging: 1 log line was dropped: the reader of the log was slow\n";
     assert!(account(log, 10, 7.0).is_ok(), "{:?}", account(log, 10, 7.0));
     for (log, refused, counted, expected) in [
         (log, 11, 7.0, "some are nowhere"),

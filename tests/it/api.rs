@@ -112,7 +112,7 @@ async fn field_f14_publishing_where_no_rule_gives_a_channel_is_an_error() {
     let error = gateway.api("publish", &publish).await["error"].clone();
     assert_eq!(error["code"], 102);
     let message = error["message"].as_str().unwrap();
-    assert!(message.contains("no rule of [[channels]] gives this channel"), "{message}");
+    assert!(message.contains("no rule in [[channels]] matches this channel"), "{message}");
 
     let broadcast = json!({"channels": ["psot:1", "post:1"], "data": 1});
     let answer = gateway.api("broadcast", &broadcast).await["result"]["responses"].clone();

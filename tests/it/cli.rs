@@ -132,11 +132,11 @@ fn what_cannot_be_minted_is_said() {
     let retired = secret("valid_until = \"2020-01-01T00:00:00Z\"\n");
     for (config, more, part) in [
         (cookies, vec![], "session cookies only"),
-        (public, vec![], "public keys only"),
+        (public, vec![], "all configured keys are public"),
         (retired, vec![], "valid_until has passed"),
-        (secret("kid = \"k1\"\n"), vec!["--kid", "k2"], "there are k1"),
-        (secret(""), vec!["--kid", "k2"], "none has a kid"),
-        (secret(""), vec!["--alg", "HS111"], "the key has HS256"),
+        (secret("kid = \"k1\"\n"), vec!["--kid", "k2"], "configured are k1"),
+        (secret(""), vec!["--kid", "k2"], "none of the keys has one"),
+        (secret(""), vec!["--alg", "HS111"], "the key supports HS256"),
         (secret(""), vec!["--alg", "RS256"], "not bound to that algorithm"),
         (secret(""), vec!["--claim", "x"], "name=value"),
         (secret(""), vec!["--expires-in", "soon"], "--expires-in"),
@@ -177,8 +177,11 @@ fn fingerprints_are_shown_of_all_that_signs() {
     let file = file(&config);
     let output = run(&["token", "fingerprint", "-c", file.path().to_str().unwrap()], &[]);
     let text = String::from_utf8(output.stdout).unwrap();
-    for part in ["auth.session_cookie, secret 1", "decoded (base64); of its text", "issuer.example"]
-    {
+    for part in [
+        "auth.session_cookie, secret 1",
+        "decoded (base64); fingerprint of its text",
+        "issuer.example",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert!(![SECRET, decoded, "hidden"].iter().any(|secret| text.contains(secret)), "{text}");
@@ -188,7 +191,7 @@ fn fingerprints_are_shown_of_all_that_signs() {
 fn dev_stays_on_loopback() {
     let output = run(&["serve", "--dev", "--listen", "0.0.0.0:0"], &[]);
     assert_eq!(output.status.code(), Some(78));
-    assert!(stderr(&output).contains("loopback only"));
+    assert!(stderr(&output).contains("must be a loopback address"));
 }
 
 #[test]

@@ -188,7 +188,7 @@ async fn a_sound_deployment_is_sound() {
         ("token", "user u1"),
         ("subscribe", "post:1"),
         ("publish", "received after"),
-        ("idle", "seen and answered: "),
+        ("idle", "pings from the gateway, answered: "),
         ("sse_idle", "heartbeats: "),
     ] {
         let found = said.step(step)["found"].as_str().unwrap();
@@ -510,7 +510,9 @@ async fn without_a_token_it_does_what_it_can() {
     assert_eq!((said.wrong(), said.result("idle")), (vec![], "ok"), "{}", said.text);
     // For people.
     let said = run(&["--url", &url, "--idle", "0s", "--origin", "https://evil.example"], &[]).await;
-    for part in ["ok       dns", "WRONG    origin", "fix: Add it to `server.allowed_origins`"] {
+    for part in
+        ["ok       dns", "WRONG    origin", "fix: Add the exact origin to `server.allowed_origins`"]
+    {
         assert!(said.text.contains(part), "{part} in\n{}", said.text);
     }
 }

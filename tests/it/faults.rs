@@ -98,7 +98,7 @@ async fn r6_a_sentinel_that_is_behind_is_not_believed() {
     let new = format!("port: {} }}", group.replicas[0].port);
     eventually_within(Duration::from_secs(90), "the new master", || {
         let log = gateway.log();
-        let seen = log.contains(&new) && log.contains("a master no more");
+        let seen = log.contains(&new) && log.contains("no longer a master");
         std::future::ready(seen.then_some(()))
     })
     .await;

@@ -74,7 +74,9 @@ async fn field_c10_an_id_that_no_channel_has_room_for_is_a_user_all_the_same() {
     let long = ":".repeat(200);
     let mut client = Client::connect(&gateway, &long).await;
     assert_eq!(client.connected["data"]["channels"], json!([]));
-    gateway.logged("a user has no automatic channel: the id does not fit").await;
+    gateway
+        .logged("a user is not subscribed automatically: the id does not fit into a channel name")
+        .await;
     let answer = client.subscribe(json!({"type": "user", "userId": long})).await;
     assert_eq!(answer["data"]["code"], "bad_request", "{answer}");
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
@@ -99,7 +101,7 @@ async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
     assert_eq!(answer["data"]["channelKey"], "post:42");
     assert_eq!(answer["data"]["channel"], json!({"type": "post", "postId": 42}));
     let answer = number.subscribe(json!({"type": "post", "postId": 4.2})).await;
-    let text = "postId of a channel is neither a text nor a whole number";
+    let text = "postId of a channel is neither a string nor a whole number";
     assert_eq!(answer["data"]["message"], text);
     // The server API too.
     gateway.api("disconnect", &json!({"user": large})).await;
@@ -166,7 +168,7 @@ async fn field_c8_of_several_tokens_the_first_that_verifies_counts() {
         let mut client = Client::open(&gateway.public, path, &headers).await.unwrap();
         assert_eq!(client.next().await["data"]["userId"], "u1", "{path} {headers:?}");
     }
-    let line = gateway.logged("token passed over").await;
+    let line = gateway.logged("token ignored").await;
     for part in ["carrier=\"cookie\"", "accepted=\"query\"", "reason=bad_signature"] {
         assert!(line.contains(part), "{part} in {line}");
     }

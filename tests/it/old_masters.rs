@@ -93,13 +93,13 @@ async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     let mut client = envelopes(&gateway).await;
     group.master.kill();
     master_is(&group, &group.replicas[0]).await;
-    gateway.logged("a master no more").await;
+    gateway.logged("no longer a master").await;
     both_declared(&mut client).await;
     group.master.restart().await;
     assert!(publish_to_old(&group.master), "it is a master again");
     both_declared(&mut client).await;
     eventually_within(A_WHILE, "it ends a second time", || {
-        let end = format!("a master no more server=127.0.0.1:{}\n", group.master.port);
+        let end = format!("no longer a master server=127.0.0.1:{}\n", group.master.port);
         let ends = gateway.log().matches(&end).count();
         std::future::ready((ends == 2).then_some(()))
     })
@@ -127,7 +127,7 @@ async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
     assert!(publish_to_old(&group.master), "too late for this test");
     let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
-    gateway.logged("a master no more").await;
+    gateway.logged("no longer a master").await;
     let since = json!({"offset": position.0, "epoch": position.1});
     let answer: Value = eventually_within(A_WHILE, "it is told", || async {
         let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;

@@ -23,7 +23,8 @@ pub(super) fn find(
 
     if let Some((name, value, unit)) = finer {
         let fix = Cause::ExpInMilliseconds.fix();
-        let advice = format!("{name} is {value}, which counts {unit}: seconds are expected. {fix}");
+        let advice =
+            format!("{name} is {value}, which is in {unit}, but must be in seconds. {fix}");
         return Some(Finding::new(Cause::ExpInMilliseconds, Side::Issuer, advice));
     }
 
@@ -39,7 +40,11 @@ pub(super) fn find(
             let found = misplaced.into_iter().find(|n| claims.contains_key(*n));
             let advice = found.map_or_else(
                 || Cause::ExpMissing.fix().to_owned(),
-                |n| format!("{n} went into the payload: it is an option of the signing call"),
+                |n| {
+                    format!(
+                        "the payload has {n}, which is no claim but an option of the signing call"
+                    )
+                },
             );
             Some(Finding::new(Cause::ExpMissing, Side::Issuer, advice))
         }
@@ -69,30 +74,35 @@ const LONGEST_DURATION: f64 = 315_360_000.0;
 
 fn expired(exp: f64, now: u64) -> Finding {
     if exp <= 0.0 {
-        let advice = format!("exp is {exp}, 1970 or before: a date that nobody set?");
+        let advice =
+            format!("exp is {exp}, which is in 1970 or earlier: the date was probably never set");
         return Finding::new(Cause::TokenExpired, Side::Issuer, advice);
     }
 
     let at = moment(exp as u64);
     if exp < LONGEST_DURATION {
-        let advice = format!("exp is {exp}, in {at}: {}", Cause::ExpIsDuration.fix());
+        let advice = format!("exp is {exp}, which means {at}. {}", Cause::ExpIsDuration.fix());
         return Finding::new(Cause::ExpIsDuration, Side::Issuer, advice);
     }
 
     let ago = now.saturating_sub(exp as u64);
-    let advice = format!("it ended at {at}, {ago} s ago. {}", Cause::TokenExpired.fix());
+    let advice = format!("the token expired at {at}, {ago} s ago. {}", Cause::TokenExpired.fix());
     Finding::new(Cause::TokenExpired, Side::Issuer, advice)
 }
 
 fn not_yet(nbf: f64) -> Finding {
-    let advice = format!("it is valid from {}. {}", moment(nbf as u64), Cause::NbfInFuture.fix());
+    let advice = format!(
+        "the token is not valid before {}. {}",
+        moment(nbf as u64),
+        Cause::NbfInFuture.fix()
+    );
     Finding::new(Cause::NbfInFuture, Side::Issuer, advice)
 }
 
 fn clock_skew(ahead: f64) -> Finding {
     let hours = ahead / 3600.0;
     let whole = hours.round() >= 1.0 && (hours - hours.round()).abs() < 0.02;
-    let zone = if whole { " (whole hours: local time taken for UTC?)" } else { "" };
+    let zone = if whole { " (whole hours: local time may have been taken for UTC)" } else { "" };
     let advice =
         format!("the issuer's clock is {ahead:.0} s ahead{zone}. {}", Cause::ClockSkew.fix());
     Finding::new(Cause::ClockSkew, Side::Issuer, advice)
@@ -182,7 +192,7 @@ fn audience(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
     let ours = subject.settings.audience.join(", ");
     let Some(theirs) = claims.get("aud") else {
         let hint = if claims.contains_key("audience") {
-            "the token has `audience` in place of `aud`; "
+            "the token has `audience` instead of `aud`; "
         } else {
             ""
         };
@@ -203,7 +213,7 @@ fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
 
     if claims.get("role").is_some_and(|r| r == "anon") {
         let advice =
-            "this is the Supabase anon key, which speaks for nobody: send the user's access token";
+            "this is the Supabase anon key, which identifies no user: send the user's access token";
         return Finding::new(Cause::WrongTokenKind, Side::Issuer, advice.to_owned());
     }
     if claims.get("channel").is_some_and(Value::is_string) {
@@ -215,11 +225,12 @@ fn user(subject: &Subject<'_>, claims: &Map<String, Value>) -> Finding {
     let is_id = |n: &&str| UserClaim((*n).to_owned()).find(claims).and_then(id_text).is_some();
     let advice = match usual.into_iter().find(is_id) {
         Some(name) => format!(
-            "the token has none of {configured:?}, but it has {name}: set auth.user_claim = [{name:?}]"
+            "the token has no claim of {configured:?}, but it has {name}: set auth.user_claim = \
+             [{name:?}]"
         ),
         None => {
             let names: Vec<_> = claims.keys().take(20).map(|k| shown(k)).collect();
-            format!("the token has none of {configured:?}; its claims are {}", names.join(", "))
+            format!("the token has no claim of {configured:?}; its claims are {}", names.join(", "))
         }
     };
 

@@ -102,7 +102,7 @@ fn field_d10_a_cookie_in_a_tokens_place_is_named_by_its_header() {
     let tokens = verifier(vec![secret_key(TEXT, Encoding::Utf8)]);
 
     for (secret, part) in [
-        (TEXT, "It is of your own application"),
+        (TEXT, "It comes from your own application"),
         (&*format!("'{TEXT}'"), "wrapped in single quotes"),
         (BASE64, "None of the gateway's secrets"),
     ] {

@@ -49,7 +49,8 @@ pub(super) fn find(
 
     let Ok(jwe) = Jwe::split(token) else {
         return Some(if text("alg") == "dir" && Jwe::is_cut_off(token) {
-            let what = "its header is that of an encrypted token, and its end is missing";
+            let what = "the header is that of an encrypted token, but the end of the token is \
+                        missing";
             shape::finding(Cause::NextauthCookieChunk, what)
         } else {
             plain(Cause::EncryptedToken, Side::Issuer)
@@ -119,7 +120,7 @@ fn opened(
     let Some(session) = verifier.session() else {
         let cause = cause_of(maker);
         let advice = format!(
-            "{} It is of your own application: the secret of {} opens it. {}",
+            "{} It comes from your own application: the secret of {} decrypts it. {}",
             cause.meaning(),
             own.place,
             cause.fix()
@@ -130,8 +131,9 @@ fn opened(
     let label = maker.label();
     if !own.is_for_cookies {
         let advice = format!(
-            "it is a {label} session cookie, and the secret of {} opens it, which is none of \
-             auth.session_cookie: add it to secrets, secrets_env or secret_files there",
+            "this is a {label} session cookie. The secret of {} decrypts it, but is not \
+             configured in auth.session_cookie: add it to secrets, secrets_env or secret_files \
+             there",
             own.place
         );
         return Some(Some(Finding::new(Cause::SecretOtherVariable, Side::Gateway, advice)));
@@ -139,7 +141,7 @@ fn opened(
 
     if maker == Maker::AuthJs5 && !session.names.iter().any(|n| n == name) {
         let advice = format!(
-            "it is a {label} session cookie that was made under the name {name:?}: add that to \
+            "this is a {label} session cookie with the name {name:?}: add the name to \
              auth.session_cookie.cookies"
         );
         return Some(Some(Finding::new(Cause::CookieName, Side::Gateway, advice)));
@@ -179,11 +181,11 @@ fn edited(verifier: &Verifier, jwe: &Jwe<'_>, own: &[Own]) -> Option<Finding> {
 
     let how = format!("{}{place}. {}", candidate.how, candidate.cause.fix());
     if is_session_mode {
-        let advice = format!("it is a {} session cookie; {how}", maker.label());
+        let advice = format!("this is a {} session cookie; {how}", maker.label());
         return Some(Finding::new(candidate.cause, candidate.side, advice));
     }
     let cause = cause_of(maker);
-    let advice = format!("{} {} The secrets differ too: {how}", cause.meaning(), cause.fix());
+    let advice = format!("{} {} The secrets differ as well: {how}", cause.meaning(), cause.fix());
     Some(Finding::new(cause, Side::Gateway, advice))
 }
 
@@ -191,8 +193,9 @@ fn edited(verifier: &Verifier, jwe: &Jwe<'_>, own: &[Own]) -> Option<Finding> {
 /// the issuer's secret is, it cannot be this one.
 pub(super) fn own_placeholder(place: &str) -> Finding {
     let advice = format!(
-        "the gateway's own secret ({place}) is a well-known placeholder: it did not load its secret. Set \
-         the variable or file where the gateway runs, to what the issuer signs with"
+        "the gateway's own secret ({place}) is a well-known placeholder: the gateway did not load \
+         its secret. Where the gateway runs, set the variable or file to the secret that the \
+         issuer signs with"
     );
     Finding::new(Cause::SecretDefault, Side::Gateway, advice)
 }
@@ -200,8 +203,14 @@ pub(super) fn own_placeholder(place: &str) -> Finding {
 /// The finding when neither our secrets nor their edits open the cookie.
 fn nothing_opens(verifier: &Verifier, maker: Option<Maker>, own: &[Own]) -> Finding {
     let whose = maker.map_or_else(
-        || "it is an encrypted token".to_owned(),
-        |m| format!("by its header it is a session cookie of {}, encrypted, not signed", m.label()),
+        || "this is an encrypted token".to_owned(),
+        |m| {
+            format!(
+                "according to its header this is a session cookie of {}, which is encrypted, not \
+                 signed",
+                m.label()
+            )
+        },
     );
 
     let ours: Vec<_> =
@@ -209,9 +218,9 @@ fn nothing_opens(verifier: &Verifier, maker: Option<Maker>, own: &[Own]) -> Find
     let ours = if ours.is_empty() { "none".to_owned() } else { ours.join("; ") };
 
     let differs = format!(
-        "{whose}. None of the gateway's secrets ({ours}), and no known edit of one, opens it under any \
-         usual or configured cookie name: the application has another secret, or its cookie a name of \
-         its own (Auth.js 5 derives the key from it)"
+        "{whose}. None of the gateway's secrets ({ours}), and no known variant of one, decrypts \
+         it under any usual or configured cookie name: either the application has a different \
+         secret, or its cookie has a custom name (Auth.js 5 derives the key from the name)"
     );
 
     match (verifier.session(), maker) {

@@ -225,7 +225,7 @@ fn damaged(
 
     let mut finding = damage::finding(*cause);
     match verified(verifier, repaired, now) {
-        Ok(_) => finding.advice.push_str(" Apart from that the token is good."),
+        Ok(_) => finding.advice.push_str(" Apart from that, the token is valid."),
         Err(next) => {
             // A malformed text is not repaired again, because it may be wrapped in itself as often
             // as it is long.
@@ -238,7 +238,9 @@ fn damaged(
             };
             let then =
                 then.map_or_else(String::new, |f| format!(" ({}: {})", f.cause.slug(), f.advice));
-            finding.advice.push_str(&format!(" Mended, it would be refused as {next}{then}"));
+            finding.advice.push_str(&format!(
+                " With that corrected, the token would still be refused as {next}{then}"
+            ));
         }
     }
     Some(finding)

@@ -15,7 +15,7 @@ const CHECKS: [(&str, &[Reason]); 13] = [
     ("parts, base64, JSON", &[Reason::Missing, Reason::Malformed]),
     ("signed, not encrypted", &[Reason::Encrypted]),
     ("alg is not none", &[Reason::AlgNone]),
-    ("no extension demanded", &[Reason::CritUnsupported]),
+    ("no extension required", &[Reason::CritUnsupported]),
     ("alg is allowed", &[Reason::AlgNotAllowed]),
     ("a key fits", &[Reason::KidUnknown, Reason::KeysUnavailable, Reason::ConfigError]),
     ("signature", &[Reason::BadSignature]),
@@ -138,13 +138,13 @@ pub(super) fn warnings(claims: &Map<String, Value>, now: u64) -> Vec<String> {
 
     if let Some(exp) = number("exp").filter(|exp| *exp > now as f64 + 30.0 * 86400.0) {
         found.push(format!(
-            "it is valid for {:.0} more days: short tokens and refresh are safer",
+            "the token is valid for {:.0} more days: short-lived tokens and refresh are safer",
             (exp - now as f64) / 86400.0
         ));
     }
 
     if !claims.contains_key("exp") {
-        found.push("it has no exp: it never ends".to_owned());
+        found.push("the token has no exp: it never expires".to_owned());
     }
 
     found

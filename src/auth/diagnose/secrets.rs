@@ -19,7 +19,7 @@ pub(super) fn edits(secret: &Secret) -> Vec<Candidate> {
 
     if secret.encoding() != Encoding::Utf8 {
         let how = format!(
-            "the issuer uses the text as it is, the gateway decodes it ({})",
+            "the issuer uses the secret's text as it is, but the gateway decodes it ({})",
             secret.encoding().name()
         );
         all.add(Cause::SecretEncoding, Side::Gateway, text, how);
@@ -99,7 +99,7 @@ fn blanks(all: &mut Candidates, text: &str) {
         let what = if text.ends_with(['\n', '\r']) {
             "ends in a line break"
         } else {
-            "has blanks around it"
+            "has whitespace around it"
         };
         all.add(
             SecretWhitespace,
@@ -121,7 +121,7 @@ fn blanks(all: &mut Candidates, text: &str) {
             SecretWhitespace,
             Side::Gateway,
             clean,
-            "the gateway's secret holds an invisible character",
+            "the gateway's secret contains an invisible character",
         );
     }
 
@@ -143,9 +143,9 @@ fn endings(all: &mut Candidates, text: &str) {
 
     for (end, name) in [
         ("\n", "ends in a newline (\\n)"),
-        ("\r\n", "ends in a line break of Windows (\\r\\n)"),
+        ("\r\n", "ends in a Windows line break (\\r\\n)"),
         ("\r", "ends in a carriage return (\\r)"),
-        (" ", "ends in a blank"),
+        (" ", "ends in a space"),
         ("\t", "ends in a tab"),
         ("\\n", "ends in the two characters \\n"),
         ("\0", "ends in a zero byte"),
@@ -160,7 +160,7 @@ fn endings(all: &mut Candidates, text: &str) {
         );
     }
 
-    for (start, name) in [(" ", "a blank"), ("\n", "a newline"), ("\t", "a tab")] {
+    for (start, name) in [(" ", "a space"), ("\n", "a newline"), ("\t", "a tab")] {
         let how = format!("the issuer's secret begins with {name}");
         all.add(SecretWhitespace, Side::Issuer, format!("{start}{text}"), how);
     }
@@ -169,7 +169,7 @@ fn endings(all: &mut Candidates, text: &str) {
         SecretWhitespace,
         Side::Issuer,
         format!(" {text} "),
-        "the issuer's secret has blanks around it",
+        "the issuer's secret has spaces around it",
     );
     all.add(
         SecretBom,
@@ -189,9 +189,9 @@ fn lines(all: &mut Candidates, text: &str) {
             SecretTruncated,
             Side::Gateway,
             lines[0],
-            "the issuer has the first line of the gateway's secret",
+            "the issuer has only the first line of the gateway's secret",
         );
-        let joined = "the issuer has the lines of the gateway's secret joined";
+        let joined = "the issuer has joined the lines of the gateway's secret";
         all.add(SecretMultiline, Side::Gateway, lines.concat(), joined);
         all.add(SecretMultiline, Side::Gateway, lines.join(" "), joined);
         all.add(SecretMultiline, Side::Gateway, lines.join("\\n"), joined);
@@ -203,15 +203,17 @@ fn lines(all: &mut Candidates, text: &str) {
             let (head, tail) = text.split_at(width);
             all.add(SecretMultiline, Side::Issuer, format!("{head}\n{tail}"), how.clone());
             all.add(SecretMultiline, Side::Issuer, format!("{head}\n{tail}\n"), how);
-            let first =
-                format!("the issuer has the first {width} characters: its secret spans lines");
+            let first = format!(
+                "the issuer has only the first {width} characters of the secret, which spans \
+                 several lines there"
+            );
             all.add(SecretTruncated, Side::Issuer, head, first);
         }
     }
 
     let solid: String = text.split_whitespace().collect();
     if solid != text {
-        all.add(SecretWhitespace, Side::Gateway, solid, "the gateway's secret holds white space");
+        all.add(SecretWhitespace, Side::Gateway, solid, "the gateway's secret contains whitespace");
     }
 }
 
@@ -220,7 +222,7 @@ fn cuts(all: &mut Candidates, text: &str) {
     use Cause::{SecretEnvExpansion, SecretPadding, SecretTruncated};
 
     if let Some((head, _)) = text.split_once('#') {
-        let how = "the issuer's env loader cut the secret at #: quote it in .env";
+        let how = "the issuer's env loader cut the secret off at #: quote it in .env";
         all.add(SecretTruncated, Side::Issuer, head, how);
         all.add(SecretTruncated, Side::Issuer, head.trim_end(), how);
     }
@@ -230,7 +232,7 @@ fn cuts(all: &mut Candidates, text: &str) {
             SecretTruncated,
             Side::Issuer,
             head,
-            "the issuer has the secret up to its first blank",
+            "the issuer has the secret only up to its first space",
         );
     }
 
@@ -249,7 +251,7 @@ fn cuts(all: &mut Candidates, text: &str) {
                 SecretTruncated,
                 Side::Issuer,
                 head,
-                "the issuer's secret is cut at its first =",
+                "the issuer's secret is cut off at its first =",
             );
         }
     }
@@ -265,13 +267,13 @@ fn cuts(all: &mut Candidates, text: &str) {
             let how = "the issuer's env loader expanded the $ in the secret";
             all.add(SecretEnvExpansion, Side::Issuer, without_variables(text, braces), how);
         }
-        let how = "the gateway's secret still holds the backslash of \\$";
+        let how = "the gateway's secret still contains the backslash of \\$";
         all.add(SecretEnvExpansion, Side::Gateway, text.replace("\\$", "$"), how);
         all.add(
             SecretEnvExpansion,
             Side::Issuer,
             text.replace('$', "\\$"),
-            "the issuer's secret holds the backslash of \\$",
+            "the issuer's secret contains the backslash of \\$",
         );
         all.add(
             SecretEnvExpansion,
@@ -283,7 +285,7 @@ fn cuts(all: &mut Candidates, text: &str) {
             SecretEnvExpansion,
             Side::Issuer,
             text.replace('$', "$$"),
-            "the issuer's secret holds $$ for $",
+            "the issuer's secret contains $$ instead of $",
         );
     }
 }

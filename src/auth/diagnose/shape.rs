@@ -25,7 +25,7 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
         let other = text.chars().find(|c| !c.is_ascii()).unwrap_or_default();
         return Some(finding(
             Cause::NonAscii,
-            &format!("it holds {:?}", shown(&other.to_string())),
+            &format!("the token contains {:?}", shown(&other.to_string())),
         ));
     }
 
@@ -35,21 +35,21 @@ pub(super) fn find(subject: &Subject<'_>, text: &str) -> Option<Finding> {
 
     if header.is_err() && !text.starts_with("eyJ") && parts.len() != 3 {
         let what = match parts.len() {
-            1 => "it has no dots, and does not begin like a JWT".to_owned(),
-            n => format!("it has {n} parts, and does not begin like a JWT"),
+            1 => "the text has no dots and does not begin like a JWT".to_owned(),
+            n => format!("the text has {n} parts and does not begin like a JWT"),
         };
         return Some(finding(Cause::NotAJwt, &what));
     }
 
     if let Some(odd) = text.chars().find(|c| !is_of_a_token(*c)) {
         let at = text.find(odd).unwrap_or_default();
-        let what = format!("it holds the character {odd:?} at position {at}");
+        let what = format!("the token contains the character {odd:?} at position {at}");
         return Some(finding(Cause::InvalidCharacter, &what));
     }
 
     if is_encrypted && parts.len() < 5 {
         let what = format!(
-            "its header is that of an encrypted token, which has five parts, and {} came",
+            "the header is that of an encrypted token, which has five parts, but {} arrived",
             parts.len()
         );
         return Some(finding(Cause::NextauthCookieChunk, &what));
@@ -70,36 +70,40 @@ fn is_of_a_token(c: char) -> bool {
 /// A single part that begins like a header.
 fn alone(part: &str, text: &str) -> Finding {
     match json::header(part) {
-        Ok(_) => {
-            finding(Cause::PartCount, "it is a header alone: payload and signature are missing")
-        }
+        Ok(_) => finding(
+            Cause::PartCount,
+            "the token is only a header: payload and signature are missing",
+        ),
         Err(_) if is_beginning(part) => truncated(text),
-        Err(_) => finding(Cause::NotAJwt, "it has no dots, and is no header either"),
+        Err(_) => finding(Cause::NotAJwt, "the text has no dots and is not a header either"),
     }
 }
 
 fn unsigned(has_header: bool, payload: &str, text: &str) -> Finding {
     if !has_header {
-        let what = "it has two parts, and the first is no header (a JSON object in base64url)";
+        let what = "the text has two parts, but the first is not a header (a JSON object in \
+                    base64url)";
         return finding(Cause::NotAJwt, what);
     }
     if !payload.is_empty() && is_beginning(payload) {
         return truncated(text);
     }
-    finding(Cause::PartCount, "it has two parts, a token has three: the signature is missing")
+    finding(Cause::PartCount, "the token has two parts instead of three: the signature is missing")
 }
 
 fn too_many(has_header: bool, count: usize) -> Finding {
     if has_header && count == 5 {
-        let what = "it has five parts, and its header names no enc, so it is not encrypted";
+        let what = "the token has five parts, but its header names no enc, so it is not encrypted";
         return finding(Cause::PartCount, what);
     }
     if has_header {
-        let what = format!("it has {count} parts, a token has three (or five, if it is encrypted)");
+        let what =
+            format!("the token has {count} parts instead of three (or five, if it is encrypted)");
         return finding(Cause::PartCount, &what);
     }
-    let what =
-        format!("it has {count} parts, and the first is no header (a JSON object in base64url)");
+    let what = format!(
+        "the text has {count} parts, and the first is not a header (a JSON object in base64url)"
+    );
     finding(Cause::NotAJwt, &what)
 }
 
@@ -119,7 +123,7 @@ fn lenient(part: &str) -> Option<Vec<u8>> {
 
 pub(super) fn truncated(text: &str) -> Finding {
     let limit = if COMMON_LIMITS.contains(&text.len()) { ", which is a common limit" } else { "" };
-    let what = format!("it ends in the middle: {} characters came{limit}", text.len());
+    let what = format!("the token was cut off: {} characters arrived{limit}", text.len());
     finding(Cause::TokenTruncated, &what)
 }
 
@@ -137,15 +141,15 @@ fn three(
 
     if !header.get("alg").is_some_and(Value::is_string) {
         let what = match header.get("alg") {
-            None => "its header has no alg",
-            Some(Value::Null) => "alg in its header is null",
-            Some(_) => "alg in its header is no text",
+            None => "the header has no alg",
+            Some(Value::Null) => "alg in the header is null",
+            Some(_) => "alg in the header is not a string",
         };
         return Some(finding(Cause::AlgMissing, what));
     }
 
     if header.get("kid").is_some_and(|kid| !kid.is_string()) {
-        return Some(finding(Cause::HeaderInvalid, "kid in its header is no text"));
+        return Some(finding(Cause::HeaderInvalid, "kid in the header is not a string"));
     }
 
     if let Err(defect) = json::decode(signature) {
@@ -164,31 +168,33 @@ fn three(
 /// Names the defect of a part; `general` is the cause for defects without a cause of their own.
 pub(super) fn of_part(part: &str, general: Cause, defect: Defect) -> Finding {
     let (cause, what) = match defect {
-        Defect::Base64 => (general, format!("its {part} is not base64url")),
+        Defect::Base64 => (general, format!("the token's {part} is not base64url")),
         Defect::StrayBits => (
             Cause::Base64Noncanonical,
-            format!("the last character of its {part} has bits that mean nothing"),
+            format!("the last character of the token's {part} has bits that must be zero"),
         ),
-        Defect::Empty => (general, format!("its {part} is empty")),
-        Defect::NotUtf8 => (general, format!("its {part} is not UTF-8")),
-        Defect::Ends => (general, format!("its {part} is JSON that does not end")),
+        Defect::Empty => (general, format!("the token's {part} is empty")),
+        Defect::NotUtf8 => (general, format!("the token's {part} is not UTF-8")),
+        Defect::Ends => (general, format!("the token's {part} is incomplete JSON")),
         Defect::NotJson => (
             general,
             format!(
-                "its {part} is no JSON, or something stands behind it (NaN, a comma, a second value)"
+                "the token's {part} is not JSON, or something follows the JSON (NaN, a comma, a \
+                 second value)"
             ),
         ),
-        Defect::NotObject => (general, format!("its {part} is JSON, but no object")),
+        Defect::NotObject => (general, format!("the token's {part} is JSON, but not an object")),
         Defect::Duplicate(name) => {
-            (Cause::DuplicateKey, format!("{:?} comes twice in its {part}", shown(&name)))
+            (Cause::DuplicateKey, format!("{:?} occurs twice in the token's {part}", shown(&name)))
         }
         Defect::TooDeep(name) => (
             Cause::TooDeep,
-            format!("{:?} in its {part} is nested more than 128 deep", shown(&name)),
+            format!("{:?} in the token's {part} is nested more than 128 levels deep", shown(&name)),
         ),
-        Defect::NotText(name) => {
-            (general, format!("{:?} in its {part} holds half of a surrogate pair", shown(&name)))
-        }
+        Defect::NotText(name) => (
+            general,
+            format!("{:?} in the token's {part} contains half of a surrogate pair", shown(&name)),
+        ),
     };
 
     finding(cause, &what)
@@ -220,11 +226,11 @@ pub(super) fn of_another_length(
             return Some(truncated(token));
         }
         if part.len() > right.len() && part.starts_with(&right) {
-            let what = "without what stands behind its signature it verifies";
+            let what = "the token verifies without the characters after its signature";
             return Some(finding(Cause::TrailingCharacters, what));
         }
     }
 
-    let what = format!("its signature has {} bytes, and {} makes {whole}", came.len(), alg.name());
+    let what = format!("the signature has {} bytes, but {} makes {whole}", came.len(), alg.name());
     (came.len() != whole).then(|| finding(Cause::SignatureLength, &what))
 }

@@ -51,7 +51,7 @@ pub(super) fn find(subject: &Subject<'_>, jws: &Jws<'_>, token: &str) -> Option<
     if jws.signature.is_empty() {
         return Some(shape::finding(
             Cause::EmptySignature,
-            "its third part, the signature, is empty",
+            "the third part of the token, the signature, is empty",
         ));
     }
 
@@ -76,8 +76,8 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     if key.is_retired(subject.now) {
         let until = moment(key.valid_until().unwrap_or_default());
         let advice = format!(
-            "signed with {name}, which was retired at {until}: redeploy the issuer with the new key, \
-             or set a later valid_until"
+            "the token is signed with {name}, which was retired at {until}: redeploy the issuer \
+             with the new key, or set a later valid_until"
         );
         return Some(Finding::new(Cause::SecretRetired, Side::Issuer, advice));
     }
@@ -98,8 +98,8 @@ fn own_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
 
     let kid = jws.kid()?;
     let advice = format!(
-        "the token names kid {:?}, but {name} verifies it: correct the kid in the issuer, or set \
-         kid = {:?} for that key",
+        "the token names kid {:?}, but verifies with {name}: correct the kid in the issuer, or \
+         set kid = {:?} for that key",
         shown(kid),
         shown(kid),
     );
@@ -179,7 +179,8 @@ fn other_variable(subject: &Subject<'_>, jws: &Jws<'_>, named: &NamedSecret) -> 
         std::iter::once(plain).chain(decoded).find(|(_, bytes)| jws.is_hmac_of(bytes))?;
 
     let advice = format!(
-        "it verifies with {} ({}); the gateway uses {}: let both sides use the same variable",
+        "the token verifies with {} ({}), but the gateway uses {}: let both sides use the same \
+         variable",
         named.name,
         encoding.name(),
         ours.join(", "),
@@ -195,8 +196,8 @@ fn public_key_as_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding>
     })?;
 
     let advice = format!(
-        "signed with the public key of {} as if it were a secret: an attack, or the issuer was \
-         handed the public key in place of the private one",
+        "the token is signed with the public key of {} as if it were a secret: this is an attack, \
+         or the issuer was given the public key instead of the private one",
         hit.name()
     );
     Some(Finding::new(Cause::PublicKeyAsHmacSecret, Side::Issuer, advice))
@@ -216,7 +217,7 @@ fn texts_of(spki: &[u8]) -> Vec<Vec<u8>> {
 fn public_key(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
     let Some(alg) = jws.alg else {
         let advice = format!(
-            "the gateway has no algorithm {:?}; it has {}",
+            "the gateway does not support the algorithm {:?}, but only {}",
             shown(jws.header.get("alg").and_then(Value::as_str).unwrap_or_default()),
             names(&Algorithm::ALL),
         );
@@ -316,10 +317,11 @@ pub(super) fn nothing_fits(subject: &Subject<'_>) -> Finding {
         .collect();
 
     let advice = format!(
-        "no known edit of the gateway's keys signed it. The gateway has {}; compare the length and the \
-         fingerprint on the issuer's side (tollgate token fingerprint prints ours and how to get \
-         theirs); tried: quotes, blanks, line breaks, BOM, encodings, truncation, padding, env \
-         expansion, prefixes, {} placeholders, other keys and algorithms",
+        "the token is signed with none of the gateway's keys, and with no known variant of one. \
+         The gateway has {}; compare the length and the fingerprint on the issuer's side \
+         (tollgate token fingerprint prints the gateway's, and how to print the issuer's); tried: \
+         quotes, whitespace, line breaks, BOM, encodings, truncation, padding, env expansion, \
+         prefixes, {} placeholders, other keys and algorithms",
         if ours.is_empty() { "no key of its own".to_owned() } else { ours.join("; ") },
         crate::auth::placeholders::PLACEHOLDERS.len(),
     );

@@ -24,13 +24,13 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
         let printable = std::str::from_utf8(&bytes)
             .is_ok_and(|t| t.chars().all(|c| !c.is_control() || matches!(c, '\n' | '\r')));
         if printable && secret.encoding() == Encoding::Utf8 && encoding != Encoding::Hex {
-            let how = "the gateway holds base64 of the issuer's secret";
+            let how = "the gateway has the issuer's secret in base64";
             let inner = String::from_utf8_lossy(&bytes).into_owned();
             all.add(SecretDoubleBase64, Side::Gateway, inner.trim_end(), how);
             all.add(SecretDoubleBase64, Side::Gateway, bytes, how);
         } else {
             let how = format!(
-                "the issuer decodes the secret ({}), the gateway does not",
+                "the issuer decodes the secret ({}), but the gateway does not",
                 encoding.name()
             );
             all.add(SecretEncoding, Side::Gateway, bytes, how);
@@ -46,12 +46,12 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
     let loose = loose.replace('-', "+").replace('_', "/");
     let whole = &loose[..loose.len() - usize::from(loose.len() % 4 == 1)];
     if let Some(bytes) = Encoding::Base64.decode(whole) {
-        let how = "the issuer decodes the secret (base64), the gateway does not";
+        let how = "the issuer decodes the secret (base64), but the gateway does not";
         all.add(SecretEncoding, Side::Gateway, bytes, how);
     }
 
     for (inner, side_text) in [(text.as_bytes(), "text"), (secret.bytes(), "bytes")] {
-        let how = format!("the issuer uses base64 of the secret's {side_text} as text");
+        let how = format!("the issuer uses the base64 form of the secret's {side_text} as text");
         all.add(SecretDoubleBase64, Side::Issuer, STANDARD.encode(inner), how.clone());
         all.add(SecretDoubleBase64, Side::Issuer, STANDARD_NO_PAD.encode(inner), how.clone());
         all.add(SecretDoubleBase64, Side::Issuer, URL_SAFE_NO_PAD.encode(inner), how.clone());
@@ -74,11 +74,16 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
         let twice: String = text.bytes().map(char::from).collect();
         all.add(SecretCharset, Side::Issuer, twice, "the issuer reads UTF-8 as Latin-1");
         let question: String = text.chars().map(|c| if c.is_ascii() { c } else { '?' }).collect();
-        all.add(SecretCharset, Side::Issuer, question, "the issuer has ? for what is not ASCII");
+        all.add(
+            SecretCharset,
+            Side::Issuer,
+            question,
+            "the issuer has ? in place of non-ASCII characters",
+        );
     }
 
     let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    all.add(SecretCharset, Side::Issuer, utf16, "the issuer takes the secret as UTF-16");
+    all.add(SecretCharset, Side::Issuer, utf16, "the issuer reads the secret as UTF-16");
 
     let decoded: String = form_urlencoded::parse(
         format!("k={}", text.replace('&', "%26").replace('+', "%2B")).as_bytes(),
@@ -110,7 +115,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
             SecretPercentEncoded,
             Side::Issuer,
             plus,
-            "the issuer's secret has a blank for each +",
+            "the issuer's secret has a space in place of each +",
         );
     }
 
@@ -130,7 +135,7 @@ pub(super) fn spellings(all: &mut Candidates, text: &str) {
             Cause::NextauthV3Session,
             Side::Issuer,
             key,
-            "signed with the key that next-auth 3 derives from the secret",
+            "the token is signed with the key that next-auth 3 derives from the secret",
         );
     }
 }
@@ -140,7 +145,7 @@ pub(super) fn placeholders() -> Vec<Candidate> {
     let mut all = Candidates(Vec::new());
 
     for text in PLACEHOLDERS {
-        let how = format!("signed with the well-known text {text:?}");
+        let how = format!("the token is signed with the well-known text {text:?}");
         all.add(Cause::SecretDefault, Side::Issuer, text, how.clone());
         for quote in ['"', '\''] {
             all.add(
@@ -162,11 +167,13 @@ pub(super) fn placeholders() -> Vec<Candidate> {
             format!("<{name}>"),
             format!("process.env.{name}"),
         ] {
-            let how = format!("signed with the text {text:?}: nobody expanded it");
+            let how = format!(
+                "the token is signed with the text {text:?}: the variable was never expanded"
+            );
             all.add(Cause::SecretDefault, Side::Issuer, text, how);
         }
     }
 
-    all.add(Cause::SecretEmpty, Side::Issuer, "", "signed with an empty secret");
+    all.add(Cause::SecretEmpty, Side::Issuer, "", "the token is signed with an empty secret");
     all.0
 }

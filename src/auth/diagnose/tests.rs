@@ -293,7 +293,7 @@ fn damage_on_the_way_is_explained() {
     }
 
     let report = examine(&v, &format!("\"{good}\""), &[], NOW);
-    assert!(report.advice.unwrap().contains("Apart from that the token is good"));
+    assert!(report.advice.unwrap().contains("Apart from that, the token is valid"));
 
     // The other base64 alphabet is found if the payload has characters that it writes differently.
     let claims = json!({"sub": "u1", "exp": NOW + 60, "n": "???>>>~~~ÿÿÿ"});

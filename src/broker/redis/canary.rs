@@ -139,7 +139,7 @@ pub(super) async fn watch(
                 }
 
                 if failures == MUTE_AFTER && !canary.mute.swap(true, Ordering::AcqRel) {
-                    let what = "the canary cannot be sent";
+                    let what = "cannot send the canary";
                     core.note(Role::Publisher, server, what, &e.to_string());
                     core.state_changed();
                 }

@@ -57,7 +57,7 @@ pub(super) async fn run(core: Arc<Core>, seeds: Vec<Server>) {
                 sleep(ASK_EVERY / 5).await;
             }
             Ok(None) => {
-                let what = "the cluster is down, or this server cut off from it";
+                let what = "the cluster is down, or this server is cut off from it";
                 core.note(Role::Subscriber, server, what, "cluster_state");
             }
             Err(e) => {

@@ -156,7 +156,7 @@ async fn check_library(
     let calls = match library::ensure(&mut master.connection, core.max_bytes()).await {
         Ok(calls) => calls,
         Err(e) if Fault::of(&e).is_an_answer() => {
-            let what = "Redis does not take the function library now";
+            let what = "Redis cannot load the function library at the moment";
             core.failed(Role::Writer, server, what, &e);
             return Ok(());
         }
@@ -170,8 +170,8 @@ async fn check_library(
             tracing::warn!(
                 server = %name,
                 repeated,
-                "Redis has no functions, or does not let us load them (FUNCTION LOAD): scripts are \
-                 used, and publishers cannot FCALL tollgate_publish"
+                "Redis has no functions, or denies FUNCTION LOAD: the gateway uses scripts, and \
+                 publishers cannot FCALL tollgate_publish"
             );
         });
     }

@@ -121,7 +121,8 @@ impl Connector {
         let replication_id = replication_id(&connection).await?.unwrap_or_else(|| {
             let name = server.to_string();
             logging::repeated(("redis", "info"), server, move |repeated| {
-                let what = "Redis does not answer INFO: no history can be read; allow it (+info)";
+                let what = "Redis denies INFO, without which no history can be read: allow it \
+                            (+info)";
                 tracing::error!(server = %name, repeated, "{what}");
             });
             Arc::from("")

@@ -136,7 +136,8 @@ impl Core {
         metrics::redis_error(Fault::BadKey.label());
         let (name, said) = (Said::new(key), error.to_owned());
         logging::repeated(("redis", "bad_key"), key, move |repeated| {
-            let what = "a key in Redis holds what is not ours: no history there";
+            let what = "a key of the gateway in Redis holds foreign data: its channel has no \
+                        history";
             tracing::warn!(key = %name, error = said, repeated, "{what}");
         });
     }

@@ -154,7 +154,8 @@ impl Old {
             }
         }
 
-        tracing::warn!(server = %self.server, "the old master has not become a replica; what it takes is lost");
+        tracing::warn!(server = %self.server, "the old master has not become a replica: \
+                                               publications that it still accepts are lost");
         self.over().await;
     }
 
@@ -172,7 +173,7 @@ impl Old {
     /// Ends the watch: the server is no longer a master, so the fence is raised.
     async fn over(&self) {
         let Some(seen) = self.seen else { return };
-        tracing::info!(server = %self.server, "the old master is a master no more");
+        tracing::info!(server = %self.server, "the old master is no longer a master");
 
         let (began, mut backoff) = (Instant::now(), Backoff::new(&self.all.core.settings));
         let mut told = false;
@@ -184,11 +185,12 @@ impl Old {
                 Err(error) => {
                     if !told {
                         told = true;
-                        tracing::warn!(%error, "cannot put down when the old master ended: trying again");
+                        tracing::warn!(%error, "cannot write the failover fence: trying again");
                         self.declare();
                     }
                     if began.elapsed() > FENCED_WITHIN {
-                        tracing::warn!(%error, "who was away is not told of what the old master took");
+                        tracing::warn!(%error, "failover fence not written: clients that resume \
+                                                may miss events the old master accepted");
                         return;
                     }
                 }

@@ -53,7 +53,8 @@ pub(super) async fn learn(core: &Core, master: &mut MasterConnection) -> RedisRe
         Err(e) if Fault::of(&e).is_an_answer() => {
             let error = fault::describe(&e);
             logging::repeated(("redis", "fence"), &error.clone(), move |repeated| {
-                let what = "cannot read the fence: allow GET on gateway:<prefix>fence:*";
+                let what = "Redis denies reading the failover fence: allow GET on \
+                            gateway:<prefix>fence:*";
                 tracing::warn!(error, repeated, "{what}");
             });
         }

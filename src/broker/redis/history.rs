@@ -85,7 +85,7 @@ pub(super) async fn position(
         Found::Nothing => None,
         Found::BehindFence => return open(core, master, key).await.map(Some),
         Found::Bad(field) => {
-            core.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            core.bad_key(&meta_key(key), &format!("field {field} has an invalid value"));
             None
         }
     };
@@ -157,7 +157,7 @@ async fn read_on(
         Found::Nothing => Ok(None),
         Found::BehindFence => open(core, &master, key).await.map(|_| None),
         Found::Bad(field) => {
-            core.bad_key(&meta_key(key), &format!("field {field} holds no such value"));
+            core.bad_key(&meta_key(key), &format!("field {field} has an invalid value"));
             Ok(None)
         }
     }

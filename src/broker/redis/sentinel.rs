@@ -197,12 +197,12 @@ impl Watcher {
 
                 if reached * 2 <= self.count {
                     let error = format!("{reached} of {} answer", self.count);
-                    let what = "most Sentinels are out of reach: a failover would go unseen";
+                    let what = "most Sentinels are unreachable: a failover would go unnoticed";
                     self.core.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
 
                 if none {
-                    let what = "no master known from Sentinel";
+                    let what = "no Sentinel has named the master yet";
                     self.core.note(Role::Subscriber, &self.sentinel, what, &error);
                 }
             }
@@ -279,7 +279,8 @@ impl Watcher {
                 let sentinel = &self.sentinel;
                 let name = sentinel.to_string();
                 logging::repeated(("sentinel", "replicas"), sentinel, move |repeated| {
-                    let what = "allow SENTINEL REPLICAS: an old master may go unseen";
+                    let what = "Sentinel denies SENTINEL REPLICAS: allow it, or an old master may \
+                                go unnoticed";
                     tracing::warn!(sentinel = %name, error, repeated, "{what}");
                 });
                 return Ok(());

@@ -16,7 +16,7 @@ pub(super) async fn handshake(
     settings: &Settings,
     server: &Server,
 ) -> io::Result<TlsStream<TcpStream>> {
-    let tls = settings.tls.as_ref().ok_or_else(|| io::Error::other("no TLS is set up"))?;
+    let tls = settings.tls.as_ref().ok_or_else(|| io::Error::other("TLS is not set up"))?;
     let name = ServerName::try_from(server.host.clone())
         .map_err(|_| io::Error::other("the host is neither a name nor an address"))?;
     tls.connect(name, dial(server).await?).await

@@ -211,7 +211,7 @@ impl<S> Tap<S> {
 }
 
 fn bad(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("not Redis' protocol: {what}"))
+    io::Error::new(io::ErrorKind::InvalidData, format!("this is not the Redis protocol: {what}"))
 }
 
 /// The line at the front without its end, and where the next one begins. The first `scanned` bytes
@@ -596,7 +596,7 @@ mod tests {
                 let (told, most, outcome) = send(wire, size).await;
                 let begin = wire[..wire.len().min(60)].escape_ascii();
                 let error = outcome.expect_err("it is refused").to_string();
-                assert!(error.contains("not Redis' protocol"), "{begin}: {error}");
+                assert!(error.contains("not the Redis protocol"), "{begin}: {error}");
                 assert!(told.is_empty() && most <= KEPT, "{begin}: {most} bytes");
             }
         }

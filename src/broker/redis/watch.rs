@@ -26,7 +26,7 @@ pub(super) async fn watch_replication_id(master: MasterConnection) -> String {
         sleep(CHECK_REPLICATION_ID_EVERY).await;
         match replication_id(&master.connection).await {
             Ok(Some(now)) if now != master.replication_id => {
-                return "the server begins another reign".to_owned();
+                return "the server has a new replication identity".to_owned();
             }
             Ok(_) => {}
             // This is the only error of our own making: the server is a replica now.
@@ -50,13 +50,13 @@ pub(super) async fn watch_address(
         sleep(core.settings.address_interval).await;
         match core.connector.master(server, None).await {
             Ok(now) if now.replication_id != replication_id && !now.replication_id.is_empty() => {
-                return "the address leads to another server now".to_owned();
+                return "the address now leads to another server".to_owned();
             }
             Ok(_) => {}
             // A new connection would fail in the same way: the error is worth a log line, but not
             // the loss of this connection.
             Err(e) => {
-                let what = "a fresh connection to Redis is not possible";
+                let what = "cannot open a fresh connection to Redis";
                 core.failed(Role::Subscriber, server, what, &e);
             }
         }

@@ -186,7 +186,7 @@ test("make run", async () => {
 test("doctor", async () => {
   writeFileSync(join(folder, "token.txt"), await mint());
   assert.match((await shell("doctor")).stdout, /^ACCEPTED, user u1$/m);
-  assert.match((await shell("outside")).stdout, /^ok +token +accepted as user u1[^]*^nothing wrong was found$/m);
+  assert.match((await shell("outside")).stdout, /^ok +token +accepted as user u1[^]*^no problem was found$/m);
   // As the API of the README's story signed.
   writeFileSync(join(folder, "token.txt"), token("u1", { seconds: 60, secret: "your-secret-key" }));
   const refused = await shell("doctor").catch((e) => e);
