@@ -101,7 +101,7 @@ table! {
     Counter REDIS_ERRORS "redis_errors_total";
     /// Canaries that did not come back: the connection was deaf and was replaced.
     Counter CANARY_MISSED "canary_missed_total";
-    /// Recoveries of holes between delivered and received offsets, by result.
+    /// Recoveries of missing ranges between delivered and received offsets, by result.
     Counter RECOVERIES "recoveries_total";
     /// Subscriptions that asked to resume, by result.
     Counter RESUMES "resumes_total";

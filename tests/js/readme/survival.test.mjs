@@ -34,6 +34,14 @@ for (const [name, address] of Object.entries(CLIENTS)) {
           super(...args);
           opened.push(this);
           this.addEventListener("error", () => {});
+          // Open is not subscribed yet: a stream and a socket say it for each channel.
+          this.subscribed = new Set();
+          const heard = ({ data }) => {
+            const { type, data: about } = JSON.parse(data);
+            if (type === "subscribed") this.subscribed.add(about.channelKey);
+          };
+          this.addEventListener("subscribed", heard);
+          this.addEventListener("message", heard);
         }
       };
     const globals = {
@@ -59,7 +67,8 @@ for (const [name, address] of Object.entries(CLIENTS)) {
       until(`${what}: all is known`, async () => known.size === database.length, () => `${known.size} of ${database.length}, ${opened.length} opened`);
     const connections = async () => (await site.metric("connections{", 0)) + (await site.metric("connections{", 1));
 
-    await until("connected", async () => (await connections()) === 1);
+    const subscribed = () => opened.at(-1)?.subscribed.has("post:42");
+    await until("subscribed", subscribed);
     publish();
     await everything("at the beginning");
 
@@ -89,7 +98,7 @@ for (const [name, address] of Object.entries(CLIENTS)) {
     };
     publish();
     await Promise.all([site.run(0), site.run(1)]);
-    await until("a new token", async () => renewed && (await connections()) === 1, async () => `${renewed} ${await connections()} ${opened.map((o) => o.readyState)}`);
+    await until("a new token", async () => renewed && (await connections()) === 1 && subscribed(), async () => `${renewed} ${await connections()} ${opened.map((o) => o.readyState)}`);
     publish();
     await everything("after an outage and a token's end");
     assert.deepEqual([...known].sort((a, b) => a - b), database);
