@@ -310,7 +310,8 @@ mod tests {
 
     #[test]
     fn the_first_matching_rule_decides_and_nothing_else_is_allowed() {
-        let (rules, id) = (rules(), identity("u1"));
+        let rules = rules();
+        let id = identity("u1");
 
         for (channel, with_token, without) in [
             ("user:u1", Ok(Decision::Allowed), Err(Denied::NeedsToken)),

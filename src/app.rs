@@ -151,7 +151,8 @@ impl Running {
         let context = Arc::clone(&app.context);
         let current = move || key_drift::fingerprints(context.policy.load().verifier.keys());
         let store = Arc::clone(app.context.gateway.store());
-        let (issuers, interval) = (config.drift.issuers.clone(), config.drift.interval.0);
+        let issuers = config.drift.issuers.clone();
+        let interval = config.drift.interval.0;
         lifecycle::spawn("keys", key_drift::watch(store, current, issuers, interval));
         lifecycle::spawn(
             "reload",
@@ -179,7 +180,8 @@ fn clients(app: &App, config: &Config) -> Clients {
         }
 
         let limits = &policy.limits;
-        let (one, all) = (limits.connections_per_ip, limits.connections);
+        let one = limits.connections_per_ip;
+        let all = limits.connections;
         // If there are fewer files than limits.connections, an address has its share of them, and
         // at least half of them.
         let shared = files.saturating_mul(one) / all.max(1);

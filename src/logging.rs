@@ -182,7 +182,8 @@ mod tests {
     }
 
     fn log(format: Format) -> (Disk, Lines, Arc<State>) {
-        let (disk, state) = (Disk::default(), Arc::new(State::default()));
+        let disk = Disk::default();
+        let state = Arc::new(State::default());
         let lines = start(disk.clone(), format, Arc::clone(&state));
         (disk, lines, state)
     }

@@ -251,7 +251,8 @@ impl AllowedOrigins {
     /// The index of each wrong entry, and what is wrong with it.
     pub fn new(texts: &[String], loopback: bool) -> Result<Self, Vec<(usize, OriginError)>> {
         let parsed = texts.iter().map(|text| text.parse::<Entry>());
-        let (mut entries, mut wrong) = (Vec::new(), Vec::new());
+        let mut entries = Vec::new();
+        let mut wrong = Vec::new();
         for (i, entry) in parsed.enumerate() {
             match entry {
                 Ok(entry) => entries.push(entry),

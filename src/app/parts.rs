@@ -208,7 +208,8 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
 
 /// Puts the limits in force that a reload may change.
 pub(super) fn apply_limits(app: &App, config: &Config) {
-    let (limits, history) = (&config.limits, &config.history);
+    let limits = &config.limits;
+    let history = &config.history;
     let gateway = &app.context.gateway;
     let bounds = gateway.hub().bounds();
     bounds.queue_messages.store(limits.queue_messages, Ordering::Relaxed);

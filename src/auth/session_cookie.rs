@@ -172,7 +172,9 @@ impl<'t> Jwe<'t> {
         }
 
         let bytes = |part: &str| URL_SAFE_NO_PAD.decode(part).map_err(|_| Reason::Malformed);
-        let (iv, ciphertext, tag) = (bytes(iv)?, bytes(ciphertext)?, bytes(tag)?);
+        let iv = bytes(iv)?;
+        let ciphertext = bytes(ciphertext)?;
+        let tag = bytes(tag)?;
         let lengths = match encryption {
             Encryption::Gcm => iv.len() == NONCE_LEN && tag.len() == encryption.tag_bytes(),
             Encryption::CbcHs512 => {

@@ -102,7 +102,8 @@ impl State {
         while let Some((end, channel)) = self.ends.first()
             && *end <= now
         {
-            let (end, channel) = (*end, channel.clone());
+            let end = *end;
+            let channel = channel.clone();
 
             // A history that is followed and has had no publication yet is kept.
             match self.streams.get_mut(&channel) {
@@ -161,7 +162,8 @@ impl State {
 
         stream.kept_until = now + retention.ttl;
         let old_end = std::mem::replace(&mut stream.ends, now + POSITION_TTL.max(retention.ttl));
-        let (end, position) = (stream.ends, stream.position.clone());
+        let end = stream.ends;
+        let position = stream.position.clone();
 
         self.ends.remove(&(old_end, channel.clone()));
         self.ends.insert((end, channel.clone()));
@@ -244,7 +246,8 @@ impl Broker for MemoryBroker {
 
         let (position, repeated) = position.map_or((None, false), |(p, again)| (Some(p), again));
         if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
-            let (channel, position) = (name.clone(), position.clone());
+            let channel = name.clone();
+            let position = position.clone();
             let published = Some(lifecycle::unix_micros());
             self.events.push(Event::Publication(Publication {
                 channel,

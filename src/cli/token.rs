@@ -263,7 +263,8 @@ fn fingerprints(file: &File) -> anyhow::Result<ExitCode> {
 
     let cookies = verifier.session().map_or(&[][..], |session| &session.secrets);
     for (i, text) in cookies.iter().enumerate() {
-        let (print, what) = (fingerprint::of_secret(text.as_bytes()), secret::describe(text));
+        let print = fingerprint::of_secret(text.as_bytes());
+        let what = secret::describe(text);
         out.push_str(&format!("{print}  auth.session_cookie, secret {}  {what}\n", i + 1));
     }
 

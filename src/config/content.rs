@@ -131,7 +131,8 @@ mod tests {
         assert_eq!(before.differing(&now), ["api.keys", "redis.url"]);
 
         let folder = tempfile::tempdir().unwrap();
-        let (own, secret) = (folder.path().join("own"), folder.path().join("secret"));
+        let own = folder.path().join("own");
+        let secret = folder.path().join("secret");
         std::fs::write(&own, "1").unwrap();
         std::fs::write(&secret, "1").unwrap();
         let read = || {

@@ -75,7 +75,8 @@ impl Judge {
             self.problem("limits.refusal_wait", "must be at most 30s");
         }
 
-        let (r, second) = (&config.redis, Duration::from_secs(1));
+        let r = &config.redis;
+        let second = Duration::from_secs(1);
         for (name, Span(value)) in [
             ("limits.handshake_timeout", l.handshake_timeout),
             ("limits.request_timeout", l.request_timeout),
@@ -108,7 +109,8 @@ impl Judge {
 
     /// Judges values that make sense only in proportion to others.
     fn proportions(&mut self, config: &Config) {
-        let (l, r) = (&config.limits, &config.redis);
+        let l = &config.limits;
+        let r = &config.redis;
         if config.auth.jwks.max_age.0 < config.auth.jwks.refresh.0 {
             self.problem("auth.jwks.max_age", "must not be below auth.jwks.refresh");
         }
@@ -138,7 +140,8 @@ impl Judge {
     /// Judges a rule's `history`.
     pub(super) fn history(&mut self, path: &str, kept: Kept) -> Option<Retention> {
         let Kept { size, ttl, plain } = kept;
-        let (size_ok, ttl_ok) = ((1..=100_000).contains(&size), (SECOND..=YEAR).contains(&ttl.0));
+        let size_ok = (1..=100_000).contains(&size);
+        let ttl_ok = (SECOND..=YEAR).contains(&ttl.0);
 
         if !size_ok {
             self.problem(format!("{path}.size"), "must be from 1 to 100000");

@@ -89,7 +89,8 @@ pub fn load(sources: &Sources<'_>) -> Result<Loaded, Vec<Problem>> {
         tree.set(path, value.clone(), format!("from {flag}"));
     }
 
-    let (printed, values) = (tree.printed(), Values::of(&tree.values));
+    let printed = tree.printed();
+    let values = Values::of(&tree.values);
     let keys = tree.elements::<AuthKey>("auth.keys");
     let channels = tree.elements::<Channel>("channels");
     let config = tree.config().map(|mut config| {

@@ -308,7 +308,8 @@ impl Judge {
     }
 
     fn callback_ca(&mut self, config: &Config) -> Option<String> {
-        let (setting, file) = ("callback.ca_file", &config.callback.ca_file);
+        let setting = "callback.ca_file";
+        let file = &config.callback.ca_file;
         if file.is_empty() {
             return None;
         }

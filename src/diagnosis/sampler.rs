@@ -88,8 +88,10 @@ impl Sampler {
 
                 metrics::auth_diagnosis(finding.cause);
 
-                let (cause, side) = (finding.cause.slug(), finding.side.label());
-                let (reason, advice) = (report.reason.unwrap_or_default(), finding.advice.clone());
+                let cause = finding.cause.slug();
+                let side = finding.side.label();
+                let reason = report.reason.unwrap_or_default();
+                let advice = finding.advice.clone();
                 let each = self.settings.log_interval;
                 logging::repeated_each(each, ("doctor", cause), "", move |repeated| {
                     tracing::warn!(

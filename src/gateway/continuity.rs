@@ -299,7 +299,8 @@ impl ChannelSequencer {
     fn lost(&mut self, loss: Loss, out: &mut Vec<Step>) {
         if let Some(missing) = &mut self.missing {
             // The history may have been read before this loss.
-            let (aside, reason) = (missing.aside, loss.reason);
+            let aside = missing.aside;
+            let reason = loss.reason;
             missing.lose(loss);
 
             if aside {
@@ -342,7 +343,8 @@ impl ChannelSequencer {
     /// Opens a missing range and has the history read. `declare`: something else may be missing,
     /// whatever the history holds.
     fn open_missing_range(&mut self, reason: GapReason, declare: bool, out: &mut Vec<Step>) {
-        let (ticket, wait) = (next_ticket(), self.wait());
+        let ticket = next_ticket();
+        let wait = self.wait();
 
         if wait.is_some() {
             // Publications that come now do not wait for the answer, so the gap has to be

@@ -212,7 +212,8 @@ fn r4_a_client_that_resumes_is_told_what_was_declared_meanwhile() {
 /// the subscription begins with.
 #[test]
 fn a_first_subscription_begins_where_the_history_stands() {
-    let (mut sequencer, mut steps) = (new_sequencer(true), Vec::new());
+    let mut sequencer = new_sequencer(true);
+    let mut steps = Vec::new();
     sequencer.sequence(durable("e", 1_000_000), BOUNDS, &mut steps);
     sequencer.subscribed(Some(at("e", 10)), true, &mut steps);
     assert_eq!(sequencer.last(), Some(&at("e", 10)));

@@ -92,7 +92,8 @@ pub(super) struct Interest {
 impl Interest {
     pub(super) fn new(broker: Arc<dyn Broker>, linger: Duration) -> Self {
         let confirm_within = Duration::from_secs(3);
-        let (entries, lingering) = (DashMap::default(), Mutex::default());
+        let entries = DashMap::default();
+        let lingering = Mutex::default();
         Self { broker, entries, lingering, linger, confirm_within }
     }
 

@@ -160,7 +160,8 @@ mod tests {
     #[test]
     fn what_lasts_is_told_once_and_its_end() {
         let mut outages = Outages::new(SECOND);
-        let (began, spread) = (Instant::now(), spread(1));
+        let began = Instant::now();
+        let spread = spread(1);
         let mut look = |silent: bool, reading, at| {
             let silence = if silent { silence(&spread, &[(1, began)]) } else { None };
             told(outages.observe(silence, reading, began + at))
@@ -177,7 +178,8 @@ mod tests {
     #[test]
     fn readings_that_never_end_do_not_hold_the_end_up_for_ever() {
         let mut outages = Outages::new(SECOND);
-        let (began, spread) = (Instant::now(), spread(1));
+        let began = Instant::now();
+        let spread = spread(1);
         let gone = |at: Instant| silence(&spread, &[(1, at)]);
         let mut look = |silence, at| told(outages.observe(silence, true, began + at));
 
@@ -192,8 +194,10 @@ mod tests {
     #[test]
     fn parts_are_told_as_they_go_and_their_ends_behind_the_gaps() {
         let mut outages = Outages::new(SECOND);
-        let (began, spread) = (Instant::now(), spread(3));
-        let (one, two) = ((1, began), (2, began + 5 * SECOND));
+        let began = Instant::now();
+        let spread = spread(3);
+        let one = (1, began);
+        let two = (2, began + 5 * SECOND);
         let mut look = |parts: &[(u64, Instant)], reading, at| {
             let silence = if parts.is_empty() { None } else { silence(&spread, parts) };
             told(outages.observe(silence, reading, began + at))
@@ -216,7 +220,9 @@ mod tests {
     #[test]
     fn channels_that_move_are_looked_at_again() {
         let mut outages = Outages::new(SECOND);
-        let (began, before, after) = (Instant::now(), spread(2), spread(3));
+        let began = Instant::now();
+        let before = spread(2);
+        let after = spread(3);
         let mut look = |silence, at| told(outages.observe(silence, false, began + at));
 
         assert_eq!(look(silence(&before, &[(1, began)]), SECOND), "1");

@@ -216,7 +216,8 @@ impl Gateway {
                 Step::Deliver(publication) => self.deliver(publication).await,
                 Step::Declare(reason) => self.declare_gap(channel.clone(), reason).await,
                 Step::Read(ticket, wait) => {
-                    let (gateway, channel) = (Arc::clone(self), channel.clone());
+                    let gateway = Arc::clone(self);
+                    let channel = channel.clone();
                     self.recoveries.fetch_add(1, Ordering::Relaxed);
 
                     lifecycle::spawn("recovery", async move {
@@ -302,7 +303,8 @@ impl Gateway {
 
         if publication.cut.unwrap_or(payload.len()) > most {
             let why = format!("more than limits.publication_bytes, {most}");
-            let (reason, rejected) = (GapReason::PayloadTooLarge, Rejected::PublicationSize);
+            let reason = GapReason::PayloadTooLarge;
+            let rejected = Rejected::PublicationSize;
             return Err(Unfit { reason, rejected, why });
         }
 
@@ -328,7 +330,8 @@ impl Gateway {
         metrics::rejected(rejected);
         let bytes = publication.cut.unwrap_or(publication.payload.len());
         let channel = publication.channel;
-        let (name, label) = (channel.clone(), reason.label());
+        let name = channel.clone();
+        let label = reason.label();
         logging::repeated(("publication", label), &channel, move |repeated| {
             tracing::warn!(channel = %name, bytes, reason = label, why, repeated, "publication not delivered");
         });
@@ -358,7 +361,8 @@ mod tests {
         let hub = Hub::unbounded();
         let events = Arc::new(Events::new(100, 10_000));
         let broker = Arc::new(MemoryBroker::new(Arc::clone(&events), 1 << 20));
-        let (node, linger) = (NodeInfo::default(), Duration::from_secs(5));
+        let node = NodeInfo::default();
+        let linger = Duration::from_secs(5);
         let gateway = Arc::new(Gateway::new(Arc::clone(&hub), Arc::clone(&broker), linger, node));
         lifecycle::spawn("pump", Arc::clone(&gateway).pump(events));
 

@@ -94,7 +94,8 @@ impl Gateway {
                 ResumeStep::Wait(reading) => reading,
                 ResumeStep::Read(done) => {
                     let reading = done.subscribe();
-                    let (gateway, name) = (Arc::clone(self), channel.clone());
+                    let gateway = Arc::clone(self);
+                    let name = channel.clone();
                     let read = async move { gateway.fill_cache(&name, done).await };
                     lifecycle::spawn("history", read);
                     reading

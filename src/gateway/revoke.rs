@@ -186,7 +186,8 @@ impl Gateway {
     /// Adds the stored revocations, and returns them as a table of their own.
     async fn apply_stored(&self, entries: &[Bytes]) -> Revocations {
         let stored = Revocations::default();
-        let (mut news, mut unusable) = (false, 0);
+        let mut news = false;
+        let mut unusable = 0;
 
         for (n, entry) in entries.iter().enumerate() {
             if n % COMPARED == COMPARED - 1 {

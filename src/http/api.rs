@@ -1,9 +1,10 @@
 //! The server API: Centrifugo's method names, shapes and error codes, so that existing backend
 //! libraries work. The key comes as `X-API-Key: KEY` or `Authorization: apikey KEY`.
 //!
-//! As in Centrifugo, a call that was understood is answered with 200 and `result` or `error`; a
-//! missing key is 401, and a body that is not JSON is 400. A field that this version does not have
-//! is refused by name with code 108 rather than ignored. Not here: what a call does (`gateway`).
+//! As in Centrifugo, a call is answered with 200 and `result` or `error`, also where its body is not
+//! JSON (error 107). A missing key is 401, a body that is too large 413, and one that does not
+//! arrive in time 408. A field that this version does not have is refused by name with code 108
+//! rather than ignored. Not here: what a call does (`gateway`).
 
 use std::sync::Arc;
 
@@ -247,7 +248,8 @@ async fn broadcast(app: &App, request: Broadcast<'_>) -> ApiResult {
 
     let payload = Bytes::copy_from_slice(request.data.get().as_bytes());
     let publications = request.channels.iter().map(|name| {
-        let (payload, keep) = (payload.clone(), request.kept.clone());
+        let payload = payload.clone();
+        let keep = request.kept.clone();
         async move {
             let published = async {
                 let channel = channel(name)?;
@@ -347,7 +349,8 @@ async fn invalidate_user_tokens(app: &App, request: InvalidateUserTokens) -> Api
     if request.issued_before.is_some_and(|at| at > MAX_SECONDS) {
         return Err(ApiError::bad_request("issued_before must be in seconds, not milliseconds"));
     }
-    let (user, until) = (request.user, until(request.expire_at)?);
+    let user = request.user;
+    let until = until(request.expire_at)?;
 
     // `iat` has whole seconds: a token of this second may be older than the call. A token that is
     // issued after the call in the same second is refused as well, which costs one new token. If it

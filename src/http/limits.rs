@@ -122,7 +122,8 @@ mod tests {
     #[test]
     fn permits_are_given_back() {
         let limits = Arc::new(ConnectionLimits::default());
-        let (a, b) = ("1.1.1.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        let a = "1.1.1.1".parse().unwrap();
+        let b = "2001:db8::1".parse().unwrap();
 
         let first = limits.acquire(a, 2, 1).ok().unwrap();
         assert_eq!(limits.acquire(a, 2, 1).err(), Some(Rejected::PerIp));

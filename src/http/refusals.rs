@@ -65,7 +65,8 @@ mod tests {
 
     #[test]
     fn field_c5_waits_grow_are_bounded_and_forgotten() {
-        let (refusals, now) = (Refusals::default(), Instant::now());
+        let refusals = Refusals::default();
+        let now = Instant::now();
         let longest = Duration::from_secs(1);
         let ip = "1.1.1.1".parse().unwrap();
         let waits: Vec<_> =
@@ -79,7 +80,8 @@ mod tests {
 
     #[test]
     fn field_c5_what_is_remembered_is_bounded() {
-        let (refusals, now) = (Refusals::default(), Instant::now());
+        let refusals = Refusals::default();
+        let now = Instant::now();
         for n in 0..50_000_u32 {
             refusals.count(IpAddr::V4(n.into()), FIRST, now);
         }

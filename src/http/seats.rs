@@ -150,7 +150,8 @@ mod tests {
     #[test]
     fn field_a8_places_are_counted_by_address_and_given_back() {
         let places = Arc::new(Seats::default());
-        let (a, b) = ("1.1.1.1".parse().unwrap(), "2.2.2.2".parse().unwrap());
+        let a = "1.1.1.1".parse().unwrap();
+        let b = "2.2.2.2".parse().unwrap();
         let share = Share { connections: 5, http: 3 };
         let mut seats: Vec<_> =
             (0..3).map(|_| places.acquire(a, share, 100).ok().unwrap()).collect();

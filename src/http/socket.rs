@@ -220,7 +220,8 @@ impl Socket {
     async fn end(self: Box<Self>, end: End) {
         let Self { session, connection, decoder, mut permit } = *self;
         session.core.end();
-        let (opened, longest) = (session.core.was_opened(), session.core.refusal_wait());
+        let opened = session.core.was_opened();
+        let longest = session.core.refusal_wait();
         drop(session);
 
         metrics::connections(connection.wire()).decrement(1.0);
@@ -259,7 +260,8 @@ struct Input {
 fn decode_input(socket: &mut Socket, bytes: &mut [u8]) -> Input {
     let Socket { session, connection, decoder, .. } = socket;
     let mut input = Input::default();
-    let (max, wire) = (session.core.max_message(), connection.wire());
+    let max = session.core.max_message();
+    let wire = connection.wire();
 
     let fed = decoder.feed(bytes, max, |message| {
         if !matches!(message, Message::Pong | Message::Close(_)) && !session.allow_message() {

@@ -34,7 +34,8 @@ pub(super) async fn run(shard: Arc<Shard>) {
     let mut items = Vec::new();
     let mut lists: Vec<(Arc<Connection>, u32)> = Vec::new();
     let mut passed: Vec<oneshot::Sender<()>> = Vec::new();
-    let (mut next, mut took) = (0, Duration::ZERO);
+    let mut next = 0;
+    let mut took = Duration::ZERO;
 
     loop {
         if next == items.len() {

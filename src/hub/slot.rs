@@ -26,7 +26,8 @@ impl Slot {
     pub(super) fn new(connection: Arc<Connection>) -> Self {
         let wire = connection.wire();
         let positions = wire.is_stream().then(Box::default);
-        let (head, tail) = (NONE, NONE);
+        let head = NONE;
+        let tail = NONE;
         Self { connection, wire, greeted: false, head, tail, channels: Vec::new(), positions }
     }
 

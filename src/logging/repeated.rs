@@ -151,7 +151,9 @@ mod tests {
 
     #[test]
     fn field_a3_repeated_lines_are_summed_up() {
-        let (lines, told, now) = (Lines::default(), Told::default(), Instant::now());
+        let lines = Lines::default();
+        let told = Told::default();
+        let now = Instant::now();
         for n in 0..1000 {
             lines.add((INTERVAL, now), ("refused", "expired"), 1, say(&told, n));
         }
@@ -174,7 +176,9 @@ mod tests {
 
     #[test]
     fn field_a3_subjects_are_told_apart_and_bounded() {
-        let (lines, told, now) = (Lines::default(), Told::default(), Instant::now());
+        let lines = Lines::default();
+        let told = Told::default();
+        let now = Instant::now();
         for subject in 0..10_000 {
             lines.add((INTERVAL, now), ("bad", "channel"), subject, say(&told, 0));
         }

@@ -115,7 +115,8 @@ impl Api {
             return Err(Trouble::new(Cause::EventLost, found));
         }
 
-        let (published, all) = (millis(published), millis(began.elapsed()));
+        let published = millis(published);
+        let all = millis(began.elapsed());
         Ok(((), format!("{channel}: published in {published}, received after {all}")))
     }
 

@@ -308,7 +308,8 @@ async fn publish(api: &Api, session: &mut Socket, patience: Duration, report: &m
 
 /// Opens the stream, and lets socket and stream idle at the same time.
 async fn rest(plan: &Plan, session: Option<Socket>, channel: Option<&str>, report: &mut Report) {
-    let (line, idle) = (&plan.line, plan.idle);
+    let line = &plan.line;
+    let idle = plan.idle;
     let bearer = plan.token.as_ref().map(|token| format!("Bearer {token}")).unwrap_or_default();
 
     let streaming = async {

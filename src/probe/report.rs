@@ -119,7 +119,8 @@ impl Report {
     fn say(&mut self, step: Step, result: &str, found: &str, cause: Option<Cause>) {
         self.left.retain(|left| *left != step);
         let found = self.secrets.clean(found);
-        let (slug, fix) = (cause.map(Cause::slug), cause.map(Cause::fix));
+        let slug = cause.map(Cause::slug);
+        let fix = cause.map(Cause::fix);
         let meaning = cause.map(Cause::meaning);
 
         if !self.json {

@@ -308,8 +308,10 @@ fn left(certificate: &Certificate) -> u64 {
 
 fn describe(leaf: Option<&Certificate>) -> String {
     leaf.map_or_else(String::new, |leaf| {
-        let (parts, days) = (leaf.tbs_certificate(), left(leaf) / 86_400);
-        let (whose, by) = (parts.subject(), parts.issuer());
+        let parts = leaf.tbs_certificate();
+        let days = left(leaf) / 86_400;
+        let whose = parts.subject();
+        let by = parts.issuer();
         format!("certificate of {whose} by {by}, expires in {days} days")
     })
 }

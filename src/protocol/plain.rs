@@ -166,7 +166,9 @@ impl<'de> Deserialize<'de> for Fields<'de> {
                 self,
                 mut map: A,
             ) -> Result<Fields<'de>, A::Error> {
-                let (mut kind, mut id, mut count) = (None, None, 0);
+                let mut kind = None;
+                let mut id = None;
+                let mut count = 0;
                 while let Some((key, value)) = map.next_entry::<Cow<'_, str>, &'de RawValue>()? {
                     match &*key {
                         _ if value.get() == "null" => continue,
@@ -255,7 +257,8 @@ fn data_of(reply: &Reply<'_>) -> String {
         }
         Reply::Unsubscribed { channel, .. } => channel_fields(channel),
         Reply::Ended { channel, code, reason } => {
-            let (channel, reason) = (channel_fields(channel), json_string(reason));
+            let channel = channel_fields(channel);
+            let reason = json_string(reason);
             format!("{channel},\"code\":\"{}\",\"reason\":{reason}", code.slug())
         }
         Reply::Refreshed { expires_at, .. } => format!("\"expiresAt\":{}", time(expires_at)),
@@ -266,7 +269,8 @@ fn data_of(reply: &Reply<'_>) -> String {
         Reply::Interrupted { since, channels } => interrupted(since, channels),
         Reply::Reconnect { after_ms } => format!("\"afterMs\":{after_ms}"),
         Reply::Close(close) => {
-            let (code, reason) = (close.code.code(), json_string(&close.reason));
+            let code = close.code.code();
+            let reason = json_string(&close.reason);
             let again = close.code.row().reconnect == Reconnect::Yes;
             format!("\"code\":{code},\"reason\":{reason},\"reconnect\":{again}")
         }
@@ -453,8 +457,10 @@ mod tests {
 
         let start = Start { position: Some(&position), recovered: Some(true) };
         let channel = ChannelRef::from_name("a:b".parse().unwrap());
-        let (id, channels) = (Some("1"), [(channel.name.clone(), start)]);
-        let (code, message) = (ErrorCode::BadRequest, evil);
+        let id = Some("1");
+        let channels = [(channel.name.clone(), start)];
+        let code = ErrorCode::BadRequest;
+        let message = evil;
 
         for reply in [
             Reply::Subscribed { id, channel: &channel, data: Some("{}"), start },

@@ -253,7 +253,8 @@ impl PositionTracker {
             }
         };
 
-        let (known, new) = (&mut self.channels[at].1, position);
+        let known = &mut self.channels[at].1;
+        let new = position;
         match (known, new) {
             (Some(known), Some(new)) if known.epoch == new.epoch => known.offset = new.offset,
             (known, new) => {
@@ -367,7 +368,8 @@ mod tests {
         assert!(id.len() < 1100, "{} bytes", id.len());
         let place = StreamPosition::read(&id).unwrap();
         for n in 0..120u64 {
-            let (channel, epoch) = (name(&format!("post:{n}")), format!("17640000000{n:05}"));
+            let channel = name(&format!("post:{n}"));
+            let epoch = format!("17640000000{n:05}");
             assert_eq!(place.offset(&channel, &epoch), Some(n * 3));
             assert_eq!(place.offset(&channel, "1"), None);
         }

@@ -142,7 +142,8 @@ impl SocketSession {
         }
         self.core.await_fanout().await;
 
-        let (context, identity) = (&self.core.context, self.core.identity.as_deref());
+        let context = &self.core.context;
+        let identity = self.core.identity.as_deref();
         let permissions = requested
             .iter()
             .map(|(_, what)| context.permit(identity, &what.channel.name, what.token.as_deref()));
@@ -189,7 +190,8 @@ impl SocketSession {
                 // A repeated subscription, for example by two parts of a page, is answered
                 // `subscribed` as well. A later token renews the grant.
                 let data = permission.data.as_deref().map(RawValue::get);
-                let (id, start) = (id.as_deref(), Start::default());
+                let id = id.as_deref();
+                let start = Start::default();
                 session.connection.say(&Reply::Subscribed { id, channel: &channel, data, start });
                 session.keep_grant(channel.name, permission.grant);
                 None
@@ -291,7 +293,8 @@ impl SocketSession {
         if old_user != Some(&*identity.user) {
             metrics::auth_failure(Reason::ClaimInvalid);
             logging::repeated(("token refused", "another user"), "", |repeated| {
-                let (reason, carrier) = ("claim_invalid", "refresh");
+                let reason = "claim_invalid";
+                let carrier = "refresh";
                 tracing::info!(
                     reason,
                     carrier,

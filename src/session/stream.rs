@@ -57,7 +57,8 @@ impl StreamSession {
             return Err(Refusal(ErrorCode::BadRequest, TOO_MANY.to_owned()));
         }
 
-        let (context, identity) = (&self.core.context, outcome.identity());
+        let context = &self.core.context;
+        let identity = outcome.identity();
         let permissions = self.channels.iter().map(|name| context.permit(identity, name, None));
         let permissions = futures_util::future::join_all(permissions).await;
         self.permissions = permissions.into_iter().collect::<Result<_, _>>()?;

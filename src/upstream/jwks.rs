@@ -241,7 +241,8 @@ impl Jwks {
                 let fetched_at = Some((self.now)());
                 let is_news = left_out != progress.left_out || progress.successes == 0;
                 if is_news && (keys.is_empty() || !left_out.is_empty()) {
-                    let (url, usable) = (entry.remote.shown_url(), keys.len());
+                    let url = entry.remote.shown_url();
+                    let usable = keys.len();
                     tracing::warn!(
                         url,
                         usable,
@@ -270,7 +271,8 @@ impl Jwks {
 
                 let said = e.to_string();
                 if progress.error.as_ref() != Some(&said) {
-                    let (url, error) = (entry.remote.shown_url().to_owned(), said.clone());
+                    let url = entry.remote.shown_url().to_owned();
+                    let error = said.clone();
                     logging::repeated(("key set", "failed"), &url.clone(), move |repeated| {
                         let what = "cannot fetch the key set: the previous keys stay in use";
                         tracing::warn!(url, error, repeated, "{what}");

@@ -275,7 +275,8 @@ fn frame_at(data: &[u8], at: usize, max_message: usize) -> Result<Option<Frame>,
         return Err(ProtocolError::TooBig);
     }
 
-    let (start, end) = (at + header + 4, at + header + 4 + len);
+    let start = at + header + 4;
+    let end = at + header + 4 + len;
     if data.len() < end {
         return Ok(None);
     }

@@ -87,7 +87,8 @@ fn own_secrets(verifier: &Verifier, subject: &Subject<'_>) -> Vec<Own> {
     }
 
     for named in subject.extra {
-        let (place, secret) = (named.name.clone(), utf8(&named.text));
+        let place = named.name.clone();
+        let secret = utf8(&named.text);
         all.extend(secret.map(|secret| Own { place, secret, is_for_cookies: false }));
     }
 

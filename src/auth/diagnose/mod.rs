@@ -93,7 +93,8 @@ fn find(
     (extra, now): (&[NamedSecret], u64),
 ) -> Option<Finding> {
     let payload = token.split('.').nth(1).and_then(|p| json::object(p, &|_| false).ok());
-    let (keys, settings) = (verifier.keys(), verifier.settings());
+    let keys = verifier.keys();
+    let settings = verifier.settings();
     let subject = Subject { keys, settings, extra, now, payload };
 
     let has_five_parts = token.split('.').count() == 5;

@@ -23,7 +23,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Keeps the map up to date, for ever.
 pub(super) async fn run(core: Arc<Core>, seeds: Vec<Server>) {
-    let (mut turn, mut newest) = (0, 0);
+    let mut turn = 0;
+    let mut newest = 0;
     let mut accepted = Instant::now();
 
     loop {

@@ -110,7 +110,8 @@ impl Core {
     /// holds credentials.
     pub(super) fn note(&self, role: Role, server: &Server, what: &'static str, error: &str) {
         let role = role.label();
-        let (name, said) = (server.to_string(), error.to_owned());
+        let name = server.to_string();
+        let said = error.to_owned();
         logging::repeated((role, what), &(server, error), move |repeated| {
             tracing::warn!(role, server = %name, error = said, repeated, "{what}");
         });
@@ -134,7 +135,8 @@ impl Core {
     /// only the key's own channel, which has no history then.
     pub(super) fn bad_key(&self, key: &str, error: &str) {
         metrics::redis_error(Fault::BadKey.label());
-        let (name, said) = (Said::new(key), error.to_owned());
+        let name = Said::new(key);
+        let said = error.to_owned();
         logging::repeated(("redis", "bad_key"), key, move |repeated| {
             let what = "a key of the gateway in Redis holds foreign data: its channel has no \
                         history";

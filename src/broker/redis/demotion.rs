@@ -113,7 +113,9 @@ impl Old {
     async fn watch(&mut self, why: Why) {
         // True if there is more evidence than Sentinel's word that the server is a master.
         let mut sure = why == Why::Switched;
-        let (began, mut declared, mut unreached) = (Instant::now(), Instant::now(), false);
+        let began = Instant::now();
+        let mut declared = Instant::now();
+        let mut unreached = false;
 
         while began.elapsed() < DEMOTED_WITHIN {
             if self.seen.is_some() {
@@ -175,7 +177,8 @@ impl Old {
         let Some(seen) = self.seen else { return };
         tracing::info!(server = %self.server, "the old master is no longer a master");
 
-        let (began, mut backoff) = (Instant::now(), Backoff::new(&self.all.core.settings));
+        let began = Instant::now();
+        let mut backoff = Backoff::new(&self.all.core.settings);
         let mut told = false;
 
         loop {

@@ -81,7 +81,8 @@ pub(super) async fn publish(
     let arguments = [&**payload, ttl.as_bytes(), size.as_bytes(), idempotency.as_bytes()];
 
     let calling = core.calling();
-    let (key, arguments) = (key.as_str(), &arguments);
+    let key = key.as_str();
+    let arguments = &arguments;
     let publish = |mut master: MasterConnection| async move {
         let answer = library::call(&mut master.connection, calling, &PUBLISH, key, arguments);
         answered_position(answer.await?)

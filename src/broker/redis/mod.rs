@@ -99,7 +99,8 @@ impl RedisBroker {
         let commands = Arc::new(Commands::new(Arc::clone(&core)));
         let routes = Arc::new(Routes::new(Arc::clone(&commands)));
         let old_masters = OldMasters::new(Arc::clone(&commands), Arc::clone(&routes));
-        let (ready, on_ready) = (AtomicBool::new(false), Box::new(on_ready));
+        let ready = AtomicBool::new(false);
+        let on_ready = Box::new(on_ready);
         let readiness = Arc::new(Readiness { ready, on_ready });
 
         Fault::ALL.into_iter().for_each(|fault| metrics::redis_errors_begin(fault.label()));

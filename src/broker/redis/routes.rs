@@ -43,7 +43,9 @@ impl Placement {
     fn spread(&self, prefix: &str, connections: &[Arc<SubscribingConnection>]) -> Spread {
         let parts: Vec<u64> = connections.iter().map(|c| c.hearing.part).collect();
         let is_served = self.map.is_whole() && !parts.is_empty();
-        let (placement, prefix, ids) = (self.clone(), prefix.to_owned(), parts.clone());
+        let placement = self.clone();
+        let prefix = prefix.to_owned();
+        let ids = parts.clone();
         let part_of = move |channel: &ChannelName| {
             let index = placement.index(format!("{prefix}{channel}").as_bytes(), channel);
             index.and_then(|index| ids.get(index)).copied().unwrap_or(UNSERVED)

@@ -59,7 +59,9 @@ struct SentinelView {
 impl SentinelView {
     /// Adds one answer. Returns the master that counts from now on, if it has changed.
     fn take(&mut self, from: &Server, answer: MasterReport, sentinels: usize) -> Option<Server> {
-        let (epoch, master, now) = (answer.epoch, answer.master.clone(), answer.at);
+        let epoch = answer.epoch;
+        let master = answer.master.clone();
+        let now = answer.at;
         self.answers.insert(from.clone(), answer);
 
         let newer = match &self.master {
@@ -185,13 +187,15 @@ impl Watcher {
             let began = Instant::now();
             if let Err(e) = self.follow().await {
                 let error = fault::describe(&e);
-                let (sentinel, said) = (self.sentinel.to_string(), error.clone());
+                let sentinel = self.sentinel.to_string();
+                let said = error.clone();
                 logging::repeated(("sentinel", "away"), &self.sentinel, move |repeated| {
                     tracing::warn!(%sentinel, error = said, repeated, "Sentinel does not answer");
                 });
 
                 let known = self.known.lock();
-                let (reached, none) = (known.reached(), known.master.is_none());
+                let reached = known.reached();
+                let none = known.master.is_none();
                 drop(known);
                 metrics::sentinels_reached(reached);
 
@@ -331,7 +335,8 @@ mod tests {
             listed.suspects(replicas).into_iter().map(|(s, why)| (s.port, why)).collect()
         };
 
-        let (up, down) = ("slave", "s_down,slave,disconnected");
+        let up = "slave";
+        let down = "s_down,slave,disconnected";
         assert_eq!(suspects(&[replica(1, up, "slave")]), [(1, Why::Listed)]);
         assert_eq!(suspects(&[replica(1, up, "slave")]), [], "seen");
         assert_eq!(suspects(&[replica(1, up, "slave"), replica(2, down, "master")]), []);

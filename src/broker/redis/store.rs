@@ -31,7 +31,8 @@ impl RedisBroker {
     /// were seen already.
     async fn members_after(&self, key: &str, now: u64) -> Result<Vec<Bytes>, BrokerError> {
         let mut found = Vec::new();
-        let (mut from, mut skip) = (format!("({now}"), 0);
+        let mut from = format!("({now}");
+        let mut skip = 0;
         loop {
             let mut range = redis::cmd("ZRANGEBYSCORE");
             range.arg(key).arg(&from).arg("+inf").arg("WITHSCORES").arg("LIMIT");

@@ -460,7 +460,8 @@ mod tests {
         let message = b">3\r\n$7\r\nmessage\r\n$1\r\na\r\n$12\r\n>3\r\n$7\r\nme\r\n\r\n";
         let subscribed = b">3\r\n$9\r\nsubscribe\r\n$1\r\na\r\n:1\r\n";
         let empty = b">3\r\n$8\r\nsmessage\r\n$1\r\nb\r\n$0\r\n\r\n";
-        let (mut wire, mut expected) = (Vec::new(), Vec::new());
+        let mut wire = Vec::new();
+        let mut expected = Vec::new();
         for answer in ANSWERS {
             wire.extend_from_slice(message);
             wire.extend_from_slice(answer);
@@ -494,7 +495,8 @@ mod tests {
             let of = |n: usize| told.iter().skip(n).step_by(3).all(|t| *t == told[n]);
             assert!(of(0) && of(1) && of(2), "{told:?}");
 
-            let (channel, payload) = (&b"a"[..], &b">3\r\n$7\r\nme\r\n"[..]);
+            let channel = &b"a"[..];
+            let payload = &b">3\r\n$7\r\nme\r\n"[..];
             assert_eq!(told[0], format!("{:?}", PushMessage::Message { channel, payload }));
             assert_eq!(told[1], format!("{:?}", PushMessage::Subscribed(b"a")));
             assert_eq!(
@@ -541,7 +543,8 @@ mod tests {
 
         let mut tap = Tap::new(client, limits(1000), Some(on_push));
         let reading = async move {
-            let (mut most, mut out) = (0, vec![0; 4096]);
+            let mut most = 0;
+            let mut out = vec![0; 4096];
             loop {
                 match tap.read(&mut out).await {
                     Ok(0) => return (most, Ok(0)),
@@ -637,7 +640,8 @@ mod tests {
         let on_push: OnPush = Arc::new(|_| {});
         let (mut server, client) = tokio::io::duplex(1024);
         let mut tap = Tap::new(client, limits(1 << 20), Some(on_push));
-        let (first, rest) = (b">3\r\n$11\r\nunsubscribe\r\n", b"_\r\n:0\r\n+PONG\r\n");
+        let first = b">3\r\n$11\r\nunsubscribe\r\n";
+        let rest = b"_\r\n:0\r\n+PONG\r\n";
         let mut passed = vec![0; first.len() + rest.len()];
         let reading =
             tokio::time::timeout(std::time::Duration::from_secs(1), tap.read_exact(&mut passed));

@@ -73,7 +73,8 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn new(settings: &Settings) -> Self {
-        let (min, max) = (settings.reconnect_min, settings.reconnect_max);
+        let min = settings.reconnect_min;
+        let max = settings.reconnect_max;
         Self { min, max, bound: min }
     }
 
@@ -107,7 +108,8 @@ pub(super) async fn ping_until_lost(
 /// Logs a new connection. Repetitions are limited, because a server that accepts connections and
 /// drops them causes many.
 pub(super) fn log_connected(role: Role, server: &Server) {
-    let (name, role) = (server.to_string(), role.label());
+    let name = server.to_string();
+    let role = role.label();
     logging::repeated(("connected to Redis", role), server, move |repeated| {
         tracing::info!(server = %name, repeated, "{role} connected to Redis");
     });
@@ -122,7 +124,8 @@ mod tests {
     /// Waits stay between the minimum and the maximum, and differ between replicas.
     #[tokio::test(start_paused = true)]
     async fn attempts_are_spread() {
-        let (min, max) = (Duration::from_millis(50), Duration::from_secs(1));
+        let min = Duration::from_millis(50);
+        let max = Duration::from_secs(1);
         let mut firsts = std::collections::BTreeSet::new();
 
         for _ in 0..20 {

@@ -53,7 +53,10 @@ pub(super) struct MissingRange {
 
 impl MissingRange {
     pub(super) fn new(ticket: u64, (reason, declare): (GapReason, bool), aside: bool) -> Self {
-        let (waiting, before, bytes, claimed) = (Vec::new(), 0, 0, None);
+        let waiting = Vec::new();
+        let before = 0;
+        let bytes = 0;
+        let claimed = None;
         Self { ticket, reason, declare, waiting, before, bytes, aside, claimed }
     }
 
@@ -111,7 +114,9 @@ impl MissingRange {
             !top.has_reached(p) && !was_true
         };
 
-        let (mut at, mut refuted, before) = (0, 0, self.before);
+        let mut at = 0;
+        let mut refuted = 0;
+        let before = self.before;
         self.waiting.retain(|held| {
             at += 1;
             let HeldEvent::Publication(Publication { position: Some(position), .. }) = held else {
@@ -133,7 +138,9 @@ impl MissingRange {
     /// how many there were.
     pub(super) fn refute_rivals(&mut self, top: &Position, publications: &[Publication]) -> usize {
         let first = (top.offset + 1).saturating_sub(publications.len() as u64);
-        let (mut at, mut dropped_before, before) = (0, 0, self.before);
+        let mut at = 0;
+        let mut dropped_before = 0;
+        let before = self.before;
         let all = self.waiting.len();
 
         self.waiting.retain(|held| {

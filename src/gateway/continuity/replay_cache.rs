@@ -42,7 +42,9 @@ impl Drop for ReplayCache {
 impl ReplayCache {
     /// Begins to keep the publications after an offset.
     pub(in crate::gateway) fn begin(from: u64) -> Self {
-        let (publications, bytes, whole) = (VecDeque::new(), 0, false);
+        let publications = VecDeque::new();
+        let bytes = 0;
+        let whole = false;
         Self { from, publications, bytes, whole, used: Instant::now() }
     }
 

@@ -61,7 +61,8 @@ impl Choices<'_> {
             Self::Seeded(rng) => Some(rng.u32(..n)),
             Self::Given(bytes) if n <= 256 => bytes.next().map(|b| u32::from(*b) % n),
             Self::Given(bytes) => {
-                let (high, low) = (bytes.next()?, bytes.next()?);
+                let high = bytes.next()?;
+                let low = bytes.next()?;
                 Some((u32::from(*high) << 8 | u32::from(*low)) % n)
             }
         }
@@ -253,7 +254,8 @@ impl<'c> World<'c> {
             45..80 => self.arrive(),
             // The connection is lost together with the messages that were on their way.
             80..84 => {
-                let (lost, is_known) = (self.choices.below(8)?, self.choices.below(8)? > 0);
+                let lost = self.choices.below(8)?;
+                let is_known = self.choices.below(8)? > 0;
                 self.lose_end(lost);
                 self.queue.push_back(Queued::Interrupted(is_known.then(|| self.position())));
             }
@@ -325,7 +327,8 @@ impl<'c> World<'c> {
             self.excuse(|place| place == stands);
         }
 
-        let (sequencer, out) = (&mut self.sequencer, &mut self.out);
+        let sequencer = &mut self.sequencer;
+        let out = &mut self.out;
         match queued {
             Some(Queued::Publication(publication)) => {
                 let is_durable = publication.position.is_some();
@@ -375,7 +378,8 @@ impl<'c> World<'c> {
     /// The queue was full: the publications at its front are lost, and the overflow takes
     /// their place.
     fn overflow(&mut self) {
-        let (mut lost, mut is_plain) = (0, false);
+        let mut lost = 0;
+        let mut is_plain = false;
         while let Some(Queued::Publication(publication)) = self.queue.front()
             && lost < 3
         {
@@ -619,7 +623,8 @@ impl<'c> World<'c> {
 pub fn live_by(input: &[u8]) {
     let Some(([attacks, kind, kept], rest)) = input.split_first_chunk() else { return };
     let attacks = [0, 4, 40][usize::from(attacks % 3)];
-    let (plain, lies) = (kind % 2 == 1, kind % 8 > 5);
+    let plain = kind % 2 == 1;
+    let lies = kind % 8 > 5;
     let nature = Nature { attacks, plain, lies, kept: 1 + u64::from(kept % 40) };
     World::new(Choices::Given(rest.iter()), nature).live(4000);
 }

@@ -175,7 +175,8 @@ impl Socket {
             }
         }
 
-        let (mut out, mut closed) = (BytesMut::new(), false);
+        let mut out = BytesMut::new();
+        let mut closed = false;
         let fed = self.decoder.feed(&mut bytes, MAX_MESSAGE, |message| {
             match message {
                 Message::Text(text) => {
@@ -207,7 +208,9 @@ fn phoenix(text: &str) -> Option<String> {
         field.cloned().unwrap_or(Value::Null)
     };
 
-    let (join, reference, topic) = (at(0, "join_ref"), at(1, "ref"), at(2, "topic"));
+    let join = at(0, "join_ref");
+    let reference = at(1, "ref");
+    let topic = at(2, "topic");
     let event = at(3, "event");
     let is_list = message.is_array();
 

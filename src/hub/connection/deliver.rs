@@ -20,7 +20,8 @@ impl Connection {
             return;
         }
 
-        let (mut at, mut sent) = (head, 0);
+        let mut at = head;
+        let mut sent = 0;
         while out.queue.is_empty() && at != NONE {
             let node = &ranges[at as usize];
             let written = if node.next == NONE

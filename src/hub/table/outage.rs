@@ -114,7 +114,10 @@ mod tests {
         let greeting =
             Reply::Connected { user: None, connection_id: "c", expires_at: None, channels: &[] };
         let connection = || hub.register(None, Wire::Sse);
-        let (both, one, none, silent) = (connection(), connection(), connection(), connection());
+        let both = connection();
+        let one = connection();
+        let none = connection();
+        let silent = connection();
         for (connection, channels) in
             [(&both, &["a", "b", "c"][..]), (&one, &["b"]), (&none, &["c"]), (&silent, &["a"])]
         {

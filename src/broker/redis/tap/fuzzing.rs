@@ -115,7 +115,9 @@ pub fn read(
     let mut tap = Tap::new(Pieces { rest: wire, next: piece }, limits, Some(on_push));
 
     let mut cx = Context::from_waker(Waker::noop());
-    let (mut passed, mut room, mut error) = (Vec::new(), 0, None);
+    let mut passed = Vec::new();
+    let mut room = 0;
+    let mut error = None;
     let mut out = [0; 512];
 
     loop {
