@@ -1,5 +1,6 @@
 //! A changed configuration while running.
 
+use std::collections::BTreeSet;
 use std::fs;
 
 use serde_json::json;
@@ -293,4 +294,38 @@ async fn field_b8_the_application_is_asked_about_channels_that_are_its_own_now()
     }
     gateway.publish("room:1", &json!("mine")).await;
     assert_eq!(clients[0].next().await, json!("mine"), "its token is known");
+}
+
+/// A channel that waited for the application's answer was forgotten when a later change of the rules
+/// raised a question about another channel: nobody had allowed it under its new rule, and it stayed.
+#[tokio::test]
+async fn a_later_question_does_not_replace_one_that_is_not_answered() {
+    let upstream = Upstream::start().await;
+    let rules = |first: &str, second: &str| {
+        format!(
+            "[callback]\nurl = \"{}\"\ncache_ttl = \"0s\"\n\
+             [[channels]]\npattern = \"first:{{id}}\"\nallow = \"{first}\"\n\
+             [[channels]]\npattern = \"second:{{id}}\"\nallow = \"{second}\"\n",
+            upstream.url
+        )
+    };
+    let gateway = gateway::with(&rules("authenticated", "authenticated")).await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    client.subscribe(json!("first:1")).await;
+    client.subscribe(json!("second:1")).await;
+
+    // The application does not answer, so the first channel waits for another attempt.
+    upstream.answers(500, &json!({}));
+    gateway.reconfigure(&config(&rules("callback", "authenticated")));
+    gateway.metric_reaches("callbacks_total{result=\"failed\"}", 1.0).await;
+
+    upstream.answers(200, &json!({"allow": false}));
+    gateway.reconfigure(&config(&rules("callback", "callback")));
+    let mut over = BTreeSet::new();
+    while over.len() < 2 {
+        let message = client.next().await;
+        assert_eq!(message["data"]["code"], "forbidden", "{message}");
+        over.insert(message["data"]["channelKey"].as_str().unwrap().to_owned());
+    }
+    assert_eq!(over, BTreeSet::from(["first:1", "second:1"].map(str::to_owned)));
 }

@@ -154,13 +154,7 @@ fn shared_secret(subject: &Subject<'_>, jws: &Jws<'_>) -> Option<Finding> {
 fn edited(key: &Key, candidate: &Candidate) -> Finding {
     let line = match (candidate.cause, candidate.side) {
         (Cause::SecretEncoding, Side::Gateway) => {
-            let encoding = ["base64url", "base64", "hex"]
-                .into_iter()
-                .find(|e| {
-                    candidate.how.contains(&format!("({e})"))
-                        && candidate.how.starts_with("the issuer decodes")
-                })
-                .unwrap_or("utf8");
+            let encoding = candidate.encoding.map_or("utf8", Encoding::name);
             format!("; in {}: encoding = {encoding:?}", key.name())
         }
         (_, Side::Gateway) => format!("; change the value of {}", key.name()),

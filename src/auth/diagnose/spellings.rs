@@ -29,11 +29,7 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
             all.add(SecretDoubleBase64, Side::Gateway, inner.trim_end(), how);
             all.add(SecretDoubleBase64, Side::Gateway, bytes, how);
         } else {
-            let how = format!(
-                "the issuer decodes the secret ({}), but the gateway does not",
-                encoding.name()
-            );
-            all.add(SecretEncoding, Side::Gateway, bytes, how);
+            all.add_decoded(encoding, bytes);
         }
     }
 
@@ -46,8 +42,7 @@ pub(super) fn encodings(all: &mut Candidates, text: &str, secret: &Secret) {
     let loose = loose.replace('-', "+").replace('_', "/");
     let whole = &loose[..loose.len() - usize::from(loose.len() % 4 == 1)];
     if let Some(bytes) = Encoding::Base64.decode(whole) {
-        let how = "the issuer decodes the secret (base64), but the gateway does not";
-        all.add(SecretEncoding, Side::Gateway, bytes, how);
+        all.add_decoded(Encoding::Base64, bytes);
     }
 
     for (inner, side_text) in [(text.as_bytes(), "text"), (secret.bytes(), "bytes")] {

@@ -29,14 +29,15 @@ pub(super) struct Log(Arc<Mutex<Lines>>);
 struct Lines {
     reader: Reader,
     lines: Vec<(Instant, String)>,
-    /// The process has closed its end, and everything was read.
-    ended: bool,
+    /// A reader has more to read. A log that goes to a file has no reader.
+    being_read: bool,
 }
 
 impl Log {
     /// Reads from a process until its end.
     pub(super) fn of(stderr: ChildStderr) -> Self {
         let log = Self::default();
+        log.0.lock().being_read = true;
         let sink = log.clone();
         std::thread::spawn(move || sink.read(stderr));
         log
@@ -44,7 +45,7 @@ impl Log {
 
     fn read(&self, stderr: ChildStderr) {
         self.read_lines(stderr);
-        self.0.lock().ended = true;
+        self.0.lock().being_read = false;
     }
 
     fn read_lines(&self, stderr: ChildStderr) {
@@ -70,10 +71,10 @@ impl Log {
         self.0.lock().reader = does;
     }
 
-    /// True if no line will be added.
+    /// True if no line will be added: the process has closed its end, and all was read.
     pub(super) fn is_over(&self) -> bool {
         let log = self.0.lock();
-        log.ended || log.reader == Reader::Hangs
+        !log.being_read || log.reader == Reader::Hangs
     }
 
     /// The first line that holds `text`.
