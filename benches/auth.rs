@@ -1,6 +1,6 @@
-//! The costs of a token: verification per algorithm, a refusal, and the doctor. For ADR 4 two
-//! others stand beside the verification: the signature alone by aws-lc-rs, with the key parsed
-//! once, and decoding by `jsonwebtoken` over RustCrypto.
+//! The costs of a token: verification by each algorithm, a refusal, and the doctor's diagnosis. For
+//! ADR 4, two others stand beside the verification: the signature alone by aws-lc-rs, with a key
+//! that is parsed once, and decoding by `jsonwebtoken` over RustCrypto.
 
 #![expect(clippy::unwrap_used, reason = "a benchmark")]
 
@@ -104,6 +104,7 @@ fn hmac(c: &mut Criterion) {
         let key = secret(alg, SECRET);
         let claims = json!({"sub": "u1", "iat": NOW, "exp": NOW + 600});
         let token = key.sign(&claims, None).unwrap();
+
         let mac = hmac::Key::new(hash, SECRET.as_bytes());
         let direct: Direct = Box::new(move |signed, tag| hmac::verify(&mac, signed, tag).is_ok());
         let theirs = DecodingKey::from_secret(SECRET.as_bytes());
@@ -118,12 +119,15 @@ fn ecdsa(c: &mut Criterion) {
         (Algorithm::Es384, &sig::ECDSA_P384_SHA384_FIXED_SIGNING, &sig::ECDSA_P384_SHA384_FIXED),
         (Algorithm::Es512, &sig::ECDSA_P521_SHA512_FIXED_SIGNING, &sig::ECDSA_P521_SHA512_FIXED),
     ];
+
     for (alg, curve, verification) in curves {
         let pair = EcdsaKeyPair::generate(curve).unwrap();
         let spki: PublicKeyX509Der<'static> = pair.public_key().as_der().unwrap();
         let key = Key::new(None, vec![alg], PublicKey::from_der(spki.as_ref()).unwrap());
         let rng = SystemRandom::new();
         let token = token(alg, |text| pair.sign(&rng, text).unwrap().as_ref().to_vec());
+
+        // `jsonwebtoken` has no ES512.
         let theirs =
             (alg != Algorithm::Es512).then(|| DecodingKey::from_ec_der(pair.public_key().as_ref()));
         let direct = parsed(verification, spki.as_ref());

@@ -1,5 +1,5 @@
-//! The hub with sockets whose writes cost as much as real ones: loopback TCP, read outside of the
-//! timed part.
+//! The hub with sockets whose writes cost as much as real ones: loopback TCP, whose clients read
+//! outside of the timed part.
 #![expect(clippy::unwrap_used, reason = "a benchmark fails by panicking")]
 
 mod parts;
@@ -26,6 +26,7 @@ fn hub() -> Arc<Hub> {
         queued: AtomicUsize::new(0),
         channels_per_connection: AtomicUsize::new(128),
     };
+
     let hub = Hub::new(1, bounds);
     hub.start_fanout();
     hub
@@ -39,7 +40,7 @@ fn subscribe(hub: &Hub, stream: Option<tokio::net::TcpStream>, wire: Wire) -> Ar
     connection
 }
 
-/// Creates so many subscribers of one channel, each with its client's end.
+/// Creates `count` subscribers of one channel, each with the client's end of its socket.
 async fn sockets(hub: &Hub, count: usize) -> Vec<(TcpStream, Arc<Connection>)> {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut sockets = Vec::new();
@@ -83,6 +84,7 @@ fn runtime() -> Runtime {
 
 fn fanout(c: &mut Criterion) {
     let mut group = c.benchmark_group("fan-out");
+
     for (subscribers, burst) in [(1, 1), (100, 1), (1000, 1), (100, 32), (1000, 32)] {
         let (runtime, deliveries) = (runtime(), (subscribers * burst) as u64);
         let (hub, mut sockets) = runtime.block_on(async {
@@ -107,7 +109,8 @@ fn fanout(c: &mut Criterion) {
     }
 }
 
-/// Measures the queue: a stream of server-sent events is only ever queued for, and taken from.
+/// Measures the queue alone: a connection without a socket of the hub's, such as a stream, has its
+/// events queued and takes them from there.
 fn queue(c: &mut Criterion) {
     let runtime = runtime();
     let (hub, connection) = runtime.block_on(async {

@@ -62,7 +62,7 @@ const SCENARIOS: [Scenario; 10] = [
 const SECRET: &str = "a benchmark's secret of sufficient length";
 const IAT: u64 = 1_700_000_000;
 const NOW: u64 = 1_800_000_000;
-/// In the year 2096, because the router uses the machine's clock.
+/// The expiry is in the year 2096, because the router uses the machine's clock.
 const EXP: u64 = 4_000_000_000;
 const SUBSCRIBERS: usize = 100;
 
@@ -110,8 +110,8 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// Encodes for one wire alone: one more allocation of a fast wire would not show beside the slowest
-/// wire.
+/// Encodes for one wire alone: an additional allocation of a fast wire would not show beside the
+/// slowest wire.
 fn codec_encode(wire: Wire, rounds: u32) {
     let push = push();
     let mut out = BytesMut::with_capacity(4096);
@@ -207,7 +207,7 @@ fn hub() -> Arc<Hub> {
     Hub::new(1, bounds)
 }
 
-/// One publication to 100 sockets, and each client's `read`, which counts only as the few
+/// Delivers publications to 100 sockets, each of which the client reads. A `read` counts as the few
 /// instructions of a system call: the kernel's own are not counted.
 async fn hub_fanout(rounds: u32) {
     tollgate::metrics::install();
@@ -325,8 +325,9 @@ fn app() -> App {
     App::new(Arc::new(context), Lifecycle::default(), tollgate::metrics::install())
 }
 
-/// From a parsed request, with a browser's headers and its token as a subprotocol, to the answer:
-/// routes, checks, limits, token. The socket is never handed over, so its task ends at once.
+/// Measures the way from a parsed request, with a browser's headers and its token as a subprotocol,
+/// to the answer: routes, checks, limits, token. The socket is never handed over, so its task ends
+/// at once.
 async fn handshake(rounds: u32) {
     let mut router: Router = tollgate::http::public(app());
     let peer: SocketAddr = "192.0.2.7:50000".parse().unwrap();
@@ -351,11 +352,12 @@ async fn handshake(rounds: u32) {
         .unwrap();
 
     for _ in 0..rounds {
-        // This upgrade belongs to a message without one, so it is a promise that is never kept.
+        // This upgrade belongs to a request without a connection, so it never completes.
         let upgrade = hyper::upgrade::on(Request::new(()));
         let mut request = black_box(&request).clone().map(|()| Body::empty());
         request.extensions_mut().insert(upgrade);
         request.extensions_mut().insert(Peer(peer));
+
         let response = router.call(request).await.unwrap();
         assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
         yield_now().await;

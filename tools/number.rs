@@ -1,12 +1,14 @@
-//! Numbers as people read them. It is one file that each tool compiles: a package for a single
-//! function would be more to read than the function.
+//! Numbers as people read them. Each tool compiles this one file: a package for a single function
+//! would be more to read than the function.
 
-/// Three digits that matter, and thousands apart.
+/// Formats a number: a fraction below 100 with two or three decimals, everything else whole, with
+/// its thousands apart.
 pub fn number(value: f64) -> String {
     if value != 0.0 && value.abs() < 100.0 && value.fract() != 0.0 {
         let digits = if value.abs() < 1.0 { 3 } else { 2 };
         return format!("{value:.digits$}");
     }
+
     let whole = format!("{:.0}", value.abs());
     let mut text = String::new();
     for (at, digit) in whole.chars().enumerate() {
@@ -15,6 +17,7 @@ pub fn number(value: f64) -> String {
         }
         text.push(digit);
     }
+
     if value < 0.0 { format!("-{text}") } else { text }
 }
 

@@ -1,5 +1,6 @@
-//! Session cookies: found among whatever else a browser sends, whole or in chunks of any length;
-//! opened only in the form in which they were made. Their content counts only while it is valid.
+//! Session cookies. A cookie is found among whatever else a browser sends, whole or in chunks of
+//! any length; it is opened only in the form in which it was made, and its content counts only
+//! while it is valid.
 #![no_main]
 
 use std::sync::OnceLock;
@@ -18,7 +19,7 @@ use tollgate::http::headers;
 const NOW: u64 = 1_800_000_000;
 const SECRET: &str = "Zk3#vQ9!mT7xW2pL8rY5nB6cJ4hD1gFs-fuzz";
 const NAME: &str = "next-auth.session-token";
-/// Most chunks that a cookie is read from.
+/// The most chunks that a cookie is read from.
 const CHUNKS: usize = 16;
 
 fn verifier() -> &'static Verifier {
@@ -135,6 +136,7 @@ fn damaged(how: u8, at: usize, text: &str) {
     let opened = verifier().verify_session(NAME, &token, NOW);
     assert_eq!(opened.is_ok(), token == good(), "{token:?}");
     assert!(token.len() <= session_cookie::MAX_BYTES || opened.is_err());
+
     // Only some runs ask the doctor, which tries hundreds of keys.
     if how >= 224 {
         let report = examine(verifier(), &token, &[], NOW);

@@ -9,6 +9,7 @@ const MAX_MESSAGE: usize = 4096;
 fn decode(parts: impl Iterator<Item = Vec<u8>>) -> (Vec<String>, Option<String>) {
     let mut decoder = Decoder::default();
     let mut messages = Vec::new();
+
     for mut part in parts {
         let fed = decoder.feed(&mut part, MAX_MESSAGE, |message| {
             messages.push(format!("{message:?}"));

@@ -9,7 +9,7 @@ use tollgate::broker::redis::tap_fuzzing::{
     BEGIN, Cost, KEPT, MAX_DIGITS, MAX_LINE, MAX_STRING, Told, read,
 };
 
-/// Most bytes and elements of one answer.
+/// The most bytes and elements of one answer.
 const ANSWER: usize = 1024;
 
 /// The next item of the stream.
@@ -124,6 +124,7 @@ fn answer(bytes: &[u8]) -> Item {
         let Some(behind) = behind.get(string..) else { return Item::Cut };
         (rest, due) = (behind, due - 1 + elements);
     }
+
     Item::Whole(bytes.len() - rest.len(), None)
 }
 
@@ -146,6 +147,7 @@ fn expected(wire: &[u8], limit: usize) -> (Vec<Told>, Vec<u8>, usize, bool) {
             Item::Refused => return (all, passed, at, true),
         }
     }
+
     (all, passed, at.min(wire.len()), false)
 }
 

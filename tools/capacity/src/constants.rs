@@ -1,5 +1,5 @@
-//! What one socket, delivery, publication or subscription costs: the only place for such figures, each
-//! with where it comes from. What follows from them is `model`'s and `simulate`'s.
+//! What one socket, delivery, publication or subscription costs. Such a figure is only here, each
+//! with its origin. What follows from the figures is computed in `model` and counted in `simulate`.
 
 use std::path::Path;
 
@@ -9,9 +9,9 @@ use serde_json::{Map, Value, json};
 /// Where a figure comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
-    /// On one shared machine: measure your own.
+    /// Measured on one shared machine; another machine has other figures.
     Measured,
-    /// Of measured figures or of sizes that protocols have.
+    /// Computed from measured figures or from sizes that protocols have.
     Computed,
     /// A default of the gateway, of Redis or of clients.
     Default,
@@ -83,25 +83,29 @@ constants! {
 }
 
 impl Constants {
-    /// `file` first, then `NAME=VALUE` in turn.
+    /// The defaults, changed by the file first and then by each `NAME=VALUE` in turn.
     pub fn with(file: Option<&Path>, settings: &[String]) -> Result<Self> {
         let mut constants = Constants::default();
+
         if let Some(path) = file {
             let text = std::fs::read_to_string(path)
                 .with_context(|| format!("cannot read {}", path.display()))?;
             let values: Map<String, Value> = serde_json::from_str(&text)
                 .with_context(|| format!("{} is not a JSON object", path.display()))?;
+
             for (name, value) in values {
                 let value = value.as_f64().with_context(|| format!("{name} takes a number"))?;
                 constants.set(&name, value)?;
             }
         }
+
         for setting in settings {
             let (name, value) =
                 setting.split_once('=').with_context(|| format!("--set {setting}: NAME=VALUE"))?;
             let value = value.parse().with_context(|| format!("--set {setting}: not a number"))?;
             constants.set(name, value)?;
         }
+
         Ok(constants)
     }
 
@@ -109,10 +113,12 @@ impl Constants {
         if !(value.is_finite() && value >= 0.0) {
             bail!("{name} takes a number that is not negative");
         }
+
         let Some(field) = self.field(name) else {
             let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
             bail!("there is no constant {name}; there are {}", names.join(", "));
         };
+
         *field = value;
         Ok(())
     }
@@ -139,6 +145,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("constants.json");
         std::fs::write(&file, r#"{"write_us": 5, "event_us": 0.5}"#).unwrap();
+
         let constants = Constants::with(Some(&file), &["write_us=7.5".to_owned()]).unwrap();
         assert_eq!((constants.write_us, constants.event_us), (7.5, 0.5));
         assert_eq!(constants.handshake_us, Constants::default().handshake_us);

@@ -1,10 +1,10 @@
-//! Random draws for the simulation: by popularity, and how many of many rare events happen.
+//! Random draws for the simulation: a channel by its popularity, and how many rare events happen.
 
 use fastrand::Rng;
 
-/// Ranks by Zipf's law, or all alike.
+/// The popularity of ranks: by Zipf's law, or the same for all.
 pub struct Popularity {
-    /// Sums of weights; empty if all are alike.
+    /// The running sums of the ranks' weights; empty if all ranks are alike.
     sums: Vec<f64>,
     count: u32,
 }
@@ -19,6 +19,7 @@ impl Popularity {
                 sum
             }));
         }
+
         Popularity { sums, count }
     }
 
@@ -28,7 +29,7 @@ impl Popularity {
         (self.sums.partition_point(|sum| *sum <= point) as u32).min(self.count - 1)
     }
 
-    /// Of all draws, those of this rank.
+    /// The share of all draws that falls on this rank.
     pub fn share(&self, rank: u32) -> f64 {
         let at = rank as usize;
         match self.sums.last() {
@@ -39,14 +40,16 @@ impl Popularity {
     }
 }
 
-/// How many happen when so many are expected (Poisson).
+/// Draws how many events happen where so many are expected (Poisson).
 pub fn happen(rng: &mut Rng, expected: f64) -> u64 {
     if expected > 60.0 {
-        // Close enough to normal; two uniform draws make one normal (Box and Muller).
+        // The normal distribution is close enough here. Two uniform draws make one normal draw (Box
+        // and Muller).
         let radius = (-2.0 * (1.0 - rng.f64()).ln()).sqrt();
         let normal = radius * (std::f64::consts::TAU * rng.f64()).cos();
         return (expected + normal * expected.sqrt()).round().max(0.0) as u64;
     }
+
     let bound = (-expected).exp();
     let (mut count, mut product) = (0, rng.f64());
     while product > bound {

@@ -1,10 +1,11 @@
-//! Who is connected, which channels there are, and what is published on them: no costs, no machines.
+//! The load: connected sockets, their channels, and what is published on them. What it costs is
+//! `constants`' business, what machines it needs is `plan`'s.
 
 #[derive(Debug, Clone)]
 pub struct Load {
     pub sockets: f64,
     pub own_channels: f64,
-    /// Publications a second on sockets' own channels, all together.
+    /// Publications a second on all sockets' own channels together.
     pub own_events: f64,
     pub shared: Option<Shared>,
     pub payload: f64,
@@ -15,58 +16,63 @@ pub struct Load {
 #[derive(Debug, Clone)]
 pub struct Shared {
     pub channels: f64,
-    /// Of one socket.
+    /// Shared channels of one socket.
     pub each: f64,
     pub zipf: f64,
     /// Publications a second.
     pub events: f64,
-    /// With more sockets there are more channels, rather than more sockets on each.
+    /// Whether more sockets have more channels, rather than more sockets sharing each channel.
     pub grows: bool,
 }
 
-/// Channels that are alike.
+/// Channels with the same number of subscribers and the same rate.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Group {
     pub channels: f64,
-    /// Subscribers of each.
+    /// Subscribers of each channel.
     pub sockets: f64,
-    /// Publications a second on each.
+    /// Publications a second on each channel.
     pub events: f64,
 }
 
-/// Ranks up to this are groups of their own.
+/// Each rank up to this one is a group of its own.
 const SINGLE: f64 = 256.0;
-/// How much longer each further group is.
+/// Each further group ends at so many times the rank at which it begins.
 const STEP: f64 = 1.05;
 
 impl Load {
-    /// The same habits of `factor` times as many.
+    /// The load of `factor` times as many sockets with the same habits.
     pub fn times(&self, factor: f64) -> Self {
         let mut load = self.clone();
         load.sockets *= factor;
         load.own_events *= factor;
         load.connects *= factor;
+
         if let Some(shared) = &mut load.shared {
             shared.events *= factor;
             if shared.grows {
                 shared.channels *= factor;
             }
         }
+
         load
     }
 
     /// The shared channels by popularity, the most popular first.
     pub fn groups(&self) -> Vec<Group> {
         let Some(shared) = &self.shared else { return Vec::new() };
+
         let group = |channels: f64, share: f64| Group {
             channels,
             sockets: self.sockets * (1.0 - (1.0 - share.min(1.0)).powf(shared.each)),
             events: shared.events * share,
         };
+
         let Shared { channels, zipf, .. } = *shared;
         if zipf == 0.0 {
             return vec![group(channels, 1.0 / channels)];
         }
+
         let mut weights = Vec::new();
         let mut rank = 1.0;
         while rank <= channels {
@@ -75,6 +81,7 @@ impl Load {
             weights.push((length, weight(rank, length, zipf)));
             rank += length;
         }
+
         let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
         weights.iter().map(|(length, weight)| group(*length, weight / total / length)).collect()
     }
@@ -84,23 +91,25 @@ impl Load {
         self.own_events + self.shared.as_ref().map_or(0.0, |shared| shared.events)
     }
 
-    /// Different shared channels of such a share of the sockets.
+    /// The number of different shared channels that such a share of the sockets has.
     pub fn channels_of(&self, share: f64) -> f64 {
         let of = |g: &Group| g.channels * (1.0 - (1.0 - share.min(1.0)).powf(g.sockets));
         self.groups().iter().map(of).sum()
     }
 
-    /// Channels of one socket.
+    /// The number of channels of one socket.
     pub fn subscriptions(&self) -> f64 {
         self.own_channels + self.shared.as_ref().map_or(0.0, |shared| shared.each)
     }
 }
 
-/// Of `length` ranks from `rank` on, together.
+/// The weight of `length` ranks from `rank` on, together.
 fn weight(rank: f64, length: f64, zipf: f64) -> f64 {
     if length == 1.0 {
         return rank.powf(-zipf);
     }
+
+    // The integral of Zipf's law stands for the sum: at these ranks they hardly differ.
     let (from, to) = (rank - 0.5, rank + length - 0.5);
     if (zipf - 1.0).abs() < 1e-9 {
         (to / from).ln()
@@ -109,14 +118,15 @@ fn weight(rank: f64, length: f64, zipf: f64) -> f64 {
     }
 }
 
-/// How many of `replicas` have at least one of `sockets` that are put anywhere.
+/// The expected number of replicas with at least one of `sockets` sockets, which are spread
+/// at random.
 pub fn interested(replicas: f64, sockets: f64) -> f64 {
     replicas * (1.0 - (1.0 - 1.0 / replicas.max(1.0)).powf(sockets))
 }
 
 #[cfg(test)]
 impl Load {
-    /// A quiet channel of its own for each socket, and shared ones.
+    /// A load in which each socket has a quiet channel of its own, and shared ones.
     pub fn sharing(sockets: f64, shared: Shared) -> Self {
         Load {
             sockets,

@@ -1,5 +1,5 @@
-//! The formulas: what a replica and a Redis server have to bear when so many share a load. How many
-//! are needed follows from that in `plan`; whether it is so is `simulate`'s business.
+//! The formulas: what one replica and one Redis server bear when so many of them share a load. How
+//! many are needed follows from that in `plan`; whether the formulas hold is `simulate`'s business.
 
 use crate::constants::Constants;
 use crate::load::{Group, Load, interested};
@@ -13,28 +13,28 @@ pub struct Model {
     pub machine: Machine,
 }
 
-/// Of one replica.
+/// What one replica bears.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Replica {
     pub sockets: f64,
     /// Publications that come from Redis, a second.
     pub publications: f64,
     pub deliveries: f64,
-    /// Cores.
+    /// CPU in cores.
     pub cpu: f64,
     /// Bytes a second.
     pub network: f64,
     pub memory: f64,
 }
 
-/// Of one Redis server.
+/// What one Redis server bears.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Shard {
     /// Replicas that get a publication, on average.
     pub interested: f64,
-    /// Of its one core.
+    /// The share of its one core.
     pub cpu: f64,
-    /// Of that, what the most popular channel needs, which no other server can take.
+    /// The share that the most popular channel needs, which no other server can take.
     pub hottest: f64,
     pub network: f64,
     pub memory: f64,
@@ -42,14 +42,14 @@ pub struct Shard {
 }
 
 impl Model {
-    /// How many events leave in one write when they come at this rate. Of more than the largest batch
-    /// the last one is half full, on average.
+    /// How many events leave in one write when they come at this rate. Where they do not fit into
+    /// the largest batch, the last batch is half full on average.
     pub fn batch(&self, rate: f64) -> f64 {
         let waiting = (rate * self.constants.wait_ms / 1e3).max(1.0);
         waiting / (waiting / self.constants.largest_batch.max(1.0) + 0.5).max(1.0)
     }
 
-    /// One of `replicas` that has `crowd` times its share of the sockets.
+    /// One of `replicas` replicas, which has `crowd` times its share of the sockets.
     pub fn replica(&self, load: &Load, replicas: f64, crowd: f64) -> Replica {
         let c = &self.constants;
         let share = (crowd / replicas).min(1.0);
@@ -57,6 +57,7 @@ impl Model {
         let mut publications = load.own_events * share;
         let (mut deliveries, mut writes) = (publications, publications);
         let mut channels = 0.0;
+
         for group in load.groups() {
             let here = 1.0 - (1.0 - share).powf(group.sockets);
             channels += group.channels * here;
@@ -65,19 +66,22 @@ impl Model {
             deliveries += delivered;
             writes += delivered / self.batch(group.events);
         }
+
         let cpu = publications * c.publication_us
             + writes * c.write_us
             + deliveries * c.event_us
             + sockets * c.ping_us / c.ping_interval_s.max(0.1)
             + load.connects * share * self.connect_us(load);
+
         let network = deliveries * load.payload
             + writes * c.frame_bytes
             + publications * (load.payload + c.redis_message_bytes);
+
         let memory = self.memory(load, sockets, channels);
         Replica { sockets, publications, deliveries, cpu: cpu / 1e6, network, memory }
     }
 
-    /// Bytes for so many sockets, with so many shared channels among them.
+    /// The bytes that so many sockets need, with so many shared channels among them.
     pub fn memory(&self, load: &Load, sockets: f64, channels: f64) -> f64 {
         let c = &self.constants;
         let each = load.shared.as_ref().map_or(0.0, |shared| shared.each);
@@ -96,12 +100,12 @@ impl Model {
         c.handshake_us + each * c.subscription_us + further * c.channel_us
     }
 
-    /// What it costs Redis: its own channels are new there.
+    /// What a new connection costs Redis: only its own channels are new there.
     pub fn redis_connect_us(&self, load: &Load) -> f64 {
         load.own_channels * self.redis_channel_us()
     }
 
-    /// A replica's subscription to one channel.
+    /// What a replica's subscription to one channel costs Redis.
     pub fn redis_channel_us(&self) -> f64 {
         match self.machine.redis {
             Topology::Standalone => self.constants.redis_subscribe_us,
@@ -109,10 +113,11 @@ impl Model {
         }
     }
 
-    /// One of `shards` Redis servers, with `replicas` that subscribe.
+    /// One of `shards` Redis servers, to which `replicas` replicas subscribe.
     pub fn shard(&self, load: &Load, replicas: f64, shards: f64) -> Shard {
         let c = &self.constants;
         let groups = load.groups();
+
         let mut pushes = load.own_events;
         let mut memory = load.sockets * load.own_channels * c.redis_subscription_bytes;
         for group in &groups {
@@ -121,14 +126,17 @@ impl Model {
             memory += group.channels
                 * (c.redis_subscription_bytes + (on - 1.0).max(0.0) * c.redis_subscriber_bytes);
         }
+
         let publications = load.events() / shards;
         let on = if load.events() > 0.0 { pushes / load.events() } else { 0.0 };
         let each = self.publish_us(on, replicas, self.batch(publications));
         let connections = replicas * (self.machine.subscriber_connections + 1.0);
+
         let cpu = publications * each
             + self.housekeeping_us(replicas)
             + load.connects * self.redis_connect_us(load) / shards;
         let hottest = groups.first().map_or(0.0, |group| self.alone(group, replicas));
+
         Shard {
             interested: on,
             cpu: cpu / 1e6,
@@ -139,26 +147,28 @@ impl Model {
         }
     }
 
-    /// One publication to `on` of the replicas, when `batch` are published in one turn of the loop.
+    /// What a publication to `on` of the replicas costs Redis when `batch` publications come in one
+    /// turn of its loop.
     pub fn publish_us(&self, on: f64, replicas: f64, batch: f64) -> f64 {
         let c = &self.constants;
         let connections = (replicas * self.machine.subscriber_connections).max(1.0);
         let wanted = (on / connections).min(1.0);
-        // Connections that at least one of the batch goes to.
+
+        // The connections that at least one publication of the batch goes to.
         let written = connections * (1.0 - (1.0 - wanted).powf(batch));
         (c.redis_loop_us + written * c.redis_write_us) / batch
             + c.redis_publish_us
             + on * c.redis_message_us
     }
 
-    /// Microseconds a second for canaries and pings, whatever is published.
+    /// The microseconds a second that canaries and pings take, whatever is published.
     pub fn housekeeping_us(&self, replicas: f64) -> f64 {
         let subscribing = replicas * self.machine.subscriber_connections;
         subscribing * self.publish_us(1.0, replicas, 1.0)
             + (subscribing + replicas) * self.constants.redis_loop_us
     }
 
-    /// Of a core, for one channel of this group.
+    /// The share of a core that one channel of this group needs.
     fn alone(&self, group: &Group, replicas: f64) -> f64 {
         let on = interested(replicas, group.sockets);
         group.events * self.publish_us(on, replicas, self.batch(group.events)) / 1e6

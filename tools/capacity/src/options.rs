@@ -24,7 +24,8 @@ pub enum Balancer {
 
 /// How many replicas and Redis servers a load needs, and what breaks first.
 ///
-/// Exit code 0: the load can be served. 1: not as asked for, WRONG says why. 2: nothing was computed.
+/// Exit code 0: the load can be served. 1: not as asked for, WRONG says why. 2: nothing
+/// was computed.
 #[derive(Parser)]
 #[command(name = "tollgate-capacity", version)]
 pub struct Options {
@@ -141,9 +142,11 @@ impl Options {
                 bail!("{name} takes a share from 0 to 1");
             }
         }
+
         if self.sockets == 0 || machine.headroom >= 1.0 || machine.rollout_at_once <= 0.0 {
             bail!("--sockets, the room for load and --rollout-at-once have to be above 0");
         }
+
         let sockets = self.sockets as f64;
         let memberships = sockets * self.channels_per_socket as f64;
         let channels = match (self.channels, self.fan_out) {
@@ -152,6 +155,7 @@ impl Options {
             (None, Some(_)) => bail!("--fan-out takes 1 or more"),
             (None, None) => 0.0,
         };
+
         let mut load = Load {
             sockets,
             own_channels: self.own_channels as f64,
@@ -160,6 +164,7 @@ impl Options {
             payload: self.payload,
             connects: self.connects_per_second,
         };
+
         if channels > 0.0 {
             let events = self.events_per_second.max(self.events_per_channel * channels);
             load.shared = Some(Shared {
@@ -172,6 +177,7 @@ impl Options {
         } else {
             load.own_events += self.events_per_second;
         }
+
         if load.own_events > 0.0 && load.own_channels < 1.0 {
             bail!("events to sockets' own channels need --own-channels 1");
         }

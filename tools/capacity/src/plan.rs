@@ -1,11 +1,11 @@
 //! How many replicas and Redis servers a load needs, by each resource; what breaks first; what a
-//! rollout and a loss do.
+//! rollout and a loss do. What one replica or server bears is `model`'s business.
 
 use crate::load::Load;
 use crate::model::{GIB, Model, Replica, Shard};
 use crate::options::{Balancer, Topology};
 
-/// Beyond this more of them do not help.
+/// The most that are tried: a larger number does not help.
 const MOST: f64 = 60_000.0;
 
 #[derive(Debug, Clone, Copy)]
@@ -34,28 +34,29 @@ pub struct Need {
 /// What happens to connections when replicas go.
 #[derive(Debug, Clone, Copy)]
 pub struct Moves {
-    /// The most sockets that one replica has during a rollout, in shares of one.
+    /// The most sockets that one replica has during a rollout, in shares of one replica's.
     pub peak: f64,
     /// How often each socket reconnects in a rollout, on average.
     pub moves: f64,
     pub rollout_s: f64,
     /// New connections a second, all replicas together, at the worst of a rollout.
     pub connects: f64,
-    /// After the loss of one replica: until its sockets are back.
+    /// Seconds from the loss of one replica until its sockets are back.
     pub loss_s: f64,
-    /// If all sockets are cut off at once: until the gateway has them, and Redis their channels.
+    /// Seconds from the loss of all connections until the gateway has all sockets again, and Redis
+    /// all their channels.
     pub storm_s: f64,
     pub storm_redis_s: f64,
 }
 
-/// Sockets in shares of one replica.
+/// A rollout. Sockets are counted in shares of one replica's.
 struct Rollout {
     rounds: f64,
-    /// The most at one replica.
+    /// The most sockets at one replica.
     peak: f64,
-    /// Of each socket, on average.
+    /// How often each socket moves, on average.
     moves: f64,
-    /// Of all that go in one round.
+    /// The most sockets that leave in one round.
     leaving: f64,
 }
 
@@ -64,36 +65,43 @@ fn of(name: &'static str, unit: &'static str, used: f64, limit: f64, share: f64)
 }
 
 impl Model {
-    /// The most crowded a replica gets: others were lost, or a rollout is under way.
+    /// How many times its share of the sockets a replica has: after a loss, and at the worst, a
+    /// rollout included.
     pub fn crowd(&self, replicas: f64) -> (f64, f64) {
         let left = (replicas - self.machine.spare as f64).max(1.0);
         let lost = if replicas > left { replicas / left } else { 1.0 };
         (lost, lost.max(self.rollout(replicas).peak))
     }
 
-    /// Each round sends the sockets of those that go to all others, also to those that go next.
+    /// Each round sends the sockets of the leaving replicas to all others, also to those that
+    /// leave next.
     fn rollout(&self, replicas: f64) -> Rollout {
         let at_once = self.at_once(replicas);
         let rounds = (replicas / at_once).ceil();
         let last = replicas - at_once * (rounds - 1.0);
+
         let grows = match self.machine.balancer {
             Balancer::Random => 1.0 + at_once / replicas,
-            // The new ones fill up to what the others have.
+            // The new replicas fill up to what the others have.
             Balancer::Least => 1.0,
         };
+
         let peak = grows.powf(rounds - 1.0);
         let before = at_once * grows.powf(rounds - 2.0);
         let moves = match self.machine.balancer {
             Balancer::Random => peak - 1.0 + peak * last / replicas,
             Balancer::Least => 1.0,
         };
+
         let leaving = if rounds > 1.0 { before.max(last * peak) } else { last };
         Rollout { rounds, peak, moves, leaving }
     }
 
-    /// New connections a second at one replica, while those leave that have so many sockets each.
+    /// New connections a second at one replica during a round whose leaving replicas have so many
+    /// sockets each.
     pub fn comes_back(&self, replicas: f64, sockets: f64) -> f64 {
-        // All others share them; a balancer that counts gives them to the new ones, one to one.
+        // All other replicas share the sockets. A balancer that counts gives them to the new
+        // replicas, of which there is one for each that leaves.
         let share = match self.machine.balancer {
             Balancer::Random => self.at_once(replicas) / replicas,
             Balancer::Least => 1.0,
@@ -110,12 +118,14 @@ impl Model {
         let machine = &self.machine;
         let (lost, crowd) = self.crowd(replicas);
         let room = 1.0 - machine.headroom;
+
         let Replica { cpu, network, publications, .. } = self.replica(load, replicas, lost);
         let crowded = self.replica(load, replicas, crowd);
         let back = self.comes_back(replicas, crowded.sockets) * self.connect_us(load) / 1e6;
         let pump = publications * self.constants.publication_us / 1e6;
         let bandwidth = machine.network * 1e9 / 8.0;
         let memory = machine.memory_per_replica * GIB;
+
         vec![
             of("sockets (files)", "", crowded.sockets, machine.sockets_per_replica, 1.0),
             of("memory", "GiB", crowded.memory / GIB, memory / GIB, 0.9),
@@ -132,6 +142,7 @@ impl Model {
         let bandwidth = self.machine.network * 1e9 / 8.0;
         let memory = self.machine.memory_per_shard;
         let back = self.rollout_redis(load, plan.replicas);
+
         vec![
             of("Redis CPU", "cores", shard.cpu.max(shard.hottest), 1.0, room),
             of("Redis in a rollout", "cores", shard.cpu + back / plan.shards, 1.0, 1.0),
@@ -141,10 +152,11 @@ impl Model {
         ]
     }
 
-    /// The fewest replicas that each resource asks for, with those that may be lost.
+    /// The fewest replicas that each resource asks for, the spare ones included.
     pub fn replicas_needed(&self, load: &Load) -> Vec<Need> {
         let least = self.machine.spare as f64 + 1.0;
         let count = self.replica_uses(load, 2.0).len();
+
         let need = |at: usize| {
             let fits = |replicas| {
                 let used = self.replica_uses(load, replicas)[at];
@@ -152,6 +164,7 @@ impl Model {
             };
             Need { name: self.replica_uses(load, least)[at].name, count: fewest(least, fits) }
         };
+
         (0..count).map(need).collect()
     }
 
@@ -164,7 +177,8 @@ impl Model {
         (0..self.shard_uses(load, Plan { replicas, shards: 1.0 }).len()).map(need).collect()
     }
 
-    /// The load, in times of this one, at which each resource is used up, the first first.
+    /// For each resource the load at which it is used up, in times of this load, in
+    /// ascending order.
     pub fn breaks(&self, load: &Load, plan: Plan) -> Vec<(&'static str, f64)> {
         let uses = |factor: f64| {
             let load = load.times(factor);
@@ -172,6 +186,7 @@ impl Model {
             uses.extend(self.shard_uses(&load, plan));
             uses
         };
+
         let count = uses(1.0).len();
         let mut found = Vec::new();
         for at in 0..count {
@@ -179,16 +194,20 @@ impl Model {
                 let used = uses(factor)[at];
                 used.used <= used.limit
             };
+
             let (mut low, mut high) = (1e-4, 1e4);
             if within(high) {
                 continue;
             }
+
+            // A bisection on a logarithmic scale: the factors span eight orders of magnitude.
             for _ in 0..60 {
                 let middle = f64::sqrt(low * high);
                 if within(middle) { low = middle } else { high = middle }
             }
             found.push((uses(1.0)[at].name, low));
         }
+
         found.sort_by(|a, b| a.1.total_cmp(&b.1));
         found
     }
@@ -198,8 +217,8 @@ impl Model {
         load.sockets / replicas * self.rollout(replicas).leaving / self.constants.window_s.max(0.1)
     }
 
-    /// Redis cores for subscriptions at the worst of a rollout: own channels, and what the first
-    /// second's sockets want of the replicas that are new.
+    /// The Redis cores that subscriptions need at the worst of a rollout: sockets' own channels,
+    /// and the shared ones that the first second's sockets want on the new replicas.
     pub fn rollout_redis(&self, load: &Load, replicas: f64) -> f64 {
         let sockets = load.sockets / replicas * self.rollout(replicas).peak;
         let share = self.comes_back(replicas, sockets) / load.sockets;
@@ -212,12 +231,15 @@ impl Model {
         let c = &self.constants;
         let replicas = plan.replicas;
         let Rollout { rounds, peak, moves, .. } = self.rollout(replicas);
+
         let busy = self.replica(load, replicas, 1.0).cpu;
         let free = (self.machine.cores_per_replica - busy).max(0.01);
         let connect = self.connect_us(load) / 1e6;
+
         let shared = replicas * load.channels_of(1.0 / replicas) * self.redis_channel_us() / 1e6;
         let redis = load.sockets * self.redis_connect_us(load) / 1e6 + shared;
         let free_redis = (1.0 - self.shard(load, replicas, plan.shards).cpu).max(0.01);
+
         let lost = load.sockets / replicas;
         let left = (replicas - 1.0).max(1.0);
         Moves {
@@ -231,7 +253,7 @@ impl Model {
         }
     }
 
-    /// A month.
+    /// The price of a month.
     pub fn price(&self, plan: Plan) -> f64 {
         let machine = &self.machine;
         let cores = plan.replicas * machine.cores_per_replica + plan.shards;
@@ -245,7 +267,7 @@ impl Model {
     }
 }
 
-/// Of counts from `least` up, the smallest that fits.
+/// The smallest count from `least` up that fits.
 fn fewest(least: f64, fits: impl Fn(f64) -> bool) -> Option<f64> {
     let mut high = least;
     while !fits(high) {
@@ -254,15 +276,17 @@ fn fewest(least: f64, fits: impl Fn(f64) -> bool) -> Option<f64> {
             return None;
         }
     }
+
     let mut low = (high / 2.0).floor().max(least - 1.0);
     while high - low > 1.0 {
         let middle = ((low + high) / 2.0).floor();
         if fits(middle) { high = middle } else { low = middle }
     }
+
     Some(high)
 }
 
-/// What all needs ask for; `None` if one cannot be met.
+/// The count that meets all needs; `None` if one cannot be met.
 pub fn most(needs: &[Need]) -> Option<f64> {
     needs.iter().map(|need| need.count).try_fold(1.0, |most: f64, count| Some(most.max(count?)))
 }
@@ -299,9 +323,11 @@ mod tests {
         let Rollout { peak, moves, .. } = model.rollout(1_000.0);
         assert!((peak - std::f64::consts::E).abs() < 0.01, "{peak}");
         assert!((moves - (std::f64::consts::E - 1.0)).abs() < 0.01, "{moves}");
+
         model.machine.rollout_at_once = 1.0;
         assert_eq!(model.rollout(1_000.0).peak, 1.0);
         assert_eq!(model.rollout(1_000.0).moves, 1.0);
+
         model.machine.rollout_at_once = 0.001;
         model.machine.balancer = Balancer::Least;
         assert_eq!(model.rollout(1_000.0).peak, 1.0);

@@ -9,7 +9,7 @@ use crate::number::number;
 use crate::plan::{Need, Use};
 use crate::simulate::{Compared, Simulated};
 
-/// Beyond this the formula and the simulation are said to differ.
+/// Beyond this share the output says that formula and simulation differ.
 const DIFFERS: f64 = 0.1;
 
 pub fn answer(model: &Model, load: &Load, answer: &Answer) {
@@ -21,9 +21,11 @@ pub fn answer(model: &Model, load: &Load, answer: &Answer) {
         number(plan.replicas),
         number(plan.shards),
     );
+
     println!("\n  {:20} {:>8} {:>10} {:>10} {:>10}", "resource", "needs", "used", "may", "has");
     rows(&answer.replicas, &model.replica_uses(load, plan.replicas));
     rows(&answer.shards, &model.shard_uses(load, plan));
+
     let replica = model.replica(load, plan.replicas, 1.0);
     let shard = model.shard(load, plan.replicas, plan.shards);
     println!(
@@ -34,6 +36,7 @@ pub fn answer(model: &Model, load: &Load, answer: &Answer) {
         number(replica.publications.round()),
     );
     println!("  a publication goes to {} of the replicas", number(shard.interested));
+
     let moves = model.moves(load, plan);
     println!(
         "  rollout: {} s; {} reconnects/s; each socket moves {} times; one replica has up to {} shares",
@@ -48,13 +51,16 @@ pub fn answer(model: &Model, load: &Load, answer: &Answer) {
         number(moves.storm_s),
         number(moves.storm_redis_s),
     );
+
     if model.price(plan) > 0.0 {
         println!("  a month: {}", number(model.price(plan).round()));
     }
+
     for (place, (name, times)) in model.breaks(load, plan).iter().take(3).enumerate() {
         let place = ["breaks first", "then", "then"][place];
         println!("  {place}: {name}, at {} times this load", number(*times));
     }
+
     for problem in &answer.problems {
         println!("  WRONG: {problem}");
     }
@@ -86,8 +92,10 @@ pub fn json(model: &Model, load: &Load, answer: &Answer) -> Value {
         };
         needs.iter().zip(uses).map(row).collect::<Map<_, _>>().into()
     };
+
     let moves = model.moves(load, plan);
     let breaks = model.breaks(load, plan);
+
     json!({
         "sockets": load.sockets,
         "publications_per_s": load.events(),
@@ -122,6 +130,7 @@ pub fn simulated(found: &Simulated) {
             number((difference(row) * 100.0).round()),
         );
     }
+
     println!("  took {} s", number(found.took));
 }
 

@@ -1,6 +1,7 @@
-//! Plays a load: every publication is drawn, goes through its Redis server to the replicas that have
-//! a socket for it, and costs there what `constants` says; what does not fit into a tick waits. What
-//! comes out is put beside the formulas' answer.
+//! Plays a load: each publication is drawn, goes through its Redis server to the replicas that have
+//! a socket for it, and costs there what `constants` says; work that does not fit into a tick
+//! waits. The result stands beside the formulas' answer. Sockets that move in numbers are
+//! `upheaval`'s business.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -17,25 +18,25 @@ use crate::world::World;
 pub struct Compared {
     pub name: &'static str,
     pub formula: f64,
-    /// Over all replicas or servers, and all seconds.
+    /// The mean over all replicas or servers, and all seconds.
     pub mean: f64,
-    /// Of the worst of them, in its worst second.
+    /// The figure of the worst of them, in its worst second.
     pub peak: f64,
 }
 
 pub struct Simulated {
     pub rows: Vec<Compared>,
-    /// Seconds.
+    /// The time that the simulation took, in seconds.
     pub took: f64,
 }
 
 /// What came to one replica or Redis server in a tick and in the current second.
 #[derive(Clone, Default)]
 pub struct Meter {
-    /// Seconds of CPU, of this tick.
+    /// Seconds of CPU that this tick asks for.
     pub work: f64,
     second: f64,
-    /// Not done yet.
+    /// Seconds of CPU that are not done yet.
     pub waiting: f64,
     bytes: f64,
     publications: f64,
@@ -62,7 +63,7 @@ impl Seen {
 }
 
 impl Meter {
-    /// The end of a tick: what the cores could not do waits. Answers for how long.
+    /// Ends a tick: work that the cores could not do waits. Answers for how many seconds.
     pub fn tick(&mut self, cores: f64, seconds: f64) -> f64 {
         let work = std::mem::take(&mut self.work);
         self.second += work;
@@ -92,28 +93,34 @@ pub fn simulate(
     if load.sockets > 5e7 || plan.replicas > 10_000.0 || load.subscriptions() > 32.0 {
         bail!("50 million sockets, 10,000 replicas, 32 channels a socket are the most to simulate");
     }
+
     let at_once = model.at_once(plan.replicas) as u32;
     let mut world = World::new(model, load, plan, (seed, at_once))?;
+
     let mut rows = memory(model, load, plan, &world);
     rows.extend(steady(model, load, plan, (&mut world, seconds)));
     rows.extend(upheaval::upheaval(model, load, plan, &mut world));
     Ok(Simulated { rows, took: began.elapsed().as_secs_f64() })
 }
 
-/// What is there without any event.
+/// Compares sockets, memory and subscriptions, for which nothing has to be published.
 fn memory(model: &Model, load: &Load, plan: Plan, world: &World) -> Vec<Compared> {
     let (mut sockets, mut memory, mut redis) = (Seen::default(), Seen::default(), Seen::default());
+
     for place in world.places.iter().filter(|place| place.alive) {
         sockets.add(f64::from(place.sockets));
         let bytes = model.memory(load, f64::from(place.sockets), f64::from(place.channels));
         memory.add(bytes / GIB);
     }
+
     for server in &world.servers {
         redis.add((server.own as f64) * load.own_channels + server.subscriptions as f64);
     }
+
     let replica = model.replica(load, plan.replicas, 1.0);
     let on_shared = plan.replicas * load.channels_of(1.0 / plan.replicas);
     let subscriptions = (load.sockets * load.own_channels + on_shared) / plan.shards;
+
     vec![
         sockets.row("sockets of a replica", replica.sockets),
         memory.row("memory of a replica, GiB", replica.memory / GIB),
@@ -138,17 +145,22 @@ fn steady(
         load,
         world,
     };
+
+    // Queues are seen by tick (0: replicas, 1: servers), all else by second (2 to 4: replicas, 5
+    // and 6: servers).
     let mut seen: [Seen; 7] = Default::default();
     let ticks = (1.0 / tick).round() as u64;
     for at in 1..=(seconds / tick).round() as u64 {
         steady.publish(tick);
         steady.rest(tick);
+
         for replica in &mut steady.replicas {
             seen[0].add(replica.tick(model.machine.cores_per_replica, tick) * 1e3);
         }
         for server in &mut steady.servers {
             seen[1].add(server.tick(1.0, tick) * 1e3);
         }
+
         if at % ticks == 0 {
             for replica in &mut steady.replicas {
                 seen[2].add(std::mem::take(&mut replica.second));
@@ -161,6 +173,7 @@ fn steady(
             }
         }
     }
+
     let replica = model.replica(load, plan.replicas, 1.0);
     let shard = model.shard(load, plan.replicas, plan.shards);
     vec![
@@ -183,11 +196,12 @@ fn mean(seen: &Seen) -> f64 {
 }
 
 impl Steady<'_> {
-    /// All publications of a tick.
+    /// Plays all publications of a tick.
     fn publish(&mut self, seconds: f64) {
         let mut turns = vec![0u64; self.servers.len()];
         let mut times: BTreeMap<u32, u64> = BTreeMap::new();
         let shared = self.load.shared.as_ref().map_or(0.0, |shared| shared.events);
+
         for _ in 0..happen(&mut self.world.rng, shared * seconds) {
             let Some(popularity) = &self.world.popularity else { break };
             let channel = popularity.draw(&mut self.world.rng);
@@ -197,9 +211,12 @@ impl Steady<'_> {
             let on = self.push(server, channel);
             self.interested.add(on);
         }
+
+        // Publications of one channel in one tick leave a replica together.
         for (channel, count) in times {
             self.deliver(channel, count as f64);
         }
+
         for _ in 0..happen(&mut self.world.rng, self.load.own_events * seconds) {
             let socket = self.world.rng.usize(..self.world.at.len());
             let server = self.world.server_of_own(socket);
@@ -213,7 +230,7 @@ impl Steady<'_> {
         }
     }
 
-    /// A publication comes to a server: in the turn of its loop that is under way, or the next.
+    /// Takes a publication at a server, in the turn of its loop that is under way or the next.
     fn turn(&mut self, server: usize, turns: &mut [u64]) {
         let c = &self.model.constants;
         if turns[server].is_multiple_of(c.largest_batch.max(1.0) as u64) {
@@ -224,7 +241,7 @@ impl Steady<'_> {
         self.servers[server].work += c.redis_publish_us / 1e6;
     }
 
-    /// To all replicas with a socket for it; answers how many.
+    /// Pushes a publication to all replicas with a socket for it, and answers how many they are.
     fn push(&mut self, server: usize, channel: u32) -> f64 {
         let mut on = 0.0;
         let row = self.world.row(channel).to_vec();
@@ -234,6 +251,7 @@ impl Steady<'_> {
                 self.write(server, at, channel as usize);
             }
         }
+
         self.servers[server].work += on * self.model.constants.redis_message_us / 1e6;
         on
     }
@@ -248,7 +266,7 @@ impl Steady<'_> {
         }
     }
 
-    /// So many publications on a channel, in one tick, to its sockets on all replicas.
+    /// Delivers so many publications on a channel, in one tick, to its sockets on all replicas.
     fn deliver(&mut self, channel: u32, count: f64) {
         for at in 0..self.replicas.len() {
             let sockets = f64::from(self.world.row(channel)[at]);
@@ -274,15 +292,17 @@ impl Steady<'_> {
         meter.bytes += writes * c.frame_bytes + events * self.load.payload;
     }
 
-    /// Pings, canaries, and clients that come and go.
+    /// Plays pings, canaries, and clients that come and go.
     fn rest(&mut self, seconds: f64) {
         let c = &self.model.constants;
         for (at, meter) in self.replicas.iter_mut().enumerate() {
             let pings = f64::from(self.world.places[at].sockets) * seconds / c.ping_interval_s;
             meter.work += pings * c.ping_us / 1e6;
         }
+
         let housekeeping = self.model.housekeeping_us(self.replicas.len() as f64) / 1e6;
         self.servers.iter_mut().for_each(|meter| meter.work += housekeeping * seconds);
+
         for _ in 0..happen(&mut self.world.rng, self.load.connects * seconds) {
             let socket = self.world.rng.usize(..self.world.at.len());
             self.world.disconnect(socket);

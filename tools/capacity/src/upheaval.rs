@@ -1,5 +1,5 @@
-//! When many sockets move: the loss of a replica, all cut off at once, and a rollout. Each socket has
-//! its own waits; ordinary events go on at their mean rates.
+//! Many sockets that move: the loss of a replica, a cut of all connections at once, and a rollout.
+//! Each socket has its own waits; ordinary events go on at their mean rates.
 
 use crate::load::Load;
 use crate::model::{GIB, Model};
@@ -7,12 +7,13 @@ use crate::plan::Plan;
 use crate::simulate::{Compared, Meter, Seen};
 use crate::world::{Place, World};
 
-/// Seconds.
+/// The length of a tick in seconds.
 const TICK: f64 = 0.01;
-/// Nothing that takes longer is played to its end.
+/// A return that takes more seconds than this is not played to its end.
 const LONGEST: f64 = 600.0;
 
-/// CPU seconds of a new connection, here and in Redis, if it is the first on so many shared channels.
+/// CPU seconds of a new connection, at the replica and in Redis, if it is the first there on so
+/// many shared channels.
 pub fn connect_cost(model: &Model, load: &Load, first: u32) -> (f64, f64) {
     let c = &model.constants;
     let first = f64::from(first);
@@ -25,6 +26,7 @@ pub fn connect_cost(model: &Model, load: &Load, first: u32) -> (f64, f64) {
 pub fn upheaval(model: &Model, load: &Load, plan: Plan, world: &mut World) -> Vec<Compared> {
     let moves = model.moves(load, plan);
     let mut rows = Vec::new();
+
     if plan.replicas > 1.0 {
         let (seen, _) = lose(model, load, world, 0);
         rows.push(seen.row("back after a loss, s", moves.loss_s));
@@ -34,6 +36,7 @@ pub fn upheaval(model: &Model, load: &Load, plan: Plan, world: &mut World) -> Ve
         rows.push(sockets.row("sockets after a loss", load.sockets / (plan.replicas - 1.0)));
         world.places[0].alive = true;
     }
+
     let (seen, waiting) = cut_all(model, load, world);
     let formula = moves.storm_s.max(moves.storm_redis_s);
     rows.push(seen.row("back after all were cut, s", formula));
@@ -43,6 +46,7 @@ pub fn upheaval(model: &Model, load: &Load, plan: Plan, world: &mut World) -> Ve
             (moves.storm_s - model.constants.backoff_s).max(0.0),
         ),
     );
+
     rows.extend(rollout(model, load, plan, world));
     rows
 }
@@ -58,18 +62,21 @@ fn cut_all(model: &Model, load: &Load, world: &mut World) -> (Seen, Seen) {
     come_back(model, load, world, sockets)
 }
 
-/// All of them lose their connection now. Answers after how many seconds each had its subscriptions
-/// again, and how long what came to a replica waited.
+/// Cuts all of the sockets off at once. Answers after how many seconds each had its subscriptions
+/// again, and how long work waited at the replicas.
 fn come_back(model: &Model, load: &Load, world: &mut World, mut sockets: Vec<u32>) -> (Seen, Seen) {
     sockets.iter().for_each(|socket| world.disconnect(*socket as usize));
     world.rng.shuffle(&mut sockets);
+
     let spread = model.constants.backoff_s.max(TICK);
-    // A random time for each is the same as an even flow in random order, but for its noise.
+    // An even flow in random order equals a random time for each socket, but for the noise.
     let each_tick = sockets.len() as f64 * TICK / spread;
+
     let mut replicas = vec![Meter::default(); world.places.len()];
     let mut servers = vec![Meter::default(); world.servers.len()];
     let (mut back, mut waits) = (Seen::default(), Seen::default());
     let (mut done, mut now) = (0, 0.0);
+
     while done < sockets.len() && now < LONGEST {
         let until = (((now / TICK).round() + 1.0) * each_tick).ceil() as usize;
         for socket in &sockets[done..until.min(sockets.len())] {
@@ -79,12 +86,14 @@ fn come_back(model: &Model, load: &Load, world: &mut World, mut sockets: Vec<u32
             replicas[at].work += here;
             let server = world.server_of_own(socket);
             servers[server].work += redis;
+
             let ahead =
                 (replicas[at].waiting + replicas[at].work) / model.machine.cores_per_replica;
             let redis = servers[server].waiting + servers[server].work;
             back.add(now + ahead.max(redis));
         }
         done = until.min(sockets.len());
+
         for (meter, place) in replicas.iter_mut().zip(&world.places) {
             meter.work += ordinary(model, load, place) * TICK;
             waits.add(meter.tick(model.machine.cores_per_replica, TICK));
@@ -95,10 +104,11 @@ fn come_back(model: &Model, load: &Load, world: &mut World, mut sockets: Vec<u32
         }
         now += TICK;
     }
+
     (back, waits)
 }
 
-/// Cores for events and pings at a replica, at their mean rates.
+/// The cores that events and pings need at a replica, at their mean rates.
 fn ordinary(model: &Model, load: &Load, place: &Place) -> f64 {
     let c = &model.constants;
     let sockets = f64::from(place.sockets);
@@ -110,7 +120,7 @@ fn ordinary(model: &Model, load: &Load, place: &Place) -> f64 {
         / 1e6
 }
 
-/// Of a Redis server's core, for publications.
+/// The share of a Redis server's core that publications need.
 fn publishing(model: &Model, load: &Load, world: &World, server: &crate::world::Server) -> f64 {
     let replicas = world.places.iter().filter(|place| place.alive).count() as f64;
     let own = load.own_events * server.own as f64 / load.sockets;
@@ -118,6 +128,7 @@ fn publishing(model: &Model, load: &Load, world: &World, server: &crate::world::
     if publications == 0.0 {
         return 0.0;
     }
+
     let on = (server.pushes + own) / publications;
     let each = model.publish_us(on, replicas, model.batch(publications));
     (publications * each + model.housekeeping_us(replicas)) / 1e6
@@ -141,21 +152,26 @@ fn rollout(model: &Model, load: &Load, plan: Plan, world: &mut World) -> Vec<Com
     let mut seen = Rollout::default();
     let mut old: Vec<usize> =
         (0..world.places.len()).filter(|at| world.places[*at].alive).collect();
+
     while !old.is_empty() {
         let leaving: Vec<usize> = old.drain(..step.min(old.len())).collect();
         let free: Vec<usize> =
             (0..world.places.len()).filter(|at| !world.places[*at].alive).collect();
+
+        // New replicas come before old ones go.
         free.iter().take(leaving.len()).for_each(|at| world.places[*at].alive = true);
         leaving.iter().for_each(|at| world.places[*at].alive = false);
         drain(model, load, world, (&leaving, &mut seen));
         leaving.iter().for_each(|at| world.places[*at] = Place::default());
         seen.seconds += c.start_s + c.settle_s + c.window_s;
     }
+
     let moves = model.moves(load, plan);
     let formula = model.replica(load, plan.replicas, moves.peak);
     let back = model.comes_back(plan.replicas, formula.sockets) * model.connect_us(load) / 1e6;
     let shard = model.shard(load, plan.replicas, plan.shards).cpu;
     let redis = model.rollout_redis(load, plan.replicas) / plan.shards;
+
     let whole = |name, formula, value| Compared { name, formula, mean: value, peak: value };
     vec![
         seen.sockets.row("sockets in a rollout", formula.sockets),
@@ -173,12 +189,14 @@ fn drain(model: &Model, load: &Load, world: &mut World, (leaving, seen): (&[usiz
     let window = model.constants.window_s.max(1.0);
     let seconds = (window + model.constants.backoff_s).ceil() as usize;
     let mut arrivals: Vec<Vec<u32>> = vec![Vec::new(); seconds + 1];
+
     for (socket, at) in world.at.iter().enumerate() {
         if leaving.contains(&(*at as usize)) {
             let wait = world.rng.f64() * window + world.rng.f64() * model.constants.backoff_s;
             arrivals[wait as usize].push(socket as u32);
         }
     }
+
     for sockets in arrivals {
         let mut work = vec![0.0; world.places.len()];
         let mut servers = vec![0.0; world.servers.len()];
@@ -189,11 +207,13 @@ fn drain(model: &Model, load: &Load, world: &mut World, (leaving, seen): (&[usiz
             work[at] += here;
             servers[world.server_of_own(*socket as usize)] += redis;
         }
+
         seen.moved += sockets.len() as u64;
         seen.connects.add(sockets.len() as f64);
         for (server, work) in world.servers.iter().zip(servers) {
             seen.redis.add(publishing(model, load, world, server) + work);
         }
+
         for (place, work) in world.places.iter().zip(work).filter(|(place, _)| place.alive) {
             seen.sockets.add(f64::from(place.sockets));
             let memory = model.memory(load, f64::from(place.sockets), f64::from(place.channels));
@@ -229,7 +249,7 @@ mod tests {
         let (mut model, load, mut world) = played();
         model.constants.handshake_us = 4_000.0;
         let (back, waits) = cut_all(&model, &load, &mut world);
-        // 2,500 each, of 4 ms, on two cores less what events need.
+        // Each replica has 2,500 handshakes of 4 ms, on two cores less what events need.
         assert!((5.0..6.5).contains(&back.peak), "{}", back.peak);
         assert!(waits.peak > 4.0, "{}", waits.peak);
     }

@@ -1,5 +1,6 @@
-//! The simulated deployment: which socket is on which replica and has which shared channels, and for
-//! each replica and Redis server what follows from that, kept true while sockets move.
+//! The simulated deployment: the replica and the shared channels of each socket, and what follows
+//! from them for each replica and Redis server. All of it stays true while sockets move; when they
+//! move is decided in `simulate` and `upheaval`.
 
 use anyhow::{Result, bail};
 use fastrand::Rng;
@@ -10,12 +11,12 @@ use crate::model::Model;
 use crate::options::Balancer;
 use crate::plan::Plan;
 
-/// No replica, or a channel drawn twice.
+/// Stands for no replica, and for a channel that was drawn twice.
 pub const NONE: u32 = u32::MAX;
-/// For the table of channels and replicas.
+/// The most entries of a table.
 const LARGEST: usize = 500_000_000;
 
-/// Of one replica; rates follow from who is there.
+/// One replica. Its rates follow from the sockets that it has.
 #[derive(Debug, Clone, Default)]
 pub struct Place {
     pub alive: bool,
@@ -28,18 +29,18 @@ pub struct Place {
     pub writes: f64,
 }
 
-/// Of one shared channel, a second.
+/// What happens on one shared channel in a second.
 #[derive(Debug, Clone, Copy)]
 struct Rate {
     events: f64,
-    /// To each of its sockets.
+    /// Writes to each of its sockets.
     writes: f64,
 }
 
-/// Of one Redis server.
+/// One Redis server.
 #[derive(Debug, Clone, Default)]
 pub struct Server {
-    /// On shared channels, a second: what is published, and what is pushed to replicas.
+    /// What is published on shared channels in a second, and what is pushed to replicas.
     pub publications: f64,
     pub pushes: f64,
     /// Subscriptions of replicas to shared channels, and channels of sockets' own.
@@ -59,7 +60,7 @@ pub struct World {
     /// Each socket's shared channels, `each` apart.
     memberships: Vec<u32>,
     each: usize,
-    /// Sockets of channel c at replica r: c * places + r.
+    /// The number of sockets of channel c at replica r, at c * places + r.
     counts: Vec<u32>,
     balancer: Balancer,
     /// Replicas that had the fewest sockets when they were last looked at, and how many that was.
@@ -69,7 +70,8 @@ pub struct World {
 }
 
 impl World {
-    /// Everybody is connected. `more`: places for replicas that a rollout brings.
+    /// A deployment in which all sockets are connected. `more`: places for replicas that a
+    /// rollout brings.
     pub fn new(model: &Model, load: &Load, plan: Plan, (seed, more): (u64, u32)) -> Result<Self> {
         let mut rng = Rng::with_seed(seed);
         let sockets = load.sockets as usize;
@@ -77,11 +79,13 @@ impl World {
             Some(s) => (s.channels as u32, s.each as usize, s.zipf, s.events),
             None => (0, 0, 0.0, 0.0),
         };
+
         let replicas = plan.replicas as u32;
         let table = channels as usize * (replicas + more) as usize;
         if table > LARGEST || sockets * each > LARGEST {
             bail!("{channels} channels on {replicas} replicas are too many to simulate");
         }
+
         let popularity = (channels > 0).then(|| Popularity::new(channels, zipf));
         let rates = match &popularity {
             Some(popularity) => {
@@ -93,6 +97,7 @@ impl World {
             }
             None => Vec::new(),
         };
+
         let memberships = memberships(&mut rng, popularity.as_ref(), (sockets, each));
         let mut world = World {
             rng,
@@ -110,10 +115,12 @@ impl World {
             least: 0,
             own: load.own_channels > 0.0,
         };
+
         for channel in 0..channels {
             let server = world.server_of(channel);
             world.servers[server].publications += world.rates[channel as usize].events;
         }
+
         world.places[..replicas as usize].iter_mut().for_each(|place| place.alive = true);
         for socket in 0..sockets {
             world.connect(socket);
@@ -121,7 +128,8 @@ impl World {
         Ok(world)
     }
 
-    /// As Redis Cluster does it: a channel's hash is one of 16,384 slots, and slots are in ranges.
+    /// The server of a shared channel, as Redis Cluster finds it: the channel's hash is one of
+    /// 16,384 slots, and each server has a range of slots.
     pub fn server_of(&self, channel: u32) -> usize {
         let hash = (u64::from(channel) ^ 0x9e37_79b9).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 50;
         hash as usize * self.servers.len() / 16_384
@@ -148,6 +156,8 @@ impl World {
                         return at;
                     }
                 }
+
+                // The list is used up: other replicas have the fewest sockets now.
                 let alive = || self.places.iter().enumerate().filter(|(_, place)| place.alive);
                 self.least = alive().map(|(_, place)| place.sockets).min().unwrap_or(0);
                 let emptiest = alive().filter(|(_, place)| place.sockets == self.least);
@@ -156,15 +166,17 @@ impl World {
         }
     }
 
-    /// Puts a socket somewhere, and answers where, and for how many channels it is the first there.
+    /// Connects a socket. Answers at which replica, and on how many channels it is the first there.
     pub fn connect(&mut self, socket: usize) -> (usize, u32) {
         let place = self.choose();
         self.at[socket] = place;
         self.places[place as usize].sockets += 1;
+
         if self.own {
             let server = self.server_of_own(socket);
             self.servers[server].own += 1;
         }
+
         let mut first = 0;
         for channel in self.channels_of(socket) {
             let rate = self.rates[channel as usize];
@@ -173,6 +185,7 @@ impl World {
             let place = &mut self.places[place as usize];
             place.deliveries += rate.events;
             place.writes += rate.writes;
+
             if self.counts[at] == 1 {
                 first += 1;
                 place.channels += 1;
@@ -182,6 +195,7 @@ impl World {
                 self.servers[server].subscriptions += 1;
             }
         }
+
         (place as usize, first)
     }
 
@@ -190,14 +204,17 @@ impl World {
         if place == NONE {
             return;
         }
+
         self.places[place as usize].sockets -= 1;
         if self.places[place as usize].alive {
+            // This replica may be the emptiest now.
             self.emptiest.clear();
         }
         if self.own {
             let server = self.server_of_own(socket);
             self.servers[server].own -= 1;
         }
+
         for channel in self.channels_of(socket) {
             let rate = self.rates[channel as usize];
             let at = channel as usize * self.places.len() + place as usize;
@@ -205,6 +222,7 @@ impl World {
             let place = &mut self.places[place as usize];
             place.deliveries -= rate.events;
             place.writes -= rate.writes;
+
             if self.counts[at] == 0 {
                 place.channels -= 1;
                 place.publications -= rate.events;
@@ -216,7 +234,7 @@ impl World {
     }
 
     fn channels_of(&self, socket: usize) -> impl Iterator<Item = u32> + use<> {
-        // At most a few: copied, so that the world may change meanwhile.
+        // The channels are few and copied, so that the world may change meanwhile.
         let mut channels = [NONE; 32];
         let each = self.each.min(32);
         let from = socket * self.each;
@@ -224,20 +242,20 @@ impl World {
         channels.into_iter().take(each).filter(|channel| *channel != NONE)
     }
 
-    /// Sockets of a shared channel at each replica.
+    /// The number of a shared channel's sockets at each replica.
     pub fn row(&self, channel: u32) -> &[u32] {
         let from = channel as usize * self.places.len();
         &self.counts[from..from + self.places.len()]
     }
 
-    /// Who is at a replica.
+    /// The sockets at a replica.
     pub fn sockets_at(&self, place: usize) -> Vec<u32> {
         let there = |(_, at): &(usize, &u32)| **at == place as u32;
         self.at.iter().enumerate().filter(there).map(|(socket, _)| socket as u32).collect()
     }
 }
 
-/// Each socket's channels, `each` apart.
+/// Draws the channels of each socket, `each` apart.
 fn memberships(
     rng: &mut Rng,
     popularity: Option<&Popularity>,
@@ -245,6 +263,7 @@ fn memberships(
 ) -> Vec<u32> {
     let Some(popularity) = popularity else { return Vec::new() };
     let mut memberships = Vec::with_capacity(sockets * each);
+
     for _ in 0..sockets {
         let start = memberships.len();
         for _ in 0..each {
@@ -253,6 +272,7 @@ fn memberships(
             memberships.push(if twice { NONE } else { channel });
         }
     }
+
     memberships
 }
 
@@ -284,11 +304,13 @@ pub mod tests {
         for socket in 0..2_500 {
             world.connect(socket);
         }
+
         for (at, place) in world.places.iter().enumerate() {
             let here: u32 = (0..world.channels).map(|c| world.row(c)[at]).sum();
             assert_eq!(here, place.sockets);
             assert!((place.deliveries - f64::from(here) * 10.0).abs() < 1e-6);
         }
+
         let pushes: f64 = world.servers.iter().map(|s| s.pushes).sum();
         let publications: f64 = world.places.iter().map(|p| p.publications).sum();
         assert!((pushes - publications).abs() < 1e-6);

@@ -10,13 +10,14 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Nanoseconds to wait. `hint`: a `reconnect` message's milliseconds.
+    /// The nanoseconds to wait. `hint`: a `reconnect` message's milliseconds.
     pub fn wait(&self, attempt: u8, hint: Option<u32>, end: Option<&End>) -> u64 {
         let bound = nanos(self.first).saturating_mul(1 << attempt.min(20)).min(nanos(self.max));
         let jitter = fastrand::u64(0..=bound);
         match (hint, end) {
             (Some(ms), _) => u64::from(ms) * 1_000_000,
-            // Told when by a header: not before, and not all at once.
+            // Retry-After names the earliest time; the jitter keeps clients from coming all
+            // at once.
             (None, Some(End::Status(_, Some(after)))) => after + jitter,
             _ => jitter,
         }
@@ -39,6 +40,7 @@ mod tests {
             let refused = End::Status(503, Some(1_000_000_000));
             assert!(backoff.wait(3, None, Some(&refused)) >= 1_000_000_000);
         }
+
         let waits: Vec<u64> = (0..100).map(|_| backoff.wait(9, None, None)).collect();
         assert!(waits.iter().any(|w| *w > 200_000_000));
         assert!(waits.iter().any(|w| *w < 200_000_000));

@@ -1,11 +1,11 @@
-//! Whether one connection gets one channel's events all, once and in order. A hole that a `gap`
-//! declared is no fault of the server's and counted apart.
+//! Whether one connection gets all events of one channel, once and in order. A missing range that a
+//! `gap` declared is no fault of the server's and is counted apart.
 
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     pub delivered: u64,
     pub missing: u64,
-    /// Missing behind a `gap`.
+    /// Missing events that a `gap` declared.
     pub declared: u64,
     pub doubled: u64,
     pub out_of_order: u64,
@@ -27,16 +27,18 @@ impl Counts {
 #[derive(Debug, Default)]
 pub struct Sequence {
     last: u32,
-    /// A connection that comes back takes the first event as it is.
+    /// False until the first event of a connection that comes back, which takes that event as
+    /// it is.
     joined: bool,
     gap: bool,
-    /// What was passed over, so that late is told from twice. Allocated when it happens.
+    /// The missing ranges, by which a late event is told from a doubled one. They are allocated
+    /// when the first one appears.
     #[expect(clippy::box_collection, reason = "one word in each of many thousand connections")]
     holes: Option<Box<Vec<(u32, u32)>>>,
 }
 
 impl Sequence {
-    /// Subscribed before anything was published.
+    /// The sequence of a client that subscribed before anything was published.
     pub fn from_the_start() -> Self {
         Sequence { joined: true, ..Sequence::default() }
     }
@@ -49,7 +51,7 @@ impl Sequence {
         self.gap = true;
     }
 
-    /// False: this one came before.
+    /// Counts an event. False: it came before.
     pub fn see(&mut self, sequence: u32, counts: &mut Counts) -> bool {
         if !self.joined {
             self.joined = true;
@@ -64,13 +66,14 @@ impl Sequence {
                 self.holes.get_or_insert_default().push((self.last + 1, sequence - 1));
             }
         }
+
         self.gap = false;
         self.last = sequence;
         counts.delivered += 1;
         true
     }
 
-    /// After the last event is known: what is missing at the end.
+    /// Counts what is missing at the end, once the last event is known.
     pub fn finish(&self, last: u32, counts: &mut Counts) {
         if self.joined && last > self.last {
             let missing = u64::from(last - self.last);
@@ -84,16 +87,20 @@ impl Sequence {
             let at = holes.iter().position(|&(from, to)| from <= sequence && sequence <= to)?;
             Some((holes.swap_remove(at), holes))
         });
+
         let Some(((from, to), holes)) = hole else {
             counts.doubled += 1;
             return false;
         };
+
+        // A late event leaves up to two parts of its missing range.
         if from < sequence {
             holes.push((from, sequence - 1));
         }
         if sequence < to {
             holes.push((sequence + 1, to));
         }
+
         counts.missing -= 1;
         counts.out_of_order += 1;
         counts.delivered += 1;
@@ -108,6 +115,7 @@ mod tests {
     fn counts(of: &[u32], last: u32) -> Counts {
         let mut sequence = Sequence::from_the_start();
         let mut counts = Counts::default();
+
         for &seen in of {
             if seen == 0 {
                 sequence.gap();
@@ -115,6 +123,7 @@ mod tests {
                 sequence.see(seen, &mut counts);
             }
         }
+
         sequence.finish(last, &mut counts);
         counts
     }
@@ -151,6 +160,7 @@ mod tests {
         assert!(sequence.see(40, &mut counts) && sequence.see(41, &mut counts));
         sequence.finish(41, &mut counts);
         assert_eq!(counts, Counts { delivered: 2, ..Counts::default() });
+
         Sequence::joining_late().finish(41, &mut counts);
         assert_eq!(counts.missing, 0);
     }

@@ -18,13 +18,13 @@ use crate::target::{ACCEPT, Target};
 use crate::token::Tokens;
 use crate::topology::Topology;
 
-/// The same for all clients of a run.
+/// What is the same for all clients of a run.
 pub struct Plan {
     pub target: Target,
     pub tokens: Tokens,
     pub topology: Topology,
     pub events: Events,
-    /// The server subscribes by the URL and says nothing: the floor.
+    /// The server is the floor, which subscribes by the URL and confirms nothing.
     pub raw: bool,
     pub retry: Option<Backoff>,
     /// Nanoseconds for one attempt.
@@ -40,12 +40,12 @@ pub enum State {
     Upgrading,
     Subscribing,
     Ready,
-    /// To be tried again.
+    /// A timer starts the next attempt.
     Waiting,
     Over,
 }
 
-/// Why a connection is no more.
+/// Why a connection ended.
 #[derive(Debug)]
 pub enum End {
     Io(io::Error),
@@ -67,7 +67,7 @@ impl End {
     pub fn kind(&self) -> String {
         match self {
             End::Io(error) => match error.raw_os_error() {
-                // Its text without the number, which would not be the same elsewhere.
+                // The error's text has a number that differs between systems; its kind does not.
                 Some(_) => error.kind().to_string(),
                 None => error.to_string(),
             },
@@ -80,12 +80,12 @@ impl End {
         }
     }
 
-    /// The server is there and says: not now.
+    /// Whether the server is there and asks the client to come back later.
     pub fn put_off(&self) -> bool {
         matches!(self, End::Status(429 | 503, _) | End::Close(1012 | 1013 | 4429, _))
     }
 
-    /// What docs/protocol.md says about coming back.
+    /// Whether docs/protocol.md lets the client come back.
     pub fn may_retry(&self) -> bool {
         match self {
             End::Io(_) | End::Eof | End::Timeout => true,
@@ -157,6 +157,7 @@ impl Client {
         if !link.established()? {
             return Ok(());
         }
+
         let topology = &plan.topology;
         let channel = topology.shared_of(self.index).or(topology.own_of(self.index));
         let channel = channel.map(|c| topology.name(c, &plan.tokens)).unwrap_or_default();
@@ -171,16 +172,20 @@ impl Client {
     pub fn readable(&mut self, buffer: &mut [u8], context: &mut Context<'_>) -> Result<(), End> {
         loop {
             let Some(link) = &mut self.link else { return Ok(()) };
+
+            // The beginning of a frame that came before goes in front of what comes now.
             let held = self.rest.take().map_or(0, |rest| {
                 buffer[..rest.len()].copy_from_slice(&rest);
                 rest.len()
             });
+
             let read = link.read(&mut buffer[held..])?;
             context.now = clock::now();
             let end = held + read.unwrap_or(0);
             if read == Some(0) {
                 return Err(End::Eof);
             }
+
             let last = read.is_none() || (link.short_read_is_last() && end < buffer.len());
             let used = self.take(&buffer[..end], context)?;
             if used < end {
@@ -189,13 +194,14 @@ impl Client {
                 }
                 self.rest = Some(Box::new(buffer[used..end].to_vec()));
             }
+
             if last {
                 return Ok(());
             }
         }
     }
 
-    /// Answers how many bytes are done with.
+    /// Handles the complete frames in `bytes`. Answers how many bytes they have.
     fn take(&mut self, bytes: &[u8], context: &mut Context<'_>) -> Result<usize, End> {
         let mut at = 0;
         if self.state == State::Upgrading && !bytes.is_empty() {
@@ -203,6 +209,7 @@ impl Client {
             at = head + 4;
             self.upgraded(&bytes[..at], context)?;
         }
+
         while let Some(frame) = frame::first(&bytes[at..]).map_err(End::Protocol)? {
             at += frame.len;
             self.frame(&frame, context)?;
@@ -218,11 +225,13 @@ impl Client {
         if memchr::memmem::find(head, ACCEPT).is_none() {
             return Err(End::Protocol("the answer's Sec-WebSocket-Accept is wrong"));
         }
+
         self.state = State::Subscribing;
         if context.plan.raw {
             self.ready(context);
             return Ok(());
         }
+
         let mut frames = Vec::new();
         self.unconfirmed = 0;
         for channel in context.plan.topology.to_subscribe(self.index, &context.plan.tokens) {
@@ -230,6 +239,7 @@ impl Client {
             frame::write(&mut frames, frame::TEXT, text.as_bytes());
             self.unconfirmed += 1;
         }
+
         match &mut self.link {
             Some(link) if !frames.is_empty() => Ok(link.send(&frames)?),
             _ => Ok(()),
@@ -272,13 +282,16 @@ impl Client {
             tally.counts.stray += 1;
             return;
         };
+
         if !sequence.see(event.sequence, &mut tally.counts) {
             return;
         }
         context.window.delivered(&context.shared.window, event.channel, event.sequence);
+
         let phase = context.phases.iter().filter(|begin| **begin <= event.intended).count();
         if phase > 0 {
             tally.measured += 1;
+            // The latency in a storm is that of the bystanders.
             if plan.topology.bystanders.is_none() || plan.topology.is_bystander(self.index) {
                 let latency = context.now.saturating_sub(event.intended);
                 record(&mut tally.latency[phase - 1], latency);
@@ -291,6 +304,7 @@ impl Client {
         let Ok(message) = serde_json::from_slice::<Value>(payload) else {
             return Err(End::Protocol("the server sent what is not JSON"));
         };
+
         let text = |name: &str| message["data"][name].as_str().unwrap_or_default().to_owned();
         match message["type"].as_str().unwrap_or_default() {
             "connected" => self.connected = true,
@@ -314,6 +328,7 @@ impl Client {
             }
             _ => {}
         }
+
         if self.state == State::Subscribing && self.connected && self.unconfirmed == 0 {
             self.ready(context);
         }
@@ -326,7 +341,7 @@ impl Client {
         record(&mut context.tally.handshake, context.now.saturating_sub(self.began));
     }
 
-    /// At the end of a run: what is missing behind the last event that came.
+    /// Counts, at the end of a run, what is missing behind the last event that came.
     pub fn finish(&self, plan: &Plan, last: &[u32], tally: &mut Tally) {
         let topology = &plan.topology;
         for (channel, sequence) in [
@@ -340,7 +355,7 @@ impl Client {
     }
 }
 
-/// Nanoseconds.
+/// The Retry-After header, in nanoseconds.
 fn retry_after(head: &[u8]) -> Option<u64> {
     let head = std::str::from_utf8(head).ok()?;
     head.lines().find_map(|line| {
@@ -374,6 +389,7 @@ mod tests {
         let mut bytes = b"HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: ".to_vec();
         bytes.extend_from_slice(ACCEPT);
         bytes.extend_from_slice(b"\r\n\r\n");
+
         let event =
             |channel, sequence| plan.events.compose(Event { channel, sequence, intended: 5 });
         for text in [
@@ -387,6 +403,7 @@ mod tests {
         ] {
             frame::write_unmasked(&mut bytes, frame::TEXT, &text);
         }
+
         bytes
     }
 
@@ -401,12 +418,15 @@ mod tests {
             let (tally_ref, window) = (&mut tally, &mut window);
             let mut context =
                 Context { plan: &plan, shared: &shared, phases, tally: tally_ref, window, now: 9 };
+
             let mut client = Client::new(0);
             client.state = State::Upgrading;
             (client.shared, client.own) = (Sequence::from_the_start(), Sequence::from_the_start());
+
             let used = client.take(&bytes[..cut], &mut context).unwrap();
             client.take(&bytes[used..], &mut context).unwrap();
             assert_eq!(client.state, State::Ready, "cut at {cut}");
+
             client.finish(&plan, &[6, 1], &mut tally);
             let counts = &tally.counts;
             assert_eq!((counts.delivered, counts.declared, counts.missing), (4, 2, 1), "{cut}");
@@ -422,6 +442,7 @@ mod tests {
         let (phases, tally_ref, window) = ([u64::MAX; 3], &mut tally, &mut window);
         let mut context =
             Context { plan: &plan, shared: &shared, phases, tally: tally_ref, window, now: 9 };
+
         let event = Event { channel: 2, sequence: 1, intended: 5 };
         Client::new(0).event(event, &mut context);
         assert_eq!((tally.counts.stray, tally.counts.delivered), (1, 0));

@@ -5,7 +5,7 @@ use std::num::NonZeroU64;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Starts at 1 so that 0 can mean "never".
+/// The nanoseconds since the first call, plus 1 so that 0 can mean "never".
 pub fn now() -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     let start = *START.get_or_init(Instant::now);
@@ -30,7 +30,7 @@ pub fn sharpen_sleeps() {
     let _ = rustix::thread::set_current_timer_slack(NonZeroU64::new(1_000));
 }
 
-/// Parks rather than sleeps, so that whoever waits can be woken early.
+/// Parks rather than sleeps, so that another thread can wake this one early.
 pub fn park_until(due: u64) {
     let now = now();
     if due > now {

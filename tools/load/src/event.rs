@@ -3,7 +3,8 @@
 
 use memchr::memmem;
 
-/// Found without parsing JSON: a million times a second that would measure the parser.
+/// Composes and finds events. Parsing JSON to find them, a million times a second, would measure
+/// the parser.
 pub struct Events {
     head: Vec<u8>,
     finder: memmem::Finder<'static>,
@@ -15,7 +16,7 @@ pub struct Event {
     /// The channel's number in this run.
     pub channel: u32,
     pub sequence: u32,
-    /// On this process's clock: not when it was sent, but when it should have been.
+    /// When the event should have been sent, on this process's clock: not when it was.
     pub intended: u64,
 }
 
@@ -40,7 +41,7 @@ impl Events {
         text
     }
 
-    /// Also inside an envelope (`format=envelope`).
+    /// Finds an event, also inside an envelope (`format=envelope`).
     pub fn find(&self, payload: &[u8]) -> Option<Event> {
         let rest = match payload.strip_prefix(&self.head[..]) {
             Some(rest) => rest,
@@ -49,6 +50,7 @@ impl Events {
             }
             None => return None,
         };
+
         let (channel, rest) = number(rest)?;
         let (sequence, rest) = number(rest.strip_prefix(br#","seq":"#)?)?;
         let (intended, _) = number(rest.strip_prefix(br#","ts":"#)?)?;
@@ -79,6 +81,7 @@ mod tests {
         assert_eq!(text.len(), 200);
         serde_json::from_slice::<serde_json::Value>(&text).unwrap();
         assert_eq!(events.find(&text), Some(EVENT));
+
         let mut wrapped = br#"{"type":"event","channel":"post:42","data":"#.to_vec();
         wrapped.extend_from_slice(&text);
         wrapped.push(b'}');

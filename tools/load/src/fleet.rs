@@ -1,4 +1,5 @@
-//! All load threads together, as the scenarios use them.
+//! All load threads together, as the scenarios use them. What one thread does is
+//! `worker`'s business.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
@@ -39,11 +40,12 @@ impl Fleet {
                 .spawn(move || worker.run())?;
             Ok(Thread { handle, commands, waker })
         };
+
         let threads = (0..threads).map(start).collect::<Result<_>>()?;
         Ok(Fleet { plan, shared, threads })
     }
 
-    /// Connects all; answers when it began.
+    /// Connects all clients. Answers when that began.
     pub fn open(&self, concurrency: usize) -> Result<u64> {
         let each = concurrency.div_ceil(self.threads.len());
         let began = clock::now();
@@ -57,7 +59,7 @@ impl Fleet {
         Ok(began)
     }
 
-    /// Until every client is ready or will never be. Answers whether all of them are.
+    /// Waits until each client is ready or will never be. Answers whether all of them are ready.
     pub fn wait_ready(&self, limit: Duration, mut tell: impl FnMut(usize)) -> Result<bool> {
         let end = clock::now() + clock::nanos(limit);
         loop {
@@ -66,21 +68,24 @@ impl Fleet {
             if ready + self.shared.over.load(Acquire) >= self.plan.topology.clients {
                 return Ok(ready == self.plan.topology.clients);
             }
+
             if clock::now() > end {
                 return Ok(false);
             }
+
             self.alive()?;
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// Until so much is delivered, or nothing has come for so long.
+    /// Waits until so many events are delivered. False: none came for so long.
     pub fn wait_delivered(&self, expected: u64, quiet: Duration) -> Result<bool> {
         let mut seen = (self.shared.delivered.load(Acquire), clock::now());
         while seen.0 < expected {
             if clock::now() > seen.1 + clock::nanos(quiet) {
                 return Ok(false);
             }
+
             self.alive()?;
             std::thread::sleep(Duration::from_millis(2));
             let delivered = self.shared.delivered.load(Relaxed);

@@ -1,6 +1,7 @@
-//! `floor`: the least that fan-out can cost on this kernel. One thread, a handshake that asks for no
-//! token, one `send` per subscriber out of one shared frame. No queues, no gaps: who does not take
-//! a frame at once loses the connection. What it costs is what sockets cost.
+//! `floor`: a server that shows the least that fan-out can cost on this kernel. It has one thread,
+//! a handshake that asks for no token, and one `send` for each subscriber out of one shared frame.
+//! It has no queues and no gaps: a client that does not take a frame at once loses its connection.
+//! What the floor costs is what sockets cost.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind, Read as _, Write as _};
@@ -27,9 +28,9 @@ pub fn floor(args: &Floor) -> Result<bool> {
 
 struct Connection {
     stream: TcpStream,
-    /// The request so far; then nothing.
+    /// The request as far as it has come; empty after the upgrade.
     head: Vec<u8>,
-    /// The channel, and where in its list.
+    /// The channel, and the connection's place in the channel's list.
     subscription: Option<(usize, usize)>,
 }
 
@@ -37,7 +38,7 @@ struct Server {
     poll: Poll,
     listener: TcpListener,
     redis: TcpStream,
-    /// What of Redis' stream has not been taken.
+    /// The part of Redis' stream that is not handled yet.
     pending: Vec<u8>,
     prefix: usize,
     connections: Vec<Option<Connection>>,
@@ -50,6 +51,7 @@ struct Server {
 impl Server {
     fn new(args: &Floor) -> Result<Self> {
         let poll = Poll::new()?;
+
         let domain = socket2::Domain::for_address(args.listen);
         let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
@@ -57,6 +59,7 @@ impl Server {
         let bound = socket.bind(&args.listen.into()).and_then(|()| socket.listen(BACKLOG));
         bound.with_context(|| format!("cannot listen on {}", args.listen))?;
         let mut listener = TcpListener::from_std(socket.into());
+
         let mut redis = std::net::TcpStream::connect(&args.redis)
             .with_context(|| format!("--redis {}: cannot connect (HOST:PORT)", args.redis))?;
         let pattern = format!("{}*", args.redis_prefix);
@@ -64,6 +67,7 @@ impl Server {
         redis.write_all(command.as_bytes())?;
         redis.set_nonblocking(true)?;
         let mut redis = TcpStream::from_std(redis);
+
         poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
         poll.registry().register(&mut redis, REDIS, Interest::READABLE)?;
         Ok(Server {
@@ -83,11 +87,13 @@ impl Server {
     fn run(&mut self) -> Result<bool> {
         let mut events = Events::with_capacity(1024);
         let mut buffer = vec![0; 64 * 1024];
+
         loop {
             match self.poll.poll(&mut events, None) {
                 Err(error) if error.kind() != ErrorKind::Interrupted => return Err(error.into()),
                 _ => {}
             }
+
             for event in &events {
                 match event.token() {
                     LISTENER => self.accept(),
@@ -105,7 +111,9 @@ impl Server {
     fn accept(&mut self) {
         while let Ok((mut stream, _)) = self.listener.accept() {
             let slot = self.free.pop().unwrap_or(self.connections.len());
-            // One send is one packet: else the kernel joins what is sent to who reads slowly.
+
+            // Each `send` is one packet: without TCP_NODELAY the kernel joins what a slow client
+            // is sent.
             if stream.set_nodelay(true).is_err()
                 || self
                     .poll
@@ -115,6 +123,7 @@ impl Server {
             {
                 continue;
             }
+
             let connection = Connection { stream, head: Vec::new(), subscription: None };
             if slot == self.connections.len() {
                 self.connections.push(None);
@@ -123,7 +132,7 @@ impl Server {
         }
     }
 
-    /// False: the connection is over.
+    /// Reads what a client sent. False: the connection is over.
     fn readable(&mut self, slot: usize, buffer: &mut [u8]) -> bool {
         loop {
             let Some(Some(connection)) = self.connections.get_mut(slot) else { return true };
@@ -132,8 +141,10 @@ impl Server {
                 Ok(count) => count,
                 Err(error) => return error.kind() == ErrorKind::WouldBlock,
             };
+
             if connection.subscription.is_some() {
-                // Clients only send close and pong. A close ends it; nothing asks for an answer.
+                // A client only sends pongs and a close. The close ends the connection, and a pong
+                // needs no answer.
                 if buffer[0] & 15 == frame::CLOSE {
                     return false;
                 }
@@ -146,6 +157,7 @@ impl Server {
                     return false;
                 }
             }
+
             if count < buffer.len() {
                 return true;
             }
@@ -161,6 +173,7 @@ impl Server {
             let (name, value) = line.split_once(':')?;
             name.eq_ignore_ascii_case("sec-websocket-key").then(|| value.trim())
         })?;
+
         let mut hash = sha1::Sha1::new();
         hash.update(key);
         hash.update("258EAFA5-E914-47DA-95CA-C5AB0DC85B11");
@@ -169,13 +182,16 @@ impl Server {
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
              Sec-WebSocket-Accept: {accept}\r\n\r\n"
         );
+
         let channel = *self.names.entry(path.as_bytes().to_vec()).or_insert_with(|| {
             self.channels.push(Vec::new());
             self.channels.len() - 1
         });
-        // Before the answer: who has read it misses nothing.
+
+        // The subscription precedes the answer: a client that has read the answer misses nothing.
         connection.subscription = Some((channel, self.channels[channel].len()));
         self.channels[channel].push(slot);
+
         let sent = connection.stream.write(answer.as_bytes()).ok()?;
         (sent == answer.len()).then_some(())
     }
@@ -185,6 +201,8 @@ impl Server {
         self.free.push(slot);
         let Some((channel, at)) = connection.subscription else { return };
         self.channels[channel].swap_remove(at);
+
+        // The last connection in the channel's list has taken the place.
         if let Some(moved) = self.channels[channel].get(at)
             && let Some(Some(other)) = self.connections.get_mut(*moved)
         {
@@ -200,6 +218,7 @@ impl Server {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
+
             let pending = std::mem::take(&mut self.pending);
             let mut at = 0;
             while let Some((message, used)) = message(&pending[at..])? {
@@ -208,6 +227,7 @@ impl Server {
                 }
                 at += used;
             }
+
             self.pending = pending;
             self.pending.drain(..at);
         }
@@ -217,6 +237,7 @@ impl Server {
         let Some(channel) = self.names.get(channel) else { return };
         self.frame.clear();
         frame::write_unmasked(&mut self.frame, frame::TEXT, payload);
+
         let mut lost = Vec::new();
         for slot in &self.channels[*channel] {
             if let Some(Some(connection)) = self.connections.get_mut(*slot) {
@@ -226,6 +247,7 @@ impl Server {
                 }
             }
         }
+
         for slot in lost {
             eprintln!("floor: connection {slot} reads too slowly");
             self.end(slot);
@@ -239,9 +261,11 @@ enum Message<'a> {
     Other,
 }
 
-/// One RESP2 array of bulk strings and integers at the beginning of `bytes`, and its length.
+/// Reads the RESP2 array of bulk strings and integers at the beginning of `bytes`, and its length;
+/// `None` while it is not complete.
 fn message(bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>> {
     let Some((b'*', count, mut at)) = line(bytes)? else { return Ok(None) };
+
     let mut items = [&[][..]; 4];
     for number in 0..count {
         let Some((kind, length, used)) = line(&bytes[at..])? else { return Ok(None) };
@@ -257,6 +281,7 @@ fn message(bytes: &[u8]) -> Result<Option<(Message<'_>, usize)>> {
             }
         }
     }
+
     let [kind, _, channel, payload] = items;
     let message = match kind {
         b"pmessage" => Message::Publication { channel, payload },
@@ -287,6 +312,7 @@ mod tests {
         for end in 0..bytes.len() {
             assert_eq!(message(&bytes[..end]).unwrap(), None, "{end}");
         }
+
         let confirmed = b"*3\r\n$10\r\npsubscribe\r\n$2\r\nt*\r\n:1\r\n";
         assert_eq!(message(confirmed).unwrap(), Some((Message::Other, confirmed.len())));
         assert!(message(b"-NOAUTH Authentication required.\r\n").is_err());

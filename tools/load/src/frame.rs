@@ -1,5 +1,5 @@
-//! RFC 6455 frames as a client needs them: finds the server's frames in a buffer, writes its own.
-//! What is in a text frame is `event`'s and `connection`'s.
+//! RFC 6455 frames as a client needs them: finds the server's frames in a buffer, and writes its
+//! own. What is in a text frame is the business of `event` and `client`.
 
 pub const TEXT: u8 = 1;
 pub const CLOSE: u8 = 8;
@@ -17,12 +17,14 @@ pub struct Frame<'a> {
 /// The frame at the beginning of `buffer`; `None` while it is not complete.
 pub fn first(buffer: &[u8]) -> Result<Option<Frame<'_>>, &'static str> {
     let [head, second, rest @ ..] = buffer else { return Ok(None) };
+
     if head & 0xf0 != 0x80 {
         return Err("the server sent a fragment or a reserved bit");
     }
     if second & 0x80 != 0 {
         return Err("the server sent a masked frame");
     }
+
     let (start, length) = match second {
         126 => match rest.first_chunk::<2>() {
             Some(bytes) => (4, usize::from(u16::from_be_bytes(*bytes))),
@@ -34,9 +36,11 @@ pub fn first(buffer: &[u8]) -> Result<Option<Frame<'_>>, &'static str> {
         },
         short => (2, usize::from(*short)),
     };
+
     if length > 1 << 30 {
         return Err("the server sent a frame of more than 1 GiB");
     }
+
     let end = start + length;
     match buffer.get(start..end) {
         Some(payload) => Ok(Some(Frame { opcode: head & 15, payload, len: end })),
@@ -44,8 +48,8 @@ pub fn first(buffer: &[u8]) -> Result<Option<Frame<'_>>, &'static str> {
     }
 }
 
-/// Masked with zeroes: legal, and the payload can be copied. Masks protect proxies from what a
-/// page's script sends, and this is no browser.
+/// Writes a client's frame. A mask of zeroes is legal, and the payload can be copied. Masks protect
+/// proxies from what a page's script sends, and this is no browser.
 pub fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.push(0x80 | opcode);
     match payload.len() {
@@ -59,11 +63,12 @@ pub fn write(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
             out.extend_from_slice(&(n as u64).to_be_bytes());
         }
     }
+
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(payload);
 }
 
-/// As a server writes it, for the floor and the tests.
+/// Writes a frame as a server does, for the floor and the tests.
 pub fn write_unmasked(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
     out.push(0x80 | opcode);
     match payload.len() {
@@ -77,6 +82,7 @@ pub fn write_unmasked(out: &mut Vec<u8>, opcode: u8, payload: &[u8]) {
             out.extend_from_slice(&(n as u64).to_be_bytes());
         }
     }
+
     out.extend_from_slice(payload);
 }
 
@@ -92,6 +98,7 @@ mod tests {
         for payload in &payloads {
             write_unmasked(&mut stream, TEXT, payload);
         }
+
         for cut in (0..600).chain(stream.len() - 70_020..stream.len() - 69_980) {
             let mut found = Vec::new();
             let mut held = Vec::new();
@@ -104,6 +111,7 @@ mod tests {
                 }
                 held.drain(..at);
             }
+
             assert_eq!(found, payloads, "cut at {cut}");
             assert!(held.is_empty());
         }

@@ -1,4 +1,5 @@
-//! One client's socket: TCP, or TLS over it, without blocking. What goes over it is `connection`'s.
+//! One client's socket: TCP, or TLS over it, without blocking. What goes over it is
+//! `client`'s business.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +16,7 @@ use crate::target::Target;
 pub struct Link {
     stream: TcpStream,
     tls: Option<Box<ClientConnection>>,
-    /// What the socket did not take at once.
+    /// The bytes that the socket did not take at once.
     #[expect(clippy::box_collection, reason = "one word in each of many thousand connections")]
     waiting: Option<Box<Vec<u8>>>,
 }
@@ -30,6 +31,7 @@ impl Link {
         let peer = target.peer(client);
         let mut stream = connect(peer.address, target.source(client))?;
         registry.register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)?;
+
         let tls = match &peer.tls {
             None => None,
             Some((config, name)) => {
@@ -40,7 +42,7 @@ impl Link {
         Ok(Link { stream, tls, waiting: None })
     }
 
-    /// Whether `connect` has ended, and well.
+    /// Whether `connect` has succeeded; `false` while it is under way.
     pub fn established(&self) -> io::Result<bool> {
         if let Some(error) = self.stream.take_error()? {
             return Err(error);
@@ -77,6 +79,7 @@ impl Link {
                 }
             }
         }
+
         while let Some(waiting) = &mut self.waiting {
             let Some(taken) = or_would_block(self.stream.write(waiting))? else { break };
             waiting.drain(..taken);
@@ -87,11 +90,12 @@ impl Link {
         Ok(())
     }
 
-    /// `None`: nothing there. 0: the end.
+    /// Reads what has come. `None`: there is nothing. 0: the connection has ended.
     pub fn read(&mut self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         let Some(tls) = &mut self.tls else {
             return or_would_block(self.stream.read(buffer));
         };
+
         loop {
             if let Some(count) = or_would_block(tls.reader().read(buffer))? {
                 return Ok(Some(count));
@@ -101,6 +105,7 @@ impl Link {
                 Some(0) => return Ok(Some(0)),
                 Some(_) => {
                     tls.process_new_packets().map_err(io::Error::other)?;
+                    // The packets of a TLS handshake need answers.
                     while tls.wants_write() {
                         if or_would_block(tls.write_tls(&mut self.stream))?.is_none() {
                             break;
@@ -116,7 +121,7 @@ impl Link {
         self.tls.is_none()
     }
 
-    /// Ends as a lost network does: no close frame, a reset.
+    /// Ends the connection as a lost network does: by a reset, without a close frame.
     pub fn abort(self) {
         let _ = SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
@@ -129,6 +134,7 @@ fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream>
     if let Some(source) = source {
         socket.bind(&SocketAddr::new(source, 0).into())?;
     }
+
     match socket.connect(&address.into()) {
         Err(error) if error.raw_os_error() != Some(IN_PROGRESS) => return Err(error),
         _ => {}
@@ -136,7 +142,7 @@ fn connect(address: SocketAddr, source: Option<IpAddr>) -> io::Result<TcpStream>
     Ok(TcpStream::from_std(socket.into()))
 }
 
-/// EINPROGRESS: what a connect that does not wait answers.
+/// EINPROGRESS is what a connect that does not wait answers.
 const IN_PROGRESS: i32 = rustix::io::Errno::INPROGRESS.raw_os_error();
 
 fn or_would_block<T>(result: io::Result<T>) -> io::Result<Option<T>> {

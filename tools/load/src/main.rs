@@ -1,4 +1,4 @@
-//! The entry: options to scenarios, results to exit codes. What the scenarios do is in their modules.
+//! The entry: options to scenarios, results to exit codes. What a scenario does is in its module.
 
 #![expect(
     clippy::print_stdout,
@@ -41,8 +41,9 @@ use clap::Parser as _;
 use args::{Cli, Plot, Scenario};
 
 fn main() -> ExitCode {
-    // Starts the clock.
+    // The first call starts the clock.
     clock::now();
+
     let result = match Cli::parse().scenario {
         Scenario::Connect(args) => scenario::connect::connect(&args),
         Scenario::Idle(args) => scenario::connect::idle(&args),
@@ -56,6 +57,7 @@ fn main() -> ExitCode {
         Scenario::Suite(args) => suite::suite(&args),
         Scenario::Scale(args) => scale::scale(&args),
     };
+
     match result {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
@@ -77,6 +79,7 @@ fn draw(args: &Plot) -> Result<bool> {
             .with_context(|| format!("{} has no curves", path.display()))?;
         curves.extend(found);
     }
+
     report::write(&args.out, &plot::html("Latency", &curves))?;
     println!("{}", args.out.display());
     Ok(true)

@@ -1,5 +1,6 @@
-//! Latency by percentile as a drawing: one line per run, the x axis in "nines" (each step is a tenth
-//! of what is left), both axes logarithmic. One HTML file that needs nothing else.
+//! Latency by percentile as a drawing: one line per run, the x axis in "nines" (each step is a
+//! tenth of what is left), both axes logarithmic. The drawing is one HTML file that needs
+//! nothing else.
 
 use std::fmt::Write as _;
 
@@ -23,7 +24,7 @@ pub const COLOURS: [&str; 8] =
     ["#1b6ca8", "#d1495b", "#2e8b57", "#8e5ea2", "#c98b00", "#00838f", "#6d4c41", "#546e7a"];
 
 impl Curve {
-    /// As far as the number of values carries.
+    /// The curve as far as the number of values carries it.
     pub fn of(label: String, nanos: &Histogram<u64>) -> Self {
         let end = (nanos.len() as f64).log10().min(7.0);
         let points = (0..=70)
@@ -56,7 +57,7 @@ pub fn page(title: &str, body: &str) -> String {
 
 struct Scale {
     nines: f64,
-    /// Exponents of ten, of milliseconds.
+    /// Exponents of ten, in milliseconds.
     low: f64,
     high: f64,
 }
@@ -88,12 +89,14 @@ fn svg(curves: &[Curve]) -> String {
          font-size=\"12\" style=\"background:#fff\">\n"
     );
     axes(&mut out, &scale);
+
     for (number, curve) in curves.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         let mut points = String::new();
         for (nines, ms) in &curve.points {
             let _ = write!(points, "{:.1},{:.1} ", scale.x(*nines), scale.y(*ms));
         }
+
         let y = HEIGHT + 20.0 * number as f64;
         let _ = writeln!(
             out,
@@ -106,6 +109,7 @@ fn svg(curves: &[Curve]) -> String {
             escape(&curve.label)
         );
     }
+
     out.push_str("</svg>");
     out
 }
@@ -122,6 +126,7 @@ fn axes(out: &mut String, scale: &Scale) {
         };
         (f64::from(n), text)
     });
+
     for (nines, text) in halves.chain(whole).filter(|(nines, _)| *nines <= scale.nines) {
         let x = scale.x(nines);
         let _ = writeln!(
@@ -131,6 +136,7 @@ fn axes(out: &mut String, scale: &Scale) {
             bottom + 18.0
         );
     }
+
     for exponent in scale.low as i32..=scale.high as i32 {
         let ms = 10f64.powi(exponent);
         let y = scale.y(ms);
@@ -174,6 +180,7 @@ mod tests {
         let page = html("x & y", &curves);
         assert_eq!(page.matches("<polyline").count(), 2);
         assert!(page.contains("a &lt;b&gt;") && page.contains("x &amp; y"));
+
         let scale = Scale::of(&curves);
         for (nines, ms) in curves.iter().flat_map(|c| &c.points) {
             assert!((LEFT..=WIDTH).contains(&scale.x(*nines)));

@@ -1,6 +1,7 @@
 //! The publishing thread: when each publication is due, by a clock (open loop) or by completed
-//! deliveries (closed loop). What is late is sent late with the time at which it was due, so that a
-//! publisher that is held up does not hide a server that is (coordinated omission).
+//! deliveries (closed loop). A late publication carries the time at which it was due, so that a
+//! publisher that is held up does not hide a server that is (coordinated omission). Where
+//! publications go is `sink`'s business.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +15,7 @@ use crate::event::Event;
 use crate::shared::Shared;
 use crate::sink::{Publication, Sink, SinkConfig};
 
-/// In one round trip.
+/// The most publications in one round trip.
 const BATCH: u64 = 256;
 /// A closed loop in which nothing completes for so long has lost something.
 const STALL: u64 = 10_000_000_000;
@@ -33,7 +34,7 @@ pub enum Until {
     Duration(u64),
     /// Publications after the warm-up.
     Messages(u64),
-    /// On the clock; set by whoever ends it.
+    /// Until `Publishing::finish` is called.
     Stopped,
 }
 
@@ -79,7 +80,7 @@ impl Publishing {
         self.handle.is_finished()
     }
 
-    /// Waits for its end, which is at once if it is to be `Stopped`.
+    /// Waits for the publisher's end, and ends it if it publishes until it is stopped.
     pub fn finish(self) -> Result<Published> {
         self.stop.store(true, Ordering::Release);
         self.join()
@@ -99,6 +100,7 @@ impl Publisher {
     ) -> Result<Publishing> {
         let sink = Sink::open(sink)?;
         let stop = Arc::new(AtomicBool::new(false));
+
         let published = Published {
             last: vec![0; plan.topology.channels()],
             measured: 0,
@@ -107,10 +109,12 @@ impl Publisher {
             stalled: false,
             latest: 0,
         };
+
         shared.publishing.store(true, Ordering::Release);
         let (plan, shared) = (Arc::clone(plan), Arc::clone(shared));
         let flag = Arc::clone(&stop);
         let publisher = Publisher { plan, shared, sink, schedule, stop, published };
+
         let handle = std::thread::Builder::new()
             .name("publisher".to_owned())
             .spawn(move || publisher.run())?;
@@ -122,6 +126,7 @@ impl Publisher {
         self.shared.window.publish_from_here();
         let Schedule { begin, measured_from, .. } = self.schedule;
         clock::park_until(begin);
+
         let mut sent = 0u64;
         let mut progress = (0, clock::now());
         let mut batch = Vec::new();
@@ -130,10 +135,13 @@ impl Publisher {
             if self.ended(now, measured_from) {
                 return Ok(self.published);
             }
+
             let due = match self.schedule.pace {
                 Pace::Rate(rate) => (clock::seconds(now.saturating_sub(begin)) * rate) as u64 + 1,
                 Pace::Window(window) => self.shared.window.completed() + window,
             };
+
+            // Nothing is due yet.
             if due <= sent {
                 match self.schedule.pace {
                     Pace::Rate(rate) => {
@@ -152,6 +160,7 @@ impl Publisher {
                 }
                 continue;
             }
+
             batch.clear();
             let full = due.min(sent + BATCH);
             while sent < full {
@@ -167,6 +176,7 @@ impl Publisher {
                 self.published.latest = self.published.latest.max(now.saturating_sub(intended));
                 sent += 1;
             }
+
             self.sink.publish(&batch)?;
         }
     }
@@ -176,12 +186,14 @@ impl Publisher {
         let channel = channels.start + (number % channels.len() as u64) as usize;
         let sequence = self.published.last[channel] + 1;
         self.published.last[channel] = sequence;
+
         let subscribers = self.plan.topology.subscribers(channel) as u64;
         self.published.deliveries += subscribers;
         if measured {
             self.published.measured += 1;
             self.published.measured_deliveries += subscribers;
         }
+
         let event = Event { channel: channel as u32, sequence, intended };
         let payload = self.plan.events.compose(event);
         Publication { channel: self.plan.topology.name(channel, &self.plan.tokens), payload }

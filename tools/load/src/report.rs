@@ -50,11 +50,12 @@ impl Report {
         self.figures.push(Figure { key, text, value, unit });
     }
 
-    /// p50, p90, p99, p99.9 and the maximum, in milliseconds.
+    /// Adds p50, p90, p99, p99.9 and the maximum, in milliseconds.
     pub fn percentiles(&mut self, key: &str, text: &str, nanos: &Histogram<u64>) {
         if nanos.is_empty() {
             return;
         }
+
         for (name, quantile) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)] {
             let value = millis(nanos.value_at_quantile(quantile));
             let key = format!("{key}_{}_ms", name.replace('.', "_"));
@@ -77,7 +78,7 @@ impl Report {
         self.notes.push(text.into());
     }
 
-    /// Every delivery was checked: this says with what result.
+    /// Adds the results of the checks of every delivery.
     pub fn checks(&mut self, tally: &Tally) {
         let counts = &tally.counts;
         for (key, text, value, wrong) in [
@@ -106,11 +107,13 @@ impl Report {
         for Figure { text, value, unit, .. } in &self.figures {
             println!("  {text:width$}  {:>14} {unit}", number(*value));
         }
+
         for (name, kinds) in &self.kinds {
             for (kind, times) in kinds {
                 println!("  {name}: {times} x {kind}");
             }
         }
+
         for note in &self.notes {
             println!("  note: {note}");
         }
@@ -124,6 +127,7 @@ impl Report {
             self.figures.iter().map(|f| (f.key.clone(), json!(f.value))).collect();
         let kinds: Map<String, Value> =
             self.kinds.iter().map(|(name, kinds)| ((*name).to_owned(), json!(kinds))).collect();
+
         json!({
             "scenario": self.scenario,
             "label": self.label,
@@ -138,7 +142,7 @@ impl Report {
         })
     }
 
-    /// Prints and writes; answers whether nothing was wrong.
+    /// Prints the report and writes it. Answers whether nothing was wrong.
     pub fn finish(&self, json: Option<&Path>, html: Option<&Path>) -> Result<bool> {
         self.print();
         if let Some(path) = json {
@@ -171,6 +175,7 @@ fn advice(kind: &str) -> Option<&'static str> {
         ("connection refused", "nothing listens at --url"),
         ("invalid peer certificate", "--ca FILE names the authority to trust"),
     ];
+
     ADVICE.iter().find(|(start, _)| kind.starts_with(start)).map(|(_, advice)| *advice)
 }
 
@@ -186,6 +191,7 @@ pub fn machine() -> Value {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");
     let model = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+
     json!({
         "cpu": model.map_or("unknown", |(_, name)| name.trim()),
         "cores": std::thread::available_parallelism().map_or(1, usize::from),
@@ -193,10 +199,11 @@ pub fn machine() -> Value {
     })
 }
 
-/// As given, without what is secret.
+/// The command line as given, without its secrets.
 fn arguments(given: impl Iterator<Item = String>) -> Vec<String> {
     const SECRET: [&str; 3] = ["--secret", "--token", "--api-key"];
     let mut hide = false;
+
     given
         .map(|argument| {
             if std::mem::take(&mut hide) {

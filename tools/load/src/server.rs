@@ -1,4 +1,4 @@
-//! What the server under test uses, where it runs on this machine: CPU and memory from /proc.
+//! What the server under test uses, if it runs on this machine: CPU and memory from /proc.
 
 use std::path::Path;
 
@@ -59,7 +59,7 @@ fn cpu(process: &str) -> f64 {
     ticks as f64 / rustix::param::clock_ticks_per_second() as f64
 }
 
-/// The roll-up counts exactly; `status` may lag by some pages a thread.
+/// Resident memory in KiB. The roll-up counts exactly; `status` may lag by some pages a thread.
 fn rss(pid: u32) -> f64 {
     ["smaps_rollup", "status"]
         .iter()
@@ -85,6 +85,7 @@ mod tests {
         while clock::now() < before.at + 100_000_000 {
             sum = sum.wrapping_add(clock::now());
         }
+
         let after = this.sample();
         assert!(after.cpu > before.cpu, "{sum}");
         assert!(after.rss_kib > 500.0);

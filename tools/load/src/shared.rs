@@ -9,7 +9,7 @@ use std::thread::Thread;
 use crate::tally::PHASES;
 use crate::topology::Topology;
 
-/// A closed loop may have so many publications under way.
+/// The most publications that a closed loop may have under way.
 pub const MAX_WINDOW: usize = 1024;
 
 pub struct Shared {
@@ -22,7 +22,7 @@ pub struct Shared {
     /// When the last connection became ready, and when the last event came.
     pub last_ready: AtomicU64,
     pub last_delivery: AtomicU64,
-    /// From here on who connects takes the first event as it is.
+    /// Publishing has begun: a client that connects from now on takes the first event as it is.
     pub publishing: AtomicBool,
     /// When phases 1 to `PHASES` begin.
     phases: [AtomicU64; PHASES],
@@ -74,12 +74,14 @@ impl Window {
                 subscribers[topology.thread_of(client, threads)][channel] += 1;
             }
         }
+
         let channels = (0..count)
             .map(|channel| {
                 let with = subscribers.iter().filter(|thread| thread[channel] > 0).count();
                 (with as u32, (0..MAX_WINDOW).map(|_| AtomicU32::new(0)).collect())
             })
             .collect();
+
         let (completed, publisher) = (AtomicU64::new(0), OnceLock::new());
         Window { enabled, threads, completed, publisher, channels, subscribers }
     }
@@ -88,7 +90,7 @@ impl Window {
         self.completed.load(Acquire)
     }
 
-    /// The calling thread publishes, and is woken when something is complete.
+    /// Makes the calling thread the publisher, which is woken when something is complete.
     pub fn publish_from_here(&self) {
         let _ = self.publisher.set(std::thread::current());
     }
@@ -100,7 +102,7 @@ impl Window {
     }
 }
 
-/// One thread's part in it, without contention for each delivery.
+/// One thread's part in the window, without contention for each delivery.
 pub struct ThreadWindow {
     subscribers: Vec<u32>,
     seen: Vec<u32>,
@@ -112,17 +114,23 @@ impl ThreadWindow {
         if !window.enabled {
             return;
         }
+
         let channel = channel as usize;
         let Some(subscribers) = self.subscribers.get(channel) else {
+            // A client's own channel has no other subscriber.
             self.completed += 1;
             return;
         };
+
         let slot = sequence as usize % MAX_WINDOW;
         let seen = &mut self.seen[channel * MAX_WINDOW + slot];
         *seen += 1;
         if *seen < *subscribers {
             return;
         }
+
+        // All of this thread's subscribers have it; the last thread of which this is true
+        // completes it.
         *seen = 0;
         let (threads, complete) = &window.channels[channel];
         if window.threads == 1 || complete[slot].fetch_add(1, AcqRel) + 1 == *threads {
@@ -131,7 +139,7 @@ impl ThreadWindow {
         }
     }
 
-    /// Once for many deliveries: waking the publisher is a system call.
+    /// Tells the publisher what is complete, once for many deliveries: waking it is a system call.
     pub fn publish(&mut self, window: &Window) {
         if self.completed > 0 {
             window.completed.fetch_add(self.completed, AcqRel);
@@ -153,6 +161,7 @@ mod tests {
         let topology = Topology { shared, own: None, auto: false, bystanders: None, clients: 3 };
         let window = Window::new(true, &topology, 2);
         let (mut even, mut odd) = (window.of_thread(0), window.of_thread(1));
+
         // A client that is ahead does not complete what another lacks.
         even.delivered(&window, 0, 1);
         odd.delivered(&window, 0, 1);
@@ -160,6 +169,7 @@ mod tests {
         even.publish(&window);
         odd.publish(&window);
         assert_eq!(window.completed(), 0);
+
         even.delivered(&window, 0, 1);
         even.publish(&window);
         assert_eq!(window.completed(), 1);

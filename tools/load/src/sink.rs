@@ -1,5 +1,5 @@
-//! Where publications go: Redis, plainly or durably, or the gateway's HTTP API. A batch is one round
-//! trip, and every answer is looked at.
+//! Where publications go: Redis, plainly or durably, or the gateway's HTTP API. A batch is one
+//! round trip, and every answer is looked at.
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::TcpStream;
@@ -39,12 +39,14 @@ impl Sink {
                     format!("--api {url}: write it like http://127.0.0.1:8000 (TLS is not supported here)")
                 })?;
                 let (host, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+
                 let address =
                     if host.contains(':') { host.to_owned() } else { format!("{host}:80") };
                 let stream = TcpStream::connect(&address)
                     .with_context(|| format!("--api {url}: cannot connect to {address}"))?;
                 stream.set_nodelay(true)?;
                 stream.set_read_timeout(Some(TIMEOUT))?;
+
                 let (host, key) = (host.to_owned(), key.clone());
                 let path = format!("{}/api/publish", path.trim_end_matches('/'));
                 Ok(Sink::Api { reader: BufReader::new(stream), host, path, key })
@@ -69,6 +71,7 @@ impl Sink {
                         pipeline.cmd("PUBLISH").arg(channel).arg(payload);
                     }
                 }
+
                 // A pipeline's error names the command that failed.
                 let answers: redis::RedisResult<Vec<redis::Value>> = pipeline.query(connection);
                 answers.map(drop).map_err(|error| match error.code() {
@@ -93,6 +96,7 @@ impl Sink {
                     requests.extend_from_slice(payload);
                     requests.push(b'}');
                 }
+
                 reader.get_mut().write_all(&requests).context("publishing over HTTP failed")?;
                 for _ in batch {
                     answer(reader).context("publishing over HTTP failed")?;
@@ -114,7 +118,7 @@ pub fn redis_connection(url: &str) -> Result<redis::Connection> {
     Ok(connection)
 }
 
-/// Without its password.
+/// The URL without its user and password.
 pub fn redacted(url: &str) -> String {
     match (url.split_once("://"), url.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, host))) => format!("{scheme}://***@{host}"),
@@ -122,11 +126,12 @@ pub fn redacted(url: &str) -> String {
     }
 }
 
-/// One HTTP/1.1 answer with a Content-Length, as the gateway sends it.
+/// Reads one HTTP/1.1 answer with a Content-Length, as the gateway sends it.
 fn answer(reader: &mut BufReader<TcpStream>) -> Result<()> {
     let mut line = String::new();
     reader.read_line(&mut line)?;
     let status = line.split(' ').nth(1).unwrap_or_default().to_owned();
+
     let mut length = 0;
     loop {
         line.clear();
@@ -142,9 +147,11 @@ fn answer(reader: &mut BufReader<TcpStream>) -> Result<()> {
             length = value.trim().parse().context("Content-Length")?;
         }
     }
+
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
     let text = String::from_utf8_lossy(&body);
+
     match status.as_str() {
         "200" if !text.contains(r#""error""#) => Ok(()),
         "401" => bail!("status 401: --api-key is none of the gateway's (api.keys)"),

@@ -60,13 +60,16 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.counts.add(&other.counts);
         self.measured += other.measured;
+
         for (mine, others) in self.latency.iter_mut().zip(&other.latency) {
-            // Same bounds, so nothing is out of range.
+            // The bounds are the same, so nothing is out of range.
             let _ = mine.add(others);
         }
         let _ = self.handshake.add(&other.handshake);
+
         self.attempts += other.attempts;
         self.refusals += other.refusals;
+
         for (mine, others) in [
             (&mut self.failures, &other.failures),
             (&mut self.closes, &other.closes),

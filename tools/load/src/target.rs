@@ -8,15 +8,15 @@ use anyhow::{Context as _, Result, bail};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 
-/// The key and its answer in RFC 6455 section 1.3: it proves that a WebSocket server answers, and
-/// needs no SHA-1 a connection.
+/// The key and its answer in RFC 6455, section 1.3. The answer proves that a WebSocket server is
+/// there, and a constant key needs no SHA-1 for each connection.
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 pub const ACCEPT: &[u8] = b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
 /// One server, or several replicas that clients are spread over in turn.
 pub struct Target {
     peers: Vec<Peer>,
-    /// Connections leave from these in turn.
+    /// The local addresses that connections leave from, in turn.
     sources: Vec<IpAddr>,
 }
 
@@ -24,7 +24,7 @@ pub struct Peer {
     pub address: SocketAddr,
     pub tls: Option<(Arc<rustls::ClientConfig>, ServerName<'static>)>,
     host: String,
-    /// With {user}, {n} and {channel}.
+    /// The path with {user} and {channel}.
     path: String,
 }
 
@@ -53,11 +53,13 @@ impl Peer {
         let Some((scheme, rest)) = url.split_once("://") else {
             bail!("--url {url}: write it like ws://127.0.0.1:8000/ws");
         };
+
         let (tls, port) = match scheme {
             "ws" => (false, 80),
             "wss" => (true, 443),
             other => bail!("--url {url}: {other} is not supported; use ws or wss"),
         };
+
         let (host, path) = rest.find('/').map_or((rest, "/"), |at| rest.split_at(at));
         let bare = |name: &str| name.trim_matches(['[', ']']).to_owned();
         let explicit = host.rsplit_once(':').filter(|(name, _)| !name.ends_with(':'));
@@ -68,17 +70,19 @@ impl Peer {
             }
             _ => (bare(host), port),
         };
+
         let address = (name.as_str(), port)
             .to_socket_addrs()
             .with_context(|| format!("--url {url}: cannot resolve {name}"))?
             .next()
             .with_context(|| format!("--url {url}: {name} has no address"))?;
+
         let tls =
             if tls { Some((tls_config(authorities)?, ServerName::try_from(name)?)) } else { None };
         Ok(Peer { address, tls, host: host.to_owned(), path: path.to_owned() })
     }
 
-    /// The token goes into a header: the one carrier that no log holds.
+    /// The text of the handshake. The token goes into a header: the one carrier that no log holds.
     pub fn handshake(&self, user: &str, channel: &str, token: Option<&str>) -> String {
         let path = self.path.replace("{user}", user).replace("{channel}", channel);
         let authorization =
@@ -102,9 +106,11 @@ fn tls_config(authorities: Option<&Path>) -> Result<Arc<rustls::ClientConfig>> {
     } else {
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     }
+
     if roots.is_empty() {
         bail!("no certificate authority to trust: install ca-certificates, or name one with --ca");
     }
+
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
@@ -134,6 +140,7 @@ mod tests {
     fn an_url_says_where_and_what() {
         let target = target("ws://127.0.0.1:8000/sub/{channel}").unwrap();
         assert_eq!(target.address.to_string(), "127.0.0.1:8000");
+
         let text = target.handshake("u1", "post:42", Some("abc"));
         assert!(text.starts_with("GET /sub/post:42 HTTP/1.1\r\nHost: 127.0.0.1:8000\r\n"));
         assert!(text.contains("\r\nAuthorization: Bearer abc\r\n"));

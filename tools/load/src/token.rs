@@ -9,13 +9,13 @@ use hmac::{Hmac, Mac as _};
 use serde_json::{Map, Value};
 
 pub enum Tokens {
-    /// Of an anonymous endpoint, or one that asks for none.
+    /// No token: the endpoint is anonymous or asks for none.
     None,
     Minted {
         secret: Vec<u8>,
         claims: Map<String, Value>,
     },
-    /// Taken in turn; with each, the user that it names.
+    /// Tokens to take in turn, each with the user that it names.
     Given(Vec<(String, String)>),
 }
 
@@ -37,6 +37,7 @@ impl Tokens {
             })?;
             tokens.push((text, user));
         }
+
         if tokens.is_empty() {
             bail!("no token given: one JWT per line");
         }
@@ -68,13 +69,16 @@ impl Tokens {
 fn mint(secret: &[u8], extra: &Map<String, Value>, user: &str) -> String {
     let day = std::time::SystemTime::now() + std::time::Duration::from_secs(86_400);
     let expires = day.duration_since(std::time::UNIX_EPOCH).map_or(u64::MAX, |d| d.as_secs());
+
     let mut claims = Map::new();
     claims.insert("sub".into(), user.into());
     claims.insert("userId".into(), user.into());
     claims.insert("exp".into(), expires.into());
     claims.extend(extra.iter().map(|(name, value)| (name.clone(), value.clone())));
+
     let header = BASE64URL.encode(br#"{"alg":"HS256","typ":"JWT"}"#);
     let mut token = format!("{header}.{}", BASE64URL.encode(Value::Object(claims).to_string()));
+
     // HMAC takes a key of any length.
     if let Ok(mut mac) = Hmac::<sha2::Sha256>::new_from_slice(secret) {
         mac.update(token.as_bytes());
@@ -102,6 +106,7 @@ mod tests {
             .decode("AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow")
             .unwrap();
         let input = "eyJ0eXAiOiJKV1QiLA0KICJhbGciOiJIUzI1NiJ9.eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
+
         let mut mac = Hmac::<sha2::Sha256>::new_from_slice(&key).unwrap();
         mac.update(input.as_bytes());
         let expected = "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
@@ -113,6 +118,7 @@ mod tests {
         let tokens = Tokens::minted("secret", Some(r#"{"plan":"pro","exp":5}"#)).unwrap();
         let token = tokens.token(3).unwrap();
         assert_eq!(user_of(&token).unwrap(), "u3");
+
         let claims = BASE64URL.decode(token.split('.').nth(1).unwrap()).unwrap();
         let claims: Value = serde_json::from_slice(&claims).unwrap();
         assert_eq!((&claims["plan"], &claims["exp"]), (&"pro".into(), &5.into()));

@@ -2,15 +2,16 @@
 
 use crate::token::Tokens;
 
-/// Channels that many share have the numbers from 0; then each client's own follows.
+/// Channels that many clients share have the numbers from 0; each client's own channel follows.
 pub struct Topology {
-    /// With {n}, the number of the channel, and how many there are.
+    /// The name of a shared channel, with {n} for its number, and how many there are.
     pub shared: Option<(String, usize)>,
-    /// With {user}.
+    /// The name of a client's own channel, with {user} and {n} for the client.
     pub own: Option<String>,
     /// The server subscribes every client to its own channel (or without one to the shared one).
     pub auto: bool,
-    /// If set, the first so many clients have only the shared channel, and the others only their own.
+    /// If set, the first so many clients have only the shared channel, and the others only
+    /// their own.
     pub bystanders: Option<usize>,
     pub clients: usize,
 }
@@ -41,8 +42,8 @@ impl Topology {
         self.bystanders.is_some_and(|bystanders| client < bystanders)
     }
 
-    /// Which load thread has the client. Bystanders have the first one: what they wait for must not
-    /// be the driver, busy with those that come back.
+    /// The load thread that has the client. Bystanders have the first one to themselves: what they
+    /// wait for must not be a driver that is busy with returning clients.
     pub fn thread_of(&self, client: usize, threads: usize) -> usize {
         match self.bystanders {
             Some(_) if threads > 1 && self.is_bystander(client) => 0,
@@ -61,14 +62,14 @@ impl Topology {
         (!self.is_bystander(client)).then_some(self.shared_channels() + client)
     }
 
-    /// What the client has to ask for.
+    /// The channels that the client has to ask for.
     pub fn to_subscribe(&self, client: usize, tokens: &Tokens) -> Vec<String> {
         let shared = self.shared_of(client).filter(|_| !self.auto || self.own.is_some());
         let own = self.own_of(client).filter(|_| !self.auto);
         shared.into_iter().chain(own).map(|channel| self.name(channel, tokens)).collect()
     }
 
-    /// How many deliveries one publication makes.
+    /// The number of deliveries that one publication makes.
     pub fn subscribers(&self, channel: usize) -> usize {
         match &self.shared {
             Some((_, count)) if channel < *count => {

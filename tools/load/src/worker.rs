@@ -1,5 +1,6 @@
-//! A load thread: one readiness loop over its share of the clients. Opens them, brings them back,
-//! cuts them off. One read buffer serves all: a client that waits owns no memory for it.
+//! A load thread: one readiness loop over its share of the clients. The thread opens them, brings
+//! them back and cuts them off. One read buffer serves all: a client that waits owns no memory for
+//! it. What a client makes of its bytes is `client`'s business.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -23,11 +24,11 @@ const BATCH: usize = 1024;
 pub const WAKE: Token = Token(usize::MAX);
 
 pub enum Command {
-    /// Connects all, so many at once.
+    /// Connects all clients, so many at once.
     Open(usize),
     /// Aborts the TCP connection of all but the bystanders.
     Cut,
-    /// With the last sequence number of each channel.
+    /// Ends the thread, and gives it the last sequence number of each channel.
     Stop(Arc<Vec<u32>>),
 }
 
@@ -51,7 +52,8 @@ pub struct Worker {
     unopened: usize,
     opening: usize,
     timers: BinaryHeap<Reverse<(u64, usize, Timer)>>,
-    /// Attempts by their beginning, each with the client's slot: all have the same time.
+    /// Attempts by their beginning, each with the client's slot. All have the same time, so the
+    /// first one runs out first.
     attempts: VecDeque<(u64, usize)>,
 }
 
@@ -64,6 +66,7 @@ impl Worker {
     ) -> Self {
         let here = |client: &usize| plan.topology.thread_of(*client, threads) == thread;
         let indices = (0..plan.topology.clients).filter(here);
+
         Worker {
             plan: Arc::clone(plan),
             shared: Arc::clone(shared),
@@ -91,12 +94,15 @@ impl Worker {
                     Command::Stop(last) => return Ok(self.stop(&last)),
                 }
             }
+
             self.open_more();
             self.fire_timers();
+
             match self.poll.poll(&mut events, Some(self.patience())) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                 _ => {}
             }
+
             let phases = self.shared.phases();
             let before = (self.tally.counts.delivered, self.tally.measured);
             for event in &events {
@@ -105,6 +111,7 @@ impl Worker {
                     self.serve(slot, event.is_readable(), event.is_writable(), phases);
                 }
             }
+
             let delivered = self.tally.counts.delivered - before.0;
             if delivered > 0 {
                 self.shared.last_delivery.fetch_max(clock::now(), Relaxed);
@@ -146,6 +153,7 @@ impl Worker {
         let now = clock::now();
         client.began = now;
         client.state = State::Connecting;
+
         match Link::open(&self.plan.target, client.index, self.poll.registry(), Token(slot)) {
             Ok(link) => {
                 client.opened(link, now, self.shared.publishing.load(Relaxed));
@@ -170,12 +178,15 @@ impl Worker {
                 }
             }
         }
+
         while let Some(&(began, slot)) = self.attempts.front() {
             if began + self.plan.timeout > now {
                 break;
             }
             self.attempts.pop_front();
+
             let client = &self.clients[slot];
+            // The client may have begun another attempt since.
             if client.began == began && client.link.is_some() && client.state != State::Ready {
                 self.ended(slot, &End::Timeout);
             }
@@ -189,6 +200,7 @@ impl Worker {
         if writable {
             result = client.writable(&self.plan);
         }
+
         if readable && result.is_ok() {
             let mut context = Context {
                 plan: &self.plan,
@@ -200,6 +212,8 @@ impl Worker {
             };
             result = client.readable(&mut self.buffer, &mut context);
         }
+
+        // One read can make a client ready and end it, too.
         if before != State::Ready && client.state == State::Ready {
             self.became_ready(slot);
         }
@@ -213,6 +227,7 @@ impl Worker {
         let now = clock::now();
         self.shared.last_ready.fetch_max(now, Relaxed);
         self.shared.ready.fetch_add(1, Release);
+
         if let Some((one_in, every)) = self.plan.churn
             && self.clients[slot].index.is_multiple_of(one_in)
         {
@@ -226,6 +241,7 @@ impl Worker {
         if let Some(link) = client.link.take() {
             link.abort();
         }
+
         let was_ready = client.state == State::Ready;
         if was_ready {
             self.shared.ready.fetch_sub(1, Release);
@@ -233,6 +249,7 @@ impl Worker {
         } else {
             self.opening -= 1;
         }
+
         match self.plan.retry.filter(|_| end.may_retry()) {
             Some(backoff) => {
                 if !was_ready && !end.put_off() {
@@ -254,12 +271,14 @@ impl Worker {
         }
     }
 
-    /// What connecting took before is forgotten: the figures are those of the return.
+    /// Cuts off all clients but the bystanders. What connecting took before is forgotten: the
+    /// figures are those of the return.
     fn cut_all(&mut self) {
         self.tally.handshake.reset();
         self.tally.attempts = 0;
         self.tally.refusals = 0;
         self.tally.failures.clear();
+
         for slot in 0..self.clients.len() {
             let client = &self.clients[slot];
             if client.state == State::Ready && !self.plan.topology.is_bystander(client.index) {
@@ -268,7 +287,7 @@ impl Worker {
         }
     }
 
-    /// The client's network is gone. It comes back as clients do.
+    /// Ends a client's connection as a lost network does. The client comes back after a wait.
     fn cut(&mut self, slot: usize) {
         let client = &mut self.clients[slot];
         if let Some(link) = client.link.take() {

@@ -1,5 +1,5 @@
-//! A drawing of figures over sizes: sizes logarithmic, figures from zero, so that what is flat looks
-//! flat.
+//! A drawing of figures over sizes. Sizes are logarithmic and figures start at zero, so that what
+//! is flat looks flat.
 
 use std::fmt::Write as _;
 
@@ -41,7 +41,7 @@ impl Frame {
     }
 }
 
-/// The next of 1, 2, 5, 10, 20, ...
+/// The next larger of 1, 2, 5, 10, 20, ...
 fn nice(most: f64) -> f64 {
     let power = 10f64.powf(most.max(1e-9).log10().floor());
     [1.0, 2.0, 5.0, 10.0]
@@ -59,6 +59,7 @@ pub fn svg(size: &str, unit: &str, lines: &[Line]) -> String {
          font-size=\"12\" style=\"background:#fff;margin:0 1rem 1rem 0\">\n"
     );
     axes(&mut out, &frame, (size, unit), lines);
+
     for (index, line) in lines.iter().enumerate() {
         let colour = COLOURS[index % COLOURS.len()];
         let mut path = String::new();
@@ -68,6 +69,7 @@ pub fn svg(size: &str, unit: &str, lines: &[Line]) -> String {
             let _ =
                 writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\" fill=\"{colour}\"/>");
         }
+
         let at = HEIGHT + 18.0 * index as f64;
         let _ = writeln!(
             out,
@@ -81,6 +83,7 @@ pub fn svg(size: &str, unit: &str, lines: &[Line]) -> String {
             escape(unit),
         );
     }
+
     out.push_str("</svg>\n");
     out
 }
@@ -100,6 +103,7 @@ fn axes(out: &mut String, frame: &Frame, (size, unit): (&str, &str), lines: &[Li
             escape(unit),
         );
     }
+
     let first = lines.first().map(|line| line.points.as_slice()).unwrap_or_default();
     for (x, _) in first {
         let _ = writeln!(
@@ -110,6 +114,7 @@ fn axes(out: &mut String, frame: &Frame, (size, unit): (&str, &str), lines: &[Li
             number(*x),
         );
     }
+
     let _ = writeln!(
         out,
         "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
@@ -134,6 +139,7 @@ mod tests {
             assert!((LEFT..=WIDTH).contains(&frame.x(*x)));
             assert!((TOP..=BOTTOM).contains(&frame.y(*y)));
         }
+
         let text = svg("channels", "us", &lines);
         assert!(text.contains("a &lt;b&gt;") && text.contains("<polyline"));
         assert!(svg("none", "us", &[]).contains("</svg>"));

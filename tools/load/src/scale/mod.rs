@@ -1,5 +1,6 @@
 //! `scale`: whether costs stay as they are while connections, channels, worker threads and replicas
-//! grow. Starts Redis and gateways as `suite` does, and draws a line through each series.
+//! grow. It starts Redis and gateways as `suite` does, and draws a line through each series. What
+//! grows, and by how much, is in `series`.
 
 mod chart;
 mod output;
@@ -14,7 +15,7 @@ use crate::suite::processes::{Pins, Processes, Server};
 use crate::suite::{self, Side};
 use series::{Column, Point, Series, Step, Together};
 
-/// The medians of one point, in the order of its columns.
+/// A series, and the medians of each of its points in the order of the columns.
 pub struct Measured {
     pub series: Series,
     pub values: Vec<Vec<Option<f64>>>,
@@ -22,23 +23,27 @@ pub struct Measured {
 
 pub fn scale(args: &Suite) -> Result<bool> {
     let gateway = suite::prepare(args)?;
+
     let all = series::all(args.quick);
     let names: Vec<&str> = all.iter().map(|series| series.name).collect();
     let wanted = |name: &str| suite::wanted(name, &args.only);
     if !names.iter().any(|name| wanted(name)) {
         bail!("--only {}: there is {}", args.only.join(", "), names.join(", "));
     }
+
     let folder = tempfile::tempdir()?;
     let processes = Processes::new(folder.path(), Pins::find())?;
     let rounds = if args.quick { 1 } else { args.rounds.max(1) };
     let mut climb = Climb { processes, gateway, wrong: 0 };
     let mut measured = Vec::new();
+
     for series in all.into_iter().filter(|series| wanted(series.name)) {
         let values = climb.series(&series, rounds)?;
         let done = Measured { series, values };
         output::print(&done);
         measured.push(done);
     }
+
     let Climb { processes, gateway, wrong } = climb;
     let about = suite::output::About {
         gateway: &gateway,
@@ -47,6 +52,7 @@ pub fn scale(args: &Suite) -> Result<bool> {
         rounds,
     };
     output::write(&args.out, &about, &measured)?;
+
     if wrong > 0 {
         println!("{wrong} runs were wrong: see above");
     }
@@ -74,6 +80,7 @@ impl Climb {
                     of.extend(figure);
                 }
             }
+
             values.push(found.into_iter().map(median).collect());
         }
         Ok(values)
@@ -88,7 +95,7 @@ impl Climb {
         Ok(figures)
     }
 
-    /// Fresh servers each time: their memory is that of this step alone.
+    /// Runs a step against fresh servers: their memory is that of this step alone.
     fn step(&mut self, point: &Point, step: &Step) -> Result<Vec<Value>> {
         let servers: Vec<Server> = match step.side {
             Side::Floor => vec![self.processes.floor()?],
@@ -96,9 +103,11 @@ impl Climb {
                 .map(|_| self.processes.gateway(&self.gateway, point.setting))
                 .collect::<Result<_>>()?,
         };
+
         let servers: Vec<&Server> = servers.iter().collect();
         let groups: Vec<&[&Server]> =
             if step.each { servers.chunks(1).collect() } else { vec![&servers] };
+
         let processes = &self.processes;
         let results: Vec<_> = std::thread::scope(|scope| {
             let runs: Vec<_> = groups
@@ -112,6 +121,7 @@ impl Climb {
                 .collect();
             runs.into_iter().map(|run| run.join().expect("a driver's thread")).collect()
         });
+
         let mut reports = Vec::new();
         for result in results {
             let (report, wrong) = result?;
@@ -131,6 +141,7 @@ fn together(column: &Column, reports: &[Value]) -> Option<f64> {
     if figures.len() < reports.len() || figures.is_empty() {
         return None;
     }
+
     let sum: f64 = figures.iter().sum();
     Some(match column.together {
         Together::Sum => sum,
@@ -151,6 +162,7 @@ mod tests {
         assert_eq!(together(&column(Together::Sum), &reports), Some(4.0));
         assert_eq!(together(&column(Together::Mean), &reports), Some(2.0));
         assert_eq!(together(&column(Together::Most), &reports), Some(3.0));
+
         let lacking = [json!({"figures": {"a": 1.0}}), json!({"figures": {}})];
         assert_eq!(together(&column(Together::Sum), &lacking), None);
     }

@@ -25,6 +25,7 @@ impl Measured {
             .map(|c| format!("{} {}", c.text, c.unit).trim().to_owned())
             .collect::<Vec<_>>();
         let titles = std::iter::once(self.series.size.to_owned()).chain(titles).collect();
+
         let lines = self.series.points.iter().zip(&self.values).map(|(point, values)| {
             let values = values.iter().map(|value| value.map_or("-".to_owned(), number));
             std::iter::once(point.label.clone()).chain(values).collect()
@@ -49,6 +50,7 @@ impl Measured {
             .iter()
             .map(|c| json!({"key": c.key, "text": c.text, "unit": c.unit}))
             .collect();
+
         let points: Vec<Value> = self
             .series
             .points
@@ -56,6 +58,7 @@ impl Measured {
             .zip(&self.values)
             .map(|(point, values)| json!({"size": point.label, "values": values}))
             .collect();
+
         json!({"name": self.series.name, "size": self.series.size, "about": self.series.about,
                "columns": columns, "points": points})
     }
@@ -65,10 +68,12 @@ impl Measured {
         if self.series.points.len() < 2 {
             return String::new();
         }
+
         let columns = self.columns();
         let mut units: Vec<&str> = columns.iter().map(|column| column.unit).collect();
         units.sort_unstable();
         units.dedup();
+
         let of = |unit: &str| -> Vec<chart::Line> {
             let with = columns.iter().enumerate().filter(|(_, column)| column.unit == unit);
             with.map(|(index, column)| chart::Line {
@@ -83,6 +88,7 @@ impl Measured {
             })
             .collect()
         };
+
         let drawings = units.into_iter().filter(|unit| !unit.is_empty());
         drawings.map(|unit| chart::svg(self.series.size, unit, &of(unit))).collect()
     }
@@ -107,11 +113,14 @@ pub fn print(measured: &Measured) {
 pub fn write(folder: &Path, about: &About<'_>, measured: &[Measured]) -> Result<()> {
     let head = head(about);
     let path = |extension: &str| folder.join(format!("{}-scale.{extension}", head.name));
+
     let mut all = head.json;
     all["series"] = measured.iter().map(Measured::json).collect();
     report::write(&path("json"), &format!("{all:#}\n"))?;
+
     let tables: Vec<String> = measured.iter().map(Measured::markdown).collect();
     report::write(&path("md"), &format!("{}{}", head.markdown, tables.join("\n")))?;
+
     let sections: String = measured
         .iter()
         .map(|m| format!("<h2>{}</h2>\n<p>{}</p>\n{}\n", m.series.name, m.series.about, m.charts()))

@@ -1,4 +1,5 @@
-//! What is made larger, by how much, and what is measured at each size.
+//! What is made larger, by how much, and what is measured at each size. How it is run is
+//! in `scale`.
 
 use crate::suite::Side;
 use crate::suite::processes::Setting;
@@ -13,7 +14,7 @@ pub struct Series {
 
 pub struct Point {
     pub label: String,
-    /// Where it is drawn.
+    /// Its place on the x axis.
     pub x: f64,
     pub gateways: usize,
     pub setting: Setting,
@@ -109,10 +110,11 @@ fn point(x: usize, steps: Vec<Step>) -> Point {
     Point { label: x.to_string(), x: x as f64, gateways: 1, setting: Setting::DEFAULT, steps }
 }
 
-/// A tenth of everything, or less, tells whether it works.
+/// All series. A hundredth of the sizes tells whether everything works.
 pub fn all(quick: bool) -> Vec<Series> {
     let small = |full: usize| if quick { (full / 100).max(10) } else { full };
     let time = if quick { "--duration 400ms --warmup 100ms" } else { "--duration 5s --warmup 1s" };
+
     vec![
         connections(&small, time),
         workers(&small, time),
@@ -133,6 +135,7 @@ fn connections(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
         let idle = step(format!("idle -n {n} --settle {settle}"), IDLE);
         point(n, vec![idle, floor, step(lone, LONE), busy])
     });
+
     Series {
         name: "connections",
         size: "connections",
@@ -151,6 +154,7 @@ fn workers(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
         let setting = Setting { workers, pinned: false, ..Setting::DEFAULT };
         Point { setting, ..point(workers, steps) }
     });
+
     Series {
         name: "workers",
         size: "worker threads",
@@ -167,6 +171,7 @@ fn channels(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
         let setting = Setting { own, ..Setting::DEFAULT };
         Point { setting, ..point(users * own, vec![step(work, UNICAST)]) }
     });
+
     Series {
         name: "channels",
         size: "channels",
@@ -204,9 +209,11 @@ fn fleet(small: &dyn Fn(usize) -> usize, time: &str) -> Series {
     let settle = if small(100) < 100 { "200ms" } else { "10s" };
     let rate =
         if small(100) < 100 { time.to_owned() } else { "--duration 20s --warmup 2s".to_owned() };
+
     let idle = Step { each: true, ..step(format!("idle -n {each} --settle {settle}"), IDLE) };
     let all = format!("fanout -n {each} --channel post:{{i}} --rate 0.4 {rate}");
     let all = Step { each: true, ..step(all, FLEET) };
+
     Series {
         name: "fleet",
         size: "connections in 5 replicas",
@@ -225,6 +232,7 @@ fn storm(small: &dyn Fn(usize) -> usize) -> Series {
         let label = if handshakes > n { "no limit".to_owned() } else { handshakes.to_string() };
         Point { label, setting, ..point(handshakes, vec![step(work, STORM)]) }
     });
+
     Series {
         name: "storm",
         size: "limits.http_connections",

@@ -1,4 +1,4 @@
-//! `connect` and `idle`: what clients cost that only connect, and then only stay.
+//! `connect` and `idle`: what clients cost while they connect, and while they only stay.
 
 use anyhow::Result;
 
@@ -10,11 +10,13 @@ use crate::tally::Tally;
 pub fn connect(args: &Connect) -> Result<bool> {
     let mut report = Report::new("connect", args.clients.output.label.as_deref());
     let session = Session::new(&args.clients, Shape::of_channel(&args.clients, &args.channel, 1))?;
+
     let connected = session.connect(args.clients.connect_concurrency)?;
     session.progress.finish_and_clear();
     let known = session.processes.known();
     let total = args.clients.connections;
     let tally = session.fleet.stop(Vec::new())?;
+
     figures(&mut report, &connected, &tally, (total, known));
     let driver = connected.after.driver_cpu - connected.before.driver_cpu;
     busy_note(&mut report, driver, connected.seconds, args.clients.threads);
@@ -27,17 +29,20 @@ pub fn idle(args: &Idle) -> Result<bool> {
     let mut report = Report::new("idle", clients.output.label.as_deref());
     let session = Session::new(clients, Shape::of_channel(clients, &args.connect.channel, 1))?;
     let connected = session.connect(clients.connect_concurrency)?;
+
     session.progress.set_message("looking on");
-    // What connecting has left to do is not idling.
+    // Work that connecting has left behind is not idling.
     std::thread::sleep(std::time::Duration::from_secs(1).min(args.settle));
     let begin = session.processes.sample();
     std::thread::sleep(args.settle);
     let end = session.processes.sample();
+
     session.progress.finish_and_clear();
     let known = session.processes.known();
     let tally = session.fleet.stop(Vec::new())?;
     let total = clients.connections;
     figures(&mut report, &connected, &tally, (total, known));
+
     if known {
         let each = (end.rss_kib - connected.before.rss_kib) / total as f64;
         let cpu = (end.cpu - begin.cpu) / crate::clock::seconds(end.at - begin.at) * 100.0;
@@ -46,6 +51,7 @@ pub fn idle(args: &Idle) -> Result<bool> {
     } else {
         report.note("memory and CPU are the server's: give --pid where it runs on this machine");
     }
+
     report.finish(clients.output.json.as_deref(), clients.output.plot.as_deref())
 }
 
@@ -60,10 +66,12 @@ fn figures(
     report.figure("connect_s", "from nothing until all were", connected.seconds, "s");
     report.figure("connects_per_s", "connections", ready / connected.seconds.max(1e-9), "/s");
     report.percentiles("handshake", "handshake", &tally.handshake);
+
     if known {
         let each = (connected.after.cpu - connected.before.cpu) / ready.max(1.0) * 1e6;
         report.figure("cpu_us_per_handshake", "server CPU per handshake", each, "us");
     }
+
     report.kinds("failed", &tally.failures);
     report.kinds("closed", &tally.closes);
     if !connected.all {

@@ -1,5 +1,5 @@
-//! A bare Redis subscriber: one connection that measures when publications reach it. `redis-floor`
-//! is that alone, and other scenarios have it beside their clients.
+//! A bare Redis subscriber: one connection that measures when publications reach it. The scenario
+//! `redis-floor` is that alone; other scenarios have it beside their clients.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +28,7 @@ pub struct BareSubscriber {
 }
 
 impl BareSubscriber {
-    /// Of the first channel.
+    /// Subscribes to the first channel.
     pub fn start(sink: &SinkConfig, plan: &Arc<Plan>, measured_from: u64) -> Result<Self> {
         Self::counting(sink, plan, measured_from, None)
     }
@@ -45,11 +45,13 @@ impl BareSubscriber {
         if *durable {
             bail!("a bare Redis subscriber measures PUBLISH; leave out --durable");
         }
+
         let mut connection = redis_connection(url)?;
         let channel = format!("{prefix}{}", plan.topology.name(0, &plan.tokens));
         let stop = Arc::new(AtomicBool::new(false));
         let (flag, plan) = (Arc::clone(&stop), Arc::clone(plan));
         let (subscribed, confirmation) = std::sync::mpsc::channel();
+
         let run = move || -> Result<Histogram<u64>> {
             let mut latency = histogram();
             let mut window = shared.as_ref().map(|shared| shared.window.of_thread(0));
@@ -57,6 +59,7 @@ impl BareSubscriber {
             subscriber.subscribe(channel)?;
             let _ = subscribed.send(());
             subscriber.set_read_timeout(Some(Duration::from_millis(100)))?;
+
             while !flag.load(Ordering::Acquire) {
                 let message = match subscriber.get_message() {
                     Ok(message) => message,
@@ -64,6 +67,7 @@ impl BareSubscriber {
                     Err(error) => return Err(error.into()),
                 };
                 let Some(event) = plan.events.find(message.get_payload_bytes()) else { continue };
+
                 if event.intended >= measured_from {
                     record(&mut latency, clock::now().saturating_sub(event.intended));
                 }
@@ -74,6 +78,7 @@ impl BareSubscriber {
             }
             Ok(latency)
         };
+
         let handle = std::thread::Builder::new().name("bare".to_owned()).spawn(run)?;
         let bare = BareSubscriber { handle, stop };
         match confirmation.recv_timeout(Duration::from_secs(5)) {
@@ -94,11 +99,12 @@ impl BareSubscriber {
 pub fn redis_floor(args: &RedisFloor) -> Result<bool> {
     let mut report = Report::new("redis-floor", args.output.label.as_deref());
     let (sink, pace) = (args.publish.sink()?, args.run.pace()?);
+
     let shared = Some((args.channel.clone(), 1));
     let topology = Topology { shared, own: None, auto: false, bystanders: None, clients: 1 };
     let window = Window::new(true, &topology, 1);
     let plan = Arc::new(Plan {
-        // Nobody connects there.
+        // No client connects there.
         target: Target::new(&["ws://127.0.0.1".to_owned()], Vec::new(), None)?,
         tokens: Tokens::None,
         topology,
@@ -108,14 +114,18 @@ pub fn redis_floor(args: &RedisFloor) -> Result<bool> {
         timeout: 0,
         churn: None,
     });
+
     let shared = Arc::new(Shared::new(window));
     let begin = clock::now() + 100_000_000;
     let measured_from = begin + clock::nanos(args.run.warmup);
     let bare = BareSubscriber::counting(&sink, &plan, measured_from, Some(Arc::clone(&shared)))?;
     let schedule = Schedule { pace, until: args.run.until(), begin, measured_from, channels: 0..1 };
     let published = Publisher::start(&plan, &shared, &sink, schedule)?.join()?;
+
+    // The last publications have this long to arrive.
     std::thread::sleep(Duration::from_millis(200));
     let latency = bare.stop()?;
+
     report.figure("published", "published", published.measured as f64, "");
     report.figure("delivered", "delivered", latency.len() as f64, "");
     report.percentiles("latency", "latency", &latency);

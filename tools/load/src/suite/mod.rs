@@ -1,5 +1,5 @@
-//! `suite`: the project's own comparison on one machine. Starts Redis, the floor and a gateway, runs
-//! the scenarios against both in turn, each in a process of its own, and prints one table.
+//! `suite`: the project's own comparison on one machine. It starts Redis, the floor and a gateway,
+//! runs the scenarios against both in turn, each in a process of its own, and prints one table.
 
 pub mod output;
 pub mod processes;
@@ -30,7 +30,8 @@ impl Side {
         }
     }
 
-    /// Each has its own, so that what one is sent is not the other's work.
+    /// Each side has channels of its own in Redis, so that what one is sent is not the
+    /// other's work.
     pub fn prefix(self) -> &'static str {
         match self {
             Side::Floor => "floor:",
@@ -59,12 +60,14 @@ pub fn suite(args: &Suite) -> Result<bool> {
     let most = scale.many.max(scale.users);
     crate::scenario::enough_files(most, 1)?;
     let rounds = if args.quick { 1 } else { args.rounds.max(1) };
+
     let selected: Vec<&Row> =
         rows::ROWS.iter().filter(|row| wanted(row.name, &args.only)).collect();
     if selected.is_empty() {
         let names: Vec<&str> = rows::ROWS.iter().map(|row| row.name).collect();
         bail!("--only {}: there is {}", args.only.join(", "), names.join(", "));
     }
+
     let folder = tempfile::tempdir()?;
     let processes = Processes::new(folder.path(), Pins::find())?;
     let mut bench = Bench { processes, gateway, scale, rounds, measured: Vec::new(), wrong: 0 };
@@ -74,20 +77,23 @@ pub fn suite(args: &Suite) -> Result<bool> {
             bench.row(row, rounds)?;
         }
     }
+
     let Bench { processes, measured, wrong, gateway, .. } = bench;
     let pins = processes.pins.describe();
     drop(processes);
+
     let table = output::Table::new(&selected, &measured, args.quick);
     table.print();
     let about = output::About { gateway: &gateway, pins, quick: args.quick, rounds };
     output::write(&args.out, &about, &table, &measured)?;
+
     if wrong > 0 {
         println!("{wrong} runs were wrong: see above");
     }
     Ok(wrong == 0)
 }
 
-/// Where the gateway is; the folder for the results is there then.
+/// Finds the gateway, and makes the folder for the results.
 pub fn prepare(args: &Suite) -> Result<PathBuf> {
     let gateway = args.gateway.canonicalize().with_context(|| {
         format!("--gateway {}: not there; `make build` builds it", args.gateway.display())
@@ -122,6 +128,7 @@ impl Bench {
         let Some(row) = rows::ROWS.iter().find(|row| row.name == rows::CAPACITY) else {
             return Ok(());
         };
+
         let shown = selected.iter().any(|other| other.name == row.name);
         match (needed, shown) {
             (true, true) => self.row(row, self.rounds),
@@ -144,13 +151,14 @@ impl Bench {
         Ok(())
     }
 
-    /// A fresh server each time: its memory is that of this run alone.
+    /// Runs a row once against a fresh server: its memory is that of this run alone.
     fn run(&mut self, row: &'static Row, side: Side, round: usize) -> Result<()> {
         let capacity = self.median(rows::CAPACITY, side, "deliveries_per_s");
         let server = match side {
             Side::Floor => self.processes.floor()?,
             Side::Tollgate => self.processes.gateway(&self.gateway, Setting::DEFAULT)?,
         };
+
         let arguments = rows::arguments(&row.work, &self.scale, capacity);
         let (report, wrong) = self.processes.drive(&arguments, side, &[&server])?;
         if let Some(said) = wrong {

@@ -1,5 +1,5 @@
-//! What the suite leaves behind: the table on the terminal and as Markdown, all results as JSON, the
-//! latencies as a drawing.
+//! What the suite leaves behind: the table on the terminal and as Markdown, all results as JSON,
+//! the latencies as a drawing.
 
 use std::path::Path;
 use std::process::Command;
@@ -49,20 +49,24 @@ impl Table {
             };
             median(measured.iter().filter(fits).filter_map(|m| m.figure(key)).collect())
         };
+
         let mut lines = Vec::new();
         for row in rows {
             for cell in row.cells {
                 let floor = of(row.name, Side::Floor, None, cell.key);
                 let tollgate = of(row.name, Side::Tollgate, None, cell.key);
+
                 let pairs =
                     measured.iter().filter(|m| m.row == row.name && m.side == Side::Tollgate);
-                // Of each pair, whose halves saw the same machine; then the median.
+                // The halves of a pair saw the same machine, so the ratio is the median of the
+                // pairs' ratios.
                 let ratios = pairs.filter_map(|tollgate| {
                     let floor = of(row.name, Side::Floor, Some(tollgate.round), cell.key)?;
                     (floor > 0.0).then_some(tollgate.figure(cell.key)? / floor)
                 });
                 let ratio = median(ratios.collect());
                 let met = if quick { None } else { cell.target.met(tollgate, ratio) };
+
                 lines.push(Line {
                     text: cell.text,
                     key: format!("{}.{}", row.name, cell.key),
@@ -84,6 +88,7 @@ impl Table {
             let value = |value: Option<f64>| {
                 value.map_or("-".to_owned(), |v| format!("{} {}", number(v), line.unit))
             };
+
             let ratio = line.ratio.map_or("-".to_owned(), |ratio| format!("{ratio:.2}x"));
             let verdict = match line.met {
                 Some(true) => ", met",
@@ -93,6 +98,7 @@ impl Table {
             let target = format!("{}{verdict}", line.target.text());
             [line.text.to_owned(), value(line.floor), value(line.tollgate), ratio, target]
         });
+
         std::iter::once(head).chain(lines).collect()
     }
 
@@ -136,7 +142,7 @@ impl Table {
 
 /// What every result begins with: when, what and on what.
 pub struct Head {
-    /// Of the files.
+    /// The name of the files, without their extension.
     pub name: String,
     pub title: String,
     pub markdown: String,
@@ -146,9 +152,11 @@ pub struct Head {
 pub fn head(about: &About<'_>) -> Head {
     let commit = said("git", &["rev-parse", "--short", "HEAD"]).unwrap_or("unknown".to_owned());
     let version = said(&about.gateway.display().to_string(), &["--version"]).unwrap_or_default();
+
     let (date, machine) = (report::date(), report::machine());
     let day = date.split('T').next().unwrap_or_default();
     let text = |value: &Value| value.to_string().trim_matches('"').to_owned();
+
     let quick = if about.quick { " A quick round: it says nothing about speed." } else { "" };
     let markdown = format!(
         "# {version}, commit {commit}\n\n{date}. {}, {} cores, Linux {}; {}. Medians of {} rounds, a \
@@ -159,6 +167,7 @@ pub fn head(about: &About<'_>) -> Head {
         about.pins,
         about.rounds,
     );
+
     Head {
         name: format!("{day}-{commit}"),
         title: format!("{version}, {commit}"),
@@ -173,12 +182,14 @@ pub fn head(about: &About<'_>) -> Head {
 pub fn write(folder: &Path, about: &About<'_>, table: &Table, measured: &[Measured]) -> Result<()> {
     let head = head(about);
     let path = |extension: &str| folder.join(format!("{}.{extension}", head.name));
+
     let mut all = head.json;
     all["table"] = table.json();
     all["runs"] = measured
         .iter()
         .map(|m| json!({"row": m.row, "side": m.side.name(), "round": m.round, "result": m.report}))
         .collect();
+
     report::write(&path("json"), &format!("{all:#}\n"))?;
     report::write(&path("md"), &format!("{}{}", head.markdown, table.markdown()))?;
     report::write(&path("html"), &plot::html(&head.title, &curves(measured)))?;
@@ -186,7 +197,7 @@ pub fn write(folder: &Path, about: &About<'_>, table: &Table, measured: &[Measur
     Ok(())
 }
 
-/// The first round's.
+/// The latency curves of the first round.
 fn curves(measured: &[Measured]) -> Vec<Curve> {
     let first = measured.iter().filter(|m| m.round == 1 && m.row.starts_with("latency"));
     first
@@ -224,6 +235,7 @@ mod tests {
             all.push(measured(Side::Floor, round, floor));
             all.push(measured(Side::Tollgate, round, tollgate));
         }
+
         let table = Table::new(&[&ROWS[0]], &all, false);
         let line = &table.lines[0];
         assert_eq!((line.floor, line.tollgate), (Some(3.0), Some(3.3)));

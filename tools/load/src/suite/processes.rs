@@ -1,5 +1,5 @@
 //! What the suite starts: Redis, a gateway, a floor, drivers; each on its core. All of it ends with
-//! the suite, also when that panics or is interrupted.
+//! the suite, also when the suite panics or is interrupted.
 
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
@@ -15,7 +15,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use super::{SECRET, Side};
 
-/// What an interrupt has to stop.
+/// The processes that an interrupt has to stop.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// One core for the server under test, another for the load and Redis.
@@ -53,7 +53,7 @@ impl Pins {
     }
 }
 
-/// What a gateway is set to where a series varies it.
+/// The settings of a gateway that a series varies.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
     pub workers: usize,
@@ -61,7 +61,7 @@ pub struct Setting {
     pub own: usize,
     /// Handshakes that may be under way at once.
     pub handshakes: usize,
-    /// Bound to the servers' core.
+    /// Whether the gateway is bound to the server's core.
     pub pinned: bool,
 }
 
@@ -69,14 +69,14 @@ impl Setting {
     pub const DEFAULT: Setting = Setting { workers: 1, own: 1, handshakes: 100_000, pinned: true };
 }
 
-/// A process that ends when this goes.
+/// A process that ends when this value is dropped.
 pub struct Server {
     child: Child,
     pub port: u16,
 }
 
 impl Server {
-    /// taskset becomes the program, so this is the program's own.
+    /// The program's own id: taskset becomes the program.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -112,6 +112,7 @@ impl Processes {
         let port = free_port()?;
         let config = self.folder.join(format!("tollgate-{port}.toml"));
         std::fs::write(&config, configuration(port, free_port()?, self.redis.port, setting))?;
+
         let mut command = match setting.pinned {
             true => self.pins.command(program, true),
             false => Command::new(program),
@@ -142,8 +143,9 @@ impl Processes {
         let mut arguments: Vec<String> = work.to_vec();
         let mut add = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
         let path = if side == Side::Floor { "/sub/{channel}" } else { "/ws" };
-        // Beyond half of the 28,000 ports that one address has to another, finding a free one takes the
-        // kernel longer than a handshake.
+
+        // One address has 28,000 ports to another. Beyond half of them, finding a free one takes
+        // the kernel longer than a handshake.
         let addresses = servers.iter().flat_map(|server| {
             [1, 2, 3].map(|host| format!("ws://127.0.0.{host}:{}{path}", server.port))
         });
@@ -151,11 +153,13 @@ impl Processes {
         let pids = servers.iter().map(|server| server.pid().to_string());
         add("--pid", pids.collect::<Vec<_>>().join(","));
         add("--json", json.path().display().to_string());
+
         if !matches!(work[0].as_str(), "connect" | "idle") {
             add("--redis", format!("redis://127.0.0.1:{}", self.redis.port));
             add("--redis-pid", self.redis.pid().to_string());
             add("--redis-prefix", side.prefix().to_owned());
         }
+
         if side == Side::Floor {
             arguments.push("--raw".to_owned());
         } else {
@@ -164,11 +168,13 @@ impl Processes {
                 arguments.push("--auto".to_owned());
             }
         }
+
         let said = self.driver(&arguments)?;
         let text = std::fs::read_to_string(json.path())?;
         if text.is_empty() {
             bail!("it could not be run: {said}");
         }
+
         let report: Value = serde_json::from_str(&text)?;
         let wrong = report["problems"].as_array().is_some_and(|problems| !problems.is_empty());
         Ok((report, wrong.then_some(said)))
@@ -178,6 +184,7 @@ impl Processes {
         let mut command = self.pins.command(&std::env::current_exe()?, false);
         command.args(arguments).stdin(Stdio::null());
         let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+
         let pid = child.id();
         remember(pid);
         let output = child.wait_with_output();
@@ -191,11 +198,13 @@ impl Processes {
 fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     let file = File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+
     let child = command.spawn()?;
     remember(child.id());
     let mut server = Server { child, port };
+
     let end = Instant::now() + Duration::from_secs(20);
-    // An open port is the public listener's: it accepts when the rest is up.
+    // The port is the public listener's, which accepts when the rest is up.
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         let ended = server.child.try_wait()?;
         if ended.is_some() || Instant::now() > end {
@@ -205,6 +214,7 @@ fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
+
     Ok(server)
 }
 
@@ -213,6 +223,7 @@ fn configuration(port: u16, admin: u16, redis: u16, setting: Setting) -> String 
         format!("[[channels]]\npattern = \"own{n}:{{user}}\"\nallow = \"owner\"\nauto_subscribe = true\n")
     });
     let further: String = further.collect();
+
     format!(
         r#"[server]
 listen = "0.0.0.0:{port}"
@@ -265,9 +276,10 @@ fn forget(pid: u32) {
 fn stop_on_signals(folder: PathBuf) -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|error| anyhow!("signals: {error}"))?;
+
     std::thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            // Kept locked, so that nothing more is started.
+            // The list stays locked, so that nothing more is started.
             if let Ok(running) = RUNNING.lock() {
                 for pid in running.iter().filter_map(|pid| Pid::from_raw(*pid as i32)) {
                     let _ = kill_process(pid, Signal::KILL);

@@ -1,4 +1,4 @@
-//! What the suite measures, in which size, and what is aimed at.
+//! What the suite measures, in which size, and with which target.
 
 pub struct Row {
     pub name: &'static str,
@@ -17,7 +17,7 @@ pub struct Cell {
 #[derive(Debug, Clone, Copy)]
 pub enum Target {
     None,
-    /// At most so many times the floor's.
+    /// At most so many times the floor's figure.
     Ratio(f64),
     AtMost(f64),
     MoreThan(f64),
@@ -33,7 +33,7 @@ pub enum Work {
     },
     Idle,
     Connect,
-    /// Open loop, at so many percent of what the same server did in `CAPACITY`.
+    /// An open loop at so many percent of what the same server did in `CAPACITY`.
     Latency {
         percent: u32,
     },
@@ -62,7 +62,7 @@ const REDIS_P50: &str = "redis_latency_p50_ms";
 const REDIS_P99: &str = "redis_latency_p99_ms";
 const REDIS_P99_9: &str = "redis_latency_p99_9_ms";
 
-/// Open loop, at that percentage of what the server did at its fastest.
+/// The row of an open loop at that percentage of what the same server did in `CAPACITY`.
 macro_rules! latency {
     ($percent:literal) => {
         Row {
@@ -156,11 +156,11 @@ pub const ROWS: &[Row] = &[
     },
 ];
 
-/// How large everything is.
+/// The size of everything.
 pub struct Scale {
     pub subscribers: usize,
     pub users: usize,
-    /// For idle, connect and storm.
+    /// The connections of idle, connect and storm.
     pub many: usize,
     duration: &'static str,
     warmup: &'static str,
@@ -168,7 +168,7 @@ pub struct Scale {
 }
 
 impl Scale {
-    /// /proc counts CPU in ticks of 10 ms: a run has to be hundreds of them.
+    /// /proc counts CPU in ticks of 10 ms: a run has to take hundreds of them.
     pub fn full() -> Self {
         Scale {
             subscribers: 1000,
@@ -217,6 +217,7 @@ pub fn arguments(work: &Work, scale: &Scale, capacity: Option<f64>) -> Vec<Strin
             format!("storm -n {many} --bystanders {bystanders} --before {settle}")
         }
     };
+
     line.split(' ').map(str::to_owned).collect()
 }
 
@@ -231,7 +232,7 @@ impl Target {
         }
     }
 
-    /// `None`: there is no target, or nothing to compare.
+    /// Whether a figure meets the target. `None`: there is no target, or nothing to compare.
     pub fn met(self, value: Option<f64>, ratio: Option<f64>) -> Option<bool> {
         match self {
             Target::None => None,
