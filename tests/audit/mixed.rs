@@ -110,7 +110,7 @@ async fn launch(program: &Path, backend: &Backend) -> Gateway {
     let manual = Command::new(program).args(["config", "print", "--defaults"]).output().unwrap();
     let manual = String::from_utf8_lossy(&manual.stdout).into_owned();
     for (setting, name, value) in [
-        // Version 0.1 keeps its own keys elsewhere: a version with this setting needs it beside 0.1.
+        // Version 0.1 has its keys elsewhere: beside it, a version with this setting needs it.
         ("beside_0_1 =", "REDIS__BESIDE_0_1", "true"),
         // The test tries revoked tokens again and again.
         ("refusal_wait =", "LIMITS__REFUSAL_WAIT", "0s"),

@@ -91,7 +91,7 @@ pub enum What {
         code: u16,
         reason: String,
     },
-    /// The gateway is about to end the socket: come back after so long.
+    /// The gateway is about to end the socket: the client is to come back after this time.
     Hint(Duration),
     Note(String),
 }

@@ -61,8 +61,7 @@ pub struct Round {
 pub struct Outcome {
     pub row: Row,
     pub verdict: Verdict,
-    /// From the fault to the first log line about Redis, and to the first `gap` or close at a
-    /// client.
+    /// From the fault to the first log line about Redis, and to a client's first `gap` or close.
     pub logged: Option<Duration>,
     pub told: Option<Duration>,
     /// From the fault, or its end, until every gateway said so in `/readyz`, or the round saw it.
