@@ -1,5 +1,5 @@
-//! The house rules that no compiler checks: layers, sizes, names, module docs, one home for
-//! metrics.
+//! The house rules that no compiler checks: layers, sizes, names, module docs, and where
+//! things live.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -111,7 +111,7 @@ fn code_lines(text: &str) -> usize {
     code(text).lines().filter(is_code).count()
 }
 
-/// Test modules that have a file of their own.
+/// Whether a file holds only tests.
 fn is_test(path: &Path) -> bool {
     path.file_stem().is_some_and(|n| n.to_string_lossy().ends_with("tests"))
 }
@@ -144,6 +144,7 @@ fn imports_go_downward_only() {
         }
     }
     assert!(wrong.is_empty(), "against the layers of ARCHITECTURE.md:\n{}", wrong.join("\n"));
+
     // The table itself goes downward.
     let mut below = BTreeSet::new();
     for (name, imports) in MAY_IMPORT {
@@ -189,7 +190,7 @@ fn rooms_are_small() {
     assert!(crowded.is_empty(), "move walls: {crowded:?}");
 }
 
-/// Functions of that many lines have paragraphs.
+/// Functions of this many lines have paragraphs.
 const MAX_PARAGRAPH: usize = 30;
 
 /// The functions of a file, as rustfmt writes them: name, indentation, and the lines of the body.
@@ -239,7 +240,8 @@ fn long_functions_have_paragraphs() {
         }
     }
     assert!(walls.is_empty(), "separate the steps by blank lines:\n{}", walls.join("\n"));
-    // It sees them.
+
+    // The rule sees such a wall.
     let wall = format!("pub fn wall(n: u8) {{\n{}}}\n", "    step(n);\n".repeat(40));
     assert_eq!(functions(&wall)[0].2.len(), 40);
 }
@@ -277,7 +279,7 @@ fn gateways_are_started_by_one_harness() {
     }
     assert_eq!(starting, [home], "start gateways by tests/support");
 
-    // It sees them.
+    // The rule sees both ways to start one.
     let harness = "let mut gateway = Command::new(BIN);\ngateway.args([\"serve\", \"--dev\"]);\n";
     assert!(starts_a_gateway(&format!("{harness}gateway.spawn().unwrap();")));
     assert!(starts_a_gateway(&format!("{harness}Process::spawn(&mut gateway);")));
@@ -293,8 +295,8 @@ fn metrics_have_one_home() {
     }
 }
 
-/// Serde reads a struct from a list too; `strict` does not. The configuration is the operator's
-/// own.
+/// Serde reads a struct from a list too; `strict` does not. The configuration comes from the
+/// operator and is exempt.
 #[test]
 fn foreign_json_becomes_a_struct_in_one_place() {
     let harmless = ["Value", "IgnoredAny", "String", "Fields", "Members", "TopLevel", "Vec"];
@@ -341,7 +343,7 @@ fn the_project_stands_alone() {
     files.extend(sources("src").into_iter().chain(sources("tools")).map(|(p, _)| p));
     files.extend(fs::read_dir(root.join("docs")).unwrap().map(|e| e.unwrap().path()));
     for path in files.into_iter().filter(|p| p.is_file()) {
-        // A picture is no text, and may not name anything either.
+        // A picture is no text, but may not name anything outside either.
         let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
         for outside in ["../shared", "/root/", "/home/"] {
             assert!(!text.contains(outside), "{} names {outside}", path.display());

@@ -1,17 +1,21 @@
-//! How long clients were away in a rollout and how they came back, out of their logs; and what of it is
-//! wrong. Pure, so that it can be tried on made-up times.
+//! How long clients were away in a rollout and how they came back, computed from their logs, and
+//! what is wrong with it.
+//!
+//! Not here: the rollout itself (`rollout`).
+//!
+//! These are pure functions, so that they can be tried on made-up times.
 
 use std::collections::HashSet;
 use std::time::Duration;
 
 use super::record::{ClientLog, What};
 
-/// What a client may need beyond its hint.
+/// How much longer than its hint a client may stay away.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// The second with the most has at most so many times the mean.
+/// The busiest second may have this many times the mean.
 const STEEPEST: usize = 3;
 
-/// From the end of a socket until all channels were live again.
+/// One client's absence: from the end of a socket until all its channels were live again.
 #[derive(Debug, Clone)]
 pub struct Absence {
     pub client: String,
@@ -20,7 +24,7 @@ pub struct Absence {
     pub back: Option<Duration>,
 }
 
-/// One replica's end, as the one who sent SIGTERM saw it.
+/// The end of one replica, as seen by the process that sent SIGTERM.
 #[derive(Debug, Clone, Copy)]
 pub struct Replacement {
     pub term: Duration,
@@ -34,7 +38,8 @@ impl Replacement {
         self.term + self.settle
     }
 
-    /// Sockets end in the window; the last are read a little later.
+    /// Whether a socket that ended at `at` belongs to this replacement. Sockets end within the
+    /// window; clients notice the last ones a little later.
     fn covers(&self, at: Duration) -> bool {
         at >= self.begins() && at <= self.begins() + self.window + PATIENCE
     }
@@ -56,12 +61,13 @@ pub fn absences(logs: &[ClientLog]) -> Vec<Absence> {
     for log in logs {
         let (mut hint, mut live) = (None, HashSet::new());
         let mut away: Option<Absence> = None;
+
         for line in &log.lines {
             match &line.what {
                 What::Hint(after) => hint = Some(*after),
                 What::Closed { .. } => {
                     live.clear();
-                    // Closed again before it had all its channels: it is still away.
+                    // A client that is closed again before it has all its channels is still away.
                     away.get_or_insert(Absence {
                         client: log.name.clone(),
                         closed: line.at,
@@ -78,6 +84,7 @@ pub fn absences(logs: &[ClientLog]) -> Vec<Absence> {
                 _ => {}
             }
         }
+
         found.extend(away);
     }
     found
@@ -92,10 +99,12 @@ pub fn problems(absences: &[Absence], replacements: &[Replacement]) -> Vec<Strin
             wrong.push(format!("{}: closed outside of a window, at {at:.1}s", absence.client));
         }
     }
+
     for (number, replacement) in replacements.iter().enumerate() {
         let own: Vec<&Absence> = absences.iter().filter(|a| replacement.covers(a.closed)).collect();
         let closed = replacement.each_second(own.iter().map(|a| a.closed));
         let back = replacement.each_second(own.iter().filter_map(|a| a.back));
+
         for (what, counts) in [("closed", closed), ("came back", back)] {
             let mean = own.len().div_ceil(counts.len());
             let most = counts.iter().max().copied().unwrap_or(0);
@@ -106,6 +115,7 @@ pub fn problems(absences: &[Absence], replacements: &[Replacement]) -> Vec<Strin
             }
         }
     }
+
     wrong
 }
 
@@ -121,7 +131,7 @@ fn impatient(absence: &Absence) -> Option<String> {
         .then(|| format!("{client}: away for {away:?} at {at:.1}s, told {hint:?}"))
 }
 
-/// Panics when a bad rollout passes, or a good one does not.
+/// Panics if a bad rollout passes, or if a good one does not.
 pub fn self_test() {
     let ms = Duration::from_millis;
     let one = Replacement { term: ms(0), settle: ms(5000), window: ms(20_000), exited: ms(26_000) };
@@ -133,17 +143,20 @@ pub fn self_test() {
         })
         .collect();
     assert_eq!(problems(&good, &[one]), Vec::<String>::new());
+
     let bad = |change: &dyn Fn(&mut Absence), expected: &str| {
         let mut changed = good.clone();
         change(&mut changed[7]);
         let wrong = problems(&changed, &[one]);
         assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
     };
+
     bad(&|a| a.back = Some(a.closed + ms(1501)), "away for");
     bad(&|a| a.back = None, "away since");
     bad(&|a| a.hint = None, "without a hint");
     bad(&|a| (a.closed, a.back) = (ms(4900), Some(ms(5600))), "outside of a window");
     bad(&|a| (a.closed, a.back) = (ms(26_100), Some(ms(26_500))), "outside of a window");
+
     let at_once = |a: &Absence| Absence { closed: ms(9000), back: Some(ms(9700)), ..a.clone() };
     let cliff: Vec<Absence> = good.iter().map(at_once).collect();
     assert_eq!(problems(&cliff, &[one]).len(), 2, "all in one second");

@@ -13,11 +13,11 @@ use super::publisher::Place;
 use super::record::{Shared, shared};
 use super::rows::Setup;
 
-/// The user of the gateways, and what it may do.
+/// The gateways' user in Redis, and the page that says what it may do.
 const USER: &str = "gateway:secret";
 const DOCUMENTED: &str = include_str!("../../docs/redis.md");
 
-/// How soon Sentinels act, in rounds of seconds.
+/// Sentinels act soon, because a round lasts seconds only.
 const SOON: Timing =
     Timing { down_after: Duration::from_secs(1), failover: Duration::from_secs(6) };
 
@@ -34,9 +34,9 @@ pub enum Backend {
 /// Two servers, and an address that leads to the first of them until it moves.
 pub struct Moving {
     servers: [Redis; 2],
-    /// What the gateways connect to.
+    /// The address that the gateways connect to.
     proxy: Proxy,
-    /// What publishers are told.
+    /// The address that publishers are told.
     leads_to: Shared<String>,
 }
 
@@ -48,7 +48,7 @@ impl Moving {
         Self { servers, proxy, leads_to }
     }
 
-    /// Leads the address to the other server, which has the functions of the first.
+    /// Points the address to the other server, which gets the functions of the first.
     pub async fn goes(&self) {
         let [old, new] = &self.servers;
         let library = old.command(&["FUNCTION", "DUMP"]).await;
@@ -62,7 +62,7 @@ impl Moving {
     }
 }
 
-/// Makes the gateways' user as `docs/redis.md` has it.
+/// Creates the gateways' user with the rules of `docs/redis.md`.
 async fn limit(server: &Redis) {
     let (name, password) = USER.split_once(':').unwrap();
     let line = DOCUMENTED.split(&format!("`ACL SETUSER {name} ")).nth(1).unwrap();
@@ -89,7 +89,8 @@ impl Backend {
             Setup::Moving => Self::Moving(Moving::start().await),
             Setup::Sentinel => {
                 let group = Sentinels::start(2, SOON).await;
-                // They have just met; a failover right now would still find no majority.
+                // The Sentinels have just found each other; a failover right now would find
+                // no majority.
                 sleep(Duration::from_secs(10)).await;
                 Self::Watched(group)
             }

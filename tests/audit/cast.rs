@@ -1,4 +1,4 @@
-//! Who takes part in a round, whatever it is about: clients and publishers, each with the log of
+//! The participants of a round, whatever it is about: clients and publishers, each with the log of
 //! what it saw, on one clock.
 
 use std::collections::BTreeMap;
@@ -18,15 +18,15 @@ use super::record::{ClientLog, Clock, Manner, Shared, Stream, StreamLog, What, W
 
 const JUDGE: Duration = Duration::from_millis(400);
 
-/// What one client is to be.
+/// How one client behaves, and where it connects.
 pub struct Part {
     pub wire: Wire,
     pub manner: Manner,
     pub user: String,
     pub channels: Vec<String>,
-    /// Where it goes first, and always if it is steady.
+    /// The replica that the client tries first; a steady client tries it first every time.
     pub home: usize,
-    /// Its own address: a gateway counts what each has.
+    /// The client's own address: gateways count connections by address.
     pub from: Ipv4Addr,
 }
 
@@ -42,7 +42,7 @@ pub struct Cast {
 }
 
 impl Cast {
-    /// Nobody yet, in front of gateways at these addresses.
+    /// An empty cast in front of gateways at these addresses.
     pub fn new(addresses: impl IntoIterator<Item = String>) -> Self {
         let open = |address| Replica { address, open: true };
         Self {
@@ -57,12 +57,13 @@ impl Cast {
         }
     }
 
-    /// One more client; its number is its place.
+    /// Adds a client. Its number is its index in `clients`.
     pub fn client(&mut self, part: Part) {
         let Part { wire, manner, user, channels, home, from } = part;
         let name = format!("{wire:?}-{manner:?}-{}", self.clients.len());
         let lines = Vec::new();
         let log = shared(ClientLog { name, wire, manner, channels: channels.clone(), lines });
+
         let client = Client {
             clock: self.clock,
             log: Arc::clone(&log),
@@ -79,6 +80,7 @@ impl Cast {
             hint: None,
             phase: self.phase.subscribe(),
         };
+
         self.tasks.spawn(client.run());
         self.clients.push(log);
     }
@@ -92,7 +94,7 @@ impl Cast {
         .await;
     }
 
-    /// One more publisher; its number, which its events carry, is its place.
+    /// Adds a publisher. Its number, which its events carry, is its index in `streams`.
     pub fn publisher(&mut self, stream: Stream, place: Place, dial: &Arc<Dial>) {
         let log = shared(StreamLog { stream, published: Vec::new() });
         let (clock, index, dial) = (self.clock, self.streams.len(), Arc::clone(dial));
@@ -101,14 +103,14 @@ impl Cast {
         self.publishers.spawn(publisher.run(self.stop.subscribe()));
     }
 
-    /// The load ends: publishers have their last word, clients wander no more.
+    /// Ends the load: publishers publish a last event, and clients stop wandering.
     pub async fn rest(&mut self) {
         self.stop.send_replace(true);
         self.phase.send_replace(Phase::Settle);
         while self.publishers.join_next().await.is_some() {}
     }
 
-    /// Waits until nothing is missing, or no longer.
+    /// Waits until nothing is missing, but no longer than `patience`.
     pub async fn settle(&self, patience: Duration, judge: impl Fn() -> Verdict) -> Verdict {
         let began = Instant::now();
         loop {
@@ -129,7 +131,7 @@ impl Cast {
         self.clients.iter().map(|log| log.lock().clone()).collect()
     }
 
-    /// Everybody goes.
+    /// Ends all clients.
     pub fn end(&self) {
         self.phase.send_replace(Phase::End);
     }

@@ -1,16 +1,17 @@
-//! The verdict: what was accepted against what came. Pure, so that `self_test` can try it on made-up
-//! logs.
+//! The verdict: accepted events against received ones. Pure, so that `self_test` can try it on
+//! made-up logs.
 //!
-//! A client claims a channel from `subscribed` on. Of each stream on it every accepted event comes once
-//! and in order, or a declaration (`gap`, or `recovered` false) comes after the place where it is
-//! missing, before the stream's next event, and no earlier than the event was published.
+//! A client claims a channel from `subscribed` on. Of each stream on that channel, every accepted
+//! event arrives once and in order, or a declaration (`gap`, or `recovered` false) arrives after
+//! the place where the event is missing, before the stream's next event, and no earlier than the
+//! event was published.
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use super::record::{ClientLog, Kind, Line, Manner, StreamLog, What};
 
-/// Cases that are told in full.
+/// How many cases are described in full.
 const DESCRIBED: usize = 400;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +42,7 @@ pub struct Case {
 }
 
 impl Case {
-    /// It may be that the client only has not read so far.
+    /// Whether the case may resolve itself: the client may only not have read so far.
     pub fn is_pending(&self) -> bool {
         matches!(self.offence, Offence::Lost | Offence::Closed)
     }
@@ -70,7 +71,7 @@ impl Verdict {
     }
 }
 
-/// Which ends of a socket by the gateway are in order: the client, its replica, the code.
+/// Whether the gateway may close a socket, given the client, its replica and the close code.
 pub type MayClose<'a> = &'a dyn Fn(&ClientLog, usize, u16) -> bool;
 
 pub fn check(streams: &[StreamLog], clients: &[ClientLog], may_close: MayClose<'_>) -> Verdict {
@@ -80,6 +81,7 @@ pub fn check(streams: &[StreamLog], clients: &[ClientLog], may_close: MayClose<'
         verdict.accepted += accepted;
         verdict.refused += log.published.len() - accepted;
     }
+
     for client in clients {
         sockets(client, may_close, &mut verdict);
         for (index, log) in streams.iter().enumerate() {
@@ -122,6 +124,7 @@ fn sockets(client: &ClientLog, may_close: MayClose<'_>, verdict: &mut Verdict) {
             What::Hint(_) | What::Note(_) => {}
         }
     }
+
     if !open {
         let last = client.lines.len().saturating_sub(1);
         let lines = context(&client.lines, last, last, None);
@@ -149,6 +152,7 @@ fn foreign(client: &ClientLog, streams: &[StreamLog], verdict: &mut Verdict) {
             }
             _ => continue,
         };
+
         let lines = context(&client.lines, at, at, None);
         let text = format!("{}: {wrong}\n{lines}", client.name);
         verdict.cases.push(Case { offence: Offence::Foreign, text });
@@ -162,7 +166,7 @@ struct Follower<'a> {
     log: &'a StreamLog,
     /// The next number that is claimed; `None` before the first `subscribed`.
     claim: Option<usize>,
-    /// This socket has the channel.
+    /// Whether this socket is subscribed to the channel.
     live: bool,
     open: bool,
     seen: HashSet<usize>,
@@ -203,16 +207,18 @@ impl<'a> Follower<'a> {
                 _ => {}
             }
         }
+
         if self.open && self.live {
             let end = self.client.lines.len();
             self.missing(self.log.published.len(), end, verdict);
         }
+
         for (offence, cases) in [(Offence::Lost, self.lost), (Offence::Late, self.late)] {
             verdict.cases.extend(cases.into_values().map(|text| Case { offence, text }));
         }
     }
 
-    /// Something may be missing before now.
+    /// Notes a declaration. Losses that it covers were declared late, but not silent.
     fn declared(&mut self, now: Duration) {
         self.told = Some(now);
         for (number, text) in std::mem::take(&mut self.lost) {
@@ -228,18 +234,22 @@ impl<'a> Follower<'a> {
     fn begin(&mut self, time: Duration, resumes: bool, position: Option<&super::record::Position>) {
         self.live = true;
         if !self.durable() || !resumes {
-            // Without a position another replica may be a little behind, and says again what it has not had.
+            // Without a position, another replica that is a little behind may send events again.
             self.seen.clear();
             self.last = None;
         }
+
         if resumes && self.claim.is_some() {
             return;
         }
+
         let follows = |p: &super::record::Published| match (position, &p.position) {
             (Some((epoch, offset)), Some((e, o))) if epoch == e => o > offset,
             _ => p.started >= time,
         };
-        // Who begins anew loads its state anew, and so learns of what it had lost; late, not in silence.
+
+        // A client that subscribes anew loads its state anew, and so learns of its earlier losses:
+        // late, but not in silence.
         self.declared(time);
         let published = &self.log.published;
         self.claim = Some(published.iter().position(follows).unwrap_or(published.len()));
@@ -251,12 +261,14 @@ impl<'a> Follower<'a> {
         let Some(published) = self.log.published.get(number) else {
             return self.say(Offence::Foreign, number, at, verdict);
         };
+
         if !self.live {
             self.say(Offence::Disorder, number, at, verdict);
         }
         if !self.seen.insert(number) {
             return self.say(Offence::Doubled, number, at, verdict);
         }
+
         if !published.accepted {
             return;
         }
@@ -265,19 +277,21 @@ impl<'a> Follower<'a> {
             self.late.remove(&number);
             return self.say(Offence::Disorder, number, at, verdict);
         }
+
         self.last = Some(number);
         self.missing(number, at, verdict);
         self.claim = self.claim.max(Some(number + 1));
         self.told = None;
     }
 
-    /// Accounts for the claimed ones before `until`, that did not come before line `at`.
+    /// Accounts for the claimed events before `until` that did not arrive before line `at`.
     fn missing(&mut self, until: usize, at: usize, verdict: &mut Verdict) {
         for number in self.claim.unwrap_or(until)..until {
             let published = &self.log.published[number];
             if !published.accepted || self.seen.contains(&number) {
                 continue;
             }
+
             if self.told.is_some_and(|told| published.started <= told) {
                 verdict.declared += 1;
                 if !self.durable() {
@@ -310,7 +324,7 @@ impl<'a> Follower<'a> {
     }
 }
 
-/// The lines between and around two places; of a stream's channel only, where one is given.
+/// The log lines around and between two lines; only those of one stream's channel, if it is given.
 fn context(lines: &[Line], from: usize, to: usize, of: Option<&StreamLog>) -> String {
     let keep = |line: &&Line| match (&line.what, of) {
         (What::Live { channel, .. } | What::Gap { channel, .. }, Some(log)) => {
@@ -318,12 +332,14 @@ fn context(lines: &[Line], from: usize, to: usize, of: Option<&StreamLog>) -> St
         }
         _ => true,
     };
+
     let (from, to) = (from.saturating_sub(3), (to + 4).min(lines.len()));
     let mut shown: Vec<String> = lines[from.min(to)..to]
         .iter()
         .filter(keep)
         .map(|l| format!("      {:8.3}s {:?}", l.at.as_secs_f64(), l.what))
         .collect();
+
     if shown.len() > 24 {
         let left = shown.len() - 24;
         shown.splice(12..12 + left, [format!("      ... {left} lines ...")]);

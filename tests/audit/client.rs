@@ -13,11 +13,11 @@ use tollgate_support::tokens::long_token;
 use super::record::{ClientLog, Clock, Line, Manner, Position, Shared, What, Wire};
 use super::{sse, websocket};
 
-/// A gateway that clients may go to.
+/// A gateway that clients may connect to.
 #[derive(Clone)]
 pub struct Replica {
     pub address: String,
-    /// Not after it was killed or told to go.
+    /// False once the gateway was killed or told to drain.
     pub open: bool,
 }
 
@@ -26,9 +26,9 @@ pub struct Client {
     pub log: Shared<ClientLog>,
     pub wire: Wire,
     pub manner: Manner,
-    /// Where it goes first, and always if it is steady.
+    /// The replica that the client tries first; a steady client tries it first every time.
     pub home: usize,
-    /// The address that it comes from.
+    /// The address that the client connects from.
     pub from: Ipv4Addr,
     pub replicas: Shared<Vec<Replica>>,
     pub user: String,
@@ -38,7 +38,7 @@ pub struct Client {
     pub positions: BTreeMap<String, Position>,
     /// An SSE client's `Last-Event-ID`.
     pub last_id: Option<String>,
-    /// What `reconnect` said, until it is heeded.
+    /// The delay that `reconnect` asked for, until the client heeds it.
     pub hint: Option<Duration>,
     pub phase: watch::Receiver<Phase>,
 }
@@ -46,7 +46,7 @@ pub struct Client {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
     Load,
-    /// Publishers are done: everybody stays, slow ones read fast.
+    /// Publishers are done: clients stay connected, and slow ones read fast.
     Settle,
     End,
 }
@@ -56,12 +56,12 @@ pub enum Ended {
     Over,
     Left,
     Closed(u16, String),
-    /// It never came to a first answer.
+    /// The socket ended before a first answer.
     Refused(String),
 }
 
 const AGAIN: Duration = Duration::from_millis(100);
-/// The most that a patient client waits at first; it doubles five times.
+/// A patient client's longest first pause; it doubles up to five times.
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
 
 impl Client {
@@ -74,7 +74,7 @@ impl Client {
         *self.phase.borrow()
     }
 
-    /// Connects again and again until all is over.
+    /// Connects again and again until the round ends.
     pub async fn run(mut self) {
         self.bearer = long_token(&self.user);
         let (mut next, mut refusals) = (self.home, 0);
@@ -121,7 +121,8 @@ impl Client {
         }
     }
 
-    /// As long as it was told, else a random time, longer after each refusal.
+    /// How long to wait before the next connection: as long as the gateway asked for, else a random
+    /// time that grows with each refusal.
     fn pause(&mut self, refusals: u32) -> Duration {
         let most = FIRST_PAUSE * 2u32.pow(refusals.min(5));
         self.hint.take().unwrap_or_else(|| most.mul_f64(fastrand::f64()))
@@ -140,7 +141,7 @@ impl Client {
             .then(|| Instant::now() + Duration::from_millis(fastrand::u64(400..2500)))
     }
 
-    /// A channel is live.
+    /// Notes that a channel is live.
     pub fn live(&mut self, channel: &str, start: &Value, resumes: bool) {
         let recovered = start["recovered"].as_bool();
         let position = position_of(start);
@@ -150,7 +151,7 @@ impl Client {
         self.note(What::Live { channel: channel.to_owned(), resumes, recovered, position });
     }
 
-    /// A published JSON, with what the wire says of its channel and position.
+    /// Notes a published event, with what the wire says of its channel and position.
     pub fn event(&mut self, event: &Value, channel: Option<&str>, position: Option<Position>) {
         let number = |name: &str| event[name].as_u64().and_then(|n| usize::try_from(n).ok());
         let (Some(stream), Some(number)) = (number("s"), number("n")) else {
@@ -166,7 +167,7 @@ impl Client {
         self.note(What::Event { stream, number, position });
     }
 
-    /// `gap`, or something else that the gateway says of itself.
+    /// Notes `gap` or another message of the gateway itself.
     pub fn said(&mut self, kind: &str, data: &Value) {
         match kind {
             "gap" => self.note(What::Gap {

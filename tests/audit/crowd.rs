@@ -1,4 +1,4 @@
-//! Strangers that come beside a round's clients, in numbers, and what each was answered.
+//! Strangers: many clients beside those of a round, and how each was answered.
 
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
@@ -12,16 +12,16 @@ use tollgate_support::tokens::long_token;
 use super::record::{Shared, shared};
 
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What the gateway may take to end an idle connection, and more.
+/// Longer than the gateway may take to end an idle connection.
 const HELD: Duration = Duration::from_secs(10);
 
-/// How somebody who asked for a socket fared.
+/// How a request for a socket was answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Answer {
     Served,
-    /// By a status or a close code.
+    /// The gateway refused, by a status or a close code.
     Refused(u16),
-    /// Nothing came in time, or the connection ended without a word.
+    /// Nothing arrived in time, or the connection ended without a word.
     Nothing(String),
 }
 
@@ -36,14 +36,14 @@ pub enum Habit {
     Full(Duration),
 }
 
-/// Many who come again and again until this is dropped.
+/// Many strangers that connect again and again until this is dropped.
 pub struct Crowd {
     _tasks: JoinSet<()>,
     answers: Shared<Vec<Answer>>,
 }
 
 impl Crowd {
-    /// So many strangers with these habits in turn, from these addresses in turn.
+    /// Starts `size` strangers that take these habits and addresses in turn.
     pub fn gather(to: &str, size: usize, habits: &[Habit], from: &[Ipv4Addr]) -> Self {
         let (mut tasks, answers) = (JoinSet::new(), shared(Vec::new()));
         for n in 0..size {
@@ -59,7 +59,7 @@ impl Crowd {
         Self { _tasks: tasks, answers }
     }
 
-    /// What those who asked for a socket were answered so far.
+    /// All answers to requests for a socket so far.
     pub fn answers(&self) -> Vec<Answer> {
         self.answers.lock().clone()
     }
@@ -74,9 +74,11 @@ async fn come(to: &str, from: Ipv4Addr, habit: Habit, answers: &Shared<Vec<Answe
         }
         return;
     }
+
     let Ok(mut stream) = connect(to, from).await else { return };
     let began = Instant::now();
     let mut letters = request(to, "nobody").into_bytes().into_iter();
+
     while began.elapsed() < HELD {
         if habit == Habit::Slow
             && let Some(letter) = letters.next()
@@ -84,7 +86,7 @@ async fn come(to: &str, from: Ipv4Addr, habit: Habit, answers: &Shared<Vec<Answe
         {
             return;
         }
-        // Whatever comes, or the end.
+        // Any answer ends the visit, as does the end of the connection.
         if timeout(Duration::from_millis(300), stream.read(&mut [0; 64])).await.is_ok() {
             return;
         }
@@ -105,15 +107,17 @@ fn request(to: &str, token: &str) -> String {
     )
 }
 
-/// Asks for a socket; with it where it was given.
+/// Asks for a socket. Returns it if it was opened.
 pub async fn knock(to: &str, from: Ipv4Addr, token: &str) -> (Answer, Option<TcpStream>) {
     let mut stream = match timeout(PATIENCE, connect(to, from)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => return (Answer::Nothing(error.to_string()), None),
         Err(_) => return (Answer::Nothing("no connection in time".to_owned()), None),
     };
-    // Who is refused before it asked may not be able to ask, and is answered all the same.
+
+    // A client that is refused before it asks may be unable to ask, and is answered all the same.
     let _ = stream.write_all(request(to, token).as_bytes()).await;
+
     let mut read = Vec::new();
     let began = Instant::now();
     loop {
@@ -132,8 +136,8 @@ pub async fn knock(to: &str, from: Ipv4Addr, token: &str) -> (Answer, Option<Tcp
     }
 }
 
-/// A status that refuses, or what the first frame of a socket says; nothing as long as it may be
-/// either.
+/// Reads an answer: a refusing status, or the first frame of a socket. `None` while the answer
+/// is incomplete.
 fn understand(read: &[u8]) -> Option<Answer> {
     let end = read.windows(4).position(|w| w == b"\r\n\r\n")?;
     let status = std::str::from_utf8(read.get(9..12)?).ok()?.parse().ok()?;
@@ -164,7 +168,7 @@ pub fn problems(answers: &[Answer]) -> Vec<String> {
     wrong
 }
 
-/// Panics when a gateway that lets newcomers down passes, or one that does not.
+/// Panics if bad treatment of newcomers passes, or if good treatment does not.
 pub fn self_test() {
     let (yes, no) = (Answer::Served, Answer::Refused(503));
     assert_eq!(problems(&[yes.clone(), no.clone()]), Vec::<String>::new());

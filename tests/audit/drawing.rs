@@ -14,10 +14,10 @@ const LINES: (f64, f64) = (250.0, 410.0);
 const COLOURS: [&str; 4] = ["#1b6ca8", "#d1495b", "#2e8b57", "#c98b00"];
 const NAMES: [&str; 4] = ["old 1", "old 2", "new 1", "new 2"];
 
-/// When each replica had how many sockets.
+/// The socket counts of all replicas at one time.
 pub type Sample = (Duration, Vec<f64>);
 
-/// Time and counts to places on the paper.
+/// Maps times and counts to coordinates.
 struct Paper {
     from: f64,
     until: f64,
@@ -43,11 +43,13 @@ pub fn svg(
     let first = replacements.first().map_or(0.0, |r| r.term.as_secs_f64());
     let last = replacements.last().map_or(1.0, |r| r.exited.as_secs_f64());
     let paper = Paper { from: first - 4.0, until: last + 4.0 };
+
     let mut out = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"450\" \
          font-family=\"system-ui,sans-serif\" font-size=\"12\" style=\"background:#fff\">\n\
          <text x=\"{LEFT}\" y=\"18\" font-size=\"14\">{title}</text>\n"
     );
+
     phases(&mut out, &paper, replacements);
     bars(&mut out, &paper, absences);
     lines(&mut out, &paper, samples);
@@ -69,6 +71,7 @@ fn phases(out: &mut String, paper: &Paper, replacements: &[Replacement]) {
                 BARS.0
             );
         }
+
         let (term, exit) = (paper.x(r.term), paper.x(r.exited));
         let _ = writeln!(
             out,
@@ -89,11 +92,13 @@ fn bars(out: &mut String, paper: &Paper, absences: &[Absence]) {
         let is_in = |back: Duration| (begins..begins + 1.0).contains(&back.as_secs_f64());
         absences.iter().filter_map(|a| a.back).filter(|back| is_in(*back)).count() as f64
     };
+
     let counts: Vec<f64> = std::iter::successors(Some(0.0), |s| Some(s + 1.0))
         .take_while(|s| *s < span)
         .map(count)
         .collect();
     let most = counts.iter().copied().fold(1.0, f64::max);
+
     let wide = (WIDTH - LEFT - RIGHT) / (paper.until - paper.from);
     for (second, count) in counts.iter().enumerate().filter(|(_, count)| **count > 0.0) {
         let (x, y) = (LEFT + wide * second as f64, Paper::y(BARS, *count, most));
@@ -105,18 +110,21 @@ fn bars(out: &mut String, paper: &Paper, absences: &[Absence]) {
             BARS.1 - y
         );
     }
+
     scale(out, BARS, most, "back in each second");
 }
 
 fn lines(out: &mut String, paper: &Paper, samples: &[Sample]) {
     let most = samples.iter().flat_map(|(_, counts)| counts).copied().fold(1.0, f64::max);
     let inside = |at: &Duration| (paper.from..=paper.until).contains(&at.as_secs_f64());
+
     for (replica, colour) in COLOURS.iter().enumerate() {
         let own = samples.iter().filter(|(at, _)| inside(at));
         let own = own.filter_map(|(at, counts)| Some((paper.x(*at), *counts.get(replica)?)));
         let points: Vec<(f64, f64)> =
             own.map(|(x, count)| (x, Paper::y(LINES, count, most))).collect();
         let text: Vec<String> = points.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+
         let row = LINES.0 + 32.0 + 18.0 * replica as f64;
         let x = WIDTH - RIGHT + 12.0;
         let _ = writeln!(
@@ -127,6 +135,7 @@ fn lines(out: &mut String, paper: &Paper, samples: &[Sample]) {
             NAMES[replica]
         );
     }
+
     scale(out, LINES, most, "sockets of each replica");
 }
 

@@ -23,7 +23,7 @@ use super::shortage;
 
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// Brings the fault about and, where it is one that ends, ends it.
+/// Brings the fault about, and ends it if it is one that ends.
 pub async fn inject(fault: Fault, round: &mut Round) {
     round.begins();
 
@@ -117,8 +117,8 @@ async fn alone(fault: Fault, server: &mut Redis) {
     }
 }
 
-/// For 5 seconds Redis takes no writes. Meanwhile all connections are lost: the new ones come into
-/// a server that lets nobody begin a history or load the functions.
+/// Waits 5 seconds in which Redis takes no writes. In the middle all connections are lost: the new
+/// ones meet a server that lets no client begin a history or load the functions.
 async fn refuses(server: &Redis) {
     sleep(Duration::from_millis(2500)).await;
     for kind in ["pubsub", "normal"] {
@@ -181,6 +181,7 @@ async fn revocations(round: &mut Round) {
     let address = format!("127.0.0.1:{}", free_port());
     let listen = [("TOLLGATE_SERVER__LISTEN".to_owned(), address.clone())];
     let start = gateway::start(gateway::today(&round.backend.url()).environment(listen));
+
     let knock = async {
         let mut refused = 0;
         for n in (0..MANY).cycle().step_by(997) {
@@ -188,7 +189,7 @@ async fn revocations(round: &mut Round) {
             match Probe::open(&address, &token).await {
                 Ok(_) => panic!("a revoked token was let in"),
                 Err((4401, _)) => refused += 1,
-                // Not there yet, or too early for any token.
+                // The gateway does not listen yet, or does not accept any token yet.
                 Err(_) => sleep(Duration::from_millis(5)).await,
             }
             if refused == 40 {
@@ -196,11 +197,12 @@ async fn revocations(round: &mut Round) {
             }
         }
     };
+
     let (gateway, ()) = tokio::join!(start, knock);
     round.gateways.push(gateway);
 }
 
-/// Connections are killed until plain events of every channel that the row names were missed.
+/// Kills connections until plain events of every channel that the row names were missed.
 async fn both_kinds(round: &mut Round) {
     let least = if round.pace.full { 15 } else { 5 };
     for times in 1..=5 * least {
@@ -240,18 +242,19 @@ async fn sentinel(fault: Fault, watched: &mut Sentinels) {
     if fault == Fault::SentinelKill {
         watched.master.kill();
         sleep(Duration::from_secs(6)).await;
-        // It comes back believing that it is the master, until a Sentinel sees it.
+        // The old master comes back as a master, until a Sentinel sees it.
         watched.master.restart().await;
         sleep(Duration::from_secs(2)).await;
         return;
     }
     watched.sentinels[0].command(&["SENTINEL", "FAILOVER", MASTER]).await;
-    // The old master stays one for about 11 seconds.
+    // The old master remains a master for about 11 seconds.
     sleep(Duration::from_secs(13)).await;
 }
 
 async fn in_cluster(fault: Fault, cluster: &mut Cluster) {
     let owner = cluster.owner(&format!("{PREFIX}durable:1")).await;
+
     match fault {
         Fault::ClusterKill => {
             cluster.nodes[owner].kill();

@@ -45,20 +45,20 @@ kind = "redis"
 linger = "300ms"
 "#;
 
-/// Any version's program, on a Redis URL.
+/// Launches any version's program on a Redis URL.
 pub fn of(program: &Path, url: &str) -> Launch {
     let keys = format!("[[auth.keys]]\nsecret = \"{SECRET}\"\n");
     Launch::new(program, format!("{CONFIG}[redis]\nurl = \"{url}\"\n{keys}"))
 }
 
-/// Today's program, on a Redis URL. A refused token is answered at once, which earlier versions
+/// Launches today's program on a Redis URL. It answers refused tokens at once, as earlier versions
 /// always do.
 pub fn today(url: &str) -> Launch {
     let at_once = ("TOLLGATE_LIMITS__REFUSAL_WAIT".to_owned(), "0s".to_owned());
     of(Path::new(PROGRAM), url).environment([at_once])
 }
 
-/// Starts it and waits until it is ready.
+/// Starts a gateway and waits until it is ready.
 pub async fn start(launch: Launch) -> Gateway {
     let gateway = launch.start().await;
     gateway.ready().await;

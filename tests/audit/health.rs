@@ -1,5 +1,5 @@
-//! What gateways say of themselves in `/readyz` while a fault lasts: asked for all the time, and
-//! judged. The judge is pure, so that it can be tried on made-up answers.
+//! What gateways say of themselves in `/readyz` while a fault lasts: asking for it, and judging it.
+//! The judge is pure, so that it can be tried on made-up answers.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use tollgate_support::http::try_get;
 use super::record::{Clock, Shared};
 
 const ASK_EVERY: Duration = Duration::from_millis(100);
-/// Writing is tried every 2 s, and these machines are busy.
+/// Gateways try to write every 2 s, and test machines are busy.
 const SHOWN_WITHIN: Duration = Duration::from_secs(5);
 const OVER_WITHIN: Duration = Duration::from_secs(8);
 
-/// One answer; none came from a gateway that is not there.
+/// One answer of `/readyz`. A gateway that is not there gives none.
 #[derive(Debug, Clone, Copy)]
 pub struct Answer {
     pub at: Duration,
@@ -22,7 +22,8 @@ pub struct Answer {
     pub well: bool,
 }
 
-/// The time until the last replica said what was wrong, and that nothing is any more.
+/// How long it took until the last replica said that something was wrong, and until the last one
+/// said that nothing was wrong any more.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Detection {
     pub shown: Option<Duration>,
@@ -42,7 +43,7 @@ pub async fn ask(clock: Clock, admins: Vec<String>, answers: Shared<Vec<Answer>>
     }
 }
 
-/// Of a fault that came and went: how long it took until it was shown, and not any more.
+/// How soon a fault that came and went was shown, and how soon its end was.
 pub fn detection(answers: &[Answer], came: Duration, went: Duration) -> Detection {
     let replicas: Vec<usize> = replicas(answers);
     let last = |times: Vec<Option<Duration>>| times.into_iter().max().flatten();
@@ -62,12 +63,14 @@ pub fn problems(answers: &[Answer], came: Duration, went: Duration) -> Vec<Strin
     if all.is_empty() {
         wrong.push("no replica answered /readyz".to_owned());
     }
+
     for replica in all {
         let own = answers.iter().filter(|a| a.replica == replica).copied().collect::<Vec<_>>();
         let mut say = |what: String| wrong.push(format!("replica {replica}: {what}"));
         if own.iter().any(|a| !a.well && a.at < came) {
             say("/readyz was not well before the fault".to_owned());
         }
+
         match detection(&own, came, went).shown {
             None => say("/readyz never said what was wrong".to_owned()),
             Some(after) if after > SHOWN_WITHIN => say(format!("/readyz said so after {after:?}")),
@@ -80,6 +83,7 @@ pub fn problems(answers: &[Answer], came: Duration, went: Duration) -> Vec<Strin
             },
         }
     }
+
     wrong
 }
 
@@ -102,7 +106,7 @@ fn unwell(
     of(answers, replica).filter(move |a| !a.well && a.at >= came)
 }
 
-/// Panics when a gateway that says nothing passes, or one that does not.
+/// Panics if a gateway that says nothing passes, or if a good one does not.
 pub fn self_test() {
     let s = Duration::from_secs;
     // Two replicas, a fault from second 10 to 20.
@@ -115,14 +119,17 @@ pub fn self_test() {
         };
         all.map(answer).collect::<Vec<_>>()
     };
+
     let good = answers([11..22, 12..21]);
     assert_eq!(problems(&good, s(10), s(20)), Vec::<String>::new());
     let seen = Detection { shown: Some(s(2)), over: Some(s(2)) };
     assert_eq!(detection(&good, s(10), s(20)), seen);
+
     let bad = |ill, expected: &str| {
         let wrong = problems(&answers(ill), s(10), s(20));
         assert!(wrong.len() == 1 && wrong[0].contains(expected), "{expected}: {wrong:?}");
     };
+
     bad([11..22, 0..0], "replica 1: /readyz never said what");
     bad([16..22, 11..22], "replica 0: /readyz said so after 6s");
     bad([11..22, 11..40], "replica 1: /readyz never said that it is over");

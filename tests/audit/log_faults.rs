@@ -1,4 +1,4 @@
-//! The log's reader is gone, or hangs, or its disk is full, while refused tokens make line after
+//! The log's reader is gone, or hangs, or its disk is full, while refused tokens cause line after
 //! line. The gateway serves as ever, ends when it is told to, and says afterwards what was dropped.
 
 use std::net::Ipv4Addr;
@@ -15,19 +15,20 @@ use super::probe::Probe;
 use super::round::Round;
 use super::rows::Fault;
 
-/// Refused on each gateway. A hung reader's pipe and the gateway's queue hold some 4,500 lines.
+/// Refused tokens on each gateway, in full and in short rounds. A hung reader's pipe and the
+/// gateway's queue hold some 4,500 lines.
 const HUNG: (usize, usize) = (50_000, 6_000);
 const OTHERS: (usize, usize) = (5_000, 500);
 /// How long the flood may take.
 const MOST: Duration = Duration::from_secs(60);
 const BATCH: usize = 100;
-/// A drain of a second, the last words of slow clients, 2 s for the log.
+/// A drain of a second, the last messages to slow clients, and 2 s for the log.
 const DRAINED: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(15);
 const DROPPED: &str = "log_lines_dropped_total";
 
 pub async fn inject(fault: Fault, round: &mut Round) {
-    // The full disk was there from the gateway's start.
+    // A full disk has been there since the gateway's start.
     let (reader, many) = match fault {
         Fault::LogGone => (Some(Reader::Gone), OTHERS),
         Fault::LogHung => (Some(Reader::Hangs), HUNG),
@@ -47,6 +48,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
         floods
     };
     let (floods, served) = tokio::join!(floods, while_it_lasts(round, &over));
+
     let wrong = floods.iter().filter_map(|flood| flood.as_ref().err().cloned());
     let refused: Vec<usize> = floods.iter().filter_map(|f| f.as_ref().ok().copied()).collect();
     let wrong: Vec<String> = wrong.chain(served.wrong).collect();
@@ -66,7 +68,7 @@ pub async fn inject(fault: Fault, round: &mut Round) {
     round.lifted = Some(round.cast.clock.now());
 }
 
-/// Has tokens refused, most on one socket, some at the door; how many.
+/// Has tokens refused, most on one socket, some at the handshake. Returns how many.
 async fn flood(gateway: &Gateway, many: usize) -> Result<usize, String> {
     let why = |(code, reason): (u16, String)| format!("a socket that refreshes: {code} {reason}");
     let mut probe = Probe::open(&gateway.public, &long_token("refreshes")).await.map_err(why)?;
@@ -94,6 +96,7 @@ struct Served {
 async fn while_it_lasts(round: &Round, over: &AtomicBool) -> Served {
     let mut served = Served::default();
     let began = Instant::now();
+
     loop {
         let mut dropped = true;
         for gateway in &round.gateways {
@@ -109,9 +112,11 @@ async fn while_it_lasts(round: &Round, over: &AtomicBool) -> Served {
             served.asked += 2;
             dropped &= gateway.metric_or_zero(DROPPED).await > 0.0;
         }
+
         if dropped {
             served.shown.get_or_insert(round.cast.clock.now());
         }
+
         let late = began.elapsed() > MOST + PATIENCE;
         if late && !dropped {
             served.wrong.push("no line was dropped: this round proves nothing".to_owned());
@@ -123,11 +128,12 @@ async fn while_it_lasts(round: &Round, over: &AtomicBool) -> Served {
     }
 }
 
-/// The first gateway ends in time, though nobody takes its last lines.
+/// The first gateway ends in time, though nothing reads its last lines.
 async fn drains(round: &mut Round) {
     round.cast.replicas.lock()[0].open = false;
     let gateway = &mut round.gateways[0];
     gateway.signal("-TERM");
+
     let began = Instant::now();
     let ended = loop {
         let ended = gateway.ended();
@@ -136,6 +142,7 @@ async fn drains(round: &mut Round) {
         }
         sleep(Duration::from_millis(20)).await;
     };
+
     round.notes.push(format!("drained in {:.1} s", began.elapsed().as_secs_f64()));
     match ended {
         Some(status) if status.success() => {}
@@ -144,10 +151,11 @@ async fn drains(round: &mut Round) {
     }
 }
 
-/// The second one's log is read again.
+/// Reads the second gateway's log again, and checks that it says what was dropped.
 async fn says_what_was_dropped(round: &mut Round, refused: usize) {
     let gateway = &round.gateways[1];
     gateway.log_reader(Reader::Reads);
+
     let began = Instant::now();
     let account = loop {
         let counted = gateway.metric_or_zero(DROPPED).await;
@@ -157,14 +165,15 @@ async fn says_what_was_dropped(round: &mut Round, refused: usize) {
         }
         sleep(Duration::from_millis(100)).await;
     };
+
     match account {
         Ok(text) => round.notes.push(text),
         Err(why) => round.wrong.push(why),
     }
 }
 
-/// Every refused token is a line that was written or one that the log says it has dropped, as the
-/// metric does.
+/// Checks that every refused token is a line of the log, or one of the lines that the log, like the
+/// metric, counts as dropped.
 fn account(log: &str, refused: usize, counted: f64) -> Result<String, String> {
     let number = |line: &str, before: &str| -> Option<usize> {
         let head = &line[..line.find(before)?];
@@ -174,15 +183,18 @@ fn account(log: &str, refused: usize, counted: f64) -> Result<String, String> {
         number(line, " log lines were dropped").or_else(|| number(line, " log line was dropped"))
     };
     let dropped: usize = log.lines().filter_map(said).sum();
+
     let stands_for = |line: &str| {
         let repeated = line.split("repeated=").nth(1).and_then(|rest| rest.split(' ').next());
         repeated.and_then(|n| n.parse::<usize>().ok()).unwrap_or(1)
     };
     let written: usize =
         log.lines().filter(|line| line.contains("token refused")).map(stands_for).sum();
+
     let text = format!(
         "of {refused} refused tokens {written} are in the log, which says that {dropped} lines were dropped"
     );
+
     if dropped == 0 {
         return Err("the log does not say that lines were dropped".to_owned());
     }
@@ -195,7 +207,7 @@ fn account(log: &str, refused: usize, counted: f64) -> Result<String, String> {
     Ok(text)
 }
 
-/// Panics when a log that hides something passes, or one that does not.
+/// Panics if a log that hides something passes, or if a good one does not.
 pub fn self_test() {
     let log = "1 WARN tollgate::session: token refused reason=malformed repeated=2\n\
                2  WARN tollgate::logging: 6 log lines were dropped: the reader of the log was slow\n\

@@ -110,14 +110,17 @@ fn main() -> ExitCode {
         ROWS.iter().for_each(|row| println!("{:18} {}", row.name, row.what));
         return ExitCode::SUCCESS;
     }
+
     self_test::run();
     if options.self_test {
         println!("the checker tells good logs from bad ones");
         return ExitCode::SUCCESS;
     }
+
     if let Some(seed) = options.seed {
         fastrand::seed(seed);
     }
+
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.worker_threads(2).enable_all().build().unwrap();
     let failed = runtime.block_on(async {
@@ -132,7 +135,8 @@ fn main() -> ExitCode {
             _ = terminated.recv() => true,
         }
     });
-    // What still runs is dropped, and its processes killed.
+
+    // Dropping the runtime drops what still runs, and so kills its processes.
     drop(runtime);
     if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
@@ -146,17 +150,20 @@ async fn audit(options: &Options) -> bool {
         eprintln!("no such row; --list shows them");
         return true;
     }
+
     let pace = Pace { blind: options.blind, ..if options.short { SHORT } else { LONG } };
-    // Sentinels need a while to find each other: they do while other rounds run.
+    // Sentinels and clusters need a while to form. They do so while other rounds run.
     let slow = |row: &Row| matches!(row.setup, Setup::Sentinel | Setup::Cluster);
     let early = |row: &Row| slow(row).then(|| tokio::spawn(Backend::start(row.setup)));
     let mut backends: Vec<Option<JoinHandle<Backend>>> = rows.iter().map(early).collect();
+
     let mut results = Vec::new();
     for (row, backend) in rows.into_iter().zip(&mut backends) {
         if row.fault == Fault::Clock && round::faketime("").is_none() {
             eprintln!("{}: LEFT OUT, libfaketime is not installed (apt: faketime)", row.name);
             continue;
         }
+
         let began = Instant::now();
         eprintln!("{}: {}", row.name, row.what);
         let backend = backend.take().unwrap_or_else(|| tokio::spawn(Backend::start(row.setup)));
@@ -164,21 +171,25 @@ async fn audit(options: &Options) -> bool {
             let backend = backend.await.map_err(|e| e.to_string())?;
             Ok::<_, String>(Round::new(row, backend, pace).await.run().await)
         });
+
         let result = match round.await {
             Ok(Ok(outcome)) => Ok(outcome),
             Ok(Err(why)) => Err((row.name, why)),
             Err(error) => Err((row.name, error.to_string())),
         };
+
         if let Ok(outcome) = &result {
             eprint!("{}", report::offences(outcome));
             if let Some(folder) = &options.dump {
                 report::dump(&folder.join(row.name), outcome);
             }
         }
+
         let verdict = if report::failed(&result) { "FAILED" } else { "ok" };
         eprintln!("{}: {verdict} in {:.1}s", row.name, began.elapsed().as_secs_f64());
         results.push(result);
     }
+
     let table = report::table(&results);
     println!("{table}");
     if let Some(file) = &options.markdown {

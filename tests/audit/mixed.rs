@@ -47,7 +47,7 @@ enum Version {
     Today,
 }
 
-/// Which of two places is replaced, and by what: forward, then back.
+/// Which of the two replicas is replaced, and by which version: forward, then back.
 const STEPS: [(&str, usize, Version); 4] = [
     ("forward, one of two", 0, Version::Today),
     ("forward, both", 1, Version::Today),
@@ -59,15 +59,15 @@ struct Mixed {
     old: PathBuf,
     cast: Cast,
     backend: Backend,
-    /// The two that run, each with its place among the replicas.
+    /// The two running gateways, each with its index among the cast's replicas.
     running: [(usize, Version, Gateway); 2],
-    /// Tokens that were taken back.
+    /// Tokens that were revoked.
     revoked: Vec<String>,
     asked: usize,
     wrong: Vec<String>,
 }
 
-/// Runs it; true when something was wrong.
+/// Runs old and new side by side. Returns true if something was wrong.
 pub async fn run() -> bool {
     let Some(old) = std::env::var_os(OLD_BIN).map(PathBuf::from) else {
         eprintln!("{OLD_BIN} names no program: `make mixed` builds it");
@@ -110,9 +110,9 @@ async fn launch(program: &Path, backend: &Backend) -> Gateway {
     let manual = Command::new(program).args(["config", "print", "--defaults"]).output().unwrap();
     let manual = String::from_utf8_lossy(&manual.stdout).into_owned();
     for (setting, name, value) in [
-        // A version that has it needs it beside 0.1: what replicas tell each other goes elsewhere.
+        // Version 0.1 has its keys elsewhere: beside it, a version with this setting needs it.
         ("beside_0_1 =", "REDIS__BESIDE_0_1", "true"),
-        // Revoked tokens are tried again and again.
+        // The test tries revoked tokens again and again.
         ("refusal_wait =", "LIMITS__REFUSAL_WAIT", "0s"),
     ] {
         if manual.contains(setting) {
@@ -165,7 +165,7 @@ impl Mixed {
         }
     }
 
-    /// Starts one more replica, then ends the one in that place.
+    /// Starts a new replica, then ends the one that it replaces.
     async fn replace(&mut self, step: &str, place: usize, version: Version) {
         let program = match version {
             Version::Old => self.old.clone(),
@@ -173,22 +173,26 @@ impl Mixed {
         };
         let gateway = launch(&program, &self.backend).await;
         let address = gateway.public.clone();
+
         let index = {
             let mut replicas = self.cast.replicas.lock();
             replicas.push(Replica { address, open: true });
             replicas.len() - 1
         };
+
         let slot = &mut self.running[place];
         let (before, _, mut leaving) = std::mem::replace(slot, (index, version, gateway));
         self.cast.replicas.lock()[before].open = false;
         leaving.signal("-TERM");
         let began = Instant::now();
+
         let what = format!("{step}: it ends on SIGTERM");
         let status =
             eventually_within(PATIENCE, &what, || std::future::ready(leaving.ended())).await;
         if !status.success() {
             self.wrong.push(format!("{step}: ended with {status}\n{}", leaving.log()));
         }
+
         while !self.cast.clients.iter().all(|log| is_connected(&log.lock())) {
             if began.elapsed() > PATIENCE {
                 self.wrong.push(format!("{step}: clients do not come back"));
@@ -198,13 +202,14 @@ impl Mixed {
         }
     }
 
-    /// A replica that has just started refuses what was revoked before, by whatever version.
+    /// A replica that has just started refuses every token that either version revoked before.
     async fn still_revoked(&mut self, step: &str, place: usize) {
         let (_, version, gateway) = &self.running[place];
         let (version, address) = (*version, gateway.public.clone());
+
         for token in self.revoked.clone() {
             let began = Instant::now();
-            // The earlier version lets one in until it has read the store.
+            // The earlier version accepts a revoked token until it has read the store.
             let refused = loop {
                 let refused = Probe::open(&address, &token).await.err();
                 let late = version == Version::Today || began.elapsed() > PATIENCE;
@@ -213,6 +218,7 @@ impl Mixed {
                 }
                 sleep(Duration::from_millis(100)).await;
             };
+
             let expected = Some((4401, "revoked".to_owned()));
             if refused != expected {
                 let line = format!("{step}: {version:?} and a revoked token: {refused:?}");
@@ -222,10 +228,11 @@ impl Mixed {
         }
     }
 
-    /// What one is told holds on the other.
+    /// What one replica is told holds on the other.
     async fn ask_each_other(&mut self, step: &str) {
         let all = [0, 1].map(|n| (self.running[n].1, self.running[n].2.public.clone()));
         self.both_are_known(step, &all).await;
+
         for (by, from) in &all {
             for (at, to) in &all {
                 self.asked += 1;
@@ -245,7 +252,7 @@ impl Mixed {
         }
     }
 
-    /// Each lists both, so that an answer can say who did not hear.
+    /// Waits until both replicas know each other, so that an answer can say which one did not hear.
     async fn both_are_known(&mut self, step: &str, all: &[(Version, String)]) {
         for (version, address) in all {
             let began = Instant::now();
@@ -268,21 +275,25 @@ impl Mixed {
         let until = now() + 3600;
         let token = sign(&json!({"sub": user, "jti": user, "iat": now(), "exp": until}), SECRET);
         let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
+
         let body = json!({"jti": user, "expire_at": until});
         let answer = try_api(from, "revoke_token", &body).await?;
         if answer != json!({"result": {}}) {
             return Err(answer.to_string());
         }
+
         let ended = probe.next().await.err().map_or(0, |(code, _)| code);
         if ended != 4409 {
             return Err(format!("the socket ended with {ended}"));
         }
+
         for address in [from, to] {
             let refused = Probe::open(address, &token).await.err();
             if refused != Some((4401, "revoked".to_owned())) {
                 return Err(format!("the token again: {refused:?}"));
             }
         }
+
         self.revoked.push(token);
         Ok(())
     }
@@ -296,7 +307,7 @@ impl Mixed {
         check(&self.cast.published(), &self.cast.seen(), &told)
     }
 
-    /// Prints what happened; true when something was wrong.
+    /// Prints what happened. Returns true if something was wrong.
     fn report(&self, verdict: &Verdict) -> bool {
         let v = verdict;
         println!(
@@ -313,17 +324,20 @@ impl Mixed {
             self.asked,
             self.revoked.len()
         );
+
         let cases = v.cases.iter().map(|c| format!("{:?}: {}", c.offence, c.text));
         let wrong: Vec<String> = self.wrong.iter().cloned().chain(cases).collect();
         for line in wrong.iter().take(SHOWN) {
             println!("  WRONG {line}");
         }
         println!("  {} wrong", wrong.len());
+
         if !wrong.is_empty() {
             for (_, version, gateway) in &self.running {
                 println!("log of a replica, {version:?}:\n{}", gateway.log());
             }
         }
+
         !wrong.is_empty()
     }
 }
@@ -332,7 +346,7 @@ fn is_connected(log: &ClientLog) -> bool {
     let mut ends = log.lines.iter().rev();
     let last =
         ends.find(|line| matches!(line.what, What::Opened(_) | What::Closed { .. } | What::Left));
-    // Who wanders is away now and then.
+    // A wandering client is away now and then.
     log.manner == Manner::Wanders || last.is_some_and(|line| matches!(line.what, What::Opened(_)))
 }
 
@@ -349,18 +363,21 @@ async fn disconnect(from: &str, to: &str, user: &str) -> Result<(), String> {
     }
 }
 
-/// Durable events by the API of one arrive at a socket of the other, each once and in order.
+/// Durable events that one replica's API publishes arrive at a socket of the other, each once and
+/// in order.
 async fn publish(from: &str, to: &str, user: &str, number: usize) -> Result<(), String> {
     let channel = format!("durable:asked-{number}");
     let token = sign(&json!({"sub": user, "exp": now() + 3600}), SECRET);
     let mut probe = Probe::open(to, &token).await.map_err(|e| format!("{e:?}"))?;
     probe.subscribe(&channel).await.map_err(|e| format!("{e:?}"))?;
+
     for n in 1..=EVENTS {
         let answer = try_api(from, "publish", &json!({"channel": channel, "data": n})).await?;
         if answer["result"]["offset"] != n {
             return Err(format!("event {n}: {answer}"));
         }
     }
+
     for n in 1..=EVENTS {
         let message = probe.next().await;
         if message != Ok(json!(n)) {

@@ -1,4 +1,4 @@
-//! One socket that shows what a gateway did with what it was asked.
+//! A single socket that shows how a gateway answers.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Probe(Client);
 
 impl Probe {
-    /// Connects with a token; how it was refused otherwise.
+    /// Connects with a token, or says how the gateway refused it.
     pub async fn open(address: &str, token: &str) -> Result<Self, Ended> {
         let bearer = format!("Bearer {token}");
         let client = Client::open(address, "/ws", &[("authorization", &bearer)]).await;
@@ -27,7 +27,7 @@ impl Probe {
         if answer["type"] == "subscribed" { Ok(()) } else { Err((0, answer.to_string())) }
     }
 
-    /// Asks so many times to go on with a token that is none; how often that was refused.
+    /// Sends `many` refreshes with a malformed token. Returns how many were refused.
     pub async fn refused_refreshes(&mut self, many: usize) -> Result<usize, Ended> {
         let ask = json!({"type": "refresh", "token": "nonsense"});
         self.0.try_send_together(&vec![ask; many]).await?;

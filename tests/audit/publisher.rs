@@ -29,7 +29,7 @@ pub enum Place {
     OldMaster(String),
 }
 
-/// How hard publishers press; a round may turn it.
+/// How fast publishers publish, and how much. A round may change it.
 pub struct Dial {
     pub pause_us: AtomicU64,
     /// Bytes that an event is filled up with.
@@ -53,14 +53,14 @@ pub struct Publisher {
     pub dial: Arc<Dial>,
 }
 
-/// Asked for, and the answer is not known to be no.
+/// How long a publisher waits for an answer. Without one nobody knows whether the event exists.
 const ANSWER: Duration = Duration::from_millis(1500);
 const SWITCH_CHECK: Duration = Duration::from_millis(250);
-/// After the end of the load, so long for one last accepted event.
+/// How long after the end of the load a publisher tries to get one last event accepted.
 const LAST_WORD: Duration = Duration::from_secs(12);
 
 enum Refusal {
-    /// Certainly not published: again, elsewhere.
+    /// Certainly not published: try again at this address, after `ASKING` if true.
     Moved(String, bool),
     Again,
     Failed(String),
@@ -78,6 +78,7 @@ impl Publisher {
                     return;
                 }
             }
+
             let may_move = matches!(self.place, Place::Sentinel(_) | Place::Named(_));
             if may_move && checked.elapsed() > SWITCH_CHECK {
                 checked = Instant::now();
@@ -87,6 +88,7 @@ impl Publisher {
                     connection = None;
                 }
             }
+
             if connection.is_none() {
                 match self.open().await {
                     Some((address, opened)) => (at, connection) = (address, Some(opened)),
@@ -97,6 +99,7 @@ impl Publisher {
                     }
                 }
             }
+
             let Some(link) = connection.as_mut() else { continue };
             well = self.publish(link).await;
             if !well {
@@ -105,6 +108,7 @@ impl Publisher {
                     return;
                 }
             }
+
             let pause = self.dial.pause_us.load(Ordering::Relaxed);
             let pause = Duration::from_micros(pause / 2 + fastrand::u64(..=pause));
             if !*stop.borrow() {
@@ -134,7 +138,7 @@ impl Publisher {
         Some((address.clone(), connect(&address).await.ok()?))
     }
 
-    /// Publishes the next one, or a batch; false when the connection is no good any more.
+    /// Publishes the next event, or a batch. Returns false if the connection is unusable.
     async fn publish(&self, connection: &mut MultiplexedConnection) -> bool {
         let batch = self.dial.batch.load(Ordering::Relaxed).max(1);
         let (first, commands) = {
@@ -146,9 +150,11 @@ impl Publisher {
             let commands = (first..first + batch).map(|number| self.command(&log, number));
             (first, commands.collect::<Vec<_>>())
         };
+
         let answers = self.send(connection, &commands).await;
         let mut log = self.log.lock();
         let log = &mut log.published[first..];
+
         match answers {
             Ok(answers) => {
                 for (published, answer) in log.iter_mut().zip(answers) {
@@ -172,6 +178,7 @@ impl Publisher {
             "{{\"s\":{},\"n\":{number},\"c\":\"{}\",\"pad\":\"{pad}\"}}",
             self.index, stream.channel
         );
+
         let key = format!("{PREFIX}{}", stream.channel);
         let mut command;
         match (stream.kind, &self.place) {
@@ -189,6 +196,7 @@ impl Publisher {
                 command.arg(key).arg(payload);
             }
         }
+
         command
     }
 
@@ -199,6 +207,7 @@ impl Publisher {
     ) -> Result<Vec<Value>, String> {
         let began = Instant::now();
         let mut asking = false;
+
         loop {
             let sent = timeout(ANSWER, self.once(connection, commands, asking)).await;
             let refusal = match sent {
@@ -206,6 +215,7 @@ impl Publisher {
                 Ok(Err(error)) => error,
                 Err(_) => Refusal::Failed("no answer in time".to_owned()),
             };
+
             match refusal {
                 Refusal::Failed(why) => return Err(why),
                 _ if began.elapsed() > LAST_WORD => {
@@ -240,7 +250,9 @@ impl Publisher {
             };
             return answer.map(|a| vec![a]).map_err(|e| refusal(&e));
         }
-        // A server that is a master no more takes a PUBLISH too, for its own subscribers.
+
+        // A server that is no longer a master accepts a PUBLISH too, for its own subscribers: hence
+        // ROLE in the same transaction.
         let mut pipe = redis::pipe();
         pipe.atomic().cmd("ROLE");
         for command in commands {
@@ -248,6 +260,7 @@ impl Publisher {
         }
         let answers: RedisResult<Vec<Value>> = pipe.query_async(connection).await;
         let mut answers = answers.map_err(|e| refusal(&e))?;
+
         let role = answers.remove(0);
         let role: Vec<Value> = redis::from_redis_value(role).unwrap_or_default();
         let role: Option<String> =
@@ -255,6 +268,7 @@ impl Publisher {
         if role.as_deref() != Some("master") {
             return Err(Refusal::Failed("not a master".to_owned()));
         }
+
         Ok(answers)
     }
 }

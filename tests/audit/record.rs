@@ -91,7 +91,7 @@ pub enum What {
         code: u16,
         reason: String,
     },
-    /// The gateway is about to end the socket: come back after so long.
+    /// The gateway is about to end the socket: the client is to come back after this time.
     Hint(Duration),
     Note(String),
 }
@@ -113,7 +113,7 @@ pub enum Wire {
 pub enum Manner {
     /// Stays as long as it may.
     Steady,
-    /// The same, and when it comes back it waits as it was told, or longer each time, as a good client.
+    /// Stays too, and waits before it comes back: as long as it was told, or longer each time.
     Patient,
     /// Goes away and comes back with what it has.
     Wanders,
@@ -131,7 +131,7 @@ pub struct ClientLog {
 }
 
 impl ClientLog {
-    /// What a gateway that keeps quiet would have said.
+    /// Removes every declaration, as if the gateway had kept quiet.
     pub fn forget_declarations(&mut self) {
         self.lines.retain(|line| !matches!(line.what, What::Gap { .. }));
         for line in &mut self.lines {

@@ -38,7 +38,7 @@ pub fn failed(result: &Result) -> bool {
     }
 }
 
-/// What a round has to tell, and its offences, the first of each kind in full.
+/// A round's notes and its offences, the first of each kind in full.
 pub fn offences(outcome: &Outcome) -> String {
     let mut text = String::new();
     if outcome.without_effect {
@@ -48,12 +48,14 @@ pub fn offences(outcome: &Outcome) -> String {
     for wrong in outcome.wrong.iter().take(SHOWN) {
         text.push_str(&format!("  WRONG: {wrong}\n"));
     }
+
     for kind in OFFENCES.into_iter().filter(|o| outcome.is_wrong(*o)) {
         let cases = outcome.verdict.cases.iter().filter(|c| c.offence == kind);
         for case in cases.filter(|c| !c.text.is_empty()).take(SHOWN) {
             text.push_str(&format!("  {kind:?}: {}\n", case.text));
         }
     }
+
     if outcome.failed() {
         for (replica, log) in outcome.gateway_logs.iter().enumerate() {
             let lines: Vec<&str> = log.lines().collect();
@@ -64,6 +66,7 @@ pub fn offences(outcome: &Outcome) -> String {
             }
         }
     }
+
     text
 }
 
@@ -76,11 +79,13 @@ fn cells(result: &Result) -> Vec<String> {
             return cells;
         }
     };
+
     let v = &outcome.verdict;
     let seconds = |d: Option<std::time::Duration>| {
         d.map_or_else(|| "-".to_owned(), |d| format!("{:.2}", d.as_secs_f64()))
     };
     let count = |o: Offence| v.count(o).to_string();
+
     vec![
         outcome.row.name.to_owned(),
         v.accepted.to_string(),

@@ -24,18 +24,18 @@ use super::publisher::{Dial, Place};
 use super::record::{ClientLog, Clock, Kind, Manner, Shared, Stream, What, Wire, shared};
 use super::{gateway, nginx};
 
-/// The defaults of the gateway, and what it has beyond them.
+/// The gateway's default drain, and what it may need beyond it.
 const SETTLE: Duration = Duration::from_secs(5);
 const WINDOW: Duration = Duration::from_secs(20);
 const LAST_WORDS: Duration = Duration::from_secs(5);
-/// A proxy hears of a change that much later than the gateway.
+/// A proxy hears of a change this much later than the gateway.
 const NEWS: Duration = Duration::from_secs(2);
 /// Channels of each kind.
 const CHANNELS: usize = 20;
 /// Between two events on a channel.
 const PAUSE: Duration = Duration::from_secs(2);
 const PATIENCE: Duration = Duration::from_secs(15);
-/// One client of so many reads a stream.
+/// One of this many clients reads a stream.
 const STREAMS: usize = 10;
 const SHOWN: usize = 8;
 
@@ -53,7 +53,7 @@ struct Rollout {
     cast: Cast,
     redis: Redis,
     nginx: Nginx,
-    /// Two that go, then two that come.
+    /// The ports of the two old replicas, then of the two new ones.
     ports: [u16; 4],
     gateways: Vec<Gateway>,
     admins: Shared<Vec<String>>,
@@ -69,7 +69,7 @@ struct Seen {
     took: Duration,
 }
 
-/// Runs it in both ways; true when something was wrong.
+/// Runs the rollout in both ways. Returns true if something was wrong.
 pub async fn run(clients: usize, drawings: Option<&Path>) -> bool {
     let mut failed = false;
     for way in [Way::Named, Way::Reloaded] {
@@ -78,12 +78,15 @@ pub async fn run(clients: usize, drawings: Option<&Path>) -> bool {
         rollout.connect(clients).await;
         rollout.publish();
         sleep(PAUSE).await;
+
         let replacements = [rollout.replace(0).await, rollout.replace(1).await];
         sleep(PAUSE).await;
+
         rollout.cast.rest().await;
         let verdict = rollout.cast.settle(LAST_WORDS, || rollout.verdict()).await;
         let after = counts(&rollout.admins).await;
         rollout.cast.end();
+
         let seen = Seen { verdict, replacements, after, took: began.elapsed() };
         failed |= rollout.report(&seen, drawings);
     }
@@ -108,7 +111,7 @@ impl Rollout {
         for number in 0..clients {
             let wire = if number % STREAMS == 0 { Wire::Sse } else { Wire::Envelope };
             let user = format!("u{number}");
-            // Not by the number alone: a channel would have streams only.
+            // By the number alone, a channel would have streams only.
             let channel = number / STREAMS % CHANNELS;
             let names = [format!("durable:{channel}"), format!("plain:{channel}")];
             let channels = [names.to_vec(), vec![format!("user:{user}")]].concat();
@@ -140,13 +143,14 @@ impl Rollout {
         self.gateways.push(gateway);
         let both = [old + 1, old + 2];
         self.tell(&[&[old][..], &both].concat());
+
         // Read before the signal is sent: the gateway may act on it well before `kill` has ended.
         let term = self.cast.clock.now();
         self.gateways[old].signal("-TERM");
         sleep(NEWS).await;
         self.tell(&both);
 
-        // Kubernetes would kill it later.
+        // Kubernetes would kill a gateway that takes longer.
         let left = (SETTLE + WINDOW + LAST_WORDS).saturating_sub(self.cast.clock.now() - term);
         let gateway = &mut self.gateways[old];
         let status = eventually_within(left, "the gateway ends on SIGTERM", || {
@@ -155,6 +159,7 @@ impl Rollout {
         .await;
         assert!(status.success(), "{}", self.gateways[old].log());
         let exited = self.cast.clock.now();
+
         while let Some(lost) = self.absences().into_iter().find(|absence| absence.back.is_none()) {
             let lines = self.lines_of(&lost.client) + &tail(&self.nginx.log());
             assert!(
@@ -180,7 +185,7 @@ impl Rollout {
         last.iter().map(|l| format!("{:8.3} {:?}\n", l.at.as_secs_f64(), l.what)).collect()
     }
 
-    /// Without the events, which are most of the lines.
+    /// The clients' absences, from logs without the events, which are most of the lines.
     fn absences(&self) -> Vec<Absence> {
         let short = |log: &Shared<ClientLog>| {
             let log = log.lock();
@@ -200,24 +205,28 @@ impl Rollout {
         check(&self.cast.published(), &self.cast.seen(), &told)
     }
 
-    /// Prints what happened; true when something was wrong.
+    /// Prints what happened. Returns true if something was wrong.
     fn report(&self, seen: &Seen, drawings: Option<&Path>) -> bool {
         let absences = self.absences();
         let way = if self.way == Way::Named { "named" } else { "reloaded" };
         println!("{way}: {} clients\n{}", self.cast.clients.len(), summary(seen, &absences));
+
         let mut wrong = problems(&absences, &seen.replacements);
         wrong.extend(seen.verdict.cases.iter().map(|c| format!("{:?}: {}", c.offence, c.text)));
         wrong.extend(uneven(self.way, &seen.after));
+
         for line in wrong.iter().take(SHOWN) {
             println!("  WRONG {line}");
         }
         println!("  {} wrong; took {:.0} s", wrong.len(), seen.took.as_secs_f64());
+
         if !wrong.is_empty() {
             println!("end of nginx' log:\n{}", tail(&self.nginx.log()));
             for gateway in &self.gateways {
                 println!("end of a gateway's log:\n{}", tail(&gateway.log()));
             }
         }
+
         if let Some(folder) = drawings {
             let clients = self.cast.clients.len();
             let title =
@@ -226,6 +235,7 @@ impl Rollout {
             let text = drawing::svg(&title, &absences, &seen.replacements, &samples);
             std::fs::write(folder.join(format!("rollout-{way}.svg")), text).unwrap();
         }
+
         !wrong.is_empty()
     }
 }
@@ -237,7 +247,7 @@ fn named(way: Way, ports: &[u16; 4], running: &[usize]) -> Vec<String> {
     named.iter().map(|replica| address(ports[*replica])).collect()
 }
 
-/// A gateway that is ready.
+/// Starts a gateway and waits until it is ready.
 async fn launch(redis: &Redis, port: u16) -> Gateway {
     let set = |name: &str, value: String| (format!("TOLLGATE_{name}"), value);
     let environment = [
@@ -257,8 +267,8 @@ fn tail(log: &str) -> String {
     lines[lines.len().saturating_sub(20)..].join("\n")
 }
 
-/// With all replicas named, each has its share in the end: the ones that come take what one that
-/// goes had.
+/// What is wrong with how sockets are shared in the end. With all replicas named each has its
+/// share: new replicas take over the sockets of old ones.
 fn uneven(way: Way, after: &[f64]) -> Option<String> {
     let (gone, new) = after.split_at(after.len().min(2));
     let all: f64 = new.iter().sum();
@@ -274,12 +284,14 @@ fn summary(seen: &Seen, absences: &[Absence]) -> String {
     away.sort_unstable();
     let at = |part: usize| away.get(away.len() * part / 100).or(away.last()).copied();
     let [median, most, longest] = [50, 99, 100].map(|part| at(part).unwrap_or(0));
+
     let (v, times) = (&seen.verdict, absences.len());
     let mut text = format!(
         "  sent away {times} times, for {median} ms (median), {most} ms (99 %), {longest} ms (longest)\n  \
          {} events accepted, {} deliveries; resumed whole {}, not {}; gaps told {}, missing and told {}\n",
         v.accepted, v.deliveries, v.resumed, v.not_resumed, v.gaps, v.declared
     );
+
     for (number, r) in seen.replacements.iter().enumerate() {
         let own = absences.iter().filter(|a| (r.term..=r.exited).contains(&a.closed));
         let back = r.each_second(own.filter_map(|a| a.back));
@@ -288,6 +300,7 @@ fn summary(seen: &Seen, absences: &[Absence]) -> String {
             "  replica {number}: exit 0 after {end:.1} s; back, by second: {back:?}\n"
         ));
     }
+
     text + &format!("  sockets of each replica in the end: {:?}", seen.after)
 }
 

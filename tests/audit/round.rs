@@ -22,7 +22,7 @@ use super::record::{ClientLog, Kind, Manner, Shared, Stream, What, Wire, shared}
 use super::rows::{Fault, Row, Sign};
 use super::shortage::FEW_FILES;
 
-/// How long things take.
+/// How long a round takes, and how much it does.
 #[derive(Debug, Clone, Copy)]
 pub struct Pace {
     pub before: Duration,
@@ -31,7 +31,7 @@ pub struct Pace {
     pub clients: usize,
     /// Faults may last as long as they need.
     pub full: bool,
-    /// The checker is to see no declaration: a round with a loss has to fail.
+    /// Hides declarations from the checker: a round with a loss must fail then.
     pub blind: bool,
 }
 
@@ -61,8 +61,7 @@ pub struct Round {
 pub struct Outcome {
     pub row: Row,
     pub verdict: Verdict,
-    /// From the fault to the first log line about Redis, and to the first `gap` or close at a
-    /// client.
+    /// From the fault to the first log line about Redis, and to a client's first `gap` or close.
     pub logged: Option<Duration>,
     pub told: Option<Duration>,
     /// From the fault, or its end, until every gateway said so in `/readyz`, or the round saw it.
@@ -76,13 +75,15 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// While there are two masters, what the old one takes after the gateway has moved can be
-    /// declared only when it is a master no more.
+    /// Whether cases of this kind are wrong in this round. While there are two masters, what
+    /// the old one accepts after the gateway has moved can be declared only once it is no
+    /// longer a master.
     pub fn is_wrong(&self, offence: Offence) -> bool {
         offence != Offence::Late || !self.had_two_masters()
     }
 
-    /// Two Sentinels that led a failover each have also left a new master for another.
+    /// Whether there were two masters at a time. Two Sentinels that each led a failover have also
+    /// left one new master for another.
     fn had_two_masters(&self) -> bool {
         let moves = |log: &String| log.matches("Redis masters masters").count() > 2;
         self.row.fault == Fault::SentinelPlanned
@@ -96,9 +97,9 @@ impl Outcome {
 
 const USERS: [&str; 3] = ["u1", "u2", "u12"];
 const CHANNELS: [&str; 6] = ["durable:1", "durable:2", "plain:1", "plain:2", "mixed:1", "mixed:2"];
-/// Channels of one client, by its number.
+/// The beginning of channels that a single client has; its number follows.
 const OWN: &str = "durable:own-";
-/// Clients come from several addresses, the last number of each.
+/// The last byte of each address that clients connect from.
 const HOMES: [u8; 4] = [2, 3, 4, 5];
 const SETTLE: Duration = Duration::from_secs(15);
 
@@ -141,11 +142,13 @@ impl Round {
             }
             gateways.push(gateway::start(launch).await);
         }
+
         let cast = Cast::new(gateways.iter().map(|g| g.public.clone()));
         let health = shared(Vec::new());
         let admins = gateways.iter().map(|g| g.admin.clone()).collect();
         let mut asking = JoinSet::new();
         asking.spawn(health::ask(cast.clock, admins, Arc::clone(&health)));
+
         Self {
             row,
             pace,
@@ -183,7 +186,7 @@ impl Round {
         self.outcome(verdict)
     }
 
-    /// The fault takes place from now on.
+    /// Notes that the fault begins now.
     pub fn begins(&mut self) {
         self.injected = Some((Instant::now(), self.cast.clock.now()));
     }
@@ -211,16 +214,18 @@ impl Round {
                 let mut channels: Vec<String> = CHANNELS.map(str::to_owned).to_vec();
                 channels.push(format!("user:{user}"));
                 if *manner == Manner::Wanders && *wire != Wire::Plain {
-                    // No other client has this channel: a replica subscribes to it when the client
-                    // comes.
+                    // No other client has this channel: a replica subscribes to it when this
+                    // client comes.
                     channels.push(format!("{OWN}{number}"));
                 }
+
                 let from = Ipv4Addr::new(127, 0, 0, HOMES[number % HOMES.len()]);
                 let (wire, manner, home) = (*wire, *manner, number % 2);
                 self.cast.client(Part { wire, manner, user, channels, home, from });
                 number += 1;
             }
         }
+
         self.cast.all_live(2 * SETTLE).await;
     }
 
@@ -233,19 +238,22 @@ impl Round {
             ("plain:2".to_owned(), Kind::Plain, 0),
             ("mixed:1".to_owned(), Kind::Durable, 500),
             ("mixed:1".to_owned(), Kind::Plain, 0),
-            // A history that nobody writes to.
+            // A history that no publisher writes to.
             ("mixed:2".to_owned(), Kind::Plain, 0),
         ];
         streams.extend(user);
+
         let channels = self.cast.seen().into_iter().flat_map(|log| log.channels);
         let own = channels.filter(|channel| channel.starts_with(OWN));
         streams.extend(own.map(|channel| (channel, Kind::Durable, 500)));
+
         let mut streams: Vec<(Stream, Place)> = streams
             .into_iter()
             .map(|(channel, kind, kept)| {
                 (Stream { channel, kind, publisher: "main", kept }, self.backend.place())
             })
             .collect();
+
         if let (Fault::SentinelPlanned, Backend::Watched(watched)) = (fault, &self.backend) {
             for (channel, kind) in [("durable:1", Kind::Durable), ("plain:1", Kind::Plain)] {
                 let place = Place::OldMaster(watched.master.address());
@@ -254,6 +262,7 @@ impl Round {
                 streams.push((Stream { channel, kind, publisher, kept: 500 }, place));
             }
         }
+
         for (stream, place) in streams {
             self.cast.publisher(stream, place, &self.dial);
         }
@@ -288,6 +297,7 @@ impl Round {
         let (at, since) = self.injected.expect("the fault took place");
         let logged = self.gateways.iter().filter_map(|g| noticed(g, at)).min();
         let clients = self.cast.seen();
+
         let first = |log: &ClientLog| {
             if log.manner != Manner::Steady {
                 return None;
@@ -297,12 +307,14 @@ impl Round {
             told.map(|l| l.at - since)
         };
         let told = clients.iter().filter_map(first).min();
+
         let without_effect = match row.sign {
             Sign::Noticed => logged.is_none() && told.is_none(),
             Sign::Closed | Sign::Told => told.is_none(),
             Sign::Declared(_) => !self.has_declared_all(),
             Sign::Shown | Sign::Nothing => false,
         };
+
         let went = self.lifted.unwrap_or(since);
         let answers = std::mem::take(&mut *self.health.lock());
 
@@ -311,6 +323,7 @@ impl Round {
         }
         let seen = health::detection(&answers, since, went);
         let detection = Detection { shown: self.shown.or(seen.shown), ..seen };
+
         let gateway_logs = self.gateways.iter().map(Gateway::log).collect();
         Outcome {
             row,

@@ -1,13 +1,14 @@
-//! The catalogue of faults, one row each: what is started for it, and what shows that it took place.
+//! The catalogue of faults, one row each: what is started for it, and what shows that it
+//! took place.
 
 use super::round::Pace;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Setup {
     Alone(&'static [&'static str]),
-    /// One with a replica, without which it takes no writes.
+    /// A master that takes no writes without its replica.
     Followed,
-    /// The gateways come as the user of `docs/redis.md`.
+    /// The gateways log in as the user of `docs/redis.md`.
     Limited,
     Proxied,
     /// Two servers, and an address that leads to the first of them.
@@ -25,7 +26,7 @@ pub enum Sign {
     Told,
     /// Plain events on each of these channels were missing and declared.
     Declared(&'static [&'static str]),
-    /// Every gateway says so in `/readyz`, and when it is over.
+    /// Every gateway shows the fault in `/readyz`, and its end.
     Shown,
     /// The end of sockets.
     Closed,
@@ -65,7 +66,8 @@ pub enum Fault {
     Revocations,
     OutOfMemory,
     NoReplicas,
-    /// The gateways' user may not do any of this for a while.
+    /// The gateways' user loses these rights for a while: the rules that take them, and those that
+    /// give them back.
     Forbidden(&'static [&'static str], &'static [&'static str]),
     Poison,
     Forge,
@@ -79,7 +81,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// The first gateway is told to go.
+    /// Whether the first gateway is told to drain.
     pub fn ends_the_first(self) -> bool {
         matches!(self, Self::GatewayTerm) || self.is_of_the_log()
     }
@@ -96,7 +98,7 @@ impl Fault {
                 ("LIMITS__COMMANDS_PER_SECOND", "1000000"),
                 ("LIMITS__COMMAND_BURST", "1000000"),
             ],
-            // The default would be most of a short round.
+            // The default interval would take up most of a short round.
             Self::Moved if !pace.full => &[("REDIS__ADDRESS_INTERVAL", "2s")],
             Self::OneAddress => &[
                 ("LIMITS__CONNECTIONS_PER_IP", "60"),
@@ -111,7 +113,7 @@ impl Fault {
 const ALONE: Setup = Setup::Alone(&[]);
 const AOF: Setup = Setup::Alone(&["appendonly yes", "appendfsync always"]);
 
-/// What the gateway writes with, and all that it may hear and say.
+/// Rights that the gateways lose: to write, and to hear and say anything.
 const WRITES: Fault = Fault::Forbidden(&["-fcall"], &["+fcall"]);
 const CHANNELS: Fault =
     Fault::Forbidden(&["resetchannels"], &["&tollgate:*", "&gateway:tollgate:*"]);

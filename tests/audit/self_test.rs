@@ -12,7 +12,8 @@ fn at(n: u64) -> Duration {
     Duration::from_millis(n * 10)
 }
 
-/// Ten events, number n published at n * 10 ms; `refused` had no answer.
+/// Ten events: number n was published at n * 10 ms, and Redis did not answer for those
+/// in `refused`.
 fn publisher(kind: Kind, refused: &[usize]) -> StreamLog {
     let stream = Stream { channel: CHANNEL.to_owned(), kind, publisher: "main", kept: 10 };
     let published = (0..10).map(|n| Published {
@@ -36,12 +37,14 @@ fn live(resumes: bool, recovered: Option<bool>) -> What {
     What::Live { channel: CHANNEL.to_owned(), resumes, recovered, position: None }
 }
 
-/// A client's log; whatever comes after event n comes 5 ms after it was published.
+/// The verdict on a client that receives this. Each event, and what follows it, comes 5 ms after
+/// the event's publication.
 fn verdict(kind: Kind, refused: &[usize], what: &[What]) -> Verdict {
     let mut lines = vec![
         Line { at: at(0), what: What::Opened(0) },
         Line { at: at(0), what: live(false, None) },
     ];
+
     let mut now = at(0);
     for what in what {
         if let What::Event { number, .. } = what {
@@ -49,6 +52,7 @@ fn verdict(kind: Kind, refused: &[usize], what: &[What]) -> Verdict {
         }
         lines.push(Line { at: now, what: what.clone() });
     }
+
     let log = ClientLog {
         name: "made-up".to_owned(),
         wire: Wire::Envelope,
@@ -71,7 +75,7 @@ fn events(numbers: impl IntoIterator<Item = usize>) -> Vec<What> {
     numbers.into_iter().map(event).collect()
 }
 
-/// Panics when a verdict is wrong, here or at those who judge something else.
+/// Panics if a verdict is wrong, here or in a module that judges something else.
 pub fn run() {
     for kind in [Kind::Durable, Kind::Plain] {
         live_sockets(kind);
@@ -93,6 +97,7 @@ fn live_sockets(kind: Kind) {
     expect("the first lost", &verdict(kind, &[], &events(1..10)), &lost);
     expect("the last lost", &verdict(kind, &[], &events(0..9)), &lost);
     expect("all lost", &verdict(kind, &[], &[]), &[(Offence::Lost, 10)]);
+
     let doubled = events([0, 1, 2, 3, 3, 4, 5, 6, 7, 8, 9]);
     expect("doubled", &verdict(kind, &[], &doubled), &[(Offence::Doubled, 1)]);
     let late = events([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 2]);
@@ -100,7 +105,7 @@ fn live_sockets(kind: Kind) {
     let swapped = events([0, 1, 3, 2, 4, 5, 6, 7, 8, 9]);
     expect("reordered", &verdict(kind, &[], &swapped), &[(Offence::Disorder, 1)]);
 
-    // Nobody answered for 3: it may come or not, anywhere, once.
+    // Redis did not answer for 3: it may come or not, anywhere, but once.
     for there in [&[0, 1, 2, 4, 5][..], &[0, 1, 2, 3, 4, 5], &[0, 1, 2, 4, 3, 5]] {
         let numbers = there.iter().copied().chain(6..10);
         expect("unanswered", &verdict(kind, &[3], &events(numbers)), none);
@@ -114,7 +119,8 @@ fn live_sockets(kind: Kind) {
         what.insert(gap_after, gap());
         verdict(kind, &[], &what)
     };
-    // The gap's time is that of the event before it, so it has to be one that comes later.
+
+    // A gap has the time of the event before it. `told_at` gives a gap a later time.
     let declared = |what: &[What]| verdict(kind, &[], what);
     let mut what = events(0..4);
     what.push(What::Note("time passes".to_owned()));
@@ -123,8 +129,10 @@ fn live_sockets(kind: Kind) {
     expect("a gap without a loss", &declared(&what), none);
     expect("a gap too early", &with_gap(4, 6, 2), &[(Offence::Lost, 2)]);
     expect("a gap too late", &with_gap(4, 6, 6), &[(Offence::Late, 2)]);
-    // Told at 35 ms, and number 5 was published at 50 ms.
+
+    // The gap came at 35 ms, and number 5 was published at 50 ms.
     expect("a gap before the publication", &with_gap(4, 6, 4), &[(Offence::Lost, 2)]);
+
     expect("declared", &told_at(kind, 4, 6, at(5)), none);
     let told = told_at(kind, 4, 6, at(5));
     let plain = if kind == Kind::Plain { Some(&2) } else { None };
@@ -133,7 +141,7 @@ fn live_sockets(kind: Kind) {
     expect("declared too soon", &told_at(kind, 8, 10, at(8)), &[(Offence::Lost, 1)]);
 }
 
-/// Events from `from` to `to` are missing, and a gap came at a time.
+/// Events from `from` to `to` are missing, and a gap came at `time`.
 fn told_at(kind: Kind, from: usize, to: usize, time: Duration) -> Verdict {
     let mut lines = vec![
         Line { at: at(0), what: What::Opened(0) },
@@ -157,6 +165,7 @@ fn resumed_sockets() {
         what.extend(events(after));
         what
     };
+
     expect("resumed", &durable(&back(true, Some(true), 5..10)), &[]);
     let lost = [(Offence::Lost, 2)];
     expect("resumed with a hole", &durable(&back(true, Some(true), 7..10)), &lost);
@@ -164,18 +173,22 @@ fn resumed_sockets() {
     let doubled = [(Offence::Doubled, 2)];
     expect("resumed twice", &durable(&back(true, Some(true), 3..10)), &doubled);
     expect("anew on a replica that is behind", &durable(&back(false, None, 3..10)), &[]);
-    // Told at 45 ms: 5 and 6 came later.
+
+    // The declaration came at 45 ms: 5 and 6 were published later.
     expect("not recovered, too soon", &durable(&back(true, Some(false), 7..10)), &lost);
+
     let mut what = events(0..5);
     what.push(What::Left);
     what.push(What::Opened(1));
     what.extend(events(5..10));
     expect("events before subscribed", &durable(&what), &[(Offence::Disorder, 5)]);
+
     let mut what = events([0, 1, 2, 4]);
     what.extend([What::Left, What::Opened(1), live(false, None)]);
     what.extend(events(5..10));
     expect("lost, and begun anew", &verdict(Kind::Plain, &[], &what), &[(Offence::Late, 1)]);
-    // What had no position makes no claim for the time away: 7 is the first that came after it.
+
+    // A plain channel makes no claim for the time away: 7 is the first event after it.
     let mut what = events(0..5);
     what.extend([What::Left, What::Opened(1), event(6)]);
     what.insert(7, live(false, None));

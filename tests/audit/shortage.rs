@@ -17,7 +17,7 @@ use super::round::Round;
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The connections to Redis of a gateway, by its metric: it subscribes, publishes and writes.
 const TO_REDIS: f64 = 3.0;
-/// Of every gateway that has few descriptors from its start: those besides its clients'.
+/// Descriptors of a gateway that has few of them, besides those for its clients.
 pub const FEW_FILES: usize = 52;
 /// Strangers in front of each gateway.
 const STRANGERS: usize = 40;
@@ -28,8 +28,9 @@ const OPENED_WITHIN: Duration = Duration::from_secs(4);
 /// The first gateway has few descriptors from its start, the second from now on.
 pub async fn descriptors(round: &mut Round) {
     let gateways = &round.gateways;
-    // A quarter is set aside, and a few newcomers find room.
+    // The gateway sets a quarter aside; this leaves room for a few newcomers.
     gateways[1].allow_files((gateways[1].open_files() + 6) * 4 / 3 + 1);
+
     let addresses: Vec<Ipv4Addr> = (1..=20).map(|n| Ipv4Addr::new(127, 0, 1, n)).collect();
     let habits = [Habit::Full(Duration::from_millis(500)), Habit::Idle];
     let gather = |g: &Gateway| Crowd::gather(&g.public, STRANGERS, &habits, &addresses);
@@ -46,10 +47,12 @@ pub async fn descriptors(round: &mut Round) {
         for gateway in &round.gateways {
             before.push(gateway.metric_or_zero("redis_reconnects_total").await);
         }
+
         for kind in ["pubsub", "normal"] {
             server.command(&["CLIENT", "KILL", "TYPE", kind]).await;
         }
         let began = Instant::now();
+
         for (gateway, before) in round.gateways.iter().zip(before) {
             let back = async {
                 loop {
@@ -67,15 +70,17 @@ pub async fn descriptors(round: &mut Round) {
                 wrong.push("/livez did not answer".to_owned());
             }
         }
+
         slowest = slowest.max(began.elapsed());
         more_come(&crowds, more).await;
     }
+
     round.notes.push(format!("Redis connected again {times} times, the slowest in {slowest:?}"));
     round.wrong.extend(wrong);
     judge(round, &crowds);
 }
 
-/// Somebody opens all that an address can, and more, in all ways.
+/// One address opens all the connections that it may, and more, in every way.
 pub async fn one_address(round: &mut Round) {
     let habits = [Habit::Idle, Habit::Slow, Habit::Full(Duration::from_secs(2))];
     let size = if round.pace.full { 450 } else { 240 };
@@ -98,16 +103,18 @@ pub async fn one_address(round: &mut Round) {
         }
         sleep(Duration::from_millis(100)).await;
     }
+
     if slowest > OPENED_WITHIN {
         round.wrong.push(format!("somebody from another address waited for {slowest:?}"));
     }
+
     round.notes.push(format!("{opened} from elsewhere opened sockets, the slowest in {slowest:?}"));
     judge(round, &crowds);
     drop(crowds);
     round.wrong.extend(turned_away(&round.cast.seen(), round.injected.unwrap().1));
 }
 
-/// Waits until so many more were answered at each gateway, or no longer.
+/// Waits until each gateway has answered `more` further newcomers, but no longer than `PATIENCE`.
 async fn more_come(crowds: &[Crowd], more: usize) {
     let began = Instant::now();
     let due: Vec<usize> = crowds.iter().map(|crowd| crowd.answers().len() + more).collect();
@@ -117,7 +124,7 @@ async fn more_come(crowds: &[Crowd], more: usize) {
     }
 }
 
-/// How long it took until every gateway had refused somebody.
+/// How long it took until every gateway had refused a newcomer.
 async fn until_rejected(round: &Round, metric: &str) -> Option<Duration> {
     let began = Instant::now();
     for gateway in &round.gateways {
@@ -143,7 +150,7 @@ fn judge(round: &mut Round, crowds: &[Crowd]) {
     round.lifted = Some(round.cast.clock.now());
 }
 
-/// Clients that were not let in, though there was room for them.
+/// Clients that were refused, though there was room for them.
 fn turned_away(clients: &[ClientLog], since: Duration) -> Vec<String> {
     let refused = |what: &What| matches!(what, What::Note(n) if n.starts_with("refused by"));
     let mut wrong = Vec::new();
@@ -158,7 +165,7 @@ fn turned_away(clients: &[ClientLog], since: Duration) -> Vec<String> {
     wrong
 }
 
-/// Panics when a client that was turned away is not seen.
+/// Panics if a client that was turned away goes unnoticed.
 pub fn self_test() {
     let log = |text: &str, seconds| ClientLog {
         name: "made-up".to_owned(),

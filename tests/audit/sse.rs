@@ -14,7 +14,7 @@ use super::websocket::dial;
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The stream's bytes and what of them has been read.
+/// A connection with the bytes that were read: raw, and without the framing of chunks.
 struct Stream {
     tcp: TcpStream,
     raw: Vec<u8>,
@@ -48,6 +48,7 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
                 continue;
             }
         };
+
         match event {
             Ok(event) => {
                 if event.kind() == "connected" {
@@ -57,7 +58,7 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
                     return Ended::Refused(format!("{} {:?}", event.kind(), event.data));
                 }
                 if take(client, &event, since.as_deref()).is_err() {
-                    // Not all channels: as a page would, from the start.
+                    // A channel was refused: as a page would, the client starts anew.
                     return Ended::Left;
                 }
             }
@@ -72,6 +73,7 @@ async fn open(client: &Client, address: &str) -> Result<Stream, String> {
     let own = format!("user:{}", client.user);
     let channels: Vec<&str> =
         client.channels.iter().filter(|c| **c != own).map(String::as_str).collect();
+
     let mut request = format!(
         "GET /sse?channels={} HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\
          Authorization: Bearer {}\r\n",
@@ -82,16 +84,19 @@ async fn open(client: &Client, address: &str) -> Result<Stream, String> {
         request.push_str(&format!("Last-Event-ID: {id}\r\n"));
     }
     request.push_str("\r\n");
+
     let text = |e: std::io::Error| e.to_string();
     let mut tcp = dial(client, address).await.map_err(text)?;
     tcp.write_all(request.as_bytes()).await.map_err(text)?;
     let mut stream = Stream { tcp, raw: Vec::new(), text: Vec::new(), chunked: false };
+
     let end = loop {
         if let Some(end) = stream.raw.windows(4).position(|w| w == b"\r\n\r\n") {
             break end;
         }
         stream.fill().await?;
     };
+
     let head = String::from_utf8_lossy(&stream.raw[..end]).to_ascii_lowercase();
     stream.raw.drain(..end + 4);
     stream.chunked = head.contains("transfer-encoding: chunked");
@@ -107,7 +112,8 @@ impl Stream {
         if read == 0 { Err("the stream ended".to_owned()) } else { Ok(()) }
     }
 
-    /// Moves what is complete from the raw bytes to the text; false when a chunk is not.
+    /// Moves what is complete from the raw bytes to the text. Returns true if another chunk
+    /// may follow.
     fn unwrap(&mut self) -> Result<bool, String> {
         if !self.chunked {
             self.text.append(&mut self.raw);
@@ -136,6 +142,7 @@ impl Stream {
                     Err(why) => break Some(why),
                 }
             };
+
             while let Some(end) = self.text.windows(2).position(|w| w == b"\n\n") {
                 let text: Vec<u8> = self.text.drain(..end + 2).collect();
                 let event = Block::of(&String::from_utf8_lossy(&text));
@@ -143,7 +150,8 @@ impl Stream {
                     return Ok(event);
                 }
             }
-            // What came before the end is read first.
+
+            // Events from before the end are read first.
             if let Some(why) = ended {
                 return Err(why);
             }
@@ -152,7 +160,7 @@ impl Stream {
     }
 }
 
-/// Notes an event down. An error when a channel could not be had.
+/// Notes an event. Fails if the gateway refused a channel.
 fn take(client: &mut Client, event: &Block, since: Option<&str>) -> Result<(), ()> {
     let Ok(json) = serde_json::from_str::<Value>(&event.data.join("\n")) else {
         client.note(What::Foreign(event.data.join("\n")));

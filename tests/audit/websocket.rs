@@ -13,10 +13,10 @@ use super::client::{Client, Ended, Phase, position_of};
 use super::record::{Manner, What, Wire};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Receive buffer of a slow reader: the gateway soon feels it.
+/// Receive buffer of a slow reader, so small that the gateway soon notices.
 const NARROW: u32 = 8192;
 
-/// A connection; a slow client's holds little.
+/// Opens a TCP connection; that of a slow client buffers little.
 pub async fn dial(client: &Client, address: &str) -> std::io::Result<TcpStream> {
     let socket = TcpSocket::new_v4()?;
     socket.bind((client.from, 0).into())?;
@@ -49,17 +49,20 @@ pub async fn session(client: &mut Client, replica: usize, address: &str) -> Ende
         Ok(ws) => ws,
         Err(why) => return Ended::Refused(why),
     };
+
     let hello = match timeout(HANDSHAKE, hear(&mut ws)).await {
         Ok(Ok(hello)) if hello["type"] == "connected" => hello,
         Ok(Ok(other)) => return Ended::Refused(other.to_string()),
         Ok(Err((code, reason))) => return Ended::Refused(format!("{code} {reason}")),
         Err(_) => return Ended::Refused("no greeting".to_owned()),
     };
+
     client.note(What::Opened(replica));
     let own = format!("user:{}", client.user);
     let start = &hello["data"]["positions"][&own];
     let resumes = client.wire == Wire::Envelope && client.positions.contains_key(&own);
     client.live(&own, start, resumes);
+
     for channel in client.channels.clone() {
         if channel != own && ask(client, &mut ws, &channel).await.is_err() {
             return Ended::Closed(1006, "while subscribing".to_owned());
@@ -79,12 +82,12 @@ async fn ask(client: &Client, ws: &mut Socket, channel: &str) -> Result<(), ()> 
     ws.send(Message::text(ask.to_string())).await.map_err(|_| ())
 }
 
-/// Notes down what comes until the socket ends.
+/// Notes what comes until the socket ends.
 async fn read(client: &mut Client, ws: &mut Socket) -> Ended {
     let leave = client.leaves_at();
     let far = Instant::now() + Duration::from_secs(3600);
 
-    // Subscriptions that were refused for the moment.
+    // Subscriptions that were refused temporarily, and when to ask for them again.
     let mut again: Vec<(Instant, String)> = Vec::new();
     let mut phase = client.phase.clone();
     loop {
@@ -107,6 +110,7 @@ async fn read(client: &mut Client, ws: &mut Socket) -> Ended {
                 continue;
             }
         };
+
         let message = match message {
             Ok(message) => message,
             Err((code, reason)) => return Ended::Closed(code, reason),

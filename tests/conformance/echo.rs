@@ -50,6 +50,7 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     let Some(upgrade) = request.extensions_mut().remove::<OnUpgrade>() else {
         return StatusCode::BAD_REQUEST.into_response();
     };
+
     let hub = Arc::clone(hub);
     lifecycle::spawn("echo", async move {
         if let Some(socket::HandedOver { stream, early, .. }) = socket::handed_over(upgrade).await {
@@ -61,6 +62,7 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
             }
         }
     });
+
     let headers = [
         (header::UPGRADE, "websocket"),
         (header::CONNECTION, "Upgrade"),
@@ -69,15 +71,18 @@ fn upgrade(hub: &Arc<Hub>, mut request: Request) -> Response {
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-/// Echoes until the end; the close frame to say goodbye with, and what follows if it is not an answer.
+/// Echoes until the end. Returns the Close frame to end with, and the decoder's tail unless that
+/// frame answers the client's.
 async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<(Bytes, Option<Tail>)> {
     let mut decoder = Decoder::default();
     let mut buffer = vec![0; 64 * 1024];
+
     match feed(connection, &mut decoder, &mut early) {
         Ok(None) => {}
         Ok(Some(answer)) => return Some((answer, None)),
         Err(close) => return Some((close, Some(decoder.into_tail()))),
     }
+
     loop {
         let wake = connection.wait(true).await;
         if wake.writable {
@@ -99,7 +104,7 @@ async fn echo(connection: &Connection, mut early: Vec<u8>) -> Option<(Bytes, Opt
     }
 }
 
-/// The answer to the client's Close, or our own.
+/// Echoes messages. Returns the answer to the client's Close, or fails with a Close of its own.
 fn feed(
     connection: &Connection,
     decoder: &mut Decoder,
@@ -123,11 +128,13 @@ fn feed(
                 return false;
             }
         };
+
         let mut frame = BytesMut::new();
         encode(&mut frame, opcode, payload);
         connection.send(frame.freeze());
         true
     });
+
     match fed {
         Ok(()) => Ok(close),
         Err(e) => Err(close_frame(e.close_code(), &e.to_string())),

@@ -43,6 +43,7 @@ async fn rules_decide_and_nothing_else_is_allowed() {
     });
     let mut client = Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
     assert_eq!(client.connected["data"]["channels"], json!(["user:u1", "post:7", "news"]));
+
     for (channel, allowed) in [
         ("user:u1", true),
         ("user:u12", false),

@@ -13,12 +13,14 @@ async fn health_and_connections() {
     let client = Client::connect(&gateway, "u1").await;
     let (status, body) = gateway.get_admin("/livez").await;
     assert_eq!((status, body.contains("\"alive\":true")), (200, true));
+
     let (status, body) = gateway.get_admin("/readyz").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &body["ready"]), (200, &json!(true)));
     for check in ["broker_started", "broker_subscriber", "broker_publisher", "draining"] {
         assert_eq!(body["checks"][check]["ok"], true, "{check}");
     }
+
     let (_, body) = gateway.get_admin("/debug/connections?user=u1").await;
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!(body["total"], 1);
@@ -28,7 +30,7 @@ async fn health_and_connections() {
     assert_eq!(gateway.get_admin("/nothing").await.0, 404);
 }
 
-/// A16: what belongs to operators is not on the public listener.
+/// A16: the paths of operators are not on the public listener.
 #[tokio::test]
 async fn a16_admin_paths_are_not_public() {
     let gateway = gateway::start().await;
@@ -68,6 +70,7 @@ async fn metrics_count_what_happens() {
     ] {
         assert_eq!(gateway.metric(series).await, value, "{series}");
     }
+
     drop(client);
     eventually("everything is given back", || async {
         let mut left = 0.0;
@@ -77,8 +80,8 @@ async fn metrics_count_what_happens() {
         (left == 0.0).then_some(())
     })
     .await;
-    let (_, text) = gateway.get_admin("/metrics").await;
 
+    let (_, text) = gateway.get_admin("/metrics").await;
     for series in ["process_open_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"]
     {
         assert!(text.contains(&format!("# TYPE {series} ")), "{series}");

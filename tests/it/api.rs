@@ -17,6 +17,7 @@ async fn keys_are_asked_for() {
         assert!(!body.contains("integration"));
     }
     assert_eq!(gateway.api_raw("info", Some(API_KEY), "{}").await.0, 200);
+
     let request = format!(
         "POST /api/info HTTP/1.1\r\nHost: x\r\nAuthorization: apikey {API_KEY}\r\n\
          Connection: close\r\nContent-Length: 2\r\n\r\n{{}}"
@@ -45,7 +46,8 @@ async fn errors_are_numbered_as_centrifugos() {
         assert_eq!((status, &answer["error"]["code"]), (200, &json!(code)), "{method} {body}");
         assert!(answer["error"]["message"].is_string());
     }
-    // Fields that are sent empty, as client libraries do, ask for nothing.
+
+    // Client libraries send empty fields; those ask for nothing.
     let body =
         json!({"channel": "post:1", "data": 1, "skip_history": false, "idempotency_key": ""});
     assert_eq!(gateway.api("publish", &body).await, json!({"result": {}}));
@@ -62,11 +64,12 @@ async fn broadcast_answers_for_each_channel() {
     assert_eq!(responses.len(), 3);
     assert_eq!((&responses[0], &responses[2]), (&json!({"result": {}}), &json!({"result": {}})));
     assert_eq!(responses[1]["error"]["code"], 107);
+
     assert_eq!(one.next().await, json!({"n": 1}));
     assert_eq!(two.next().await, json!({"n": 1}));
 }
 
-/// A15: a user is disconnected on every replica, and nobody else is.
+/// A15: a user is disconnected on every replica, and no other user is.
 #[tokio::test]
 async fn a15_disconnect_reaches_all_replicas() {
     let redis = Redis::start().await;
@@ -79,7 +82,8 @@ async fn a15_disconnect_reaches_all_replicas() {
         assert_eq!(client.closed().await.0, 4409);
     }
     other.nothing_came().await;
-    // Only the one with this id.
+
+    // With a client id, only that connection is closed.
     let mut a = Client::connect(&replicas[0], "u1").await;
     let mut b = Client::connect(&replicas[1], "u1").await;
     replicas[0].api("disconnect", &json!({"user": "u1", "client": b.id()})).await;
@@ -104,7 +108,7 @@ async fn info_lists_all_replicas() {
     }
 }
 
-/// Nobody can be subscribed to such a channel, and the answer was that of one that works.
+/// No client can be subscribed to such a channel, yet the answer was that of a channel that works.
 #[tokio::test]
 async fn field_f14_publishing_where_no_rule_gives_a_channel_is_an_error() {
     let gateway = gateway::start().await;

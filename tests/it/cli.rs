@@ -38,6 +38,7 @@ fn config_check_lists_every_problem_and_exits_78() {
             assert!(text.contains(part), "{part} in\n{text}");
         }
     }
+
     let good = file(&config(""));
     let output = run(&["config", "check", "-c", good.path().to_str().unwrap()], &[]);
     assert!(output.status.success());
@@ -54,7 +55,8 @@ fn config_print_shows_what_is_in_force_without_secrets() {
     for secret in [SECRET, "hunter22", API_KEY] {
         assert!(!text.contains(secret), "{text}");
     }
-    // What is printed can be read again, once the secrets are back in.
+
+    // The output can be read again, once the secrets are back in.
     let printed: toml::Table = text.parse().unwrap();
     assert!(printed.contains_key("limits"));
     let defaults = run(&["config", "print", "--defaults"], &[]);
@@ -71,7 +73,7 @@ async fn a_minted_token_is_accepted() {
     Client::connect_with(&gateway, "/ws", token.trim()).await;
 }
 
-/// The token had no `iss` and no `aud`, whatever the configuration asks.
+/// Minted tokens had no `iss` and no `aud`, whatever the configuration asked for.
 #[test]
 fn field_d11_minted_tokens_pass_their_own_configuration() {
     let key = |more: &str| format!("[[auth.keys]]\nsecret = \"{SECRET}\"\n{more}");
@@ -83,6 +85,7 @@ fn field_d11_minted_tokens_pass_their_own_configuration() {
     let oct = r#"[[auth.keys]]
 jwk = '{"kty":"oct","kid":"j","alg":"HS512","k":"kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0RaUeNiOoVtAkX9vQ2mZr7Tn4Wb8Lc1Ys6"}'
 "#;
+
     for (what, config, more) in [
         ("nothing asked", key(""), vec![]),
         (
@@ -108,6 +111,7 @@ jwk = '{"kty":"oct","kid":"j","alg":"HS512","k":"kX9vQ2mZr7Tn4Wb8Lc1Ys6Hd3Jf5Pg0
         let args = [&["token", "mint", "-c", path, "--user", "u1"][..], &more].concat();
         let minted = run(&args, &[]);
         assert!(minted.status.success() && minted.stderr.is_empty(), "{what}: {}", stderr(&minted));
+
         let report = checked(path, &minted.stdout);
         assert_eq!(
             (&report["verdict"], &report["user"]),
@@ -130,6 +134,7 @@ fn what_cannot_be_minted_is_said() {
     let cookies = format!("[auth.session_cookie]\nenabled = true\nsecrets = [\"{SECRET}\"]\n");
     let public = "[[auth.keys]]\njwks_url = \"http://127.0.0.1:1/\"\n".to_owned();
     let retired = secret("valid_until = \"2020-01-01T00:00:00Z\"\n");
+
     for (config, more, part) in [
         (cookies, vec![], "session cookies only"),
         (public, vec![], "all configured keys are public"),
@@ -148,7 +153,8 @@ fn what_cannot_be_minted_is_said() {
         assert!(!output.status.success() && output.stdout.is_empty(), "{part}");
         assert!(stderr(&output).contains(part), "{part}: {}", stderr(&output));
     }
-    // What was asked for is minted, and what becomes of it is said.
+
+    // A token that will be refused is minted all the same, with a warning.
     let file = file(&secret(""));
     let path = file.path().to_str().unwrap();
     for (more, reason) in [
@@ -162,6 +168,7 @@ fn what_cannot_be_minted_is_said() {
         let said = stderr(&output);
         assert!(said.contains(&format!("refuses this token: {reason}")), "{said}");
     }
+
     let args = ["token", "mint", "-c", path, "--user", "u1", "--claim", "channel=room:1"];
     assert!(stderr(&run(&args, &[])).is_empty(), "a subscription token is one");
 }

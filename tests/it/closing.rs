@@ -13,8 +13,8 @@ use tollgate_support::{DEADLINE, eventually};
 
 use super::gateway;
 
-/// The gateway waits this long for a client's Close (`http::socket::LINGER`); what a test says
-/// about the time before counts only if it was said in half of it.
+/// Half of the time that the gateway waits for a client's Close (`http::socket::LINGER`). What a
+/// test observes before that deadline counts only if it took no longer.
 const IN_TIME: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A client that does only what it is told to.
@@ -50,7 +50,7 @@ impl Raw {
         raw
     }
 
-    /// Reads; false at the end of the connection.
+    /// Reads more bytes. Returns false at the end of the connection.
     async fn more(&mut self) -> bool {
         let read = self.stream.read_buf(&mut self.read);
         tokio::time::timeout(DEADLINE, read).await.expect("in time").unwrap() > 0
@@ -74,7 +74,7 @@ impl Raw {
         }
     }
 
-    /// Reads to the Close frame: its code and reason.
+    /// Reads to the Close frame, and returns its code and reason.
     async fn close(&mut self) -> (u16, String) {
         loop {
             if let (8, payload) = self.frame().await {
@@ -104,7 +104,7 @@ impl Raw {
         self.stream.write_all(&frame).await.unwrap();
     }
 
-    /// Nothing has come: no byte, and no end of the connection.
+    /// Whether nothing has come: no byte, and no end of the connection.
     fn is_quiet(&mut self) -> bool {
         match self.stream.try_read(&mut [0; 16]) {
             Err(e) => e.kind() == ErrorKind::WouldBlock,
@@ -112,13 +112,13 @@ impl Raw {
         }
     }
 
-    /// The gateway has ended the connection, and says nothing before.
+    /// Waits for the end of the connection; no byte may come before it.
     async fn ended(mut self) {
         assert!(!self.more().await, "nothing but the end: {:?}", self.read);
     }
 }
 
-/// What provokes a Close, on a gateway of its own configuration.
+/// A way to provoke a Close, on a gateway with a configuration for it.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Refused,
@@ -167,7 +167,7 @@ impl Way {
         }
     }
 
-    /// A client that is about to be closed, and whoever has to stay for that.
+    /// A client that is about to be closed, and another one that must stay connected for that.
     async fn client(self, gateway: &Gateway) -> (Raw, Option<Raw>) {
         let address = &gateway.public;
         match self {
@@ -185,6 +185,7 @@ impl Way {
             Self::NoPong | Self::Unfinished | Self::Disconnected | Self::Slow | Self::Flood => {}
             Self::Unmasked | Self::NotUtf8 | Self::TooBig | Self::Drained => {}
         }
+
         let mut raw = Raw::user(gateway).await;
         match self {
             Self::Unfinished => raw.stream.write_all(&[0x81, 0x8a, 0, 0, 0, 0, 1]).await.unwrap(),
@@ -218,14 +219,14 @@ impl Way {
 #[tokio::test]
 async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     let ways = Way::ALL.map(|(way, code)| async move {
-        // Another time, should the machine have stood still for too long.
+        // A machine that stands still for too long makes an attempt worthless: try again.
         for _ in 0..10 {
             let gateway = gateway::with(way.config()).await;
             let (mut raw, _others) = way.client(&gateway).await;
             assert_eq!(raw.close().await.0, code, "{way:?}");
 
             let began = Instant::now();
-            // A connection of its own, there and back.
+            // One round trip on another connection.
             gateway.get_admin("/livez").await;
             let quiet = raw.is_quiet();
             if began.elapsed() > IN_TIME {
@@ -242,7 +243,7 @@ async fn field_c1_the_clients_close_is_waited_for_on_every_way_out() {
     futures_util::future::join_all(ways).await;
 }
 
-/// One that answers nothing, one that goes on talking, and one that floods are ended by the
+/// A client that answers nothing, one that goes on talking, and one that floods are ended by the
 /// deadline or before.
 #[tokio::test]
 async fn field_c1_a_client_that_does_not_answer_is_ended() {
@@ -261,7 +262,7 @@ async fn field_c1_a_client_that_does_not_answer_is_ended() {
     }
 }
 
-/// Whoever is being sent away still counts, and gives its place back.
+/// A connection that is being closed counts against the limits until it has ended.
 #[tokio::test]
 async fn field_c1_a_socket_that_says_goodbye_holds_its_place() {
     let gateway = gateway::with("[limits]\nconnections = 1\n").await;
@@ -281,7 +282,7 @@ async fn field_c1_a_socket_that_says_goodbye_holds_its_place() {
     .await;
 }
 
-/// The drain waits for goodbyes, and for no longer than they may take.
+/// The drain waits for closing handshakes, but no longer than they may take.
 #[tokio::test]
 async fn field_c1_a_drain_ends_in_time_though_a_client_does_not_answer() {
     let mut gateway = gateway::start().await;

@@ -15,7 +15,7 @@ use tollgate_support::redis::Redis;
 struct Subject {
     broker: Box<dyn Broker>,
     events: Arc<Events>,
-    /// Taken and not yet asked for.
+    /// Events that were taken from the queue and not yet asked for.
     taken: Vec<Event>,
 }
 
@@ -47,6 +47,7 @@ impl Subject {
             max_publication: 1 << 20,
             address_interval: Duration::from_secs(10),
         };
+
         let ready = Arc::new(Notify::new());
         let told = Arc::clone(&ready);
         let broker =
@@ -60,7 +61,7 @@ impl Subject {
         self.follow(channel, Tracking::Off).await.map(|_| ())
     }
 
-    /// The same; the position that its history is at.
+    /// Subscribes, and returns the position of the channel's history.
     async fn follow(
         &mut self,
         channel: &ChannelName,
@@ -77,6 +78,7 @@ impl Subject {
                 () = tokio::time::sleep(DEADLINE) => panic!("no answer in time"),
             };
             assert!(batch.overflowed.is_empty());
+
             let mut confirmed = None;
             for event in batch.events {
                 match event {
@@ -89,6 +91,7 @@ impl Subject {
                     }
                 }
             }
+
             if let Some(position) = confirmed {
                 return Ok(position);
             }
@@ -121,6 +124,7 @@ impl Subject {
             assert_eq!(publication.position, Some(due));
             assert_eq!(publication.channel, *channel);
         }
+
         let text =
             |p: &tollgate::channel::Publication| String::from_utf8_lossy(&p.payload).into_owned();
         let all: Vec<_> = history.publications.iter().map(text).collect();
@@ -146,12 +150,13 @@ impl Subject {
     }
 }
 
-/// The suite.
+/// Subscribing and publishing.
 async fn conforms(mut subject: Subject) {
     let (a, ab): (ChannelName, ChannelName) = ("a".parse().unwrap(), "ab".parse().unwrap());
     assert!(subject.broker.health().ready);
 
-    // Not subscribed: nothing comes. Control always does, and shows that nothing came before it.
+    // Without a subscription nothing comes. Control messages always do, and show that nothing
+    // came before.
     subject.publish(&a, "lost").await;
     subject.broker.control(Bytes::from_static(b"one")).await.unwrap();
     assert_eq!(subject.next().await, "control:one");
@@ -180,7 +185,8 @@ async fn conforms(mut subject: Subject) {
     subject.publish(&a, "again").await;
     assert_eq!(subject.next().await, "a=again");
 
-    // Given up before it was confirmed and wanted again: only the second answer counts.
+    // A subscription is given up before its confirmation and asked for again: only the second
+    // answer counts.
     for i in 0..200 {
         let channel: ChannelName = format!("again:{i}").parse().unwrap();
         subject.broker.subscribe(&channel, Tracking::Off, watch::channel(None).0);
@@ -190,7 +196,7 @@ async fn conforms(mut subject: Subject) {
         assert_eq!(subject.next().await, format!("again:{i}=here"));
     }
 
-    // After the end nothing comes.
+    // After unsubscribing nothing comes.
     subject.broker.unsubscribe(&a);
     subject.subscribe(&"fence".parse().unwrap()).await.unwrap();
     subject.publish(&a, "gone").await;
@@ -215,13 +221,15 @@ async fn keeps_histories(mut subject: Subject) {
     }
     assert_eq!(subject.history(&a, 10, 1000).await, "2: 1 2");
 
-    // A repeated idempotency key publishes nothing and gets the first answer; keys are a channel's.
+    // A repeated idempotency key publishes nothing and gets the first answer; each channel has keys
+    // of its own.
     let third = subject.publish_durable(&a, "3", "key").await;
     assert_eq!(subject.publish_durable(&a, "other", "key").await, third);
     assert_eq!(subject.publish_durable(&b, "b", "key").await.offset, 1);
     assert_eq!(subject.next().await, "h:a@3=3");
 
-    // The size bounds what is kept, the bounds what is read; what is read ends at the top.
+    // The retention's size limits what is kept, the bounds limit what is read, and reading ends at
+    // the top.
     for n in 4..=9 {
         subject.publish_durable(&a, &n.to_string(), "").await;
         assert_eq!(subject.next().await, format!("h:a@{n}={n}"));
@@ -230,8 +238,7 @@ async fn keeps_histories(mut subject: Subject) {
     assert_eq!(subject.history(&a, 2, 1000).await, "9: 8 9");
     assert_eq!(subject.history(&a, 10, 3).await, "9: 7 8 9");
 
-    // A later subscriber is told where the history stands; an opened channel has a position at
-    // once.
+    // A later subscriber learns the history's position; a created channel has a position at once.
     let top = Position { offset: 9, ..first };
     assert_eq!(subject.follow(&a, Tracking::Follow).await, Ok(Some(top.clone())));
     assert_eq!(subject.follow(&a, Tracking::Create).await, Ok(Some(top)));
@@ -240,7 +247,7 @@ async fn keeps_histories(mut subject: Subject) {
     let c = subject.publish_durable(&"h:c".parse().unwrap(), "1", "").await;
     assert_eq!((c.offset, c.epoch), (1, opened.epoch));
 
-    // More than one read of a stream.
+    // A long history takes more than one read.
     let long: ChannelName = "h:long".parse().unwrap();
     let retention = Retention { size: 500, ttl: Duration::from_secs(60), plain: true };
     for n in 1..=400 {
@@ -278,7 +285,7 @@ async fn other_servers_conform() {
     }
 }
 
-/// A server without functions runs the same as a script.
+/// On a server without functions the same code runs as a script.
 #[tokio::test]
 async fn redis_without_functions_conforms() {
     let names = ["FCALL", "FCALL_RO", "FUNCTION"];
@@ -287,7 +294,7 @@ async fn redis_without_functions_conforms() {
     keeps_histories(Subject::redis(&redis).await).await;
 }
 
-/// What the reader cannot queue is named, for either broker.
+/// With either broker, channels whose events the reader cannot queue are named.
 #[tokio::test]
 async fn overflow_is_declared() {
     let redis = Redis::start().await;
@@ -298,14 +305,16 @@ async fn overflow_is_declared() {
         for i in 0..1500 {
             subject.publish(&a, &i.to_string()).await;
         }
-        // The last publication has been answered, and with it all were pushed by Redis; what is
-        // still on its way to us is waited for.
+
+        // The last publication has been answered, so Redis has pushed all of them: wait for those
+        // that are still on their way.
         let (mut events, mut overflowed) = (0, Vec::new());
         while overflowed.is_empty() {
             let batch = tokio::time::timeout(DEADLINE, full.drain()).await.expect("overflow");
             events += batch.events.len();
             overflowed = batch.overflowed;
         }
+
         assert_eq!((events, overflowed), (1000, vec![(a, true)]));
     }
 }

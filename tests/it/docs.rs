@@ -51,15 +51,18 @@ fn configuration_in_documents_is_valid() {
             for name in ["jwt-new", "jwt-old", "redis-password", "sentinel-password"] {
                 fs::write(folder.path().join(name), secret).unwrap();
             }
+
             let block = block.replace("/run/secrets", folder.path().to_str().unwrap());
             let file = folder.path().join("tollgate.toml");
             fs::write(&file, &block).unwrap();
+
             let mut check = std::process::Command::new(gateway::BIN);
             check.args(["config", "check", "--config"]).arg(file).env("NEXTAUTH_SECRET", secret);
             // A part of a configuration still needs a key.
             if !block.contains("[[auth.keys]]") && !block.contains("session_cookie") {
                 check.env("TOLLGATE_AUTH__KEYS", format!("[{{\"secret\":\"{secret}\"}}]"));
             }
+
             let output = check.output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             assert!(output.status.success(), "{name}:\n{block}\n{said}");
@@ -80,8 +83,8 @@ fn has_function(file: &Path, name: &str) -> bool {
     functions(&text).any(|function| function == name)
 }
 
-/// The rows that a test has in its name: R3 and R10 in `r3_r10_a_path_that_lies`, Field A1 in
-/// `field_a1_a_line_that_cannot_be_written`.
+/// The rows that a test has in its name: R3 and R10 in `r3_r10_a_path_that_lies`,
+/// Field A1 in `field_a1_a_line_that_cannot_be_written`.
 fn rows_of(name: &str) -> Vec<String> {
     let (name, list, letters) = match name.strip_prefix("field_") {
         Some(rest) => (rest, "Field ", &['a', 'b', 'c', 'd', 'e', 'f'][..]),
@@ -103,11 +106,13 @@ fn every_row_of_the_fault_catalogue_has_a_test() {
     let document = fs::read_to_string(root.join("docs/faults.md")).unwrap();
     let line_of = |row: &str| document.lines().find(|l| l.starts_with(&format!("| {row} |")));
     let mut wrong = Vec::new();
+
     for row in (1..=13).map(|n| format!("R{n}")).chain((1..=23).map(|n| format!("W{n}"))) {
         if !line_of(&row).is_some_and(|line| line.contains("::")) {
             wrong.push(format!("{row} has no row, or no test in it"));
         }
     }
+
     // `module::name` is in tests/it; other files are named by their path, and their tests by the
     // names that their languages give them.
     for named in document.split('`').skip(1).step_by(2) {
@@ -121,6 +126,7 @@ fn every_row_of_the_fault_catalogue_has_a_test() {
             wrong.push(format!("{named} does not exist"));
         }
     }
+
     let mut seen = 0;
     let mut folders = vec![root.join("src"), root.join("tests")];
     while let Some(folder) = folders.pop() {
@@ -143,6 +149,7 @@ fn every_row_of_the_fault_catalogue_has_a_test() {
             }
         }
     }
+
     assert!(seen > 0, "no test has a row's number");
     assert!(wrong.is_empty(), "docs/faults.md:\n{}", wrong.join("\n"));
 }

@@ -1,5 +1,5 @@
-//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, and in the ways
-//! that people get wrong.
+//! `tollgate doctor` on a real gateway, behind a real nginx that is set up well, or in one of the
+//! ways that people get wrong.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
@@ -29,7 +29,8 @@ const SOUND: &str = "location / {
     proxy_read_timeout 75s;
 }";
 
-/// nginx with that in the server's block. `tls`: its certificate's and key's file, without endings.
+/// Starts nginx with these lines in its server block. `tls` is the path of its certificate and key,
+/// without the endings.
 pub async fn nginx(server: &str, tls: Option<&str>) -> Nginx {
     let (listen, files) = match tls {
         Some(path) => {
@@ -48,7 +49,7 @@ pub async fn nginx(server: &str, tls: Option<&str>) -> Nginx {
     .await
 }
 
-/// nginx in front of a gateway, its address for GATEWAY.
+/// Starts nginx in front of a gateway, whose address replaces GATEWAY.
 async fn nginx_before(gateway: &Gateway, server: &str) -> Nginx {
     nginx(&server.replace("GATEWAY", &gateway.public), None).await
 }
@@ -82,7 +83,7 @@ impl Said {
     }
 }
 
-/// Runs it beside this test's own servers.
+/// Runs the doctor on a thread of its own, so that this test's servers go on.
 async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
     let mut command = Command::new(BIN);
     command.arg("doctor").args(args).env_remove("TOLLGATE_API_KEY").envs(env.iter().copied());
@@ -92,7 +93,7 @@ async fn run(args: &[&str], env: &[(&str, &str)]) -> Said {
     Said { code: output.status.code(), text, report }
 }
 
-/// Looks at a URL with that token, without idling unless the rest says so.
+/// Runs the doctor on a URL with a token, without idling unless `rest` asks for it.
 async fn look(url: &str, token: &str, rest: &[&str]) -> Said {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     writeln!(file, "{token}").unwrap();
@@ -142,7 +143,7 @@ impl Certificates {
         self.path(name)
     }
 
-    /// One that signed itself, as its own authority, for this machine.
+    /// A self-signed certificate for this machine, which is its own authority.
     pub fn self_signed(&self) -> String {
         self.openssl(
             &[],
@@ -166,16 +167,19 @@ async fn a_sound_deployment_is_sound() {
     let pings = "[server]\nallowed_origins = [\"https://app.example.com\"]\n\
                  [limits]\nping_interval = \"1s\"\n";
     let gateway = gateway::with(pings).await;
+
     let certificates = Certificates::new();
     let server = certificates.issue("server", "DNS:localhost,IP:127.0.0.1", 90, &[]);
     let nginx = nginx(&SOUND.replace("GATEWAY", &gateway.public), Some(&server)).await;
     let url = format!("wss://{}/ws", nginx.address);
+
     let mut key = tempfile::NamedTempFile::new().unwrap();
     writeln!(key, "{API_KEY}").unwrap();
     let ca = certificates.path("ca.pem");
     let key = key.path().to_str().unwrap();
     let rest = ["--ca", &ca, "--origin", "https://app.example.com", "--channel", "post:1"];
     let rest = [&rest[..], &["--api-key-file", key, "--idle", "3s"]].concat();
+
     let said = look(&url, &token("u1"), &rest).await;
     assert_eq!((said.wrong(), said.code), (vec![], Some(0)), "{}", said.text);
     let steps: Vec<_> =
@@ -195,7 +199,7 @@ async fn a_sound_deployment_is_sound() {
         assert!(found.contains(part), "{step}: {found}");
     }
 
-    // The authority is not one of the system's.
+    // Without `--ca` the authority is unknown: it is not one of the system's.
     let rest = ["--idle", "0s"];
     let said = look(&url, &token("u1"), &rest).await;
     assert_eq!((said.wrong(), said.code), (vec![("tls", "chain_incomplete")], Some(1)));
@@ -212,6 +216,7 @@ async fn broken_proxies_are_named() {
     };
     let with = |line: &str| sound("proxy_buffering off;", &format!("proxy_buffering off; {line}"));
     let upgrade = "proxy_set_header Upgrade $http_upgrade;";
+
     let cases: Vec<(String, &[(&str, &str)])> = vec![
         (SOUND.to_owned(), &[]),
         (sound(upgrade, ""), &[("upgrade", "upgrade_dropped")]),
@@ -273,7 +278,7 @@ async fn broken_proxies_are_named() {
     }
 }
 
-/// What the doctor finds behind that nginx: this and nothing else.
+/// The doctor finds these mistakes behind this nginx, and no others.
 async fn is_named(gateway: &Gateway, server: &str, expected: &[(&str, &str)]) {
     let nginx = nginx_before(gateway, server).await;
     let said = look(&ws_url(&nginx), &token("u1"), &["--timeout", "6s"]).await;
@@ -317,6 +322,7 @@ async fn certificates_are_looked_at() {
     let old = ["faketime", "2020-01-01 00:00:00"];
     let later = ["faketime", "2099-01-01 00:00:00"];
     let ca = certificates.path("ca.pem");
+
     for (server, ca, expected) in [
         (
             certificates.issue("other", "DNS:other.example.com", 90, &[]),
@@ -334,15 +340,17 @@ async fn certificates_are_looked_at() {
         let rest: Vec<_> = ca.iter().flat_map(|ca| ["--ca", ca.as_str()]).collect();
         let said = look(&url, &token("u1"), &rest).await;
         assert_eq!(said.wrong(), [("tls", expected)], "{}", said.text);
-        // Nothing is sent to whoever has no good certificate; one that ends soon is good.
+
+        // Nothing is sent to a server without a good certificate; one that ends soon is good.
         let goes_on = said.report["steps"].as_array().unwrap().len() > 3;
         assert_eq!(goes_on, expected == "certificate_ends", "{}", said.text);
-        // No TLS where there is some.
+
+        // The URL says no TLS, where the server has it.
         let said = look(&ws_url(&nginx), &token("u1"), &[]).await;
         assert!(said.wrong().contains(&("upgrade", "tls_expected")), "{}", said.text);
     }
 
-    // The whole chain, and yet nobody's.
+    // The chain is complete, but its authority is unknown.
     let good = std::fs::read_to_string(certificates.path("good.pem")).unwrap();
     let chain = good + &std::fs::read_to_string(&ca).unwrap();
     std::fs::write(certificates.path("good.pem"), chain).unwrap();
@@ -351,7 +359,7 @@ async fn certificates_are_looked_at() {
     let url = format!("wss://{}/ws", nginx.address);
     assert_eq!(look(&url, &token("u1"), &[]).await.wrong(), [("tls", "unknown_authority")]);
 
-    // TLS where there is none.
+    // The URL says TLS, where the server has none.
     let url = format!("wss://{}/ws", gateway.public);
     assert_eq!(look(&url, &token("u1"), &["--ca", &ca]).await.wrong(), [("tls", "not_tls")]);
 }
@@ -363,11 +371,13 @@ async fn a_refused_token_says_why() {
         "another secret of the same length 0123456",
     );
     let ended = sign(&json!({"sub": "u1", "exp": now() - 10}), SECRET);
+
     for reject in ["close", "http"] {
         let gateway = gateway::with(&format!("[auth]\nreject = \"{reject}\"\n")).await;
         let url = format!("ws://{}/ws", gateway.public);
         let said = look(&url, &token("u1"), &[]).await;
         assert_eq!(said.wrong(), [], "{}", said.text);
+
         let said = look(&url, &foreign, &[]).await;
         assert_eq!(
             said.wrong(),
@@ -378,6 +388,7 @@ async fn a_refused_token_says_why() {
         let step = said.step("token");
         assert!(step["found"].as_str().unwrap().contains("bad_signature"), "{step}");
         assert!(step["fix"].as_str().unwrap().contains("tollgate token check"), "{step}");
+
         let wrong =
             [("token", "token_refused"), ("sse", "sse_refused"), ("clock", "token_expired")];
         assert_eq!(look(&url, &ended, &[]).await.wrong(), wrong);
@@ -430,7 +441,7 @@ fn documented() -> String {
     locations.replace("$tollgate_connection", "$connection_upgrade")
 }
 
-/// Another application; it takes whatever it is sent, and keeps it.
+/// Starts another application, which accepts and keeps whatever it is sent.
 async fn application() -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
@@ -490,7 +501,7 @@ async fn field_e2_a_page_of_another_port_is_told_so() {
     assert_eq!(look(&url, &token("u1"), &["--origin", &own]).await.wrong(), []);
 }
 
-/// Without a token there is less to look at, and that is said.
+/// Without a token the doctor can look at less, and says so.
 #[tokio::test]
 async fn without_a_token_it_does_what_it_can() {
     let gateway = gateway::start().await;
@@ -503,12 +514,14 @@ async fn without_a_token_it_does_what_it_can() {
     for step in ["tls", "origin", "token", "subscribe", "publish", "sse", "idle", "sse_idle"] {
         assert_eq!(said.result(step), "skipped", "{step}");
     }
-    // Where none is needed, there is a session.
+
+    // A gateway that needs no token opens a session.
     let anonymous = gateway::with("[auth]\nanonymous = true\n").await;
     let url = format!("ws://{}/ws", anonymous.public);
     let said = run(&["--json", "--url", &url, "--idle", "1s"], &[]).await;
     assert_eq!((said.wrong(), said.result("idle")), (vec![], "ok"), "{}", said.text);
-    // For people.
+
+    // The report as people read it.
     let said = run(&["--url", &url, "--idle", "0s", "--origin", "https://evil.example"], &[]).await;
     for part in
         ["ok       dns", "WRONG    origin", "fix: Add the exact origin to `server.allowed_origins`"]
@@ -527,6 +540,7 @@ async fn what_cannot_be_reached_and_what_cannot_be_tried() {
         let said = run(&["--json", "--url", url], &[]).await;
         assert_eq!((said.wrong(), said.code), (vec![expected], Some(1)), "{}", said.text);
     }
+
     let empty = tempfile::NamedTempFile::new().unwrap();
     let empty = empty.path().to_str().unwrap();
     for args in [
@@ -566,13 +580,14 @@ async fn strange_servers_are_named() {
                 }
             }
         });
+
         let said = run(&["--json", "--url", &url, "--timeout", "1s"], &[]).await;
         server.abort();
         assert!(said.wrong().contains(&("upgrade", expected)), "{answer}: {}", said.text);
     }
 }
 
-/// Something on the way forgets an idle connection, and tells nobody.
+/// A middlebox that forgets an idle connection tells neither end.
 #[tokio::test]
 async fn a_socket_that_went_deaf_is_found() {
     let gateway = gateway::start().await;
@@ -619,6 +634,7 @@ async fn clocks_that_differ_are_found() {
     let library = library.expect("faketime is needed: `make deps` installs it");
     let gateway = gateway::start().await;
     let url = format!("ws://{}/ws", gateway.public);
+
     for (shift, expected) in [("+0", vec![]), ("+90", vec![("clock", "clock_skew")])] {
         let env = [
             ("LD_PRELOAD", library.as_str()),

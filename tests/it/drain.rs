@@ -15,17 +15,20 @@ async fn w21_sigterm_tells_every_socket_and_exits_zero() {
     let mut leaving = gateway::with(&config).await;
     let staying = gateway::on_redis(&redis).await;
     leaving.ready().await;
+
     let mut clients = Vec::new();
     for i in 0..50 {
         clients.push(Client::connect(&leaving, &format!("u{i}")).await);
     }
     let mut other = Client::connect(&staying, "u0").await;
+
     leaving.signal("-TERM");
     eventually("not ready", || async {
         (leaving.get_admin("/readyz").await.0 == 503).then_some(())
     })
     .await;
-    // It still accepts while load balancers find out.
+
+    // A draining gateway still accepts while load balancers find out.
     clients.push(Client::connect(&leaving, "late").await);
     for client in &mut clients {
         let (code, _, before) = client.closed().await;
@@ -34,6 +37,7 @@ async fn w21_sigterm_tells_every_socket_and_exits_zero() {
         assert_eq!(last["type"], "reconnect");
         assert!((50..=1000).contains(&last["data"]["afterMs"].as_u64().unwrap()));
     }
+
     assert!(leaving.exited().await.success());
     assert!(TcpStream::connect(&leaving.public).await.is_err(), "nobody listens any more");
     redis.publish("tollgate:user:u0", "1");

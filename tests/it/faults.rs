@@ -27,7 +27,7 @@ fn memory(gateway: &Gateway) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-/// Reads until `last` has come on the channel; the numbers seen, and whether gaps were declared.
+/// Reads until `last` has come. Returns the numbers seen, and the channels with a gap.
 async fn numbers_until(client: &mut Client, last: u64) -> (Vec<u64>, BTreeSet<String>) {
     let (mut seen, mut gaps) = (Vec::new(), BTreeSet::new());
     while seen.last() != Some(&last) {
@@ -66,6 +66,7 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
         redis.publish("tollgate:plain:1", &n.to_string());
         gateway.metric_reaches("redis_reconnects_total", before + 1.0).await;
         assert!(memory(&gateway) < 200, "{mode:?}");
+
         proxy.set(Mode::Pass);
         n += 1;
         eventually("events come again", || async {
@@ -76,6 +77,7 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
         let (seen, gaps) = numbers_until(&mut durable, n).await;
         assert_eq!(seen, [n - 1, n], "{mode:?}");
         assert!(!gaps.contains("post:1"), "{mode:?}: {gaps:?}");
+
         eventually("the plain channel too", || {
             std::future::ready(
                 (redis.publish("tollgate:plain:1", &n.to_string()) > 0).then_some(()),
@@ -87,12 +89,13 @@ async fn r3_r10_a_path_that_swallows_cuts_or_lies() {
     }
 }
 
-/// R6: a Sentinel that was cut off and still names the old master misleads nobody.
+/// R6: a Sentinel that was cut off and still names the old master misleads no gateway.
 #[tokio::test]
 async fn r6_a_sentinel_that_is_behind_is_not_believed() {
     let group = sentinels(1).await;
     let gateway = gateway::with(&on(&group.url())).await;
     gateway.ready().await;
+
     group.sentinels[2].signal("-STOP");
     group.fail_over().await;
     let new = format!("port: {} }}", group.replicas[0].port);
@@ -102,13 +105,16 @@ async fn r6_a_sentinel_that_is_behind_is_not_believed() {
         std::future::ready(seen.then_some(()))
     })
     .await;
+
     group.sentinels[2].signal("-CONT");
-    // It answers again: at first what it knew before, then what the other Sentinels tell it.
+    // The Sentinel answers again: at first with what it knew before, then with what the others
+    // tell it.
     eventually_within(Duration::from_secs(60), "it has caught up", || async {
         let port = group.field(2, "port").await;
         (port == Some(group.replicas[0].port.to_string())).then_some(())
     })
     .await;
+
     let switches = gateway.log().matches("Redis masters").count();
     assert_eq!(switches, 2, "the first and the new one\n{}", gateway.log());
 }
@@ -122,9 +128,11 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
     client.subscribe(json!("plain:1")).await;
+
     let mut set = redis::cmd("CONFIG");
     set.arg("SET").arg("client-output-buffer-limit").arg("pubsub 1mb 512kb 1");
     set.exec(&mut redis.connection()).unwrap();
+
     gateway.signal("-STOP");
     let large = format!("\"{}\"", "x".repeat(1 << 20));
     for n in 1..=20 {
@@ -133,6 +141,7 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     }
     gateway.signal("-CONT");
     gateway.logged("connection to Redis lost").await;
+
     let (mut seen, mut declared) = (Vec::new(), false);
     while seen.last() != Some(&20) || !declared {
         let message = client.next().await;
@@ -147,8 +156,8 @@ async fn r7_redis_cuts_a_subscriber_that_does_not_read() {
     assert!(seen.iter().copied().eq(1..=20), "{seen:?}");
 }
 
-/// R8: a wrong password, and no room for another client: said, and tried again; no secret in the
-/// log.
+/// R8: with a wrong password, or without room for another client, the gateway says so and tries
+/// again. No secret is in the log.
 #[tokio::test]
 async fn r8_wrong_password_and_no_room() {
     let redis = Redis::with(&["requirepass right-horse"]).await;
@@ -164,6 +173,7 @@ async fn r8_wrong_password_and_no_room() {
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
+
     let mut admin = redis.connection();
     redis::cmd("CONFIG").arg("SET").arg("maxclients").arg(1).exec(&mut admin).unwrap();
     redis::cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").exec(&mut admin).unwrap();
@@ -176,8 +186,8 @@ async fn r8_wrong_password_and_no_room() {
     }
 }
 
-/// R3: Redis hangs for six seconds under load and goes on: no socket is closed, the history fills
-/// what is its own and the rest is declared.
+/// R3: Redis hangs for six seconds under load and goes on. No socket is closed; the history fills
+/// in the durable events, and the rest is declared.
 #[tokio::test]
 async fn r3_redis_hangs_under_load() {
     let redis = Redis::start().await;
@@ -186,24 +196,27 @@ async fn r3_redis_hangs_under_load() {
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
     redis.fcall("post:1", "1").unwrap();
+
     redis.signal("-STOP");
     gateway.metric_reaches("redis_reconnects_total", 1.0).await;
     redis.signal("-CONT");
     for n in 2..=50 {
         redis.fcall("post:1", &n.to_string()).unwrap();
     }
+
     let (seen, gaps) = numbers_until(&mut client, 50).await;
     assert!(seen.iter().copied().eq(1..=50), "{seen:?}");
     assert!(!gaps.contains("post:1"));
 }
 
-/// W19: where its descriptors are used up the gateway sheds, serves who is there, keeps some for
-/// itself, and recovers.
+/// W19: a gateway whose descriptors are used up refuses newcomers, serves connected clients, keeps
+/// some descriptors for itself, and recovers.
 #[tokio::test]
 async fn w19_out_of_file_descriptors() {
     let gateway = gateway::start().await;
     let mut client = Client::connect(&gateway, "u1").await;
     super::places::room_for(&gateway, 8);
+
     let mut held = Vec::new();
     for _ in 0..40 {
         held.push(TcpStream::connect(&gateway.public).await.unwrap());
@@ -212,13 +225,15 @@ async fn w19_out_of_file_descriptors() {
         std::future::ready(gateway.log().contains("limit_open_files").then_some(()))
     })
     .await;
+
     client.nothing_came().await;
     assert_eq!(gateway.get_admin("/livez").await.0, 200);
     assert!(gateway.metric("rejected_total{reason=\"limit_open_files\"}").await >= 20.0);
     let said = gateway.log().matches("limit_open_files").count();
     assert!(said < 10, "{said} lines");
+
     drop(held);
-    // Its closing is seen a moment later.
+    // The gateway sees the closing a moment later.
     let mut next = eventually("room", || async {
         let bearer = format!("Bearer {}", token("u2"));
         Client::open(&gateway.public, "/ws", &[("authorization", &bearer)]).await.ok()
@@ -272,8 +287,8 @@ async fn w20_w23_the_clients_of_a_killed_replica_resume_elsewhere() {
     there.nothing_came().await;
 }
 
-/// W22: the clock is set by an hour, forwards and back. Timers go on; only tokens look at the
-/// clock.
+/// W22: the clock jumps by an hour, forwards and back. Timers go on; only tokens depend on
+/// the clock.
 #[tokio::test]
 async fn w22_the_clock_jumps() {
     let folder = tempfile::tempdir().unwrap();
@@ -289,6 +304,7 @@ async fn w22_the_clock_jumps() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ("FAKETIME_NO_CACHE", "1"),
     ];
+
     let limits = "[limits]\nping_interval = \"1s\"\n";
     let gateway = gateway::with_env(&rules(10, limits), &env).await;
     let mut long = Client::connect_with(
@@ -309,7 +325,7 @@ async fn w22_the_clock_jumps() {
         }
     }
 
-    // The token of an hour has ended by the new clock, which is looked at now and then.
+    // By the new clock the token of an hour has ended; the gateway looks at the clock now and then.
     let ended = std::sync::atomic::AtomicBool::new(false);
     let ((code, reason, _), ()) = tokio::join!(
         async {
@@ -327,8 +343,8 @@ async fn w22_the_clock_jumps() {
     assert_eq!((code, &*reason), (4401, "expired"));
 }
 
-/// R5: a master that is made a replica keeps its clients, and what is published there reaches
-/// nobody else: it is noticed, health says so, and what comes after is declared.
+/// R5: a master that is made a replica keeps its clients, but publications to it reach no other
+/// server. The gateway notices, health says so, and a gap follows.
 #[tokio::test]
 async fn r5_a_master_that_is_made_a_replica_is_noticed() {
     let (redis, other) = (Redis::start().await, Redis::start().await);
@@ -336,6 +352,7 @@ async fn r5_a_master_that_is_made_a_replica_is_noticed() {
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
+
     let follow = |host: &str, port: &str| {
         redis::cmd("REPLICAOF").arg(host).arg(port).exec(&mut redis.connection()).unwrap();
     };
@@ -349,12 +366,14 @@ async fn r5_a_master_that_is_made_a_replica_is_noticed() {
         .then_some(())
     })
     .await;
+
     follow("NO", "ONE");
     loop {
         if client.next().await["data"]["channel"] == "plain:1" {
             break;
         }
     }
+
     redis.publish("tollgate:plain:1", "1");
     while client.next().await != json!(1) {}
 }
@@ -370,6 +389,7 @@ async fn r3_a_deaf_connection_is_found_by_its_canary() {
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("plain:1")).await;
     assert_eq!(gateway.metric("canary_missed_total").await, 0.0);
+
     proxy.lead_to(new.address());
     old.kill_clients("normal");
     gateway.metric_reaches("canary_missed_total", 1.0).await;
@@ -378,6 +398,7 @@ async fn r3_a_deaf_connection_is_found_by_its_canary() {
             break;
         }
     }
+
     assert_eq!(new.publish("tollgate:plain:1", "1"), 1);
     while client.next().await != json!(1) {}
     assert!(gateway.metric("canary_seconds_count").await >= 1.0);
@@ -408,6 +429,7 @@ async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
         std::future::ready(info.contains("master_link_status:up").then_some(()))
     })
     .await;
+
     let first = publish("1");
     let has = |server: &Redis, offset: u64| {
         let key = "tollgate:post:1:{tollgate:post:1}";
@@ -416,12 +438,14 @@ async fn r12_no_offset_is_given_out_twice_after_a_fail_back() {
         std::future::ready((known == Some(offset)).then_some(()))
     };
     eventually("the replica has it", || has(&b, 1)).await;
+
     alone(&b);
     let lost = publish("2");
     assert_eq!(lost, (2, first.1.clone()));
     follow(&b, &a);
     eventually("it has forgotten", || has(&a, 1)).await;
     alone(&a);
+
     let next = publish("3");
     assert_eq!(next.0, 1);
     assert_ne!(next.1, first.1, "a new epoch");

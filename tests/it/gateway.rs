@@ -1,5 +1,5 @@
-//! Gateways as the integration tests start them: with rules for a user and for posts, in whatever a
-//! test does not configure itself.
+//! Gateways as the integration tests start them: with rules for users and for posts, unless a test
+//! brings its own.
 //!
 //! Not here: the process (`tollgate_support::gateway`).
 
@@ -27,9 +27,10 @@ pub fn config(extra: &str) -> String {
         ("[limits]", "refusal_wait = \"0s\""),
         ("[drain]", "settle = \"50ms\"\nwindow = \"200ms\""),
     ];
+
     let mut text = extra.to_owned();
     for (section, line) in base {
-        // A section of the test's own takes the base's lines in, unless it sets them itself.
+        // A section of the test's own gets the base's line, unless it sets that itself.
         let name = line.split(" =").next().unwrap_or_default();
         if !text.contains(section) {
             text.push_str(&format!("\n{section}\n{line}\n"));
@@ -57,9 +58,9 @@ allow = "authenticated"
     text
 }
 
-/// What a gateway with that configuration is started with.
+/// The launch of a gateway with further configuration.
 fn launch(extra: &str) -> Launch {
-    // Measurements are made of another build.
+    // Measurements use another build.
     let program = std::env::var("TOLLGATE_BIN").unwrap_or_else(|_| BIN.to_owned());
     Launch::new(program, config(extra))
 }
@@ -92,7 +93,8 @@ pub async fn with_env(extra: &str, env: &[(&str, &str)]) -> Gateway {
     launch(extra).environment(env).start().await
 }
 
-/// Starts a gateway whose log goes elsewhere, or nowhere: a pipe loses its reader before it begins.
+/// Starts a gateway whose log goes elsewhere, or nowhere: to a pipe without a reader from
+/// the start.
 pub async fn without_log(extra: &str, stdout: Stdio, stderr: Stdio) -> Gateway {
     launch(extra).log_to(stdout, stderr).start().await
 }

@@ -1,7 +1,7 @@
-//! Groups of servers that elect each other, one at a time.
+//! Groups of servers that elect each other, one at a time: Sentinels that are starved stop acting
+//! for half a minute.
 //!
-//! Not here: the groups (`tollgate_support::redis`). They want the machine for themselves:
-//! Sentinels that are starved stop acting for half a minute.
+//! Not here: the groups (`tollgate_support::redis`).
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tollgate_support::redis::{Cluster, Sentinels, Timing};
 
 static ONE_GROUP: Mutex<()> = Mutex::const_new(());
 
-/// A group while no other runs.
+/// A group that runs while no other does.
 pub struct Alone<G> {
     group: G,
     _turn: MutexGuard<'static, ()>,
@@ -31,7 +31,7 @@ impl<G> DerefMut for Alone<G> {
     }
 }
 
-/// Starts a master with so many replicas, and three Sentinels.
+/// Starts a master with this many replicas, and three Sentinels.
 pub async fn sentinels(replicas: usize) -> Alone<Sentinels> {
     let _turn = ONE_GROUP.lock().await;
     let timing = Timing { down_after: Duration::from_secs(3), failover: Duration::from_secs(10) };

@@ -1,5 +1,5 @@
-//! Histories and resuming, over both brokers: what a client missed comes, all of it and once, or it
-//! is told.
+//! Histories and resuming, over both brokers: a client receives all that it missed, once, or is
+//! told that it cannot.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -43,18 +43,21 @@ async fn resumes(gateway: &Gateway) {
     assert_eq!((&start["offset"], start.get("recovered")), (&json!(0), None));
     let epoch = start["epoch"].clone();
     let at = |offset: u64| json!({"epoch": epoch, "offset": offset});
+
     assert_eq!(publish(gateway, "post:1", json!("a")).await, at(1));
     let event = client.next().await;
     assert_eq!(
         event,
         json!({"type":"event","channel":"post:1","offset":1,"epoch":epoch,"data":"a"})
     );
+
     drop(client);
     for n in 2..=6 {
         publish(gateway, "post:1", json!(n)).await;
     }
 
-    // All that was missed, in order, then what follows; nothing to miss is complete too.
+    // A client receives all that it missed, in order, then what follows. Having missed nothing is
+    // complete too.
     for (since, expected) in [(1, 2..7), (4, 5..7), (6, 7..7)] {
         let mut client = envelope(gateway, "u1").await;
         let start = subscribe(&mut client, "post:1", &at(since)).await;
@@ -67,8 +70,8 @@ async fn resumes(gateway: &Gateway) {
         client.nothing_came().await;
     }
 
-    // What is trimmed, of another epoch or ahead of everything is not recovered, and nothing is
-    // sent.
+    // A position that is trimmed, of another epoch or ahead of everything is not recovered, and
+    // nothing is sent.
     let mut client = envelope(gateway, "u1").await;
     for since in [at(0), json!({"epoch": "1", "offset": 5}), at(1_000_000)] {
         let start = subscribe(&mut client, "post:1", &since).await;
@@ -77,7 +80,8 @@ async fn resumes(gateway: &Gateway) {
         client.send(json!({"type": "unsubscribe", "channel": "post:1"})).await;
         assert_eq!(client.next().await["type"], "unsubscribed");
     }
-    // A second subscriber of a followed channel needs no look at the broker, and misses nothing.
+
+    // A second subscriber of a followed channel needs no read from the broker, and misses nothing.
     subscribe(&mut client, "post:1", &at(5)).await;
     assert_eq!(client.next().await["offset"], 6);
     publish(gateway, "post:1", json!("live")).await;
@@ -106,23 +110,27 @@ async fn automatic_channels_resume_by_the_url() {
     for n in 1..=3 {
         publish(&gateway, "user:u1", json!(n)).await;
     }
+
     let path = format!("/ws?format=envelope&since=user%253Au1%3D{epoch}-1");
     let mut resumed = Client::connect_with(&gateway, &path, &token("u1")).await;
     let position = &resumed.connected["data"]["positions"]["user:u1"];
     assert_eq!(position, &json!({"offset": 1, "epoch": epoch, "recovered": true}));
     assert_eq!(resumed.next().await["data"], 2);
     assert_eq!(resumed.next().await["data"], 3);
-    // It is subscribed already: since on it would come too late.
+
+    // The client is subscribed already: `since` comes too late.
     let ask =
         json!({"type": "subscribe", "channel": "user:u1", "since": {"epoch": epoch, "offset": 1}});
     resumed.send(ask).await;
     assert_eq!(resumed.next().await["data"]["code"], "bad_request");
+
     for path in ["/ws?format=envelope&since=x", "/ws?since=a%3D1-1"] {
         let headers = [("authorization", &*format!("Bearer {}", token("u1")))];
         let error = Client::open(&gateway.public, path, &headers).await.err().unwrap().to_string();
         assert!(error.contains("400"), "{path}: {error}");
     }
-    // Without the envelope no position is known, and none is taken.
+
+    // Without the envelope a client knows no position, and may not name one.
     let mut plain = Client::connect(&gateway, "u1").await;
     assert_eq!(plain.connected["data"].get("positions"), None);
     plain
@@ -170,12 +178,12 @@ async fn a_thousand_sockets_resume_with_one_reading() {
         }
     }
 
-    // One reading is two ranges: the last publication alone says how large they are.
+    // One reading takes two ranges: the last publication alone says how large they are.
     assert_eq!(reads() - before, 2);
 }
 
-/// Plain and durable publications on one channel: both come; after a loss the durable ones are
-/// filled, and that plain ones may be missing is declared.
+/// Plain and durable publications on one channel both come. After a loss the durable ones are
+/// filled in, and a gap declares that plain ones may be missing.
 #[tokio::test]
 async fn a_lost_connection_is_filled_from_the_history() {
     let redis = Redis::start().await;
@@ -192,6 +200,7 @@ async fn a_lost_connection_is_filled_from_the_history() {
         let mut publish = redis::cmd("FCALL");
         publish.arg("tollgate_publish").arg(1).arg(key).arg(data).exec(&mut connection).unwrap();
     };
+
     durable("post:1", "1");
     durable("post:2", "2");
     redis.publish("tollgate:post:2", "\"plain\"");
@@ -200,14 +209,14 @@ async fn a_lost_connection_is_filled_from_the_history() {
         assert_eq!(client.next().await, expected);
     }
 
-    // Durable ones bring the time of their publication, and those by the server API.
+    // Durable publications carry their time, as do those by the server API.
     gateway.metric_reaches("delivery_seconds_count", 2.0).await;
     gateway.publish("plain:3", &json!(4)).await;
     assert_eq!(client.next().await, json!(4));
     gateway.metric_reaches("delivery_seconds_count", 3.0).await;
 
     for round in 0..3 {
-        // Published while nobody listens.
+        // These are published while no gateway listens.
         let mut kill = redis::pipe();
         kill.cmd("MULTI").ignore();
         kill.cmd("CLIENT").arg("KILL").arg("TYPE").arg("pubsub").ignore();
@@ -224,6 +233,7 @@ async fn a_lost_connection_is_filled_from_the_history() {
         }
         kill.cmd("EXEC").ignore();
         kill.exec(&mut redis.connection()).unwrap();
+
         let mut came: Vec<String> = Vec::new();
         while came.len() < 8 {
             let message = client.next().await;
@@ -232,6 +242,7 @@ async fn a_lost_connection_is_filled_from_the_history() {
                 _ => message.to_string(),
             });
         }
+
         client.nothing_came().await;
         came.sort();
         let mut expected: Vec<_> =
@@ -244,7 +255,7 @@ async fn a_lost_connection_is_filled_from_the_history() {
 }
 
 /// A Redis that lost its data, or is another process than the one that wrote last, begins a new
-/// epoch: nothing that was given out before is taken for the same.
+/// epoch, so that no earlier position is taken for a new one.
 #[tokio::test]
 async fn r1_a_restarted_redis_begins_a_new_epoch() {
     let mut redis = Redis::with(&["appendonly yes", "appendfsync always"]).await;
@@ -254,6 +265,7 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
     let before = subscribe(&mut client, "post:1", &Value::Null).await;
     publish(&gateway, "post:1", json!(1)).await;
     assert_eq!(client.next().await["data"], 1);
+
     redis.kill();
     redis.restart().await;
     let mut gaps = Vec::new();
@@ -264,6 +276,7 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
     }
     gaps.sort();
     assert_eq!(gaps, ["post:1", "user:u1"]);
+
     let after = eventually("published", || async {
         let answer = gateway.api("publish", &json!({"channel": "post:1", "data": 2})).await;
         (!answer["result"].is_null()).then(|| answer["result"].clone())
@@ -271,6 +284,7 @@ async fn r1_a_restarted_redis_begins_a_new_epoch() {
     .await;
     assert_ne!(after["epoch"], before["epoch"]);
     assert_eq!(client.next().await["offset"], 1);
+
     let mut other = envelope(&gateway, "u1").await;
     let since = json!({"epoch": before["epoch"], "offset": 1});
     assert_eq!(subscribe(&mut other, "post:1", &since).await["recovered"], false);
@@ -291,7 +305,8 @@ async fn a_flushed_redis_is_declared() {
     assert_eq!(client.next().await, 2);
 }
 
-/// The library comes back by itself, a newer one is left alone, and its errors say what is wrong.
+/// A lost function library is loaded again, a newer one is left alone, and its errors say what
+/// is wrong.
 #[tokio::test]
 async fn the_function_library_is_kept() {
     let redis = Redis::start().await;
@@ -351,6 +366,7 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
             publish(&gateway, "post:1", json!(n)).await;
         }
     };
+
     let mut last = start["offset"].as_u64().unwrap();
     let follower = async {
         let (mut left, mut leaving) = (false, false);
@@ -384,13 +400,14 @@ async fn unsubscribe_and_resume_under_load_doubles_nothing() {
     tokio::join!(publisher, follower);
 }
 
-/// What a subscription begins with was not counted, nor what came while it was being set up.
+/// Events that a subscription begins with, and those that came during its setup, were not counted.
 #[tokio::test]
 async fn what_a_subscription_begins_with_counts_as_delivered() {
     let gateway = gateway::with(&rules(100, "")).await;
     let first = publish(&gateway, "post:1", json!(1)).await;
     publish(&gateway, "post:1", json!(2)).await;
     publish(&gateway, "post:1", json!(3)).await;
+
     let mut client = envelope(&gateway, "u1").await;
     let since = json!({"epoch": first["epoch"], "offset": first["offset"]});
     client.send(json!({"type": "subscribe", "channel": "post:1", "since": since})).await;

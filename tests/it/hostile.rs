@@ -30,7 +30,7 @@ async fn w3_bad_upgrades() {
         ("body", format!("GET /ws HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}Content-Length: 5\r\n\r\nhello"), "400"),
         ("bad format", format!("GET /ws?format=xml HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n"), "400"),
     ] {
-        // A request that is smuggled behind is not answered.
+        // A request that is smuggled behind it gets no answer.
         let pipelined = format!("{request}GET /ws HTTP/1.1\r\nHost: second\r\n\r\n");
         let (head, body) = http_raw(&gateway.public, pipelined.as_bytes()).await;
         assert_eq!(head.split(' ').nth(1), Some(status), "{what}: {head}");
@@ -40,6 +40,7 @@ async fn w3_bad_upgrades() {
             assert!(head.to_lowercase().contains("sec-websocket-version: 13"), "{head}");
         }
     }
+
     gateway.metric_reaches("rejected_total{reason=\"bad_request\"}", 9.0).await;
 }
 
@@ -66,6 +67,7 @@ async fn w2_a12_requests_that_parsers_choke_on() {
             request
         );
     }
+
     alive.nothing_came().await;
 }
 
@@ -87,12 +89,14 @@ async fn a10_foreign_origins() {
              {KEY}{VERSION}Origin: {origin}\r\n\r\n",
             gateway.public
         );
+
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = [0; 12];
         stream.read_exact(&mut head).await.unwrap();
         assert_eq!(&head[9..], status.as_bytes(), "{origin}");
     }
+
     assert_eq!(gateway.metric("rejected_total{reason=\"origin\"}").await, 3.0);
 }
 
@@ -117,12 +121,14 @@ async fn w6_w7_w8_w9_w10_bad_frames() {
             format!("GET /ws?token={} HTTP/1.1\r\n{UPGRADE}{KEY}{VERSION}\r\n", token("u2"));
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.write_all(&frame).await.unwrap();
+
         let mut answer = Vec::new();
         let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
         read.expect("closed").unwrap();
         let close = answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code.to_be_bytes());
         assert!(close, "{what}: {:?}", String::from_utf8_lossy(&answer));
     }
+
     alive.nothing_came().await;
 }
 
@@ -135,23 +141,25 @@ async fn w14_vanishing_clients_leave_nothing() {
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
         stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
         if cut == request.len() {
-            // This one became a socket.
+            // This request is complete and becomes a socket.
             let mut head = [0; 12];
             stream.read_exact(&mut head).await.unwrap();
             assert_eq!(&head[9..], b"101");
         }
-        // A reset rather than an end.
+        // A reset, rather than an orderly end.
         socket2::SockRef::from(&stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         drop(stream);
     }
+
     let mut client = Client::connect(&gateway, "u2").await;
-    // The last of them has been a socket: it came and went.
+    // The last client's socket came and went.
     gateway.metric_reaches("connections_closed_total{reason=\"client_gone\"}", 1.0).await;
     eventually("only one is left", || async {
         let left = gateway.metric("connections{").await + gateway.metric("channels").await;
         (left == 2.0).then_some(())
     })
     .await;
+
     gateway.publish("user:u2", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
 }
@@ -167,11 +175,12 @@ async fn w1_unread_answers_end_their_connection() {
         let mut stream = socket.connect(gateway.public.parse().unwrap()).await.unwrap();
         let request = "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n".repeat(1000);
         let request = request.replace("/nowhere", "/api/publish");
-        // It writes until neither side can take more.
+        // The client writes until neither side can take more.
         let full = async { while stream.write_all(request.as_bytes()).await.is_ok() {} };
         let _ = tokio::time::timeout(std::time::Duration::from_secs(2), full).await;
         stuck.push(stream);
     }
+
     eventually_within(std::time::Duration::from_secs(120), "a place", || async {
         let answer = try_http(&gateway.public, "GET / HTTP/1.1\r\nHost: x\r\n\r\n").await;
         answer.is_some_and(|answer| !answer.contains(" 503 ")).then_some(())
@@ -214,7 +223,7 @@ async fn w13_no_answer_to_pings_that_overlap() {
     assert!(answer.windows(4).any(|w| w[0] == 0x88 && w[2..] == code));
 }
 
-/// RFC 9112 section 3.2. On both listeners.
+/// RFC 9112 section 3.2, on both listeners.
 #[tokio::test]
 async fn field_f10_a_request_names_its_host_once() {
     let gateway = gateway::start().await;

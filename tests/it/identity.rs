@@ -1,5 +1,4 @@
-//! Users whose ids hold what channel names do not, ids that are numbers, and tokens by several
-//! carriers.
+//! Ids that do not fit into channel names, ids that are numbers, and tokens by several carriers.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -30,6 +29,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
         assert_eq!(client.connected["data"]["channels"], json!([channel]));
         clients.push(client);
     }
+
     for (user, channel) in USERS {
         gateway.publish(channel, &json!({"for": user})).await;
     }
@@ -38,7 +38,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
         client.nothing_came().await;
     }
 
-    // By name, and as an object with the id as it is.
+    // Subscribing by name, and by an object with the id as it is.
     let mut by_name = Client::connect(&gateway, USERS[0].0).await;
     for (channel, code) in [
         (json!(USERS[0].1), Value::Null),
@@ -62,6 +62,7 @@ async fn field_c10_any_id_is_a_user_with_a_channel_of_its_own() {
     gateway.api("disconnect", &json!({"user": "did:privy:cm1"})).await;
     assert_eq!(clients[0].closed().await.0, 4409);
     clients[5].nothing_came().await;
+
     for bad in [json!("a\nb"), json!("x".repeat(513)), json!(1.5), json!(null)] {
         let answer = gateway.api("disconnect", &json!({"user": bad})).await;
         assert_eq!(answer["error"]["code"], 107, "{answer}");
@@ -87,6 +88,7 @@ async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
     let gateway = gateway::start().await;
     let connect =
         async |claims: Value| Client::connect_with(&gateway, "/ws", &sign(&claims, SECRET)).await;
+
     let large = 9_007_199_254_740_993_u64;
     let mut number = connect(json!({"sub": large, "exp": now() + 60})).await;
     assert_eq!(number.connected["data"]["userId"], "9007199254740993");
@@ -96,6 +98,7 @@ async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
     let absent =
         connect(json!({"userId": null, "sub": "s1", "nbf": null, "exp": now() + 60})).await;
     assert_eq!(absent.connected["data"]["userId"], "s1");
+
     number.send_text(r#"{"type":"subscribe","channel":{"type":"post","postId":42}}"#).await;
     let answer = number.next().await;
     assert_eq!(answer["data"]["channelKey"], "post:42");
@@ -103,16 +106,18 @@ async fn field_c9_ids_may_be_numbers_and_null_is_absent() {
     let answer = number.subscribe(json!({"type": "post", "postId": 4.2})).await;
     let text = "postId of a channel is neither a string nor a whole number";
     assert_eq!(answer["data"]["message"], text);
-    // The server API too.
+
+    // The server API takes numbers too.
     gateway.api("disconnect", &json!({"user": large})).await;
     assert_eq!(number.closed().await.0, 4409);
+
     let answer = gateway.api("revoke_token", &json!({"jti": 7})).await;
     assert_eq!(answer, json!({"result": {}}));
     let revoked = sign(&json!({"sub": "u", "jti": 7, "exp": now() + 60}), SECRET);
     assert_eq!(Client::refused(&gateway, &revoked).await, (4401, "revoked".to_owned()));
 }
 
-/// Nobody waits an hour for what can be said at once.
+/// With this deadline a test ends in time only if the gateway answers at once.
 const COOKIE: &str = "[auth]\ncookie = \"jwt\"\ndeadline = \"1h\"\n";
 const SESSION: &str = "[auth]\ndeadline = \"1h\"\n[auth.session_cookie]\nenabled = true\n\
                        secrets = [\"integration-session-secret-0123456789\"]\n";
@@ -127,19 +132,19 @@ async fn field_c8_who_is_signed_out_is_told_at_once() {
             assert_eq!((code, reason.as_str()), (4401, "missing"), "{cookie}");
         }
         assert_eq!(gateway.metric("auth_failures_total{reason=\"missing\"}").await, 2.0);
-        // Who is going to send a message says so.
+        // A client that is going to send a message says so.
         let mut client = Client::open(&gateway.public, "/ws?auth=message", &[]).await.unwrap();
         client.send(json!({"type": "auth", "token": token("u1")})).await;
         assert_eq!(client.next().await["data"]["userId"], "u1");
     }
 
-    // Without cookies a message may come from anybody.
+    // Without cookies a message may come from any client.
     let gateway = gateway::start().await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     client.send(json!({"type": "auth", "token": token("u1")})).await;
     assert_eq!(client.next().await["data"]["userId"], "u1");
 
-    // Where nobody needs a token, who announces one is waited for.
+    // Where no token is needed, the gateway waits for a client that announces one.
     let anonymous = format!("{COOKIE}anonymous = true\n");
     let gateway = gateway::with(&anonymous).await;
     let mut client = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
@@ -159,6 +164,7 @@ async fn field_c8_of_several_tokens_the_first_that_verifies_counts() {
     let (stale, fresh) = (format!("jwt={foreign}"), format!("jwt={good}"));
     let both = format!("jwt={ended}; jwt={good}");
     let (bearer, query) = (format!("Bearer {foreign}"), format!("/ws?token={good}"));
+
     for (path, headers) in [
         (&*query, vec![("cookie", &*stale)]),
         ("/ws", vec![("authorization", &*bearer), ("cookie", &*fresh)]),
@@ -168,11 +174,12 @@ async fn field_c8_of_several_tokens_the_first_that_verifies_counts() {
         let mut client = Client::open(&gateway.public, path, &headers).await.unwrap();
         assert_eq!(client.next().await["data"]["userId"], "u1", "{path} {headers:?}");
     }
+
     let line = gateway.logged("token ignored").await;
     for part in ["carrier=\"cookie\"", "accepted=\"query\"", "reason=bad_signature"] {
         assert!(line.contains(part), "{part} in {line}");
     }
-    // Nobody was refused, so nothing is counted.
+    // No client was refused, so nothing is counted.
     assert_eq!(gateway.metric("auth_failures_total").await, 0.0);
     assert!(!gateway.log().contains(&foreign[..40]));
 

@@ -43,7 +43,8 @@ fn steps() -> Vec<Step> {
         4 => id.clone().prop_map(Step::PublishUser),
         4 => id.prop_map(Step::PublishPost),
     ];
-    // Another run of steps each time; this seed brings the same one back.
+
+    // Each run takes other steps; its seed repeats them.
     let seed: [u8; 32] = match std::env::var("ISOLATION_SEED") {
         Ok(text) => std::array::from_fn(|i| text.as_bytes().get(i).copied().unwrap_or_default()),
         Err(_) => std::array::from_fn(|_| fastrand::u8(b'a'..=b'z')),
@@ -60,7 +61,7 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
         "[server]\nworkers = 2\n[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
     let gateway = gateway::with(config).await;
 
-    // One in each of the two shards.
+    // One connection in each of the two shards.
     let mut fences =
         [Client::connect(&gateway, "fence").await, Client::connect(&gateway, "fence").await];
     let mut members: Vec<Member> = Vec::new();
@@ -76,6 +77,7 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
                 assert_eq!(fence.next().await, json!({"fence": n}));
             }
         }
+
         match *step {
             Step::Connect(id) => members.push(Member {
                 client: Client::connect(&gateway, IDS[id]).await,
@@ -115,7 +117,7 @@ async fn r13_no_event_reaches_a_socket_without_exactly_its_channel() {
     }
 }
 
-/// Publishes, and notes who has to get it.
+/// Publishes, and notes which members must receive it.
 async fn publish(gateway: &Gateway, members: &mut [Member], kind: &str, id: usize, n: i64) {
     let channel = format!("{kind}:{}", IDS[id]);
     gateway.publish(&channel, &json!({"n": n})).await;

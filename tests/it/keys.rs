@@ -1,5 +1,5 @@
-//! Keys that change while the gateway runs: files, key sets, retired keys; and the doctor beside
-//! it.
+//! Keys that change while the gateway runs: files, key sets and retired keys; and how the gateway
+//! explains refused signatures.
 
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -69,7 +69,8 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     upstream.answers(503, &json!({}));
     let mut gateway = gateway::with(&jwks_config(&format!("{}/jwks", upstream.url))).await;
 
-    // Never fetched: our fault, so the client may come back, and the replica is not ready.
+    // A key set that was never fetched is the gateway's fault: the client may come back, and the
+    // replica is not ready.
     assert_eq!(
         Client::refused(&gateway, &first.token("u1")).await,
         (1013, "keys_unavailable".to_owned())
@@ -83,15 +84,14 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     gateway.ready().await;
     drop(Client::connect_with(&gateway, "/ws", &first.token("u1")).await);
 
-    // A key that is added is found by its kid before the next refresh, or by it; either way at
-    // once.
+    // A new key is found by its kid before the next refresh, or by the refresh; either way at once.
     upstream.answers(200, &set(&[&first, &second]));
     eventually("the new key", || async {
         (refused_or_ok(&gateway, &second.token("u2")).await == "ok").then_some(())
     })
     .await;
 
-    // An outage keeps what there is.
+    // An outage keeps the known keys.
     for (status, body) in [(500, "oops"), (200, "not json"), (200, "{}")] {
         upstream.answers_text(status, body);
         let before = upstream.count();
@@ -102,7 +102,7 @@ async fn a_key_set_is_fetched_refreshed_and_survives_an_outage() {
     gateway.logged("cannot fetch the key set").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 200, "an outage keeps it ready");
 
-    // A key that is withdrawn is out.
+    // A withdrawn key is refused.
     upstream.answers(200, &set(&[&second]));
     eventually("the withdrawal", || async {
         (refused_or_ok(&gateway, &first.token("u1")).await == "kid_unknown").then_some(())
@@ -136,6 +136,7 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
         .replace("min_interval = \"1s\"", "min_interval = \"1h\"");
     let gateway = gateway::with(&config).await;
     gateway.ready().await;
+
     let header =
         |kid: &str| URL_SAFE_NO_PAD.encode(json!({"alg": "ES256", "kid": kid}).to_string());
     for i in 0..50 {
@@ -144,6 +145,7 @@ async fn a3_unknown_kids_fetch_at_most_once_per_interval() {
         assert_eq!(Client::refused(&gateway, &token).await, (4401, "kid_unknown".to_owned()));
     }
     assert_eq!(upstream.count(), 1, "only the fetch at the start");
+
     // A4: nothing that a token's header names is fetched.
     let header = json!({
         "alg": "ES256", "kid": "k1", "jku": upstream.url, "x5u": upstream.url, "jwk": pair.jwk,
@@ -196,6 +198,7 @@ async fn key_set_over_tls(constraints: &str) {
     openssl(&[&ec[..], &["-keyout", &key, "-out", &cert], &subject].concat(), b"");
     let pair = Pair::new("k1");
     std::fs::write(path("jwks.json"), set(&[&pair]).to_string()).unwrap();
+
     let port = free_port();
     let mut server = Command::new("openssl");
     server.args(["s_server", "-WWW", "-quiet", "-accept", &format!("127.0.0.1:{port}")]);
@@ -203,11 +206,13 @@ async fn key_set_over_tls(constraints: &str) {
     server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let _server = Process::spawn(&mut server);
     let url = format!("https://127.0.0.1:{port}/jwks.json");
+
     let trusting =
         jwks_config(&url).replace("[auth.jwks]", &format!("[auth.jwks]\nca_file = \"{cert}\""));
     let gateway = gateway::with(&trusting).await;
     gateway.ready().await;
     drop(Client::connect_with(&gateway, "/ws", &pair.token("u1")).await);
+
     let mut doubting = gateway::with(&jwks_config(&url)).await;
     doubting.logged("cannot fetch the key set").await;
     assert_eq!(Client::refused(&doubting, &pair.token("u1")).await.0, 1013);
@@ -224,8 +229,8 @@ async fn come_and_go(address: String, stop: Arc<AtomicBool>, connects: Arc<Atomi
     }
 }
 
-/// A secret mounted as Kubernetes does, where `..data` is swapped; under load, with the old key
-/// still good until its end and then refused with its cause.
+/// A secret is mounted as Kubernetes does, where `..data` is swapped, under load. The old key is
+/// good until its end, and then refused with its cause.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn rotating_a_secret_file_loses_no_socket() {
     let folder = tempfile::tempdir().unwrap();
@@ -237,6 +242,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
         std::os::unix::fs::symlink(version, &link).unwrap();
         std::fs::rename(&link, folder.path().join("..data")).unwrap();
     };
+
     let next = "the-next-secret-abcdefghijklmnopqrstuvwxyz";
     mount("v1", SECRET);
     let path = folder.path().join("..data/jwt");
@@ -260,11 +266,12 @@ async fn rotating_a_secret_file_loses_no_socket() {
         kept.push(Client::connect(&gateway, &format!("u{i}")).await);
     }
 
-    // A bad new file: the old key stays, and everybody is told.
+    // A bad new file keeps the old key in force, and shows in metric and health.
     mount("v2", "too short");
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
     assert!(gateway.get_admin("/readyz").await.1.contains("the secret has only 9 bytes"));
     drop(Client::connect(&gateway, "u1").await);
+
     mount("v3", next);
     let by_next = sign(&json!({"sub": "new", "exp": now() + 600}), next);
     eventually("the new secret", || async {
@@ -280,7 +287,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     );
     drop(Client::connect(&gateway, "old").await);
 
-    // Some more, all of them with the next key in force.
+    // The load goes on for a while, with the next key in force.
     let more = connects.load(Ordering::Relaxed) + 20;
     eventually("the load goes on", || async {
         (connects.load(Ordering::Relaxed) > more).then_some(())
@@ -289,6 +296,7 @@ async fn rotating_a_secret_file_loses_no_socket() {
     stop.store(true, Ordering::Relaxed);
     load.await.unwrap();
     assert!(now() < retired_at, "all of it before the old key's end");
+
     eventually("the old key's end", || async { (now() >= retired_at).then_some(()) }).await;
     assert_eq!(Client::refused(&gateway, &token("old")).await, (4401, "bad_signature".to_owned()));
     gateway.metric_reaches("auth_diagnoses_total{cause=\"secret_retired\"}", 1.0).await;
@@ -298,8 +306,8 @@ async fn rotating_a_secret_file_loses_no_socket() {
     }
 }
 
-/// While the fetch that a new `kid` needs was under way, its other tokens were refused; and during
-/// an outage an unknown `kid` was blamed on the token.
+/// While the fetch that a new `kid` needs was under way, other tokens with it were refused; and
+/// during an outage an unknown `kid` was blamed on the token.
 #[tokio::test]
 async fn tokens_wait_for_the_fetch_that_they_need() {
     let upstream = Upstream::start().await;
@@ -308,9 +316,11 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
     let config = jwks_config(&upstream.url).replace("refresh = \"1s\"", "refresh = \"1h\"");
     let gateway = Arc::new(gateway::with(&config).await);
     gateway.ready().await;
+
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     upstream.answers(200, &set(&[&first, &second]));
     upstream.delays(std::time::Duration::from_millis(500));
+
     let connects: Vec<_> = (0..4u64)
         .map(|i| {
             let (gateway, token) = (Arc::clone(&gateway), second.token("u2"));
@@ -324,6 +334,7 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
         assert_eq!(connect.await.unwrap(), "ok");
     }
     assert_eq!(upstream.count(), 2, "one fetch for all of them");
+
     upstream.answers(500, &json!({}));
     tokio::time::sleep(std::time::Duration::from_millis(1100)).await;
     assert_eq!(
@@ -333,7 +344,7 @@ async fn tokens_wait_for_the_fetch_that_they_need() {
     assert_eq!(refused_or_ok(&gateway, &first.token("u1")).await, "ok");
 }
 
-/// A secret that a new configuration names may be mounted after it; it was never looked for again.
+/// A secret that a new configuration names may be mounted later. It was never looked for again.
 #[tokio::test]
 async fn a_refused_configuration_is_tried_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -343,6 +354,7 @@ async fn a_refused_configuration_is_tried_again() {
     gateway.reconfigure(&format!("{text}\n[[auth.keys]]\nsecret_file = {path:?}\n"));
     gateway.metric_reaches("config_reloads_total{result=\"failed\"}", 1.0).await;
     assert!(gateway.get_admin("/readyz").await.1.contains("cannot be read"));
+
     let later = "a-secret-that-is-mounted-later-0123456789";
     std::fs::write(&path, later).unwrap();
     let token = sign(&json!({"sub": "u1", "exp": now() + 600}), later);
@@ -362,6 +374,7 @@ async fn token_check_fetches_key_sets() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("t.toml");
     std::fs::write(&file, jwks_config(&upstream.url)).unwrap();
+
     let check = |token: String| {
         let file = file.clone();
         tokio::task::spawn_blocking(move || {
@@ -371,6 +384,7 @@ async fn token_check_fetches_key_sets() {
             serde_json::from_slice::<Value>(&output.stdout).unwrap()
         })
     };
+
     assert_eq!(check(pair.token("u1")).await.unwrap()["verdict"], "accept");
     upstream.answers(503, &json!({}));
     let report = check(pair.token("u1")).await.unwrap();
@@ -391,6 +405,7 @@ async fn refused_signatures_are_explained_in_metric_and_log() {
     let line = gateway.logged("cause=\"secret_default\"").await;
     assert!(line.contains("the issuer did not load its secret"), "{line}");
     assert!(!gateway.log().contains(&wrong[wrong.len() - 20..]), "no token in the log");
+
     let request = |token: &str| {
         format!(
             "POST /debug/token/check HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{token}",
@@ -405,12 +420,13 @@ async fn refused_signatures_are_explained_in_metric_and_log() {
     );
     let (_, body) = http(&gateway.admin, &request(&token("u1"))).await;
     assert!(body.contains("\"verdict\":\"accept\""), "{body}");
-    // Not on the public listener.
+
+    // The check is not on the public listener.
     assert_eq!(http(&gateway.public, &request(&wrong)).await.0, 404);
     assert!(gateway.metric("key_info{").await >= 1.0);
 }
 
-/// The issuer's heartbeat in Redis against the gateway's keys.
+/// The issuer's heartbeat in Redis is compared with the gateway's keys.
 #[tokio::test]
 async fn drift_between_issuer_and_gateway_is_seen() {
     let redis = Redis::start().await;
@@ -424,6 +440,7 @@ async fn drift_between_issuer_and_gateway_is_seen() {
             .exec(&mut redis.connection());
         set.unwrap();
     };
+
     beat(&tollgate::auth::fingerprint::of_secret(SECRET.as_bytes()).to_string());
     gateway.metric_reaches("issuer_key_match{issuer=\"web\"}", 1.0).await;
     beat("0123456789abcdef");

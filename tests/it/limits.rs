@@ -1,4 +1,4 @@
-//! Every limit, and that hitting one harms nobody else.
+//! Every limit, and that hitting one harms no other client.
 
 use std::time::Duration;
 
@@ -38,11 +38,13 @@ async fn connections_in_all_per_user_and_per_ip() {
         kept.push(client);
     }
     assert_eq!(refused(&gateway, "u4", "3.3.3.3").await, (4429, "too many connections".into()));
+
     kept.pop();
     eventually("a free place", || async {
         (gateway.metric("connections{").await == 3.0).then_some(())
     })
     .await;
+
     assert_eq!(
         refused(&gateway, "u5", "6.6.6.6, 1.1.1.1").await,
         (4429, "too many connections of this address".into())
@@ -115,6 +117,7 @@ async fn w12_a_client_that_does_not_read_is_closed_and_harms_nobody() {
         gateway.publish("user:u1", &json!([i, payload])).await;
         assert_eq!(reader.next().await[0], json!(i));
     }
+
     gateway.metric_reaches("slow_consumers_total", 1.0).await;
     gateway.metric_reaches("connections_closed_total{reason=\"slow_consumer\"}", 1.0).await;
     eventually("its memory is given back", || async {
@@ -137,6 +140,7 @@ async fn a_slow_client_that_reads_again_is_told_4410() {
         gateway.publish("user:u1", &json!([published, payload])).await;
         published += 1;
     }
+
     let (code, _, before) = client.closed().await;
     assert_eq!(code, 4410);
     assert!(before.len() < published);
@@ -145,7 +149,7 @@ async fn a_slow_client_that_reads_again_is_told_4410() {
     }
 }
 
-/// W1: nothing, or one byte at a time, is not waited for.
+/// W1: the gateway does not wait for a request that does not come, or comes one byte at a time.
 #[tokio::test]
 async fn w1_slow_requests_are_closed() {
     let limits = "[limits]\nhandshake_timeout = \"1s\"\nrequest_timeout = \"1s\"\n";
@@ -158,8 +162,9 @@ async fn w1_slow_requests_are_closed() {
         "POST /api/info HTTP/1.1\r\nHost: x\r\nX-API-Key: {API_KEY}\r\nContent-Length: 9\r\n\r\n"
     );
     body.write_all(head.as_bytes()).await.unwrap();
+
     let drip = tokio::spawn(async move {
-        // Until the server closes; the read side tells.
+        // Writes until the server closes, which the read side notices.
         let (mut read, mut write) = dripping.into_split();
         let mut end = [0; 256];
         loop {
@@ -181,7 +186,7 @@ async fn w1_slow_requests_are_closed() {
     gateway.metric_reaches("rejected_total{reason=\"timeout\"}", 3.0).await;
 }
 
-/// W5: a message that is begun and never finished.
+/// W5: a message that is begun and never finished ends its connection.
 #[tokio::test]
 async fn w5_an_unfinished_message_is_not_waited_for() {
     let gateway = gateway::with("[limits]\npong_timeout = \"1s\"\n").await;
@@ -194,6 +199,7 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
     stream.write_all(request.as_bytes()).await.unwrap();
     // The first of ten bytes of a text frame.
     stream.write_all(&[0x81, 0x8a, 0, 0, 0, 0, b'x']).await.unwrap();
+
     let mut answer = Vec::new();
     let read = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
     read.expect("closed in time").unwrap();
@@ -201,7 +207,7 @@ async fn w5_an_unfinished_message_is_not_waited_for() {
     assert!(answer.windows(2).any(|w| w == [close[2], close[3]]), "{answer:?}");
 }
 
-/// A pong, or anything else that may stand between its parts, does not give a message more time.
+/// A pong, or any frame that may stand between a message's parts, gives the message no more time.
 #[tokio::test]
 async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
     const BEGUN: &[u8] = &[0x01, 0x81, 0, 0, 0, 0, b'{'];
@@ -209,6 +215,7 @@ async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
     // A pong, a ping, and a fragment more.
     const BETWEEN: [&[u8]; 3] =
         [&[0x8a, 0x80, 0, 0, 0, 0], &[0x89, 0x80, 0, 0, 0, 0], &[0x00, 0x81, 0, 0, 0, 0, b' ']];
+
     let gateway = gateway::with("[limits]\npong_timeout = \"2s\"\n").await;
     let path = format!("/ws?token={}", token("u1"));
     let stream = TcpStream::connect(&gateway.public).await.unwrap();
@@ -228,9 +235,9 @@ async fn field_c12_control_frames_do_not_renew_a_messages_deadline() {
         }
         writer
     });
+
     let mut answer = Vec::new();
     let read = tokio::time::timeout(DEADLINE, reader.read_to_end(&mut answer)).await;
-
     // A reset is an end too: the client goes on sending.
     let _ = read.expect("closed in time");
     let code = 4408u16.to_be_bytes();
@@ -264,14 +271,14 @@ async fn a_burst_of_256_connects() {
         async move { Client::connect(gateway, &format!("u{i}")).await }
     });
     let clients = futures_util::future::join_all(clients).await;
-    // Counted after the client has heard of it.
+    // A connection is counted after its client has heard of it.
     gateway.metric_reaches("connections_opened_total", 256.0).await;
     assert_eq!(gateway.metric("connections_opened_total").await, 256.0);
     drop(clients);
 }
 
-/// W12: what waits for all clients together is bounded by a configured figure, though no single
-/// queue is over its own.
+/// W12: all queues together are bounded by a configured figure, though no single queue exceeds its
+/// own bound.
 #[tokio::test]
 async fn w12_all_queues_together_are_bounded() {
     let limits = "[limits]\nqueue_bytes = 4000000\nqueue_bytes_total = 5000000\nping_interval = \"1h\"\n\
@@ -283,6 +290,7 @@ async fn w12_all_queues_together_are_bounded() {
         client.subscribe(json!("post:1")).await;
         slow.push(client);
     }
+
     let large = "x".repeat(200_000);
     let mut most = 0.0_f64;
     while gateway.metric("slow_consumers_total").await == 0.0 {

@@ -1,4 +1,4 @@
-//! Faults while much is going on: what a client sees is whole, in order, or declared.
+//! Faults under load: what a client sees is whole, in order, or declared.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ use super::history::rules;
 /// What one client saw of a channel that carries 1, 2, 3 ...
 struct Ledger {
     last: i64,
-    /// A gap was declared since `last`.
+    /// Whether a gap was declared since `last`.
     declared: bool,
     gaps: usize,
 }
@@ -32,6 +32,7 @@ impl Ledger {
                 }
                 continue;
             }
+
             let n = message.as_i64().expect("a number");
             assert!(n > self.last, "{n} after {}: doubled or out of order", self.last);
             assert!(
@@ -39,6 +40,7 @@ impl Ledger {
                 "{n} after {}: lost in silence",
                 self.last
             );
+
             (self.last, self.declared) = (n, false);
             if n > goal() {
                 return self;
@@ -47,8 +49,8 @@ impl Ledger {
     }
 }
 
-/// R1 under load: Redis is killed and comes back while a publisher goes on; every hole that a
-/// client sees was declared before it, nothing comes twice, and no socket closes.
+/// R1 under load: Redis is killed and comes back while a publisher goes on. Every missing range
+/// that a client sees was declared before it, nothing comes twice, and no socket closes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn r1_under_load_every_hole_is_declared() {
     let mut redis = Redis::start().await;
@@ -60,6 +62,7 @@ async fn r1_under_load_every_hole_is_declared() {
         client.subscribe(json!("post:0")).await;
         clients.push(client);
     }
+
     let stop = Arc::new(AtomicBool::new(false));
     let publisher = std::thread::spawn({
         let (stop, url) = (Arc::clone(&stop), redis.url());
@@ -84,6 +87,7 @@ async fn r1_under_load_every_hole_is_declared() {
             }
         }
     });
+
     let recovered_from = Arc::new(std::sync::atomic::AtomicI64::new(i64::MAX));
     let readers: Vec<_> = clients
         .into_iter()
@@ -104,6 +108,7 @@ async fn r1_under_load_every_hole_is_declared() {
             (gateway.metric("redis_connected").await == 0.0).then_some(())
         })
         .await;
+
         let before = gateway.metric("deliveries_total").await;
         let began = Instant::now();
         redis.restart().await;
@@ -123,8 +128,8 @@ async fn r1_under_load_every_hole_is_declared() {
     assert_eq!(gateway.metric("connections{").await, 50.0, "no socket was closed");
 }
 
-/// W21: a thousand sockets follow the hint to another replica without an error, spread over the
-/// window.
+/// W21: a thousand sockets follow the hint to another replica without an error, spread over
+/// the window.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn w21_a_thousand_sockets_move_without_an_error() {
     let redis = Redis::start().await;
@@ -161,6 +166,7 @@ async fn w21_a_thousand_sockets_move_without_an_error() {
     }
     assert!(leaving.exited().await.success());
     eprintln!("1,000 sockets moved and the process exited in {:?}", began.elapsed());
+
     let (first, last) = (moved.iter().map(|m| m.1).min(), moved.iter().map(|m| m.1).max());
     let spread = last.unwrap() - first.unwrap();
     assert!(spread > Duration::from_secs(2), "closes come spread, not as a cliff: {spread:?}");
@@ -181,6 +187,7 @@ async fn a_hundred_thousand_channels_come_back_measured() {
         let config = format!("{limits}{}", rules(100, &redis.config()));
         let gateway = gateway::with(&config).await;
         gateway.ready().await;
+
         let mut clients = Vec::new();
         for n in 0..800 {
             let mut client = Client::connect(&gateway, "u1").await;

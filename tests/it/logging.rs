@@ -1,5 +1,5 @@
-//! The log never harms the gateway: not when it cannot be written, not when nobody reads it, not by
-//! its length.
+//! The log never harms the gateway: not when it cannot be written, not when nothing reads it, not
+//! by its length.
 
 use std::fs::File;
 use std::process::Stdio;
@@ -19,7 +19,7 @@ const BAD: &str = "nonsense";
 /// Many commands on one socket.
 const BUSY: &str = "[limits]\ncommands_per_second = 1000000\ncommand_burst = 1000000\n";
 
-/// Sends so many bad tokens on one socket, and reads as many refusals.
+/// Sends `n` bad tokens on one socket, and reads as many refusals.
 async fn refused_tokens(client: &mut Client, n: usize) {
     let refresh = json!({"type": "refresh", "token": BAD});
     for batch in (0..n).step_by(100) {
@@ -50,8 +50,7 @@ async fn field_a1_a_log_that_cannot_be_written_changes_nothing() {
     }
 }
 
-/// The log's reader stops reading, and there are more lines than the pipe and the queue have room
-/// for.
+/// The log's reader stops reading, and there are more lines than the pipe and the queue can hold.
 #[tokio::test]
 async fn field_a2_a_log_that_nobody_reads_holds_up_nobody() {
     let config = format!("{BUSY}[log]\nsummary_interval = \"0s\"\n");
@@ -164,6 +163,7 @@ async fn field_f15_an_invalid_publication_says_what_is_wrong_where() {
             redis.publish(&format!("tollgate:{channel}"), payload);
             assert_eq!(client.next().await["data"]["reason"], "invalid_payload");
         }
+
         let line = gateway.logged(&format!("publication not delivered channel={channel}")).await;
         assert!(line.contains(why), "{line}");
         let (lines, _) = counted(&gateway.log(), &format!("not delivered channel={channel}"));

@@ -1,8 +1,9 @@
 //! One integration binary: the real program, a real Redis, real sockets.
 //!
 //! Every test starts what it needs on free ports of loopback and stops it again, so all of them run
-//! in parallel. They wait for conditions, with one generous deadline, never for time to pass. What
-//! they start and speak to is in `tests/support`; here are the tests, and how they configure it.
+//! in parallel. Tests wait for conditions, with one generous deadline, never for time to pass.
+//!
+//! Not here: what the tests start and speak to (`tests/support`).
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, reason = "a test fails by panicking")]
 #![expect(clippy::disallowed_types, clippy::disallowed_methods, reason = "not the gateway")]

@@ -14,8 +14,7 @@ use super::gateway;
 use super::groups::sentinels;
 use super::topologies::config;
 
-/// Long enough for an election, and for the ten seconds until Sentinel makes a replica of an old
-/// master.
+/// Long enough for an election, and for the ten seconds until Sentinel demotes an old master.
 const A_WHILE: Duration = Duration::from_secs(60);
 
 fn role(redis: &Redis) -> Option<String> {
@@ -37,7 +36,7 @@ async fn master_is(group: &Sentinels, redis: &Redis) {
     .await;
 }
 
-/// Publishes to a server that calls itself a master; false when it does not any more.
+/// Publishes to a server that calls itself a master. Returns false if it no longer does.
 fn publish_to_old(old: &Redis) -> bool {
     if role(old).as_deref() != Some("master") {
         return false;
@@ -91,13 +90,16 @@ async fn r4_an_old_master_that_comes_back_as_one_is_declared_again() {
     let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     let mut client = envelopes(&gateway).await;
+
     group.master.kill();
     master_is(&group, &group.replicas[0]).await;
     gateway.logged("no longer a master").await;
     both_declared(&mut client).await;
+
     group.master.restart().await;
     assert!(publish_to_old(&group.master), "it is a master again");
     both_declared(&mut client).await;
+
     eventually_within(A_WHILE, "it ends a second time", || {
         let end = format!("no longer a master server=127.0.0.1:{}\n", group.master.port);
         let ends = gateway.log().matches(&end).count();
@@ -114,6 +116,7 @@ async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
     let group = sentinels(1).await;
     let gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
+
     group.fail_over().await;
     master_is(&group, &group.replicas[0]).await;
     let position = eventually_within(A_WHILE, "the new master has a history", || async {
@@ -123,11 +126,13 @@ async fn r4_a_gateway_that_starts_again_puts_down_the_old_masters_end() {
         (kept.1 == epoch).then_some(kept)
     })
     .await;
+
     drop(gateway);
     assert!(publish_to_old(&group.master), "too late for this test");
     let mut gateway = gateway::with(&config(&group.url(), "")).await;
     gateway.ready().await;
     gateway.logged("no longer a master").await;
+
     let since = json!({"offset": position.0, "epoch": position.1});
     let answer: Value = eventually_within(A_WHILE, "it is told", || async {
         let mut client = Client::connect_with(&gateway, "/ws?format=envelope", &token("u1")).await;

@@ -41,6 +41,7 @@ async fn field_d2_apps_extensions_and_previews_may_connect() {
         let headers = format!("Origin: {origin}\r\n");
         assert_eq!(upgrade(&gateway, "gw.example.com", &headers).await, status, "{origin}");
     }
+
     let bearer = token("u1");
     let request = format!(
         "GET /sse?token={bearer} HTTP/1.1\r\nHost: gw.example.com\r\n\
@@ -57,7 +58,8 @@ async fn field_d3_a_refused_origin_is_told_with_the_line_to_write() {
     let line = r#"allowed_origins = ["https://a.example", "https://shop.example"]"#;
     let logged = gateway.logged(line).await;
     assert!(logged.contains("[server]"), "{logged}");
-    // What it says works.
+
+    // The line that the log proposes works.
     let text = std::fs::read_to_string(gateway.config.path()).unwrap();
     gateway.reconfigure(&text.replace(r#"allowed_origins = ["https://a.example"]"#, line));
     eventually("the new origin", || async {
@@ -113,16 +115,19 @@ async fn field_e5_development_signs_with_a_secret_of_its_own() {
     let signed = body["token"].as_str().unwrap();
     let client = Client::connect_with(&dev, "/ws", signed).await;
     assert_eq!(client.connected["data"]["userId"], "admin");
-    // Another gateway with the same configuration does not accept it; tokens of the configured key
-    // are accepted by both.
+
+    // Another gateway with the same configuration does not accept it; both accept tokens of the
+    // configured key.
     assert_eq!(Client::refused(&usual, signed).await, (4401, "bad_signature".to_owned()));
     Client::connect(&dev, "u1").await;
+
     for path in ["/", "/dev/token?user=admin"] {
         for host in ["evil.example", "evil.example:8000", "127.0.0.1.evil.example", "10.0.0.1"] {
             assert_eq!(get(host, path).await.0, 421, "{host} {path}");
         }
         assert_eq!(get("localhost:8000", path).await.0, 200, "{path}");
     }
+
     for request in [
         "GET http://evil.example/dev/token?user=a HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
         "POST /dev/purchase HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\
@@ -142,6 +147,7 @@ async fn field_e5_debugging_is_shown_under_names_of_this_machine_only() {
         let (head, _) = http_raw(&gateway.admin, request.as_bytes()).await;
         head.split(' ').nth(1).unwrap().parse::<u16>().unwrap()
     };
+
     for host in ["evil.example", "evil.example:9000", "10.1.2.3:9000", "tollgate.svc"] {
         assert_eq!(ask("GET /debug/connections", host).await, 421, "{host}");
         assert_eq!(ask("POST /debug/token/check", host).await, 421, "{host}");
@@ -150,6 +156,7 @@ async fn field_e5_debugging_is_shown_under_names_of_this_machine_only() {
             assert_eq!(ask(&format!("GET {path}"), host).await, 200, "{host} {path}");
         }
     }
+
     for host in ["localhost", "127.0.0.1:9000", "[::1]:9000", &gateway.admin] {
         assert_eq!(ask("GET /debug/connections", host).await, 200, "{host}");
         assert_eq!(ask("POST /debug/token/check", host).await, 200, "{host}");

@@ -1,5 +1,5 @@
-//! Field B6: clients are told when nothing can arrive for long, on what, and when that is over; and
-//! errors have their time and go.
+//! Field B6: clients are told of a long interruption, of the channels that it concerns, and of its
+//! end. Errors carry their time and disappear once they are over.
 
 use std::time::{Duration, SystemTime};
 
@@ -23,7 +23,8 @@ fn config(url: &str, after: &str) -> String {
     format!("{broker}[redis]\nurl = \"{url}\"\n{RULES}")
 }
 
-/// A gateway that hears: nobody who connects to it is told of its start.
+/// Starts a gateway and waits until it hears Redis, so that no client is told of an interruption at
+/// the start.
 async fn start(config: &str) -> Gateway {
     let gateway = gateway::with(config).await;
     gateway.ready().await;
@@ -42,7 +43,7 @@ async fn gateway(redis: &Redis, after: &str) -> Gateway {
     start(&config(&redis.url(), after)).await
 }
 
-/// Nothing but gaps came before `live`; how many.
+/// Reads up to `live`. Only gaps may come before it; returns how many.
 async fn gaps_until_live(client: &mut Client) -> usize {
     let kinds = until_live(client).await;
     let (_, gaps) = kinds.split_last().unwrap();
@@ -54,7 +55,7 @@ async fn client(gateway: &Gateway, path: &str) -> Client {
     Client::connect_with(gateway, path, &token("u1")).await.with_interruptions()
 }
 
-/// The messages up to `live`, with it, as their types.
+/// Reads up to `live`, and returns the types of all messages, with that of `live`.
 async fn until_live(client: &mut Client) -> Vec<Value> {
     let mut kinds = Vec::new();
     while kinds.last() != Some(&json!("live")) {
@@ -63,7 +64,7 @@ async fn until_live(client: &mut Client) -> Vec<Value> {
     kinds
 }
 
-/// A page said "connected" through a whole outage.
+/// Pages used to say "connected" through a whole outage.
 #[tokio::test]
 async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
     let mut redis = Redis::start().await;
@@ -83,21 +84,23 @@ async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
         assert_eq!(told["type"], "interrupted", "{told}");
         assert!(told["data"]["channels"].is_null(), "{told}");
         let since = told["data"]["since"].as_u64().unwrap();
-        // Until then arrival was proven, which is looked at every few seconds.
+        // `since` is when arrival was last proven, which happens every few seconds.
         assert!((before - 10..=now()).contains(&since), "{told}");
     }
+
     let told = stream.next().await;
     assert_eq!((&*told.kind, &told.id), ("interrupted", &None));
     assert!(told.data["data"]["since"].is_u64(), "{told:?}");
     assert!(gateway.metric("delivery_interrupted").await > 0.0);
-    // Who comes now is told behind `connected`.
+
+    // A client that connects now is told right after `connected`.
     let late = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     let mut late = late.with_interruptions();
     assert_eq!(late.next().await["type"], "connected");
     assert_eq!(late.next().await["type"], "interrupted");
 
     redis.restart().await;
-    // Behind the gaps: whoever reads `live` knows of all that is missing.
+    // `live` comes behind the gaps: a client that reads it knows of all that is missing.
     assert_eq!(gaps_until_live(&mut plain).await, 1);
     assert_eq!(gaps_until_live(&mut durable).await, 1, "its history is gone");
     assert_eq!(gaps_until_live(&mut without).await, 0);
@@ -105,6 +108,7 @@ async fn field_b6_who_is_connected_is_told_of_an_interruption_and_of_its_end() {
     let kinds = [stream.next().await.kind, stream.next().await.kind];
     assert_eq!(kinds, ["gap", "live"]);
     assert!(gateway.metric("delivery_interrupted").await < 1.0);
+
     redis.publish("tollgate:plain:1", "1");
     assert_eq!(plain.next().await, json!(1));
     assert_eq!(stream.next().await.data, json!(1));
@@ -127,8 +131,7 @@ async fn field_b6_a_hung_redis_is_an_interruption() {
     assert!(gaps_until_live(&mut client).await >= 1);
 }
 
-/// With several connections, which come back one by one: `live` comes when all have, behind all
-/// gaps.
+/// Several connections come back one by one: `live` comes once all have, behind all gaps.
 #[tokio::test]
 async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
     let mut redis = Redis::start().await;
@@ -140,6 +143,7 @@ async fn field_b6_the_end_is_told_behind_the_gaps_of_all_connections() {
         client.subscribe(json!(format!("post:{n}"))).await;
         client.subscribe(json!(format!("plain:{n}"))).await;
     }
+
     redis.kill();
     assert_eq!(client.next().await["type"], "interrupted");
     redis.restart().await;
@@ -163,7 +167,7 @@ async fn field_b6_what_is_over_at_once_is_not_told() {
     }
 }
 
-/// In a cluster a dead master takes its channels, and nobody else is told.
+/// In a cluster a dead master takes its channels along; clients of other channels are not told.
 #[tokio::test]
 async fn field_b6_only_whose_channels_are_concerned_is_told() {
     let mut cluster = cluster().await;
@@ -174,6 +178,7 @@ async fn field_b6_only_whose_channels_are_concerned_is_told() {
         let is_gone = cluster.owner(&format!("tollgate:{name}")).await == dead;
         if is_gone { gone.push(name) } else { stay.push(name) }
     }
+
     let mut both = client(&gateway, "/ws").await;
     for name in gone.iter().chain(&stay) {
         both.subscribe(json!(name)).await;
@@ -187,6 +192,7 @@ async fn field_b6_only_whose_channels_are_concerned_is_told() {
     let mut expected = gone.clone();
     expected.sort_unstable();
     assert_eq!(told["data"]["channels"], json!(expected));
+
     let kinds = until_live(&mut both).await;
     assert_eq!(kinds.iter().filter(|kind| *kind == "gap").count(), gone.len(), "{kinds:?}");
     assert_eq!(kinds.len(), gone.len() + 1, "{kinds:?}");

@@ -60,7 +60,8 @@ async fn a_rotated_redis_password_needs_no_restart() {
 #[tokio::test]
 async fn the_sentinels_password_is_read_from_its_file() {
     let redis = Redis::start().await;
-    // A Sentinel that asks for a password, the only one of its master.
+
+    // This Sentinel asks for a password, and is the only one of its master.
     let monitor = format!("sentinel monitor mymaster 127.0.0.1 {} 1", redis.port);
     let sentinel = Redis::with(&["requirepass of-sentinel", &monitor]).await;
     let folder = tempfile::tempdir().unwrap();
@@ -71,6 +72,7 @@ async fn the_sentinels_password_is_read_from_its_file() {
          sentinel_password_file = {file:?}\n",
         sentinel.port
     );
+
     let mut gateway = gateway::with(&config).await;
     gateway.logged("WRONGPASS").await;
     fs::write(&file, "of-sentinel").unwrap();
@@ -92,9 +94,11 @@ async fn a_rotated_callback_secret_needs_no_restart() {
         upstream.url,
         file.path()
     );
+
     let gateway = gateway::with(&config).await;
     let mut client = Client::connect_with(&gateway, "/ws", &token("u1")).await;
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
+
     fs::write(file.path(), "second\n").unwrap();
     gateway.metric_reaches("config_reloads_total{result=\"ok\"}", 1.0).await;
     assert_eq!(client.subscribe(json!("post:2")).await["type"], "subscribed");

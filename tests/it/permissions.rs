@@ -41,13 +41,14 @@ async fn a_subscription_token_opens_exactly_its_channel_for_its_user() {
         assert_eq!(answer["data"]["code"], code, "{answer}");
         assert!(answer["data"]["message"].as_str().unwrap().starts_with(message), "{answer}");
     }
+
     let token = subscription("u1", "room:1", later);
     client.send(json!({"type": "subscribe", "id": 2, "channel": "room:1", "token": token})).await;
     assert_eq!(client.next().await["type"], "subscribed");
     gateway.publish("room:1", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
 
-    // It opens no connection (RFC 8725 section 3.12).
+    // A subscription token opens no connection (RFC 8725 section 3.12).
     let bearer = format!("Bearer {token}");
     let headers = [("authorization", bearer.as_str())];
     let mut confused = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
@@ -65,12 +66,14 @@ async fn a_subscription_ends_with_its_token() {
         &sign(&json!({"sub": "u1", "exp": now() + 600}), SECRET),
     )
     .await;
+
     let exp = now() + 9;
     for (channel, exp) in [("room:1", exp), ("room:2", now() + 600)] {
         let token = subscription("u1", channel, exp);
         client.send(json!({"type": "subscribe", "channel": channel, "token": token})).await;
         assert_eq!(client.next().await["type"], "subscribed");
     }
+
     let ended = client.next().await;
     assert_eq!(
         (&ended["type"], &ended["data"]["channelKey"]),
@@ -82,8 +85,8 @@ async fn a_subscription_ends_with_its_token() {
     assert_eq!(client.next().await, json!(2));
 }
 
-/// An application inside a cluster often has a certificate of its own authority, or one that signed
-/// itself.
+/// An application inside a cluster often has a certificate of its own authority, or a
+/// self-signed one.
 #[tokio::test]
 async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
     let upstream = Upstream::start().await;
@@ -92,6 +95,7 @@ async fn field_d4_a_callback_may_have_a_certificate_that_is_given() {
     let server = certificates.self_signed();
     let pass = format!("location / {{ proxy_pass {}; }}", upstream.url);
     let nginx = nginx(&pass, Some(&server)).await;
+
     for (ca, expected) in [(format!("{server}.pem"), "subscribed"), (String::new(), "error")] {
         let config = format!(
             "[callback]\nurl = \"https://{}/may\"\nca_file = \"{ca}\"\n\
@@ -118,6 +122,7 @@ async fn the_callback_decides_and_fails_closed() {
     let token =
         sign(&json!({"sub": "u1", "exp": now() + 600, "plan": "gold", "email": "x"}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
+
     upstream.answers(200, &json!({"allow": true, "data": {"unread": 3}}));
     let answer = client.subscribe(json!("post:1")).await;
     assert_eq!(
@@ -128,14 +133,14 @@ async fn the_callback_decides_and_fails_closed() {
     assert_eq!(asked.0, "Bearer between-us");
     assert_eq!(asked.1, json!({"user": "u1", "channel": "post:1", "claims": {"plan": "gold"}}));
 
-    // Another socket with the same claims is not asked about again.
+    // The application is not asked again about another socket with the same claims.
     let mut second = Client::connect_with(&gateway, "/ws", &token).await;
     assert_eq!(second.subscribe(json!("post:1")).await["type"], "subscribed");
     assert_eq!(upstream.count(), 1);
     upstream.answers(200, &json!({"allow": false}));
     assert_eq!(client.subscribe(json!("post:2")).await["data"]["code"], "forbidden");
 
-    // Whatever is not a clear answer is a no, and is asked again.
+    // An unclear answer counts as a no, and the question is asked again.
     for (status, body) in
         [(500, "{\"allow\":true}"), (302, ""), (200, "yes"), (200, "{}"), (200, "{\"allow\":1}")]
     {
@@ -143,6 +148,7 @@ async fn the_callback_decides_and_fails_closed() {
         let answer = client.subscribe(json!("post:3")).await;
         assert_eq!(answer["data"]["code"], "callback_failed", "{status} {body}: {answer}");
     }
+
     upstream.stalls(true);
     assert_eq!(client.subscribe(json!("post:3")).await["data"]["code"], "callback_failed");
     upstream.stalls(false);
@@ -152,7 +158,7 @@ async fn the_callback_decides_and_fails_closed() {
     assert!(!gateway.log().contains("between-us"), "no secret in the log");
 }
 
-/// Serde reads a struct from a list of its fields too: `[true]` allowed, and lists were commands.
+/// Serde also reads a struct from a list of its fields: `[true]` allowed, and lists were commands.
 #[tokio::test]
 async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
     let upstream = Upstream::start().await;
@@ -194,8 +200,8 @@ async fn field_f6_a_list_in_the_place_of_an_object_is_refused_from_everybody() {
     client.nothing_came().await;
 }
 
-/// Renewal was answered with `subscribed` and the first token's end still counted; a subscription
-/// that was given up left its end behind for the next one.
+/// A renewal was answered with `subscribed`, yet the first token's end still counted; a
+/// subscription that was given up left its end behind for the next one.
 #[tokio::test]
 async fn a_subscription_is_renewed_by_a_later_token() {
     let rules = "[[channels]]\npattern = \"room:{id}\"\nallow = \"token\"\n";
@@ -203,15 +209,18 @@ async fn a_subscription_is_renewed_by_a_later_token() {
     let mut client = Client::connect(&gateway, "u1").await;
     let exp = now() + 8;
     let subscribe = |channel: &str, exp: u64| json!({"type": "subscribe", "channel": channel, "token": subscription("u1", channel, exp)});
+
     for (channel, exp) in [("room:1", exp), ("room:2", exp), ("room:1", now() + 600)] {
         client.send(subscribe(channel, exp)).await;
         assert_eq!(client.next().await["type"], "subscribed");
     }
+
     client.send(json!({"type": "unsubscribe", "channel": "room:2"})).await;
     client.send(subscribe("room:2", now() + 600)).await;
     for kind in ["unsubscribed", "subscribed"] {
         assert_eq!(client.next().await["type"], kind);
     }
+
     eventually("the first tokens' end", || async { (now() > exp + 1).then_some(()) }).await;
     for (channel, n) in [("room:1", 1), ("room:2", 2)] {
         gateway.publish(channel, &json!(n)).await;
@@ -231,6 +240,7 @@ async fn a_revoked_subscription_token_ends_its_subscription_only() {
             .await;
         assert_eq!(client.next().await["type"], "subscribed");
     }
+
     assert_eq!(gateway.api("revoke_token", &json!({"jti": "s1"})).await, json!({"result": {}}));
     assert_eq!(client.next().await["data"]["channelKey"], "room:1");
     gateway.publish("room:2", &json!(2)).await;
@@ -249,12 +259,15 @@ async fn a_refresh_asks_the_callback_again() {
     let gateway = gateway::with(&config).await;
     let token = |plan: &str| sign(&json!({"sub": "u1", "exp": now() + 600, "plan": plan}), SECRET);
     let mut client = Client::connect_with(&gateway, "/ws", &token("gold")).await;
+
     upstream.answers(200, &json!({"allow": true}));
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
-    // Not to be asked is no clear no.
+
+    // A callback that fails is no clear no.
     upstream.answers(500, &json!({}));
     client.send(json!({"type": "refresh", "token": token("gold")})).await;
     assert_eq!(client.next().await["type"], "refreshed");
+
     upstream.answers(200, &json!({"allow": false}));
     client.send(json!({"type": "refresh", "token": token("free")})).await;
     assert_eq!(client.next().await["data"]["channelKey"], "post:1");
@@ -274,12 +287,14 @@ async fn field_f7_one_user_does_not_take_all_places_of_the_callback() {
         upstream.url
     );
     let gateway = gateway::with(&config).await;
+
     let mut greedy = Vec::new();
     for n in 0..12 {
         let mut client = Client::connect(&gateway, "u1").await;
         client.send(json!({"type": "subscribe", "channel": format!("room:{n}")})).await;
         greedy.push(client);
     }
+
     eventually("a question", || std::future::ready((upstream.count() > 0).then_some(()))).await;
     let mut other = Client::connect(&gateway, "u2").await;
     for n in 0..5 {

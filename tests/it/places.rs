@@ -24,7 +24,7 @@ async fn from(ip: &str, to: &str) -> TcpStream {
     socket.connect(to.parse().unwrap()).await.unwrap()
 }
 
-/// The head of what is answered to an upgrade from another address.
+/// The head of the answer to an upgrade from another address.
 async fn upgrade_from(ip: &str, gateway: &Gateway) -> String {
     let mut stream = from(ip, &gateway.public).await;
     let request = format!(
@@ -38,7 +38,7 @@ async fn upgrade_from(ip: &str, gateway: &Gateway) -> String {
     String::from_utf8_lossy(&answer[..n]).into_owned()
 }
 
-/// How many of them the gateway has not ended, once those that it means to end are.
+/// How many of the held connections are still open, once at most `most` of them are.
 async fn alive(held: &mut Vec<TcpStream>, most: usize) -> usize {
     eventually("the others end", || {
         held.retain(|stream| {
@@ -56,7 +56,7 @@ async fn alive(held: &mut Vec<TcpStream>, most: usize) -> usize {
     .await
 }
 
-/// Whatever is asked on them: connections of one address beyond its share end, others find room.
+/// Connections of one address beyond its share end, whatever is asked on them; others find room.
 #[tokio::test]
 async fn field_a8_an_address_has_its_share_of_connections_whatever_it_asks() {
     let limits =
@@ -70,13 +70,14 @@ async fn field_a8_an_address_has_its_share_of_connections_whatever_it_asks() {
             let _ = stream.write_all(ask.as_bytes()).await;
             held.push(stream);
         }
-        // Few more than five, so that the next can be told.
+
+        // A few more than five stay, so that the next client can be told.
         let left = alive(&mut held, 13).await;
         assert!(left >= 5, "{ask:?}: {left}");
         gateway.metric_reaches("rejected_total{reason=\"limit_per_ip\"}", 1.0).await;
         assert!(upgrade_from("127.0.0.2", &gateway).await.contains(" 101 "), "{ask:?}");
 
-        // What it gives back it has again.
+        // An address can use again what it gives back.
         drop(held);
         let mut client = eventually("a place", || async {
             let bearer = format!("Bearer {}", token("u1"));
@@ -97,16 +98,19 @@ async fn field_a8_sockets_and_idle_connections_share_the_places_of_their_address
     for _ in 0..3 {
         sockets.push(Client::connect(&gateway, "u1").await);
     }
+
     let idle = [
         TcpStream::connect(&gateway.public).await.unwrap(),
         TcpStream::connect(&gateway.public).await.unwrap(),
     ];
     let told = (4429, "too many connections of this address".to_owned());
     assert_eq!(Client::refused(&gateway, &token("u1")).await, told);
-    // One answer, also to those who ask for something else.
+
+    // Other requests get one answer too.
     let request = b"OPTIONS /sse HTTP/1.1\r\nHost: gw\r\n\r\n";
     let (head, _) = http_raw(&gateway.public, request).await;
     assert!(head.contains(" 204 "), "{head}");
+
     drop(idle);
     for client in &mut sockets {
         client.nothing_came().await;
@@ -128,7 +132,7 @@ async fn field_a8_an_address_has_its_share_of_http_connections() {
     }
 }
 
-/// A proxy that is trusted may carry everybody.
+/// A trusted proxy may carry the clients of many addresses.
 #[tokio::test]
 async fn field_a8_a_trusted_proxy_is_not_locked_out() {
     let limits = "[server]\ntrusted_proxies = [\"127.0.0.0/8\"]\n\
@@ -162,14 +166,14 @@ async fn field_a8_the_admin_listener_is_shared_too() {
     assert_eq!(&answer, b"HTTP/1.1 200");
 }
 
-/// Lets the gateway have so many more open files that there is room for so many more clients.
+/// Allows the gateway as many open files as this many more clients need.
 pub fn room_for(gateway: &Gateway, clients: usize) {
     // A quarter of its files is not for clients.
     gateway.allow_files((gateway.open_files() + clients) * 4 / 3 + 1);
 }
 
-/// Clients use up the descriptors, and Redis drops the gateway's connections: the gateway can
-/// connect again.
+/// Clients use up the descriptors, and Redis drops the gateway's connections: the
+/// gateway reconnects.
 #[tokio::test]
 async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
     let server = Redis::start().await;
@@ -177,7 +181,8 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
     let mut client = Client::connect(&gateway, "u1").await;
     client.subscribe(json!("post:1")).await;
     room_for(&gateway, 10);
-    // More than there is room for, and each waits for its turn.
+
+    // These are more clients than there is room for; each waits for its turn.
     let waiting: Vec<_> = (0..30)
         .map(|_| {
             let public = gateway.public.clone();
@@ -204,11 +209,13 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
         .await;
         assert_eq!(gateway.get_admin("/livez").await.0, 200);
     }
+
     // Connected is not subscribed yet.
     eventually("somebody hears it", || async {
         (server.publish("tollgate:post:1", "\"heard\"") > 0).then_some(())
     })
     .await;
+
     loop {
         let event = client.next().await;
         if event == json!("heard") {
@@ -216,6 +223,7 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
         }
         assert_eq!(event["type"], "gap", "{event}");
     }
+
     waiting.iter().for_each(tokio::task::JoinHandle::abort);
     let mut next = eventually("room again", || async {
         let headers = [("authorization", format!("Bearer {}", token("u2")))];
@@ -226,15 +234,17 @@ async fn field_a9_descriptors_for_redis_and_probes_are_reserved() {
     assert_eq!(next.next().await["type"], "connected");
 }
 
-/// A client that comes back at once, again and again.
+/// Refused clients that come back at once, again and again, wait; clients with good tokens do not.
 #[tokio::test]
 async fn field_c5_repeated_refusals_wait_and_harm_nobody() {
     let gateway = gateway::with("[limits]\nrefusal_wait = \"30s\"\n").await;
     let expired = sign(&json!({"sub": "u1", "exp": 1000}), SECRET);
-    // So many are told at once.
+
+    // The first five refusals come at once.
     for _ in 0..5 {
         assert_eq!(Client::refused(&gateway, &expired).await, (4401, "expired".to_owned()));
     }
+
     let loops: Vec<_> = (0..20)
         .map(|_| {
             let (public, token) = (gateway.public.clone(), expired.clone());
@@ -250,17 +260,19 @@ async fn field_c5_repeated_refusals_wait_and_harm_nobody() {
         .collect();
     gateway.metric_reaches("auth_failures_total{reason=\"expired\"}", 20.0).await;
     let before = gateway.metric("auth_failures_total{reason=\"expired\"}").await;
+
     // Good tokens of the same address wait for nothing.
     for n in 0..20 {
         let mut client = Client::connect(&gateway, &format!("good{n}")).await;
         client.nothing_came().await;
     }
+
     let after = gateway.metric("auth_failures_total{reason=\"expired\"}").await;
     assert!(after - before < 200.0, "{} refusals meanwhile", after - before);
     loops.iter().for_each(tokio::task::JoinHandle::abort);
 }
 
-/// The same where the token comes in the first message, and for API keys.
+/// Refusals wait too if the token comes in the first message, and for API keys.
 #[tokio::test]
 async fn field_c5_first_messages_and_api_keys_wait_too() {
     let gateway = gateway::with("[limits]\nrefusal_wait = \"400ms\"\n").await;
@@ -272,6 +284,7 @@ async fn field_c5_first_messages_and_api_keys_wait_too() {
     }
     // 50, 100, 200 and 400 ms: never less.
     assert!(began.elapsed() >= Duration::from_millis(750), "{:?}", began.elapsed());
+
     let began = std::time::Instant::now();
     assert_eq!(gateway.api_raw("info", Some("a wrong key"), "{}").await.0, 401);
     assert!(began.elapsed() >= Duration::from_millis(400), "{:?}", began.elapsed());

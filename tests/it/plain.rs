@@ -45,10 +45,12 @@ async fn subscribe_and_unsubscribe_in_both_forms_echo_id_and_channel() {
         client.next().await,
         json!({"type": "subscribed", "id": "a-1", "data": {"channel": object, "channelKey": "post:42"}})
     );
+
     assert_eq!(client.subscribe(json!("post:42")).await["type"], "subscribed", "again is fine");
     gateway.publish("post:42", &json!(1)).await;
     assert_eq!(client.next().await, json!(1));
     client.nothing_came().await;
+
     client.send(json!({"type": "unsubscribe", "id": 7, "channel": "post:42"})).await;
     assert_eq!(
         client.next().await,
@@ -97,6 +99,7 @@ async fn errors_have_codes_and_leave_the_socket_open() {
             "{message}: {answer}"
         );
     }
+
     let binary = tokio_tungstenite::tungstenite::Message::binary(vec![1]);
     client.send_raw(binary).await.unwrap();
     assert_eq!(client.next().await["data"]["code"], "bad_request");
@@ -125,6 +128,7 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
             4 => "/ws?auth=message",
             _ => "/ws",
         };
+
         let mut client = Client::open(&gateway.public, path, &headers).await.unwrap();
         if carrier == 4 {
             client.send(json!({"type": "auth", "token": token})).await;
@@ -137,6 +141,7 @@ async fn a_token_comes_by_all_five_carriers_and_never_reaches_a_log() {
         }
         tokens.push(token);
     }
+
     gateway.metric_reaches("auth_failures_total{reason=\"bad_signature\"}", 5.0).await;
     let log = gateway.log();
     assert!(log.contains("token refused"), "the log is at its finest\n{log}");
@@ -162,6 +167,7 @@ async fn a_token_subprotocol_is_never_echoed() {
              Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
              Sec-WebSocket-Protocol: {offered}\r\n\r\n"
         );
+
         let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
         stream.write_all(request.as_bytes()).await.unwrap();
         let mut head = [0; 400];
@@ -186,6 +192,7 @@ async fn w16_frames_sent_with_the_request_are_kept() {
     let command = br#"{"type":"subscribe","channel":"post:9"}"#;
     request.extend([0x81, 0x80 | command.len() as u8, 0, 0, 0, 0]);
     request.extend(command);
+
     let mut stream = TcpStream::connect(&gateway.public).await.unwrap();
     stream.write_all(&request).await.unwrap();
     let mut seen = Vec::new();

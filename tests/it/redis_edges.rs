@@ -1,5 +1,5 @@
-//! What stands in Redis, and what Redis says, when neither is as it should be: it harms its own
-//! channel or shows in the state, and nobody else notices.
+//! Bad data in Redis and bad answers from Redis: each harms its own channel or shows in the state,
+//! and no other client notices.
 
 use serde_json::json;
 use tollgate_support::client::Client;
@@ -27,14 +27,14 @@ fn run(redis: &Redis, words: &[&str]) {
     command.exec(&mut redis.connection()).unwrap();
 }
 
-/// What the gateway says of one of its checks.
+/// Whether one of the gateway's checks is fine, and whether the gateway is degraded.
 async fn check(gateway: &Gateway, name: &str) -> (bool, bool) {
     let body = gateway.get_admin("/readyz").await.1;
     let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     (body["checks"][name]["ok"] == true, body["degraded"] == true)
 }
 
-/// "parse error" counted as a lost connection: every channel of the replica was deaf.
+/// The answer "parse error" counted as a lost connection: every channel of the replica was deaf.
 #[tokio::test]
 async fn field_a4_garbage_in_a_channels_keys_harms_that_channel_alone() {
     let redis = Redis::start().await;
@@ -72,7 +72,7 @@ async fn field_a4_garbage_in_a_channels_keys_harms_that_channel_alone() {
         redis.fcall("post:y", &n.to_string()).unwrap();
         assert_eq!(bystander.next().await, json!(n));
 
-        // And the channel itself goes on with the next publication.
+        // The channel itself goes on with the next publication.
         redis.fcall(&channel, &format!("{{\"n\":{n}}}")).unwrap();
         loop {
             let message = client.next().await;
@@ -106,7 +106,7 @@ async fn field_a5_an_error_answer_is_no_lost_connection() {
     })
     .await;
 
-    // Long enough for every connection to have asked, which shows in the state of writing.
+    // Every connection has asked once the state of writing shows the error.
     eventually("it is said", || async {
         (check(&gateway, "broker_writer").await == (false, true)).then_some(())
     })
@@ -151,8 +151,8 @@ async fn field_b1_a_redis_that_cannot_write_shows_and_is_named() {
     assert_eq!(gateway.metric("redis_reconnects_total").await, 0.0);
 }
 
-/// An ACL that was tightened and put right again: the canary's channel was never asked for again,
-/// the state stayed degraded, and nobody would have noticed that the connection is deaf.
+/// An ACL was tightened and put right again: the canary's channel was never asked for again, the
+/// state stayed degraded, and a deaf connection would have gone unnoticed.
 #[tokio::test]
 async fn a_canary_that_was_refused_is_asked_for_again() {
     let redis = Redis::start().await;
@@ -174,7 +174,7 @@ async fn a_canary_that_was_refused_is_asked_for_again() {
     .await;
 }
 
-/// The old connections live on at a server that is still a master, and hear nothing.
+/// Old connections live on at a server that is still a master, and hear nothing.
 #[tokio::test]
 async fn field_b2_an_address_that_leads_elsewhere_is_noticed_and_declared() {
     let (old, new) = (Redis::start().await, Redis::start().await);
@@ -223,7 +223,7 @@ async fn field_b5_a_publication_is_kept_and_published_or_neither() {
     client.nothing_came().await;
 }
 
-/// A publisher with the documented ACL could disconnect anybody.
+/// A publisher with the documented ACL could disconnect any user.
 #[tokio::test]
 async fn field_e7_what_a_publisher_needs_does_not_reach_what_is_the_gateways() {
     let redis = Redis::start().await;
@@ -245,12 +245,13 @@ async fn field_e7_what_a_publisher_needs_does_not_reach_what_is_the_gateways() {
         assert_eq!(own.unwrap_err().code(), Some("NOPERM"), "{key}");
     }
     client.nothing_came().await;
-    // What no replica would send is dropped, however it came there.
+
+    // A control message that no replica would send is dropped.
     redis.publish("gateway:tollgate:control", &format!("{{\"type\":\"{}\"}}", "x".repeat(100_000)));
     client.nothing_came().await;
 }
 
-/// Reading one `since` over entries of 5 MB took all of them.
+/// Resuming over entries of 5 MB used to read all of them into memory.
 #[tokio::test]
 async fn field_a10_a_history_is_read_in_bounded_bytes() {
     let redis = Redis::start().await;
@@ -281,7 +282,7 @@ async fn field_a10_a_history_is_read_in_bounded_bytes() {
     assert!(error.to_string().contains("limits.publication_bytes"), "{error}");
 }
 
-/// Every name that somebody thought up was a key in Redis for an hour.
+/// Every channel name that a client thought up was a key in Redis for an hour.
 #[tokio::test]
 async fn field_a11_names_that_nobody_publishes_on_cost_few_keys() {
     let redis = Redis::start().await;
@@ -313,7 +314,7 @@ async fn field_a11_names_that_nobody_publishes_on_cost_few_keys() {
     assert_eq!(client.next().await["offset"], 2);
 }
 
-/// Each forged head used to begin a reading that began another one.
+/// Each forged position used to begin a read that began another one.
 #[tokio::test]
 async fn field_a6_forged_positions_cost_few_readings_and_no_event() {
     let redis = Redis::start().await;
@@ -328,6 +329,7 @@ async fn field_a6_forged_positions_cost_few_readings_and_no_event() {
         redis.publish("tollgate:post:1", &format!("\u{1}{epoch}:{}\n{{}}", n + ahead));
         redis.fcall("post:1", &n.to_string()).unwrap();
     }
+
     let mut due = 1;
     while due <= 100 {
         let message = client.next().await;
@@ -335,11 +337,12 @@ async fn field_a6_forged_positions_cost_few_readings_and_no_event() {
             assert!(n <= due, "{n} before {due}, and nothing was said");
             due = due.max(n + 1);
         } else if message["type"] == "gap" {
-            // Declared: whatever is missing here may be.
+            // A gap is declared: any event may be missing here.
             let next = client.next().await;
             due = due.max(next.as_u64().map_or(due, |n| n + 1));
         }
     }
+
     let info: String =
         redis::cmd("INFO").arg("commandstats").query(&mut redis.connection()).unwrap();
     let line = info.lines().find(|l| l.starts_with("cmdstat_xrevrange:")).unwrap_or_default();

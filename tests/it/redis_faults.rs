@@ -40,7 +40,7 @@ async fn the_prefix_of_an_existing_backend_works() {
     client.subscribe(json!({"type": "post", "postId": "42"})).await;
     redis.publish("ws:post:42", r#"{"likes":1}"#);
     assert_eq!(client.next().await, json!({"likes": 1}));
-    // What the gateway publishes itself goes the same way.
+    // The gateway's own publications go the same way.
     gateway.publish("post:42", &json!({"likes": 2})).await;
     assert_eq!(client.next().await, json!({"likes": 2}));
 }
@@ -92,11 +92,12 @@ async fn r1_redis_killed_and_restarted() {
         }
         clients.push((client, format!("user:u{i}")));
     }
-    redis.publish("tollgate:post:0", "0");
 
+    redis.publish("tollgate:post:0", "0");
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(0));
     }
+
     redis.kill();
     eventually("the loss is seen", || async {
         (gateway.metric("redis_connected{role=\"subscriber\"}").await == 0.0).then_some(())
@@ -114,8 +115,8 @@ async fn r1_redis_killed_and_restarted() {
         let unique: BTreeSet<_> = seen.iter().collect();
         assert_eq!(seen.len(), unique.len(), "once per channel");
     }
-    redis.publish("tollgate:post:1", "1");
 
+    redis.publish("tollgate:post:1", "1");
     for (client, _) in &mut clients {
         assert_eq!(client.next().await, json!(1));
     }
@@ -123,8 +124,8 @@ async fn r1_redis_killed_and_restarted() {
     assert_eq!(gateway.metric("gaps_declared_total{reason=\"broker_reconnected\"}").await, 25.0);
 }
 
-/// R2: Redis absent at the start: it starts, is not ready, keeps trying, and tells clients to come
-/// back.
+/// R2: a gateway that starts without Redis is not ready, keeps trying, and tells clients to
+/// come back.
 #[tokio::test]
 async fn r2_redis_absent_at_start() {
     let mut redis = Redis::start().await;
@@ -134,12 +135,14 @@ async fn r2_redis_absent_at_start() {
     assert_eq!(status, 503);
     assert!(body.contains("\"broker_started\":{\"ok\":false}"), "{body}");
     assert_eq!(gateway.get_admin("/livez").await.0, 200);
+
     let bearer = format!("Bearer {}", token("u1"));
     let headers = [("authorization", bearer.as_str())];
     let mut early = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
     assert_eq!(early.closed().await.0, 1013);
     let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 1})).await;
     assert_eq!(answer["error"]["code"], 100);
+
     redis.restart().await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
@@ -167,8 +170,8 @@ async fn r3_redis_stopped() {
     client.nothing_came().await;
 }
 
-/// A subscription that is asked for while Redis is away is refused after the deadline, and can be
-/// had when it is back.
+/// A subscription that is asked for while Redis is away is refused after the deadline, and succeeds
+/// once Redis is back.
 #[tokio::test]
 async fn a_subscription_during_an_outage_is_answered() {
     let mut redis = Redis::start().await;
@@ -181,11 +184,13 @@ async fn a_subscription_during_an_outage_is_answered() {
     })
     .await;
     assert_eq!(client.subscribe(json!("post:1")).await["data"]["code"], "unavailable");
-    // Nor is a channel live that another socket had before the outage.
+
+    // A channel that another socket had before the outage is not live either.
     let bearer = format!("Bearer {}", token("u1"));
     let headers = [("authorization", bearer.as_str())];
     let mut second = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
     assert_eq!(second.closed().await.0, 1013);
+
     redis.restart().await;
     gaps(&mut client, &["user:u1".to_owned()]).await;
     assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
@@ -204,7 +209,8 @@ async fn r8_redis_refuses_the_subscription() {
     let mut gateway = gateway::with(&config).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
-    // One that is refused does not take those beside it along.
+
+    // A refused channel does not take along the ones beside it.
     for channel in ["post:2", "post:1", "post:3"] {
         client.send(json!({"type": "subscribe", "channel": channel})).await;
     }
@@ -212,6 +218,7 @@ async fn r8_redis_refuses_the_subscription() {
         let answer = client.next().await;
         assert_eq!(answer["type"], kind, "{answer}");
     }
+
     redis.publish("tollgate:post:1", "1");
     assert_eq!(client.next().await, json!(1));
     gateway.logged("NOPERM").await;
@@ -251,15 +258,15 @@ async fn r8_a_live_channel_that_is_refused_does_not_deafen_the_others() {
     assert_eq!(client.next().await, json!(1));
     assert!(gateway.metric("redis_reconnects_total").await < 5.0, "no hot loop");
 
-    // Allowed again, it comes back by itself, and what was missed is declared.
+    // A channel that is allowed again comes back by itself, and a gap declares what was missed.
     acl("&tollgate:*").unwrap();
     assert_eq!(gaps(&mut client, &["post:9".to_owned()]).await.len(), 1);
     redis.publish("tollgate:post:9", "2");
     assert_eq!(client.next().await, json!(2));
 }
 
-/// A channel that is given up and wanted again at once: what follows `subscribed` has no hole.
-/// Events of the subscription before used to stand in front of one.
+/// A channel is given up and wanted again at once: no event is missing after `subscribed`. Events
+/// of the earlier subscription used to come in front of a missing range.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     let redis = Redis::start().await;
@@ -267,6 +274,7 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     let limits = "[limits]\ncommands_per_second = 100000\ncommand_burst = 100000\n";
     let gateway = gateway::with(&(config + limits)).await;
     gateway.ready().await;
+
     let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
     let publisher = std::thread::spawn({
         let (stop, mut connection) = (std::sync::Arc::clone(&stop), redis.connection());
@@ -286,6 +294,7 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
             }
         }
     });
+
     let mut client = Client::connect(&gateway, "u1").await;
     let command = |kind: &str| json!({"type": kind, "channel": "post:0"});
     client.send(command("subscribe")).await;
@@ -302,7 +311,7 @@ async fn nothing_older_than_a_subscription_follows_its_confirmation() {
     publisher.join().unwrap();
 }
 
-/// R11: what cannot be delivered is declared, and the loop goes on.
+/// R11: a publication that cannot be delivered is declared, and the pump goes on.
 #[tokio::test]
 async fn r11_publications_that_are_not_deliverable_are_declared() {
     let redis = Redis::start().await;
@@ -325,6 +334,7 @@ async fn r11_publications_that_are_not_deliverable_are_declared() {
     }
     redis.publish("tollgate:user:u1", "true");
     assert_eq!(client.next().await, json!(true));
+
     // Whatever is written to the control channel, the replica goes on.
     redis.publish("gateway:tollgate:control", "garbage");
     redis.publish("gateway:tollgate:control", r#"{"type":"from_the_future"}"#);
@@ -348,6 +358,7 @@ async fn interest_ends_after_the_linger() {
             .unwrap();
         answer.1
     };
+
     let first = Client::connect(&gateway, "u1").await;
     let second = Client::connect(&gateway, "u1").await;
     assert_eq!(subscribers(), 1);
@@ -370,10 +381,12 @@ async fn thousands_of_channels_come_back() {
     for i in 0..2500 {
         assert_eq!(client.next().await["data"]["channelKey"], format!("post:{i}"), "in order");
     }
+
     redis.kill();
     redis.restart().await;
     let all: Vec<String> = (0..2500).map(|i| format!("post:{i}")).collect();
     gaps(&mut client, &all).await;
+
     redis.publish("tollgate:post:2499", "1");
     loop {
         let message = client.next().await;
@@ -384,7 +397,7 @@ async fn thousands_of_channels_come_back() {
     }
 }
 
-/// Makes the user of that name as docs/redis.md says.
+/// Creates the Redis user of that name with the rules of docs/redis.md.
 pub fn documented_user(redis: &Redis, name: &str) {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
     let text = std::fs::read_to_string(root.join("docs/redis.md")).unwrap();
@@ -415,6 +428,7 @@ async fn the_documented_acl_is_enough() {
     let start = client.connected["data"]["positions"]["user:u1"].clone();
     assert_eq!(start["offset"], 0);
     drop(client);
+
     let publisher = format!("redis://publisher:pw@127.0.0.1:{}", redis.port);
     let mut publisher = redis::Client::open(publisher).unwrap().get_connection().unwrap();
     let mut publish = redis::cmd("FCALL");
@@ -423,14 +437,15 @@ async fn the_documented_acl_is_enough() {
     assert_eq!((offset, start["epoch"].as_str()), (1, Some(epoch.as_str())));
     let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 2})).await;
     assert_eq!(answer["result"], json!({"offset": 2, "epoch": epoch}));
+
     let path = format!("/ws?format=envelope&since=user%253Au1%3D{epoch}-0");
     let mut client = Client::connect_with(&gateway, &path, &token("u1")).await;
     let positions = &client.connected["data"]["positions"]["user:u1"];
     assert_eq!(positions["recovered"], true, "{positions}");
-
     for n in 1..=2 {
         assert_eq!(client.next().await["data"], json!(n));
     }
+
     redis::cmd("SET")
         .arg("gateway:tollgate:issuer:web")
         .arg("other")
@@ -445,6 +460,7 @@ async fn the_documented_acl_is_enough() {
             .then_some(())
     })
     .await;
+
     assert_eq!(gateway.api("revoke_token", &json!({"jti": "x"})).await, json!({"result": {}}));
     gateway.metric_reaches("revocations", 1.0).await;
     assert!(!gateway.log().contains("NOPERM"), "{}", gateway.log());

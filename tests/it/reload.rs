@@ -97,7 +97,7 @@ async fn a_reload_keeps_what_its_changes_do_not_touch() {
     assert_eq!((app.count(), other.count(), issuer.count()), (2, 1, 1), "another is asked itself");
 }
 
-/// Rules of which each is tightened in one way.
+/// Rules, each of which `AFTER` tightens in one way.
 const BEFORE: &str = r#"
 [auth]
 anonymous = true
@@ -151,7 +151,7 @@ pattern = "news:{id}"
 allow = "authenticated"
 "#;
 
-/// Waits for a message that says that a subscription has ended; its code and reason.
+/// Waits for a message that says that a subscription has ended. Returns its code and reason.
 async fn ended(client: &mut Client, channel: &str) -> (String, String) {
     let message = client.next().await;
     assert_eq!(message["type"], "unsubscribed", "{message}");
@@ -161,7 +161,7 @@ async fn ended(client: &mut Client, channel: &str) -> (String, String) {
     (text("code"), text("reason"))
 }
 
-/// Rules tightened, a rule removed: what was subscribed before went on for ever.
+/// Rules were tightened and one was removed, yet earlier subscriptions went on for ever.
 #[tokio::test]
 async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     let gateway = gateway::with(BEFORE).await;
@@ -171,6 +171,7 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     for channel in all {
         assert_eq!(client.subscribe(json!(channel)).await["type"], "subscribed", "{channel}");
     }
+
     let mut nobody = Client::open(&gateway.public, "/ws", &[]).await.unwrap();
     assert_eq!(nobody.next().await["type"], "connected");
     assert_eq!(nobody.subscribe(json!("news:1")).await["type"], "subscribed");
@@ -189,6 +190,7 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
         let text = |name: &str| message["data"][name].as_str().unwrap().to_owned();
         told.insert(text("channelKey"), (text("code"), text("reason")));
     }
+
     let expected = [
         ("claim:1", "forbidden", "the token does not have the claim that this channel needs"),
         ("gone:1", "forbidden", "no rule allows this channel"),
@@ -197,6 +199,7 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     ];
     let expected = expected.map(|(c, code, why)| (c.to_owned(), (code.into(), why.into())));
     assert_eq!(told, std::collections::BTreeMap::from(expected));
+
     let (code, reason, _) = nobody.closed().await;
     assert_eq!((code, reason.as_str()), (4401, "missing"));
     let gone = stream.next().await;
@@ -206,10 +209,10 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     );
     assert_eq!(gone.data["data"]["reason"], "no rule allows this channel");
 
-    // What was taken away brings nothing more, and what was not goes on. A channel that a rule
-    // names by itself now comes with the next connection.
+    // Channels that were taken away bring nothing more, and the others go on. A channel that a rule
+    // now subscribes automatically comes with the next connection.
     for (n, channel) in all.iter().chain(&["granted:3", "user:u1"]).enumerate() {
-        // No rule gives one of them any more, so this may be refused.
+        // No rule allows one of these channels any more, so publishing may be refused.
         gateway.api("publish", &json!({"channel": channel, "data": n})).await;
     }
     for n in [0, 3, 6, 8] {
@@ -217,6 +220,7 @@ async fn field_b8_live_subscriptions_are_judged_again_after_a_reload() {
     }
     client.nothing_came().await;
     assert_eq!(stream.next().await.data, json!(0));
+
     let ended = gateway.metric("subscriptions_ended_total{reason=\"forbidden\"}").await;
     let without = gateway.metric("subscriptions_ended_total{reason=\"token_refused\"}").await;
     assert_eq!((ended, without), (4.0, 1.0));
@@ -263,6 +267,7 @@ async fn field_b8_the_application_is_asked_about_channels_that_are_its_own_now()
         assert_eq!(client.subscribe(json!("post:1")).await["type"], "subscribed");
         clients.push(client);
     }
+
     let claims = json!({"sub": "u0", "channel": "room:1", "exp": now() + 600});
     let token = sign(&claims, SECRET);
     clients[0].send(json!({"type": "subscribe", "channel": "room:1", "token": token})).await;
@@ -277,17 +282,21 @@ async fn field_b8_the_application_is_asked_about_channels_that_are_its_own_now()
     })
     .await;
     gateway.metric_reaches("callbacks_total{result=\"allowed\"}", 20.0).await;
+
     gateway.publish("post:1", &json!("still")).await;
     for client in &mut clients {
         assert_eq!(client.next().await, json!("still"));
     }
-    // Other claims are another question. No answer is no clear one: it is asked again.
+
+    // Other claims are another question. A failed callback is no clear answer, so the question is
+    // asked again.
     upstream.answers(500, &json!({}));
     let other =
         rules("callback").replace("\"callback\"\n", "\"callback\"\nsend_claims = [\"sub\"]\n");
     gateway.reconfigure(&config(&other));
     gateway.metric_reaches("callbacks_total{result=\"failed\"}", 20.0).await;
     clients[1].nothing_came().await;
+
     upstream.answers(200, &json!({"allow": false}));
     for client in &mut clients {
         assert_eq!(ended(client, "post:1").await.0, "forbidden");

@@ -21,7 +21,7 @@ async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
     for kind in Kind::ALL {
         let name = kind.name();
         let event = json!({"data": {"code": 1}, "type": name});
-        // By the server API: refused, with the type and what to do.
+        // The server API refuses the event, names the type and says what to do.
         for (method, to) in [
             ("publish", json!({"channel": "user:u1"})),
             ("broadcast", json!({"channels": ["user:u1"]})),
@@ -37,15 +37,18 @@ async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
             assert!(said.contains(&format!("the type \"{name}\" is the gateway's own")), "{said}");
             assert!(said.contains(&format!("for example \"app.{name}\"")), "{said}");
         }
-        // By the function that publishers call, as they do.
+
+        // The function that publishers call refuses it too.
         let said = redis.fcall("user:u1", &event.to_string()).unwrap_err().to_string();
         assert!(said.contains(&format!("the type \"{name}\" is reserved")), "{said}");
-        // From whoever may PUBLISH: declared, with the event in no client's hands.
+
+        // A bare PUBLISH is declared, and no client receives the event.
         redis.publish("tollgate:user:u1", &event.to_string());
         assert_eq!(client.next().await, gap);
         let declared = stream.next().await;
         assert_eq!((&*declared.kind, &declared.data), ("gap", &gap));
     }
+
     let line = gateway.logged("its type is \\\"connected\\\"").await;
     assert!(
         line.contains("publication not delivered") && line.contains("channel=user:u1"),
@@ -55,7 +58,7 @@ async fn field_c6_events_of_the_gateways_own_types_are_refused_or_declared() {
     gateway.metric_reaches("gaps_declared_total{reason=\"reserved_type\"}", n).await;
     gateway.metric_reaches("rejected_total{reason=\"publication_type\"}", n).await;
 
-    // What only resembles them, and `event`, which is never sent bare, are the application's.
+    // Types that only resemble them, and `event`, which is never sent bare, are the application's.
     for free in [
         json!({"type": "Gap"}),
         json!({"type": "event"}),

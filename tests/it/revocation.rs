@@ -1,4 +1,4 @@
-//! Tokens that are taken back: on every replica, at once, and after a restart.
+//! Revoked tokens: on every replica, at once, and after a restart.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -29,6 +29,7 @@ async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
         Client::connect_with(&there, "/ws", &bad).await,
     ];
     let mut kept = Client::connect_with(&there, "/ws", &good).await;
+
     let answer = here.api("revoke_token", &json!({"jti": "t1", "expire_at": now() + 600})).await;
     assert_eq!(answer, json!({"result": {}}));
     for client in &mut closed {
@@ -39,6 +40,7 @@ async fn a_revoked_token_ends_on_every_replica_and_after_a_restart() {
     for gateway in [&here, &there] {
         assert_eq!(Client::refused(gateway, &bad).await, (4401, "revoked".to_owned()));
     }
+
     drop(there);
     let again = gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 1.0).await;
@@ -54,6 +56,7 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
     let mut closed = Client::connect_with(&gateway, "/ws", &old).await;
     let mut without = Client::connect(&gateway, "u1").await;
     let mut other = Client::connect_with(&gateway, "/ws", &with_jti("u12", "a", now() - 60)).await;
+
     let body = json!({"user": "u1", "issued_before": now() - 1});
     assert_eq!(gateway.api("invalidate_user_tokens", &body).await, json!({"result": {}}));
     assert_eq!(closed.closed().await.0, 4409);
@@ -61,10 +64,12 @@ async fn a_users_tokens_are_invalidated_by_their_time() {
     other.nothing_came().await;
     assert_eq!(Client::refused(&gateway, &old).await.1, "revoked");
     let mut fresh = Client::connect_with(&gateway, "/ws", &with_jti("u1", "b", now())).await;
+
     // A refresh with a revoked token is refused, and the socket keeps the token it has.
     fresh.send(json!({"type": "refresh", "token": old})).await;
     assert_eq!(fresh.next().await["data"]["message"], "revoked");
     fresh.nothing_came().await;
+
     for (method, body) in [
         ("revoke_token", json!({"jti": ""})),
         ("revoke_token", json!({})),
@@ -96,12 +101,13 @@ async fn field_f8_tokens_of_the_second_of_the_invalidation_are_out() {
     // A token of the next second is a new one.
     drop(Client::connect_with(&gateway, "/ws", &with_iat(json!(after + 1))).await);
 
-    // Whoever names the moment gets exactly that.
+    // A caller that names the moment gets exactly that one.
     let body = json!({"user": "u2", "issued_before": before});
     assert_eq!(gateway.api("invalidate_user_tokens", &body).await, json!({"result": {}}));
     let of_u2 = |iat: u64| sign(&json!({"sub": "u2", "iat": iat, "exp": now() + 600}), SECRET);
     assert_eq!(Client::refused(&gateway, &of_u2(before - 1)).await.1, "revoked");
     drop(Client::connect_with(&gateway, "/ws", &of_u2(before)).await);
+
     // Milliseconds would lock the user out for ever.
     let body = json!({"user": "u2", "issued_before": now() * 1000});
     assert_eq!(gateway.api("invalidate_user_tokens", &body).await["error"]["code"], 107);
@@ -119,6 +125,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
     ] {
         assert_eq!(gateway.api(method, &body).await, json!({"result": {}}));
     }
+
     redis.restart().await;
     let kept = || async {
         let mut connection = redis.try_connection()?;
@@ -127,6 +134,7 @@ async fn redis_gets_revocations_back_that_it_lost() {
         (kept == 2).then_some(())
     };
     eventually("they are back", kept).await;
+
     drop(gateway);
     let again = gateway::on_redis(&redis).await;
     again.metric_reaches("revocations", 2.0).await;
@@ -134,14 +142,14 @@ async fn redis_gets_revocations_back_that_it_lost() {
     assert_eq!(Client::refused(&again, &token).await, (4401, "revoked".to_owned()));
 }
 
-/// What a replica missed while it could not hear, it finds in the store.
+/// A replica finds in the store what it missed while it could not hear.
 #[tokio::test]
 async fn a_revocation_during_an_outage_is_found_afterwards() {
     let redis = Redis::start().await;
     let gateway = gateway::on_redis(&redis).await;
     let token = with_jti("u1", "t1", now());
     let mut client = Client::connect_with(&gateway, "/ws", &token).await;
-    // Another replica stored it; its control message never came here.
+    // Another replica stored the revocation; its control message never came here.
     let entry = json!({"kind": "token", "jti": "t1", "until": now() + 600}).to_string();
     redis::cmd("ZADD")
         .arg("gateway:tollgate:revoked")
@@ -153,8 +161,8 @@ async fn a_revocation_during_an_outage_is_found_afterwards() {
     assert_eq!(client.closed().await.0, 4409);
 }
 
-/// A replica that started was ready, and let revoked tokens in, before it knew what was revoked;
-/// and if it could not read that, for ever.
+/// A replica that had just started was ready, and let revoked tokens in, before it had read what
+/// was revoked; if it could not read that, it did so for ever.
 #[tokio::test]
 async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     let redis = Redis::start().await;
@@ -167,6 +175,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     };
     let mend =
         || redis::cmd("DEL").arg("gateway:tollgate:revoked").exec(&mut redis.connection()).unwrap();
+
     spoil();
     let config = format!("{}[auth]\ndeadline = \"1s\"\n", redis.config());
     let mut gateway = gateway::with(&config).await;
@@ -177,6 +186,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
         let check = &body["checks"]["revocations"];
         (status, body["degraded"] == true, check["ok"] == true, check["error"].is_string())
     };
+
     assert_eq!(health(&gateway).await, (503, false, false, true));
     let (first, second) = (with_jti("u1", "t1", now()), with_jti("u1", "t2", now()));
     let ours = (1013, "revocations_unavailable".to_owned());
@@ -194,7 +204,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     assert_eq!(answer, json!({"result": {}}));
     assert_eq!(revoked.closed().await.0, 4409);
 
-    // Later it is degraded and goes on with what it knows.
+    // A replica that cannot read the store later is degraded, and goes on with what it knows.
     spoil();
     redis.kill_clients("pubsub");
     gateway.logged("known ones still apply").await;
@@ -205,6 +215,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     .await;
     assert_eq!(Client::refused(&gateway, &first).await, (4401, "revoked".to_owned()));
     drop(Client::connect_with(&gateway, "/ws", &second).await);
+
     mend();
     eventually("it is over", || async {
         (health(&gateway).await == (200, false, true, false)).then_some(())
@@ -213,7 +224,7 @@ async fn field_b3_no_token_is_accepted_before_what_was_revoked_is_known() {
     gateway.logged("revocations read from the store").await;
 }
 
-/// However many there are, and whatever else stands among them.
+/// A start reads all revocations, however many there are and whatever else stands among them.
 #[tokio::test]
 async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
     const MANY: usize = 20_000;
@@ -231,6 +242,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
         }
         add.exec(&mut connection).unwrap();
     }
+
     let bad = [
         "",
         "garbage",
@@ -240,7 +252,6 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
         "\u{1}\u{0}",
         &"x".repeat(9000),
     ];
-
     for entry in bad {
         let score = format!("{}.5", now() + 700);
         redis::cmd("ZADD")
@@ -251,10 +262,10 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
             .unwrap();
     }
 
-    // Who comes early waits for it, on a busy machine longer than is usual.
+    // Early clients wait for the revocations, on a busy machine longer than usual.
     let config = format!("{}[auth]\ndeadline = \"30s\"\n", redis.config());
     for _ in 0..3 {
-        // At once, before it is ready.
+        // The clients come at once, before the gateway is ready.
         let gateway = gateway::with(&config).await;
         let tokens = (0..MANY).step_by(MANY / 16).map(|n| with_jti("u1", &format!("t{n}"), now()));
         let tokens: Vec<_> = tokens.collect();
@@ -262,6 +273,7 @@ async fn field_b3_a_start_with_twenty_thousand_revocations_lets_none_in() {
         for refused in futures_util::future::join_all(refused).await {
             assert_eq!(refused, (4401, "revoked".to_owned()));
         }
+
         gateway.ready().await;
         assert_eq!(gateway.metric("revocations ").await, MANY as f64);
         assert_eq!(gateway.metric("revocations_unusable").await, bad.len() as f64);

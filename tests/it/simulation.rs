@@ -1,6 +1,6 @@
 //! A simulation with a seed: hub, interest, pump and resume in one thread under paused time, with a
-//! broker that loses, delays and fails as a network does. Whatever the order of events, every client
-//! gets each publication once and in order, or is told.
+//! broker that loses, delays and fails as a network does. Whatever the order of events, every
+//! client gets each publication once and in order, or is told.
 //!
 //! A failure names its seed: `SEED=17 cargo test --test it simulation` runs that one alone, and
 //! `SEEDS=1000` more of them.
@@ -35,7 +35,7 @@ fn channel(n: usize) -> ChannelName {
     format!("c:{n}").parse().unwrap()
 }
 
-/// A memory broker behind a bad network: what it says comes late, is lost with a word, or does not fit.
+/// A memory broker behind a bad network: events come late, are lost and declared, or do not fit.
 struct Flaky {
     inner: MemoryBroker,
     inner_events: Arc<Events>,
@@ -58,7 +58,7 @@ impl Flaky {
         self.inner.history(channel, bounds).await.ok()?.map(|history| history.top)
     }
 
-    /// Carries events, in order; now and then the connection breaks with what is on its way.
+    /// Carries events in order. Now and then the connection breaks, and what is on its way is lost.
     async fn carry(self: Arc<Self>) {
         let mut live = std::collections::BTreeSet::new();
         loop {
@@ -89,6 +89,7 @@ impl Flaky {
                 }
                 continue;
             }
+
             for event in batch.events {
                 if let Event::Subscribed(channel, _) = &event {
                     live.insert(channel.clone());
@@ -170,7 +171,7 @@ struct Client {
 }
 
 impl Client {
-    /// Reads what has come, and holds it to the promise.
+    /// Reads what has come, and checks that nothing was lost in silence.
     fn read(&mut self, seed: u64) {
         while let Some(chunk) = self.connection.take_queued() {
             self.text.push_str(std::str::from_utf8(&chunk).unwrap());
@@ -257,6 +258,7 @@ impl World {
         let hub = Hub::new(2, bounds);
         hub.start_fanout();
         hub.start_timers();
+
         let inner_events = Arc::new(Events::new(10_000, 1 << 20));
         let events = Arc::new(Events::new(rng.usize(4..200), 1 << 20));
         let broker = Arc::new(Flaky {
@@ -266,6 +268,7 @@ impl World {
             rng: Mutex::new(rng.fork()),
             calm: AtomicBool::new(false),
         });
+
         let linger = Duration::from_millis(rng.u64(0..100));
         let gateway =
             Gateway::new(Arc::clone(&hub), Arc::clone(&broker), linger, NodeInfo::default());
@@ -273,6 +276,7 @@ impl World {
         tokio::spawn(Arc::clone(&gateway).pump(events));
         tokio::spawn(Arc::clone(&gateway).housekeeping());
         tokio::spawn(Arc::clone(&broker).carry());
+
         let kept = rng.u32(3..40);
         let published = Mutex::new([0; CHANNELS]);
         Self { gateway, broker, hub, seed, published, kept }
@@ -312,6 +316,7 @@ impl World {
         if gateway.await_confirmation(&connection, &name, waiting).await.is_err() {
             return;
         }
+
         let since = client.seen.get(name.as_str()).and_then(|seen| seen.last.clone());
         let since = since.and_then(|(epoch, offset)| Position::new(&epoch, offset));
         let resumed = gateway.resume(&name, since.as_ref(), std::time::Instant::now()).await;
@@ -322,7 +327,7 @@ impl World {
         client.subscribed.push(name);
     }
 
-    /// One client's life.
+    /// What one client does in all rounds.
     async fn client_goes_on(self: Arc<Self>, mut rng: Rng) -> Client {
         let mut client = self.client();
         for _ in 0..ROUNDS {
@@ -340,7 +345,7 @@ impl World {
                     }
                 }
                 45..50 => {
-                    // It goes, and comes back on another connection with what it has.
+                    // The client goes, and comes back on another connection with what it has.
                     client.read(self.seed);
                     self.gateway.remove(&client.connection);
                     client.connection = self.hub.register(None, Wire::SseEnvelope);
@@ -351,6 +356,7 @@ impl World {
                 }
                 _ => {}
             }
+
             client.read(self.seed);
         }
         client
@@ -366,6 +372,7 @@ async fn run(seed: u64) {
     publisher.await.unwrap();
     let clients = futures_util::future::join_all(clients).await;
     let mut clients: Vec<Client> = clients.into_iter().map(Result::unwrap).collect();
+
     // The network is well again: one more publication on each channel shows everything before it.
     world.broker.calm.store(true, Ordering::Relaxed);
     sleep(Duration::from_secs(20)).await;
@@ -373,6 +380,7 @@ async fn run(seed: u64) {
         world.publish(n % CHANNELS, 100).await;
         sleep(Duration::from_millis(50)).await;
     }
+
     let began = Instant::now();
     loop {
         clients.iter_mut().for_each(|client| client.read(seed));
@@ -393,6 +401,7 @@ async fn run(seed: u64) {
         );
         sleep(Duration::from_millis(100)).await;
     }
+
     for client in &clients {
         world.gateway.remove(&client.connection);
     }

@@ -1,5 +1,5 @@
-//! Server-sent events: the same session as on a socket, resume by `Last-Event-ID`, limits,
-//! refusals.
+//! Server-sent events: the same session as on a socket, resuming by `Last-Event-ID`, limits
+//! and refusals.
 
 use serde_json::{Value, json};
 use tollgate_support::client::Client;
@@ -29,11 +29,13 @@ async fn streams(gateway: &Gateway) {
     for (n, event) in events.iter().enumerate() {
         assert_eq!((&*event.kind, &event.data["n"]), ("message", &json!(n + 1)));
     }
+
     // An id says where every channel with a history stands; a plain event does not move it.
     assert_eq!(events[1].id, None);
     for channel in ["post%3A1=", "user%3Au1="] {
         assert!(stream.last.contains(channel), "{}", stream.last);
     }
+
     let (last, open) = (stream.last.clone(), stream);
     drop(open);
     for n in 4..=6 {
@@ -60,19 +62,20 @@ async fn streams(gateway: &Gateway) {
     }
     seen.sort_unstable();
     assert_eq!(seen, [4, 5, 6, 7]);
+
     let since: String = form_urlencoded::byte_serialize(middle.as_bytes()).collect();
     let mut stream = Stream::of(gateway, "u1", &format!("channels=post:1&since={since}"), "").await;
     stream.begun(2).await;
     assert_eq!(stream.next().await.data["n"], 6);
 
-    // A plain channel has no history: who comes back to it may have missed something.
+    // A plain channel has no history: a client that comes back to it may have missed something.
     let mut stream = Stream::of(gateway, "u1", "channels=plain:2,post:1", &last).await;
     let events = stream.begun(3).await;
     let gaps: Vec<_> = events.iter().filter(|e| e.kind == "gap").collect();
     assert_eq!(gaps.len(), 1, "{events:?}");
     assert_eq!(gaps[0].data["data"]["channel"], "plain:2");
 
-    // What cannot be recovered is an event, before the position behind it.
+    // What cannot be recovered is declared by an event, before the position behind it.
     let lost = "post%3A1=1-1&user%3Aother=1-5";
     let mut stream = Stream::of(gateway, "u1", "channels=post:1", lost).await;
     let events = stream.begun(2).await;
@@ -106,13 +109,14 @@ async fn a_stream_may_be_of_envelopes() {
     assert_eq!(event, json!({"type": "event", "channel": "plain:2", "data": 1}));
 }
 
-/// W17: what is wrong for good is a status, bounded and with a reason.
+/// W17: permanent errors are HTTP statuses, bounded and with a reason.
 #[tokio::test]
 async fn w17_bad_requests_for_a_stream_are_refused() {
     let limits = "[limits]\nchannels_per_connection = 400\n";
     let gateway = gateway::with(&format!("{limits}{}", rules(10, ""))).await;
     let bearer = format!("Bearer {}", token("u1"));
     let auth = ("authorization", bearer.as_str());
+
     let long = "a=1-1&".repeat(8000);
     let many: Vec<_> = (0..401).map(|n| format!("post:{n}")).collect();
     let many = format!("channels={}", many.join(","));
@@ -148,6 +152,7 @@ async fn w17_bad_requests_for_a_stream_are_refused() {
         assert_eq!(code, status, "{query}: {message}");
         assert!(message.contains(why), "{query}: {message}");
     }
+
     let request = "POST /sse HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
     assert!(http_raw(&gateway.public, request.as_bytes()).await.0.contains("405"));
     eventually("nothing is left", || async {
@@ -185,7 +190,7 @@ async fn w14_a_stream_leaves_nothing_behind() {
     assert_eq!(third.next().await.data["data"]["code"], 4429);
     assert_eq!((third.try_next().await, third.retry.is_some()), (None, true));
 
-    // Its end is counted after it was told.
+    // The end of the third stream is counted after its client was told.
     eventually("two are left", || async {
         (gateway.metric("connections{wire=\"plain\",transport=\"sse\"}").await == 2.0).then_some(())
     })
@@ -195,6 +200,7 @@ async fn w14_a_stream_leaves_nothing_behind() {
         (gateway.metric("connections{wire=\"plain\",transport=\"sse\"}").await == 1.0).then_some(())
     })
     .await;
+
     let answer = gateway.api("disconnect", &json!({"user": "u1"})).await;
     assert_eq!(answer, json!({"result": {}}));
     let close = two.next().await;
@@ -228,6 +234,7 @@ async fn w18_heartbeats_and_the_end_of_a_token() {
     let headers = [("authorization", &*bearer)];
     let mut stream = Stream::open(&gateway, "channels=post:1", &headers).await.unwrap();
     stream.begun(2).await;
+
     // What was read until now ended with a block.
     let mut raw = "\n\n".to_owned();
     while !raw.contains("event: close") {
@@ -286,12 +293,14 @@ async fn a_stream_that_missed_much_is_caught_up() {
     stream.begun(9).await;
     let last = stream.last.clone();
     drop(stream);
+
     let large = "x".repeat(40_000);
     for channel in &channels {
         for n in 0..10 {
             publish(&gateway, channel, json!({"channel": channel, "n": n, "large": large})).await;
         }
     }
+
     let mut stream = Stream::of(&gateway, "u1", &query, &last).await;
     let mut next = std::collections::BTreeMap::<String, u64>::new();
     while next.values().sum::<u64>() < 80 {
@@ -313,6 +322,7 @@ async fn the_first_ids_of_a_stream_forget_no_channel() {
     stream.begun(3).await;
     let last = stream.last.clone();
     drop(stream);
+
     publish(&gateway, "post:2", json!(1)).await;
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1,post:2", &last).await;
     loop {
@@ -326,7 +336,7 @@ async fn the_first_ids_of_a_stream_forget_no_channel() {
     }
 }
 
-/// What was published and cannot be delivered is not sent to who resumes either.
+/// A publication that cannot be delivered is not sent to a client that resumes either.
 #[tokio::test]
 async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
     let redis = Redis::start().await;
@@ -336,26 +346,29 @@ async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
     stream.begun(2).await;
     let last = stream.last.clone();
     drop(stream);
+
     let mut connection = redis.connection();
     for payload in [&b"1"[..], b"\xff", b"{nonsense", b"4"] {
         let mut call = redis::cmd("FCALL");
         call.arg("tollgate_publish").arg(1).arg("tollgate:post:1").arg(payload);
         call.exec(&mut connection).unwrap();
     }
+
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1", &last).await;
     let events = stream.begun(2).await;
     let subscribed =
         events.iter().find(|e| e.data["data"]["channel"] == "post:1" && e.kind == "subscribed");
     assert_eq!(subscribed.unwrap().data["data"]["recovered"], false);
-    // From behind it all is well.
+
+    // A client that resumes from behind it is recovered.
     let after = stream.last.replace("-4", "-3");
     let mut stream = Stream::of(&gateway, "u1", "channels=post:1", &after).await;
     stream.begun(2).await;
     assert_eq!(stream.next().await.data, json!(4));
 }
 
-/// A page of an allowed origin may send the token in a header; a foreign page's image opens
-/// nothing.
+/// A page of an allowed origin may send the token in a header. The image of a foreign page
+/// opens nothing.
 #[tokio::test]
 async fn preflight_and_hidden_requests() {
     let gateway = gateway::with(&rules(10, "")).await;

@@ -1,5 +1,5 @@
-//! Streams as the world's clients read them: the ways in which they come back, what they take for
-//! an event, what stands between them and the gateway.
+//! Streams as common clients read them: how they come back, what they take for an event, and what
+//! stands between them and the gateway.
 
 use serde_json::{Value, json};
 use tollgate_support::DEADLINE;
@@ -28,9 +28,9 @@ async fn first(mut stream: Stream, channels: usize) -> Value {
     stream.next().await.data
 }
 
-/// Clients that stand in for `EventSource` bring their last id in the query, and it may stand
-/// beside one that the page gave them, or the header. It was ignored, and what happened in the
-/// break was lost in silence.
+/// Clients that stand in for `EventSource` send their last id in the query, perhaps beside one
+/// that the page gave them, or the header. It was ignored, and events during the break were
+/// lost in silence.
 #[tokio::test]
 async fn field_c2_a_query_names_the_last_event_too() {
     let gateway = gateway::with(&rules(10, "")).await;
@@ -57,6 +57,7 @@ async fn field_c2_a_query_names_the_last_event_too() {
         let query = format!("{channels}&{name}={}", encoded(&middle));
         assert_eq!(first(Stream::of(&gateway, "u1", &query, "").await, 2).await, 2, "{name}");
     }
+
     for (since, query, header) in [
         (&start, &middle, ""),
         (&middle, &start, ""),
@@ -67,7 +68,8 @@ async fn field_c2_a_query_names_the_last_event_too() {
         let stream = Stream::of(&gateway, "u1", &query, header).await;
         assert_eq!(first(stream, 2).await, 2, "the later position counts");
     }
-    // The first request of such a client.
+
+    // The first request of such a client has an empty id.
     let mut stream = Stream::of(&gateway, "u1", &format!("{channels}&lastEventId="), "").await;
     let begun = stream.begun(2).await;
     assert!(begun.iter().all(|e| e.data["data"]["recovered"].is_null()), "{begun:?}");
@@ -110,7 +112,8 @@ async fn field_c3_every_block_of_a_stream_has_data() {
     }
 }
 
-/// What compresses answers would collect a stream's events: Express' `compression` looks at this.
+/// A server in between that compresses answers would collect a stream's events. Express'
+/// `compression` heeds this header.
 #[tokio::test]
 async fn field_c4_a_stream_is_not_to_be_transformed() {
     let gateway = gateway::with(&rules(10, "")).await;
@@ -130,7 +133,8 @@ async fn preflight(gateway: &Gateway, names: &str) -> String {
     line.unwrap_or_else(|| panic!("{head}")).to_owned()
 }
 
-/// Tracing puts headers of its own on every request of a page, and the browser asks whether it may.
+/// Tracing puts headers of its own on every request of a page, and the browser asks whether they
+/// are allowed.
 #[tokio::test]
 async fn field_d6_a_preflight_allows_what_pages_send() {
     let server = "[server]\nallowed_headers = [\"X-Tenant\"]\n";
@@ -169,7 +173,7 @@ async fn field_f3_a_stream_of_many_channels_resumes_by_a_short_id() {
     for channel in ["post:7", "post:118"] {
         publish(&gateway, channel, json!(channel)).await;
     }
-    // The same channels, and some of them in another order beside one that was not there.
+    // A client asks for the same channels, and for some of them in another order beside a new one.
     for (query, channels) in [(&*query, 120), ("channels=post:118,other:1,post:7", 3)] {
         let query = query.replace("other", "plain");
         let mut stream = Stream::of(&gateway, "u1", &query, &id).await;
@@ -190,7 +194,8 @@ async fn field_f3_a_stream_of_many_channels_resumes_by_a_short_id() {
         seen.sort_unstable();
         assert_eq!(seen, ["post:118", "post:7"]);
     }
-    // A socket has ids of its own, and says so.
+
+    // A socket has ids of its own, and refuses this one.
     let path = format!("/ws?format=envelope&since={}", encoded(&id));
     assert!(Client::open(&gateway.public, &path, &[]).await.is_err());
 }

@@ -27,10 +27,10 @@ async fn gateway(redis: &Redis, channel: &'static str) -> (Gateway, Proxy, Arc<A
         let number = counted.fetch_add(1, Ordering::AcqRel) + 1;
         let mut call = redis::cmd("FCALL");
         call.arg("tollgate_publish").arg(1).arg(format!("tollgate:{channel}"));
-        // It fails as long as the library is not loaded; the gateway subscribes to the channel
-        // later.
+        // The call fails until the library is loaded; the gateway subscribes to the channel later.
         let _ = call.arg(number).arg(600).arg(1000).exec(&mut redis);
     });
+
     let config =
         format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{}\"\n{RULE}", proxy.address);
     let gateway = gateway::with(&config).await;
@@ -38,8 +38,7 @@ async fn gateway(redis: &Redis, channel: &'static str) -> (Gateway, Proxy, Arc<A
     (gateway, proxy, published)
 }
 
-/// The gateway used to read the position before it subscribed: an event between the two was in
-/// neither.
+/// The gateway used to read the position before it subscribed, and lost an event between the two.
 #[tokio::test]
 async fn a_first_subscriber_is_told_a_position_that_nothing_is_missing_behind() {
     let redis = Redis::start().await;

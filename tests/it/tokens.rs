@@ -32,6 +32,7 @@ async fn a_refused_token_says_why_and_is_counted() {
         let headers = [("authorization", bearer.as_str())];
         let mut client = Client::open(&gateway.public, "/ws", &headers).await.unwrap();
         let (code, said, _) = client.closed().await;
+
         assert_eq!((code, said.as_str()), (4401, reason));
         let series = format!("auth_failures_total{{reason=\"{reason}\"}}");
         assert_eq!(gateway.metric(&series).await, 1.0, "{reason}");
@@ -91,13 +92,16 @@ allow = "granted"
     for channel in ["post:1", "post:2"] {
         assert_eq!(client.subscribe(json!(channel)).await["type"], "subscribed");
     }
+
     client.send(json!({"type": "refresh", "token": token("u2")})).await;
     assert_eq!(client.next().await["data"]["code"], "token_refused", "another user");
+
     let later = json!({"sub": "u1", "exp": now() + 60, "channels": ["post:1"]});
     client.send(json!({"type": "refresh", "id": 5, "token": sign(&later, SECRET)})).await;
     assert_eq!(client.next().await["data"]["channelKey"], "post:2", "unsubscribed");
     let refreshed = client.next().await;
     assert_eq!((&refreshed["type"], &refreshed["id"]), (&json!("refreshed"), &json!(5)));
+
     eventually("the old token's end", || async { (now() > exp + 1).then_some(()) }).await;
     gateway.publish("post:2", &json!(2)).await;
     gateway.publish("post:1", &json!(1)).await;
@@ -115,8 +119,8 @@ async fn a7_a_refused_refresh_leaves_the_old_end() {
     assert_eq!(client.closed().await.1, "expired");
 }
 
-/// A token that lives no longer than `auth.expiring_notice` was never announced, one that lives a
-/// second longer was at once, and so was the next.
+/// A token that lives no longer than `auth.expiring_notice` was never announced; one that lives a
+/// second longer was announced at once, and so was its successor.
 #[tokio::test]
 async fn field_c7_the_notice_is_a_share_of_the_tokens_life() {
     let gateway = gateway::start().await;
@@ -133,7 +137,7 @@ async fn field_c7_the_notice_is_a_share_of_the_tokens_life() {
         assert_eq!(notice["data"]["expiresAt"], end);
         assert!(now() + 8 / 4 >= end, "only when most of its life is over");
 
-        // The next one counts from its own life.
+        // The next token counts from its own life.
         client.send(json!({"type": "refresh", "token": short().0})).await;
         assert_eq!(client.next().await["type"], "refreshed");
         client.nothing_came().await;

@@ -41,8 +41,10 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
     client.subscribe(json!("plain:1")).await;
     group.master.publish("tollgate:plain:1", "1");
     assert_eq!(client.next().await, json!(1));
+
     group.fail_over().await;
     until_gap(&mut client, "plain:1").await;
+
     // Events come from the new master from now on, while the old one still calls itself a master.
     let new = &group.replicas[0];
     eventually("the new master has a subscriber", || {
@@ -55,6 +57,7 @@ async fn r4_a_planned_sentinel_failover_is_noticed_and_declared() {
         }
     }
     gateway.logged(&format!("port: {} }}", group.replicas[0].port)).await;
+
     // A publisher that has not noticed the failover loses its events on the old master. The gateway
     // declares them when the old master becomes a replica.
     until_gap(&mut client, "plain:1").await;
@@ -102,6 +105,7 @@ async fn r4_who_was_away_when_the_old_master_ended_is_told() {
         let answer = resume(&mut client, &position).await;
         assert_eq!(answer["data"]["recovered"], false, "{answer}");
         assert_ne!(answer["data"]["epoch"], position["epoch"], "{answer}");
+
         // A position that is given out after the old master's end is good.
         let mut again = Client::connect_with(gateway, "/ws?format=envelope", &token("u2")).await;
         let answer = resume(&mut again, &answer["data"]).await;
@@ -123,12 +127,14 @@ async fn r4_the_leader_of_a_failover_alone_is_enough() {
             group.field(0, "port").await.filter(|port| *port != before)
         })
         .await;
+
         eventually_within(Duration::from_secs(30), "the gateway is there", || async {
             let there = gateway.log().contains(&format!("port: {new} }}"));
             let up = gateway.metric("redis_connected{role=\"subscriber\"}").await == 1.0;
             (there && up).then_some(())
         })
         .await;
+
         // The Sentinel refuses the next failover as long as the old master is not a replica.
         eventually_within(Duration::from_secs(90), "the group has settled", || async {
             group.know_each_other().await.then_some(())
@@ -138,8 +144,8 @@ async fn r4_the_leader_of_a_failover_alone_is_enough() {
     }
 }
 
-/// R5: an unplanned failover: the address is asked for again, and a replica is never taken for a
-/// master.
+/// R5: after an unplanned failover the gateway asks for the address again, and never takes a
+/// replica for a master.
 #[tokio::test]
 async fn r5_an_unplanned_sentinel_failover_is_followed() {
     let mut group = sentinels(1).await;
@@ -149,6 +155,7 @@ async fn r5_an_unplanned_sentinel_failover_is_followed() {
     client.subscribe(json!("post:1")).await;
     group.master.fcall("post:1", "1").unwrap();
     assert_eq!(client.next().await["offset"], 1);
+
     group.master.kill();
     // The epoch ends with the process that wrote last: its last writes may be lost.
     until_gap(&mut client, "post:1").await;
@@ -158,14 +165,14 @@ async fn r5_an_unplanned_sentinel_failover_is_followed() {
     .await;
     assert_eq!(offset, 1, "a new epoch");
     assert_eq!(client.next_but_gaps().await["data"], 2);
+
     // The old master comes back as it was: it calls itself a master until the Sentinels see it.
     group.master.restart().await;
     group.replicas[0].fcall("post:1", "3").unwrap();
     assert_eq!(client.next_but_gaps().await["data"], 3);
 }
 
-/// A server that is a replica is refused with a reason: what is published there reaches nobody
-/// else.
+/// A server that is a replica is refused with a reason: publications there reach no other server.
 #[tokio::test]
 async fn r5_a_replica_is_not_taken_for_a_master() {
     let master = Redis::start().await;
@@ -238,12 +245,14 @@ async fn r9_a_slot_migrates_under_load() {
         to = cluster.owner(&format!("tollgate:post:{other}")).await;
     }
     cluster.move_slot("tollgate:post:1", to).await;
+
     let began = Instant::now();
     let mut n = 1;
     while began.elapsed() < Duration::from_secs(3) || n < 5 {
         n += u32::from(cluster.publish("post:1", &n.to_string(), true).await);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+
     // The new master is another process and begins an epoch of its own, which is declared. Then all
     // events arrive.
     let mut last = 0;
@@ -273,6 +282,7 @@ async fn r9_a_cluster_master_dies() {
     for name in &names {
         client.subscribe(json!(name)).await;
     }
+
     let dead = cluster.owner("tollgate:plain:0").await;
     let (mut gone, mut stay) = (Vec::new(), Vec::new());
     for name in &names {
@@ -284,6 +294,7 @@ async fn r9_a_cluster_master_dies() {
     // The other shards are not touched.
     assert!(cluster.publish(stay[0], "1", false).await);
     assert_eq!(client.next().await, json!(1));
+
     let mut declared = std::collections::BTreeSet::new();
     while declared.len() < gone.len() {
         let gap = client.next().await;
@@ -295,8 +306,7 @@ async fn r9_a_cluster_master_dies() {
         }
     }
 
-    // Events that the dead master may have taken are declared once more when it is known to be
-    // gone.
+    // Events that the dead master may have taken are declared again once it is known to be gone.
     for name in gone {
         assert!(cluster.publish(name, "2", false).await);
         assert_eq!(client.next_but_gaps().await, json!(2));
@@ -332,6 +342,7 @@ async fn tls_is_checked() {
              -out DIR/{name}.pem -copy_extensions copy"
         ));
     }
+
     let tls = free_port().to_string();
     let (cert, key, ca) = (path("server.pem"), path("server.key"), path("ca.pem"));
     let redis = Redis::with(&[
@@ -341,28 +352,29 @@ async fn tls_is_checked() {
         &format!("tls-ca-cert-file {ca}"),
     ])
     .await;
+
     let url = format!("rediss://127.0.0.1:{tls}");
     let files = format!(
         "ca_file = \"{ca}\"\ncert_file = \"{}\"\nkey_file = \"{}\"\n",
         path("client.pem"),
         path("client.key")
     );
+
     let gateway = gateway::with(&config(&url, &files)).await;
     gateway.ready().await;
     let mut client = Client::connect(&gateway, "u1").await;
     redis.publish("tollgate:user:u1", "1");
     assert_eq!(client.next().await, json!(1));
 
-    // Only the trusted authority is another one.
+    // Here only the trusted authority is another one.
     let wrong = files.replace(&ca, &path("other.pem"));
     let mut gateway = gateway::with(&config(&url, &wrong)).await;
     gateway.logged("cannot connect to Redis").await;
     assert_eq!(gateway.get_admin("/readyz").await.0, 503);
 }
 
-/// A certificate that signed itself, names nobody and calls itself an authority, as many set-ups
-/// make it: what `redis-cli --cacert` accepts works, and so does the fingerprint of exactly that
-/// certificate.
+/// A self-signed certificate that names nobody and calls itself an authority, as many set-ups make
+/// it: it works where `redis-cli --cacert` accepts it, and so does its pinned fingerprint.
 #[tokio::test]
 async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     let folder = tempfile::tempdir().unwrap();
@@ -376,6 +388,7 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
     let ec = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"];
     let of = ["-keyout", &key, "-out", &cert, "-subj", "/CN=redis"];
     openssl(&[&["req", "-x509"], &ec[..], &of].concat());
+
     let tls = free_port().to_string();
     let redis = Redis::with(&[
         &format!("tls-port {tls}"),
@@ -384,6 +397,7 @@ async fn field_d4_a_self_signed_certificate_and_a_pinned_one_are_trusted() {
         "tls-auth-clients no",
     ])
     .await;
+
     let asked = ["--tls", "--cacert", &cert, "-p", &tls, "PING"];
     let asked = Command::new("redis-cli").args(asked).output().unwrap();
     assert_eq!(String::from_utf8_lossy(&asked.stdout).trim(), "PONG");
@@ -419,6 +433,7 @@ async fn several_connections_share_the_channels() {
     for n in 0..100 {
         client.subscribe(json!(format!("plain:{n}"))).await;
     }
+
     let list: String = redis::cmd("CLIENT")
         .arg("LIST")
         .arg("TYPE")
@@ -431,6 +446,7 @@ async fn several_connections_share_the_channels() {
         .collect();
     assert_eq!(shares.len(), 4, "{list}");
     assert!(shares.iter().all(|n| (10..60).contains(n)), "{shares:?}");
+
     for n in 0..100 {
         redis.publish(&format!("tollgate:plain:{n}"), &n.to_string());
     }
@@ -442,7 +458,7 @@ async fn several_connections_share_the_channels() {
     assert!(seen.into_iter().eq(0..100));
 
     // One connection is lost. Only its plain channels are declared, each once: no client subscribes
-    // to its canary and to the control channel, and the user's own channel has a history, which has
+    // to its canary or to the control channel, and the user's own channel has a history, which has
     // missed nothing.
     let id = list.lines().nth(2).unwrap().split("id=").nth(1).unwrap().split(' ').next().unwrap();
     redis::cmd("CLIENT").arg("KILL").arg("ID").arg(id).exec(&mut redis.connection()).unwrap();
@@ -470,6 +486,7 @@ async fn several_connections_share_the_channels() {
         assert_eq!(message["type"], "gap", "{message}");
         assert!(declared.insert(message["data"]["channel"].to_string()), "twice: {message}");
     }
+
     assert!(declared.iter().all(|channel| channel.starts_with("\"plain:")), "{declared:?}");
     let theirs = u32::try_from(declared.len()).unwrap();
     assert!((shares[2] - 3..shares[2]).contains(&theirs), "{theirs} of {}", shares[2]);

@@ -1,4 +1,4 @@
-//! A small HTTP server that stands where the application's is: key sets and the callback.
+//! A small HTTP server in the application's place: key sets and the callback.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use axum::http::StatusCode;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-/// What it answers next, and what it was asked.
+/// A running server: what it answers next, and what it was asked.
 pub struct Upstream {
     pub url: String,
     shared: Arc<Shared>,
@@ -22,7 +22,7 @@ struct Shared {
     asked: Mutex<Vec<(String, Value)>>,
     count: AtomicUsize,
     stalls: Mutex<bool>,
-    /// The user about whom it never answers.
+    /// The user about whom the server never answers.
     stalls_for: Mutex<Option<String>>,
     delay: Mutex<std::time::Duration>,
 }
@@ -45,12 +45,12 @@ impl Upstream {
         *self.shared.answer.lock() = (status, body.to_owned());
     }
 
-    /// It takes requests and never answers.
+    /// Takes requests, but never answers.
     pub fn stalls(&self, stalls: bool) {
         *self.shared.stalls.lock() = stalls;
     }
 
-    /// The same for questions about one user.
+    /// Never answers questions about this user.
     pub fn stalls_for(&self, user: &str) {
         *self.shared.stalls_for.lock() = Some(user.to_owned());
     }

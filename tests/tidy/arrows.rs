@@ -80,8 +80,10 @@ impl Crate {
                 module.children.insert(name);
                 continue;
             }
+
             module.note(item);
         }
+
         self.modules.insert(path, module);
     }
 
@@ -94,6 +96,7 @@ impl Crate {
                 let is_named = || module.named.iter().any(|named| named.first() == Some(name));
                 (!public || is_named()).then_some(target)
             });
+
             for named in imports.chain(&module.named).chain(&module.globs) {
                 let Some(target) = self.defining(path, named, 0) else { continue };
                 let other = &self.modules[&target];
@@ -104,13 +107,14 @@ impl Crate {
                 }
             }
         }
+
         rooms
     }
 
     /// The module that defines what `named` means in the module `at`; `None` for what is not of
     /// this crate.
     fn defining(&self, at: &[String], named: &[String], depth: usize) -> Option<ModulePath> {
-        // Two modules that re-export each other.
+        // Two modules may re-export each other.
         if depth > 20 {
             return None;
         }
@@ -138,6 +142,7 @@ impl Crate {
     fn below(&self, at: &[String], rest: &[String], depth: usize) -> Option<ModulePath> {
         let module = self.modules.get(at)?;
         let Some((first, further)) = rest.split_first() else { return Some(at.to_vec()) };
+
         if module.children.contains(first) {
             let child = [at.to_vec(), vec![first.clone()]].concat();
             // A function and a module may have one name.
@@ -145,6 +150,7 @@ impl Crate {
                 return self.below(&child, further, depth);
             }
         }
+
         if module.defined.contains(first) {
             return Some(at.to_vec());
         }
@@ -152,6 +158,7 @@ impl Crate {
             let target = [target.clone(), further.to_vec()].concat();
             return self.defining(at, &target, depth + 1);
         }
+
         module.globs.iter().find_map(|glob| {
             let target = self.defining(at, glob, depth + 1)?;
             (target != at).then(|| self.below(&target, rest, depth + 1))?

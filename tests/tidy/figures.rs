@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{arrows, code, functions, is_test, sources};
 
-/// Functions of that many lines have paragraphs.
+/// Functions of this many lines have paragraphs.
 const LONG: usize = 20;
 
 /// Prints the figures, and checks those that have a limit.

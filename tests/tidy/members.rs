@@ -85,12 +85,13 @@ fn every_dependency_has_a_current_reason() {
         }
     }
     assert!(unused.is_empty(), "not used:\n{}", unused.join("\n"));
-    // It sees them.
+
+    // The rule sees a name, and no lookalikes.
     assert!(names("fn f() { anyhow::bail!() }", "anyhow") && names("use slab;", "slab"));
     assert!(!names("self.bytes.len(), x::bytes::y, memory_bytes::z, bytes", "bytes"));
 }
 
-/// A version that only one member uses belongs into its own manifest.
+/// A version that only one member uses belongs in that member's manifest.
 #[test]
 fn what_the_workspace_names_is_shared() {
     let mut users = BTreeMap::new();
@@ -106,6 +107,7 @@ fn what_the_workspace_names_is_shared() {
             *users.entry(name).or_insert(0) += 1;
         }
     }
+
     for name in workspace()["dependencies"].as_table().unwrap().keys() {
         assert!(users.get(name).is_some_and(|count| *count > 1), "{name} is not shared");
     }
@@ -139,7 +141,7 @@ fn one_compiler_everywhere() {
     assert!(read("README.md").contains(&format!("Rust {version}")), "README.md");
 }
 
-/// What measures the gateway would not see a mistake that it shared with it.
+/// A tool that measures the gateway would not see a mistake that both shared.
 #[test]
 fn tools_share_no_code_with_the_gateway() {
     for member in members().iter().filter(|member| member.folder.starts_with("tools/")) {
@@ -152,7 +154,7 @@ fn tools_share_no_code_with_the_gateway() {
         }
     }
 
-    // Nor by including files.
+    // They do not include its files either.
     for (file, text) in sources("tools") {
         for line in text.lines() {
             let path =
@@ -171,7 +173,7 @@ fn tools_share_no_code_with_the_gateway() {
     }
 }
 
-/// Without `..`.
+/// The path without `..`.
 fn normal(path: &Path) -> PathBuf {
     let mut normal = PathBuf::new();
     for part in path.components() {

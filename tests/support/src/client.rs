@@ -1,7 +1,9 @@
 //! A WebSocket client of the gateway's protocols.
 //!
-//! Not here: the tokens that it brings (`tokens`), and the auditor's clients, which wander and
-//! resume. It reads nothing but when it is asked to, so it answers pings only then.
+//! Not here: the tokens that a client brings (`tokens`), and the auditor's clients, which wander
+//! and resume.
+//!
+//! A client reads only when it is asked to, so it answers pings only then.
 
 use std::time::Duration;
 
@@ -25,11 +27,11 @@ pub type Ended = (u16, String);
 /// One socket.
 pub struct Client {
     ws: Socket,
-    /// The greeting, where the client has waited for it.
+    /// The greeting, if the client has waited for it.
     pub connected: Value,
     /// A close that has been read already.
     ended: Option<Ended>,
-    /// Whether it is handed `interrupted` and `live`.
+    /// Whether the client hands out `interrupted` and `live`.
     interruptions: bool,
 }
 
@@ -53,7 +55,7 @@ impl Client {
         client
     }
 
-    /// Connects with a token that is refused; the close code and reason.
+    /// Connects with a token that is refused. Returns the close code and the reason.
     pub async fn refused(gateway: &Gateway, token: &str) -> (u16, String) {
         let bearer = format!("Bearer {token}");
         let headers = [("authorization", bearer.as_str())];
@@ -95,7 +97,7 @@ impl Client {
         self.try_send_together(messages).await.unwrap();
     }
 
-    /// Sends several messages in one write; how the socket ended instead.
+    /// Sends several messages in one write, or returns how the socket ended.
     pub async fn try_send_together(&mut self, messages: &[Value]) -> Result<(), Ended> {
         let ended = |error: Error| (1006, error.to_string());
         for message in messages {
@@ -104,7 +106,7 @@ impl Client {
         self.ws.flush().await.map_err(ended)
     }
 
-    /// Sends any message; fails where the socket has ended.
+    /// Sends any message. Fails if the socket has ended.
     pub async fn send_raw(&mut self, message: Message) -> Result<(), Error> {
         self.ws.send(message).await
     }
@@ -189,6 +191,7 @@ impl Client {
         if let Some((code, reason)) = self.ended.take() {
             return (code, reason, before);
         }
+
         loop {
             let message = tokio::time::timeout(deadline, self.ws.next()).await.expect("a close");
             match message {

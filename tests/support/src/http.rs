@@ -1,7 +1,9 @@
 //! HTTP requests as they stand on the wire, and the gateway's server API.
 //!
-//! Not here: WebSocket (`client`) and event streams (`sse`). What panics is for tests of a gateway
-//! that has to be there; what returns an `Option` or a `Result` is for gateways that may be gone.
+//! Not here: WebSocket (`client`) and event streams (`sse`).
+//!
+//! Functions that panic are for a gateway that has to be there; those that return an `Option` or a
+//! `Result` are for gateways that may be gone.
 
 use std::time::Duration;
 
@@ -19,13 +21,13 @@ pub const API_KEY: &str = "integration-api-key";
 const ANSWER: Duration = Duration::from_secs(2);
 const API_ANSWER: Duration = Duration::from_secs(10);
 
-/// Sends one request as it stands; the status and the body.
+/// Sends one request as it stands. Returns the status and the body.
 pub async fn http(address: &str, request: &str) -> (u16, String) {
     let (head, body) = http_raw(address, request.as_bytes()).await;
     (status_of(&head), body)
 }
 
-/// Sends bytes; head and body of whatever comes until the server closes.
+/// Sends bytes. Returns head and body of whatever comes until the server closes.
 pub async fn http_raw(address: &str, request: &[u8]) -> (String, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let _ = stream.write_all(request).await;
@@ -35,7 +37,7 @@ pub async fn http_raw(address: &str, request: &[u8]) -> (String, String) {
     split(&answer)
 }
 
-/// Sends one request; the head of the answer, or nothing when the connection is turned away.
+/// Sends one request. Returns the head of the answer, or nothing if the connection is turned away.
 pub async fn try_http(address: &str, request: &str) -> Option<String> {
     let mut stream = TcpStream::connect(address).await.ok()?;
     stream.write_all(request.as_bytes()).await.ok()?;
@@ -63,7 +65,7 @@ pub async fn try_status(address: &str, path: &str) -> Option<u16> {
     std::str::from_utf8(&head[9..]).ok()?.parse().ok()
 }
 
-/// Calls the server API with the test key; what it answers, or why there is no answer.
+/// Calls the server API with the test key. Returns its answer, or why there is none.
 pub async fn try_api(address: &str, method: &str, body: &Value) -> Result<Value, String> {
     let request = api_request(method, Some(API_KEY), &body.to_string());
     let answer = exchange(address, &request, API_ANSWER).await?;
@@ -86,7 +88,7 @@ pub fn api_request(method: &str, key: Option<&str>, body: &str) -> String {
     )
 }
 
-/// The status in a response's head; 0 where there is none.
+/// The status in a response's head, or 0 if there is none.
 fn status_of(head: &str) -> u16 {
     head.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or(0)
 }

@@ -4,7 +4,7 @@
 
 use crate::http::try_get;
 
-/// The sum of the series that begin with `prefix`; nothing where no gateway answers.
+/// The sum of the series that begin with `prefix`, or nothing if no gateway answers.
 ///
 /// The prefix is without `tollgate_`. One that ends within a name is that whole name: `revocations`
 /// does not count `revocations_readable`.
@@ -13,12 +13,12 @@ pub async fn read(admin: &str, prefix: &str) -> Option<f64> {
     Some(sum(&text, prefix))
 }
 
-/// How many sockets and streams the gateway with this admin listener has; 0 where there is none.
+/// How many sockets and streams the gateway with this admin listener has, or 0 without an answer.
 pub async fn connections(admin: &str) -> f64 {
     read(admin, "connections").await.unwrap_or(0.0)
 }
 
-/// The same of a text in Prometheus' format.
+/// The sum of the series that begin with `prefix` in a text of Prometheus' format.
 pub fn sum(text: &str, prefix: &str) -> f64 {
     let in_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let is_meant = |line: &&str| {
@@ -27,6 +27,6 @@ pub fn sum(text: &str, prefix: &str) -> f64 {
     };
 
     let values = text.lines().filter(is_meant).filter_map(|line| line.rsplit(' ').next());
-    // Not `sum`, which of nothing makes -0.
+    // Not `sum`, which makes -0 of nothing.
     values.filter_map(|value| value.parse::<f64>().ok()).fold(0.0, |all, n| all + n)
 }

@@ -1,6 +1,6 @@
 //! nginx on a free port, before gateways.
 //!
-//! Not here: what it is configured to do, which whoever starts it says.
+//! Not here: what nginx is configured to do, which its caller says.
 
 use std::fs::File;
 use std::path::Path;
@@ -23,8 +23,8 @@ pub struct Nginx {
 impl Nginx {
     /// Starts one with these two parts of a configuration, and waits until it listens.
     ///
-    /// `main` stands before the block `http`. `http` is what stands in the block, and is told the
-    /// folder and the address.
+    /// `main` is the text before the block `http`. `http` gets the folder and the address, and
+    /// returns the text of the block.
     pub async fn start(main: &str, http: impl Fn(&Path, &str) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let address = format!("127.0.0.1:{}", free_port());
@@ -34,7 +34,7 @@ impl Nginx {
         let mut command = Command::new("nginx");
         command.args(["-e", "stderr", "-p"]).arg(folder.path());
         command.arg("-c").arg(folder.path().join("nginx.conf"));
-        // Debian's is there, and that is not in every user's PATH.
+        // Debian installs nginx there, which is not in every user's PATH.
         let path = std::env::var("PATH").unwrap_or_default();
         command.env("PATH", format!("{path}:/usr/sbin"));
         let process = Process::spawn(command.stdin(Stdio::null()).stderr(log));
@@ -50,13 +50,13 @@ impl Nginx {
         nginx
     }
 
-    /// Has it read another configuration. The old workers keep their sockets.
+    /// Has nginx read another configuration. Its old workers keep their sockets.
     pub fn reload(&self, main: &str, http: impl Fn(&Path, &str) -> String) {
         write(self.folder.path(), main, &http(self.folder.path(), &self.address));
         self.process.signal("-HUP");
     }
 
-    /// What it has to say of errors.
+    /// The error log.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("error.log")).unwrap_or_default()
     }
@@ -64,7 +64,7 @@ impl Nginx {
 
 impl Drop for Nginx {
     fn drop(&mut self) {
-        // Killed, it would leave its workers behind.
+        // A killed nginx would leave its workers behind.
         if self.process.ended().is_none() {
             self.process.signal("-TERM");
         }

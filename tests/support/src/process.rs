@@ -1,5 +1,4 @@
-//! Processes that end with the test that started them, commands that are run to their end, and free
-//! ports.
+//! Processes that end with the test that started them, commands that run to their end, free ports.
 //!
 //! Not here: what is started. A process is killed and waited for when it is dropped, so that none
 //! is left behind.
@@ -13,7 +12,7 @@ use std::process::{Child, ChildStderr, Command, ExitStatus, Output, Stdio};
 pub struct Process(Child);
 
 impl Process {
-    /// Starts a command; panics with what would install it where there is no such program.
+    /// Starts a command. Panics with a hint at how to install the program if there is none.
     pub fn spawn(command: &mut Command) -> Self {
         let child = command.spawn().unwrap_or_else(|error| {
             let program = Path::new(command.get_program()).display();
@@ -32,7 +31,7 @@ impl Process {
         self.0.stderr.take()
     }
 
-    /// Closes the reading ends of its output: it writes to nobody from now on.
+    /// Closes the reading ends of its output, so that nothing reads it from now on.
     pub fn close_output(&mut self) {
         drop((self.0.stdout.take(), self.0.stderr.take()));
     }
@@ -83,8 +82,9 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Output {
 
 /// A port that was free a moment ago.
 ///
-/// So was the one 10,000 above, where a cluster's bus listens. Both are below those that the system
-/// gives to outgoing connections, so that a server that is started again finds its own still free.
+/// The port 10,000 above it, where a cluster's bus listens, was free too. Both are below those that
+/// the system gives to outgoing connections, so that a server that is started again finds its own
+/// still free.
 pub fn free_port() -> u16 {
     loop {
         let port = fastrand::u16(11_000..22_000);

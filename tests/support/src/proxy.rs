@@ -1,8 +1,9 @@
 //! A TCP proxy that misbehaves on demand: slow answers, a connection that is cut in the middle of a
 //! frame, one that stays open and brings nothing, one that brings nonsense.
 //!
-//! Not here: what stands behind it. Where it leads, and what it does, changes while connections are
-//! open.
+//! Not here: what stands behind the proxy.
+//!
+//! Where the proxy leads, and what it does, may change while connections are open.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,13 +22,13 @@ use tokio::time::sleep;
 pub enum Mode {
     /// Everything passes.
     Pass,
-    /// Every piece of an answer waits so long.
+    /// Every piece of an answer waits for this time.
     Delay(Duration),
     /// Connections open and stay open, and nothing passes. What was held back passes afterwards.
     Blackhole,
     /// Every connection that the server answers on is cut in the middle of that piece.
     Cut,
-    /// The same of connections that are open now. The number tells one cut from the next.
+    /// Every connection that is open now is cut like that. The number tells one cut from the next.
     CutOnce(u32),
     /// The server's bytes are replaced by nonsense.
     Garbage,
@@ -83,7 +84,7 @@ impl Proxy {
         *self.before.lock() = Some((texts.to_vec(), Box::new(work)));
     }
 
-    /// Behaves like that from now on.
+    /// Changes what the proxy does.
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
@@ -159,7 +160,7 @@ fn work_before(before: &Before, bytes: &[u8]) {
     }
 }
 
-/// What becomes of a piece of the server's, and whether the connection ends with it.
+/// What becomes of a piece that the server sent, and whether the connection ends with it.
 async fn answer(now: Mode, began_in: Mode, bytes: &[u8]) -> (&[u8], bool) {
     match now {
         Mode::Pass | Mode::Blackhole => (bytes, false),

@@ -1,6 +1,6 @@
 //! A client of event streams (HTML Standard, section 9.2), and the reading of one event.
 //!
-//! Not here: streams over connections of one's own, as the auditor's slow readers have them.
+//! Not here: streams over connections of one's own, such as those of the auditor's slow readers.
 
 use serde_json::Value;
 
@@ -71,7 +71,7 @@ impl Block {
 }
 
 impl Stream {
-    /// Opens a stream; the status and the body where it is refused.
+    /// Opens a stream, or returns the status and the body of the refusal.
     pub async fn open(
         gateway: &Gateway,
         query: &str,
@@ -119,7 +119,7 @@ impl Stream {
         }
     }
 
-    /// Heeds a block; nothing where it has no data and so is no event.
+    /// Heeds a block. Returns nothing if the block has no data and so is no event.
     fn take(&mut self, block: Block) -> Option<Event> {
         assert!(block.unknown.is_empty(), "{block:?}");
         self.retry = block.retry.or(self.retry);
@@ -138,7 +138,7 @@ impl Stream {
         self.try_next().await.expect("an event")
     }
 
-    /// Reads `connected` and the `subscribed` of so many channels, and any gap among them.
+    /// Reads `connected` and the `subscribed` of this many channels, and any gap among them.
     pub async fn begun(&mut self, channels: usize) -> Vec<Event> {
         assert_eq!(self.next().await.kind, "connected");
         let mut events = Vec::new();

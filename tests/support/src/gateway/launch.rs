@@ -1,6 +1,8 @@
 //! How a gateway is started: the only place in the Rust tests that runs `tollgate serve`.
 //!
-//! Not here: the running gateway. What is started listens on addresses that nobody else has.
+//! Not here: the running gateway.
+//!
+//! A started gateway listens on addresses that no other process has.
 
 use std::io::Write as _;
 use std::path::PathBuf;
@@ -19,7 +21,7 @@ pub struct Launch {
     config: String,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
-    /// Standard output and standard error, where the log is not kept for the test.
+    /// Standard output and standard error, if the log is not kept for the test.
     log: Option<(Stdio, Stdio)>,
     files: Option<usize>,
 }
@@ -37,35 +39,35 @@ impl Launch {
         }
     }
 
-    /// With further arguments.
+    /// Adds arguments.
     #[must_use]
     pub fn arguments(mut self, arguments: &[&str]) -> Self {
         self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
         self
     }
 
-    /// With further environment variables.
+    /// Adds environment variables.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment.extend(variables);
         self
     }
 
-    /// With its output elsewhere. A pipe loses its reader before anything is written.
+    /// Sends the output elsewhere. A pipe loses its reader before anything is written.
     #[must_use]
     pub fn log_to(mut self, stdout: Stdio, stderr: Stdio) -> Self {
         self.log = Some((stdout, stderr));
         self
     }
 
-    /// With so many files that it may have open.
+    /// Sets how many files the gateway may have open.
     #[must_use]
     pub fn files(mut self, files: usize) -> Self {
         self.files = Some(files);
         self
     }
 
-    /// Starts it and waits until it listens, which is before it is ready.
+    /// Starts the gateway and waits until it listens, which is before it is ready.
     pub async fn start(self) -> Gateway {
         let mut config = NamedTempFile::new().unwrap();
         config.write_all(self.config.as_bytes()).unwrap();
@@ -85,7 +87,7 @@ impl Launch {
             command.stdout(Stdio::null()).stderr(Stdio::piped());
             return Gateway::with_log(Process::spawn(&mut command), config).await;
         };
-        // The log would say where it listens.
+        // Without a log nothing says where the gateway listens, so the addresses are chosen here.
         let addresses = [(); 2].map(|()| format!("127.0.0.1:{}", free_port()));
         command.args(["--listen", &addresses[0], "--admin-listen", &addresses[1]]);
         let mut process = Process::spawn(command.stdout(stdout).stderr(stderr));

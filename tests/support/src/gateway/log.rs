@@ -21,7 +21,7 @@ pub enum Reader {
     Gone,
 }
 
-/// What has been read.
+/// The lines that have been read.
 #[derive(Clone, Default)]
 pub(super) struct Log(Arc<Mutex<Lines>>);
 
@@ -90,7 +90,7 @@ impl Log {
         later.find(|(_, line)| texts.iter().any(|text| line.contains(text))).map(|(at, _)| *at)
     }
 
-    /// All of it.
+    /// All lines, as one text.
     pub(super) fn text(&self) -> String {
         self.0.lock().lines.iter().map(|(_, line)| format!("{line}\n")).collect()
     }

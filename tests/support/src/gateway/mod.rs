@@ -1,7 +1,9 @@
 //! A gateway's process, from the first line of its log to its end.
 //!
-//! Not here: how it is started (`launch`), how its log is kept (`log`), what it is configured to
-//! do. It ends when this is dropped, and shows its log where a test has failed.
+//! Not here: how a gateway is started (`launch`), how its log is kept (`log`), and what it is
+//! configured to do.
+//!
+//! A gateway ends when its value is dropped, and shows its log if a test has failed.
 
 mod launch;
 mod log;
@@ -28,12 +30,12 @@ pub struct Gateway {
     /// Host and port of the admin listener.
     pub admin: String,
     log: Log,
-    /// The file that it reads its configuration from.
+    /// The file that holds its configuration.
     pub config: NamedTempFile,
 }
 
 impl Gateway {
-    /// One that keeps a log for us, which says where it listens.
+    /// A gateway whose log the test reads; the log says where it listens.
     async fn with_log(mut process: Process, config: NamedTempFile) -> Self {
         let log = Log::of(process.take_stderr().unwrap());
         let (public, admin) = (String::new(), String::new());
@@ -46,7 +48,7 @@ impl Gateway {
         gateway
     }
 
-    /// One whose log we do not get, and that was told where to listen.
+    /// A gateway whose log the test does not get, and that was told where to listen.
     async fn without_log(
         process: Process,
         config: NamedTempFile,
@@ -63,7 +65,7 @@ impl Gateway {
         gateway
     }
 
-    /// What reads the log does that from now on.
+    /// Changes what the reader of the log does.
     pub fn log_reader(&self, does: Reader) {
         self.log.reader(does);
     }
@@ -81,7 +83,7 @@ impl Gateway {
         let mut ended = false;
         eventually(&format!("log line {text:?}"), || {
             let found = log.find(text);
-            // What it wrote last may be read a moment after its end.
+            // The gateway's last lines may be read a moment after its end.
             assert!(found.is_some() || !ended, "the gateway exited:\n{}", log.text());
             ended = process.ended().is_some();
             std::future::ready(found)
@@ -117,24 +119,24 @@ impl Gateway {
         try_status(&self.admin, "/livez").await == Some(200)
     }
 
-    /// A GET of the admin listener; the status and the body.
+    /// A GET of the admin listener: the status and the body.
     pub async fn get_admin(&self, path: &str) -> (u16, String) {
         http(&self.admin, &get_request(&self.admin, path)).await
     }
 
-    /// The sum of the series that begin with `prefix` ([`metrics::read`]); panics without an
-    /// answer.
+    /// The sum of the series that begin with `prefix` ([`metrics::read`]). Panics without
+    /// an answer.
     pub async fn metric(&self, prefix: &str) -> f64 {
         let (_, text) = self.get_admin("/metrics").await;
         metrics::sum(&text, prefix)
     }
 
-    /// The same; 0 without an answer.
+    /// The sum of the series that begin with `prefix`, or 0 without an answer.
     pub async fn metric_or_zero(&self, prefix: &str) -> f64 {
         metrics::read(&self.admin, prefix).await.unwrap_or(0.0)
     }
 
-    /// Waits until a metric is at least so large.
+    /// Waits until a metric is at least `at_least`.
     pub async fn metric_reaches(&self, prefix: &str, at_least: f64) {
         eventually(&format!("{prefix} >= {at_least}"), || async {
             (self.metric(prefix).await >= at_least).then_some(())
@@ -149,7 +151,7 @@ impl Gateway {
         serde_json::from_str(&answer).unwrap()
     }
 
-    /// Calls the server API with any key and body; the status and the body of the answer.
+    /// Calls the server API with any key and body. Returns the status and the body of the answer.
     pub async fn api_raw(&self, method: &str, key: Option<&str>, body: &str) -> (u16, String) {
         http(&self.public, &api_request(method, key, body)).await
     }
@@ -194,7 +196,7 @@ impl Gateway {
     /// Waits for the process's end.
     pub async fn exited(&mut self) -> ExitStatus {
         let (log, process) = (&self.log, &mut self.process);
-        // What it wrote last is read a moment after its end.
+        // The gateway's last lines are read a moment after its end.
         eventually("exit", || std::future::ready(process.ended().filter(|_| log.is_over()))).await
     }
 }

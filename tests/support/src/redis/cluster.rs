@@ -1,7 +1,8 @@
 //! A cluster of six servers: where its keys are, publishing, and slots that move.
 //!
-//! Not here: a client that follows redirections; each call asks anew who has the slot. A cluster is
-//! handed out only when all its slots are served and every replica follows.
+//! Not here: a client that follows redirections; each call asks anew who has the slot.
+//!
+//! A cluster is handed out only when all its slots are served and every replica follows.
 
 use std::process::Command;
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::time::sleep;
 use super::{Redis, connect};
 use crate::eventually_within;
 
-/// Elections, and servers that are started on a busy machine.
+/// Long enough for elections, and for servers that start on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
 /// Three masters, each with a replica.
@@ -21,7 +22,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one and waits until it is whole.
+    /// Starts a cluster and waits until it is whole.
     pub async fn start() -> Self {
         let mut nodes = Vec::new();
         for _ in 0..6 {
@@ -61,12 +62,12 @@ impl Cluster {
         self.nodes.iter().map(Redis::address).collect()
     }
 
-    /// The URL of a master and of a replica, who have to say where the others are.
+    /// The URL of a master and of a replica, which have to say where the others are.
     pub fn url(&self) -> String {
         format!("redis+cluster://{},{}", self.nodes[0].address(), self.nodes[5].address())
     }
 
-    /// The place of a key's master among the nodes, as the first node that answers knows it.
+    /// The index of a key's master among the nodes, as the first node that answers knows it.
     pub async fn owner(&self, key: &str) -> usize {
         for node in self.nodes.iter().filter(|node| node.runs()) {
             let Some(slot) = number(node, &["CLUSTER", "KEYSLOT", key]).await else { continue };
@@ -80,7 +81,7 @@ impl Cluster {
         panic!("nobody has the slot of {key}");
     }
 
-    /// Publishes durably or plainly, as a cluster client would; whether the server took it.
+    /// Publishes durably or plainly, as a cluster client would. Returns whether the server took it.
     pub async fn publish(&self, channel: &str, data: &str, durable: bool) -> bool {
         let key = format!("tollgate:{channel}");
         let node = &self.nodes[self.owner(&key).await];
@@ -115,6 +116,7 @@ impl Cluster {
             migrate.arg(&keys).exec_async(&mut connection).await.unwrap();
             sleep(Duration::from_millis(30)).await;
         }
+
         for node in [target, source] {
             node.command(&["CLUSTER", "SETSLOT", &slot, "NODE", &target_id]).await;
         }

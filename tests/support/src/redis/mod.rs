@@ -1,8 +1,10 @@
-//! Redis, and servers that speak its protocol, on free ports: alone here, in groups in the modules
-//! below.
+//! Redis, and servers that speak its protocol, on free ports: one server here, groups in the
+//! modules below.
 //!
-//! Not here: what a test does with its keys. A server is killed when it is dropped, and its data
-//! goes with it; a restarted one has the port, the configuration and the files of the one before.
+//! Not here: what a test does with its keys.
+//!
+//! A server is killed when it is dropped, and its data goes with it. A restarted one has the port,
+//! the configuration and the files of the one before.
 
 mod cluster;
 mod replicated;
@@ -33,7 +35,7 @@ pub struct Redis {
     pub port: u16,
     folder: TempDir,
     program: String,
-    /// Of its configuration.
+    /// Further lines of its configuration.
     lines: Vec<String>,
 }
 
@@ -48,7 +50,7 @@ impl Redis {
         Self::of(REDIS, lines).await
     }
 
-    /// Starts another server that speaks the protocol: `make servers` has made it.
+    /// Starts another server that speaks the protocol, which `make servers` has installed.
     pub async fn other(name: &str) -> Self {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         let program = root.join("target/servers").join(name);
@@ -58,7 +60,8 @@ impl Redis {
 
     async fn of(program: &str, lines: &[&str]) -> Self {
         let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
-        // The port is free when it is asked for; should another take it first, the next one is.
+        // The port was free when it was chosen; if another process takes it first, the next try
+        // has another.
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             let port = free_port();
@@ -72,7 +75,8 @@ impl Redis {
         panic!("no Redis would start");
     }
 
-    /// Waits for an answer; false when the process ends instead, as where its port is taken.
+    /// Waits for an answer. Returns false if the process ends instead, as it does if its port
+    /// is taken.
     async fn answers(&mut self) -> bool {
         let began = Instant::now();
         while began.elapsed() < DEADLINE {
@@ -82,11 +86,12 @@ impl Redis {
                 }
                 Err(error) => Err(error),
             };
-            // Answering is not enough: with a taken port another server would.
+
+            // An answer is not enough: if the port is taken, it comes from another server.
             if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
                 return false;
             }
-            // One that asks for a password answers too.
+            // A server that asks for a password answers too.
             if pong.is_ok() || pong.is_err_and(|error| error.code().is_some()) {
                 return true;
             }
@@ -145,12 +150,12 @@ impl Redis {
         redis::from_redis_value(self.command(words).await).unwrap()
     }
 
-    /// Publishes as a backend would; the number of subscribers that Redis says it reached.
+    /// Publishes as a backend would. Returns how many subscribers Redis says it reached.
     pub fn publish(&self, channel: &str, payload: &str) -> i64 {
         redis::cmd("PUBLISH").arg(channel).arg(payload).query(&mut self.connection()).unwrap()
     }
 
-    /// Publishes durably as a backend would; offset and epoch.
+    /// Publishes durably as a backend would. Returns offset and epoch.
     pub fn fcall(&self, channel: &str, data: &str) -> redis::RedisResult<(u64, String)> {
         let key = format!("tollgate:{channel}");
         let mut call = redis::cmd("FCALL");

@@ -1,6 +1,8 @@
 //! A master with a replica.
 //!
-//! Not here: failovers, for nobody watches the two. The master takes no writes without its replica.
+//! Not here: failovers, since no Sentinel watches the two.
+//!
+//! The master takes no writes without its replica.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
 //! A master, its replicas, and three Sentinels that know each other.
 //!
-//! Not here: waiting for one's turn, which tests that run beside each other need: Sentinels that are
-//! starved stop acting. A group is handed out only when all Sentinels know all of it.
+//! Not here: waiting for a turn, which tests that run beside each other need, since starved
+//! Sentinels stop acting.
+//!
+//! A group is handed out only when all Sentinels know all of it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -14,18 +16,18 @@ use crate::eventually_within;
 /// The name by which the Sentinels know the master.
 pub const MASTER: &str = "mymaster";
 
-/// Elections, and servers that are started on a busy machine.
+/// Long enough for elections, and for servers that start on a busy machine.
 const START: Duration = Duration::from_secs(60);
 
 /// After how long Sentinels act.
 pub struct Timing {
-    /// A server that is silent for so long is down.
+    /// A server that is silent for this long is down.
     pub down_after: Duration,
     /// A failover that takes longer is given up.
     pub failover: Duration,
 }
 
-/// A group.
+/// A master, its replicas and their Sentinels.
 pub struct Sentinels {
     /// The master at the start.
     pub master: Redis,
@@ -36,7 +38,7 @@ pub struct Sentinels {
 }
 
 impl Sentinels {
-    /// Starts a group with so many replicas and waits until its Sentinels know all of it.
+    /// Starts a group with this many replicas and waits until its Sentinels know all of it.
     pub async fn start(replicas: usize, timing: Timing) -> Self {
         let master = Redis::start().await;
         let follow = format!("replicaof 127.0.0.1 {}", master.port);
@@ -57,6 +59,7 @@ impl Sentinels {
         for _ in 0..3 {
             group.sentinels.push(Redis::with(&lines).await);
         }
+
         eventually_within(START, "the Sentinels know each other", || async {
             group.know_each_other().await.then_some(())
         })
@@ -84,7 +87,7 @@ impl Sentinels {
         redis::from_redis_value(answer).ok()
     }
 
-    /// What one Sentinel says of the master: `port`, say.
+    /// One field of what a Sentinel says of the master, such as `port`.
     pub async fn field(&self, n: usize, name: &str) -> Option<String> {
         self.fields(n).await?.remove(name)
     }
