@@ -212,9 +212,13 @@ mod tests {
         lines.write_all(b"the next\n").unwrap();
         settle(&state);
         let text = disk.text();
-        let told = format!(" WARN tollgate::logging: {dropped} log lines were dropped");
-        assert_eq!(text.matches("log lines were dropped").count(), 1, "{told}");
-        assert!(text.contains(&told) && text.ends_with("the next\n"));
+        assert!(text.ends_with("the next\n"));
+
+        // A thread that was late begins with what was dropped by then, and tells the rest later.
+        let told = text.lines().filter_map(|line| line.split_once(" WARN tollgate::logging: "));
+        let counts = told.map(|(_, told)| told.split(' ').next().unwrap().parse::<u64>().unwrap());
+        let counts: Vec<_> = counts.collect();
+        assert!(counts.len() <= 2 && counts.iter().sum::<u64>() == dropped, "{counts:?}");
     }
 
     #[test]
