@@ -2,7 +2,7 @@
 //! socket would block wait in a bounded queue for the connection's task.
 //!
 //! Not here: reading, frames, commands (`http::socket`, `session`). Invariants: bytes leave in the
-//! order in which they were given; once a close was requested, nothing follows but the close frame;
+//! order in which they were given; once a close is carried out, nothing follows the close frame;
 //! an idle connection owns no buffer.
 
 mod deliver;

@@ -1,8 +1,9 @@
 //! Checking tokens on behalf of a session: the verifier, and around it what takes time or is
 //! reported: a fetch for an unknown `kid`, the metric, the log line, the diagnosis.
 //!
-//! Not here: the checks (`auth`). Invariant: whatever refuses a token, its reason is counted and
-//! logged here and nowhere else.
+//! Not here: the checks (`auth`). Invariant: a token that the verifier refuses is counted and logged
+//! here and nowhere else; what a session finds out later (a revocation meanwhile, another user, the
+//! token's end) it counts itself.
 
 use std::borrow::Cow;
 use std::net::IpAddr;

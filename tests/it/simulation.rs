@@ -186,6 +186,7 @@ impl Client {
 
     fn take(&mut self, message: &Value, seed: u64) {
         let data = &message["data"];
+
         match message["type"].as_str().unwrap() {
             "event" => {
                 let name = message["channel"].as_str().unwrap().to_owned();
