@@ -16,6 +16,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::auth::diagnose;
+use crate::clock::unix_now;
 use crate::config::{BrokerKind, Config, Loaded, Values};
 use crate::demo;
 use crate::diagnosis::key_drift;
@@ -23,9 +24,9 @@ use crate::http::{self, App, Clients, Listener, Share};
 use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::logging;
 use crate::metrics;
+use crate::process_limits;
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
-use crate::session::unix_now;
 pub(crate) use parts::jwks_of;
 use parts::{apply_limits, context, gateway, short_hash};
 use reload::InForce;
@@ -205,7 +206,7 @@ fn reserved_files(config: &Config) -> u64 {
 /// Raises the limit on open files, and warns if it is too low: each socket is a file, and there are
 /// others, such as listeners and the connections to Redis.
 fn enough_files(connections: usize, dev: bool) {
-    let allowed = lifecycle::raise_open_files();
+    let allowed = process_limits::raise_open_files();
     if allowed < connections as u64 + 1000 && !dev {
         tracing::warn!(
             allowed,

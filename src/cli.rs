@@ -11,9 +11,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::Running;
 use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
-use crate::lifecycle;
 use crate::logging::{self, Format};
 use crate::probe;
+use crate::process_limits;
 use crate::terminal::{complain, print};
 use file::{File, problems, sources};
 
@@ -143,7 +143,7 @@ fn random_secret() -> anyhow::Result<String> {
 }
 
 fn serve(args: &Serve) -> anyhow::Result<ExitCode> {
-    lifecycle::leave_no_core();
+    process_limits::leave_no_core();
 
     let sources = args.sources(&random_secret()?);
     let loaded = match config::load(&sources) {

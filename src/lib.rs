@@ -12,11 +12,13 @@
 pub mod access;
 pub mod auth;
 pub mod channel;
+mod clock;
 pub mod config;
 pub mod lifecycle;
 pub mod logging;
 pub mod metrics;
 mod origin;
+mod process_limits;
 pub mod protocol;
 mod redis_url;
 mod sizes;

@@ -1,5 +1,5 @@
-//! The process's life: readiness, signals, the phases of a drain, limits of the system, the wall
-//! clock, and the only place that spawns tasks.
+//! The process's life: readiness, signals, the phases of a drain, and the only place that spawns
+//! tasks.
 //!
 //! Not here: what a drain does to sockets (`app`). Invariant: a phase only ever moves forward, and
 //! a second signal ends the process at once.
@@ -7,7 +7,6 @@
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -116,45 +115,6 @@ where
         task.await;
         tracing::debug!(task = name, "task ended");
     })
-}
-
-/// Raises the soft limit on open files to the hard one, since each socket is a file.
-/// Returns the limit.
-pub fn raise_open_files() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    // If that is refused, the soft limit stays.
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
-}
-
-/// Forbids core files, which would contain secrets and tokens. The hard limit stays, so that an
-/// operator who wants a core file can still have one.
-pub fn leave_no_core() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Core);
-    // A limit can always be lowered.
-    let _ = setrlimit(Resource::Core, Rlimit { current: Some(0), ..limit });
-}
-
-/// How many files this process may have open at this moment: the limit can be changed from outside.
-#[must_use]
-pub fn open_files() -> u64 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    limit.current.unwrap_or(u64::MAX)
-}
-
-/// The wall clock in Unix seconds, for `exp` and `nbf`.
-#[must_use]
-pub fn unix_now() -> u64 {
-    unix_micros() / 1_000_000
-}
-
-/// The wall clock in Unix microseconds.
-#[must_use]
-pub fn unix_micros() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// SIGTERM and SIGINT. The handlers are installed before anything listens, and kept: a signal

@@ -22,6 +22,8 @@ const MAX_CODE_LINES: usize = 400;
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     // 0 vocabulary
     ("channel", &[]),
+    ("clock", &[]),
+    ("process_limits", &[]),
     ("logging", &[]),
     ("websocket", &[]),
     ("access", &["channel"]),
@@ -36,14 +38,21 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("config", &["access", "auth", "channel", "origin", "tls", "redis_url"]),
     ("lifecycle", &[]),
     // 1 mechanism
-    ("hub", &["access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"]),
-    ("broker", &["tls", "channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"]),
+    (
+        "hub",
+        &["clock", "access", "channel", "protocol", "websocket", "metrics", "lifecycle", "sizes"],
+    ),
+    (
+        "broker",
+        &["clock", "tls", "channel", "redis_url", "metrics", "lifecycle", "logging", "sizes"],
+    ),
     ("upstream", &["tls", "auth", "metrics", "lifecycle", "logging", "strict"]),
-    ("diagnosis", &["broker", "auth", "metrics", "lifecycle", "logging"]),
+    ("diagnosis", &["clock", "broker", "auth", "metrics", "lifecycle", "logging"]),
     // 2 mediation
     (
         "gateway",
         &[
+            "clock",
             "hub",
             "broker",
             "auth",
@@ -60,6 +69,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "session",
         &[
+            "clock",
             "gateway",
             "hub",
             "upstream",

@@ -16,7 +16,7 @@ use super::{
     HistoryBounds, Store, Subscribed, Tracking,
 };
 use crate::channel::{ChannelName, Position, Publication, Retention};
-use crate::lifecycle;
+use crate::clock;
 
 /// How long a channel's position outlives its publications.
 const POSITION_TTL: Duration = Duration::from_secs(7 * 86_400);
@@ -248,7 +248,7 @@ impl Broker for MemoryBroker {
         if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
             let channel = name.clone();
             let position = position.clone();
-            let published = Some(lifecycle::unix_micros());
+            let published = Some(clock::unix_micros());
             self.events.push(Event::Publication(Publication {
                 channel,
                 payload,

@@ -12,8 +12,8 @@ use crate::app;
 use crate::auth::diagnose::{self, NamedSecret};
 use crate::auth::keys::SignError;
 use crate::auth::{Algorithm, Encoding, Key, KeySet, Verifier, algorithm, fingerprint, secret};
+use crate::clock::unix_now;
 use crate::config::{self, Loaded, Problem, Sources};
-use crate::session::unix_now;
 use crate::terminal::{complain, print};
 
 /// Longest input that is read, above the limit of any token: the gateway refuses longer ones as

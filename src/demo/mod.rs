@@ -13,9 +13,9 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::channel::{ChannelName, GapReason, encode_id};
+use crate::clock::unix_now;
 use crate::http::answers::json as json_response;
 use crate::http::{App, hosts};
-use crate::session::unix_now;
 use crate::strict::Object;
 
 const PAGE: &str = include_str!("page.html");

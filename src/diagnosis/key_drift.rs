@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::auth::KeySet;
 use crate::broker::Store;
-use crate::lifecycle::unix_now;
+use crate::clock::unix_now;
 use crate::metrics;
 
 /// Each key's id, algorithm and fingerprint.

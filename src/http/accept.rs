@@ -29,9 +29,10 @@ use super::http_connection::HttpConnection;
 use super::limits::log_limit;
 use super::seats::{Seat, Seats, Share};
 use super::shared::{MAX_HEAD, Peer};
-use crate::lifecycle::{self, Lifecycle, Phase};
+use crate::lifecycle::{Lifecycle, Phase};
 use crate::logging;
 use crate::metrics::{self, Rejected};
+use crate::process_limits;
 
 /// Connections that the kernel may hold for us. A burst must not lose SYNs, which clients repeat
 /// only after a second.
@@ -192,7 +193,7 @@ fn seat(
 ) -> Result<Seat, Rejected> {
     // The kernel gives the lowest free number: all below this one are taken.
     let taken = u64::try_from(stream.as_raw_fd()).unwrap_or(u64::MAX);
-    let limit = lifecycle::open_files();
+    let limit = process_limits::open_files();
 
     // If the limit is low, no more than a quarter of it is set aside.
     let room = limit - clients.reserve.min(limit / 4);

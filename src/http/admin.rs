@@ -9,10 +9,10 @@ use serde_json::json;
 use super::answers::json as json_response;
 use super::shared::App;
 use crate::auth::diagnose;
+use crate::clock::unix_now;
 use crate::hub::TICKS_PER_SECOND;
 use crate::lifecycle::Phase;
 use crate::logging;
-use crate::session::unix_now;
 
 /// Most connections that one answer lists.
 const MAX_LISTED: usize = 1000;

@@ -28,10 +28,10 @@ use crate::access;
 use crate::auth::{Revocation, id_text};
 use crate::broker::Durable;
 use crate::channel::{ChannelName, check_id};
+use crate::clock::unix_now;
 use crate::gateway::{Control, PublishError};
 use crate::logging;
 use crate::metrics::{self, Rejected};
-use crate::session::unix_now;
 use crate::strict;
 
 /// Most channels of one broadcast.

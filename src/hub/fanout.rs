@@ -16,7 +16,7 @@ use super::batch::{Batch, KEPT};
 use super::connection::Connection;
 use super::inbox::Item;
 use super::shard::Shard;
-use crate::lifecycle::unix_micros;
+use crate::clock::unix_micros;
 use crate::metrics::Fanout;
 use crate::protocol::Wire;
 

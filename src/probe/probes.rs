@@ -162,7 +162,7 @@ pub(super) async fn token(line: &Line, token: &str, by_subprotocol: bool) -> Che
     let (data, said) = socket.greeted(line.patience).await?;
 
     let ends = data["expiresAt"].as_u64().map(|at| {
-        let left = at.saturating_sub(crate::session::unix_now());
+        let left = at.saturating_sub(crate::clock::unix_now());
         format!(", expires in {}", humantime::format_duration(Duration::from_secs(left)))
     });
     Ok((socket, said + &ends.unwrap_or_default()))

@@ -26,7 +26,7 @@ use x509_cert::der::Decode as _;
 
 use super::causes::Cause;
 use super::report::{Checked, Trouble};
-use crate::session::unix_now;
+use crate::clock::unix_now;
 use crate::tls::Trust;
 
 /// A certificate that ends within these seconds should have been renewed.

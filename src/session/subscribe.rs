@@ -5,12 +5,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::Session;
 use super::permission::{Grant, Refusal};
 use super::since::Had;
-use super::{Session, unix_now};
 use crate::access::{self, Decision};
 use crate::auth::Reason;
 use crate::channel::{ChannelName, Position};
+use crate::clock::unix_now;
 use crate::config::Policy;
 use crate::gateway::{BrokerError, PendingSubscription, Resumed, Tracking};
 use crate::hub::SubscribeError;

@@ -6,9 +6,9 @@
 use std::time::Duration;
 
 use crate::auth::Reason;
+use crate::clock::unix_now;
 use crate::config::{Limits, Policy};
 use crate::hub::{Connection, TICK, TICKS_PER_SECOND};
-use crate::lifecycle::unix_now;
 use crate::protocol::Reply;
 use crate::protocol::codes::{Close, CloseCode};
 

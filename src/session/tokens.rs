@@ -12,7 +12,7 @@ use super::context::Context;
 use crate::access::Identity;
 use crate::auth::{Reason, Verifier, kid_of};
 use crate::channel::ChannelName;
-use crate::lifecycle::unix_now;
+use crate::clock::unix_now;
 use crate::logging;
 use crate::metrics;
 use crate::upstream::jwks::KidLookup;

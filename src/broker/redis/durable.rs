@@ -12,7 +12,7 @@ use super::history::answered_position;
 use super::library::{self, MAX_OFFSET, PUBLISH};
 use crate::broker::{BrokerError, Durable};
 use crate::channel::{ChannelName, Position};
-use crate::lifecycle;
+use crate::clock;
 
 /// The first byte of a message that has a head; no JSON text begins with it.
 const MARK: u8 = 1;
@@ -62,7 +62,7 @@ pub(super) fn take_apart(message: &[u8]) -> (&[u8], Head) {
 
 /// The message of a publication without a position.
 pub(super) fn stamped(payload: &[u8]) -> Vec<u8> {
-    let head = format!("{}{}\n", char::from(MARK), lifecycle::unix_micros());
+    let head = format!("{}{}\n", char::from(MARK), clock::unix_micros());
     [head.as_bytes(), payload].concat()
 }
 
@@ -109,7 +109,7 @@ mod tests {
         let stamped = stamped(b"{\"a\":1}");
         let (payload, of) = take_apart(&stamped);
         assert_eq!((payload, &of.position), (&b"{\"a\":1}"[..], &None));
-        assert!(of.published.unwrap().abs_diff(lifecycle::unix_micros()) < 60_000_000);
+        assert!(of.published.unwrap().abs_diff(clock::unix_micros()) < 60_000_000);
 
         for plain in [
             &b"{\"a\":1}"[..],
