@@ -5,6 +5,8 @@
 
 #[path = "tidy/arrows.rs"]
 mod arrows;
+#[path = "tidy/closed_sets.rs"]
+mod closed_sets;
 #[path = "tidy/figures.rs"]
 mod figures;
 #[path = "tidy/members.rs"]
