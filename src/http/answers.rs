@@ -25,7 +25,16 @@ pub(super) async fn not_found() -> Response {
 }
 
 pub(super) fn unavailable(message: &'static str) -> Response {
-    let mut response = refuse(StatusCode::SERVICE_UNAVAILABLE, message);
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    refuse_for(StatusCode::SERVICE_UNAVAILABLE, message, "1")
+}
+
+pub(super) fn too_many_connections() -> Response {
+    refuse_for(StatusCode::TOO_MANY_REQUESTS, "too many connections\n", "5")
+}
+
+/// A refusal for the moment: the client may come back after so many seconds.
+fn refuse_for(status: StatusCode, message: &'static str, seconds: &'static str) -> Response {
+    let mut response = refuse(status, message);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
     response
 }

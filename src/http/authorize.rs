@@ -8,7 +8,7 @@ use axum::body::Body;
 use axum::http::request::Parts;
 use axum::http::{Extensions, HeaderMap, HeaderValue, Response, StatusCode, header};
 
-use super::answers::{refuse, unavailable};
+use super::answers::{refuse, too_many_connections, unavailable};
 use super::carriers::{self, Cookies};
 use super::headers::{self, parameters};
 use super::http_connection::HttpConnection;
@@ -65,7 +65,7 @@ pub(super) async fn authorize(
             if by_close && let Some(permit) = app.limits.courtesy() {
                 return Ok((AuthOutcome::Refused(close), permit.on(seat)));
             }
-            return Err(too_many());
+            return Err(too_many_connections());
         }
     };
 
@@ -96,7 +96,8 @@ pub(super) async fn authorize(
             if !by_close {
                 return Err(unauthorized(reason));
             }
-            let permit = take().ok().or_else(|| app.limits.courtesy()).ok_or_else(too_many)?;
+            let permit =
+                take().ok().or_else(|| app.limits.courtesy()).ok_or_else(too_many_connections)?;
             Ok((AuthOutcome::Refused(close_of(reason)), permit.on(seat).of_refused()))
         }
     }
@@ -145,12 +146,6 @@ pub(super) fn wants_envelope(request: &Parts) -> Result<bool, Response<Body>> {
             Err(refuse(StatusCode::BAD_REQUEST, "format is plain or envelope\n"))
         }
     }
-}
-
-fn too_many() -> Response<Body> {
-    let mut response = refuse(StatusCode::TOO_MANY_REQUESTS, "too many connections\n");
-    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("5"));
-    response
 }
 
 pub(super) fn unauthorized(reason: Reason) -> Response<Body> {

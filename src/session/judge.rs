@@ -59,10 +59,11 @@ impl Session {
 
         if !questions.is_empty() {
             // Channels that wait for an answer since an earlier change wait for this one too.
-            let pending = self.questions.take().map(|pending| pending.channels);
-            let pending = pending.into_iter().flatten().filter(|c| !questions.contains(c));
-            let pending: Vec<_> = pending.collect();
-            questions.extend(pending);
+            for channel in self.questions.take().map_or_else(Vec::new, |pending| pending.channels) {
+                if !questions.contains(&channel) {
+                    questions.push(channel);
+                }
+            }
 
             let due = self.now();
             self.questions = Some(Box::new(Questions { channels: questions, attempts: 0, due }));

@@ -2,7 +2,7 @@
 
 use crate::access::Identity;
 use crate::auth::Reason;
-use crate::protocol::codes::{Close, CloseCode};
+use crate::protocol::codes::{Close, CloseCode, ErrorCode};
 
 /// The outcome of the handshake for the token.
 #[derive(Debug)]
@@ -33,4 +33,10 @@ impl AuthOutcome {
 pub fn close_of(reason: Reason) -> Close {
     let code = if reason.is_ours() { CloseCode::TryAgainLater } else { CloseCode::TokenRefused };
     Close::new(code, reason.slug())
+}
+
+/// How a refused token is answered on a connection that goes on. After a fault of ours the client
+/// may try again.
+pub(super) fn error_of(reason: Reason) -> ErrorCode {
+    if reason.is_ours() { ErrorCode::Unavailable } else { ErrorCode::TokenRefused }
 }

@@ -10,6 +10,7 @@ use serde_json::Map;
 use serde_json::value::RawValue;
 
 use super::context::Context;
+use super::outcome::error_of;
 use crate::access::{self, Decision, Identity, TokenId};
 use crate::channel::ChannelName;
 use crate::logging;
@@ -56,11 +57,8 @@ impl Context {
             )),
             (Decision::Token, Some(token), Some(identity)) => {
                 let checked = self.check_subscription(token, channel, &identity.user).await;
-                let accepted = checked.map_err(|reason| {
-                    let ours = reason.is_ours();
-                    let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
-                    Refusal(code, reason.slug().to_owned())
-                })?;
+                let accepted = checked
+                    .map_err(|reason| Refusal(error_of(reason), reason.slug().to_owned()))?;
 
                 let leeway = policy.leeway.as_secs();
                 let until = accepted.expires_at.map(|exp| exp.saturating_add(leeway));

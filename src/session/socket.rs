@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use serde_json::value::RawValue;
 
+use super::outcome::error_of;
 use super::permission::{Permission, Refusal};
 use super::since::{Positions, Since};
 use super::tokens::Carried;
@@ -280,8 +281,7 @@ impl SocketSession {
     async fn refresh(&mut self, id: Option<&str>, token: &str) {
         let connection = Arc::clone(&self.core.connection);
         let refused = |reason: Reason| {
-            let ours = reason.is_ours();
-            let code = if ours { ErrorCode::Unavailable } else { ErrorCode::TokenRefused };
+            let code = error_of(reason);
             connection.say(&Reply::Error { id, code, message: reason.slug(), channel: None });
         };
 
@@ -294,11 +294,9 @@ impl SocketSession {
         if old_user != Some(&*identity.user) {
             metrics::auth_failure(Reason::ClaimInvalid);
             logging::repeated(("token refused", "another user"), "", |repeated| {
-                let reason = "claim_invalid";
-                let carrier = "refresh";
                 tracing::info!(
-                    reason,
-                    carrier,
+                    reason = "claim_invalid",
+                    carrier = "refresh",
                     repeated,
                     "refresh refused: the token belongs to another user"
                 );

@@ -153,8 +153,9 @@ impl StreamSession {
                 Err(error) => {
                     let message = error.to_string();
                     session.error(None, ErrorCode::Unavailable, &message, Some(&channel.raw));
-                    let unavailable = || Close::new(CloseCode::TryAgainLater, "broker unavailable");
-                    failed = failed.or_else(|| Some(unavailable()));
+                    failed.get_or_insert_with(|| {
+                        Close::new(CloseCode::TryAgainLater, "broker unavailable")
+                    });
                 }
             }
         }

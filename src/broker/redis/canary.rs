@@ -40,15 +40,8 @@ struct State {
 impl Canary {
     /// Creates the canary. In a cluster, names are tried until one belongs to that server.
     pub(super) fn new(core: &Core, server: &Server, index: usize) -> Self {
-        let map = core.directory.current();
-        let at = map.masters.iter().position(|m| m == server);
-        let names = (0..100_000).map(|n| format!("canary:{}:{index}:{n}", core.uid));
-        let mut named = names.map(|name| {
-            let channel = core.own_key(&name);
-            (name, channel)
-        });
-        let fits = |(_, channel): &(String, String)| map.master_of(channel.as_bytes()) == at;
-        let (name, channel) = named.find(fits).unwrap_or_default();
+        let stem = format!("canary:{}:{index}", core.uid);
+        let (name, channel) = core.own_name_on(server, &stem).unwrap_or_default();
         Self { name, channel, state: Mutex::default(), mute: AtomicBool::new(false) }
     }
 

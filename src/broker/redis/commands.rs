@@ -130,7 +130,7 @@ impl Commands {
     ) -> Result<usize, BrokerError> {
         let mut command = redis::cmd(if self.core.is_cluster() { "SPUBLISH" } else { "PUBLISH" });
         command.arg(key).arg(message);
-        self.on_master(key, |master| Box::pin(query(master, &command))).await
+        self.query(key, &command).await
     }
 
     /// Runs one command on the master that has a key.
@@ -139,10 +139,9 @@ impl Commands {
         key: &str,
         command: &Cmd,
     ) -> Result<T, BrokerError> {
-        self.on_master(key, |connection| Box::pin(query(connection, command))).await
+        let ask = |mut master: MasterConnection| async move {
+            fault::ask(&mut master.connection, command).await
+        };
+        self.on_master(key, |master| Box::pin(ask(master))).await
     }
-}
-
-async fn query<T: FromRedisValue>(mut master: MasterConnection, command: &Cmd) -> RedisResult<T> {
-    fault::ask(&mut master.connection, command).await
 }

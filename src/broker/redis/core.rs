@@ -175,6 +175,20 @@ impl Core {
         format!("{OWN}{}{name}", self.settings.prefix)
     }
 
+    /// A name of the gateway's own that begins with `stem`, and its key, which belongs to that
+    /// server. In a cluster, names are tried until one does; `None` if the server has hardly any
+    /// slots.
+    pub(super) fn own_name_on(&self, server: &Server, stem: &str) -> Option<(String, String)> {
+        let map = self.directory.current();
+        let at = map.masters.iter().position(|master| master == server)?;
+        let names = (0..100_000).map(|n| format!("{stem}:{n}"));
+        let mut named = names.map(|name| {
+            let key = self.own_key(&name);
+            (name, key)
+        });
+        named.find(|(_, key)| map.master_of(key.as_bytes()) == Some(at))
+    }
+
     /// The name under which version 0.1 has it. Publishers' patterns reach that name.
     pub(super) fn key_0_1(&self, name: &str) -> String {
         format!("{}{name}", self.settings.prefix)

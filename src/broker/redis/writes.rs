@@ -15,7 +15,6 @@ use super::connect::MasterConnection;
 use super::core::{Core, Role};
 use super::fault::{self, Fault};
 use super::library::{self, PUBLISH, meta_key};
-use super::masters::Map;
 use crate::metrics;
 use crate::redis_url::Server;
 
@@ -50,7 +49,10 @@ pub(super) async fn watch(
     server: &Server,
     mut master: MasterConnection,
 ) -> String {
-    let Some(key) = key(core, server) else { return std::future::pending().await };
+    let stem = format!("writes:{}", core.uid);
+    let Some((_, key)) = core.own_name_on(server, &stem) else {
+        return std::future::pending().await;
+    };
     loop {
         match attempt(core, &mut master, &key).await {
             Ok(()) => settle(core, (writes, server), None),
@@ -90,13 +92,4 @@ async fn attempt(core: &Core, master: &mut MasterConnection, key: &str) -> Redis
     let mut end = redis::cmd("PEXPIRE");
     end.arg(meta_key(key)).arg(KEPT_MS);
     fault::ask::<Value>(connection, &end).await.map(|_| ())
-}
-
-/// A key of the gateway's own on that server. In a cluster, names are tried until one
-/// belongs to it.
-fn key(core: &Core, server: &Server) -> Option<String> {
-    let map: &Map = &core.directory.current();
-    let at = map.masters.iter().position(|master| master == server)?;
-    let names = (0..100_000).map(|n| core.own_key(&format!("writes:{}:{n}", core.uid)));
-    names.into_iter().find(|name| map.master_of(name.as_bytes()) == Some(at))
 }

@@ -6,7 +6,7 @@ import { test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
-import { Site, block, here, token, until } from "../support/index.mjs";
+import { Site, block, here, subscriptions, token, until } from "../support/index.mjs";
 
 // The proxy's certificate is its own.
 process.env.NODE_TLS_REJECT_UNAUTHORIZED = "0";
@@ -34,14 +34,7 @@ for (const [name, address] of Object.entries(CLIENTS)) {
           super(...args);
           opened.push(this);
           this.addEventListener("error", () => {});
-          // Open is not subscribed yet: a stream and a socket say it for each channel.
-          this.subscribed = new Set();
-          const heard = ({ data }) => {
-            const { type, data: about } = JSON.parse(data);
-            if (type === "subscribed") this.subscribed.add(about.channelKey);
-          };
-          this.addEventListener("subscribed", heard);
-          this.addEventListener("message", heard);
+          this.subscribed = subscriptions(this);
         }
       };
     const globals = {

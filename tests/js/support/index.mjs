@@ -8,5 +8,6 @@ export { end, endAll, freePort, python, ready, start, tollgate } from "./process
 export { Relay } from "./relay.mjs";
 export { startGateway, startRedis } from "./servers.mjs";
 export { API_KEY, Site } from "./site.mjs";
+export { subscriptions } from "./subscriptions.mjs";
 export { SECRET, signHs256, token } from "./tokens.mjs";
 export { until } from "./until.mjs";
