@@ -202,6 +202,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         reconnect_min: redis.reconnect_min.0,
         reconnect_max: redis.reconnect_max.0,
         beside_0_1: redis.beside_0_1,
+        refuse_wrong: redis.refuse_wrong,
         max_publication: config.limits.publication_bytes,
         address_interval: redis.address_interval.0,
     })

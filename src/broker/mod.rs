@@ -185,6 +185,16 @@ pub struct Durable {
     pub idempotency_key: Option<String>,
 }
 
+/// What became of a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The position of a durable publication.
+    pub position: Option<Position>,
+    /// How many subscribing connections of replicas it was handed to; -1 if its idempotency key was known
+    /// already. `None` if the broker does not tell.
+    pub heard: Option<i64>,
+}
+
 /// The end of a channel's history: `publications` are contiguous and end at `top`. There are fewer
 /// than `top.offset` if the rest was not kept or not asked for.
 #[derive(Debug, Clone)]
@@ -219,14 +229,13 @@ pub trait Broker: Send + Sync + 'static {
 
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Publishes to all replicas; `Ok` means that the broker accepted the publication. The position
-    /// is that of a durable publication.
+    /// Publishes to all replicas; `Ok` means that the broker accepted the publication.
     fn publish(
         &self,
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>>;
+    ) -> BrokerFuture<'_, Published>;
 
     /// Reads the end of a channel's history; `None` if it has none.
     fn history(

@@ -110,6 +110,7 @@ pub struct Redis {
     pub reconnect_min: Span,
     pub reconnect_max: Span,
     pub beside_0_1: bool,
+    pub refuse_wrong: bool,
     pub address_interval: Span,
 }
 

@@ -30,6 +30,7 @@ mod masters;
 mod routes;
 mod sentinel;
 mod settings;
+mod stated;
 mod store;
 mod stream;
 mod subscribing;
@@ -59,9 +60,9 @@ pub use self::tap::fuzzing as tap_fuzzing;
 use self::upkeep::Readiness;
 use super::{
     Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, HistoryBounds,
-    Silence, Tracking,
+    Published, Silence, Tracking,
 };
-use crate::channel::{ChannelName, Position};
+use crate::channel::ChannelName;
 use crate::lifecycle;
 use crate::metrics;
 use crate::redis_url::{Target, Topology, UrlError};
@@ -145,18 +146,17 @@ impl Broker for RedisBroker {
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>> {
+    ) -> BrokerFuture<'_, Published> {
         let channel = channel.clone();
 
         Box::pin(async move {
             match durable {
-                Some(kept) => {
-                    durable::publish(&self.commands, &channel, &payload, &kept).await.map(Some)
-                }
+                Some(kept) => durable::publish(&self.commands, &channel, &payload, &kept).await,
                 None => {
                     let key = self.core.key(&channel);
                     let message = durable::stamped(&payload);
-                    self.commands.publish_plain(&key, &message).await.map(|_| None)
+                    let heard = self.commands.publish_plain(&key, &message).await?;
+                    Ok(Published { position: None, heard: i64::try_from(heard).ok() })
                 }
             }
         })
