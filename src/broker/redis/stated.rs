@@ -88,7 +88,11 @@ impl Stated {
         let known = old.unwrap_or_default();
         let entry = Entry {
             // A clock that was put back must not keep a statement for ever.
-            seen: if known.seen.abs_diff(now) > RENEWED { now } else { known.seen },
+            seen: if old.is_some() && known.seen.abs_diff(now) <= RENEWED {
+                known.seen
+            } else {
+                now
+            },
             bytes: known.bytes.max(statement.max_bytes),
             lenient: wish(!statement.refuses, known.lenient),
             beside: wish(statement.beside_0_1, known.beside),
