@@ -5,6 +5,7 @@
 //! `window`, exit.
 
 mod parts;
+pub(crate) mod relaying;
 mod reload;
 
 use std::net::SocketAddr;

@@ -1,7 +1,9 @@
-//! The command line: `serve`, `config check` and `config print` are here, `token` and `doctor` in
-//! modules of their own.
+//! The command line: `serve`, `config check` and `config print` are here, the others in modules of
+//! their own.
 
 mod file;
+mod publish;
+mod relay;
 mod token;
 
 use std::net::SocketAddr;
@@ -39,6 +41,15 @@ enum Command {
         #[command(subcommand)]
         command: token::Command,
     },
+    /// Publish one event on a channel, and say who heard it.
+    ///
+    /// Exit status: 0 if it was published, 1 if it was refused or Redis cannot be reached, 78 if the configuration
+    /// cannot be used.
+    Publish(publish::Publish),
+    /// Publish what applications write into an outbox in PostgreSQL, and look after it.
+    ///
+    /// Without a subcommand, this runs a relay: one of any number works, the others stand by.
+    Relay(relay::Relay),
     /// Examine a deployment from outside, as a client sees it.
     ///
     /// Reports every problem on the way to the gateway, with its fix: DNS, TLS, proxies, token, events, time-outs.
@@ -86,6 +97,8 @@ pub fn main() -> ExitCode {
         }
         Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
         Command::Token { command } => token::run(&command),
+        Command::Publish(args) => publish::run(&args),
+        Command::Relay(args) => relay::run(&args),
         Command::Doctor(args) => probe::run(&args),
     };
 

@@ -4,6 +4,7 @@
 //! Invariant: no label has an unbounded set of values. Handles on hot paths are resolved once.
 
 mod rejected;
+pub mod relay;
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
@@ -113,6 +114,28 @@ table! {
     Counter DUPLICATES "duplicates_dropped_total";
     /// Requests, connections and publications rejected by a limit or a check.
     Counter REJECTED "rejected_total";
+    /// 1 while this relay leads.
+    Gauge RELAY_LEADER "relay_leader";
+    /// Rows of the outbox that wait, up to a million; 0 on relays that stand by.
+    Gauge RELAY_PENDING "relay_pending";
+    /// Age of the oldest row that waits; 0 on relays that stand by.
+    Gauge RELAY_OLDEST "relay_oldest_pending_seconds";
+    /// Rows of the outbox that were published and marked.
+    Counter RELAY_PUBLISHED "relay_published_total";
+    /// Rows that Redis had already, because the answer to their first publication, or their mark, was lost.
+    Counter RELAY_REPEATED "relay_repeated_total";
+    /// Published rows whose channel no replica was subscribed to: their users were away.
+    Counter RELAY_UNHEARD "relay_unheard_total";
+    /// Seconds from a row's insertion to its publication, by the database's clock.
+    Histogram RELAY_PUBLISH "relay_publish_seconds";
+    /// Rows that can never be published and lie in `tollgate_outbox_dead`; 0 on relays that stand by.
+    Gauge RELAY_DEAD "relay_dead";
+    /// Rows that were moved to `tollgate_outbox_dead`, by reason.
+    Counter RELAY_DEAD_TOTAL "relay_dead_total";
+    /// 1 while this relay's session with PostgreSQL stands.
+    Gauge RELAY_POSTGRES_CONNECTED "relay_postgres_connected";
+    /// Failures of a relay, by the side that failed.
+    Counter RELAY_ERRORS "relay_errors_total";
     /// 1 while this replica drains.
     Gauge DRAINING "draining";
     /// Log lines dropped because they could not be written, or not fast enough.

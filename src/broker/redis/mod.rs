@@ -28,6 +28,7 @@ mod library;
 mod login;
 mod masters;
 mod routes;
+mod rows;
 mod sentinel;
 mod settings;
 mod stated;
@@ -60,7 +61,7 @@ pub use self::tap::fuzzing as tap_fuzzing;
 use self::upkeep::Readiness;
 use super::{
     Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, HistoryBounds,
-    Published, Silence, Tracking,
+    Published, RelayError, Relayed, Row, Silence, Tracking,
 };
 use crate::channel::ChannelName;
 use crate::lifecycle;
@@ -129,6 +130,36 @@ impl RedisBroker {
         );
         lifecycle::spawn("redis_upkeep", upkeep);
         Ok(Self { core, commands, routes, readiness })
+    }
+}
+
+/// What the relay of an outbox needs.
+impl RedisBroker {
+    /// Publishes rows of one channel in their order, each once, however often it is called.
+    ///
+    /// # Errors
+    /// None of the rows may have been published, or all of them: only another call tells.
+    pub async fn relay(
+        &self,
+        channel: &ChannelName,
+        term: u64,
+        rows: &[Row],
+    ) -> Result<Relayed, RelayError> {
+        rows::publish(&self.commands, channel, term, rows).await
+    }
+
+    /// Says that rows are marked in their database and need no guard any more. Returns how many of
+    /// the channel still have one.
+    ///
+    /// # Errors
+    /// The rows keep their guard.
+    pub async fn settle(
+        &self,
+        channel: &ChannelName,
+        term: u64,
+        identities: &[String],
+    ) -> Result<usize, RelayError> {
+        rows::settle(&self.commands, channel, term, identities).await
     }
 }
 
