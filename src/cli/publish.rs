@@ -81,11 +81,7 @@ fn read_event(given: Option<&str>, limit: usize) -> anyhow::Result<Bytes> {
 }
 
 /// What is wrong with channel or event, before anybody is asked.
-fn judge(
-    channel: &str,
-    event: Bytes,
-    loaded: &Loaded,
-) -> Result<(ChannelName, Bytes), String> {
+fn judge(channel: &str, event: Bytes, loaded: &Loaded) -> Result<(ChannelName, Bytes), String> {
     let prefix = &loaded.config.redis.prefix;
     if !prefix.is_empty()
         && let Some(name) = channel.strip_prefix(&**prefix)
@@ -155,7 +151,9 @@ fn in_words(channel: &ChannelName, published: &Published) -> String {
     };
     let s = |n: i64| if n == 1 { "" } else { "s" };
     match published.heard {
-        Some(-1) => format!("published before on {channel} with this key: nothing was published now; {kept}\n"),
+        Some(-1) => format!(
+            "published before on {channel} with this key: nothing was published now; {kept}\n"
+        ),
         Some(0) => format!("published on {channel}: no replica is subscribed to it now; {kept}\n"),
         Some(n) => {
             format!("published on {channel}: heard by {n} subscribing connection{}; {kept}\n", s(n))

@@ -84,14 +84,13 @@ pub(super) fn run(args: &Relay) -> anyhow::Result<ExitCode> {
         command => command.as_ref(),
     };
 
-    let file = match command {
-        Some(Command::Check(file) | Command::Status { file, .. } | Command::Retry { file, .. })
-            if file.is_given() =>
-        {
-            file
-        }
-        _ => &args.file,
-    };
+    let file =
+        match command {
+            Some(
+                Command::Check(file) | Command::Status { file, .. } | Command::Retry { file, .. },
+            ) if file.is_given() => file,
+            _ => &args.file,
+        };
     // A relay has no clients, so it needs no keys.
     let sources = Sources { dev: true, ..sources(file) };
     let loaded = match config::load(&sources) {
@@ -163,11 +162,7 @@ async fn check(loaded: &Loaded, sources: &Sources<'_>) -> anyhow::Result<ExitCod
     Ok(ExitCode::FAILURE)
 }
 
-async fn status(
-    loaded: &Loaded,
-    sources: &Sources<'_>,
-    as_json: bool,
-) -> anyhow::Result<ExitCode> {
+async fn status(loaded: &Loaded, sources: &Sources<'_>, as_json: bool) -> anyhow::Result<ExitCode> {
     let connection = connect(loaded, sources).await?;
     let status = relay::status(&connection, &loaded.config.relay.schema).await?;
     print(&if as_json { in_json(&status) } else { in_words(&status) })

@@ -25,7 +25,9 @@ pub(crate) enum Tls {
 /// What is wrong with an address. The text never quotes it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum AddressError {
-    #[error("must be postgres://[user[:password]@]host[:port][,host[:port]]/database[?option=value]")]
+    #[error(
+        "must be postgres://[user[:password]@]host[:port][,host[:port]]/database[?option=value]"
+    )]
     Scheme,
     #[error("sslmode must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
@@ -238,9 +240,8 @@ mod tests {
     use super::*;
 
     fn address(url: &str, env: &[(&str, &str)]) -> Result<Address, AddressError> {
-        let find = |name: &str| {
-            env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
-        };
+        let find =
+            |name: &str| env.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned());
         Address::parse(url, "", "", &find)
     }
 
@@ -265,7 +266,11 @@ mod tests {
             ("postgres://h/d", None, Tls::Offered),
             ("postgres://h/d", Some("verify-full"), Tls::Verified),
             ("postgres://h/d?sslmode=disable", Some("verify-full"), Tls::Off),
-            ("postgres://h/d?sslmode=verify-full&target_session_attrs=read-write", None, Tls::Verified),
+            (
+                "postgres://h/d?sslmode=verify-full&target_session_attrs=read-write",
+                None,
+                Tls::Verified,
+            ),
             ("postgres://h/d?application_name=a%20b&sslmode=require", None, Tls::Required),
         ] {
             let env: Vec<_> = env.map(|mode| ("PGSSLMODE", mode)).into_iter().collect();
@@ -277,10 +282,13 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_said_without_the_address() {
-        for url in
-            ["mysql://u:hunter2@h/d", "host=h password=hunter2", "postgres://u:hunter2@h:x/d",
-             "postgres://u:hunter2@h/d?sslmode=on", "postgres://u:hunter2@h/d?hunter2=1"]
-        {
+        for url in [
+            "mysql://u:hunter2@h/d",
+            "host=h password=hunter2",
+            "postgres://u:hunter2@h:x/d",
+            "postgres://u:hunter2@h/d?sslmode=on",
+            "postgres://u:hunter2@h/d?hunter2=1",
+        ] {
             let error = address(url, &[]).err().unwrap().to_string();
             assert!(!error.contains("hunter2") || url.ends_with("hunter2=1"), "{url}: {error}");
         }
@@ -290,7 +298,8 @@ mod tests {
     async fn passwords_come_from_files() {
         let directory = tempfile::tempdir().unwrap();
         let passfile = directory.path().join("pgpass");
-        std::fs::write(&passfile, "# c\nother:*:*:*:no\nh:5432:*:u:p\\:w\\\\d:x\n*:*:*:*:any\n").unwrap();
+        std::fs::write(&passfile, "# c\nother:*:*:*:no\nh:5432:*:u:p\\:w\\\\d:x\n*:*:*:*:any\n")
+            .unwrap();
         let env = [("PGPASSFILE", passfile.to_str().unwrap())];
         for (url, password) in [
             ("postgres://u@h/d", "p:w\\d:x"),

@@ -216,7 +216,11 @@ mod tests {
             batch.channels.iter().map(|c| (c.channel.as_str(), &*c.ids)).collect();
         assert_eq!(by_channel, [("user:a", &[1, 5][..]), ("user:b", &[3, 9])]);
         let kept: Vec<_> = batch.channels[1].rows.iter().map(|row| (row.ttl, row.maxlen)).collect();
-        assert_eq!(kept, [(Some(60), Some(5)), (Some(60), Some(7))], "the row counts, then the rule");
+        assert_eq!(
+            kept,
+            [(Some(60), Some(5)), (Some(60), Some(7))],
+            "the row counts, then the rule"
+        );
 
         let dead: Vec<_> = batch.dead.iter().map(|dead| (dead.id, dead.reason)).collect();
         let expected = [

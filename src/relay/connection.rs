@@ -121,8 +121,7 @@ impl Database {
         let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
         let opened = timeout(self.connect_timeout * (hosts + 1), opened).await;
         let opened = opened.map_err(|_| failed("it did not answer in time".to_owned()))?;
-        let (client, driver) =
-            opened.map_err(|e: tokio_postgres::Error| failed(describe(&e)))?;
+        let (client, driver) = opened.map_err(|e: tokio_postgres::Error| failed(describe(&e)))?;
         Ok(Connection { client, driver, woken, within: self.statement_timeout })
     }
 }

@@ -31,9 +31,8 @@ pub(crate) struct Shown(Mutex<Health>);
 impl Shown {
     pub(crate) fn now(&self) -> Health {
         let mut health = self.0.lock().clone();
-        health.last_error = health
-            .last_error
-            .filter(|(at, _)| at.elapsed().is_ok_and(|age| age < ERROR_LASTS));
+        health.last_error =
+            health.last_error.filter(|(at, _)| at.elapsed().is_ok_and(|age| age < ERROR_LASTS));
         health
     }
 

@@ -234,9 +234,10 @@ impl<'r> Leader<'r> {
     }
 
     async fn settle_all(&self, settled: &Identities) {
-        let calls = settled.iter().filter(|(_, identities)| !identities.is_empty()).map(
-            |(channel, identities)| self.parts.broker.settle(channel, self.term, identities),
-        );
+        let calls = settled
+            .iter()
+            .filter(|(_, identities)| !identities.is_empty())
+            .map(|(channel, identities)| self.parts.broker.settle(channel, self.term, identities));
         for answer in join_all(calls).await {
             if let Err(error) = answer {
                 tracing::debug!(%error, "guards of published rows stay for now");

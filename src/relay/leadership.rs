@@ -80,10 +80,8 @@ impl Leadership {
 
     /// What the leader has shown last.
     async fn heartbeat(&self, session: &Connection) -> Result<String, DatabaseError> {
-        let sql = format!(
-            "SELECT format('%s %s', term, seen_at) FROM {}.tollgate_relay",
-            self.schema
-        );
+        let sql =
+            format!("SELECT format('%s %s', term, seen_at) FROM {}.tollgate_relay", self.schema);
         column(&session.one(&sql, &[]).await?, 0)
     }
 
@@ -97,7 +95,9 @@ impl Leadership {
         );
         let ended: i64 = column(&session.one(&sql, &[]).await?, 0)?;
         if ended > 0 {
-            tracing::warn!("the leading relay has shown nothing for {HUNG:?}: its session was ended");
+            tracing::warn!(
+                "the leading relay has shown nothing for {HUNG:?}: its session was ended"
+            );
         }
         Ok(())
     }
@@ -138,8 +138,7 @@ impl Leadership {
             self.schema
         );
         let (term, above) = (term.cast_signed(), above.cast_signed());
-        let rows =
-            connection.query(&sql, &[(&term, Type::INT8), (&above, Type::INT8)]).await?;
+        let rows = connection.query(&sql, &[(&term, Type::INT8), (&above, Type::INT8)]).await?;
         rows.first().map(|row| as_term(column(row, 0)?)).transpose()
     }
 

@@ -103,8 +103,12 @@ impl Outbox {
         );
         let (rows, bytes, event) =
             (bounds.rows as i64, bounds.bytes as i64, bounds.event_bytes as i64);
-        let parameters: super::connection::Parameters<'_> =
-            &[(&rows, Type::INT8), (&bytes, Type::INT8), (&event, Type::INT8), (&without, Type::TEXT_ARRAY)];
+        let parameters: super::connection::Parameters<'_> = &[
+            (&rows, Type::INT8),
+            (&bytes, Type::INT8),
+            (&event, Type::INT8),
+            (&without, Type::TEXT_ARRAY),
+        ];
         let rows = connection.query(&sql, parameters).await?;
 
         rows.iter()
@@ -143,7 +147,11 @@ impl Outbox {
         let rows = connection
             .query(
                 &sql,
-                &[(&ids, Type::INT8_ARRAY), (&offsets, Type::INT8_ARRAY), (&epochs, Type::TEXT_ARRAY)],
+                &[
+                    (&ids, Type::INT8_ARRAY),
+                    (&offsets, Type::INT8_ARRAY),
+                    (&epochs, Type::TEXT_ARRAY),
+                ],
             )
             .await?;
         rows.iter().map(|row| column(row, 0)).collect()
@@ -168,8 +176,11 @@ impl Outbox {
         let ids: Vec<_> = dead.iter().map(|dead| dead.id).collect();
         let reasons: Vec<_> = dead.iter().map(|dead| dead.reason).collect();
         let explanations: Vec<_> = dead.iter().map(|dead| dead.explanation.to_string()).collect();
-        let parameters: super::connection::Parameters<'_> =
-            &[(&ids, Type::INT8_ARRAY), (&reasons, Type::TEXT_ARRAY), (&explanations, Type::TEXT_ARRAY)];
+        let parameters: super::connection::Parameters<'_> = &[
+            (&ids, Type::INT8_ARRAY),
+            (&reasons, Type::TEXT_ARRAY),
+            (&explanations, Type::TEXT_ARRAY),
+        ];
         connection.query(&sql, parameters).await?;
         Ok(())
     }
@@ -273,8 +284,7 @@ impl Outbox {
             self.schema
         );
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
-        let row =
-            connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
+        let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
         column(&row, 0)
     }
 }

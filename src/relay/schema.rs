@@ -62,7 +62,8 @@ pub(crate) async fn missing(
         );
     }
 
-    let migrate = format!("run `tollgate relay sql --schema {schema} | psql` as the schema's owner");
+    let migrate =
+        format!("run `tollgate relay sql --schema {schema} | psql` as the schema's owner");
     let mut tables = true;
     for (table, rights) in [
         ("tollgate_outbox", "SELECT, INSERT, UPDATE, DELETE"),
@@ -136,7 +137,9 @@ async fn of_version(
         None => 0,
     };
     if version < VERSION {
-        missing.push(format!("the schema has version {version}, this relay needs {VERSION}: {migrate}"));
+        missing.push(format!(
+            "the schema has version {version}, this relay needs {VERSION}: {migrate}"
+        ));
     }
 
     let sql = format!(
@@ -150,7 +153,9 @@ async fn of_version(
     }
     if !column::<bool>(&row, 1)? {
         // On purpose, perhaps: it costs a lock at each commit. Rows are found by the poll.
-        tracing::info!("the trigger tollgate_wake is off: rows are found by relay.poll_interval alone");
+        tracing::info!(
+            "the trigger tollgate_wake is off: rows are found by relay.poll_interval alone"
+        );
     }
     Ok(missing)
 }

@@ -24,10 +24,7 @@ pub(crate) struct Status {
 ///
 /// # Errors
 /// The database's own.
-pub(crate) async fn status(
-    connection: &Connection,
-    schema: &str,
-) -> Result<Status, DatabaseError> {
+pub(crate) async fn status(connection: &Connection, schema: &str) -> Result<Status, DatabaseError> {
     let counts = Outbox::new(schema).count(connection).await?;
 
     let sql = format!(

@@ -37,6 +37,7 @@ mod places;
 mod plain;
 mod redis_edges;
 mod redis_faults;
+mod relay;
 mod reload;
 mod reserved;
 mod revocation;
