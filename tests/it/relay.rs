@@ -156,10 +156,7 @@ async fn a_committed_purchase_reaches_the_socket_and_one_that_is_rolled_back_nev
     client.nothing_came().await;
 
     shop.all_published().await;
-    eventually("counted", || async {
-        (relay.metric("tollgate_relay_published_total").await == 3.0).then_some(())
-    })
-    .await;
+    relay.metric_reaches("relay_published_total", 3.0).await;
     let (status, well) = relay.run(&["status"]);
     assert!(
         well && status.contains("waiting    0 rows\n") && status.contains("3 rows within"),
@@ -281,7 +278,7 @@ async fn a_row_in_doubt_is_guarded_without_a_time_window() {
     relay.leads().await;
     shop.all_published().await;
     assert_eq!(shop.histories().await["u1"], [1, 2]);
-    assert_eq!(relay.metric("tollgate_relay_repeated_total").await, 1.0);
+    relay.metric_reaches("relay_repeated_total", 1.0).await;
 }
 
 /// A leader that hangs is replaced, and when it wakes it does no harm.
@@ -328,7 +325,7 @@ async fn a_relay_that_is_told_to_end_hands_over() {
     let bought = task.await.unwrap();
     shop.all_published().await;
     assert_eq!(shop.histories().await["u1"], in_order(bought));
-    assert_eq!(second.metric("tollgate_relay_repeated_total").await, 0.0, "nothing was in doubt");
+    assert_eq!(second.metric("relay_repeated_total").await, 0.0, "nothing was in doubt");
 }
 
 /// Redis is away for a while: rows wait, and leave in their order.
@@ -382,7 +379,7 @@ async fn rows_that_can_never_be_published_are_dead_and_can_be_retried() {
         owner.query("SELECT reason FROM tollgate_outbox_dead ORDER BY id", &[]).await.unwrap();
     let reasons: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
     assert_eq!(reasons, ["suspicious_id", "channel_name", "reserved_type", "too_large"]);
-    assert_eq!(relay.metric("tollgate_relay_dead_total{reason=\"too_large\"}").await, 1.0);
+    relay.metric_reaches("relay_dead_total{reason=\"too_large\"}", 1.0).await;
     let (status, _) = relay.run(&["status", "--json"]);
     let status: Value = serde_json::from_str(&status).unwrap();
     assert_eq!(status["dead"].as_array().unwrap().len(), 4, "{status}");

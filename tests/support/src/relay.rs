@@ -78,6 +78,14 @@ impl Relay {
         eventually("a metric", || metrics::read(&self.admin, prefix)).await
     }
 
+    /// Waits until that sum is at least so much.
+    pub async fn metric_reaches(&self, prefix: &str, at_least: f64) {
+        eventually(&format!("{prefix} is {at_least}"), || async {
+            metrics::read(&self.admin, prefix).await.filter(|sum| *sum >= at_least)
+        })
+        .await;
+    }
+
     /// Runs a subcommand with the relay's configuration; the output, and whether it succeeded.
     pub fn run(&self, arguments: &[&str]) -> (String, bool) {
         let mut command = Command::new(&self.program);
