@@ -84,7 +84,7 @@ pub(crate) async fn run(loaded: Loaded, env: Env<'_>) -> anyhow::Result<()> {
     let Loaded { config, policy, printed, .. } = loaded;
     let mut termination = Termination::install().context("cannot handle signals")?;
     let handle = metrics::install();
-    metrics::relay::zero(DeadReason::ALL.map(DeadReason::label).iter());
+    metrics::relay::begin(DeadReason::ALL.map(DeadReason::label).iter());
     metrics::config_info(&short_hash(&printed));
 
     let databases = databases(&config, env)?;

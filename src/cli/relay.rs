@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use super::file::{File, problems, sources};
+use super::log::init_log;
 use crate::app::relaying;
 use crate::broker::Broker as _;
 use crate::config::{self, Loaded, Sources};
@@ -119,7 +120,7 @@ pub(super) fn run(args: &Relay) -> anyhow::Result<ExitCode> {
 
 async fn serve(loaded: Loaded, sources: &Sources<'_>) -> anyhow::Result<ExitCode> {
     process_limits::leave_no_core();
-    super::init_log(&loaded.config)?;
+    init_log(&loaded.config)?;
     let result = relaying::run(loaded, &|name| sources.variable(name).map(str::to_owned)).await;
     logging::end();
     result.map(|()| ExitCode::SUCCESS)
