@@ -35,6 +35,7 @@ mod passwords;
 mod permissions;
 mod places;
 mod plain;
+mod publish_command;
 mod redis_edges;
 mod redis_faults;
 mod relay;
