@@ -150,6 +150,9 @@ async fn check(loaded: &Loaded, sources: &Sources<'_>) -> anyhow::Result<ExitCod
             if timeout(REDIS_WITHIN, up).await.is_err() {
                 let why = broker.health().last_error.map_or_else(String::new, |e| e.what);
                 lacking.push(format!("Redis cannot be used: {why}"));
+            } else if let Err(error) = broker.try_relay().await {
+                let why = "the relay's user needs the permissions in docs/redis.md";
+                lacking.push(format!("Redis refuses what a relay does: {error} ({why})"));
             }
         }
         Err(error) => lacking.push(format!("{error:#}")),

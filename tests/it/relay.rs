@@ -448,6 +448,11 @@ async fn check_says_what_the_database_lacks() {
     );
     // The relay that could not work before works now, without a restart.
     relay.leads().await;
+
+    let forbid = ["ACL", "SETUSER", "default", "-persist"];
+    shop.redis.command(&forbid).await;
+    let (said, well) = relay.run(&["check"]);
+    assert!(!well && said.contains("Redis refuses what a relay does"), "{said}");
 }
 
 /// The function in SQL encodes ids as the gateway does.

@@ -161,6 +161,14 @@ impl RedisBroker {
     ) -> Result<usize, RelayError> {
         rows::settle(&self.commands, channel, term, identities).await
     }
+
+    /// Publishes and settles a row that nobody hears, on every master: does Redis permit all of it?
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn try_relay(&self) -> Result<(), RelayError> {
+        rows::try_out(&self.commands).await
+    }
 }
 
 impl Broker for RedisBroker {

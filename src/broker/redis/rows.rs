@@ -16,6 +16,9 @@ use crate::channel::ChannelName;
 /// The library's word for a term that is over.
 const STALE: &str = "STALE";
 
+/// How long a trial stays in Redis, in milliseconds.
+const TRIAL_MS: u64 = 60_000;
+
 /// Publishes rows of one channel in their order. Those that the channel has already keep their position.
 pub(super) async fn publish(
     commands: &Commands,
@@ -57,21 +60,47 @@ pub(super) async fn settle(
     call(commands, channel, &SETTLE, &arguments).await
 }
 
+/// Publishes and settles a row of our own on every master, as rows are. What it leaves expires by
+/// itself. Returns the first refusal.
+pub(super) async fn try_out(commands: &Commands) -> Result<(), RelayError> {
+    let core = &commands.core;
+    for server in &core.directory.current().masters {
+        let stem = format!("relay:{}", core.uid);
+        let Some((_, key)) = core.own_name_on(server, &stem) else { continue };
+        let row = ["1", "0:0", "{}", "1", "1", ""].map(|text| text.as_bytes().to_vec());
+        call_on::<Value>(commands, &key, &RELAY, &row).await?;
+        call_on::<Value>(commands, &key, &SETTLE, &row[..2]).await?;
+
+        let mut end = redis::cmd("PEXPIRE");
+        end.arg(library::meta_key(&key)).arg(TRIAL_MS);
+        commands.query::<Value>(&key, &end).await?;
+    }
+    Ok(())
+}
+
 async fn call<T: redis::FromRedisValue + Send>(
     commands: &Commands,
     channel: &ChannelName,
     entry: &Entry,
     arguments: &[Vec<u8>],
 ) -> Result<T, RelayError> {
+    call_on(commands, &commands.core.key(channel), entry, arguments).await
+}
+
+async fn call_on<T: redis::FromRedisValue + Send>(
+    commands: &Commands,
+    key: &str,
+    entry: &Entry,
+    arguments: &[Vec<u8>],
+) -> Result<T, RelayError> {
     let core = &commands.core;
-    let key = core.key(channel);
     let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
 
-    let (calling, arguments, name) = (&core.calling(), &*arguments, &*key);
+    let (calling, arguments) = (&core.calling(), &*arguments);
     let run = |mut master: MasterConnection| async move {
-        library::call(&mut master.connection, calling, entry, name, arguments).await
+        library::call(&mut master.connection, calling, entry, key, arguments).await
     };
-    let answer = commands.on_master(&key, |master| Box::pin(run(master))).await;
+    let answer = commands.on_master(key, |master| Box::pin(run(master))).await;
     answer.map_err(|error| match later_term(&error) {
         Some(term) => RelayError::Stale(term),
         None => RelayError::Broker(error),
