@@ -99,7 +99,7 @@ def test_a_moment_may_be_written_without_quotes(tollgate, tmp_path):
 def test_the_examples_of_the_documentation(helm, tollgate, tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
     examples = [block for block in blocks if "config:" in block]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert not checked(tollgate, tmp_path, yaml.safe_load(example), toml(helm, example))
 
