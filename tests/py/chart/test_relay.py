@@ -1,11 +1,20 @@
 """The relay beside the gateway: neither has the other's Secrets, and no selector of one takes the other's pods."""
 
 import json
+import re
+import signal
+import subprocess
+import time
 import tomllib
 
 import pytest
 
 from render import CASES, HELMS, POSTGRES, is_of_relay, merged, nested, one, rendered
+from support.net import free_port, get
+from support.postgres import Postgres
+from support.process import Process
+from support.redis import Redis
+from support.wait import eventually
 
 RELAYED = [name for name, values in CASES.items() if values.get("relay", {}).get("enabled")]
 RELAY = CASES["relay.enabled"]
@@ -42,6 +51,15 @@ def selectors(tree, path: str = ""):
         if name in ("podSelector", "labelSelector") or (path == "/spec" and name == "selector"):
             yield value.get("matchLabels", value)
         yield from selectors(value, f"{path}/{name}")
+
+
+def text_of(values: dict, folder) -> str:
+    """The rendered file as a relay can take it here: with the files that its pods find, and ports that are its own."""
+    text = one(rendered("helm-4", values), "ConfigMap", of_relay=True)["data"]["tollgate.toml"]
+    for name in re.findall('"/run/secrets/([^"]+)"', text):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("a-password")
+    return text.replace("/run/secrets", str(folder))
 
 
 def test_there_is_none_by_default():
@@ -205,3 +223,52 @@ def test_the_policy_lets_it_reach_postgres_and_the_gateway_not():
     policy = one(documents, "NetworkPolicy", of_relay=True)["spec"]
     assert [port["port"] for rule in policy["ingress"] for port in rule["ports"]] == ["admin"]
     assert {"to": [{"ipBlock": {"cidr": "10.2.0.0/16"}}]}.items() <= policy["egress"][2].items()
+
+
+@pytest.mark.parametrize("case", RELAYED)
+def test_the_relay_takes_what_is_rendered(case, tollgate, tmp_path):
+    """It gets as far as Postgres, which is not there."""
+    text = re.sub("@(db|a,b(:6432)?)/", "@127.0.0.1:1/", text_of(CASES[case], tmp_path))
+    text = text.replace("/etc/postgres/ca.pem", "/etc/ssl/certs/ca-certificates.crt")
+    file = tmp_path / "tollgate.toml"
+    file.write_text(text)
+    env = {name: "rediss://redis:6379" for name in CASES[case]["relay"].get("secretEnv", {})}
+    command = [tollgate, "relay", "status", "--config", file]
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert "cannot connect to PostgreSQL at 127.0.0.1:1/shop" in done.stderr
+
+
+def test_probes_metrics_and_the_end_of_a_pod(tollgate, tmp_path):
+    """The relay runs with what is rendered, answers what Kubernetes and Prometheus ask, and ends within its grace."""
+    port = free_port()
+    values = merged(CASES["relay.enabled"], CASES["metrics.serviceMonitor.enabled"])
+    pod = pod_of(rendered("helm-4", values))
+    file = tmp_path / "tollgate.toml"
+    with Postgres(tmp_path) as postgres, Redis(tmp_path) as redis:
+        text = text_of(values, tmp_path).replace(POSTGRES, postgres.url("postgres", "relay"))
+        text = text.replace("0.0.0.0:9000", f"127.0.0.1:{port}").replace("redis:6379", f"127.0.0.1:{redis.port}")
+        file.write_text(text)
+        container = pod["containers"][0]
+        paths = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("readiness", "liveness")}
+        admin = f"http://127.0.0.1:{port}"
+        command = [tollgate, *container["args"][:-1], file]
+        with Process(tmp_path, "relay", *command, env={}) as process:
+            # Before the migration: alive, and not ready.
+            eventually("alive", lambda: get(admin + paths["liveness"])[0] == 200)
+            assert get(admin + paths["readiness"])[0] == 503
+            postgres.migrate(tollgate)
+            eventually("ready", lambda: get(admin + paths["readiness"])[0] == 200)
+            eventually("leads", lambda: "\ntollgate_relay_leader 1\n" in get(f"{admin}/metrics")[1])
+            postgres.sql("""SELECT tollgate_publish('user:1', '{"type":"order"}')""")
+            published = "\ntollgate_relay_published_total 1\n"
+            eventually("published", lambda: published in get(f"{admin}/metrics")[1])
+
+            # An outage of Redis moves and restarts nobody.
+            redis.end()
+            eventually("degraded", lambda: '"degraded":true' in get(admin + paths["readiness"])[1])
+            assert [get(admin + path)[0] for path in paths.values()] == [200, 200]
+
+            began = time.monotonic()
+            process.send(signal.SIGTERM)
+            assert process.child.wait(timeout=60) == 0
+            assert time.monotonic() - began < pod["terminationGracePeriodSeconds"]

@@ -125,7 +125,7 @@ class Faults:
         limit = f"--nofile={int(files * 1.08)}"  # TollgateFileDescriptors
         subprocess.run(["prlimit", "--pid", str(calm.pid), limit], check=True)
         for _ in range(4):  # TollgateRestarting
-            time.sleep(1.5)
+            time.sleep(2.5)  # Two scrapes, of which one may come late.
             crashes.end()
             crashes.start()
         time.sleep(1.5)

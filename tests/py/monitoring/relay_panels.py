@@ -30,7 +30,7 @@ RELAY_PANELS = [
         "Postgres and Redis connected?",
         [
             ("min by (pod) (tollgate_relay_postgres_connected{relay})", "{{pod}} Postgres"),
-            ('min by (pod) (tollgate_redis_connected{relay,role="publisher"})', "{{pod}} Redis"),
+            ('min by (pod) (tollgate_redis_connected{relay,role=~"publisher|writer"})', "{{pod}} Redis"),
         ],
         kind="states",
         width=6,

@@ -48,13 +48,12 @@ class Outbox(threading.Thread):
         self.over = threading.Event()
         if database != "postgres":
             postgres.sql(f"CREATE DATABASE {database}")
-        migration = subprocess.run([binary(), "relay", "sql"], check=True, capture_output=True, text=True).stdout
-        postgres.sql(migration, database)
+        postgres.migrate(binary(), database)
         self.start()
 
     @property
     def url(self) -> str:
-        return self.postgres.url(self.database)
+        return self.postgres.url(self.database, "relay")
 
     def run(self):
         command = self.postgres.psql(self.database)

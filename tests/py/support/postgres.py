@@ -47,6 +47,13 @@ class Postgres(Process):
             raise OSError(done.stderr)
         return done.stdout.strip()
 
+    def migrate(self, tollgate: str, database: str = "postgres"):
+        """The outbox, and a user `relay` with the relay's rights and no others."""
+        command = [tollgate, "relay", "sql"]
+        self.sql(subprocess.run(command, check=True, capture_output=True, text=True).stdout, database)
+        known = self.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'relay'") == "1"
+        self.sql(f"{'' if known else 'CREATE ROLE relay LOGIN;'} GRANT tollgate_relay TO relay", database)
+
     def is_ready(self) -> bool:
         return self.sql("SELECT 1") == "1"
 
