@@ -254,7 +254,7 @@ docs: $(PY)/ok ## Write the generated tables into docs/ and the chart's README
 deps:
 	@missing=(); \
 	need() { command -v "$$1" >/dev/null || missing+=("$$2"); }; \
-	need cc build-essential; need c++ build-essential; need redis-server redis-server; \
+	need cc build-essential; need c++ build-essential; need redis-server redis-server; need psql postgresql; \
 	need curl curl; need nginx nginx; need haproxy haproxy; need php php-cli; need ruby ruby; need faketime faketime; need prlimit util-linux; need taskset util-linux; need openssl openssl; need systemd-analyze systemd; need python3 python3; need node nodejs; need npm npm; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || missing+=(chromium fonts-liberation); \
 	command -v firefox-esr >/dev/null || command -v firefox >/dev/null || missing+=(firefox-esr); \

@@ -22,6 +22,9 @@ pub const MAX_CHANNEL_BYTES: usize = 255;
 /// First parts of names that the Redis contract uses for itself under the same prefix.
 const RESERVED: [&str; 3] = [CONTROL, "canary", "gateway"];
 
+/// What a missing id becomes when programs put it into a text.
+const NO_IDS: [&str; 3] = ["undefined", "null", "NaN"];
+
 const CONTROL: &str = "control";
 /// The control channel of replicas of version 0.1, which listen to another name.
 const CONTROL_0_1: &str = "control:0.1";
@@ -82,6 +85,13 @@ impl ChannelName {
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The first part that is what programs make of an id that they do not have. A client may subscribe
+    /// to such a name, but nobody means to publish on it.
+    #[must_use]
+    pub fn missing_id(&self) -> Option<&str> {
+        self.0.split(':').skip(1).find(|part| NO_IDS.contains(part))
     }
 }
 

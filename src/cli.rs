@@ -1,7 +1,10 @@
-//! The command line: `serve`, `config check` and `config print` are here, `token` and `doctor` in
-//! modules of their own.
+//! The command line: `serve`, `config check` and `config print` are here, the others in modules of
+//! their own.
 
 mod file;
+mod log;
+mod publish;
+mod relay;
 mod token;
 
 use std::net::SocketAddr;
@@ -10,12 +13,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Running;
-use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
-use crate::logging::{self, Format};
+use crate::config::{self, DEFAULT_TOML, Problem, Sources};
+use crate::logging;
 use crate::probe;
 use crate::process_limits;
 use crate::terminal::{complain, print};
 use file::{File, problems, sources};
+use log::init_log;
 
 /// A real-time gateway: backends publish JSON, and every authorised client receives it.
 #[derive(Debug, Parser)]
@@ -39,6 +43,15 @@ enum Command {
         #[command(subcommand)]
         command: token::Command,
     },
+    /// Publish one event on a channel, and say who heard it.
+    ///
+    /// Exit status: 0 if it was published, 1 if it was refused or Redis cannot be reached, 78 if the configuration
+    /// cannot be used.
+    Publish(publish::Publish),
+    /// Publish what applications write into an outbox in PostgreSQL, and look after it.
+    ///
+    /// Without a subcommand, this runs a relay: one of any number works, the others stand by.
+    Relay(relay::Relay),
     /// Examine a deployment from outside, as a client sees it.
     ///
     /// Reports every problem on the way to the gateway, with its fix: DNS, TLS, proxies, token, events, time-outs.
@@ -86,6 +99,8 @@ pub fn main() -> ExitCode {
         }
         Command::Config { command: ConfigCommand::Print { file, .. } } => print_config(&file),
         Command::Token { command } => token::run(&command),
+        Command::Publish(args) => publish::run(&args),
+        Command::Relay(args) => relay::run(&args),
         Command::Doctor(args) => probe::run(&args),
     };
 
@@ -200,13 +215,4 @@ fn runtime(name: &str, workers: usize) -> std::io::Result<tokio::runtime::Runtim
         builder.worker_threads(workers);
     }
     builder.thread_name(name).enable_all().build()
-}
-
-fn init_log(config: &Config) -> anyhow::Result<()> {
-    logging::set_interval(config.log.summary_interval.0);
-    let format = match config.log.format {
-        LogFormat::Text => Format::Text,
-        LogFormat::Json => Format::Json,
-    };
-    logging::init(&config.log.level, format)
 }

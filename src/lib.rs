@@ -34,6 +34,7 @@ pub mod upstream;
 
 // 2 mediation
 pub mod gateway;
+mod relay;
 
 // 3 session
 pub mod session;

@@ -1,9 +1,10 @@
-//! Every metric: one row each, whose doc text is its HELP. Only this file uses the `metrics`
+//! Every metric: one row each, whose doc text is its HELP. Only this module uses the `metrics`
 //! macros, so a metric has one name and one place.
 //!
 //! Invariant: no label has an unbounded set of values. Handles on hot paths are resolved once.
 
 mod rejected;
+pub mod relay;
 
 use std::fmt::Write as _;
 use std::sync::OnceLock;
@@ -113,6 +114,28 @@ table! {
     Counter DUPLICATES "duplicates_dropped_total";
     /// Requests, connections and publications rejected by a limit or a check.
     Counter REJECTED "rejected_total";
+    /// 1 while this relay leads.
+    Gauge RELAY_LEADER "relay_leader";
+    /// Rows of the outbox that wait, up to a million; 0 on relays that stand by.
+    Gauge RELAY_PENDING "relay_pending";
+    /// Age of the oldest row that waits; 0 on relays that stand by.
+    Gauge RELAY_OLDEST "relay_oldest_pending_seconds";
+    /// Rows of the outbox that were published and marked.
+    Counter RELAY_PUBLISHED "relay_published_total";
+    /// Rows that Redis had already, because the answer to their first publication, or their mark, was lost.
+    Counter RELAY_REPEATED "relay_repeated_total";
+    /// Published rows whose channel no replica was subscribed to: their users were away.
+    Counter RELAY_UNHEARD "relay_unheard_total";
+    /// Seconds from a row's insertion to its publication, by the database's clock.
+    Histogram RELAY_PUBLISH "relay_publish_seconds";
+    /// Rows that can never be published and lie in `tollgate_outbox_dead`; 0 on relays that stand by.
+    Gauge RELAY_DEAD "relay_dead";
+    /// Rows that were moved to `tollgate_outbox_dead`, by reason.
+    Counter RELAY_DEAD_TOTAL "relay_dead_total";
+    /// 1 while this relay's session with PostgreSQL stands.
+    Gauge RELAY_POSTGRES_CONNECTED "relay_postgres_connected";
+    /// Failures of a relay, by the side that failed.
+    Counter RELAY_ERRORS "relay_errors_total";
     /// 1 while this replica drains.
     Gauge DRAINING "draining";
     /// Log lines dropped because they could not be written, or not fast enough.
@@ -143,8 +166,7 @@ const SECONDS: [f64; 14] = [
     10.0,
 ];
 
-/// Installs the recorder, once per process. Every series with a closed set of labels exists at zero
-/// from then on, so that its first increase is visible as one.
+/// Installs the recorder, once per process.
 ///
 /// # Panics
 /// When another recorder was installed before.
@@ -157,7 +179,7 @@ pub fn install() -> PrometheusHandle {
                 .and_then(PrometheusBuilder::install_recorder)
                 .expect("the only metrics recorder of the process");
             describe();
-            zero();
+            metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             metrics_process::Collector::default().describe();
             handle
         })
@@ -175,8 +197,9 @@ fn describe() {
     }
 }
 
-/// Makes every series with a closed set of labels exist.
-fn zero() {
+/// Makes every series of a gateway with a closed set of labels exist, so that its first increase is
+/// visible as one.
+pub fn begin_gateway() {
     for reason in Reason::ALL {
         metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(0);
     }
@@ -232,7 +255,6 @@ fn zero() {
     for gauge in [SUBSCRIPTIONS, CHANNELS, OUTBOUND_QUEUE_BYTES, DRAINING] {
         metrics::gauge!(gauge).set(0.0);
     }
-    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// Handles for the fan-out, resolved once per shard.
@@ -445,9 +467,14 @@ pub fn log_lines_dropped(n: u64) {
     metrics::counter!(LOG_LINES_DROPPED).absolute(n);
 }
 
+/// Sets the figures of the process, when metrics are read.
+pub fn of_process() {
+    metrics_process::Collector::default().collect();
+}
+
 /// Sets the sizes of the hub and the figures of the process, when metrics are read.
 pub fn sizes(subscriptions: usize, channels: usize) {
-    metrics_process::Collector::default().collect();
+    of_process();
     metrics::gauge!(SUBSCRIPTIONS).set(subscriptions as f64);
     metrics::gauge!(CHANNELS).set(channels as f64);
 }

@@ -163,7 +163,7 @@ pub(super) fn gateway(
 }
 
 /// Makes the broker's settings.
-fn settings(config: &Config) -> anyhow::Result<Settings> {
+pub(super) fn settings(config: &Config) -> anyhow::Result<Settings> {
     let redis = &config.redis;
     let certificate = given("redis.cert_file", &redis.cert_file)?;
     let own = certificate.zip(given("redis.key_file", &redis.key_file)?);
@@ -171,7 +171,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
 
     // These texts were checked with the configuration.
     let pinned = redis.tls_fingerprints.iter().filter_map(|text| text.parse().ok()).collect();
-    let trust = Trust { given: given.as_deref(), by_name: false, pinned };
+    let trust = Trust { given: given.as_deref(), pinned, ..Trust::default() };
 
     let connector = || {
         let own = own.as_ref().map(|(certificate, key)| (&certificate[..], &key[..]));
@@ -202,6 +202,7 @@ fn settings(config: &Config) -> anyhow::Result<Settings> {
         reconnect_min: redis.reconnect_min.0,
         reconnect_max: redis.reconnect_max.0,
         beside_0_1: redis.beside_0_1,
+        refuse_wrong: redis.refuse_wrong,
         max_publication: config.limits.publication_bytes,
         address_interval: redis.address_interval.0,
     })
@@ -230,14 +231,14 @@ pub(super) fn apply_limits(app: &App, config: &Config) {
 }
 
 /// Eight random bytes as hex: the name of this process among the replicas.
-fn random_hex() -> anyhow::Result<String> {
+pub(super) fn random_hex() -> anyhow::Result<String> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("cannot get random bytes: {e}"))?;
     Ok(format!("{:016x}", u64::from_be_bytes(bytes)))
 }
 
 /// The replica's name. In Kubernetes it is the pod's.
-fn hostname() -> String {
+pub(super) fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "tollgate".to_owned() } else { name.to_owned() }

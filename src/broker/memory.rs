@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 
 use super::{
     Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health, History,
-    HistoryBounds, Store, Subscribed, Tracking,
+    HistoryBounds, Published, Store, Subscribed, Tracking,
 };
 use crate::channel::{ChannelName, Position, Publication, Retention};
 use crate::clock;
@@ -225,7 +225,7 @@ impl Broker for MemoryBroker {
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>> {
+    ) -> BrokerFuture<'_, Published> {
         let mut state = self.state.lock();
         state.sweep(Instant::now(), self.max_bytes);
 
@@ -245,7 +245,9 @@ impl Broker for MemoryBroker {
         });
 
         let (position, repeated) = position.map_or((None, false), |(p, again)| (Some(p), again));
+        let mut heard = if repeated { -1 } else { 0 };
         if !repeated && let Some((name, ())) = state.subscribed.get_key_value(channel) {
+            heard = 1;
             let channel = name.clone();
             let position = position.clone();
             let published = Some(clock::unix_micros());
@@ -259,7 +261,7 @@ impl Broker for MemoryBroker {
         }
 
         state.sweep(Instant::now(), self.max_bytes);
-        Box::pin(std::future::ready(Ok(position)))
+        Box::pin(std::future::ready(Ok(Published { position, heard: Some(heard) })))
     }
 
     fn history(

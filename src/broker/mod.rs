@@ -185,6 +185,56 @@ pub struct Durable {
     pub idempotency_key: Option<String>,
 }
 
+/// What became of a publication.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Published {
+    /// The position of a durable publication.
+    pub position: Option<Position>,
+    /// How many subscribing connections of replicas it was handed to; -1 if its idempotency key was known
+    /// already. `None` if the broker does not tell.
+    pub heard: Option<i64>,
+}
+
+/// A row of an outbox, to be published once.
+#[derive(Debug, Clone)]
+pub struct Row {
+    /// What tells it from all other rows for ever: `<number>:<uuid>`.
+    pub identity: String,
+    pub payload: Bytes,
+    /// How long the history is kept after its last event, in seconds, and how many events of it.
+    pub ttl: Option<u32>,
+    pub maxlen: Option<u32>,
+    /// An idempotency key, as for [`Durable`].
+    pub key: Option<String>,
+}
+
+/// What became of a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RowOutcome {
+    Published(Published),
+    /// It can never be published.
+    Refused(Said),
+}
+
+/// What became of the rows of one channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relayed {
+    /// In the order of the rows.
+    pub outcomes: Vec<RowOutcome>,
+    /// The identities of other rows of the channel that are guarded because they are not settled.
+    pub others_in_doubt: Vec<String>,
+}
+
+/// Why rows could not be published.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RelayError {
+    /// A relay of this later term has published on the channel.
+    #[error("a relay of the later term {0} has published on the channel")]
+    Stale(u64),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
 /// The end of a channel's history: `publications` are contiguous and end at `top`. There are fewer
 /// than `top.offset` if the rest was not kept or not asked for.
 #[derive(Debug, Clone)]
@@ -219,14 +269,13 @@ pub trait Broker: Send + Sync + 'static {
 
     fn unsubscribe(&self, channel: &ChannelName);
 
-    /// Publishes to all replicas; `Ok` means that the broker accepted the publication. The position
-    /// is that of a durable publication.
+    /// Publishes to all replicas; `Ok` means that the broker accepted the publication.
     fn publish(
         &self,
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>>;
+    ) -> BrokerFuture<'_, Published>;
 
     /// Reads the end of a channel's history; `None` if it has none.
     fn history(

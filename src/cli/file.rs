@@ -18,6 +18,12 @@ pub(super) struct File {
     config: Option<PathBuf>,
 }
 
+impl File {
+    pub(super) fn is_given(&self) -> bool {
+        self.config.is_some()
+    }
+}
+
 pub(super) fn problems(problems: &[Problem]) -> ExitCode {
     let list: Vec<_> = problems.iter().map(|p| format!("  {p}\n")).collect();
     let count = problems.len();

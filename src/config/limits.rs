@@ -46,6 +46,8 @@ impl Judge {
             ("redis.subscriber_connections", config.redis.subscriber_connections),
             ("broker.queue_messages", config.broker.queue_messages),
             ("broker.queue_bytes", config.broker.queue_bytes),
+            ("relay.batch_rows", config.relay.batch_rows),
+            ("relay.batch_bytes", config.relay.batch_bytes),
             ("auth.max_token_bytes", config.auth.max_token_bytes),
             ("auth.jwks.max_bytes", config.auth.jwks.max_bytes),
         ] {

@@ -32,6 +32,7 @@ pub struct Config {
     pub broker: Broker,
     pub history: History,
     pub redis: Redis,
+    pub relay: Relay,
     pub auth: Auth,
     #[serde(default)]
     pub channels: Vec<Channel>,
@@ -110,7 +111,24 @@ pub struct Redis {
     pub reconnect_min: Span,
     pub reconnect_max: Span,
     pub beside_0_1: bool,
+    pub refuse_wrong: bool,
     pub address_interval: Span,
+}
+
+/// The section `[relay]`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Relay {
+    pub url: Redacted,
+    pub password_file: String,
+    pub listen_url: Redacted,
+    pub ca_file: String,
+    pub schema: String,
+    pub poll_interval: Span,
+    pub retention: Span,
+    pub batch_rows: usize,
+    pub batch_bytes: usize,
+    pub connect_timeout: Span,
+    pub statement_timeout: Span,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]

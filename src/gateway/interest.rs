@@ -270,8 +270,8 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
+    use crate::broker::Published;
     use crate::broker::{BrokerFuture, Confirmation, Durable, Health, History, Said};
-    use crate::channel::Position;
 
     /// Records the calls, and confirms only when a test says so.
     #[derive(Default)]
@@ -293,8 +293,9 @@ mod tests {
             _: &ChannelName,
             _: Bytes,
             _: Option<Durable>,
-        ) -> BrokerFuture<'_, Option<Position>> {
-            Box::pin(std::future::ready(Ok(None)))
+        ) -> BrokerFuture<'_, Published> {
+            let published = Published { position: None, heard: None };
+            Box::pin(std::future::ready(Ok(published)))
         }
         fn history(&self, _: &ChannelName, _: HistoryBounds) -> BrokerFuture<'_, Option<History>> {
             Box::pin(std::future::ready(Ok(None)))

@@ -28,8 +28,8 @@ use tokio::sync::{Semaphore, mpsc};
 
 use crate::auth::Revocations;
 use crate::broker::{Broker, HistoryBounds, Store};
-pub use crate::broker::{BrokerError, Durable, Tracking};
-use crate::channel::{ChannelName, GapReason, Position};
+pub use crate::broker::{BrokerError, Durable, Published, Tracking};
+use crate::channel::{ChannelName, GapReason};
 use crate::hub::{Connection, Hub, SubscribeError};
 use crate::metrics;
 use crate::protocol::payload::{self, PayloadFault};
@@ -93,6 +93,8 @@ pub enum PublishError {
     Reserved(Kind),
     #[error("data: {0}")]
     Invalid(String),
+    #[error("channel: it has the id \"{0}\": the publisher had none")]
+    NoId(String),
     #[error(transparent)]
     Broker(#[from] BrokerError),
 }
@@ -264,7 +266,10 @@ impl Gateway {
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> Result<Option<Position>, PublishError> {
+    ) -> Result<Published, PublishError> {
+        if let Some(id) = channel.missing_id() {
+            return Err(PublishError::NoId(id.to_owned()));
+        }
         if payload.len() > self.max_publication.load(Ordering::Relaxed) {
             return Err(PublishError::TooLarge);
         }

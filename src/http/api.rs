@@ -53,9 +53,10 @@ impl ApiError {
 impl From<PublishError> for ApiError {
     fn from(error: PublishError) -> Self {
         match error {
-            PublishError::TooLarge | PublishError::Reserved(_) | PublishError::Invalid(_) => {
-                Self::bad_request(error.to_string())
-            }
+            PublishError::TooLarge
+            | PublishError::Reserved(_)
+            | PublishError::Invalid(_)
+            | PublishError::NoId(_) => Self::bad_request(error.to_string()),
             PublishError::Broker(_) => Self(100, error.to_string()),
         }
     }
@@ -196,7 +197,8 @@ struct Keep {
 /// The longest idempotency key in bytes.
 const MAX_IDEMPOTENCY_KEY: usize = 256;
 
-/// Publishes to one channel. The answer holds the position if the channel has a history.
+/// Publishes to one channel. The answer holds the position if the channel has a history, and how many
+/// replicas' connections the event was handed to.
 async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Keep) -> ApiResult {
     let idempotency_key = keep.idempotency_key.filter(|key| !key.is_empty());
     if idempotency_key.as_ref().is_some_and(|key| key.len() > MAX_IDEMPOTENCY_KEY) {
@@ -222,8 +224,16 @@ async fn publish_one(app: &App, channel: &ChannelName, payload: Bytes, keep: Kee
         None => None,
     };
 
-    let position = app.context.gateway.publish(channel, payload, durable).await?;
-    Ok(position.map_or_else(|| json!({}), |p| json!({ "offset": p.offset, "epoch": &*p.epoch })))
+    let published = app.context.gateway.publish(channel, payload, durable).await?;
+    let mut result = Map::new();
+    if let Some(position) = published.position {
+        result.insert("offset".to_owned(), position.offset.into());
+        result.insert("epoch".to_owned(), (*position.epoch).into());
+    }
+    if let Some(heard) = published.heard {
+        result.insert("heard".to_owned(), heard.into());
+    }
+    Ok(Value::Object(result))
 }
 
 /// The parameters of `broadcast`.

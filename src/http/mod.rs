@@ -19,6 +19,7 @@ mod mistaken;
 mod network;
 mod origins;
 mod refusals;
+mod relay_admin;
 mod seats;
 mod shared;
 pub mod socket;
@@ -31,6 +32,7 @@ use axum::routing::{any, get, post};
 use axum::{Router, middleware};
 
 pub use accept::{Clients, Listener, serve};
+pub use relay_admin::{RelayAdmin, relay_admin};
 pub use seats::Share;
 pub use shared::{App, Peer};
 

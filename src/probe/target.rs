@@ -237,7 +237,7 @@ impl Line {
 impl Tls {
     fn new(host: &str, ca: Option<&[u8]>) -> Result<Self, String> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let trust = Trust { given: ca, by_name: true, pinned: Vec::new() };
+        let trust = Trust { given: ca, by_name: true, ..Trust::default() };
         let inner = trust.verifier(&provider);
         let inner = inner.map_err(|e| if ca.is_some() { format!("--ca: {e}") } else { e })?;
 

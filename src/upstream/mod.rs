@@ -58,7 +58,7 @@ pub fn client(timeout: Duration, ca: Option<&[u8]>) -> Result<Client, String> {
         .user_agent(concat!("tollgate/", env!("CARGO_PKG_VERSION")));
 
     if let Some(pem) = ca {
-        let trust = Trust { given: Some(pem), by_name: true, pinned: Vec::new() };
+        let trust = Trust { given: Some(pem), by_name: true, ..Trust::default() };
         builder = builder.tls_backend_preconfigured(trust.client(None)?);
     }
 

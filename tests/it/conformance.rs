@@ -44,6 +44,7 @@ impl Subject {
             reconnect_min: Duration::from_millis(10),
             reconnect_max: Duration::from_millis(100),
             beside_0_1: false,
+            refuse_wrong: true,
             max_publication: 1 << 20,
             address_interval: Duration::from_secs(10),
         };
@@ -100,7 +101,8 @@ impl Subject {
 
     async fn publish(&self, channel: &ChannelName, payload: &str) {
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        assert_eq!(self.broker.publish(channel, payload, None).await, Ok(None));
+        let published = self.broker.publish(channel, payload, None).await.unwrap();
+        assert_eq!(published.position, None);
     }
 
     async fn publish_durable(&self, channel: &ChannelName, payload: &str, key: &str) -> Position {
@@ -108,7 +110,7 @@ impl Subject {
         let idempotency_key = (!key.is_empty()).then(|| key.to_owned());
         let durable = Durable { retention, idempotency_key };
         let payload = Bytes::copy_from_slice(payload.as_bytes());
-        self.broker.publish(channel, payload, Some(durable)).await.unwrap().unwrap()
+        self.broker.publish(channel, payload, Some(durable)).await.unwrap().position.unwrap()
     }
 
     /// The history's top offset and its payloads.

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tollgate::broker::memory::MemoryBroker;
 use tollgate::broker::{
     Broker, BrokerError, BrokerFuture, Confirmation, Durable, Event, Events, Health, History,
-    HistoryBounds, Store, Subscribed, Tracking,
+    HistoryBounds, Published, Store, Subscribed, Tracking,
 };
 use tollgate::channel::{ChannelName, GapReason, Position, Retention};
 use tollgate::gateway::{Gateway, NodeInfo};
@@ -112,7 +112,7 @@ impl Broker for Flaky {
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>> {
+    ) -> BrokerFuture<'_, Published> {
         self.inner.publish(channel, payload, durable)
     }
     fn history(

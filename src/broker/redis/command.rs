@@ -153,7 +153,7 @@ async fn check_library(
     server: &Server,
     master: &mut MasterConnection,
 ) -> RedisResult<()> {
-    let calls = match library::ensure(&mut master.connection, core.max_bytes()).await {
+    let calls = match library::ensure(&mut master.connection, &core.statement()).await {
         Ok(calls) => calls,
         Err(e) if Fault::of(&e).is_an_answer() => {
             let what = "Redis cannot load the function library at the moment";

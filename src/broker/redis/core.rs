@@ -17,6 +17,7 @@ use super::fault::{self, Fault};
 use super::library::{Calling, Calls};
 use super::masters::Directory;
 use super::settings::Settings;
+use super::stated::Statement;
 use crate::broker::{Events, Failure, Said};
 use crate::channel::ChannelName;
 use crate::logging;
@@ -148,7 +149,17 @@ impl Core {
     pub(super) fn calling(&self) -> Calling {
         let scripts = self.scripts.load(Ordering::Acquire);
         let calls = if scripts { Calls::Scripts } else { Calls::Functions };
-        Calling { calls, max_bytes: self.max_bytes() }
+        Calling { calls, statement: self.statement() }
+    }
+
+    /// What this gateway states in the function library.
+    pub(super) fn statement(&self) -> Statement {
+        Statement {
+            prefix: self.settings.prefix.clone(),
+            max_bytes: self.max_bytes(),
+            refuses: self.settings.refuse_wrong,
+            beside_0_1: self.settings.beside_0_1,
+        }
     }
 
     pub(super) fn max_bytes(&self) -> usize {

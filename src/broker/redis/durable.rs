@@ -5,12 +5,14 @@
 //! keeps (`history`).
 
 use bytes::Bytes;
+use redis::{RedisResult, Value};
 
 use super::commands::Commands;
 use super::connect::MasterConnection;
+use super::fault;
 use super::history::answered_position;
 use super::library::{self, MAX_OFFSET, PUBLISH};
-use crate::broker::{BrokerError, Durable};
+use crate::broker::{BrokerError, Durable, Published};
 use crate::channel::{ChannelName, Position};
 use crate::clock;
 
@@ -66,13 +68,13 @@ pub(super) fn stamped(payload: &[u8]) -> Vec<u8> {
     [head.as_bytes(), payload].concat()
 }
 
-/// Publishes and keeps. Returns the position.
+/// Publishes and keeps.
 pub(super) async fn publish(
     commands: &Commands,
     channel: &ChannelName,
     payload: &Bytes,
     durable: &Durable,
-) -> Result<Position, BrokerError> {
+) -> Result<Published, BrokerError> {
     let core = &commands.core;
     let key = core.key(channel);
     let ttl = durable.retention.ttl.as_secs().max(1).to_string();
@@ -80,14 +82,23 @@ pub(super) async fn publish(
     let idempotency = durable.idempotency_key.as_deref().unwrap_or_default();
     let arguments = [&**payload, ttl.as_bytes(), size.as_bytes(), idempotency.as_bytes()];
 
-    let calling = core.calling();
+    let calling = &core.calling();
     let key = key.as_str();
     let arguments = &arguments;
     let publish = |mut master: MasterConnection| async move {
-        let answer = library::call(&mut master.connection, calling, &PUBLISH, key, arguments);
-        answered_position(answer.await?)
+        let answer =
+            library::call::<Vec<Value>>(&mut master.connection, calling, &PUBLISH, key, arguments);
+        published(&answer.await?)
     };
     commands.on_master(key, |master| Box::pin(publish(master))).await
+}
+
+/// Converts the library's answer: offset, epoch, and by how many it was heard. The last is missing where the
+/// library serves version 0.1 too. A fourth element is a warning, which Redis has logged.
+pub(super) fn published(answer: &[Value]) -> RedisResult<Published> {
+    let [offset, epoch, rest @ ..] = answer else { return Err(fault::unexpected("no position")) };
+    let position = answered_position((fault::read(offset)?, fault::read(epoch)?))?;
+    Ok(Published { position: Some(position), heard: rest.first().map(fault::read).transpose()? })
 }
 
 #[cfg(test)]

@@ -106,7 +106,8 @@ pub(super) async fn open(
 ) -> RedisResult<Position> {
     let fence = core.fence_of(&master.replication_id).to_string();
     let connection = &mut master.connection.clone();
-    let answer = library::call(connection, core.calling(), &OPEN, key, &[fence.as_bytes()]).await?;
+    let answer =
+        library::call(connection, &core.calling(), &OPEN, key, &[fence.as_bytes()]).await?;
     answered_position(answer)
 }
 
@@ -139,7 +140,7 @@ async fn read_on(
     let bounds = bounds.each_ref().map(String::as_bytes);
 
     let answer: RedisResult<Vec<Value>> =
-        library::call(&mut connection, core.calling(), &HISTORY, key, &bounds).await;
+        library::call(&mut connection, &core.calling(), &HISTORY, key, &bounds).await;
     let mut answer = match answer {
         Err(e) if Fault::of(&e) == Fault::BadKey => {
             core.bad_key(&meta_key(key), &fault::describe(&e));

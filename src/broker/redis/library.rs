@@ -1,10 +1,11 @@
 //! The function library `tollgate`: its text, making sure that a server has it, and calling
 //! its entries.
 //!
-//! The text (`tollgate.lua`) is the contract with publishers. If the server has no functions, or
-//! does not permit them, the same text runs as a script. Not here: what the answers mean
-//! (`durable`, `history`).
+//! The text (`lua/`) is the contract with publishers. If the server has no functions, or
+//! does not permit them, the same text runs as a script. Not here: what gateways
+//! state in it (`stated`), and what the answers mean (`durable`, `history`, `rows`).
 
+use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 use redis::aio::MultiplexedConnection;
@@ -12,18 +13,21 @@ use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
 use sha1::{Digest as _, Sha1};
 
 use super::fault;
+use super::stated::{Stated, Statement};
+use crate::clock::unix_now;
 
 /// The function library assigns only offsets below this one.
 pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
-const LUA: &str = include_str!("tollgate.lua");
+/// The text: what is refused, then publishing and reading, then what the outbox's relay calls.
+const LUA: &str = concat!(
+    include_str!("lua/checks.lua"),
+    include_str!("lua/tollgate.lua"),
+    include_str!("lua/relay.lua")
+);
 
 /// The library of a newer gateway serves this version too, so it is never replaced by an older one.
-const VERSION: i64 = 4;
-
-/// The line of the text in which the loading gateway states the size limit of an event. As a script
-/// the text serves only this process, which has checked the size before.
-const LIMIT: &str = "local MAX_BYTES = 536870912\n";
+const VERSION: i64 = 5;
 
 /// How the entries of the library are called on a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,16 +37,18 @@ pub(super) enum Calls {
 }
 
 /// The text of the library as a server is given it.
-fn library(max_bytes: usize) -> String {
-    let text = LUA.replace(LIMIT, &format!("local MAX_BYTES = {max_bytes}\n"));
+fn library(stated: &Stated) -> String {
+    let text = stated.write_into(LUA);
     format!(
         "#!lua name=tollgate\n{text}\n\
          redis.register_function('tollgate_publish', publish)\n\
          redis.register_function('tollgate_open', open)\n\
+         redis.register_function('tollgate_relay', relay)\n\
+         redis.register_function('tollgate_settle', settle)\n\
          redis.register_function{{function_name='tollgate_history', \
          callback=history, flags={{'no-writes'}}}}\n\
-         redis.register_function{{function_name='tollgate_limit', \
-         callback=function() return MAX_BYTES end, flags={{'no-writes'}}}}\n\
+         redis.register_function{{function_name='tollgate_stated', \
+         callback=stated, flags={{'no-writes'}}}}\n\
          redis.register_function{{function_name='tollgate_version', \
          callback=function() return {VERSION} end, flags={{'no-writes'}}}}\n"
     )
@@ -69,25 +75,30 @@ pub(super) static OPEN: LazyLock<Entry> =
     LazyLock::new(|| Entry::new("tollgate_open", "open", "FCALL"));
 pub(super) static PUBLISH: LazyLock<Entry> =
     LazyLock::new(|| Entry::new("tollgate_publish", "publish", "FCALL"));
+pub(super) static RELAY: LazyLock<Entry> =
+    LazyLock::new(|| Entry::new("tollgate_relay", "relay", "FCALL"));
+pub(super) static SETTLE: LazyLock<Entry> =
+    LazyLock::new(|| Entry::new("tollgate_settle", "settle", "FCALL"));
 pub(super) static HISTORY: LazyLock<Entry> =
     LazyLock::new(|| Entry::new("tollgate_history", "history", "FCALL_RO"));
 
-/// Makes sure that the server has the library, in this version or a later one, and that it accepts
-/// events of that size: of several gateways' limits, the largest counts.
+/// Makes sure that the server has the library, in this version or a later one, and that the gateway
+/// stands in it.
 pub(super) async fn ensure(
     connection: &mut MultiplexedConnection,
-    max_bytes: usize,
+    statement: &Statement,
 ) -> RedisResult<Calls> {
-    match has(connection, max_bytes).await {
-        Ok(true) => return Ok(Calls::Functions),
-        Ok(false) => {}
+    let stated = match stated(connection).await {
+        Ok(Some(stated)) => stated,
+        Ok(None) => return Ok(Calls::Functions),
         Err(e) if is_unknown_command(&e) => return Ok(Calls::Scripts),
-        Err(e) if is_missing(&e) || e.code() == Some("NOPERM") => {}
+        Err(e) if is_missing(&e) || e.code() == Some("NOPERM") => Stated::default(),
         Err(e) => return Err(e),
-    }
+    };
+    let Some(stated) = stated.with(statement, unix_now()) else { return Ok(Calls::Functions) };
 
     let mut load = redis::cmd("FUNCTION");
-    load.arg("LOAD").arg("REPLACE").arg(library(max_bytes));
+    load.arg("LOAD").arg("REPLACE").arg(library(&stated));
     match fault::ask::<Value>(connection, &load).await {
         Ok(_) => Ok(Calls::Functions),
         Err(e) if is_unknown_command(&e) || e.code() == Some("NOPERM") => {
@@ -98,20 +109,23 @@ pub(super) async fn ensure(
     }
 }
 
-/// True if the server has the library, and accepts events of that size.
-async fn has(connection: &mut MultiplexedConnection, max_bytes: usize) -> RedisResult<bool> {
-    let number = |name: &str| {
+/// What gateways have stated in the library of this server; `None` if it is of a later version.
+async fn stated(connection: &mut MultiplexedConnection) -> RedisResult<Option<Stated>> {
+    let ask = |name: &str| {
         let mut call = redis::cmd("FCALL_RO");
         call.arg(name).arg(0);
         call
     };
 
-    let version: i64 = fault::ask(connection, &number("tollgate_version")).await?;
-    if version != VERSION {
-        return Ok(version > VERSION);
+    let version: i64 = fault::ask(connection, &ask("tollgate_version")).await?;
+    match version.cmp(&VERSION) {
+        Ordering::Greater => Ok(None),
+        Ordering::Less => Ok(Some(Stated::after_upgrade(unix_now()))),
+        Ordering::Equal => {
+            let answer: Vec<String> = fault::ask(connection, &ask("tollgate_stated")).await?;
+            Ok(Some(Stated::read(&answer)))
+        }
     }
-    let limit: usize = fault::ask(connection, &number("tollgate_limit")).await?;
-    Ok(limit >= max_bytes)
 }
 
 fn is_unknown_command(error: &RedisError) -> bool {
@@ -123,12 +137,12 @@ fn is_missing(error: &RedisError) -> bool {
     error.detail().is_some_and(|d| d.contains("Function not found"))
 }
 
-/// What a call depends on: how entries are called on the server, and the limit with which a missing
-/// library is loaded.
-#[derive(Debug, Clone, Copy)]
+/// What a call depends on: how entries are called on the server, and what a missing library is
+/// loaded with.
+#[derive(Debug, Clone)]
 pub(super) struct Calling {
     pub(super) calls: Calls,
-    pub(super) max_bytes: usize,
+    pub(super) statement: Statement,
 }
 
 /// The key of a history's fields.
@@ -139,7 +153,7 @@ pub(super) fn meta_key(key: &str) -> String {
 /// Calls an entry of the library.
 pub(super) async fn call<T: FromRedisValue>(
     connection: &mut MultiplexedConnection,
-    Calling { calls, max_bytes }: Calling,
+    Calling { calls, statement }: &Calling,
     entry: &Entry,
     key: &str,
     arguments: &[&[u8]],
@@ -157,7 +171,7 @@ pub(super) async fn call<T: FromRedisValue>(
             let function = with(redis::cmd(entry.call).arg(entry.function));
             match fault::ask(connection, &function).await {
                 Err(e) if is_missing(&e) => {
-                    ensure(connection, max_bytes).await?;
+                    ensure(connection, statement).await?;
                     fault::ask(connection, &function).await
                 }
                 answer => answer,
@@ -180,8 +194,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_gateways_limit_stands_in_the_library() {
-        assert!(LUA.contains(LIMIT));
-        assert!(library(1234).contains("local MAX_BYTES = 1234\n"));
+    fn what_gateways_state_has_a_place_in_the_text() {
+        let statement =
+            Statement { prefix: "ws:".into(), max_bytes: 1234, refuses: true, beside_0_1: false };
+        let stated = Stated::after_upgrade(5).with(&statement, 5).unwrap();
+        let text = library(&stated);
+        assert!(text.contains("['ws:'] = {seen = 5, bytes = 1234, lenient = 0, beside = 0}"));
+        assert!(text.contains("local GRACE = 604805\n"));
     }
 }

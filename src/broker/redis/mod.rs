@@ -28,8 +28,10 @@ mod library;
 mod login;
 mod masters;
 mod routes;
+mod rows;
 mod sentinel;
 mod settings;
+mod stated;
 mod store;
 mod stream;
 mod subscribing;
@@ -59,9 +61,9 @@ pub use self::tap::fuzzing as tap_fuzzing;
 use self::upkeep::Readiness;
 use super::{
     Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, HistoryBounds,
-    Silence, Tracking,
+    Published, RelayError, Relayed, Row, Silence, Tracking,
 };
-use crate::channel::{ChannelName, Position};
+use crate::channel::ChannelName;
 use crate::lifecycle;
 use crate::metrics;
 use crate::redis_url::{Target, Topology, UrlError};
@@ -131,6 +133,36 @@ impl RedisBroker {
     }
 }
 
+/// What the relay of an outbox needs.
+impl RedisBroker {
+    /// Publishes rows of one channel in their order, each once, however often it is called.
+    ///
+    /// # Errors
+    /// None of the rows may have been published, or all of them: only another call tells.
+    pub async fn relay(
+        &self,
+        channel: &ChannelName,
+        term: u64,
+        rows: &[Row],
+    ) -> Result<Relayed, RelayError> {
+        rows::publish(&self.commands, channel, term, rows).await
+    }
+
+    /// Says that rows are marked in their database and need no guard any more. Returns how many of
+    /// the channel still have one.
+    ///
+    /// # Errors
+    /// The rows keep their guard.
+    pub async fn settle(
+        &self,
+        channel: &ChannelName,
+        term: u64,
+        identities: &[String],
+    ) -> Result<usize, RelayError> {
+        rows::settle(&self.commands, channel, term, identities).await
+    }
+}
+
 impl Broker for RedisBroker {
     fn subscribe(&self, channel: &ChannelName, tracking: Tracking, confirmation: Confirmation) {
         self.routes.subscribe(channel, tracking, Some(confirmation));
@@ -145,18 +177,17 @@ impl Broker for RedisBroker {
         channel: &ChannelName,
         payload: Bytes,
         durable: Option<Durable>,
-    ) -> BrokerFuture<'_, Option<Position>> {
+    ) -> BrokerFuture<'_, Published> {
         let channel = channel.clone();
 
         Box::pin(async move {
             match durable {
-                Some(kept) => {
-                    durable::publish(&self.commands, &channel, &payload, &kept).await.map(Some)
-                }
+                Some(kept) => durable::publish(&self.commands, &channel, &payload, &kept).await,
                 None => {
                     let key = self.core.key(&channel);
                     let message = durable::stamped(&payload);
-                    self.commands.publish_plain(&key, &message).await.map(|_| None)
+                    let heard = self.commands.publish_plain(&key, &message).await?;
+                    Ok(Published { position: None, heard: i64::try_from(heard).ok() })
                 }
             }
         })

@@ -31,6 +31,8 @@ pub struct Settings {
     pub reconnect_max: Duration,
     /// True if replicas of version 0.1 run on the same Redis.
     pub beside_0_1: bool,
+    /// True if the function library refuses mistakes of publishers, false if it only warns.
+    pub refuse_wrong: bool,
     /// The initial limit for publications that are delivered whole, in bytes.
     pub max_publication: usize,
     /// How often a server's address is checked for a change.

@@ -87,7 +87,7 @@ fn settle(core: &Core, (writes, server): (&Writes, &Server), refusal: Option<Str
 async fn attempt(core: &Core, master: &mut MasterConnection, key: &str) -> RedisResult<()> {
     let arguments: [&[u8]; 3] = [b"{}", b"60", b"1"];
     let connection = &mut master.connection;
-    library::call::<Value>(connection, core.calling(), &PUBLISH, key, &arguments).await?;
+    library::call::<Value>(connection, &core.calling(), &PUBLISH, key, &arguments).await?;
 
     let mut end = redis::cmd("PEXPIRE");
     end.arg(meta_key(key)).arg(KEPT_MS);

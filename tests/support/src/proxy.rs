@@ -88,6 +88,14 @@ impl Proxy {
     pub fn set(&self, mode: Mode) {
         self.mode.send_replace(mode);
     }
+
+    /// Changes what the proxy does, from within [`Self::before`].
+    pub fn setter(&self) -> impl Fn(Mode) + Send + 'static {
+        let modes = Arc::clone(&self.mode);
+        move |mode| {
+            modes.send_replace(mode);
+        }
+    }
 }
 
 impl Drop for Proxy {

@@ -1,0 +1,152 @@
+-- The function library "tollgate", third part: rows of an outbox, each once into its channel's history,
+-- whatever dies between the database and here, and for however long.
+--
+-- The hash beside a channel's history has two more fields:
+--   t  the highest term of a relay that has published here: a relay takes a new one, out of its
+--      database, when it begins to lead and whenever it has lost Redis. A call of a lower term was on
+--      its way too long, or comes from a relay that leads no more, and is refused.
+--   g  the rows in doubt, each as <id>:<uuid>:<offset> behind a space: published, but not known to
+--      be marked in the database. While there are any the hash does not expire.
+
+local MAX_IN_DOUBT = 1024
+-- How much of the history is looked through for rows whose mark the database may have lost.
+local LOOK_ENTRIES = 64
+local LOOK_BYTES = 262144
+
+-- The rows in doubt, as offsets by identity.
+local function in_doubt(state)
+  local rows, count = {}, 0
+  for identity, offset in string.gmatch(state.guarded or '', '(%d+:[%x-]+):(%d+)') do
+    rows[identity] = tonumber(offset)
+    count = count + 1
+  end
+  return rows, count
+end
+
+-- A database that was promoted, or restored, may have forgotten that it marked a row. What the history
+-- still has is known by its identity.
+local function add_kept(state, rows)
+  local from, to = state.epoch .. '-1', state.epoch .. '-' .. string.format('%.0f', state.offset)
+  local seen, size = 0, 0
+  while seen < LOOK_ENTRIES and size < LOOK_BYTES do
+    local chunk = redis.pcall('XREVRANGE', meta_key(state.key) .. ':stream', to, from, 'COUNT', 4)
+    if chunk.err or #chunk == 0 then
+      return
+    end
+    for _, entry in ipairs(chunk) do
+      local offset = tonumber(string.match(entry[1], '%-(%d+)$'))
+      if entry[2][3] == 'i' and entry[2][4] then
+        rows[entry[2][4]] = offset
+      end
+      seen, size = seen + 1, size + #(entry[2][2] or '')
+      if not offset or offset <= 1 then
+        return
+      end
+      to = state.epoch .. '-' .. string.format('%.0f', offset - 1)
+    end
+  end
+end
+
+-- Publishes one row. Answers [offset, epoch, heard], or why not as a text.
+local function publish_row(state, row)
+  local ttl, maxlen, idempotency = keeping(row.ttl, row.maxlen, row.idempotency)
+  local refused = wrong_arguments(ttl, maxlen, idempotency) or judge(state.key, row.payload, false)
+  if refused then
+    return refused
+  end
+  if state.known[row.identity] then
+    return {state.known[row.identity], state.epoch, -1}
+  end
+  local answer = answered(state.key, idempotency)
+  if answer then
+    return answer
+  end
+
+  local failed, heard = keep(state, row.payload, ttl, maxlen, idempotency, row.identity)
+  return failed or {state.offset, state.epoch, heard}
+end
+
+-- FCALL tollgate_relay 1 <prefix><channel> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...
+-- answers the identities in doubt that the call did not name, and then for each row [offset, epoch,
+-- heard], or a text that says why it can never be published. STALE: the term is over.
+local function relay(keys, args)
+  local key, term = keys[1], digits(args[1], MAX_EXACT)
+  if not key or not term or #args < 6 or (#args - 1) % 5 ~= 0 then
+    return redis.error_reply('ERR tollgate_relay 1 <prefix><channel> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...')
+  end
+  local state = current(key, 0)
+  local before = tonumber(state.term or '0')
+  if term < before then
+    return redis.error_reply('STALE ' .. state.term .. ' is the term of another relay')
+  end
+  local denied = forbidden(state, '')
+  if denied then
+    return redis.error_reply(denied)
+  end
+
+  local known, count = in_doubt(state)
+  if count + (#args - 1) / 5 > MAX_IN_DOUBT then
+    return redis.error_reply('ERR more than ' .. MAX_IN_DOUBT .. ' rows are in doubt')
+  end
+  local left = {}
+  for identity in pairs(known) do
+    left[identity] = true
+  end
+  if term > before then
+    state.term = args[1]
+    redis.call('HSET', meta_key(key), 't', state.term)
+    if before > 0 then
+      add_kept(state, known)
+    end
+  end
+
+  redis.call('PERSIST', meta_key(key))
+  state.guarded, state.known = state.guarded or '', known
+  local answer = {{}}
+  for at = 2, #args, 5 do
+    local row = {identity = args[at], payload = args[at + 1], ttl = args[at + 2], maxlen = args[at + 3],
+      idempotency = args[at + 4]}
+    local outcome = publish_row(state, row)
+    if outcome.err then
+      return outcome
+    end
+    answer[#answer + 1] = outcome
+    left[row.identity] = nil
+  end
+  if state.guarded == '' then
+    redis.call('PEXPIRE', meta_key(key), META_MS)
+  end
+  for identity in pairs(left) do
+    table.insert(answer[1], identity)
+  end
+  return answer
+end
+
+-- FCALL tollgate_settle 1 <prefix><channel> <term> <identity>...: these rows are marked. Answers how
+-- many remain in doubt.
+local function settle(keys, args)
+  local key, term = keys[1], digits(args[1], MAX_EXACT)
+  local state = current(key, 0)
+  if not term or term < tonumber(state.term or '0') then
+    return redis.error_reply('STALE ' .. (state.term or '0') .. ' is the term of another relay')
+  end
+  local marked = {}
+  for at = 2, #args do
+    marked[args[at]] = true
+  end
+  local rest = {}
+  for identity, offset in string.gmatch(state.guarded or '', '(%d+:[%x-]+):(%d+)') do
+    if not marked[identity] then
+      rest[#rest + 1] = identity .. ':' .. offset
+    end
+  end
+
+  local meta = meta_key(key)
+  if #rest > 0 then
+    redis.call('HSET', meta, 'g', table.concat(rest, ' '))
+  else
+    redis.call('HDEL', meta, 'g')
+    redis.call('PEXPIRE', meta, math.max(META_MS, redis.call('PTTL', meta .. ':stream')))
+  end
+  return #rest
+end

@@ -1,0 +1,224 @@
+//! Connections to PostgreSQL: TLS, deadlines, notifications, and errors fit for a log.
+//!
+//! Not here: what is asked (`schema`, `leadership`, `outbox`). Invariant: nothing waits for the database
+//! without an end; a connection that was late once is not used again. Statements are never prepared, so
+//! that a pooler may stand between.
+
+use std::future::poll_fn;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, NoTls, Row};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::address::{Address, Tls};
+use crate::lifecycle;
+use crate::tls::Trust;
+
+/// What went wrong, without anything that could hold a credential or an event.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum DatabaseError {
+    #[error("cannot connect to PostgreSQL at {servers}: {why}")]
+    Connect { servers: String, why: String },
+    #[error("PostgreSQL did not answer within {0:?}")]
+    Late(Duration),
+    #[error("PostgreSQL: {0}")]
+    Said(String),
+}
+
+impl From<tokio_postgres::Error> for DatabaseError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Said(describe(&error))
+    }
+}
+
+/// An error's text. The detail is left out: it may quote rows.
+fn describe(error: &tokio_postgres::Error) -> String {
+    if let Some(error) = error.as_db_error() {
+        return format!("{} ({})", error.message(), error.code().code());
+    }
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// The parameters of a statement, each with its type.
+pub(crate) type Parameters<'p> = &'p [(&'p (dyn ToSql + Sync), Type)];
+
+/// How to reach a database.
+#[derive(Clone)]
+pub(crate) struct Database {
+    address: Address,
+    tls: Option<MakeRustlsConnect>,
+    connect_timeout: Duration,
+    statement_timeout: Duration,
+}
+
+impl Database {
+    /// # Errors
+    /// The file of authorities cannot be used.
+    pub(crate) fn new(
+        mut address: Address,
+        connect_timeout: Duration,
+        statement_timeout: Duration,
+    ) -> Result<Self, String> {
+        let tls = match address.tls {
+            Tls::Off => None,
+            Tls::Offered | Tls::Required | Tls::Verified => Some(connector(&address)?),
+        };
+        // A server that vanishes is noticed.
+        let config = &mut address.config;
+        config.connect_timeout(connect_timeout);
+        config.keepalives_idle(Duration::from_secs(5));
+        config.keepalives_interval(Duration::from_secs(2)).keepalives_retries(3);
+        config.tcp_user_timeout(statement_timeout);
+        Ok(Self { address, tls, connect_timeout, statement_timeout })
+    }
+
+    pub(crate) fn servers(&self) -> String {
+        self.address.servers()
+    }
+
+    /// True if events and password may travel in the clear between machines.
+    pub(crate) fn may_be_overheard(&self) -> bool {
+        matches!(self.address.tls, Tls::Off | Tls::Offered) && !self.address.is_local()
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// Why there is none.
+    pub(crate) async fn connect(&self) -> Result<Connection, DatabaseError> {
+        let failed = |why: String| DatabaseError::Connect { servers: self.servers(), why };
+        let config = self.address.with_password().await.map_err(|e| failed(e.to_string()))?;
+        let woken = Arc::new(Notify::new());
+        let opened = async {
+            match &self.tls {
+                Some(tls) => {
+                    let (client, connection) = config.connect(tls.clone()).await?;
+                    Ok((client, drive(connection, Arc::clone(&woken))))
+                }
+                None => {
+                    let (client, connection) = config.connect(NoTls).await?;
+                    Ok((client, drive(connection, Arc::clone(&woken))))
+                }
+            }
+        };
+
+        // The library's time-out counts for each host.
+        let hosts = u32::try_from(config.get_hosts().len()).unwrap_or(1).max(1);
+        let opened = timeout(self.connect_timeout * (hosts + 1), opened).await;
+        let opened = opened.map_err(|_| failed("it did not answer in time".to_owned()))?;
+        let (client, driver) = opened.map_err(|e: tokio_postgres::Error| failed(describe(&e)))?;
+        Ok(Connection { client, driver, woken, within: self.statement_timeout })
+    }
+}
+
+fn connector(address: &Address) -> Result<MakeRustlsConnect, String> {
+    let read = |path: &PathBuf| std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()));
+    let given = address.ca_file.as_ref().map(read).transpose()?;
+    let unchecked = match address.tls {
+        Tls::Verified => false,
+        Tls::Required => given.is_none(),
+        Tls::Off | Tls::Offered => true,
+    };
+    let trust =
+        Trust { given: given.as_deref(), by_name: true, any: unchecked, ..Trust::default() };
+    Ok(MakeRustlsConnect::new(trust.client(None)?))
+}
+
+/// Runs a connection's protocol, and wakes whoever waits for a notification. At the end of the
+/// connection it wakes too, so that nobody waits for one that never comes.
+fn drive<S, T>(
+    mut connection: tokio_postgres::Connection<S, T>,
+    woken: Arc<Notify>,
+) -> JoinHandle<()>
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    lifecycle::spawn("postgres", async move {
+        loop {
+            match poll_fn(|context| connection.poll_message(context)).await {
+                Some(Ok(AsyncMessage::Notification(_))) => woken.notify_one(),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return woken.notify_one(),
+            }
+        }
+    })
+}
+
+/// An open connection. It is closed when it is dropped.
+pub(crate) struct Connection {
+    client: Client,
+    driver: JoinHandle<()>,
+    /// Notified by NOTIFY, and when the connection ends.
+    pub(crate) woken: Arc<Notify>,
+    within: Duration,
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+impl Connection {
+    /// Runs a statement, and returns its rows.
+    ///
+    /// # Errors
+    /// The database's own, or that it was late. The connection may not be used again then.
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        let answer = timeout(self.within, self.client.query_typed(sql, parameters)).await;
+        Ok(answer.map_err(|_| DatabaseError::Late(self.within))??)
+    }
+
+    /// Runs a statement that answers one row.
+    ///
+    /// # Errors
+    /// As [`Self::query`], or there is no row.
+    pub(crate) async fn one(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, DatabaseError> {
+        let mut rows = self.query(sql, parameters).await?;
+        rows.pop().ok_or_else(|| DatabaseError::Said("no row where one was expected".to_owned()))
+    }
+
+    /// Runs statements without parameters.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub(crate) async fn run(&self, sql: &str) -> Result<(), DatabaseError> {
+        let answer = timeout(self.within, self.client.batch_execute(sql)).await;
+        Ok(answer.map_err(|_| DatabaseError::Late(self.within))??)
+    }
+}
+
+/// The value of a column.
+///
+/// # Errors
+/// The column has another type, or none.
+pub(crate) fn column<'r, T: tokio_postgres::types::FromSql<'r>>(
+    row: &'r Row,
+    at: usize,
+) -> Result<T, DatabaseError> {
+    Ok(row.try_get(at)?)
+}

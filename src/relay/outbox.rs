@@ -1,0 +1,290 @@
+//! The outbox in PostgreSQL: reading rows that wait, marking what was published, burying what never can
+//! be, deleting what is old.
+//!
+//! Not here: publishing, and who may do all this (`leadership`). Invariant: rows are found by their state,
+//! never behind a cursor, because a transaction that commits late brings lower ids than have been seen.
+
+use std::time::Duration;
+
+use tokio_postgres::types::Type;
+
+use super::connection::{Connection, DatabaseError, column};
+use crate::broker::Said;
+
+/// How many old rows are deleted at once.
+const PURGED_AT_ONCE: i64 = 5000;
+
+/// Pending rows are counted up to here.
+const COUNTED: i64 = 1_000_000;
+
+/// A row that waits.
+#[derive(Debug, Clone)]
+pub(super) struct Pending {
+    pub(super) id: i64,
+    pub(super) uuid: String,
+    pub(super) channel: String,
+    /// The event; `None` if it is larger than the limit.
+    pub(super) payload: Option<String>,
+    pub(super) bytes: i64,
+    pub(super) key: Option<String>,
+    pub(super) ttl: Option<i32>,
+    pub(super) maxlen: Option<i32>,
+}
+
+impl Pending {
+    /// What tells the row from all others, for the guard in Redis.
+    pub(super) fn identity(&self) -> String {
+        format!("{}:{}", self.id, self.uuid)
+    }
+}
+
+/// What is read at once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bounds {
+    pub(super) rows: usize,
+    /// Bytes of all events; at least one row is read.
+    pub(super) bytes: usize,
+    /// Larger events are not read.
+    pub(super) event_bytes: usize,
+}
+
+/// A row that was published, and where.
+#[derive(Debug, Clone)]
+pub(super) struct Mark {
+    pub(super) id: i64,
+    pub(super) offset: i64,
+    pub(super) epoch: String,
+}
+
+/// A row that can never be published, and why.
+#[derive(Debug, Clone)]
+pub(super) struct Dead {
+    pub(super) id: i64,
+    pub(super) reason: &'static str,
+    pub(super) explanation: Said,
+}
+
+/// How the outbox stands.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub(crate) struct Counts {
+    /// Rows that wait, up to a million.
+    pub(crate) pending: i64,
+    /// The age of the oldest of them, in seconds.
+    pub(crate) oldest: f64,
+    pub(crate) dead: i64,
+}
+
+/// The tables of one schema.
+#[derive(Debug, Clone)]
+pub(crate) struct Outbox {
+    schema: String,
+}
+
+impl Outbox {
+    /// `schema` is a plain identifier.
+    pub(crate) fn new(schema: &str) -> Self {
+        Self { schema: schema.to_owned() }
+    }
+
+    /// Reads rows that wait, in the order of their ids, but none of these channels.
+    pub(super) async fn read(
+        &self,
+        connection: &Connection,
+        bounds: Bounds,
+        without: &[String],
+    ) -> Result<Vec<Pending>, DatabaseError> {
+        let sql = format!(
+            "SELECT id, uuid::text, channel, CASE WHEN bytes <= $3 THEN payload::text END, bytes, key, ttl, maxlen \
+             FROM (SELECT *, sum(least(bytes, $3)) OVER (ORDER BY id) - least(bytes, $3) AS before \
+               FROM (SELECT *, octet_length(payload::text)::bigint AS bytes FROM {}.tollgate_outbox \
+                 WHERE published_at IS NULL AND channel <> ALL ($4) ORDER BY id LIMIT $1) AS first) AS summed \
+             WHERE before < $2 ORDER BY id",
+            self.schema
+        );
+        let (rows, bytes, event) =
+            (bounds.rows as i64, bounds.bytes as i64, bounds.event_bytes as i64);
+        let parameters: super::connection::Parameters<'_> = &[
+            (&rows, Type::INT8),
+            (&bytes, Type::INT8),
+            (&event, Type::INT8),
+            (&without, Type::TEXT_ARRAY),
+        ];
+        let rows = connection.query(&sql, parameters).await?;
+
+        rows.iter()
+            .map(|row| {
+                Ok(Pending {
+                    id: column(row, 0)?,
+                    uuid: column(row, 1)?,
+                    channel: column(row, 2)?,
+                    payload: column(row, 3)?,
+                    bytes: column(row, 4)?,
+                    key: column(row, 5)?,
+                    ttl: column(row, 6)?,
+                    maxlen: column(row, 7)?,
+                })
+            })
+            .collect()
+    }
+
+    /// Marks rows as published. Returns for each how long it waited, in seconds.
+    pub(super) async fn mark(
+        &self,
+        connection: &Connection,
+        marks: &[Mark],
+    ) -> Result<Vec<f64>, DatabaseError> {
+        let sql = format!(
+            "UPDATE {}.tollgate_outbox AS o \
+             SET published_at = clock_timestamp(), \"offset\" = m.at, epoch = m.epoch \
+             FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m(id, at, epoch) \
+             WHERE o.id = m.id AND o.published_at IS NULL \
+             RETURNING extract(epoch FROM o.published_at - o.created_at)::float8",
+            self.schema
+        );
+        let ids: Vec<_> = marks.iter().map(|mark| mark.id).collect();
+        let offsets: Vec<_> = marks.iter().map(|mark| mark.offset).collect();
+        let epochs: Vec<_> = marks.iter().map(|mark| &*mark.epoch).collect();
+        let rows = connection
+            .query(
+                &sql,
+                &[
+                    (&ids, Type::INT8_ARRAY),
+                    (&offsets, Type::INT8_ARRAY),
+                    (&epochs, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
+        rows.iter().map(|row| column(row, 0)).collect()
+    }
+
+    /// Moves rows to the dead ones.
+    pub(super) async fn bury(
+        &self,
+        connection: &Connection,
+        dead: &[Dead],
+    ) -> Result<(), DatabaseError> {
+        let columns = "id, uuid, channel, payload, key, ttl, maxlen, traceparent, created_at";
+        let sql = format!(
+            "WITH given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) \
+                 AS g(given_id, reason, explanation)), \
+               gone AS (DELETE FROM {0}.tollgate_outbox AS o USING given \
+                 WHERE o.id = given_id AND o.published_at IS NULL RETURNING o.*) \
+             INSERT INTO {0}.tollgate_outbox_dead ({columns}, reason, explanation) \
+             SELECT {columns}, reason, explanation FROM gone JOIN given ON given_id = id",
+            self.schema
+        );
+        let ids: Vec<_> = dead.iter().map(|dead| dead.id).collect();
+        let reasons: Vec<_> = dead.iter().map(|dead| dead.reason).collect();
+        let explanations: Vec<_> = dead.iter().map(|dead| dead.explanation.to_string()).collect();
+        let parameters: super::connection::Parameters<'_> = &[
+            (&ids, Type::INT8_ARRAY),
+            (&reasons, Type::TEXT_ARRAY),
+            (&explanations, Type::TEXT_ARRAY),
+        ];
+        connection.query(&sql, parameters).await?;
+        Ok(())
+    }
+
+    /// Of these ids, those of rows that still wait, with their identities.
+    pub(super) async fn still_pending(
+        &self,
+        connection: &Connection,
+        ids: &[i64],
+    ) -> Result<Vec<String>, DatabaseError> {
+        let sql = format!(
+            "SELECT id || ':' || uuid FROM {}.tollgate_outbox WHERE id = ANY ($1) AND published_at IS NULL",
+            self.schema
+        );
+        let rows = connection.query(&sql, &[(&ids, Type::INT8_ARRAY)]).await?;
+        rows.iter().map(|row| column(row, 0)).collect()
+    }
+
+    /// The channels and identities of the rows that were published last. A relay that died may have
+    /// marked them without settling.
+    pub(super) async fn published_last(
+        &self,
+        connection: &Connection,
+        count: usize,
+    ) -> Result<Vec<(String, String)>, DatabaseError> {
+        let sql = format!(
+            "SELECT channel, id || ':' || uuid FROM {}.tollgate_outbox \
+             WHERE published_at IS NOT NULL ORDER BY published_at DESC LIMIT $1",
+            self.schema
+        );
+        let rows = connection.query(&sql, &[(&(count as i64), Type::INT8)]).await?;
+        rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?))).collect()
+    }
+
+    /// Deletes published rows of these ids.
+    pub(super) async fn delete(
+        &self,
+        connection: &Connection,
+        ids: &[i64],
+    ) -> Result<(), DatabaseError> {
+        let sql = format!(
+            "DELETE FROM {}.tollgate_outbox WHERE id = ANY ($1) AND published_at IS NOT NULL",
+            self.schema
+        );
+        connection.query(&sql, &[(&ids, Type::INT8_ARRAY)]).await.map(drop)
+    }
+
+    /// Deletes some rows that were published longer ago than this. Returns true if there may be more.
+    pub(super) async fn purge(
+        &self,
+        connection: &Connection,
+        retention: Duration,
+    ) -> Result<bool, DatabaseError> {
+        let sql = format!(
+            "WITH gone AS (DELETE FROM {0}.tollgate_outbox WHERE id IN (SELECT id FROM {0}.tollgate_outbox \
+               WHERE published_at < clock_timestamp() - $1 * interval '1 second' \
+               ORDER BY published_at LIMIT $2) AND published_at IS NOT NULL RETURNING 1) \
+             SELECT count(*) FROM gone",
+            self.schema
+        );
+        let seconds = retention.as_secs_f64();
+        let row = connection
+            .one(&sql, &[(&seconds, Type::FLOAT8), (&PURGED_AT_ONCE, Type::INT8)])
+            .await?;
+        Ok(column::<i64>(&row, 0)? == PURGED_AT_ONCE)
+    }
+
+    /// Counts what waits and what is dead.
+    pub(crate) async fn count(&self, connection: &Connection) -> Result<Counts, DatabaseError> {
+        let sql = format!(
+            "SELECT (SELECT count(*) FROM (SELECT FROM {0}.tollgate_outbox WHERE published_at IS NULL \
+                 LIMIT {COUNTED}) AS waiting), \
+               coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 \
+                 FROM {0}.tollgate_outbox WHERE published_at IS NULL ORDER BY id LIMIT 1), 0), \
+               (SELECT count(*) FROM {0}.tollgate_outbox_dead)",
+            self.schema
+        );
+        let row = connection.one(&sql, &[]).await?;
+        Ok(Counts {
+            pending: column(&row, 0)?,
+            oldest: column::<f64>(&row, 1)?.max(0.0),
+            dead: column(&row, 2)?,
+        })
+    }
+
+    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. Returns how many.
+    ///
+    /// # Errors
+    /// The database's own.
+    pub(crate) async fn retry(
+        &self,
+        connection: &Connection,
+        ids: Option<&[i64]>,
+    ) -> Result<i64, DatabaseError> {
+        let columns = "uuid, channel, payload, key, ttl, maxlen, traceparent";
+        let sql = format!(
+            "WITH back AS (DELETE FROM {0}.tollgate_outbox_dead WHERE $1 OR id = ANY ($2) RETURNING *), \
+               put AS (INSERT INTO {0}.tollgate_outbox ({columns}) SELECT {columns} FROM back ORDER BY id \
+                 ON CONFLICT DO NOTHING RETURNING 1) \
+             SELECT count(*) FROM put",
+            self.schema
+        );
+        let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
+        let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
+        column(&row, 0)
+    }
+}

@@ -1,0 +1,69 @@
+//! Channels whose rows Redis refuses at the moment: they wait, and hold up nobody.
+//!
+//! Invariant: the number of channels is bounded. Beyond it, further ones are tried with each batch.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const MOST: usize = 1000;
+const FIRST: Duration = Duration::from_secs(1);
+const LONGEST: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct SetAside {
+    /// Until when, and how long that is.
+    channels: HashMap<String, (Instant, Duration)>,
+}
+
+impl SetAside {
+    /// Sets a channel aside, each time for longer.
+    pub(super) fn put(&mut self, channel: &str) {
+        if self.channels.len() >= MOST && !self.channels.contains_key(channel) {
+            return;
+        }
+        let last = self.channels.get(channel).map(|(_, wait)| *wait);
+        let wait = last.map_or(FIRST, |wait| (wait * 2).min(LONGEST));
+        self.channels.insert(channel.to_owned(), (Instant::now() + wait, wait));
+    }
+
+    /// Forgets that a channel failed.
+    pub(super) fn forgive(&mut self, channel: &str) {
+        if !self.channels.is_empty() {
+            self.channels.remove(channel);
+        }
+    }
+
+    /// The channels that are set aside now.
+    pub(super) fn now(&self) -> Vec<String> {
+        let now = Instant::now();
+        let waiting = self.channels.iter().filter(|(_, (until, _))| *until > now);
+        waiting.map(|(channel, _)| channel.clone()).collect()
+    }
+
+    /// How long until the next channel is due.
+    pub(super) fn next(&self) -> Duration {
+        let now = Instant::now();
+        let ends = self.channels.values().map(|(until, _)| until.saturating_duration_since(now));
+        ends.filter(|wait| !wait.is_zero()).min().unwrap_or(LONGEST)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn channels_wait_longer_each_time_and_others_do_not() {
+        let mut aside = SetAside::default();
+        aside.put("a");
+        assert_eq!((aside.now(), aside.next()), (vec!["a".to_owned()], FIRST));
+        tokio::time::advance(FIRST).await;
+        assert!(aside.now().is_empty(), "tried again");
+        aside.put("a");
+        assert_eq!(aside.next(), FIRST * 2);
+        aside.forgive("a");
+        assert_eq!(aside.next(), LONGEST);
+    }
+}

@@ -1,0 +1,466 @@
+//! The outbox and its relay: what is committed is in the channel's history once, whatever dies.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+use tollgate_support::client::Client;
+use tollgate_support::eventually;
+use tollgate_support::postgres::{DATABASE, Postgres, RELAY};
+use tollgate_support::proxy::{Mode, Proxy};
+use tollgate_support::redis::Redis;
+use tollgate_support::relay::Relay;
+
+use crate::gateway;
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_tollgate");
+
+/// A long history, so that nothing is trimmed before it is looked at.
+const RULES: &str = "[[channels]]\npattern = \"user:{user}\"\nallow = \"owner\"\nauto_subscribe = true\n\
+                     history = { size = 100000, ttl = \"1h\", plain = false }\n";
+
+/// Both sides of a relay.
+struct Shop {
+    postgres: Postgres,
+    redis: Redis,
+}
+
+impl Shop {
+    async fn start() -> Self {
+        let (postgres, redis) = tokio::join!(Postgres::start(), Redis::start());
+        postgres.install(PROGRAM).await;
+        Self { postgres, redis }
+    }
+
+    /// The configuration of a relay that reaches the two at these addresses.
+    fn config_at(&self, postgres: &str, redis: &str) -> String {
+        format!(
+            "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{redis}\"\ncommand_timeout = \"1s\"\n\
+             [relay]\nurl = \"postgres://{RELAY}@{postgres}/{DATABASE}\"\nstatement_timeout = \"3s\"\n\
+             connect_timeout = \"1s\"\n{RULES}"
+        )
+    }
+
+    fn config(&self) -> String {
+        self.config_at(&self.postgres.address(), &self.redis.address())
+    }
+
+    fn relay(&self) -> Relay {
+        Relay::start(PROGRAM, &self.config())
+    }
+
+    /// Commits one purchase.
+    async fn buy(&self, user: &str, post: i64) {
+        buy(&self.postgres.application().await, user, post).await;
+    }
+
+    /// How many rows wait.
+    async fn pending(&self) -> i64 {
+        let owner = self.postgres.owner().await;
+        let sql = "SELECT count(*) FROM tollgate_outbox WHERE published_at IS NULL";
+        owner.query_one(sql, &[]).await.unwrap().get(0)
+    }
+
+    async fn all_published(&self) {
+        eventually("all rows are published", || async {
+            (self.pending().await == 0).then_some(())
+        })
+        .await;
+    }
+
+    /// What the histories hold of each user, in their order.
+    async fn histories(&self) -> BTreeMap<String, Vec<i64>> {
+        let mut found = BTreeMap::new();
+        let mut connection = self.redis.connection();
+        let keys: Vec<String> =
+            redis::cmd("KEYS").arg("tollgate:user:*:stream").query(&mut connection).unwrap();
+        for key in keys {
+            let user = key.split(':').nth(2).unwrap().to_owned();
+            let mut range = redis::cmd("XRANGE");
+            range.arg(&key).arg("-").arg("+");
+            let entries: Vec<(String, Vec<String>)> = range.query(&mut connection).unwrap();
+            let post = |fields: &[String]| -> i64 {
+                serde_json::from_str::<Value>(&fields[1]).unwrap()["postId"].as_i64().unwrap()
+            };
+            found.insert(user, entries.iter().map(|(_, fields)| post(fields)).collect());
+        }
+        found
+    }
+}
+
+async fn buy(client: &tokio_postgres::Client, user: &str, post: i64) {
+    try_buy(client, user, post).await.unwrap();
+}
+
+async fn try_buy(
+    client: &tokio_postgres::Client,
+    user: &str,
+    post: i64,
+) -> Result<(), tokio_postgres::Error> {
+    let event = json!({ "type": "post_unlocked", "postId": post }).to_string();
+    let sql = format!("SELECT tollgate_publish('user:{user}', '{event}')");
+    client.batch_execute(&sql).await
+}
+
+/// Buys from one connection, in order, until it is told to end. Answers how many.
+fn buyer(shop: &Shop, user: &'static str) -> (tokio::sync::oneshot::Sender<()>, JoinHandle<i64>) {
+    let (stop, mut stopped) = tokio::sync::oneshot::channel();
+    let port = shop.postgres.port;
+    let task = tokio::spawn(async move {
+        let (client, _driver) =
+            tollgate_support::postgres::connect(port, "web", DATABASE).await.unwrap();
+        let mut post = 0;
+        while stopped.try_recv().is_err() {
+            post += 1;
+            buy(&client, user, post).await;
+            sleep(Duration::from_millis(1)).await;
+        }
+        post
+    });
+    (stop, task)
+}
+
+fn in_order(last: i64) -> Vec<i64> {
+    (1..=last).collect()
+}
+
+#[tokio::test]
+async fn a_committed_purchase_reaches_the_socket_and_one_that_is_rolled_back_never_does() {
+    let shop = Shop::start().await;
+    let rules = format!("{}{RULES}", shop.redis.config());
+    let gateway = gateway::with(&rules).await;
+    gateway.ready().await;
+    let mut client = Client::connect(&gateway, "u1").await;
+    let relay = shop.relay();
+    relay.leads().await;
+
+    let web = shop.postgres.application().await;
+    web.batch_execute("BEGIN; SELECT tollgate_publish('user:u1', '{\"postId\":0}'); ROLLBACK")
+        .await
+        .unwrap();
+    // Clients receive the text as it was written.
+    web.batch_execute("SELECT tollgate_publish('user:u1', '{\"postId\" :  1.50}')").await.unwrap();
+    assert_eq!(client.next_text().await, "{\"postId\" :  1.50}");
+
+    let key = "SELECT tollgate_publish('user:u1', '{\"postId\":2}', 'order-2')::text";
+    let first: String = web.query_one(key, &[]).await.unwrap().get(0);
+    let again: String = web.query_one(key, &[]).await.unwrap().get(0);
+    assert_eq!(first, again, "one row for one key");
+    buy(&web, "u1", 3).await;
+    assert_eq!(
+        [client.next().await, client.next().await],
+        [json!({"postId": 2}), json!({"type": "post_unlocked", "postId": 3})]
+    );
+    client.nothing_came().await;
+
+    shop.all_published().await;
+    relay.metric_reaches("relay_published_total", 3.0).await;
+    let (status, well) = relay.run(&["status"]);
+    assert!(
+        well && status.contains("waiting    0 rows\n") && status.contains("3 rows within"),
+        "{status}"
+    );
+    let settled = "tollgate:user:u1:{tollgate:user:u1}";
+    eventually("settled", || async {
+        let ttl: i64 = redis::cmd("TTL").arg(settled).query(&mut shop.redis.connection()).unwrap();
+        (ttl > 0).then_some(())
+    })
+    .await;
+}
+
+/// A relay, killed again and again while rows come in.
+#[tokio::test]
+async fn a_relay_that_is_killed_at_any_moment_publishes_each_row_once() {
+    let shop = Shop::start().await;
+    let mut relay = shop.relay();
+    relay.leads().await;
+    let buyers = ["u1", "u2", "u3"].map(|user| (user, buyer(&shop, user)));
+
+    for _ in 0..12 {
+        sleep(Duration::from_millis(fastrand::u64(20..400))).await;
+        relay.restart();
+        relay.leads().await;
+    }
+
+    let mut bought = BTreeMap::new();
+    for (user, (stop, task)) in buyers {
+        stop.send(()).unwrap();
+        bought.insert(user.to_owned(), in_order(task.await.unwrap()));
+    }
+    shop.all_published().await;
+    assert_eq!(shop.histories().await, bought);
+}
+
+/// The answer of Redis, or the whole way to it, is lost: rows in doubt are not published twice.
+#[tokio::test]
+async fn a_lost_answer_of_redis_doubles_nothing() {
+    let shop = Shop::start().await;
+    let proxy = Proxy::start(shop.redis.address()).await;
+    let relay = Relay::start(
+        PROGRAM,
+        &shop.config_at(&shop.postgres.address(), &proxy.address.to_string()),
+    );
+    relay.leads().await;
+    let (stop, task) = buyer(&shop, "u1");
+
+    for round in 0..10 {
+        sleep(Duration::from_millis(fastrand::u64(50..200))).await;
+        if round % 2 == 0 {
+            proxy.set(Mode::CutOnce(round));
+        } else {
+            // What was on its way arrives late, behind what was sent anew.
+            proxy.set(Mode::Blackhole);
+            sleep(Duration::from_millis(1500)).await;
+            proxy.set(Mode::Pass);
+        }
+    }
+
+    stop.send(()).unwrap();
+    let bought = task.await.unwrap();
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], in_order(bought));
+}
+
+/// The mark is lost: the database dies after Redis has the rows.
+#[tokio::test]
+async fn a_database_that_dies_before_the_mark_doubles_nothing() {
+    let mut shop = Shop::start().await;
+    let relay = shop.relay();
+    relay.leads().await;
+
+    let mut last = 0;
+    for _ in 0..5 {
+        let web = shop.postgres.application().await;
+        for _ in 0..50 {
+            last += 1;
+            buy(&web, "u1", last).await;
+        }
+        sleep(Duration::from_millis(fastrand::u64(0..30))).await;
+        shop.postgres.kill();
+        drop(web);
+        shop.postgres.restart().await;
+    }
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], in_order(last));
+}
+
+/// While rows are in doubt their guard has no end: no time-out, no idempotency key's five minutes.
+#[tokio::test]
+async fn a_row_in_doubt_is_guarded_without_a_time_window() {
+    let shop = Shop::start().await;
+    let owner = shop.postgres.owner().await;
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS \
+                  $$ BEGIN RAISE 'no marks today'; END $$; \
+                  CREATE TRIGGER refuse BEFORE UPDATE ON tollgate_outbox \
+                  FOR EACH ROW EXECUTE FUNCTION refuse()";
+    owner.batch_execute(refuse).await.unwrap();
+    let relay = shop.relay();
+    relay.leads().await;
+    shop.buy("u1", 1).await;
+
+    let meta = "tollgate:user:u1:{tollgate:user:u1}";
+    let never_expires = || {
+        let ttl: i64 = redis::cmd("TTL").arg(meta).query(&mut shop.redis.connection()).unwrap();
+        assert_eq!(ttl, -1);
+    };
+    eventually("published", || async { shop.histories().await.get("u1").map(|_| ()) }).await;
+    never_expires();
+
+    // The application's own durable event on the channel does not end that, and neither does another
+    // relay, which knows the row.
+    let mut call = redis::cmd("FCALL");
+    call.arg("tollgate_publish").arg(1).arg("tollgate:user:u1").arg(r#"{"postId":2}"#);
+    call.exec(&mut shop.redis.connection()).unwrap();
+    drop(relay);
+    let relay = shop.relay();
+    eventually("it has tried to mark", || async {
+        relay.readyz().await["lastError"]["what"]
+            .as_str()
+            .filter(|what| what.contains("no marks"))
+            .map(|_| ())
+    })
+    .await;
+    never_expires();
+
+    owner.batch_execute("DROP TRIGGER refuse ON tollgate_outbox").await.unwrap();
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], [1, 2]);
+    relay.metric_reaches("relay_repeated_total", 1.0).await;
+}
+
+/// A leader that hangs is replaced, and when it wakes it does no harm.
+#[tokio::test]
+async fn a_leader_that_hangs_is_replaced_and_its_late_calls_are_refused() {
+    let shop = Shop::start().await;
+    let first = shop.relay();
+    first.leads().await;
+    let second = shop.relay();
+    let (stop, task) = buyer(&shop, "u1");
+    sleep(Duration::from_millis(300)).await;
+
+    for (hung, other) in [(&first, &second), (&second, &first)] {
+        hung.signal("-STOP");
+        other.leads().await;
+        sleep(Duration::from_millis(300)).await;
+        hung.signal("-CONT");
+        eventually("the former leader stands by", || async {
+            (hung.readyz().await["leader"] == false).then_some(())
+        })
+        .await;
+    }
+
+    stop.send(()).unwrap();
+    let bought = task.await.unwrap();
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], in_order(bought));
+}
+
+/// SIGTERM: the batch that has begun is finished, and another relay goes on at once.
+#[tokio::test]
+async fn a_relay_that_is_told_to_end_hands_over() {
+    let shop = Shop::start().await;
+    let mut first = shop.relay();
+    first.leads().await;
+    let second = shop.relay();
+    let (stop, task) = buyer(&shop, "u1");
+    sleep(Duration::from_millis(200)).await;
+
+    first.signal("-TERM");
+    assert!(first.exited().await);
+    second.leads().await;
+    stop.send(()).unwrap();
+    let bought = task.await.unwrap();
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], in_order(bought));
+    assert_eq!(second.metric("relay_repeated_total").await, 0.0, "nothing was in doubt");
+}
+
+/// Redis is away for a while: rows wait, and leave in their order.
+#[tokio::test]
+async fn rows_wait_while_redis_is_away() {
+    let mut shop = Shop::start().await;
+    let relay = shop.relay();
+    relay.leads().await;
+    shop.buy("u1", 1).await;
+    shop.all_published().await;
+
+    shop.redis.kill();
+    let web = shop.postgres.application().await;
+    for post in 2..=500 {
+        buy(&web, "u1", post).await;
+    }
+    eventually("it shows", || async {
+        let ready = relay.readyz().await;
+        (ready["degraded"] == true && ready["pending"] == 499).then_some(())
+    })
+    .await;
+
+    shop.redis.restart().await;
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], (2..=500).collect::<Vec<_>>(), "Redis kept nothing");
+}
+
+/// What can never be published is set aside with its reason, and holds up nobody.
+#[tokio::test]
+async fn rows_that_can_never_be_published_are_dead_and_can_be_retried() {
+    let shop = Shop::start().await;
+    let owner = shop.postgres.owner().await;
+    let web = shop.postgres.application().await;
+    let large = format!("\"{}\"", "x".repeat(1 << 20));
+    for (channel, event) in [
+        ("user:undefined", "{}"),
+        ("user:a b", "{}"),
+        ("user:u1", r#"{"type":"gap"}"#),
+        ("user:u1", &large),
+    ] {
+        let sql = format!("SELECT tollgate_publish('{channel}', '{event}')");
+        web.batch_execute(&sql).await.unwrap();
+    }
+    // Only the function in Redis knows: a key of another type stands in the way.
+    buy(&web, "u1", 1).await;
+
+    let relay = shop.relay();
+    shop.all_published().await;
+    assert_eq!(shop.histories().await["u1"], [1]);
+    let rows =
+        owner.query("SELECT reason FROM tollgate_outbox_dead ORDER BY id", &[]).await.unwrap();
+    let reasons: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+    assert_eq!(reasons, ["suspicious_id", "channel_name", "reserved_type", "too_large"]);
+    relay.metric_reaches("relay_dead_total{reason=\"too_large\"}", 1.0).await;
+    let (status, _) = relay.run(&["status", "--json"]);
+    let status: Value = serde_json::from_str(&status).unwrap();
+    assert_eq!(status["dead"].as_array().unwrap().len(), 4, "{status}");
+
+    owner.batch_execute("UPDATE tollgate_outbox_dead SET channel = 'user:u1', payload = '{\"postId\":7}' WHERE reason = 'suspicious_id'").await.unwrap();
+    let (said, well) = relay.run(&["retry", "--all"]);
+    assert!(well && said.contains("4 rows put back"), "{said}");
+    eventually("one of them is good now", || async {
+        (shop.histories().await["u1"] == [1, 7]).then_some(())
+    })
+    .await;
+}
+
+/// A transaction that commits late brings lower ids than have been seen: they are published too.
+#[tokio::test]
+async fn a_transaction_that_commits_late_is_not_overlooked() {
+    let shop = Shop::start().await;
+    let relay = shop.relay();
+    relay.leads().await;
+    let slow = shop.postgres.application().await;
+    slow.batch_execute("BEGIN; SELECT tollgate_publish('user:u1', '{\"postId\":1}')")
+        .await
+        .unwrap();
+    shop.buy("u1", 2).await;
+    shop.all_published().await;
+    slow.batch_execute("COMMIT").await.unwrap();
+    eventually("both are there", || async {
+        (shop.histories().await["u1"] == [2, 1]).then_some(())
+    })
+    .await;
+}
+
+/// `relay check` says what is missing and what to do.
+#[tokio::test]
+async fn check_says_what_the_database_lacks() {
+    let (postgres, redis) = tokio::join!(Postgres::start(), Redis::start());
+    let shop = Shop { postgres, redis };
+    let relay = shop.relay();
+    let (said, well) = relay.run(&["check"]);
+    assert!(
+        !well && said.contains("no table public.tollgate_outbox: run `tollgate relay sql"),
+        "{said}"
+    );
+    assert_eq!(relay.readyz().await["ready"], false);
+
+    shop.postgres.install(PROGRAM).await;
+    shop.postgres.install(PROGRAM).await;
+    let owner = shop.postgres.owner().await;
+    owner.batch_execute("REVOKE tollgate_relay FROM relay").await.unwrap();
+    let (said, well) = relay.run(&["check"]);
+    assert!(!well && said.contains("GRANT it the relay's role"), "{said}");
+
+    owner.batch_execute("GRANT tollgate_relay TO relay").await.unwrap();
+    assert_eq!(
+        relay.run(&["check"]),
+        ("the outbox is complete, and Redis can be reached\n".to_owned(), true)
+    );
+    // The relay that could not work before works now, without a restart.
+    relay.leads().await;
+}
+
+/// The function in SQL encodes ids as the gateway does.
+#[tokio::test]
+async fn ids_are_encoded_in_sql_as_by_the_gateway() {
+    let postgres = Postgres::start().await;
+    postgres.install(PROGRAM).await;
+    let owner = postgres.owner().await;
+    let odd = "%:*?[]{}\\\"'`<> \u{85}\u{a0}\u{1680}\u{2000}\u{200a}\u{200b}\u{2028}\u{202f}\u{205f}\u{3000}ü€😀a_~!&=+,;@/|";
+    let mut ids: BTreeSet<String> = odd.chars().map(String::from).collect();
+    ids.extend(["did:privy:cm1", "a b", odd, "x"].map(str::to_owned));
+    for id in ids {
+        let row = owner.query_one("SELECT tollgate_encode_id($1)", &[&id]).await.unwrap();
+        assert_eq!(row.get::<_, String>(0), tollgate::channel::encode_id(&id), "{id:?}");
+    }
+}
