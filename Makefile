@@ -260,7 +260,6 @@ deps:
 	command -v firefox-esr >/dev/null || command -v firefox >/dev/null || missing+=(firefox-esr); \
 	python3 -c 'import venv, ensurepip' 2>/dev/null || missing+=(python3-venv); \
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
-	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || command -v postgres >/dev/null || missing+=(postgresql); \
 	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
 	ruby -e 'require "redis"' 2>/dev/null || missing+=(ruby-redis); \
 	tests/apt.sh "$${missing[@]}"
