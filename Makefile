@@ -123,7 +123,7 @@ chart: $(PY)/ok target/helm/ok $(NODE_MODULES) ## The Helm chart by two helms, s
 	$(PY)/bin/hadolint Dockerfile
 	$(PYTEST) -n auto --dist loadfile tests/py/chart
 
-packaging: $(PY)/ok $(NODE_MODULES) ## The systemd unit and the PM2 file, killed and started again
+packaging: $(PY)/ok $(NODE_MODULES) ## The systemd units and the PM2 file, killed and started again
 	cargo build --quiet
 	$(PYTEST) tests/py/packaging
 
@@ -160,7 +160,7 @@ $(OLD_BIN):
 mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled forward and back under load
 	TOLLGATE_OLD_BIN=$(CURDIR)/$(OLD_BIN) cargo test --quiet --test audit -- --mixed
 
-monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
+monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, gateways, relays, load, faults (UPDATE=1 draws docs/dashboard.png)
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/debug/tollgate-load UPDATE=$(UPDATE) \
