@@ -222,7 +222,16 @@ async fn retry(
 ) -> anyhow::Result<ExitCode> {
     let connection = connect(loaded, sources).await?;
     let outbox = Outbox::new(&loaded.config.relay.schema);
-    let put = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
-    let s = if put == 1 { "" } else { "s" };
-    print(&format!("{put} row{s} put back into the outbox\n"))
+    let (put, stay) = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
+    let rows = |n: i64| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    print(&format!("{} put back into the outbox\n", rows(put)))?;
+    if stay == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    complain(&format!(
+        "tollgate: {} left dead: another row of the channel has the same key by now. To publish them all the \
+         same, set their key to NULL in tollgate_outbox_dead; to give them up, delete them there\n",
+        rows(stay)
+    ));
+    Ok(ExitCode::FAILURE)
 }

@@ -266,7 +266,8 @@ impl Outbox {
         })
     }
 
-    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. Returns how many.
+    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. A row whose key
+    /// its channel has again by now stays dead. Returns how many were put back, and how many stay.
     ///
     /// # Errors
     /// The database's own.
@@ -274,17 +275,22 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: Option<&[i64]>,
-    ) -> Result<i64, DatabaseError> {
+    ) -> Result<(i64, i64), DatabaseError> {
         let columns = "uuid, channel, payload, key, ttl, maxlen, traceparent";
         let sql = format!(
-            "WITH back AS (DELETE FROM {0}.tollgate_outbox_dead WHERE $1 OR id = ANY ($2) RETURNING *), \
+            "WITH asked AS (SELECT id, uuid, EXISTS (SELECT FROM {0}.tollgate_outbox AS o WHERE o.key IS NOT NULL \
+                 AND \"left\"(o.channel, 300) = \"left\"(d.channel, 300) \
+                 AND \"left\"(o.key, 300) = \"left\"(d.key, 300)) AS stays \
+               FROM {0}.tollgate_outbox_dead AS d WHERE $1 OR id = ANY ($2)), \
+               back AS (DELETE FROM {0}.tollgate_outbox_dead AS d USING asked \
+                 WHERE d.uuid = asked.uuid AND NOT stays RETURNING d.*), \
                put AS (INSERT INTO {0}.tollgate_outbox ({columns}) SELECT {columns} FROM back ORDER BY id \
-                 ON CONFLICT DO NOTHING RETURNING 1) \
-             SELECT count(*) FROM put",
+                 RETURNING 1) \
+             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays)",
             self.schema
         );
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
         let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
-        column(&row, 0)
+        Ok((column(&row, 0)?, column(&row, 1)?))
     }
 }
