@@ -33,8 +33,8 @@ pub(super) struct Pending {
 
 impl Pending {
     /// What tells the row from all others, for the guard in Redis.
-    pub(super) fn identity(&self) -> String {
-        format!("{}:{}", self.id, self.uuid)
+    pub(super) fn identity(&self, outbox: &str) -> String {
+        format!("{outbox}:{}:{}", self.id, self.uuid)
     }
 }
 
@@ -190,12 +190,16 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: &[i64],
+        outbox: &str,
     ) -> Result<Vec<String>, DatabaseError> {
         let sql = format!(
-            "SELECT id || ':' || uuid FROM {}.tollgate_outbox WHERE id = ANY ($1) AND published_at IS NULL",
+            "SELECT $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox \
+             WHERE id = ANY ($1) AND published_at IS NULL",
             self.schema
         );
-        let rows = connection.query(&sql, &[(&ids, Type::INT8_ARRAY)]).await?;
+        let parameters: super::connection::Parameters<'_> =
+            &[(&ids, Type::INT8_ARRAY), (&outbox, Type::TEXT)];
+        let rows = connection.query(&sql, parameters).await?;
         rows.iter().map(|row| column(row, 0)).collect()
     }
 
@@ -205,13 +209,15 @@ impl Outbox {
         &self,
         connection: &Connection,
         count: usize,
+        outbox: &str,
     ) -> Result<Vec<(String, String)>, DatabaseError> {
         let sql = format!(
-            "SELECT channel, id || ':' || uuid FROM {}.tollgate_outbox \
+            "SELECT channel, $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox \
              WHERE published_at IS NOT NULL ORDER BY published_at DESC LIMIT $1",
             self.schema
         );
-        let rows = connection.query(&sql, &[(&(count as i64), Type::INT8)]).await?;
+        let rows =
+            connection.query(&sql, &[(&(count as i64), Type::INT8), (&outbox, Type::TEXT)]).await?;
         rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?))).collect()
     }
 

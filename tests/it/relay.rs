@@ -317,6 +317,45 @@ async fn a_leader_that_hangs_is_replaced_and_its_late_calls_are_refused() {
     assert_eq!(shop.histories().await["u1"], in_order(bought));
 }
 
+/// Two services, each with its own database, publish on the same channel: their terms and rows in doubt
+/// have nothing to do with each other.
+#[tokio::test]
+async fn two_outboxes_publish_on_one_channel() {
+    let shop = Shop::start().await;
+    let other = Postgres::start().await;
+    other.install(PROGRAM).await;
+    let mut relays = [
+        shop.relay(),
+        Relay::start(PROGRAM, &shop.config_at(&other.address(), &shop.redis.address())),
+    ];
+    for relay in &relays {
+        relay.leads().await;
+    }
+
+    let mut last = 0;
+    for _ in 0..6 {
+        let clients = [shop.postgres.application().await, other.application().await];
+        for post in last + 1..=last + 100 {
+            buy(&clients[0], "u1", post).await;
+            buy(&clients[1], "u1", -post).await;
+        }
+        last += 100;
+        // One of them after the other has another term each time.
+        let killed = usize::try_from(last / 100 % 2).unwrap();
+        relays[killed].restart();
+    }
+
+    let all = 2 * usize::try_from(last).unwrap();
+    let history = eventually("all rows of both", || async {
+        shop.histories().await.remove("u1").filter(|history| history.len() >= all)
+    })
+    .await;
+    let of =
+        |sign: i64| history.iter().map(|post| post * sign).filter(|p| *p > 0).collect::<Vec<_>>();
+    assert_eq!((of(1), of(-1)), (in_order(last), in_order(last)));
+    shop.all_published().await;
+}
+
 /// SIGTERM: the batch that has begun is finished, and another relay goes on at once.
 #[tokio::test]
 async fn a_relay_that_is_told_to_end_hands_over() {

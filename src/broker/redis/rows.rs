@@ -10,7 +10,7 @@ use super::connect::MasterConnection;
 use super::durable;
 use super::fault;
 use super::library::{self, Entry, RELAY, SETTLE};
-use crate::broker::{BrokerError, RelayError, Relayed, Row, RowOutcome, Said};
+use crate::broker::{BrokerError, Mandate, RelayError, Relayed, Row, RowOutcome, Said};
 use crate::channel::ChannelName;
 
 /// The library's word for a term that is over.
@@ -23,11 +23,10 @@ const TRIAL_MS: u64 = 60_000;
 pub(super) async fn publish(
     commands: &Commands,
     channel: &ChannelName,
-    term: u64,
+    mandate: &Mandate,
     rows: &[Row],
 ) -> Result<Relayed, RelayError> {
-    let term = term.to_string();
-    let mut arguments = vec![term.into_bytes()];
+    let mut arguments = mandate_of(mandate);
     for row in rows {
         let number = |n: Option<u32>| n.map_or_else(String::new, |n| n.to_string()).into_bytes();
         arguments.push(row.identity.clone().into_bytes());
@@ -50,14 +49,16 @@ pub(super) async fn publish(
 pub(super) async fn settle(
     commands: &Commands,
     channel: &ChannelName,
-    term: u64,
+    mandate: &Mandate,
     identities: &[String],
 ) -> Result<usize, RelayError> {
-    let term = term.to_string();
-    let texts = identities.iter().map(String::as_str);
-    let arguments: Vec<_> =
-        std::iter::once(&*term).chain(texts).map(|text| text.as_bytes().to_vec()).collect();
+    let mut arguments = mandate_of(mandate);
+    arguments.extend(identities.iter().map(|identity| identity.as_bytes().to_vec()));
     call(commands, channel, &SETTLE, &arguments).await
+}
+
+fn mandate_of(Mandate { outbox, term }: &Mandate) -> Vec<Vec<u8>> {
+    vec![outbox.clone().into_bytes(), term.to_string().into_bytes()]
 }
 
 /// Publishes and settles a row of our own on every master, as rows are. What it leaves expires by
@@ -67,9 +68,9 @@ pub(super) async fn try_out(commands: &Commands) -> Result<(), RelayError> {
     for server in &core.directory.current().masters {
         let stem = format!("relay:{}", core.uid);
         let Some((_, key)) = core.own_name_on(server, &stem) else { continue };
-        let row = ["1", "0:0", "{}", "1", "1", ""].map(|text| text.as_bytes().to_vec());
+        let row = ["0", "1", "0:0:0", "{}", "1", "1", ""].map(|text| text.as_bytes().to_vec());
         call_on::<Value>(commands, &key, &RELAY, &row).await?;
-        call_on::<Value>(commands, &key, &SETTLE, &row[..2]).await?;
+        call_on::<Value>(commands, &key, &SETTLE, &row[..3]).await?;
 
         let mut end = redis::cmd("PEXPIRE");
         end.arg(library::meta_key(&key)).arg(TRIAL_MS);

@@ -47,8 +47,8 @@ local function now_micros()
 end
 
 -- Begins another epoch; `old` is the one before, where that is known. What is in doubt ends with an
--- epoch; the term, which keeps late calls of a former relay out, does not.
-local function begin(key, run, old, fence, term)
+-- epoch; the terms, which keep late calls of a former relay out, do not.
+local function begin(key, run, old, fence, terms)
   local now = now_micros()
   -- A clock that was put back must not make it too old at once.
   local epoch = math.max(now, fence)
@@ -59,10 +59,10 @@ local function begin(key, run, old, fence, term)
   epoch = string.format('%.0f', epoch)
   redis.call('DEL', meta_key(key), meta_key(key) .. ':stream')
   redis.call('HSET', meta_key(key), 'e', epoch, 'o', 0, 'r', run, 'b', began)
-  if term then
-    redis.call('HSET', meta_key(key), 't', term)
+  if terms then
+    redis.call('HSET', meta_key(key), 't', terms)
   end
-  redis.call('PEXPIRE', meta_key(key), term and META_MS or EMPTY_MS)
+  redis.call('PEXPIRE', meta_key(key), terms and META_MS or EMPTY_MS)
   return epoch
 end
 
@@ -83,16 +83,16 @@ local function current(key, fence)
   end
   local epoch, offset = digits(meta[1], MAX_EXACT), digits(meta[2], MAX_OFFSET)
   local began = digits(meta[4] or meta[1], MAX_EXACT)
-  state.term = digits(meta[5], MAX_EXACT) and meta[5] or nil
+  state.terms = type(meta[5]) == 'string' and #meta[5] < 1024 and meta[5] or nil
   if epoch and offset and began and meta[3] == state.run and began >= fence then
     state.epoch, state.offset = meta[1], offset
     state.guarded = type(meta[6]) == 'string' and meta[6] ~= '' and meta[6] or nil
-    if offset == 0 and not state.term then
+    if offset == 0 and not state.terms then
       redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
     end
     return state
   end
-  state.epoch, state.offset = begin(key, state.run, epoch, fence, state.term), 0
+  state.epoch, state.offset = begin(key, state.run, epoch, fence, state.terms), 0
   return state
 end
 
@@ -175,7 +175,7 @@ local function append(state, payload, maxlen, identity)
       return added
     end
     -- Somebody else has written to the stream.
-    state.epoch, state.offset = begin(state.key, state.run, tonumber(state.epoch), 0, state.term), 0
+    state.epoch, state.offset = begin(state.key, state.run, tonumber(state.epoch), 0, state.terms), 0
     state.guarded, state.known = state.guarded and '', {}
     entry[6] = state.epoch .. '-1'
     redis.call(unpack(entry))
