@@ -122,5 +122,8 @@ async fn field_f14_publishing_where_no_rule_gives_a_channel_is_an_error() {
 
     let broadcast = json!({"channels": ["psot:1", "post:1"], "data": 1});
     let answer = gateway.api("broadcast", &broadcast).await["result"]["responses"].clone();
-    assert_eq!((&answer[0]["error"]["code"], &answer[1]["result"]), (&json!(102), &json!({"heard": 0})));
+    assert_eq!(
+        (&answer[0]["error"]["code"], &answer[1]["result"]),
+        (&json!(102), &json!({"heard": 0}))
+    );
 }

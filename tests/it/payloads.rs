@@ -123,6 +123,9 @@ const BETWEEN: [&[u8]; 38] = [
     b"/**/",
 ];
 
+/// White space between the tokens of JSON.
+const SPACES: [&[u8]; 5] = [b" ", b"\n", b"\t", b"\r", b" \r\n"];
+
 fn quoted() -> impl Strategy<Value = Vec<u8>> {
     let good = prop::collection::vec(select(&WITHIN[..20]), 0..4);
     let any = prop::collection::vec(select(&WITHIN[..]), 0..4);
@@ -135,8 +138,7 @@ fn number() -> impl Strategy<Value = Vec<u8>> {
 }
 
 fn space() -> impl Strategy<Value = Vec<u8>> {
-    prop_oneof![4 => Just(&b""[..]), 1 => select(&[&b" "[..], b"\n", b"\t", b"\r", b" \r\n"][..])]
-        .prop_map(<[u8]>::to_vec)
+    prop_oneof![4 => Just(&b""[..]), 1 => select(&SPACES[..])].prop_map(<[u8]>::to_vec)
 }
 
 /// A value, mostly JSON.
@@ -144,7 +146,7 @@ fn value() -> impl Strategy<Value = Vec<u8>> {
     let leaf = prop_oneof![
         3 => quoted(),
         3 => number(),
-        1 => select(&[&b"true"[..], b"false", b"null"][..]).prop_map(<[u8]>::to_vec),
+        1 => select(&BETWEEN[12..15]).prop_map(<[u8]>::to_vec),
     ];
 
     leaf.prop_recursive(3, 12, 4, |inner| {

@@ -24,12 +24,6 @@ local MAX_NAME = 255
 local BLANKS = {'\194[\128-\160]', '\225\154\128', '\226\128[\128-\138]', '\226\128[\168\169\175]',
   '\226\129\159', '\227\128\128'}
 
--- A text as an error may quote it.
-local function quoted(text)
-  local shown = string.gsub(string.sub(text, 1, 120), '[%c"\\]', '?')
-  return '"' .. shown .. (#text > 120 and '…"' or '"')
-end
-
 -- The forms of a character beyond ASCII in UTF-8.
 local CHARACTERS = {'^[\194-\223][\128-\191]$', '^\224[\160-\191][\128-\191]$',
   '^[\225-\236\238\239][\128-\191][\128-\191]$', '^\237[\128-\159][\128-\191]$',
@@ -68,6 +62,18 @@ local function is_utf8(text)
     end
   end
   return is_ascii((string.gsub(text, one, characters)))
+end
+
+-- A text as an error may quote it, which clients read as UTF-8.
+local function quoted(text)
+  local shown = string.gsub(string.sub(text, 1, 120), '[%c"\\]', '?')
+  if #text > 120 then
+    shown = string.gsub(shown, '[\192-\255][\128-\191]*$', '') .. '…'
+  end
+  if not is_utf8(shown) then
+    shown = string.gsub(shown, '[\128-\255]', '?')
+  end
+  return '"' .. shown .. '"'
 end
 
 local function has_bad_character(name)
@@ -131,9 +137,15 @@ local function unknown_prefix(key)
     known[#known + 1] = prefix
   end
   table.sort(known)
-  local others = #known > 1 and ', or one of ' .. (#known - 1) .. ' other prefixes' or ''
-  return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with ' .. quoted(known[1]) ..
-    others .. ', as ' .. quoted(known[1] .. key)
+  if #known == 1 then
+    return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with ' .. quoted(known[1]) ..
+      ', as ' .. quoted(known[1] .. key)
+  end
+  for i = 1, #known do
+    known[i] = quoted(known[i])
+  end
+  return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with one of ' ..
+    table.concat(known, ', ', 1, math.min(#known, 8))
 end
 
 -- The gateway that a key belongs to, and what is wrong with the key (or nil, and whether that is a
