@@ -4,6 +4,7 @@
 //   TOLLGATE_BIN  the gateway's binary
 //   PYTHON        a Python that has tests/js/requirements.txt, for the tests that run Python
 export { ROOT, asFile, block, blocks, here, read } from "./documents.mjs";
+export { Postgres } from "./postgres.mjs";
 export { end, endAll, freePort, python, ready, start, tollgate } from "./processes.mjs";
 export { Relay } from "./relay.mjs";
 export { startGateway, startRedis } from "./servers.mjs";
