@@ -54,11 +54,11 @@ function ioRedis(redis: IoRedis): Client {
 }
 
 function nodeRedis(redis: NodeRedis): Client {
-  // A cluster has no isReady; its nodes' clients are behind it.
-  const { isReady, masters } = redis as { isReady?: boolean; masters?: unknown };
-  const isCluster = isReady === undefined && masters !== undefined;
+  // Only a cluster has masters; that of older versions has no isReady.
+  const parts = redis as { isReady?: boolean; masters?: unknown };
+  const isCluster = parts.masters !== undefined;
   return {
-    isReady: () => (isCluster ? redis.isOpen : (redis as { isReady?: boolean }).isReady === true),
+    isReady: () => parts.isReady ?? redis.isOpen,
     closed: () => (redis.isOpen ? undefined : "the node-redis client is not open: call connect() first"),
     call: (key, args) => redis.fCall("tollgate_publish", { keys: [key], arguments: args }),
     plain: (key, text) => (isCluster ? redis.sPublish(key, text) : redis.publish(key, text)),
