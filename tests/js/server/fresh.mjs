@@ -11,9 +11,9 @@ import { ROOT, asFile, block } from "../support/index.mjs";
 
 const run = promisify(execFile);
 const SOURCE = path.join(ROOT, "clients/server");
-/** What users of the package have beside it. */
+/** What users of the package have beside it. Prisma copies its runtime into what it generates, with the last of them as its need. */
 const BESIDE = ["@prisma/adapter-pg", "@prisma/client", "@types/node", "@types/pg", "drizzle-orm", "ioredis", "kysely",
-  "pg", "redis", "reflect-metadata", "typeorm"];
+  "pg", "redis", "reflect-metadata", "typeorm", "@prisma/client-runtime-utils"];
 
 export const README = "clients/server/README.md";
 export const folder = mkdtempSync(path.join(tmpdir(), "tollgate-server-"));

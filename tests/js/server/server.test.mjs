@@ -2,8 +2,8 @@
 //import "./package.mjs";
 //import "./values.mjs";
 //import "./tokens.mjs";
-import "./publishing.mjs";
-import "./deadlines.mjs";
-//import "./outbox.mjs";
+//import "./publishing.mjs";
+//import "./deadlines.mjs";
+import "./outbox.mjs";
 //import "./languages.mjs";
-//import "./example.mjs";
+import "./example.mjs";

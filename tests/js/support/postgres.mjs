@@ -1,6 +1,6 @@
 // A Postgres of a test, and the outbox in it.
 import { execFile, execFileSync } from "node:child_process";
-import { chownSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { chownSync, mkdirSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import path from "node:path";
 import { promisify } from "node:util";
@@ -52,7 +52,11 @@ export class Postgres {
   }
 
   get url() {
-    return `postgres://postgres@127.0.0.1:${this.port}/postgres`;
+    return this.urlOf("postgres");
+  }
+
+  urlOf(role) {
+    return `postgres://${role}@127.0.0.1:${this.port}/postgres`;
   }
 
   /** What SQL answers, without decoration: a line for each row, `|` between columns. */
@@ -61,10 +65,12 @@ export class Postgres {
     return stdout.trim();
   }
 
-  /** What `tollgate relay sql` prints, executed. */
+  /** Has the outbox made, as `tollgate relay sql | psql` does. */
   async migrate() {
     const { stdout } = await run(tollgate(), ["relay", "sql"]);
-    await this.sql(stdout);
+    const file = path.join(this.folder, "outbox.sql");
+    writeFileSync(file, stdout);
+    await run("psql", ["-X", "-q", "-v", "ON_ERROR_STOP=1", "-f", file, this.url]);
   }
 
   async close() {
