@@ -1,3 +1,6 @@
+import http from "node:http";
+import https from "node:https";
+import { text as readText } from "node:stream/consumers";
 import { apiError, statusError } from "./answers.js";
 import { Deadline } from "./deadline.js";
 import { TollgateError } from "./errors.js";
@@ -12,31 +15,42 @@ export interface HttpOptions {
 }
 
 const MIN_ATTEMPT_MS = 250;
-/** With these the request has not left. */
-const NOT_SENT: ReadonlySet<unknown> = new Set(["ECONNREFUSED", "ENOTFOUND", "EAI_AGAIN", "EHOSTUNREACH", "ENETUNREACH", "UND_ERR_CONNECT_TIMEOUT"]);
-
-function endpoint(url: unknown): string {
+function endpoint(url: unknown): URL {
   if (typeof url !== "string" || url === "") return invalid("url is missing: the address of the gateway, such as http://tollgate:8000");
   if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) return invalid("url is the gateway's address, http:// or https://");
-  return `${url.replace(/\/+$/, "")}/api/publish`;
+  return new URL(`${url.replace(/\/+$/, "")}/api/publish`);
 }
 
-function failed(error: unknown): TollgateError {
-  const cause = (error as { cause?: { code?: unknown; message?: unknown; errors?: { code?: unknown }[] } }).cause;
-  // A name with several addresses has an error of each.
-  const codes = cause?.errors?.map(({ code }) => code) ?? [cause?.code];
-  const code = codes.every((one) => NOT_SENT.has(one)) ? "unavailable" : "unanswered";
-  const why = cause?.code ?? cause?.message ?? (error as Error).message;
-  return new TollgateError(code, `the gateway did not answer: ${String(why)}`, { cause: error });
+interface Answer {
+  status: number;
+  text: string;
 }
 
-async function read(response: Response): Promise<Published> {
-  if (response.status !== 200) throw statusError(response.status);
+/** A request by node:http, because `fetch` does not tell whether a request that failed has left. */
+function post(target: URL, headers: Record<string, string>, body: string, signal: AbortSignal, attempt: Attempt): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const isTls = target.protocol === "https:";
+    const request = (isTls ? https : http).request(target, { method: "POST", headers, signal });
+    request.on("socket", (socket) => {
+      const connected = () => (attempt.sent = true);
+      if (socket.connecting) socket.once(isTls ? "secureConnect" : "connect", connected);
+      else connected();
+    });
+    request.on("response", (response) => {
+      readText(response).then((text) => resolve({ status: response.statusCode ?? 0, text }), reject);
+    });
+    request.on("error", reject);
+    request.end(body);
+  });
+}
+
+function read({ status, text }: Answer): Published {
+  if (status !== 200) throw statusError(status);
   let answer: { result?: { offset?: number; epoch?: string; heard?: number; warning?: string }; error?: { code: unknown; message: string } };
   try {
-    answer = (await response.json()) as typeof answer;
-  } catch (error) {
-    throw failed(error);
+    answer = JSON.parse(text) as typeof answer;
+  } catch {
+    answer = {};
   }
 
   if (answer?.error) throw apiError(answer.error.code, answer.error.message);
@@ -53,12 +67,13 @@ export function httpTransport({ url, apiKey }: HttpOptions): Transport {
   return async function send(message: Message, attempt: Attempt): Promise<Published> {
     // Half of the time that is left: what hangs may be one replica, and a second attempt may meet another.
     const limit = new Deadline(Math.max(MIN_ATTEMPT_MS, attempt.deadline.left / 2), attempt.deadline.signal);
-    attempt.sent = true;
     try {
-      const request = { method: "POST", headers, body: body(message), redirect: "manual" as const, signal: limit.signal };
-      return await read(await fetch(target, request));
+      return read(await post(target, headers, body(message), limit.signal, attempt));
     } catch (error) {
-      throw error instanceof TollgateError ? error : failed(error);
+      if (error instanceof TollgateError) throw error;
+      const { code, message: why } = error as { code?: string; message: string };
+      const what = `the gateway did not answer: ${code ?? why}`;
+      throw new TollgateError(attempt.sent ? "unanswered" : "unavailable", what, { cause: error });
     } finally {
       limit.close();
     }

@@ -145,8 +145,8 @@ async function persist(transport: Transport, message: Message, deadline: Deadlin
       const code = error instanceof TollgateError ? error.code : undefined;
       // What ends with the deadline tells less than what failed before it.
       if (!deadline.isOver) failure = error;
-      if (code === "unanswered" || code === "aborted") mayBePublished ||= attempt.sent;
-      else if (code !== "unavailable") throw error;
+      if (code !== "unanswered" && code !== "aborted" && code !== "unavailable") throw error;
+      if (code !== "unavailable") mayBePublished ||= attempt.sent;
       // A plain event has no key: sent again, it could come twice.
       if (message.key === undefined && mayBePublished) break;
     }

@@ -50,7 +50,7 @@ export function refused(): void {
   // @ts-expect-error -- an id is no object
   encodeId({});
   // @ts-expect-error -- an id may be missing here
-  channel`user:${undefined as string | undefined}`;
+  channel(["user:", ""] as unknown as TemplateStringsArray, undefined as string | undefined);
   // @ts-expect-error -- the API takes a key
   createPublisher({ url: "http://gateway:8000" });
 }

@@ -37,14 +37,14 @@ test("the example API gives tokens, announces orders, and answers while Redis is
 
       await end(site.redis);
       const [wave, [status, { id }]] = await Promise.all([ask("POST", "waves?to=u1"), ask("POST", "orders?item=tea")]);
-      assert.deepEqual(wave, [503, { error: "unavailable", retryable: true }]);
+      // In its last moment the connection may still have taken the event.
+      assert.match(JSON.stringify(wave), /^\[503,{"error":"(unavailable|unanswered)","retryable":true}\]$/);
       assert.equal(status, 201);
       const [{ channel, payload, key }] = await shop.rows();
       assert.deepEqual([channel, JSON.parse(payload), key], ["user:u1", { type: "order_paid", orderId: id, item: "tea" }, `order-${id}-paid`]);
       await site.runRedis();
       await until("Redis is used again", async () => (await ask("POST", "waves?to=u1"))[0] === 200, () => api.said);
-      await next();
-    });
+    }, { restarts: true });
   } finally {
     if (api) await end(api);
     await shop.close();

@@ -84,7 +84,9 @@ test("the README's route answers with a status", async () => {
 test("clusters: both kinds of events by both libraries", async () => {
   const folder = mkdtempSync(path.join(tmpdir(), "tollgate-cluster-"));
   const port = await freePort();
-  const redis = await startRedis({ folder, port, args: ["--cluster-enabled", "yes", "--cluster-announce-ip", "127.0.0.1"] });
+  // The second port is by default one that the system may have given to somebody.
+  const cluster = ["--cluster-enabled", "yes", "--cluster-port", await freePort(), "--cluster-announce-ip", "127.0.0.1"];
+  const redis = await startRedis({ folder, port, args: cluster });
   const cli = (...args) => execFileSync("redis-cli", ["-p", String(port), ...args]).toString();
   try {
     cli("CLUSTER", "ADDSLOTSRANGE", "0", "16383");

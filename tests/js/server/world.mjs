@@ -19,8 +19,11 @@ allow = "authenticated"
 
 export const PAID = { type: "order_paid", orderId: "4711" };
 
-/** Runs `use` with a site and what user u1 hears: `next()` is the next event, and at the end none may be left. */
-export async function world(use, options = {}) {
+/**
+ * Runs `use` with a site and what user u1 hears: `next()` is the next event, and at the end none may be left. After a
+ * restart of Redis the user may hear an event or be told of a gap: such a test is `restarts`.
+ */
+export async function world(use, { restarts = false, ...options } = {}) {
   const site = await Site.start({ rules: RULES, ...options });
   let socket;
   try {
@@ -40,6 +43,7 @@ export async function world(use, options = {}) {
       return events.shift();
     };
     await use({ site, next, api: { url: site.url, apiKey: API_KEY } });
+    if (restarts) return;
     // Events come in order: after this one nothing before it is on its way.
     const last = { type: "last" };
     await until("the last event", () => tollgate.createPublisher({ url: site.url, apiKey: API_KEY }).publish("user:u1", last));
@@ -55,19 +59,19 @@ export const CLIENTS = {
   async ioredis(url) {
     const redis = new Redis(url);
     redis.on("error", () => {});
-    return { redis, queued: () => redis.offlineQueue.length, close: () => redis.disconnect() };
+    return { redis, isReady: () => redis.status === "ready", queued: () => redis.offlineQueue.length, close: () => redis.disconnect() };
   },
   async "node-redis"(url) {
     const redis = await createClient({ url }).on("error", () => {}).connect();
-    return { redis, queued: () => 0, close: () => redis.destroy() };
+    return { redis, isReady: () => redis.isReady, queued: () => 0, close: () => redis.destroy() };
   },
 };
 
 /** Runs `use` with such a client, and closes it. */
 export async function client(name, url, use) {
-  const { redis, queued, close } = await CLIENTS[name](url);
+  const { redis, close, ...state } = await CLIENTS[name](url);
   try {
-    return await use(redis, queued);
+    return await use(redis, state);
   } finally {
     close();
   }

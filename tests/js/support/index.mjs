@@ -1,5 +1,5 @@
 // The harness of all tests that Node runs: gateways on a Redis of their own, the proxies of docs/ingress.md before
-// them, ways to them that can be cut, tokens, the documentation's snippets, and waiting.
+// them, ways to them that can be cut, a Postgres with the outbox, tokens, the documentation's snippets, and waiting.
 //
 //   TOLLGATE_BIN  the gateway's binary
 //   PYTHON        a Python that has tests/js/requirements.txt, for the tests that run Python
