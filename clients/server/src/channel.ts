@@ -76,7 +76,8 @@ export function checkChannel(name: unknown, prefix: string): asserts name is str
   if (parts.includes("")) refuse(`${shown} is empty or has an empty part`);
   if (parts.slice(1).some(isAccident)) refuse(`${shown} has an id that is undefined, null, NaN or an object`);
   if (FORBIDDEN.test(name)) {
-    refuse(`${shown} contains white space, a control character or one of * ? [ ] { } \\ " ' \` < >: encode ids with encodeId`);
+    const odd = "white space, a control character or one of * ? [ ] { } \\ \" ' ` < >";
+    refuse(`${shown} contains ${odd}: encode ids with encodeId`);
   }
   if (!isWellFormed(name)) refuse(`${shown} is not valid Unicode`);
   if (bytesOf(name) > MAX_CHANNEL_BYTES) refuse(`${shown} is longer than ${MAX_CHANNEL_BYTES} bytes`);

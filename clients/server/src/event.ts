@@ -12,7 +12,8 @@ const refuse = (why: string, cause?: unknown): never => {
 
 /** JSON.stringify writes `null` for these, and nobody would learn of it. */
 function finite(_: string, value: unknown): unknown {
-  return typeof value === "number" && !Number.isFinite(value) ? refuse(`contains ${value}, which JSON does not have`) : value;
+  const isOdd = typeof value === "number" && !Number.isFinite(value);
+  return isOdd ? refuse(`contains ${value}, which JSON does not have`) : value;
 }
 
 /** The event as JSON text. */
@@ -32,5 +33,5 @@ export function checkType(text: string): void {
   // A type comes from the text, because an object may have a toJSON.
   const event: unknown = text.startsWith("{") ? JSON.parse(text) : undefined;
   const type = (event as { type?: unknown } | undefined)?.type;
-  if (RESERVED.has(type)) refuse(`has the type ${JSON.stringify(type)}, which is reserved for the gateway: give it another`);
+  if (RESERVED.has(type)) refuse(`has the type "${String(type)}", which is reserved for the gateway: give it another`);
 }

@@ -16,8 +16,9 @@ export interface HttpOptions {
 
 const MIN_ATTEMPT_MS = 250;
 function endpoint(url: unknown): URL {
-  if (typeof url !== "string" || url === "") return invalid("url is missing: the address of the gateway, such as http://tollgate:8000");
-  if (!URL.canParse(url) || !/^https?:$/.test(new URL(url).protocol)) return invalid("url is the gateway's address, http:// or https://");
+  if (typeof url !== "string" || url === "") return invalid("url is missing: the gateway's address, such as http://tollgate:8000");
+  const isHttp = URL.canParse(url) && /^https?:$/.test(new URL(url).protocol);
+  if (!isHttp) return invalid("url is the gateway's address, http:// or https://");
   return new URL(`${url.replace(/\/+$/, "")}/api/publish`);
 }
 
@@ -27,10 +28,10 @@ interface Answer {
 }
 
 /** A request by node:http, because `fetch` does not tell whether a request that failed has left. */
-function post(target: URL, headers: Record<string, string>, body: string, signal: AbortSignal, attempt: Attempt): Promise<Answer> {
+function post(target: URL, options: https.RequestOptions, body: string, attempt: Attempt): Promise<Answer> {
   return new Promise((resolve, reject) => {
     const isTls = target.protocol === "https:";
-    const request = (isTls ? https : http).request(target, { method: "POST", headers, signal });
+    const request = (isTls ? https : http).request(target, { ...options, method: "POST" });
     request.on("socket", (socket) => {
       const connected = () => (attempt.sent = true);
       if (socket.connecting) socket.once(isTls ? "secureConnect" : "connect", connected);
@@ -46,7 +47,7 @@ function post(target: URL, headers: Record<string, string>, body: string, signal
 
 function read({ status, text }: Answer): Published {
   if (status !== 200) throw statusError(status);
-  let answer: { result?: { offset?: number; epoch?: string; heard?: number; warning?: string }; error?: { code: unknown; message: string } };
+  let answer: { result?: Partial<Published>; error?: { code: unknown; message: string } };
   try {
     answer = JSON.parse(text) as typeof answer;
   } catch {
@@ -68,7 +69,7 @@ export function httpTransport({ url, apiKey }: HttpOptions): Transport {
     // Half of the time that is left: what hangs may be one replica, and a second attempt may meet another.
     const limit = new Deadline(Math.max(MIN_ATTEMPT_MS, attempt.deadline.left / 2), attempt.deadline.signal);
     try {
-      return read(await post(target, headers, body(message), limit.signal, attempt));
+      return read(await post(target, { headers, signal: limit.signal }, body(message), attempt));
     } catch (error) {
       if (error instanceof TollgateError) throw error;
       const { code, message: why } = error as { code?: string; message: string };

@@ -26,14 +26,16 @@ export function outboxQuery(event: OutboxEvent): OutboxQuery {
   const { channel, key, ttl, maxlen, traceparent, schema } = event;
   // Not more is checked: a purchase must not fail because of its announcement. What the gateway cannot deliver becomes
   // a dead letter, which `tollgate relay status` shows.
-  if (typeof channel !== "string" || channel === "") throw new TollgateError("invalid_channel", "the channel is missing");
+  const hasChannel = typeof channel === "string" && channel !== "";
+  if (!hasChannel) throw new TollgateError("invalid_channel", "the channel is missing");
   checkHistory({ key, ttl, maxlen });
   if (schema === "") invalid("schema is empty");
 
   const name = `${schema === undefined ? "" : `${identifier(schema)}.`}tollgate_publish`;
   // By way of text, or a library that knows the parameter to be JSON would write it anew.
   const text = `SELECT ${name}($1::text, $2::text::json, $3::text, $4::int, $5::int, $6::text)::text AS uuid`;
-  return { text, values: [channel, jsonText(event.event), key ?? null, ttl ?? null, maxlen ?? null, traceparent ?? null] };
+  const optional = [key, ttl, maxlen, traceparent].map((value) => value ?? null);
+  return { text, values: [channel, jsonText(event.event), ...optional] };
 }
 
 /**

@@ -1,7 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { checkChannel } from "./channel.js";
 import { Deadline } from "./deadline.js";
-import { TollgateError } from "./errors.js";
+import { type ErrorCode, TollgateError } from "./errors.js";
 import { checkType, jsonText } from "./event.js";
 import { type HttpOptions, httpTransport } from "./http.js";
 import { type HistoryOptions, checkHistory, checkWhole, invalid } from "./options.js";
@@ -158,7 +158,8 @@ async function persist(transport: Transport, message: Message, deadline: Deadlin
 function ended(deadline: Deadline, mayBePublished: boolean, failure: unknown): TollgateError {
   const why = failure instanceof Error ? `: ${failure.message}` : "";
   const options = failure === undefined ? {} : { cause: failure };
-  if (deadline.isAborted) return new TollgateError("aborted", `the caller's signal ended the call${why}`, options);
-  if (mayBePublished) return new TollgateError("unanswered", `no answer in time; the event may have been published${why}`, options);
-  return new TollgateError("unavailable", `not published in time${why || ": there is no connection"}`, options);
+  const as = (code: ErrorCode, what: string) => new TollgateError(code, `${what}${why}`, options);
+  if (deadline.isAborted) return as("aborted", "the caller's signal ended the call");
+  if (mayBePublished) return as("unanswered", "no answer in time; the event may have been published");
+  return as("unavailable", why ? "not published in time" : "not published in time: there is no connection");
 }

@@ -40,7 +40,7 @@ interface Client {
 
 function ioRedis(redis: IoRedis): Client {
   const { options, isCluster } = redis as { options?: { keyPrefix?: unknown }; isCluster?: boolean };
-  if (options?.keyPrefix) invalid("the ioredis client has a keyPrefix, which would be put before the channel: give one without");
+  if (options?.keyPrefix) invalid("the ioredis client puts its keyPrefix before the channel: give one without keyPrefix");
   return {
     isReady() {
       // A lazy client connects with its first command.
@@ -67,8 +67,9 @@ function nodeRedis(redis: NodeRedis): Client {
 
 function adapt(redis: unknown): Client {
   const methods = (typeof redis === "object" && redis !== null ? redis : {}) as Record<string, unknown>;
-  if (typeof methods["fcall"] === "function" && typeof methods["status"] === "string") return ioRedis(redis as IoRedis);
-  if (typeof methods["fCall"] === "function" && typeof methods["isOpen"] === "boolean") return nodeRedis(redis as NodeRedis);
+  const has = (name: string, type: string) => typeof methods[name] === type;
+  if (has("fcall", "function") && has("status", "string")) return ioRedis(redis as IoRedis);
+  if (has("fCall", "function") && has("isOpen", "boolean")) return nodeRedis(redis as NodeRedis);
   return invalid("redis is a client of ioredis 5 or newer, or of node-redis (redis) 4 or newer");
 }
 
@@ -97,7 +98,9 @@ export function redisTransport({ redis }: RedisOptions, prefix: string): Transpo
     attempt.sent = true;
     const key = prefix + message.channel;
     try {
-      if (message.key === undefined) return { offset: 0, epoch: "", heard: Number(await client.plain(key, message.text)) };
+      if (message.key === undefined) {
+        return { offset: 0, epoch: "", heard: Number(await client.plain(key, message.text)) };
+      }
       const args = [message.text, String(message.ttl ?? ""), String(message.maxlen ?? ""), message.key];
       const [offset, epoch, heard, warning] = await client.call(key, args);
       const published = { offset: Number(offset), epoch: String(epoch), heard: Number(heard ?? -1) };

@@ -23,7 +23,7 @@ export interface PrivateKey {
   /** A private key: PEM (PKCS#8, PKCS#1 or SEC1), JWK, or a KeyObject. */
   privateKey: string | JsonWebKey | KeyObject | undefined;
   /** Needed for an RSA key that is not for RS256 only. */
-  algorithm?: "RS256" | "RS384" | "RS512" | "PS256" | "PS384" | "PS512" | "ES256" | "ES384" | "ES512" | "EdDSA" | undefined;
+  algorithm?: `${"RS" | "PS" | "ES"}${256 | 384 | 512}` | "EdDSA" | undefined;
 }
 
 export type TokenOptions = (SecretKey | PrivateKey) & {
@@ -75,10 +75,12 @@ function secretKey({ secret, encoding = "utf8", algorithm = "HS256" }: SecretKey
   // Buffer skips what it cannot decode; the gateway refuses it.
   const remainder = secret.replace(/=+$/, "").length % 4;
   const isBase64 = encoding === "base64" || encoding === "base64url";
-  if (!SPELLINGS[encoding].test(secret) || (isBase64 && remainder === 1)) return invalid(`the secret is not valid ${encoding}`);
+  const isSpelled = SPELLINGS[encoding].test(secret) && !(isBase64 && remainder === 1);
+  if (!isSpelled) return invalid(`the secret is not valid ${encoding}`);
   const key = Buffer.from(secret, encoding);
   if (key.length < MIN_SECRET_BYTES) {
-    return invalid(`the secret has ${key.length} bytes, and the gateway takes none below ${MIN_SECRET_BYTES}: openssl rand -base64 48 | tr -d '\\n'`);
+    const advice = "make one with openssl rand -base64 48 | tr -d '\\n'";
+    return invalid(`the secret has ${key.length} bytes, and the gateway takes none below ${MIN_SECRET_BYTES}: ${advice}`);
   }
   return { key: new Uint8Array(key), algorithm };
 }

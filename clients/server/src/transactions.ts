@@ -63,13 +63,13 @@ const can = (tx: Thing, name: string): boolean => typeof tx[name] === "function"
 const prisma: Library = {
   knows: (tx) => can(tx, "$queryRawUnsafe"),
   // Newer versions have $transaction in a transaction too.
-  refuses: (tx) => (can(tx, "$connect") ? "a PrismaClient: use the tx of prisma.$transaction(async (tx) => …)" : undefined),
+  refuses: (tx) => (can(tx, "$connect") ? "a PrismaClient: use the tx of its $transaction(async (tx) => …)" : undefined),
   query: (tx, text, values) => tx["$queryRawUnsafe"](text, ...values),
 };
 
 const kysely: Library = {
   knows: (tx) => can(tx, "executeQuery") && typeof tx["isTransaction"] === "boolean",
-  refuses: (tx) => (tx["isTransaction"] ? undefined : "a Kysely: use the trx of db.transaction().execute(async (trx) => …)"),
+  refuses: (tx) => (tx["isTransaction"] ? undefined : "a Kysely: use the trx of its transaction().execute(async (trx) => …)"),
   query(tx, sql, parameters) {
     // What CompiledQuery.raw of Kysely makes; this package does not depend on Kysely.
     const query = { kind: "RawNode", sqlFragments: [sql], parameters: [] };
@@ -80,10 +80,11 @@ const kysely: Library = {
 const ENTITY = Symbol.for("drizzle:entityKind");
 const drizzle: Library = {
   knows: (tx) => can(tx, "execute") && typeof (tx.constructor as Thing | undefined)?.[ENTITY] === "string",
-  refuses: (tx) => (can(tx, "rollback") ? undefined : "a database of Drizzle: use the tx of db.transaction(async (tx) => …)"),
+  refuses: (tx) => (can(tx, "rollback") ? undefined : "a database of Drizzle: use the tx of its transaction(async (tx) => …)"),
   query(tx, sql, params) {
     // What Drizzle's `sql` makes, as far as `execute` asks it; this package does not depend on Drizzle.
-    const query = { getSQL: () => query, toQuery: () => ({ sql, params: [...params], typings: params.map(() => "none") }) };
+    const toQuery = () => ({ sql, params: [...params], typings: params.map(() => "none") });
+    const query = { toQuery, getSQL: () => query };
     return tx["execute"](query);
   },
 };
@@ -103,7 +104,7 @@ const isPool = (tx: Thing): boolean => typeof tx["totalCount"] === "number" && t
 const pg: Library = {
   knows: (tx) => can(tx, "query") && (isPool(tx) || can(tx, "escapeIdentifier")),
   refuses(tx) {
-    if (isPool(tx)) return "a pg.Pool, whose statements each go to any connection: use a client of pool.connect(), after BEGIN";
+    if (isPool(tx)) return "a pg.Pool, each statement of which goes to any connection: use a client of pool.connect(), after BEGIN";
     // Older versions of pg do not tell.
     return can(tx, "getTransactionStatus") && tx["getTransactionStatus"]() === "I"
       ? "a client of pg without a transaction: execute BEGIN first, and wait for it"
@@ -115,13 +116,15 @@ const pg: Library = {
 /** Executes a statement in a transaction of one of the libraries, and answers its rows. */
 export async function queryIn(tx: unknown, text: string, values: Values): Promise<readonly unknown[]> {
   const refuse = (what: string): never => {
-    throw new TollgateError("not_a_transaction", `outbox needs a transaction, or the event may be published without what it announces. This is ${what}`);
+    const why = "outbox needs a transaction, or the event may be published without what it announces";
+    throw new TollgateError("not_a_transaction", `${why}. This is ${what}`);
   };
-  if (tx === null || (typeof tx !== "object" && typeof tx !== "function")) return refuse(tx === null ? "null" : typeof tx);
+  if (tx === null) return refuse("null");
+  if (typeof tx !== "object" && typeof tx !== "function") return refuse(typeof tx);
 
   const library = [prisma, kysely, drizzle, typeorm, pg].find((one) => one.knows(tx as Thing));
   if (!library) {
-    return refuse("nothing of Prisma, Drizzle, Kysely, TypeORM or pg: execute what outboxQuery answers in your own transaction");
+    return refuse("nothing of Prisma, Drizzle, Kysely, TypeORM or pg: execute what outboxQuery answers in your transaction");
   }
   const refused = library.refuses(tx as Thing);
   if (refused !== undefined) return refuse(refused);

@@ -49,6 +49,15 @@ for (const name of Object.keys(CLIENTS)) {
       })));
 }
 
+test("a prefix that no gateway has is refused, or is a warning where the gateway says so", async () => {
+  const wrong = (site, use) =>
+    client("ioredis", site.redisUrl, (redis) => use(createPublisher({ redis, prefix: "ws:" }).publish("user:u1", PAID)));
+  await world(({ site }) => wrong(site, (call) => assert.rejects(call, { code: "refused", message: /tollgate:/ })));
+  // It follows what a site says of its Redis.
+  const config = "refuse_wrong = false\n";
+  await world(({ site }) => wrong(site, async (call) => assert.match((await call).warning, /tollgate:/)), { config });
+});
+
 test("over HTTP: plain events, and what is refused", () =>
   world(async ({ site, next, api }) => {
     const { publish } = createPublisher({ ...api, url: `${api.url}/` });
