@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 LOAD := --package tollgate-load
 CAPACITY := --package tollgate-capacity
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers server-client conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint eslint
 
 help: ## What there is
@@ -34,7 +34,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser clients readme issuers publishers mistaken conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
+test: deps unit browser clients readme issuers publishers server-client mistaken conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -88,6 +88,14 @@ issuers: $(NODE_MODULES) $(JS_VENV)/ok ## Tokens of npm and PyPI libraries, and 
 publishers: $(NODE_MODULES) $(JS_VENV)/ok ## Every snippet of docs/publishing.md, in its language
 	cargo build --quiet
 	$(NODE_TEST) publishers
+
+# The package is built with what its own lock says.
+clients/server/node_modules/.package-lock.json: clients/server/package-lock.json | deps
+	cd clients/server && npm ci --no-audit --no-fund --loglevel=error
+
+server-client: $(NODE_MODULES) $(JS_VENV)/ok clients/server/node_modules/.package-lock.json ## The npm package clients/server as it is installed: types, real Redis and Postgres, five database libraries; docs/outbox-snippets.md
+	cargo build --quiet
+	$(NODE_TEST) server
 
 mistaken: $(NODE_MODULES) ## Clients of other services at Tollgate's address: told so in their own terms, and ended
 	cargo build --quiet
@@ -262,4 +270,7 @@ deps:
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
 	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
 	ruby -e 'require "redis"' 2>/dev/null || missing+=(ruby-redis); \
+	php -m 2>/dev/null | grep -qx pdo_pgsql || missing+=(php-pgsql); \
+	ruby -e 'require "pg"' 2>/dev/null || missing+=(ruby-pg); \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql); \
 	tests/apt.sh "$${missing[@]}"
