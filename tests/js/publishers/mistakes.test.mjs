@@ -46,17 +46,20 @@ async function refused(mistakes) {
   const [before, heard] = [await kept(), []];
   const listener = redis.duplicate();
   listener.on("pmessage", (pattern, channel) => channel.startsWith("gateway:") || heard.push(channel));
-  await listener.psubscribe("*");
-  for (const [what, said, publish] of mistakes) {
-    await assert.rejects(publish, (error) => `${error.message}\n${error.stdout}${error.stderr}`.includes(said), what);
-    errors.add(said);
+  try {
+    await listener.psubscribe("*");
+    for (const [what, said, publish] of mistakes) {
+      await assert.rejects(publish, (error) => `${error.message}\n${error.stdout}${error.stderr}`.includes(said), what);
+      errors.add(said);
+    }
+    assert.deepEqual(await kept(), before);
+    // What was published before this is heard before it.
+    await redis.publish("end", "");
+    while (heard.length === 0) await redis.ping();
+    assert.deepEqual(heard, ["end"]);
+  } finally {
+    listener.disconnect();
   }
-  assert.deepEqual(await kept(), before);
-  // What was published before this is heard before it.
-  await redis.publish("end", "");
-  while (heard.length === 0) await redis.ping();
-  assert.deepEqual(heard, ["end"]);
-  listener.disconnect();
 }
 
 test("ioredis", async () => {
@@ -132,7 +135,7 @@ ${work}`]);
     ["the prefix of the application", FOREIGN, php("app:", `publish($redis, $redis->_prefix('${KEY}'), $paid);`)],
     ["the prefix twice", TWICE, php("tollgate:", `publish($redis, $redis->_prefix('${KEY}'), $paid);`)],
     ["no id", EMPTY, php("", "publish($redis, 'tollgate:user:' . null, $paid);")],
-    ["what json_encode makes of bad UTF-8", NO_JSON, php("", `publish($redis, '${KEY}', json_encode("\\xff"));`)],
+    ["what json_encode makes of bad UTF-8", NO_JSON, php("", `publish($redis, '${KEY}', (string) json_encode("\\xff"));`)],
   ]);
 
   const { stdout } = await php("app:", `echo publish($redis, 'tollgate:user:php', $paid);`)();
