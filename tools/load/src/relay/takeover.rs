@@ -1,0 +1,97 @@
+//! The part with two relays: the leader is killed, a new one is started to stand by, and then the
+//! leader is stopped without an end, as a machine that hangs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Result;
+use rustix::process::Signal;
+
+use super::committers::{Committed, Committing, Pace};
+use super::histories;
+use super::options::Relay;
+use super::parts::{arrived, expect, wait_all};
+use super::rig::{RelayProcess, Rig, plan};
+use crate::clock;
+use crate::report::Report;
+
+/// How long all goes well before and after a fault.
+const CALM: Duration = Duration::from_secs(3);
+
+/// The longest that a takeover may take.
+const LIMIT: u64 = 60_000_000_000;
+
+pub fn takeover(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report) -> Result<()> {
+    eprintln!("takeover: two relays, {} rows a second", args.takeover_rate);
+    let first_id = histories::last_id(&rig.postgres)?;
+    let leader = rig.relay(args, program)?;
+    leader.wait("lead", |relay| relay.leads())?;
+    let standby = rig.relay(args, program)?;
+    standby.wait("stand by", |relay| relay.stands())?;
+    let lanes = std::mem::take(&mut rig.lanes);
+    let pace = Pace::Rate { rate: args.takeover_rate, begin: clock::now() };
+    let committing = Committing::start(&rig.postgres, &plan(rig), lanes, pace)?;
+    let calm = if args.quick { CALM / 10 } else { CALM };
+    std::thread::sleep(calm);
+
+    eprintln!("takeover: the leader is killed");
+    let killed = clock::now();
+    leader.signal(Signal::KILL);
+    let after_kill = published_by(rig, &standby, killed, report);
+    drop(leader);
+    std::thread::sleep(calm);
+
+    let leader = standby;
+    let standby = rig.relay(args, program)?;
+    standby.wait("stand by", |relay| relay.stands())?;
+    std::thread::sleep(calm);
+    eprintln!("takeover: the leader is stopped");
+    let stopped = clock::now();
+    leader.signal(Signal::STOP);
+    let after_stop = published_by(rig, &standby, stopped, report);
+    std::thread::sleep(calm);
+    // It goes on where it was stopped, and must not publish what the other one has.
+    leader.signal(Signal::CONT);
+    std::thread::sleep(calm);
+
+    let (lanes, rows) = committing.finish()?;
+    rig.lanes = lanes;
+    expect(rig, &rows);
+    wait_all(rig, "takeover", report)?;
+    standby.wait("mark all rows", |_| matches!(rig.postgres.pending(), Ok(false)))?;
+    leader.end();
+    standby.end();
+
+    report.figure("takeover_killed_s", "takeover: killed, until the other publishes", after_kill, "s");
+    report.figure("takeover_stopped_s", "takeover: stopped, until the other publishes", after_stop, "s");
+    let longest = |from: u64, to: u64| {
+        let of: Vec<Committed> =
+            rows.iter().filter(|row| row.began >= from && row.began < to).copied().collect();
+        clock::seconds(arrived(rig, &of, 0).after_commit.max())
+    };
+    let waits = [longest(0, killed), longest(killed.saturating_sub(1_000_000_000), stopped), longest(stopped, u64::MAX)];
+    for (key, text, seconds) in [
+        ("calm", "takeover: longest wait of a row before", waits[0]),
+        ("killed", "takeover: longest wait, the leader killed", waits[1]),
+        ("stopped", "takeover: longest wait, the leader stopped", waits[2]),
+    ] {
+        report.figure(&format!("takeover_{key}_wait_s"), text, seconds, "s");
+    }
+    histories::check(rig, first_id, report)
+}
+
+/// Seconds until a relay has published its first rows.
+fn published_by(rig: &Rig, relay: &RelayProcess, since: u64, report: &mut Report) -> f64 {
+    loop {
+        let seconds = clock::seconds(clock::now() - since);
+        rig.tell(format!("takeover: nobody publishes for {seconds:.1} s"));
+        if relay.marked() > 0 {
+            return seconds;
+        }
+        if clock::now() > since + LIMIT {
+            report.problem("takeover: the other relay publishes nothing");
+            return seconds;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
