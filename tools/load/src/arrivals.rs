@@ -16,7 +16,10 @@ pub struct Arrivals {
 
 impl Arrivals {
     pub fn new(channels: usize) -> Self {
-        Arrivals { channels: channels.max(1), chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect() }
+        Arrivals {
+            channels: channels.max(1),
+            chunks: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
+        }
     }
 
     fn place(&self, channel: u32, sequence: u32) -> (usize, usize) {

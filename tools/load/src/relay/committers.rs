@@ -79,7 +79,9 @@ impl Committing {
             let mut committer = Committer { client, lane, plan, meter, rows: Vec::new() };
             let run = move || {
                 match pace {
-                    Pace::Rate { rate, begin } => committer.on_time((number, count), rate, begin)?,
+                    Pace::Rate { rate, begin } => {
+                        committer.on_time((number, count), rate, begin)?
+                    }
                     Pace::Rows(rows) => {
                         let mine = rows / count + usize::from(number < rows % count);
                         committer.all(mine)?;

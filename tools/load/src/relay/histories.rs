@@ -23,10 +23,11 @@ pub fn last_id(postgres: &Postgres) -> Result<i64> {
 
 /// Compares the rows behind an id with the histories of their channels.
 pub fn check(rig: &Rig, behind: i64, report: &mut Report) -> Result<()> {
-    let sql = "SELECT channel, id, id || ':' || uuid FROM tollgate_outbox WHERE id > $1 ORDER BY id";
-    let mut rows: HashMap<String, Vec<(i64, String)>> = HashMap::new();
+    let sql = "SELECT channel, outbox || ':' || id || ':' || uuid FROM tollgate_outbox, tollgate_relay \
+               WHERE id > $1 ORDER BY id";
+    let mut rows: HashMap<String, Vec<String>> = HashMap::new();
     for row in rig.postgres.connect()?.query(sql, &[&behind])? {
-        rows.entry(row.get(0)).or_default().push((row.get(1), row.get(2)));
+        rows.entry(row.get(0)).or_default().push(row.get(1));
     }
 
     let url = format!("redis://127.0.0.1:{}", rig.processes.redis.port);
@@ -34,18 +35,22 @@ pub fn check(rig: &Rig, behind: i64, report: &mut Report) -> Result<()> {
     let (mut found, mut twice, mut missing, mut out_of_order) = (0, 0, 0, 0);
     for (channel, rows) in &rows {
         let key = format!("{}{channel}", Side::Tollgate.prefix());
-        let entries: Vec<Entry> =
-            redis::cmd("XRANGE").arg(format!("{key}:{{{key}}}:stream")).arg("-").arg("+").query(&mut redis)?;
+        let entries: Vec<Entry> = redis::cmd("XRANGE")
+            .arg(format!("{key}:{{{key}}}:stream"))
+            .arg("-")
+            .arg("+")
+            .query(&mut redis)?;
         let identities: Vec<&String> =
             entries.iter().filter_map(|(_, fields)| fields.get(3)).collect();
         let once: HashSet<&String> = identities.iter().copied().collect();
         twice += identities.len() - once.len();
 
-        let kept = rows.iter().filter(|(_, identity)| once.contains(identity)).count();
+        let kept = rows.iter().filter(|identity| once.contains(identity)).count();
         found += kept;
         // What a full history has lost was there before.
         missing += if entries.len() < KEPT { rows.len() - kept } else { 0 };
-        let ids: Vec<i64> = identities.iter().filter_map(|i| i.split_once(':')?.0.parse().ok()).collect();
+        let id_of = |identity: &&String| identity.split(':').nth(1)?.parse::<i64>().ok();
+        let ids: Vec<i64> = identities.iter().filter_map(id_of).collect();
         out_of_order += ids.windows(2).filter(|pair| pair[0] >= pair[1]).count();
     }
 

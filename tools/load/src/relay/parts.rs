@@ -15,7 +15,7 @@ use crate::report::Report;
 use crate::tally::{histogram, record};
 
 /// How often the relay is asked how far it is.
-const LOOK: Duration = Duration::from_millis(10);
+const LOOK: Duration = Duration::from_millis(25);
 
 /// Rows that arrived, by their commits.
 pub struct Arrived {
@@ -78,7 +78,7 @@ pub fn steady(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report) 
     let (before, costs) = (committing.meter.committed.load(Acquire), rig.costs(&relay)?);
     clock_until(rig, from + (seconds * 1e9) as u64, "steady: rows are committed");
     let committed = committing.meter.committed.load(Acquire) - before;
-    costs.report(report, "steady", committed);
+    costs.report(rig, report, "steady", committed)?;
 
     let (lanes, rows) = committing.finish()?;
     rig.lanes = lanes;
@@ -89,7 +89,11 @@ pub fn steady(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report) 
     let arrived = arrived(rig, &rows, from);
     report.figure("steady_rows_per_s", "steady: rows", committed as f64 / seconds, "/s");
     report.percentiles("steady_commit", "steady: COMMIT itself", &arrived.commit);
-    report.percentiles("steady_from_commit", "steady: COMMIT sent, to socket", &arrived.from_commit);
+    report.percentiles(
+        "steady_from_commit",
+        "steady: COMMIT sent, to socket",
+        &arrived.from_commit,
+    );
     report.percentiles(
         "steady_after_commit",
         "steady: COMMIT returned, to socket",
@@ -102,7 +106,9 @@ pub fn steady(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report) 
 fn clock_until(rig: &Rig, end: u64, text: &str) {
     while clock::now() < end {
         rig.tell(format!("{text}, {:.0} s", clock::seconds(end.saturating_sub(clock::now()))));
-        std::thread::sleep(Duration::from_millis(20).min(Duration::from_nanos(end.saturating_sub(clock::now()))));
+        std::thread::sleep(
+            Duration::from_millis(20).min(Duration::from_nanos(end.saturating_sub(clock::now()))),
+        );
     }
 }
 
@@ -130,7 +136,7 @@ pub fn backlog(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report)
         rig.tell(format!("backlog: {marked} of {count} rows are marked"));
     }
     let marked_after = clock::seconds(moved - began);
-    costs.report(report, "backlog", count as u64);
+    costs.report(rig, report, "backlog", count as u64)?;
     report.figure("backlog_peak_mib", "backlog: the relay's memory", relay.peak()?, "MiB");
     if marked < count as u64 {
         report.problem(format!("backlog: only {marked} of {count} rows were marked"));
@@ -182,8 +188,13 @@ pub fn sustained(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Repor
     if let Some((before, since, costs)) = at_start {
         let (rows, seconds) = (marked - before, clock::seconds(clock::now() - since));
         report.figure("sustained_rows_per_s", "sustained: rows", rows as f64 / seconds, "/s");
-        report.figure("sustained_least_waiting", "sustained: least that waited", lowest as f64, "rows");
-        costs.report(report, "sustained", rows);
+        report.figure(
+            "sustained_least_waiting",
+            "sustained: least that waited",
+            lowest as f64,
+            "rows",
+        );
+        costs.report(rig, report, "sustained", rows)?;
     }
     let (lanes, rows) = committing.finish()?;
     rig.lanes = lanes;

@@ -84,7 +84,8 @@ impl Postgres {
         let data = folder.path().join("data");
         let mut initdb = command("initdb");
         initdb.args(["-U", "postgres", "--auth=trust", "-E", "UTF8", "--no-sync", "-D"]).arg(&data);
-        let said = initdb.stdin(Stdio::null()).output().context("initdb: is PostgreSQL installed?")?;
+        let said =
+            initdb.stdin(Stdio::null()).output().context("initdb: is PostgreSQL installed?")?;
         if !said.status.success() {
             bail!("initdb: {}", String::from_utf8_lossy(&said.stderr).trim());
         }

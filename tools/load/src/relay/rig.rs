@@ -21,6 +21,9 @@ use crate::server::{Processes as Usage, Sample};
 use crate::suite::SECRET;
 use crate::suite::processes::{Pins, Processes, Server, Setting};
 
+/// The relay's connections, among what costs.
+const RELAYS: &str = "relay_postgres";
+
 pub struct Rig {
     pub postgres: Postgres,
     pub session: Session,
@@ -82,7 +85,7 @@ impl Rig {
         let committers = self.postgres.backends("tollgate-load")?;
         let programs = [
             ("relay", vec![relay.pid()]),
-            ("relay_postgres", relays),
+            (RELAYS, relays),
             ("redis", vec![self.processes.redis.pid()]),
             ("gateway", vec![self.gateway.pid()]),
             ("commit_postgres", committers),
@@ -110,13 +113,17 @@ pub struct Costs([(&'static str, Usage, Sample); 5]);
 
 impl Costs {
     /// Reports what each has used since then, for each of so many rows.
-    pub fn report(&self, report: &mut Report, part: &str, rows: u64) {
+    pub fn report(&self, rig: &Rig, report: &mut Report, part: &str, rows: u64) -> Result<()> {
+        // A relay that has just started had no connection at the first look.
+        let relays = Usage::new(rig.postgres.backends("tollgate relay")?).unwrap_or_default();
         for (name, usage, before) in &self.0 {
+            let usage = if *name == RELAYS { &relays } else { usage };
             let Some(used) = usage.cpu(before, &usage.sample()) else { continue };
             let text = format!("{part}: CPU of {} for a row", name.replace('_', "'s "));
             let each = used / rows.max(1) as f64 * 1e6;
             report.figure(&format!("{part}_{name}_us_per_row"), &text, each, "us");
         }
+        Ok(())
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use rustix::process::Signal;
 
-use super::committers::{Committed, Committing, Pace};
+use super::committers::{Committing, Pace};
 use super::histories;
 use super::options::Relay;
 use super::parts::{arrived, expect, wait_all};
@@ -17,6 +17,9 @@ use crate::report::Report;
 
 /// How long all goes well before and after a fault.
 const CALM: Duration = Duration::from_secs(3);
+
+/// A row that was committed so long before a fault may be held up by it.
+const BEFORE: u64 = 200_000_000;
 
 /// The longest that a takeover may take.
 const LIMIT: u64 = 60_000_000_000;
@@ -62,20 +65,25 @@ pub fn takeover(rig: &mut Rig, args: &Relay, program: &Path, report: &mut Report
     leader.end();
     standby.end();
 
-    report.figure("takeover_killed_s", "takeover: killed, until the other publishes", after_kill, "s");
-    report.figure("takeover_stopped_s", "takeover: stopped, until the other publishes", after_stop, "s");
-    let longest = |from: u64, to: u64| {
-        let of: Vec<Committed> =
-            rows.iter().filter(|row| row.began >= from && row.began < to).copied().collect();
-        clock::seconds(arrived(rig, &of, 0).after_commit.max())
-    };
-    let waits = [longest(0, killed), longest(killed.saturating_sub(1_000_000_000), stopped), longest(stopped, u64::MAX)];
-    for (key, text, seconds) in [
-        ("calm", "takeover: longest wait of a row before", waits[0]),
-        ("killed", "takeover: longest wait, the leader killed", waits[1]),
-        ("stopped", "takeover: longest wait, the leader stopped", waits[2]),
+    report.figure(
+        "takeover_killed_s",
+        "takeover: killed, until the other publishes",
+        after_kill,
+        "s",
+    );
+    let text = "takeover: stopped, until the other publishes";
+    report.figure("takeover_stopped_s", text, after_stop, "s");
+    // Rows of the moment before wait as well.
+    let (killed, stopped) = (killed - BEFORE, stopped - BEFORE);
+    let over = killed + BEFORE + (after_kill * 1e9) as u64;
+    for (key, text, (from, to)) in [
+        ("calm", "takeover: longest wait of a row before", (0, killed)),
+        ("killed", "takeover: longest wait, the leader killed", (killed, over)),
+        ("stopped", "takeover: longest wait, the leader stopped", (stopped, u64::MAX)),
     ] {
-        report.figure(&format!("takeover_{key}_wait_s"), text, seconds, "s");
+        let of = rows.iter().filter(|row| row.began >= from && row.began < to).copied();
+        let wait = arrived(rig, &of.collect::<Vec<_>>(), 0).after_commit.max();
+        report.figure(&format!("takeover_{key}_wait_s"), text, clock::seconds(wait), "s");
     }
     histories::check(rig, first_id, report)
 }

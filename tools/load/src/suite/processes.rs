@@ -262,7 +262,9 @@ const HISTORY: &str = "history = { size = 1000, ttl = \"10m\" }\n";
 
 fn broker(redis: u16) -> String {
     let prefix = Side::Tollgate.prefix();
-    format!("[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{redis}\"\nprefix = \"{prefix}\"\n")
+    format!(
+        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{redis}\"\nprefix = \"{prefix}\"\n"
+    )
 }
 
 fn configuration(port: u16, admin: u16, redis: u16, setting: Setting) -> String {
