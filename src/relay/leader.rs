@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::batch::{Batch, ChannelRows, Outcome};
 use super::connection::{Connection, DatabaseError};
-use super::outbox::Bounds;
+use super::outbox::{Bounds, FIRST_ROWS};
 use super::parts::Parts;
 use super::set_aside::SetAside;
 use crate::broker::{BrokerError, Mandate, RelayError};
@@ -60,6 +60,7 @@ pub(super) struct Leader<'r> {
     work: Connection,
     mandate: Mandate,
     aside: SetAside,
+    bounds: Bounds,
     pause: Duration,
 }
 
@@ -84,8 +85,13 @@ impl<'r> Leader<'r> {
         mandate: Mandate,
     ) -> Result<Self, DatabaseError> {
         let work = parts.work.connect().await?;
-        let aside = SetAside::default();
-        Ok(Self { parts, session, work, mandate, aside, pause: FIRST_PAUSE })
+        let (aside, settings) = (SetAside::default(), &parts.settings);
+        let bounds = Bounds {
+            rows: settings.batch_rows.min(FIRST_ROWS),
+            bytes: settings.batch_bytes,
+            event_bytes: settings.event_bytes,
+        };
+        Ok(Self { parts, session, work, mandate, aside, bounds, pause: FIRST_PAUSE })
     }
 
     /// Works until it has to stop.
@@ -119,13 +125,9 @@ impl<'r> Leader<'r> {
             }
 
             let settings = &self.parts.settings;
-            let bounds = Bounds {
-                rows: settings.batch_rows,
-                bytes: settings.batch_bytes,
-                event_bytes: settings.event_bytes,
-            };
             let without = self.aside.now();
-            let pending = self.parts.outbox.read(&self.work, bounds, &without).await?;
+            let pending = self.parts.outbox.read(&self.work, self.bounds, &without).await?;
+            self.bounds = self.bounds.next(&pending, settings.batch_rows);
             if pending.is_empty() {
                 self.rest().await;
                 continue;

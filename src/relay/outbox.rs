@@ -19,6 +19,9 @@ use crate::broker::Said;
 /// How many old rows are deleted at once.
 const PURGED_AT_ONCE: i64 = 5000;
 
+/// Most rows of the first reading, which does not know yet how large they are.
+pub(super) const FIRST_ROWS: usize = 64;
+
 /// `published_at IS NULL`, in words that match no partial index.
 const WAITS: &str = "num_nulls(o.published_at) = 1";
 
@@ -54,6 +57,19 @@ pub(super) struct Bounds {
     pub(super) bytes: usize,
     /// Larger events are not read.
     pub(super) event_bytes: usize,
+}
+
+impl Bounds {
+    /// The bounds of the next reading, of at most so many rows. PostgreSQL unpacks every row up to the bound
+    /// of rows to measure it, also those that the bound of bytes then leaves out: with large events that
+    /// would be a thousand to answer four.
+    pub(super) fn next(self, read: &[Pending], most_rows: usize) -> Self {
+        let bytes =
+            |row: &Pending| usize::try_from(row.bytes).map_or(0, |n| n.min(self.event_bytes));
+        let full = read.iter().map(bytes).sum::<usize>() >= self.bytes;
+        let rows = 2 * if full { read.len() } else { self.rows };
+        Self { rows: rows.clamp(1, most_rows.max(1)), ..self }
+    }
 }
 
 /// A row that was published, and where.
@@ -306,5 +322,30 @@ impl Outbox {
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
         let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
         Ok((column(&row, 0)?, column(&row, 1)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_events_are_read_in_small_numbers() {
+        let row = |bytes| Pending {
+            id: 1,
+            uuid: String::new(),
+            channel: String::new(),
+            payload: None,
+            bytes,
+            key: None,
+            ttl: None,
+            maxlen: None,
+        };
+        let bounds = Bounds { rows: 64, bytes: 4000, event_bytes: 1000 };
+        assert_eq!(bounds.next(&vec![row(10); 64], 1000).rows, 128);
+        assert_eq!(bounds.next(&vec![row(10); 64], 100).rows, 100, "the setting is the most");
+        assert_eq!(bounds.next(&vec![row(900); 5], 1000).rows, 10);
+        assert_eq!(bounds.next(&vec![row(1_000_000); 3], 1000).rows, 128, "they are not read");
+        assert_eq!(bounds.next(&[], 1000).rows, 128);
     }
 }

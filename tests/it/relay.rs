@@ -474,7 +474,10 @@ async fn a_backlog_is_not_read_through_for_each_batch() {
     const ROWS: i64 = 20_000;
     let shop = Shop::start().await;
     let owner = shop.postgres.owner().await;
-    owner.batch_execute("ALTER TABLE tollgate_outbox SET (autovacuum_enabled = off)").await.unwrap();
+    owner
+        .batch_execute("ALTER TABLE tollgate_outbox SET (autovacuum_enabled = off)")
+        .await
+        .unwrap();
 
     for what in ["nothing is known", "none waited"] {
         let insert = "INSERT INTO tollgate_outbox (channel, payload) \

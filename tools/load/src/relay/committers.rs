@@ -49,9 +49,12 @@ pub struct Meter {
     stop: AtomicBool,
 }
 
+/// What a committer leaves behind.
+type Done = (Lane, Vec<Committed>);
+
 /// Committers at work.
 pub struct Committing {
-    threads: Vec<JoinHandle<Result<(Lane, Vec<Committed>)>>>,
+    threads: Vec<JoinHandle<Result<Done>>>,
     pub meter: Arc<Meter>,
 }
 
