@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 LOAD := --package tollgate-load
 CAPACITY := --package tollgate-capacity
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers server-client conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
+.PHONY: help run build test lint bench bench-smoke bench-scale bench-relay microbench instructions instructions-build valgrind redis postgres fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers server-client conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint eslint
 
 help: ## What there is
@@ -214,15 +214,19 @@ bench: redis build ## The gateway beside the least that a server can cost; resul
 	cargo build --quiet --profile tools $(LOAD)
 	target/tools/tollgate-load suite --gateway target/release/tollgate $(BENCH_ARGS)
 
-bench-smoke: redis ## Whether that works: a debug gateway, few clients, results thrown away
+bench-smoke: redis postgres ## Whether that works: a debug gateway, few clients, results thrown away
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	out=$$(mktemp -d) && trap 'rm -rf "$$out"' EXIT && \
 	  target/debug/tollgate-load suite --quick --gateway target/debug/tollgate --out "$$out" && \
-	  target/debug/tollgate-load scale --quick --gateway target/debug/tollgate --out "$$out"
+	  target/debug/tollgate-load scale --quick --gateway target/debug/tollgate --out "$$out" && \
+	  target/debug/tollgate-load relay --quick --gateway target/debug/tollgate --json "$$out/relay.json"
 
 redis:
 	@command -v redis-server >/dev/null || $(MAKE) deps
+
+postgres:
+	@ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || $(MAKE) deps
 
 microbench: ## Benchmarks of single functions on the hot path
 	cargo bench
@@ -239,6 +243,10 @@ valgrind:
 bench-scale: redis build ## Whether costs stay flat as connections, channels, threads and replicas grow (BENCH_ARGS="--only storm")
 	cargo build --quiet --profile tools $(LOAD)
 	target/tools/tollgate-load scale --gateway target/release/tollgate $(BENCH_ARGS)
+
+bench-relay: redis postgres build ## From a commit to a socket: latency, a backlog, a dead relay (BENCH_ARGS="--only takeover")
+	cargo build --quiet --profile tools $(LOAD)
+	target/tools/tollgate-load relay --gateway target/release/tollgate $(BENCH_ARGS)
 
 fuzz-build:
 	BUILD_ONLY=1 fuzz/run.sh

@@ -32,6 +32,10 @@ pub(crate) enum DatabaseError {
 }
 
 impl DatabaseError {
+    pub(super) fn no_row() -> Self {
+        Self::Said("no row where one was expected".to_owned())
+    }
+
     /// True if the user lacks a right.
     pub(super) fn is_denied(&self) -> bool {
         matches!(self, Self::Said(why) if why.contains("(42501)"))
@@ -202,20 +206,21 @@ impl Connection {
         self.in_time(self.client.query_typed(sql, parameters)).await
     }
 
-    /// Runs a statement that reads the first rows of an index, and returns its rows. The planner must not
-    /// read all of them and sort, which it takes for cheap while it believes that there are few.
+    /// Runs a statement in a transaction of its own, by indexes, in their order, and returns its rows. The
+    /// planner must not read all of a table, which it takes for cheap while it believes that few rows are there.
     ///
     /// # Errors
-    /// As [`Self::query`].
-    pub(crate) async fn query_in_order(
+    /// As [`Self::query`]; whether it has committed is not known then.
+    pub(crate) async fn query_by_index(
         &self,
         sql: &str,
         parameters: Parameters<'_>,
     ) -> Result<Vec<Row>, DatabaseError> {
-        let steered = "BEGIN READ ONLY; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
-                       SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+        let steered = "BEGIN; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
+                       SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; \
+                       SET LOCAL enable_mergejoin = off; SET LOCAL jit = off";
         // All three leave in this order, at once.
-        let (begun, rows, _) = self
+        let (begun, rows, ended) = self
             .in_time(async {
                 Ok(tokio::join!(
                     self.client.batch_execute(steered),
@@ -225,7 +230,9 @@ impl Connection {
             })
             .await?;
         begun?;
-        Ok(rows?)
+        let rows = rows?;
+        ended?;
+        Ok(rows)
     }
 
     /// Runs a statement that answers one row.
@@ -238,7 +245,7 @@ impl Connection {
         parameters: Parameters<'_>,
     ) -> Result<Row, DatabaseError> {
         let mut rows = self.query(sql, parameters).await?;
-        rows.pop().ok_or_else(|| DatabaseError::Said("no row where one was expected".to_owned()))
+        rows.pop().ok_or_else(DatabaseError::no_row)
     }
 
     /// Runs statements without parameters.

@@ -354,6 +354,40 @@ async fn a_transaction_that_commits_late_is_not_overlooked() {
         .await;
 }
 
+/// What the planner knows of the table is older than a backlog, or nothing.
+#[tokio::test]
+async fn a_backlog_is_not_read_through_for_each_batch() {
+    const ROWS: i64 = 20_000;
+    let shop = Shop::start().await;
+    let owner = shop.postgres.owner().await;
+    owner
+        .batch_execute("ALTER TABLE tollgate_outbox SET (autovacuum_enabled = off)")
+        .await
+        .unwrap();
+
+    for what in ["nothing is known", "none waited"] {
+        let insert = "INSERT INTO tollgate_outbox (channel, payload) \
+                      SELECT 'user:u' || n % 50, json_build_object('postId', n) FROM generate_series(1, $1::bigint) n";
+        owner.execute(insert, &[&ROWS]).await.unwrap();
+        let looked_at = async || -> i64 {
+            let sql = "SELECT (seq_tup_read + idx_tup_fetch)::bigint FROM pg_stat_user_tables \
+                       WHERE relname = 'tollgate_outbox'";
+            owner.query_one(sql, &[]).await.unwrap().get(0)
+        };
+        let before = looked_at().await;
+        let settings = shop.config().replace("[relay]\n", "[relay]\nbatch_rows = 100\n");
+        let mut relay = Relay::start(PROGRAM, &settings);
+        relay.metric_reaches("relay_published_total", ROWS as f64).await;
+        // A connection that ends has told what it did.
+        relay.signal("-TERM");
+        assert!(relay.exited().await);
+
+        let each = (looked_at().await - before) / ROWS;
+        assert!(each < 20, "{what}: each row was looked at {each} times");
+        owner.batch_execute("VACUUM ANALYZE tollgate_outbox").await.unwrap();
+    }
+}
+
 /// `relay check` says what is missing and what to do.
 #[tokio::test]
 async fn check_says_what_the_database_lacks() {

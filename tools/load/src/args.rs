@@ -43,13 +43,15 @@ pub enum Scenario {
     RedisFloor(RedisFloor),
     /// Draw the latencies of several results (--json) into one file
     Plot(Plot),
+    /// Start PostgreSQL, Redis, a gateway and relays on this machine: from a commit to a socket
+    Relay(crate::relay::options::Relay),
     /// Start Redis, the floor and a gateway on this machine, and compare them
     Suite(Suite),
     /// Whether costs stay as they are when connections, channels, threads and replicas grow
     Scale(Suite),
 }
 
-fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
+pub fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
 

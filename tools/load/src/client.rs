@@ -288,6 +288,10 @@ impl Client {
         }
         context.window.delivered(&context.shared.window, event.channel, event.sequence);
 
+        if let Some(arrivals) = context.shared.arrivals.get() {
+            arrivals.note(event.channel, event.sequence, context.now);
+        }
+
         let phase = context.phases.iter().filter(|begin| **begin <= event.intended).count();
         if phase > 0 {
             tally.measured += 1;

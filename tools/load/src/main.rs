@@ -7,6 +7,7 @@
 )]
 
 mod args;
+mod arrivals;
 mod backoff;
 mod check;
 mod client;
@@ -20,6 +21,7 @@ mod link;
 mod number;
 mod plot;
 mod publisher;
+mod relay;
 mod report;
 mod scale;
 mod scenario;
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
         Scenario::Floor(args) => floor::floor(&args),
         Scenario::RedisFloor(args) => scenario::redis_floor::redis_floor(&args),
         Scenario::Plot(args) => draw(&args),
+        Scenario::Relay(args) => relay::relay(&args),
         Scenario::Suite(args) => suite::suite(&args),
         Scenario::Scale(args) => scale::scale(&args),
     };

@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize};
 use std::thread::Thread;
 
+use crate::arrivals::Arrivals;
 use crate::tally::PHASES;
 use crate::topology::Topology;
 
@@ -27,6 +28,8 @@ pub struct Shared {
     /// When phases 1 to `PHASES` begin.
     phases: [AtomicU64; PHASES],
     pub window: Window,
+    /// Where events are noted whose delay is computed afterwards.
+    pub arrivals: OnceLock<Arrivals>,
 }
 
 impl Shared {
@@ -41,6 +44,7 @@ impl Shared {
             publishing: AtomicBool::new(false),
             phases: [const { AtomicU64::new(u64::MAX) }; PHASES],
             window,
+            arrivals: OnceLock::new(),
         }
     }
 

@@ -18,7 +18,8 @@ use crate::link::Link;
 use crate::shared::{Shared, ThreadWindow};
 use crate::tally::{Tally, count};
 
-const BUFFER: usize = 256 * 1024;
+/// Holds the largest event that a gateway delivers, unless it is told otherwise.
+const BUFFER: usize = 2 * 1024 * 1024;
 const BATCH: usize = 1024;
 /// The fleet's way to wake a thread for a command.
 pub const WAKE: Token = Token(usize::MAX);

@@ -32,6 +32,11 @@ impl Pins {
         Pins { cores: cores.then_some((0, 1)) }
     }
 
+    /// Every process may use all cores.
+    pub fn none() -> Self {
+        Pins { cores: None }
+    }
+
     fn several() -> bool {
         std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)
     }
@@ -63,10 +68,13 @@ pub struct Setting {
     pub handshakes: usize,
     /// Whether the gateway is bound to the server's core.
     pub pinned: bool,
+    /// Whether channels of posts have a history.
+    pub history: bool,
 }
 
 impl Setting {
-    pub const DEFAULT: Setting = Setting { workers: 1, own: 1, handshakes: 100_000, pinned: true };
+    pub const DEFAULT: Setting =
+        Setting { workers: 1, own: 1, handshakes: 100_000, pinned: true, history: false };
 }
 
 /// A process that ends when this value is dropped.
@@ -79,6 +87,21 @@ impl Server {
     /// The program's own id: taskset becomes the program.
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        if let Some(pid) = Pid::from_raw(self.pid() as i32) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
+    /// Ends it by a signal; what has not ended after 20 s is killed.
+    pub fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        let end = Instant::now() + Duration::from_secs(20);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 }
 
@@ -93,7 +116,7 @@ impl Drop for Server {
 pub struct Processes {
     pub folder: PathBuf,
     pub pins: Pins,
-    redis: Server,
+    pub redis: Server,
 }
 
 impl Processes {
@@ -120,6 +143,22 @@ impl Processes {
         command.args(["serve", "--config"]).arg(&config);
         start(command, port, &self.folder.join(format!("tollgate-{port}.log")))
             .context("the gateway")
+    }
+
+    /// Starts a relay of this suite's Redis. Its port is that of its admin listener.
+    pub fn relay(&self, program: &Path, settings: &str) -> Result<Server> {
+        let port = free_port()?;
+        let config = self.folder.join(format!("relay-{port}.toml"));
+        let channels = "[[channels]]\npattern = \"post:{id}\"\nallow = \"authenticated\"\n";
+        let text = format!(
+            "[admin]\nlisten = \"127.0.0.1:{port}\"\n{}{settings}{channels}{HISTORY}",
+            broker(self.redis.port)
+        );
+        std::fs::write(&config, text)?;
+
+        let mut command = self.pins.command(program, true);
+        command.args(["relay", "--config"]).arg(&config);
+        start(command, port, &self.folder.join(format!("relay-{port}.log"))).context("the relay")
     }
 
     pub fn floor(&self) -> Result<Server> {
@@ -195,7 +234,8 @@ impl Processes {
     }
 }
 
-fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
+/// Starts a program, and waits until it listens on the port.
+pub fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     let file = File::create(log)?;
     command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
 
@@ -204,7 +244,7 @@ fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     let mut server = Server { child, port };
 
     let end = Instant::now() + Duration::from_secs(20);
-    // The port is the public listener's, which accepts when the rest is up.
+    // A gateway's port is the public listener's, which accepts when the rest is up.
     while TcpStream::connect(("127.0.0.1", port)).is_err() {
         let ended = server.child.try_wait()?;
         if ended.is_some() || Instant::now() > end {
@@ -216,6 +256,15 @@ fn start(mut command: Command, port: u16, log: &Path) -> Result<Server> {
     }
 
     Ok(server)
+}
+
+const HISTORY: &str = "history = { size = 1000, ttl = \"10m\" }\n";
+
+fn broker(redis: u16) -> String {
+    let prefix = Side::Tollgate.prefix();
+    format!(
+        "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://127.0.0.1:{redis}\"\nprefix = \"{prefix}\"\n"
+    )
 }
 
 fn configuration(port: u16, admin: u16, redis: u16, setting: Setting) -> String {
@@ -230,12 +279,7 @@ listen = "0.0.0.0:{port}"
 workers = {workers}
 [admin]
 listen = "127.0.0.1:{admin}"
-[broker]
-kind = "redis"
-[redis]
-url = "redis://127.0.0.1:{redis}"
-prefix = "{prefix}"
-[[auth.keys]]
+{broker}[[auth.keys]]
 secret = "{SECRET}"
 [[channels]]
 pattern = "user:{{user}}"
@@ -244,19 +288,20 @@ auto_subscribe = true
 {further}[[channels]]
 pattern = "post:{{id}}"
 allow = "authenticated"
-[limits]
+{history}[limits]
 connections_per_user = 100000
 connections_per_ip = 100000
 http_connections = {handshakes}
 http_connections_per_ip = {handshakes}
 "#,
-        prefix = Side::Tollgate.prefix(),
+        broker = broker(redis),
+        history = if setting.history { HISTORY } else { "" },
         workers = setting.workers,
         handshakes = setting.handshakes,
     )
 }
 
-fn free_port() -> Result<u16> {
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("0.0.0.0:0")?.local_addr()?.port())
 }
 
