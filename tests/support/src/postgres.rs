@@ -94,6 +94,22 @@ impl Postgres {
         standby
     }
 
+    /// Has a standby follow through another address, as a proxy's.
+    pub async fn follow(&self, port: u16) {
+        let owner = self.client_of("postgres", "postgres").await;
+        let from = format!("host=127.0.0.1 port={port} user=postgres");
+        let sql = format!("ALTER SYSTEM SET primary_conninfo = '{from}'");
+        owner.batch_execute(&sql).await.unwrap();
+        owner.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        eventually("the standby follows through that address", || async {
+            let sql = "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = $1 \
+                       AND status = 'streaming'";
+            let row = owner.query_one(sql, &[&i32::from(port)]).await.unwrap();
+            (row.get::<_, i64>(0) == 1).then_some(())
+        })
+        .await;
+    }
+
     /// Makes a standby the primary.
     pub async fn promote(&self) {
         let owner = self.client_of("postgres", "postgres").await;
@@ -102,9 +118,8 @@ impl Postgres {
     }
 
     /// Runs it with other variables from the next start on.
-    pub fn environment(&mut self, variables: &[(&str, &str)]) {
-        self.environment =
-            variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    pub fn environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
     }
 
     /// Starts it again, with its data.

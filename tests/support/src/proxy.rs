@@ -26,6 +26,10 @@ pub enum Mode {
     Delay(Duration),
     /// Connections open and stay open, and nothing passes. What was held back passes afterwards.
     Blackhole,
+    /// As a blackhole, for what clients send alone.
+    HoldRequests,
+    /// As a blackhole, for what the server sends alone.
+    HoldAnswers,
     /// Every connection that the server answers on is cut in the middle of that piece.
     Cut,
     /// Every connection that is open now is cut like that. The number tells one cut from the next.
@@ -36,8 +40,17 @@ pub enum Mode {
     Huge,
 }
 
+/// What becomes of bytes that were waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// They go on to the server, as far as the mode lets them.
+    Pass,
+    /// The server never sees them, and their connection ends.
+    Lose,
+}
+
 /// What is done before bytes with these texts go on to the server.
-type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() + Send>)>>>;
+type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() -> Then + Send>)>>>;
 
 /// A running proxy; it takes no more connections when this is dropped.
 pub struct Proxy {
@@ -81,6 +94,14 @@ impl Proxy {
 
     /// Does something each time before bytes with all of these texts go on to the server.
     pub fn before(&self, texts: &[&'static str], work: impl Fn() + Send + 'static) {
+        self.at(texts, move || {
+            work();
+            Then::Pass
+        });
+    }
+
+    /// As [`Self::before`]; what is done decides what becomes of the bytes.
+    pub fn at(&self, texts: &[&'static str], work: impl Fn() -> Then + Send + 'static) {
         *self.before.lock() = Some((texts.to_vec(), Box::new(work)));
     }
 
@@ -105,7 +126,7 @@ impl Drop for Proxy {
 /// Carries one connection to its end, in both directions.
 async fn carry(client: TcpStream, to: String, mode: watch::Receiver<Mode>, before: Before) {
     let mut born = mode.clone();
-    until_open(&mut born).await;
+    until_open(&mut born, Mode::Blackhole).await;
     let Ok(server) = TcpStream::connect(to).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
 
@@ -120,10 +141,11 @@ async fn carry(client: TcpStream, to: String, mode: watch::Receiver<Mode>, befor
     }
 }
 
-/// Waits until anything may pass.
-async fn until_open(mode: &mut watch::Receiver<Mode>) {
-    while *mode.borrow_and_update() == Mode::Blackhole {
-        if mode.changed().await.is_err() {
+/// Waits until anything may pass, or what this mode holds.
+async fn until_open(mode: &mut watch::Receiver<Mode>, held: Mode) {
+    loop {
+        let now = *mode.borrow_and_update();
+        if now != Mode::Blackhole && now != held || mode.changed().await.is_err() {
             return;
         }
     }
@@ -136,18 +158,26 @@ async fn pump(
     mut mode: watch::Receiver<Mode>,
     way: Way,
 ) {
+    let held = match way {
+        Way::ToServer(_) => Mode::HoldRequests,
+        Way::ToClient(_) => Mode::HoldAnswers,
+    };
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        until_open(&mut mode).await;
+        until_open(&mut mode, held).await;
         let Ok(read @ 1..) = from.read(&mut buffer).await else { return };
         // The blackhole may have opened in the meantime.
-        until_open(&mut mode).await;
+        until_open(&mut mode, held).await;
 
         let now = *mode.borrow();
         let bytes = &buffer[..read];
         let (bytes, ends): (&[u8], bool) = match &way {
             Way::ToServer(before) => {
-                work_before(before, bytes);
+                if work_before(before, bytes) == Then::Lose {
+                    return;
+                }
+                // The work may have changed the mode.
+                until_open(&mut mode, held).await;
                 (bytes, false)
             }
             Way::ToClient(began_in) => answer(now, *began_in, bytes).await,
@@ -158,18 +188,17 @@ async fn pump(
     }
 }
 
-fn work_before(before: &Before, bytes: &[u8]) {
-    if let Some((texts, work)) = &*before.lock()
-        && texts.iter().all(|text| contains(bytes, text))
-    {
-        work();
+fn work_before(before: &Before, bytes: &[u8]) -> Then {
+    match &*before.lock() {
+        Some((texts, work)) if texts.iter().all(|text| contains(bytes, text)) => work(),
+        Some(_) | None => Then::Pass,
     }
 }
 
 /// What becomes of a piece that the server sent, and whether the connection ends with it.
 async fn answer(now: Mode, began_in: Mode, bytes: &[u8]) -> (&[u8], bool) {
     match now {
-        Mode::Pass | Mode::Blackhole => (bytes, false),
+        Mode::Pass | Mode::Blackhole | Mode::HoldRequests | Mode::HoldAnswers => (bytes, false),
         Mode::Delay(time) => {
             sleep(time).await;
             (bytes, false)

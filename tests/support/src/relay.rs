@@ -2,7 +2,9 @@
 //!
 //! Not here: the databases on its two sides. It is killed when it is dropped.
 
+use std::fs::File;
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use serde_json::Value;
@@ -21,6 +23,8 @@ pub struct Relay {
     config: NamedTempFile,
     program: String,
     environment: Vec<(String, String)>,
+    /// Where its log goes, if not where the test's goes.
+    log: Option<PathBuf>,
 }
 
 impl Relay {
@@ -31,18 +35,43 @@ impl Relay {
 
     /// Starts a relay with variables in its environment.
     pub fn with(program: &str, config: &str, environment: &[(&str, &str)]) -> Self {
+        let environment: Vec<_> =
+            environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+        Self::launch(program, config, environment, None)
+    }
+
+    /// Starts a relay whose log goes to a file, behind what the file has.
+    pub fn logging_to(
+        log: PathBuf,
+        program: &str,
+        config: &str,
+        environment: Vec<(String, String)>,
+    ) -> Self {
+        Self::launch(program, config, environment, Some(log))
+    }
+
+    fn launch(
+        program: &str,
+        config: &str,
+        environment: Vec<(String, String)>,
+        log: Option<PathBuf>,
+    ) -> Self {
         let admin = format!("127.0.0.1:{}", free_port());
         let mut file = NamedTempFile::new().unwrap();
         write!(file, "[admin]\nlisten = \"{admin}\"\n{config}").unwrap();
-        let environment: Vec<_> =
-            environment.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
-        let process = spawn(program, &file, &environment);
-        Self { process, admin, config: file, program: program.to_owned(), environment }
+        let process = spawn(program, &file, &environment, log.as_ref());
+        Self { process, admin, config: file, program: program.to_owned(), environment, log }
     }
 
     /// Kills it and starts it again.
     pub fn restart(&mut self) {
-        self.process = spawn(&self.program, &self.config, &self.environment);
+        self.process =
+            spawn(&self.program, &self.config, &self.environment, self.log.as_ref());
+    }
+
+    /// The number of the process.
+    pub fn id(&self) -> u32 {
+        self.process.id()
     }
 
     /// Sends a signal, named as for `kill`.
@@ -96,9 +125,17 @@ impl Relay {
     }
 }
 
-fn spawn(program: &str, config: &NamedTempFile, environment: &[(String, String)]) -> Process {
+fn spawn(
+    program: &str,
+    config: &NamedTempFile,
+    environment: &[(String, String)],
+    log: Option<&PathBuf>,
+) -> Process {
     let mut command = Command::new(program);
     command.args(["relay", "--config"]).arg(config.path()).envs(environment.iter().cloned());
-    // The log is inherited: a test that fails shows it.
+    // A log that is inherited is shown by a test that fails.
+    if let Some(path) = log {
+        command.stderr(File::options().create(true).append(true).open(path).unwrap());
+    }
     Process::spawn(command.stdout(Stdio::null()))
 }
