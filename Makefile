@@ -21,7 +21,7 @@ CARGO_DENY := 0.20.2
 LOAD := --package tollgate-load
 CAPACITY := --package tollgate-capacity
 
-.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
+.PHONY: help run build test lint bench bench-smoke bench-scale microbench instructions instructions-build valgrind redis fuzz fuzz-build fmt doc docs deps servers unit browser clients readme issuers publishers server-client conformance audit rollout mixed deny chart packaging ingress image image-tools mistaken
 .PHONY: monitoring monitoring-lint monitoring-write monitoring-deps python-lock scripts-lint eslint
 
 help: ## What there is
@@ -34,7 +34,7 @@ run: ## Build and start the gateway with the demo page (LISTEN, ADMIN to change 
 build: ## The optimised binary: target/release/tollgate
 	cargo build --release
 
-test: deps unit browser clients readme issuers publishers mistaken conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
+test: deps unit browser clients readme issuers publishers server-client mistaken conformance packaging ingress ## Everything: units, real Redis, browsers, clients, README, Autobahn
 	@echo "all tests passed"
 
 unit: deps servers ## Rust tests: units, properties, integration with a real Redis, house rules
@@ -89,6 +89,14 @@ publishers: $(NODE_MODULES) $(JS_VENV)/ok ## Every snippet of docs/publishing.md
 	cargo build --quiet
 	$(NODE_TEST) publishers
 
+# The package is built with what its own lock says.
+clients/server/node_modules/.package-lock.json: clients/server/package-lock.json | deps
+	cd clients/server && npm ci --no-audit --no-fund --loglevel=error
+
+server-client: $(NODE_MODULES) $(JS_VENV)/ok clients/server/node_modules/.package-lock.json ## The npm package clients/server as it is installed: types, real Redis and Postgres, five database libraries; docs/outbox-snippets.md
+	cargo build --quiet
+	$(NODE_TEST) server
+
 mistaken: $(NODE_MODULES) ## Clients of other services at Tollgate's address: told so in their own terms, and ended
 	cargo build --quiet
 	$(NODE_TEST) mistaken
@@ -123,7 +131,7 @@ chart: $(PY)/ok target/helm/ok $(NODE_MODULES) ## The Helm chart by two helms, s
 	$(PY)/bin/hadolint Dockerfile
 	$(PYTEST) -n auto --dist loadfile tests/py/chart
 
-packaging: $(PY)/ok $(NODE_MODULES) ## The systemd unit and the PM2 file, killed and started again
+packaging: $(PY)/ok $(NODE_MODULES) ## The systemd units and the PM2 file, killed and started again
 	cargo build --quiet
 	$(PYTEST) tests/py/packaging
 
@@ -160,7 +168,7 @@ $(OLD_BIN):
 mixed: deps $(OLD_BIN) ## A replica of version 0.1 beside one of today, rolled forward and back under load
 	TOLLGATE_OLD_BIN=$(CURDIR)/$(OLD_BIN) cargo test --quiet --test audit -- --mixed
 
-monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, two gateways, load, faults (UPDATE=1 draws docs/dashboard.png)
+monitoring: $(PY)/ok monitoring-deps ## Alerts and dashboard live: Prometheus, gateways, relays, load, faults (UPDATE=1 draws docs/dashboard.png)
 	cargo build --quiet
 	cargo build --quiet $(LOAD)
 	TOLLGATE_BIN=$(CURDIR)/target/debug/tollgate TOLLGATE_LOAD_BIN=$(CURDIR)/target/debug/tollgate-load UPDATE=$(UPDATE) \
@@ -262,4 +270,7 @@ deps:
 	python3 -m pip --version >/dev/null 2>&1 || missing+=(python3-pip); \
 	php -m 2>/dev/null | grep -qx redis || missing+=(php-redis); \
 	ruby -e 'require "redis"' 2>/dev/null || missing+=(ruby-redis); \
+	php -m 2>/dev/null | grep -qx pdo_pgsql || missing+=(php-pgsql); \
+	ruby -e 'require "pg"' 2>/dev/null || missing+=(ruby-pg); \
+	ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || missing+=(postgresql); \
 	tests/apt.sh "$${missing[@]}"

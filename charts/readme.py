@@ -13,7 +13,15 @@ import yaml
 CHART = pathlib.Path(__file__).parent / "tollgate"
 BEGIN, END = "<!-- values: begin -->\n", "<!-- values: end -->\n"
 # Sections that are one value to whoever reads the table.
-WHOLE = {"podSecurityContext", "securityContext", "resources", "autoscaling.behavior", "secretFiles"}
+WHOLE = {
+    "podSecurityContext",
+    "securityContext",
+    "resources",
+    "autoscaling.behavior",
+    "secretFiles",
+    "relay.resources",
+    "relay.secretFiles",
+}
 
 
 def comments(text: str) -> dict[str, str]:

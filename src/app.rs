@@ -81,6 +81,7 @@ impl Running {
         let hangup = Hangup::install().context("cannot handle signals")?;
 
         let metrics = metrics::install();
+        metrics::begin_gateway();
         let sha = short_hash(&printed);
         metrics::config_info(&sha);
 

@@ -2,6 +2,7 @@
 //! their own.
 
 mod file;
+mod log;
 mod publish;
 mod relay;
 mod token;
@@ -12,12 +13,13 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Running;
-use crate::config::{self, Config, DEFAULT_TOML, LogFormat, Problem, Sources};
-use crate::logging::{self, Format};
+use crate::config::{self, DEFAULT_TOML, Problem, Sources};
+use crate::logging;
 use crate::probe;
 use crate::process_limits;
 use crate::terminal::{complain, print};
 use file::{File, problems, sources};
+use log::init_log;
 
 /// A real-time gateway: backends publish JSON, and every authorised client receives it.
 #[derive(Debug, Parser)]
@@ -213,13 +215,4 @@ fn runtime(name: &str, workers: usize) -> std::io::Result<tokio::runtime::Runtim
         builder.worker_threads(workers);
     }
     builder.thread_name(name).enable_all().build()
-}
-
-fn init_log(config: &Config) -> anyhow::Result<()> {
-    logging::set_interval(config.log.summary_interval.0);
-    let format = match config.log.format {
-        LogFormat::Text => Format::Text,
-        LogFormat::Json => Format::Json,
-    };
-    logging::init(&config.log.level, format)
 }

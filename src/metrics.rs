@@ -1,4 +1,4 @@
-//! Every metric: one row each, whose doc text is its HELP. Only this file uses the `metrics`
+//! Every metric: one row each, whose doc text is its HELP. Only this module uses the `metrics`
 //! macros, so a metric has one name and one place.
 //!
 //! Invariant: no label has an unbounded set of values. Handles on hot paths are resolved once.
@@ -166,8 +166,7 @@ const SECONDS: [f64; 14] = [
     10.0,
 ];
 
-/// Installs the recorder, once per process. Every series with a closed set of labels exists at zero
-/// from then on, so that its first increase is visible as one.
+/// Installs the recorder, once per process.
 ///
 /// # Panics
 /// When another recorder was installed before.
@@ -180,7 +179,7 @@ pub fn install() -> PrometheusHandle {
                 .and_then(PrometheusBuilder::install_recorder)
                 .expect("the only metrics recorder of the process");
             describe();
-            zero();
+            metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
             metrics_process::Collector::default().describe();
             handle
         })
@@ -198,8 +197,9 @@ fn describe() {
     }
 }
 
-/// Makes every series with a closed set of labels exist.
-fn zero() {
+/// Makes every series of a gateway with a closed set of labels exist, so that its first increase is
+/// visible as one.
+pub fn begin_gateway() {
     for reason in Reason::ALL {
         metrics::counter!(AUTH_FAILURES, "reason" => reason.slug()).increment(0);
     }
@@ -255,7 +255,6 @@ fn zero() {
     for gauge in [SUBSCRIPTIONS, CHANNELS, OUTBOUND_QUEUE_BYTES, DRAINING] {
         metrics::gauge!(gauge).set(0.0);
     }
-    metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
 }
 
 /// Handles for the fan-out, resolved once per shard.
@@ -468,9 +467,14 @@ pub fn log_lines_dropped(n: u64) {
     metrics::counter!(LOG_LINES_DROPPED).absolute(n);
 }
 
+/// Sets the figures of the process, when metrics are read.
+pub fn of_process() {
+    metrics_process::Collector::default().collect();
+}
+
 /// Sets the sizes of the hub and the figures of the process, when metrics are read.
 pub fn sizes(subscriptions: usize, channels: usize) {
-    metrics_process::Collector::default().collect();
+    of_process();
     metrics::gauge!(SUBSCRIPTIONS).set(subscriptions as f64);
     metrics::gauge!(CHANNELS).set(channels as f64);
 }

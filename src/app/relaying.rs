@@ -12,7 +12,7 @@ use crate::broker::Events;
 use crate::broker::redis::RedisBroker;
 use crate::config::{BrokerKind, Config, Loaded};
 use crate::http::{self, Clients, Listener, RelayAdmin, Share};
-use crate::lifecycle::{self, Lifecycle, Phase, Termination};
+use crate::lifecycle::{self, Hangup, Lifecycle, Phase, Termination};
 use crate::logging;
 use crate::metrics;
 use crate::relay::schema::is_identifier;
@@ -83,8 +83,9 @@ pub(crate) fn broker(config: &Config) -> anyhow::Result<Arc<RedisBroker>> {
 pub(crate) async fn run(loaded: Loaded, env: Env<'_>) -> anyhow::Result<()> {
     let Loaded { config, policy, printed, .. } = loaded;
     let mut termination = Termination::install().context("cannot handle signals")?;
+    let mut hangup = Hangup::install().context("cannot handle signals")?;
     let handle = metrics::install();
-    metrics::relay::zero(DeadReason::ALL.map(DeadReason::label).iter());
+    metrics::relay::begin(DeadReason::ALL.map(DeadReason::label).iter());
     metrics::config_info(&short_hash(&printed));
 
     let databases = databases(&config, env)?;
@@ -139,6 +140,14 @@ pub(crate) async fn run(loaded: Loaded, env: Env<'_>) -> anyhow::Result<()> {
         }
     });
 
+    lifecycle::spawn("hangup", async move {
+        loop {
+            hangup.signalled().await;
+            tracing::warn!(
+                "a relay does not read its configuration again: start it anew, another one takes over"
+            );
+        }
+    });
     tracing::info!(%admin, name, version = env!("CARGO_PKG_VERSION"), "tollgate relay runs");
     let ended = lifecycle::spawn("relay", relay.run());
     termination.signalled().await;

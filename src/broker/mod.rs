@@ -195,10 +195,19 @@ pub struct Published {
     pub heard: Option<i64>,
 }
 
+/// On whose behalf rows are published.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mandate {
+    /// The outbox' name among all that publish on the same channels: hexadecimal digits.
+    pub outbox: String,
+    /// The term of the relay that leads. It only grows.
+    pub term: u64,
+}
+
 /// A row of an outbox, to be published once.
 #[derive(Debug, Clone)]
 pub struct Row {
-    /// What tells it from all other rows for ever: `<number>:<uuid>`.
+    /// What tells it from all other rows for ever: `<outbox>:<number>:<uuid>`.
     pub identity: String,
     pub payload: Bytes,
     /// How long the history is kept after its last event, in seconds, and how many events of it.

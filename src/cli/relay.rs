@@ -9,6 +9,7 @@ use serde_json::json;
 use tokio::time::{sleep, timeout};
 
 use super::file::{File, problems, sources};
+use super::log::init_log;
 use crate::app::relaying;
 use crate::broker::Broker as _;
 use crate::config::{self, Loaded, Sources};
@@ -119,7 +120,7 @@ pub(super) fn run(args: &Relay) -> anyhow::Result<ExitCode> {
 
 async fn serve(loaded: Loaded, sources: &Sources<'_>) -> anyhow::Result<ExitCode> {
     process_limits::leave_no_core();
-    super::init_log(&loaded.config)?;
+    init_log(&loaded.config)?;
     let result = relaying::run(loaded, &|name| sources.variable(name).map(str::to_owned)).await;
     logging::end();
     result.map(|()| ExitCode::SUCCESS)
@@ -149,6 +150,9 @@ async fn check(loaded: &Loaded, sources: &Sources<'_>) -> anyhow::Result<ExitCod
             if timeout(REDIS_WITHIN, up).await.is_err() {
                 let why = broker.health().last_error.map_or_else(String::new, |e| e.what);
                 lacking.push(format!("Redis cannot be used: {why}"));
+            } else if let Err(error) = broker.try_relay().await {
+                let why = "the relay's user needs the permissions in docs/redis.md";
+                lacking.push(format!("Redis refuses what a relay does: {error} ({why})"));
             }
         }
         Err(error) => lacking.push(format!("{error:#}")),
@@ -218,7 +222,16 @@ async fn retry(
 ) -> anyhow::Result<ExitCode> {
     let connection = connect(loaded, sources).await?;
     let outbox = Outbox::new(&loaded.config.relay.schema);
-    let put = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
-    let s = if put == 1 { "" } else { "s" };
-    print(&format!("{put} row{s} put back into the outbox\n"))
+    let (put, stay) = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
+    let rows = |n: i64| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
+    print(&format!("{} put back into the outbox\n", rows(put)))?;
+    if stay == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    complain(&format!(
+        "tollgate: {} left dead: another row of the channel has the same key by now. To publish them all the \
+         same, set their key to NULL in tollgate_outbox_dead; to give them up, delete them there\n",
+        rows(stay)
+    ));
+    Ok(ExitCode::FAILURE)
 }

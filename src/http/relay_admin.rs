@@ -14,6 +14,7 @@ use super::answers::{json as json_response, not_found};
 use crate::broker::Broker as _;
 use crate::broker::redis::RedisBroker;
 use crate::lifecycle::{Lifecycle, Phase};
+use crate::logging;
 use crate::relay::Shown;
 
 /// What the routes show.
@@ -36,9 +37,10 @@ pub fn relay_admin(admin: RelayAdmin) -> Router {
 }
 
 async fn metrics(State(admin): State<RelayAdmin>) -> Response {
-    metrics_process::Collector::default().collect();
-    let text = admin.metrics.render();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
+    crate::metrics::of_process();
+    crate::metrics::log_lines_dropped(logging::dropped());
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], admin.metrics.render()).into_response()
 }
 
 /// Ready to lead, or leading. A relay that stands by needs its database only; one that leads and cannot

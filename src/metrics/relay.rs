@@ -5,8 +5,8 @@ use super::{
     RELAY_POSTGRES_CONNECTED, RELAY_PUBLISH, RELAY_PUBLISHED, RELAY_REPEATED, RELAY_UNHEARD,
 };
 
-/// Makes every series exist at zero; `reasons` are those of dead rows.
-pub fn zero<'r>(reasons: impl Iterator<Item = &'r &'static str>) {
+/// Makes every series of a relay exist; `reasons` are those of dead rows.
+pub fn begin<'r>(reasons: impl Iterator<Item = &'r &'static str>) {
     for reason in reasons {
         metrics::counter!(RELAY_DEAD_TOTAL, "reason" => *reason).increment(0);
     }

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::kind::Kind;
@@ -59,8 +59,8 @@ impl<'de> Deserialize<'de> for TopLevel {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut found = None;
-                while let Some(IsType(is_type)) = map.next_key()? {
-                    if is_type {
+                while let Some(name) = map.next_key::<&RawValue>()? {
+                    if is_type(name.get()) {
                         let value: &RawValue = map.next_value()?;
                         found = found.or_else(|| reserved(value.get()));
                     } else {
@@ -82,30 +82,11 @@ fn reserved(value: &str) -> Option<Kind> {
     Kind::named(name.as_bytes())
 }
 
-/// True if a field's name is `type`, however it is escaped. The name is read as bytes: it may hold
-/// half of a surrogate pair, which JSON allows and Rust's strings do not.
-struct IsType(bool);
-
-impl<'de> Deserialize<'de> for IsType {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Name;
-        impl Visitor<'_> for Name {
-            type Value = bool;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a name")
-            }
-
-            fn visit_bytes<E: Error>(self, name: &[u8]) -> Result<bool, E> {
-                Ok(name == b"type")
-            }
-
-            fn visit_str<E: Error>(self, name: &str) -> Result<bool, E> {
-                Ok(name == "type")
-            }
-        }
-        deserializer.deserialize_bytes(Name).map(Self)
-    }
+/// True if a field's name is `type`, however it is escaped. Read as bytes, a name with a control character, which is
+/// no JSON, would pass; read as a text, one with half of a surrogate pair, which is JSON, would not.
+fn is_type(name: &str) -> bool {
+    name == "\"type\""
+        || name.contains('\\') && serde_json::from_str::<String>(name).is_ok_and(|n| n == "type")
 }
 
 #[cfg(test)]
@@ -153,6 +134,15 @@ mod tests {
         ] {
             assert_eq!(check(text.as_bytes()), Ok(()), "{text:.60}");
         }
+    }
+
+    /// Such an event was delivered, and clients could not read it.
+    #[test]
+    fn a_name_with_a_control_character_is_not_json() {
+        for text in ["{\"a\nb\":1}", "{\"\t\":1}", "{\"type\0\":\"gap\"}"] {
+            assert!(matches!(check(text.as_bytes()), Err(PayloadFault::NotJson(_))), "{text:?}");
+        }
+        assert_eq!(check(br#"{"a\nb":1}"#), Ok(()));
     }
 
     #[test]

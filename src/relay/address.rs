@@ -66,6 +66,7 @@ impl Address {
     ) -> Result<Self, AddressError> {
         let url = if url.is_empty() { "postgres://" } else { url };
         let (url, options) = take_options(url)?;
+        let url = with_ports(&url, env("PGPORT").unwrap_or_default().as_str());
         let mut config: tokio_postgres::Config =
             url.parse().map_err(|e| AddressError::Option(said(&e)))?;
         complete(&mut config, env)?;
@@ -156,6 +157,25 @@ fn take_options(url: &str) -> Result<(String, Vec<(String, String)>), AddressErr
     // The library does not read + as a blank.
     let rest = Serializer::new(String::new()).extend_pairs(rest).finish().replace('+', "%20");
     Ok((if rest.is_empty() { base.to_owned() } else { format!("{base}?{rest}") }, ours))
+}
+
+/// Gives hosts without a port this one: the library would give them its own.
+fn with_ports(url: &str, port: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, rest) = rest.split_at(end);
+    let at = authority.rfind('@').map_or(0, |at| at + 1);
+    let (user, hosts) = authority.split_at(at);
+    if port.is_empty() || port.contains(',') || hosts.is_empty() {
+        return url.to_owned();
+    }
+
+    let with_port = |host: &str| match host.rsplit_once(':') {
+        Some((_, given)) if !given.ends_with(']') => host.to_owned(),
+        _ => format!("{host}:{port}"),
+    };
+    let hosts: Vec<_> = hosts.split(',').map(with_port).collect();
+    format!("{scheme}://{user}{}{rest}", hosts.join(","))
 }
 
 /// Adds what the URL lacks, from the environment and by libpq's defaults.

@@ -73,12 +73,17 @@ pub(super) type Retained<'r> = &'r (dyn Fn(&ChannelName) -> Option<(u32, u32)> +
 impl Batch {
     /// Sorts rows by channel, and takes out those that can never be published. Rows of a channel that
     /// has too many are left for the next batch.
-    pub(super) fn of(pending: Vec<Pending>, event_bytes: usize, retained: Retained<'_>) -> Self {
+    pub(super) fn of(
+        pending: Vec<Pending>,
+        outbox: &str,
+        event_bytes: usize,
+        retained: Retained<'_>,
+    ) -> Self {
         let mut batch = Self::default();
         let mut places: HashMap<String, usize> = HashMap::new();
         for row in pending {
             let id = row.id;
-            let (channel, row) = match judge(row, event_bytes, retained) {
+            let (channel, row) = match judge(row, outbox, event_bytes, retained) {
                 Ok(judged) => judged,
                 Err((reason, explanation)) => {
                     let explanation = Said::new(&explanation);
@@ -105,6 +110,7 @@ impl Batch {
 /// Judges a row as a gateway judges a publication.
 fn judge(
     row: Pending,
+    outbox: &str,
     event_bytes: usize,
     retained: Retained<'_>,
 ) -> Result<(ChannelName, Row), (DeadReason, String)> {
@@ -114,7 +120,7 @@ fn judge(
         let why = format!("the channel has the id \"{id}\": the publisher had none");
         return Err((DeadReason::SuspiciousId, why));
     }
-    let identity = row.identity();
+    let identity = row.identity(outbox);
     let Some(payload) = row.payload else {
         let why = format!(
             "the event has {} bytes, the gateway takes {event_bytes} (limits.publication_bytes)",
@@ -210,7 +216,7 @@ mod tests {
             Pending { ttl: Some(0), ..row(8, "user:b", "1") },
             Pending { maxlen: Some(7), ..row(9, "user:b", "1") },
         ];
-        let batch = Batch::of(rows, 1 << 20, &|_| Some((60, 5)));
+        let batch = Batch::of(rows, "ab", 1 << 20, &|_| Some((60, 5)));
 
         let by_channel: Vec<_> =
             batch.channels.iter().map(|c| (c.channel.as_str(), &*c.ids)).collect();
@@ -237,7 +243,7 @@ mod tests {
     #[test]
     fn a_busy_channel_takes_a_part_of_a_batch() {
         let rows = (0..1000).map(|id| row(id, "user:a", "1")).chain([row(1000, "user:b", "1")]);
-        let batch = Batch::of(rows.collect(), 1 << 20, &|_| None);
+        let batch = Batch::of(rows.collect(), "ab", 1 << 20, &|_| None);
         assert_eq!(batch.channels[0].ids.len(), ROWS_OF_A_CHANNEL);
         assert_eq!(batch.channels[1].ids, [1000]);
     }

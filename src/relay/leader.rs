@@ -18,7 +18,7 @@ use super::connection::{Connection, DatabaseError};
 use super::outbox::Bounds;
 use super::parts::Parts;
 use super::set_aside::SetAside;
-use crate::broker::{BrokerError, RelayError};
+use crate::broker::{BrokerError, Mandate, RelayError};
 use crate::channel::ChannelName;
 use crate::lifecycle::Phase;
 use crate::logging;
@@ -58,7 +58,7 @@ pub(super) struct Leader<'r> {
     parts: &'r Parts,
     session: &'r Connection,
     work: Connection,
-    term: u64,
+    mandate: Mandate,
     aside: SetAside,
     pause: Duration,
 }
@@ -81,11 +81,11 @@ impl<'r> Leader<'r> {
     pub(super) async fn begin(
         parts: &'r Parts,
         session: &'r Connection,
-        term: u64,
+        mandate: Mandate,
     ) -> Result<Self, DatabaseError> {
         let work = parts.work.connect().await?;
         let aside = SetAside::default();
-        Ok(Self { parts, session, work, term, aside, pause: FIRST_PAUSE })
+        Ok(Self { parts, session, work, mandate, aside, pause: FIRST_PAUSE })
     }
 
     /// Works until it has to stop.
@@ -131,7 +131,12 @@ impl<'r> Leader<'r> {
                 continue;
             }
 
-            let batch = Batch::of(pending, settings.event_bytes, &*self.parts.retained);
+            let batch = Batch::of(
+                pending,
+                &self.mandate.outbox,
+                settings.event_bytes,
+                &*self.parts.retained,
+            );
             self.relay_batch(batch).await?;
         }
     }
@@ -168,9 +173,9 @@ impl<'r> Leader<'r> {
 
     /// Publishes the rows of all channels at once; those of one channel keep their order.
     async fn publish(&mut self, channels: &[ChannelRows]) -> Published {
-        let (broker, term) = (&self.parts.broker, self.term);
+        let (broker, mandate) = (&self.parts.broker, &self.mandate);
         let calls = channels.iter().map(|of_channel| async move {
-            broker.relay(&of_channel.channel, term, &of_channel.rows).await
+            broker.relay(&of_channel.channel, mandate, &of_channel.rows).await
         });
 
         let mut published = Published::default();
@@ -234,10 +239,9 @@ impl<'r> Leader<'r> {
     }
 
     async fn settle_all(&self, settled: &Identities) {
-        let calls = settled
-            .iter()
-            .filter(|(_, identities)| !identities.is_empty())
-            .map(|(channel, identities)| self.parts.broker.settle(channel, self.term, identities));
+        let calls = settled.iter().filter(|(_, identities)| !identities.is_empty()).map(
+            |(channel, identities)| self.parts.broker.settle(channel, &self.mandate, identities),
+        );
         for answer in join_all(calls).await {
             if let Err(error) = answer {
                 tracing::debug!(%error, "guards of published rows stay for now");
@@ -250,9 +254,10 @@ impl<'r> Leader<'r> {
         if others.is_empty() {
             return Ok(Identities::new());
         }
-        let id_of = |identity: &String| identity.split_once(':')?.0.parse::<i64>().ok();
+        let id_of = |identity: &String| identity.split(':').nth(1)?.parse::<i64>().ok();
         let ids: Vec<_> = others.values().flatten().filter_map(id_of).collect();
-        let pending = self.parts.outbox.still_pending(&self.work, &ids).await?;
+        let pending =
+            self.parts.outbox.still_pending(&self.work, &ids, &self.mandate.outbox).await?;
 
         let gone = |identities: &Vec<String>| {
             identities.iter().filter(|identity| !pending.contains(identity)).cloned().collect()
@@ -264,7 +269,9 @@ impl<'r> Leader<'r> {
     async fn settle_last(&self) -> Result<(), DatabaseError> {
         let count = self.parts.settings.batch_rows;
         let mut settled = Identities::new();
-        for (channel, identity) in self.parts.outbox.published_last(&self.work, count).await? {
+        for (channel, identity) in
+            self.parts.outbox.published_last(&self.work, count, &self.mandate.outbox).await?
+        {
             if let Ok(channel) = channel.parse() {
                 settled.entry(channel).or_default().push(identity);
             }
@@ -282,11 +289,11 @@ impl<'r> Leader<'r> {
         }
 
         let above = published.above.unwrap_or_default();
-        match self.parts.leadership.renew(&self.work, self.term, above).await? {
-            Some(term) => self.term = term,
+        match self.parts.leadership.renew(&self.work, self.mandate.term, above).await? {
+            Some(term) => self.mandate.term = term,
             None => return Err(Stopped::Deposed),
         }
-        self.parts.health.leads(self.term);
+        self.parts.health.leads(self.mandate.term);
         if published.unreached > 0 && published.done == 0 {
             sleep(self.pause).await;
             self.pause = (self.pause * 2).min(LONGEST_PAUSE);

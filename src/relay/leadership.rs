@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 use tokio_postgres::types::Type;
 
 use super::connection::{Connection, DatabaseError, column};
+use crate::broker::Mandate;
 
 /// How often a relay that stands by tries to become the leader.
 const TRY_EVERY: Duration = Duration::from_millis(500);
@@ -51,8 +52,8 @@ impl Leadership {
             .await
     }
 
-    /// Waits until this session holds the lock, and returns the term.
-    pub(super) async fn acquire(&self, session: &Connection) -> Result<u64, DatabaseError> {
+    /// Waits until this session holds the lock, and returns the mandate.
+    pub(super) async fn acquire(&self, session: &Connection) -> Result<Mandate, DatabaseError> {
         let mut seen: Option<(String, Instant)> = None;
         loop {
             let sql = format!(
@@ -104,16 +105,17 @@ impl Leadership {
 
     /// Takes a new term. It is above every earlier one, also after a failover that lost the last of
     /// them: each promotion begins a new timeline.
-    async fn begin(&self, session: &Connection) -> Result<u64, DatabaseError> {
+    async fn begin(&self, session: &Connection) -> Result<Mandate, DatabaseError> {
         let timeline = self.timeline(session).await;
         let sql = format!(
             "UPDATE {}.tollgate_relay SET term = greatest(term + 1, $1 << 32), leader = $2, \
-             leader_since = clock_timestamp(), seen_at = clock_timestamp() RETURNING term",
+             leader_since = clock_timestamp(), seen_at = clock_timestamp() RETURNING outbox, term",
             self.schema
         );
         let parameters: super::connection::Parameters<'_> =
             &[(&timeline, Type::INT8), (&self.name, Type::TEXT)];
-        as_term(column(&session.one(&sql, parameters).await?, 0)?)
+        let row = session.one(&sql, parameters).await?;
+        Ok(Mandate { outbox: column(&row, 0)?, term: as_term(column(&row, 1)?)? })
     }
 
     /// The database's timeline, or 0 where it does not tell.

@@ -122,14 +122,14 @@ impl Relay {
             acquired = self.parts.leadership.acquire(&session) => acquired,
             () = self.parts.lifecycle.wait_for(Phase::Settling) => return Stopped::Asked,
         };
-        let term = match acquired {
-            Ok(term) => term,
+        let mandate = match acquired {
+            Ok(mandate) => mandate,
             Err(error) => return Stopped::Database(error),
         };
-        self.parts.health.leads(term);
-        tracing::info!(term, "this relay leads");
+        self.parts.health.leads(mandate.term);
+        tracing::info!(mandate.term, mandate.outbox, "this relay leads");
 
-        let leader = match Leader::begin(&self.parts, &session, term).await {
+        let leader = match Leader::begin(&self.parts, &session, mandate).await {
             Ok(leader) => leader,
             Err(error) => return Stopped::Database(error),
         };

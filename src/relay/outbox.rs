@@ -33,8 +33,8 @@ pub(super) struct Pending {
 
 impl Pending {
     /// What tells the row from all others, for the guard in Redis.
-    pub(super) fn identity(&self) -> String {
-        format!("{}:{}", self.id, self.uuid)
+    pub(super) fn identity(&self, outbox: &str) -> String {
+        format!("{outbox}:{}:{}", self.id, self.uuid)
     }
 }
 
@@ -190,12 +190,16 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: &[i64],
+        outbox: &str,
     ) -> Result<Vec<String>, DatabaseError> {
         let sql = format!(
-            "SELECT id || ':' || uuid FROM {}.tollgate_outbox WHERE id = ANY ($1) AND published_at IS NULL",
+            "SELECT $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox \
+             WHERE id = ANY ($1) AND published_at IS NULL",
             self.schema
         );
-        let rows = connection.query(&sql, &[(&ids, Type::INT8_ARRAY)]).await?;
+        let parameters: super::connection::Parameters<'_> =
+            &[(&ids, Type::INT8_ARRAY), (&outbox, Type::TEXT)];
+        let rows = connection.query(&sql, parameters).await?;
         rows.iter().map(|row| column(row, 0)).collect()
     }
 
@@ -205,13 +209,15 @@ impl Outbox {
         &self,
         connection: &Connection,
         count: usize,
+        outbox: &str,
     ) -> Result<Vec<(String, String)>, DatabaseError> {
         let sql = format!(
-            "SELECT channel, id || ':' || uuid FROM {}.tollgate_outbox \
+            "SELECT channel, $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox \
              WHERE published_at IS NOT NULL ORDER BY published_at DESC LIMIT $1",
             self.schema
         );
-        let rows = connection.query(&sql, &[(&(count as i64), Type::INT8)]).await?;
+        let rows =
+            connection.query(&sql, &[(&(count as i64), Type::INT8), (&outbox, Type::TEXT)]).await?;
         rows.iter().map(|row| Ok((column(row, 0)?, column(row, 1)?))).collect()
     }
 
@@ -266,7 +272,8 @@ impl Outbox {
         })
     }
 
-    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. Returns how many.
+    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. A row whose key
+    /// its channel has again by now stays dead. Returns how many were put back, and how many stay.
     ///
     /// # Errors
     /// The database's own.
@@ -274,17 +281,22 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: Option<&[i64]>,
-    ) -> Result<i64, DatabaseError> {
+    ) -> Result<(i64, i64), DatabaseError> {
         let columns = "uuid, channel, payload, key, ttl, maxlen, traceparent";
         let sql = format!(
-            "WITH back AS (DELETE FROM {0}.tollgate_outbox_dead WHERE $1 OR id = ANY ($2) RETURNING *), \
+            "WITH asked AS (SELECT id, uuid, EXISTS (SELECT FROM {0}.tollgate_outbox AS o WHERE o.key IS NOT NULL \
+                 AND \"left\"(o.channel, 300) = \"left\"(d.channel, 300) \
+                 AND \"left\"(o.key, 300) = \"left\"(d.key, 300)) AS stays \
+               FROM {0}.tollgate_outbox_dead AS d WHERE $1 OR id = ANY ($2)), \
+               back AS (DELETE FROM {0}.tollgate_outbox_dead AS d USING asked \
+                 WHERE d.uuid = asked.uuid AND NOT stays RETURNING d.*), \
                put AS (INSERT INTO {0}.tollgate_outbox ({columns}) SELECT {columns} FROM back ORDER BY id \
-                 ON CONFLICT DO NOTHING RETURNING 1) \
-             SELECT count(*) FROM put",
+                 RETURNING 1) \
+             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays)",
             self.schema
         );
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
         let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
-        column(&row, 0)
+        Ok((column(&row, 0)?, column(&row, 1)?))
     }
 }

@@ -55,6 +55,8 @@ CREATE TABLE IF NOT EXISTS {schema}.tollgate_outbox_dead (
 CREATE TABLE IF NOT EXISTS {schema}.tollgate_relay (
   one          boolean PRIMARY KEY DEFAULT true CHECK (one),
   version      integer NOT NULL,
+  -- This outbox' name among those of other services that publish on the same channels.
+  outbox       text NOT NULL DEFAULT "left"(replace(gen_random_uuid()::text, '-', ''), 12),
   term         bigint NOT NULL DEFAULT 0,
   leader       text,
   leader_since timestamptz,

@@ -282,7 +282,10 @@ fn refusal(error: &RedisError) -> Refusal {
     }
 }
 
+/// The position in a durable publication's answer; beside version 0.1 nothing follows it.
 fn position(answer: Value) -> Option<Position> {
-    let (offset, epoch): (u64, String) = redis::from_redis_value(answer).ok()?;
-    Some((epoch, offset))
+    let answer: Vec<Value> = redis::from_redis_value(answer).ok()?;
+    let [offset, epoch, ..] = &*answer else { return None };
+    let (offset, epoch) = (offset.clone(), epoch.clone());
+    Some((redis::from_redis_value(epoch).ok()?, redis::from_redis_value(offset).ok()?))
 }

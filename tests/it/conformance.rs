@@ -226,8 +226,8 @@ async fn keeps_histories(mut subject: Subject) {
     // A repeated idempotency key publishes nothing and gets the first answer; each channel has keys
     // of its own.
     let third = subject.publish_durable(&a, "3", "key").await;
-    assert_eq!(subject.publish_durable(&a, "other", "key").await, third);
-    assert_eq!(subject.publish_durable(&b, "b", "key").await.offset, 1);
+    assert_eq!(subject.publish_durable(&a, "\"other\"", "key").await, third);
+    assert_eq!(subject.publish_durable(&b, "\"b\"", "key").await.offset, 1);
     assert_eq!(subject.next().await, "h:a@3=3");
 
     // The retention's size limits what is kept, the bounds limit what is read, and reading ends at

@@ -211,14 +211,14 @@ async fn field_b5_a_publication_is_kept_and_published_or_neither() {
     publish.arg("tollgate_publish").arg(1).arg("tollgate:post:1").arg("1");
     publish.arg(600).arg(100).arg("once");
     for _ in 0..4 {
-        let error = publish.query::<(u64, String)>(&mut half).unwrap_err();
+        let error = publish.query::<(u64, String, i64)>(&mut half).unwrap_err();
         assert!(error.to_string().contains("nothing was kept"), "{error}");
     }
 
     run(&redis, &["ACL", "SETUSER", "half", "&tollgate:post:*"]);
-    let first: (u64, String) = publish.query(&mut half).unwrap();
-    assert_eq!(first.0, 1, "nothing was kept before");
-    assert_eq!(publish.query::<(u64, String)>(&mut half).unwrap(), first);
+    let (offset, epoch, heard): (u64, String, i64) = publish.query(&mut half).unwrap();
+    assert_eq!((offset, heard), (1, 1), "nothing was kept before");
+    assert_eq!(publish.query::<(u64, String, i64)>(&mut half).unwrap(), (1, epoch, -1));
     assert_eq!(client.next().await, json!(1));
     client.nothing_came().await;
 }

@@ -433,10 +433,11 @@ async fn the_documented_acl_is_enough() {
     let mut publisher = redis::Client::open(publisher).unwrap().get_connection().unwrap();
     let mut publish = redis::cmd("FCALL");
     publish.arg("tollgate_publish").arg(1).arg("tollgate:user:u1").arg("1");
-    let (offset, epoch): (u64, String) = publish.query(&mut publisher).unwrap();
+    let (offset, epoch, heard): (u64, String, i64) = publish.query(&mut publisher).unwrap();
     assert_eq!((offset, start["epoch"].as_str()), (1, Some(epoch.as_str())));
+    assert_eq!(heard, 1, "the gateway keeps the channel for a while");
     let answer = gateway.api("publish", &json!({"channel": "user:u1", "data": 2})).await;
-    assert_eq!(answer["result"], json!({"offset": 2, "epoch": epoch}));
+    assert_eq!(answer["result"], json!({"offset": 2, "epoch": epoch, "heard": 1}));
 
     let path = format!("/ws?format=envelope&since=user%253Au1%3D{epoch}-0");
     let mut client = Client::connect_with(&gateway, &path, &token("u1")).await;

@@ -317,6 +317,45 @@ async fn a_leader_that_hangs_is_replaced_and_its_late_calls_are_refused() {
     assert_eq!(shop.histories().await["u1"], in_order(bought));
 }
 
+/// Two services, each with its own database, publish on the same channel: their terms and rows in doubt
+/// have nothing to do with each other.
+#[tokio::test]
+async fn two_outboxes_publish_on_one_channel() {
+    let shop = Shop::start().await;
+    let other = Postgres::start().await;
+    other.install(PROGRAM).await;
+    let mut relays = [
+        shop.relay(),
+        Relay::start(PROGRAM, &shop.config_at(&other.address(), &shop.redis.address())),
+    ];
+    for relay in &relays {
+        relay.leads().await;
+    }
+
+    let mut last = 0;
+    for _ in 0..6 {
+        let clients = [shop.postgres.application().await, other.application().await];
+        for post in last + 1..=last + 100 {
+            buy(&clients[0], "u1", post).await;
+            buy(&clients[1], "u1", -post).await;
+        }
+        last += 100;
+        // One of them after the other has another term each time.
+        let killed = usize::try_from(last / 100 % 2).unwrap();
+        relays[killed].restart();
+    }
+
+    let all = 2 * usize::try_from(last).unwrap();
+    let history = eventually("all rows of both", || async {
+        shop.histories().await.remove("u1").filter(|history| history.len() >= all)
+    })
+    .await;
+    let of =
+        |sign: i64| history.iter().map(|post| post * sign).filter(|p| *p > 0).collect::<Vec<_>>();
+    assert_eq!((of(1), of(-1)), (in_order(last), in_order(last)));
+    shop.all_published().await;
+}
+
 /// SIGTERM: the batch that has begun is finished, and another relay goes on at once.
 #[tokio::test]
 async fn a_relay_that_is_told_to_end_hands_over() {
@@ -394,8 +433,15 @@ async fn rows_that_can_never_be_published_are_dead_and_can_be_retried() {
     assert_eq!(status["dead"].as_array().unwrap().len(), 4, "{status}");
 
     owner.batch_execute("UPDATE tollgate_outbox_dead SET channel = 'user:u1', payload = '{\"postId\":7}' WHERE reason = 'suspicious_id'").await.unwrap();
+    // A key that was used again meanwhile is no reason to lose the row.
+    web.batch_execute("SELECT tollgate_publish('user:u2', '{\"postId\":8}', 'k')").await.unwrap();
+    owner.batch_execute("UPDATE tollgate_outbox_dead SET channel = 'user:u2', key = 'k' WHERE reason = 'channel_name'").await.unwrap();
     let (said, well) = relay.run(&["retry", "--all"]);
-    assert!(well && said.contains("4 rows put back"), "{said}");
+    assert!(
+        !well && said.contains("3 rows put back") && said.contains("1 row left dead"),
+        "{said}"
+    );
+    relay.signal("-HUP");
     eventually("one of them is good now", || async {
         (shop.histories().await["u1"] == [1, 7]).then_some(())
     })
@@ -448,6 +494,11 @@ async fn check_says_what_the_database_lacks() {
     );
     // The relay that could not work before works now, without a restart.
     relay.leads().await;
+
+    let forbid = ["ACL", "SETUSER", "default", "-persist"];
+    shop.redis.command(&forbid).await;
+    let (said, well) = relay.run(&["check"]);
+    assert!(!well && said.contains("Redis refuses what a relay does"), "{said}");
 }
 
 /// The function in SQL encodes ids as the gateway does.

@@ -351,6 +351,7 @@ async fn r11_a_resume_over_an_invalid_publication_is_not_recovered() {
     for payload in [&b"1"[..], b"\xff", b"{nonsense", b"4"] {
         let mut call = redis::cmd("FCALL");
         call.arg("tollgate_publish").arg(1).arg("tollgate:post:1").arg(payload);
+        call.arg(&["600", "100", "", "raw"]);
         call.exec(&mut connection).unwrap();
     }
 

@@ -3,6 +3,7 @@ import js from "@eslint/js";
 import markdown from "@eslint/markdown";
 import html from "eslint-plugin-html";
 import globals from "globals";
+import ts from "typescript-eslint";
 
 const rules = {
   ...js.configs.recommended.rules,
@@ -12,7 +13,7 @@ const rules = {
 };
 
 export default [
-  { ignores: ["**/target/"] },
+  { ignores: ["**/target/", "**/dist/"] },
   { linterOptions: { reportUnusedDisableDirectives: "error" } },
   {
     files: ["**/*.js", "**/*.mjs"],
@@ -29,6 +30,12 @@ export default [
     languageOptions: { ecmaVersion: 2024, sourceType: "script", globals: globals.browser },
     // A page's own names may be those that a window has too.
     rules: { ...rules, "no-redeclare": ["error", { builtinGlobals: false }] },
+  },
+  // Types are tsc's business: here is what it does not look at.
+  ...ts.configs.strict.map((config) => ({ ...config, files: ["**/*.ts", "**/*.mts"] })),
+  {
+    files: ["**/*.ts", "**/*.mts"],
+    rules: { eqeqeq: "error", "prefer-const": "error" },
   },
   { files: ["**/*.md"], plugins: { markdown }, processor: "markdown/markdown" },
   {

@@ -1,11 +1,12 @@
 {{/*
-`config` as TOML. Not toToml: to it every number is a float, and the gateway refuses `connections = 50000.0`.
+A tree such as `config` as TOML. Not toToml: to it every number is a float, and the gateway refuses
+`connections = 50000.0`.
 */}}
 {{- define "tollgate.toml" -}}
-{{- range $name, $value := .Values.config }}
+{{- range $name, $value := . }}
 {{- include "tollgate.toml.entry" (dict "path" "" "name" $name "value" $value "sections" false) }}
 {{- end }}
-{{- range $name, $value := .Values.config }}
+{{- range $name, $value := . }}
 {{- include "tollgate.toml.entry" (dict "path" "" "name" $name "value" $value "sections" true) }}
 {{- end }}
 {{- end -}}

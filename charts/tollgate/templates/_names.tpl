@@ -2,7 +2,7 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* At most 52 characters: "-admin", "-config" and what Kubernetes appends to pods still fit. */}}
+{{/* At most 52 characters: "-admin", "-relay" and what Kubernetes appends to pods still fit. */}}
 {{- define "tollgate.fullname" -}}
 {{- $name := include "tollgate.name" . -}}
 {{- if .Values.fullnameOverride -}}
@@ -29,10 +29,38 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
 {{- define "tollgate.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 {{ include "tollgate.selectorLabels" . }}
+{{ include "tollgate.releaseLabels" . }}
+{{- end -}}
+
+{{- define "tollgate.releaseLabels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "tollgate.relay.fullname" -}}
+{{- include "tollgate.fullname" . }}-relay
+{{- end -}}
+
+{{- define "tollgate.relay.serviceAccountName" -}}
+{{- if .Values.relay.serviceAccount.create -}}
+{{- .Values.relay.serviceAccount.name | default (include "tollgate.relay.fullname" .) -}}
+{{- else -}}
+{{- .Values.relay.serviceAccount.name | default "default" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Another name than the gateway's, whose selectors take every pod with its name: Services, policies, and a Deployment's
+selector, which cannot be changed any more. It is also Prometheus' `job`. */}}
+{{- define "tollgate.relay.selectorLabels" -}}
+app.kubernetes.io/name: {{ include "tollgate.name" . | trunc 57 | trimSuffix "-" }}-relay
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "tollgate.relay.labels" -}}
+{{ include "tollgate.relay.selectorLabels" . }}
+{{ include "tollgate.releaseLabels" . }}
 {{- end -}}
 
 {{- define "tollgate.image" -}}

@@ -8,6 +8,7 @@
 {{- include "tollgate.problems.environment" . -}}
 {{- include "tollgate.problems.files" . -}}
 {{- include "tollgate.problems.network" . -}}
+{{- include "tollgate.problems.relay" . -}}
 {{- end -}}
 
 {{- define "tollgate.check" -}}
@@ -139,12 +140,13 @@
 {{- end }}
 {{- end -}}
 
-{{/* The files that `config` names, one a line. */}}
+{{/* The files that a tree such as `config` names, one a line. */}}
 {{- define "tollgate.configFiles" -}}
-{{- $paths := concat (list (dig "api" "key_file" "" .Values.config)) (dig "auth" "session_cookie" "secret_files" (list) .Values.config) -}}
-{{- range dig "auth" "keys" (list) .Values.config }}{{ $paths = concat $paths (list .secret_file .jwks_file .public_key_file) }}{{ end }}
-{{- with .Values.config.redis }}{{ $paths = concat $paths (list .ca_file .cert_file .key_file .password_file .sentinel_password_file) }}{{ end }}
-{{- $paths = concat $paths (list (dig "auth" "jwks" "ca_file" "" .Values.config) (dig "callback" "secret_file" "" .Values.config)) }}
+{{- $paths := concat (list (dig "api" "key_file" "" .)) (dig "auth" "session_cookie" "secret_files" (list) .) -}}
+{{- range dig "auth" "keys" (list) . }}{{ $paths = concat $paths (list .secret_file .jwks_file .public_key_file) }}{{ end }}
+{{- with .redis }}{{ $paths = concat $paths (list .ca_file .cert_file .key_file .password_file .sentinel_password_file) }}{{ end }}
+{{- with .relay }}{{ $paths = concat $paths (list .ca_file .password_file) }}{{ end }}
+{{- $paths = concat $paths (list (dig "auth" "jwks" "ca_file" "" .) (dig "callback" "secret_file" "" .)) }}
 {{- $paths | compact | join "\n" }}
 {{- end -}}
 
@@ -152,7 +154,7 @@
 a Secret that nobody needs. */}}
 {{- define "tollgate.problems.files" -}}
 {{- $used := dict -}}
-{{- range include "tollgate.configFiles" . | splitList "\n" | compact }}
+{{- range include "tollgate.configFiles" .Values.config | splitList "\n" | compact }}
 {{- $path := . }}
 {{- $name := regexReplaceAll "^/run/secrets/([^/]*)/.*$" $path "$1" }}
 {{- $_ := set $used $name true }}

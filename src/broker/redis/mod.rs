@@ -61,7 +61,7 @@ pub use self::tap::fuzzing as tap_fuzzing;
 use self::upkeep::Readiness;
 use super::{
     Broker, BrokerFuture, Confirmation, Durable, Events, Failure, Health, History, HistoryBounds,
-    Published, RelayError, Relayed, Row, Silence, Tracking,
+    Mandate, Published, RelayError, Relayed, Row, Silence, Tracking,
 };
 use crate::channel::ChannelName;
 use crate::lifecycle;
@@ -142,10 +142,10 @@ impl RedisBroker {
     pub async fn relay(
         &self,
         channel: &ChannelName,
-        term: u64,
+        mandate: &Mandate,
         rows: &[Row],
     ) -> Result<Relayed, RelayError> {
-        rows::publish(&self.commands, channel, term, rows).await
+        rows::publish(&self.commands, channel, mandate, rows).await
     }
 
     /// Says that rows are marked in their database and need no guard any more. Returns how many of
@@ -156,10 +156,18 @@ impl RedisBroker {
     pub async fn settle(
         &self,
         channel: &ChannelName,
-        term: u64,
+        mandate: &Mandate,
         identities: &[String],
     ) -> Result<usize, RelayError> {
-        rows::settle(&self.commands, channel, term, identities).await
+        rows::settle(&self.commands, channel, mandate, identities).await
+    }
+
+    /// Publishes and settles a row that nobody hears, on every master: does Redis permit all of it?
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub async fn try_relay(&self) -> Result<(), RelayError> {
+        rows::try_out(&self.commands).await
     }
 }
 

@@ -10,21 +10,23 @@ use super::connect::MasterConnection;
 use super::durable;
 use super::fault;
 use super::library::{self, Entry, RELAY, SETTLE};
-use crate::broker::{BrokerError, RelayError, Relayed, Row, RowOutcome, Said};
+use crate::broker::{BrokerError, Mandate, RelayError, Relayed, Row, RowOutcome, Said};
 use crate::channel::ChannelName;
 
 /// The library's word for a term that is over.
 const STALE: &str = "STALE";
 
+/// How long a trial stays in Redis, in milliseconds.
+const TRIAL_MS: u64 = 60_000;
+
 /// Publishes rows of one channel in their order. Those that the channel has already keep their position.
 pub(super) async fn publish(
     commands: &Commands,
     channel: &ChannelName,
-    term: u64,
+    mandate: &Mandate,
     rows: &[Row],
 ) -> Result<Relayed, RelayError> {
-    let term = term.to_string();
-    let mut arguments = vec![term.into_bytes()];
+    let mut arguments = mandate_of(mandate);
     for row in rows {
         let number = |n: Option<u32>| n.map_or_else(String::new, |n| n.to_string()).into_bytes();
         arguments.push(row.identity.clone().into_bytes());
@@ -47,14 +49,34 @@ pub(super) async fn publish(
 pub(super) async fn settle(
     commands: &Commands,
     channel: &ChannelName,
-    term: u64,
+    mandate: &Mandate,
     identities: &[String],
 ) -> Result<usize, RelayError> {
-    let term = term.to_string();
-    let texts = identities.iter().map(String::as_str);
-    let arguments: Vec<_> =
-        std::iter::once(&*term).chain(texts).map(|text| text.as_bytes().to_vec()).collect();
+    let mut arguments = mandate_of(mandate);
+    arguments.extend(identities.iter().map(|identity| identity.as_bytes().to_vec()));
     call(commands, channel, &SETTLE, &arguments).await
+}
+
+fn mandate_of(Mandate { outbox, term }: &Mandate) -> Vec<Vec<u8>> {
+    vec![outbox.clone().into_bytes(), term.to_string().into_bytes()]
+}
+
+/// Publishes and settles a row of our own on every master, as rows are. What it leaves expires by
+/// itself. Returns the first refusal.
+pub(super) async fn try_out(commands: &Commands) -> Result<(), RelayError> {
+    let core = &commands.core;
+    for server in &core.directory.current().masters {
+        let stem = format!("relay:{}", core.uid);
+        let Some((_, key)) = core.own_name_on(server, &stem) else { continue };
+        let row = ["0", "1", "0:0:0", "{}", "1", "1", ""].map(|text| text.as_bytes().to_vec());
+        call_on::<Value>(commands, &key, &RELAY, &row).await?;
+        call_on::<Value>(commands, &key, &SETTLE, &row[..3]).await?;
+
+        let mut end = redis::cmd("PEXPIRE");
+        end.arg(library::meta_key(&key)).arg(TRIAL_MS);
+        commands.query::<Value>(&key, &end).await?;
+    }
+    Ok(())
 }
 
 async fn call<T: redis::FromRedisValue + Send>(
@@ -63,15 +85,23 @@ async fn call<T: redis::FromRedisValue + Send>(
     entry: &Entry,
     arguments: &[Vec<u8>],
 ) -> Result<T, RelayError> {
+    call_on(commands, &commands.core.key(channel), entry, arguments).await
+}
+
+async fn call_on<T: redis::FromRedisValue + Send>(
+    commands: &Commands,
+    key: &str,
+    entry: &Entry,
+    arguments: &[Vec<u8>],
+) -> Result<T, RelayError> {
     let core = &commands.core;
-    let key = core.key(channel);
     let arguments: Vec<&[u8]> = arguments.iter().map(Vec::as_slice).collect();
 
-    let (calling, arguments, name) = (&core.calling(), &*arguments, &*key);
+    let (calling, arguments) = (&core.calling(), &*arguments);
     let run = |mut master: MasterConnection| async move {
-        library::call(&mut master.connection, calling, entry, name, arguments).await
+        library::call(&mut master.connection, calling, entry, key, arguments).await
     };
-    let answer = commands.on_master(&key, |master| Box::pin(run(master))).await;
+    let answer = commands.on_master(key, |master| Box::pin(run(master))).await;
     answer.map_err(|error| match later_term(&error) {
         Some(term) => RelayError::Stale(term),
         None => RelayError::Broker(error),

@@ -81,19 +81,18 @@ impl Stated {
     /// Adds a gateway's statement. Returns what has to be loaded, or `None` if what stands there will do.
     pub(super) fn with(&self, statement: &Statement, now: u64) -> Option<Self> {
         let old = self.gateways.get(&statement.prefix).copied();
+        // A clock that was put back must keep neither a wish nor a statement for ever.
         let wish = |wished: bool, until: u64| {
-            if wished && until < now + WISH / 2 { now + WISH } else { until }
+            if wished && until < now + WISH / 2 { now + WISH } else { until.min(now + WISH) }
         };
 
         let known = old.unwrap_or_default();
+        let renews = old.is_none() || known.seen.abs_diff(now) > RENEWED;
         let entry = Entry {
-            // A clock that was put back must not keep a statement for ever.
-            seen: if old.is_some() && known.seen.abs_diff(now) <= RENEWED {
-                known.seen
-            } else {
-                now
-            },
-            bytes: known.bytes.max(statement.max_bytes),
+            seen: if renews { now } else { known.seen },
+            // The largest limit of a prefix's gateways counts. A limit that was lowered everywhere does when the
+            // statement is renewed.
+            bytes: if renews { statement.max_bytes } else { known.bytes.max(statement.max_bytes) },
             lenient: wish(!statement.refuses, known.lenient),
             beside: wish(statement.beside_0_1, known.beside),
         };
@@ -181,6 +180,21 @@ mod tests {
         assert_eq!((entry.bytes, entry.lenient), (2000, DAY + 10 + WISH));
         assert_eq!(wished.with(&lenient, DAY + 20), None);
         assert!(wished.with(&lenient, DAY + 10 + WISH).is_some(), "renewed");
+
+        let back = wished.with(&statement("a:"), 100).unwrap();
+        assert_eq!(back.gateways["a:"].lenient, 100 + WISH, "the clock was put back");
+    }
+
+    /// The largest limit that was ever stated stayed, and what no gateway delivered any more was accepted.
+    #[test]
+    fn a_limit_that_was_lowered_counts_in_the_end() {
+        let large = Statement { max_bytes: 2000, ..statement("a:") };
+        let first = Stated::default().with(&large, DAY).unwrap();
+        assert_eq!(first.with(&statement("a:"), 2 * DAY), None, "not at once");
+        let renewed = first.with(&statement("a:"), 2 * DAY + 1).unwrap();
+        assert_eq!(renewed.gateways["a:"].bytes, 1000);
+        let larger = renewed.with(&large, 2 * DAY + 2).unwrap();
+        assert_eq!(larger.gateways["a:"].bytes, 2000, "one gateway still has it");
     }
 
     #[test]

@@ -87,10 +87,11 @@ async function world(use) {
 
 const event = (channel, data, position = {}) => ({ type: "event", channel, ...position, data });
 
-/** The position in what a snippet prints: `OFFSET EPOCH`, or the API's answer. */
+/** What a snippet prints: `OFFSET EPOCH HEARD`, or the API's answer. */
 function printed(text) {
-  const [, offset, epoch] = /^(\d+)\s(\d+)\n/.exec(text) ?? [];
-  return epoch ? { offset: Number(offset), epoch } : JSON.parse(/^{"result":.*?}}/.exec(text)?.[0] ?? "{}").result;
+  const [, offset, epoch, heard] = /^(\d+)\s(\d+)\s(-?\d+)\n/.exec(text) ?? [];
+  if (epoch) return { offset: Number(offset), epoch, heard: Number(heard) };
+  return JSON.parse(/^{"result":.*?}}/.exec(text)?.[0] ?? "{}").result;
 }
 
 test("the document has all the snippets", () => {
@@ -111,14 +112,14 @@ for (const snippet of snippets) {
           return printed(stdout);
         };
         const first = await execute();
-        assert.deepEqual(await next(), event("user:u1", PAID, first));
-        assert.equal(first.offset, 1);
-        assert.match(first.epoch, /^\d+$/);
+        const { epoch } = first;
+        assert.match(epoch, /^\d+$/);
+        assert.deepEqual(first, { offset: 1, epoch, heard: 1 });
+        assert.deepEqual(await next(), event("user:u1", PAID, { offset: 1, epoch }));
         assert.deepEqual(await next(), event("typing:42", TYPING));
-        assert.deepEqual(await execute(), first, "the first answer again");
+        assert.deepEqual(await execute(), { offset: 1, epoch, heard: -1 }, "the first answer again");
         assert.deepEqual(await next(), event("typing:42", TYPING), "the plain one, and nothing before it");
-        const epoch = first.epoch;
-        assert.deepEqual(await publish("1"), [2, epoch]);
+        assert.deepEqual(await publish("1"), [2, epoch, 1]);
         assert.deepEqual(await next(), event("user:u1", 1, { offset: 2, epoch }));
       });
     }));
@@ -162,6 +163,9 @@ test("defaults, errors and payloads are as the document says", () =>
       [["1", "", "", "k".repeat(257)], "ERR idempotency_key is longer than 256 bytes"],
       [[`"${"x".repeat(1048576)}"`], "ERR the event has 1048578 bytes, the gateway takes 1048576 (limits.publication_bytes)"],
       [['{"type":"gap"}'], 'ERR the type "gap" is reserved for the gateway'],
+      [["not json"], "ERR the event is no JSON"],
+      [[Buffer.from([0x22, 0xff, 0x22])], "ERR the event is not UTF-8"],
+      [["1", "", "", "", "row"], "ERR the fifth argument is raw or nothing"],
       [[], "ERR tollgate_publish 1 <prefix><channel> <json>"],
     ]) {
       await assert.rejects(publish(...args), (error) => error.message.startsWith(said));
@@ -170,12 +174,14 @@ test("defaults, errors and payloads are as the document says", () =>
     const most = [1, "tollgate:user:u2", "1", "31536000", "100000", "k".repeat(256)];
     assert.equal((await redis.fcall("tollgate_publish", ...most))[0], 1);
     await lives(stream("tollgate:user:u2"), 31_536_000);
-    await publish("not json");
+    await redis.publish(CHANNEL, "not json");
     assert.deepEqual(await next(), { type: "gap", data: { channel: "user:u1", reason: "invalid_payload" } });
     await redis.publish(CHANNEL, `"${"x".repeat(1048576)}"`);
     assert.deepEqual(await next(), { type: "gap", data: { channel: "user:u1", reason: "payload_too_large" } });
     await publish(` {"a" : 1.0}`);
-    assert.deepEqual(await next(), event("user:u1", { a: 1 }, { offset: 3, epoch }));
+    assert.deepEqual(await next(), event("user:u1", { a: 1 }, { offset: 2, epoch }));
+    await publish("not json", "", "", "", "raw");
+    assert.deepEqual(await next(), { type: "gap", data: { channel: "user:u1", reason: "invalid_payload" } });
     await redis.publish(CHANNEL, "2");
     assert.deepEqual(await next(), event("user:u1", 2), "a plain one beside them");
     for (let n = 0; n < 101; n++) await publish(String(n));
@@ -183,12 +189,13 @@ test("defaults, errors and payloads are as the document says", () =>
     assert.equal(await redis.xlen(stream(CHANNEL)), 100);
 
     const fields = { channel: "user:u1", data: PAID };
-    assert.deepEqual(await api({ ...fields, idempotency_key: "a-key" }), { result: { offset: 1, epoch } }, "keys are shared");
-    assert.deepEqual(await api({ ...fields, skip_history: true }), { result: {} });
+    const repeated = { result: { offset: 1, epoch, heard: -1 } };
+    assert.deepEqual(await api({ ...fields, idempotency_key: "a-key" }), repeated, "keys are shared");
+    assert.deepEqual(await api({ ...fields, skip_history: true }), { result: { heard: 1 } });
     assert.deepEqual(await next(), event("user:u1", PAID));
     assert.equal((await api({ ...fields, skip_history: true, idempotency_key: "b" })).error.code, 108);
     assert.equal((await api({ ...fields, channel: "typing:42", idempotency_key: "b" })).error.code, 108);
-    assert.equal((await api({ ...fields, channel: "" })).error.code, 107);
+    for (const channel of ["", "user:undefined"]) assert.equal((await api({ ...fields, channel })).error.code, 107);
   }));
 
 test("the library comes back after FUNCTION FLUSH", () =>
@@ -213,6 +220,6 @@ test("a restart of Redis begins a new epoch, and the clients are told", () =>
     assert.notEqual(epoch, before);
     assert.deepEqual(await next(), event("user:u1", 2, { offset, epoch }));
     const again = await publish("1", "", "", "a-key");
-    assert.equal(again.length, 2, "its answer may be lost with the last writes, and then it is published");
+    assert.equal(again.length, 3, "its answer may be lost with the last writes, and then it is published");
     if (again[1] === epoch) assert.equal((await next()).data, 1);
   }));

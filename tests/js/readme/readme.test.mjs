@@ -97,7 +97,11 @@ test("Node publisher", () =>
 test("Python publisher", () => reachesBoth(() => run(python(), ["-c", block("publish.py")])));
 
 test("server API", () =>
-  reachesBoth(async () => assert.equal((await shell("api")).stdout, '{"result":{}}')));
+  reachesBoth(async () => {
+    const { result } = JSON.parse((await shell("api")).stdout);
+    assert.equal(result.heard, 2, "by both replicas");
+    assert.ok(result.offset >= 1 && /^\d+$/.test(result.epoch), "durable");
+  }));
 
 test("health", async () => {
   const { stdout } = await shell("health");
@@ -156,7 +160,7 @@ test("EventSource, and a durable publication", async () => {
   const names = { token: () => mint("u2"), show: (event) => shown.push(event), reload: (channel) => gaps.push(channel) };
   const opened = page("stream.js", names);
   await eventually("subscribed", async () => opened.at(-1)?.subscribed.has("post:42"));
-  assert.match((await shell("durable")).stdout, /^1\n\d+\n$/);
+  assert.match((await shell("durable")).stdout, /^1\n\d+\n1\n$/);
   await eventually("the event", async () => shown.length === 1);
   assert.deepEqual(shown, [comment]);
   assert.deepEqual(gaps, []);

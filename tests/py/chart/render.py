@@ -24,7 +24,9 @@ TOGGLES = (
     "metrics.prometheusRule.enabled",
     "metrics.dashboards.enabled",
     "keda.enabled",
+    "relay.enabled",
 )
+POSTGRES = "postgres://tollgate_relay@db/shop?sslmode=verify-full"
 
 
 def nested(path: str, value) -> dict:
@@ -44,8 +46,14 @@ def merged(*trees: dict) -> dict:
     return out
 
 
+def toggled(toggle: str) -> dict:
+    """Turned on, with what there is no default for."""
+    needed = nested("relay.config.relay.url", POSTGRES) if toggle == "relay.enabled" else {}
+    return merged(nested(toggle, True), needed)
+
+
 def all_toggles(without: str) -> dict:
-    return merged(*(nested(toggle, True) for toggle in TOGGLES if toggle != without))
+    return merged(*(toggled(toggle) for toggle in TOGGLES if toggle != without))
 
 
 def presets() -> dict[str, dict]:
@@ -57,7 +65,7 @@ def presets() -> dict[str, dict]:
 # Every toggle alone, all together (either autoscaler), all off, the presets, and what has branches of its own.
 CASES: dict[str, dict] = {
     "defaults": {},
-    **{toggle: nested(toggle, True) for toggle in TOGGLES},
+    **{toggle: toggled(toggle) for toggle in TOGGLES},
     "all but keda": all_toggles("keda.enabled"),
     "all but autoscaling": all_toggles("autoscaling.enabled"),
     "all off": merged(*(nested(toggle, False) for toggle in TOGGLES)),
@@ -121,7 +129,41 @@ CASES: dict[str, dict] = {
             "publicFrom": [{"podSelector": {}}],
             "redisTo": [{"ipBlock": {"cidr": "10.1.0.0/16"}}],
             "redisPorts": [6379, 26379],
+            "postgresTo": [{"ipBlock": {"cidr": "10.2.0.0/16"}}],
+            "postgresPorts": [5432, 6432],
             "extraEgress": [{"ports": [{"port": 443, "protocol": "TCP"}]}],
+        },
+        "relay": {
+            "enabled": True,
+            "replicas": 3,
+            "config": {
+                "relay": {
+                    "url": "postgres://relay@a,b:6432/shop?target_session_attrs=read-write",
+                    "listen_url": "postgres://relay@a,b/shop?target_session_attrs=read-write",
+                    "ca_file": "/etc/postgres/ca.pem",
+                    "schema": "events",
+                    "batch_bytes": 8388608,
+                    "retention": "7d",
+                },
+                "redis": {"password_file": "/run/secrets/redis/password"},
+                "log": {"level": "debug"},
+            },
+            "secretFiles": {
+                "postgres": {"secretName": "relay", "items": [{"key": "a", "path": "password"}]},
+                "redis": {"secretName": "relay-redis"},
+            },
+            "secretEnv": {"TOLLGATE_REDIS__URL": {"secretName": "relay", "key": "redis"}},
+            "extraEnv": [{"name": "RUST_BACKTRACE", "value": "1"}],
+            "extraVolumes": [{"name": "postgres", "configMap": {"name": "ca"}}],
+            "extraVolumeMounts": [{"name": "postgres", "mountPath": "/etc/postgres", "readOnly": True}],
+            "serviceAccount": {"create": False, "name": "relay"},
+            "podAnnotations": {"a": "b"},
+            "podLabels": {"team": "y"},
+            "nodeSelector": {"kubernetes.io/arch": "arm64"},
+            "tolerations": [{"key": "b", "operator": "Exists"}],
+            "affinity": {"nodeAffinity": {}},
+            "priorityClassName": "low",
+            "terminationGracePeriodSeconds": 60,
         },
         "metrics": {
             "serviceMonitor": {
@@ -164,7 +206,16 @@ def rendered(helm: str, values: dict | str, chart=CHART) -> list[dict]:
     return [document for document in yaml.load_all(done.stdout, yaml.CSafeLoader) if document]
 
 
-def one(documents: list[dict], kind: str, name_ends: str = "") -> dict:
-    found = [d for d in documents if d["kind"] == kind and d["metadata"]["name"].endswith(name_ends)]
+def is_of_relay(document: dict) -> bool:
+    return document["metadata"]["labels"]["app.kubernetes.io/name"].endswith("-relay")
+
+
+def one(documents: list[dict], kind: str, name_ends: str = "", of_relay: bool = False) -> dict:
+    """The gateway's own, or the relay's."""
+    found = [
+        d
+        for d in documents
+        if d["kind"] == kind and d["metadata"]["name"].endswith(name_ends) and is_of_relay(d) is of_relay
+    ]
     assert len(found) == 1, f"{len(found)} of {kind} {name_ends}"
     return found[0]

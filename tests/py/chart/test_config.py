@@ -10,7 +10,7 @@ import tomllib
 import pytest
 import yaml
 
-from render import CASES, CHART, HELMS, merged, nested, one, rendered
+from render import CASES, CHART, HELMS, POSTGRES, merged, nested, one, rendered
 from support import ROOT
 from support.net import free_port, get
 from support.process import Process
@@ -20,8 +20,8 @@ DEFAULTS = yaml.safe_load((CHART / "values.yaml").read_text())["config"]
 KEY = "0123456789abcdef0123456789ABCDEF-unlike-any-placeholder"
 
 
-def toml(helm: str, values: dict | str) -> str:
-    return one(rendered(helm, values), "ConfigMap", "-config")["data"]["tollgate.toml"]
+def toml(helm: str, values: dict | str, of_relay: bool = False) -> str:
+    return one(rendered(helm, values), "ConfigMap", "-config", of_relay)["data"]["tollgate.toml"]
 
 
 def without_empty(tree: dict) -> dict:
@@ -65,6 +65,8 @@ def test_the_gateway_takes_what_is_rendered(case, tollgate, tmp_path):
 def test_every_setting_of_the_manual_goes_through(helm, tollgate, tmp_path):
     manual = subprocess.run([tollgate, "config", "print", "--defaults"], check=True, capture_output=True, text=True)
     config = merged(tomllib.loads(manual.stdout), DEFAULTS)
+    # The relay's section is in its own file only.
+    relay = merged(config.pop("relay"), {"url": POSTGRES, "password_file": "/run/secrets/postgres/password"})
     config["channels"] = [
         {"pattern": "post:{id}", "allow": "authenticated", "history": {"size": 100, "ttl": "10m"}},
         {"pattern": "plan:{id}", "allow": "claim", "claim": "plan", "value": 7},
@@ -78,9 +80,14 @@ def test_every_setting_of_the_manual_goes_through(helm, tollgate, tmp_path):
     config["auth"]["keys"][0] |= {"valid_until": "2099-12-01T00:00:00Z", "algs": ["HS256", "HS512"]}
     names = ("jwt", "api", "session")
     values = {"config": config, "secretFiles": {name: {"secretName": name} for name in names}}
+    values["relay"] = {"enabled": True, "config": {"relay": relay}}
     text = toml(helm, values)
     read = tomllib.loads(text)
     assert read == config
+    of_relay = tomllib.loads(toml(helm, values, of_relay=True))
+    assert of_relay["relay"] == relay
+    for section in ("channels", "history", "limits", "redis"):
+        assert of_relay[section] == config[section]
     # 5 == 5.0 in Python, and not for the gateway.
     assert type(read["limits"]["connections"]) is int
     assert not checked(tollgate, tmp_path, values, text)
@@ -99,7 +106,7 @@ def test_a_moment_may_be_written_without_quotes(tollgate, tmp_path):
 def test_the_examples_of_the_documentation(helm, tollgate, tmp_path):
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/kubernetes.md").read_text(), re.DOTALL)
     examples = [block for block in blocks if "config:" in block]
-    assert len(examples) == 2
+    assert len(examples) == 3
     for example in examples:
         assert not checked(tollgate, tmp_path, yaml.safe_load(example), toml(helm, example))
 

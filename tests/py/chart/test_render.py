@@ -157,7 +157,8 @@ def test_each_toggle_makes_its_kind():
     for toggle, kind in kinds.items():
         assert kind in {d["kind"] for d in rendered("helm-4", CASES[toggle])}
     dashboards = rendered("helm-4", CASES["metrics.dashboards.enabled"])
-    assert {*kinds, "metrics.dashboards.enabled"} == set(TOGGLES)
+    # The relay has the kinds that the gateway has: test_relay.py.
+    assert {*kinds, "metrics.dashboards.enabled", "relay.enabled"} == set(TOGGLES)
     files = {file.name: file.read_text() for file in CHART.glob("files/*.json")}
     assert files
     for name, text in files.items():
@@ -201,12 +202,13 @@ def test_no_disruption_budget_for_one_replica():
 
 def test_pods_are_restricted():
     for case in CASES:
-        pod = one(rendered("helm-4", CASES[case]), "Deployment")["spec"]["template"]["spec"]
-        security = pod["securityContext"]
-        assert security["runAsNonRoot"] and security["runAsUser"] == 65532
-        assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        for container in pod["containers"]:
+        pods = [d["spec"]["template"]["spec"] for d in rendered("helm-4", CASES[case]) if d["kind"] == "Deployment"]
+        for pod in pods:
+            security = pod["securityContext"]
+            assert security["runAsNonRoot"] and security["runAsUser"] == 65532
+            assert security["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert pod["automountServiceAccountToken"] is False
+        for container in (container for pod in pods for container in pod["containers"]):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False,
                 "readOnlyRootFilesystem": True,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from render import HELMS, merged, nested, rendered, template
+from render import CASES, HELMS, merged, nested, rendered, template
 
 SECRET = "a-secret-that-nobody-may-see"
 OWN_KEY = {"config": {"auth": {"keys": [{"jwks_url": "https://issuer/keys"}]}}, "secretFiles": {"jwt": None}}
@@ -10,6 +10,11 @@ OWN_KEY = {"config": {"auth": {"keys": [{"jwks_url": "https://issuer/keys"}]}}, 
 
 def config(path: str, value) -> dict:
     return {"config": nested(path, value)}
+
+
+def relay(path: str, value) -> dict:
+    """A relay that would be right, but for one value."""
+    return merged(CASES["relay.enabled"], {"relay": nested(path, value)})
 
 
 def key(**fields) -> dict:
@@ -106,6 +111,52 @@ WRONG = {
         "say where Prometheus is",
     ),
     "policy without the issuer": (merged(OWN_KEY, {"networkPolicy": {"enabled": True}}), "networkPolicy.extraEgress"),
+    "relay in the gateway's file": (config("relay.url", "postgres://a@db/shop"), "move it to relay.config.relay"),
+    "relay without Redis": (
+        merged(relay("replicas", 1), {"replicaCount": 1}, config("broker.kind", "memory")),
+        "in which no other process can publish: set config.broker.kind to redis",
+    ),
+    "relay without Postgres": (relay("config.relay.url", ""), "write relay.secretEnv.TOLLGATE_RELAY__URL"),
+    "password of Postgres": (
+        relay("config.relay.url", f"postgres://relay:{SECRET}@db/shop"),
+        "set relay.config.relay.password_file to /run/secrets/NAME/KEY",
+    ),
+    "password behind the address of Postgres": (
+        relay("config.relay.url", f"postgres://db/shop?user=relay&password={SECRET}"),
+        "set relay.config.relay.password_file to /run/secrets/NAME/KEY",
+    ),
+    "password of the second address": (
+        relay("config.relay.listen_url", f"postgresql://relay:{SECRET}@db:5432/shop"),
+        "relay.config.relay.listen_url holds a password",
+    ),
+    "password of the relay's Redis": (
+        relay("config.redis", {"url": f"redis://relay:{SECRET}@redis:6379"}),
+        "set relay.config.redis.password_file to /run/secrets/NAME/KEY",
+    ),
+    "password of the relay's Sentinels": (
+        relay("config.redis", {"sentinel_password": SECRET}),
+        "set relay.config.redis.sentinel_password_file",
+    ),
+    "password of Postgres as variable": (
+        relay("extraEnv", [{"name": "PGPASSWORD", "value": SECRET}]),
+        "write it under relay.secretEnv",
+    ),
+    "relay's setting as variable": (
+        relay("extraEnv", [{"name": "TOLLGATE_RELAY__RETENTION", "value": "7d"}]),
+        "write it under relay.config, or, if it is a secret, under relay.secretEnv",
+    ),
+    "relay's computed setting": (
+        relay("secretEnv", {"TOLLGATE_ADMIN__LISTEN": {"secretName": "a", "key": "b"}}),
+        "computes ports or probes from that setting",
+    ),
+    "relay's file that is not there": (
+        relay("config.relay.ca_file", "/run/secrets/ca/ca.pem"),
+        "write relay.secretFiles.ca: {secretName: NAME}",
+    ),
+    "relay's Secret for nothing": (
+        relay("config.relay.password_file", None),
+        "or set relay.secretFiles.postgres to null",
+    ),
     "route to no Gateway": ({"gatewayApi": {"enabled": True, "parentRefs": []}}, "name yours, such as"),
 }
 
@@ -126,6 +177,12 @@ MISSHAPEN = {
     "name that is no variable": ({"secretEnv": {"A-B": {"secretName": "a", "key": "b"}}}, "A-B"),
     "path that is relative": ({"publicPaths": ["ws"]}, "publicPaths"),
     "surge in words": ({"maxSurge": "a quarter"}, "maxSurge"),
+    "relay's unknown value": (relay("replica", 3), "replica"),
+    "no relays": (relay("replicas", 0), "replicas"),
+    "token keys for the relay": (relay("config.auth", {"keys": []}), "auth"),
+    "number for a retention": (relay("config.relay.retention", 86400), "retention"),
+    "batch in words": (relay("config.relay.batch_bytes", "4MiB"), "batch_bytes"),
+    "Secret of the relay without a name": (relay("secretFiles", {"other": {}}), "secretName"),
     "digest cut short": ({"image": {"digest": "sha256:00"}}, "digest"),
 }
 
@@ -179,6 +236,17 @@ def test_all_problems_are_told_at_once():
             },
         ),
         {"terminationGracePeriodSeconds": 30},
+        # Turned off, the relay needs nothing.
+        {"relay": {"config": {"relay": {"url": f"postgres://relay:{SECRET}@db/shop"}}}},
+        relay("config.relay.url", "postgres://a,b/shop?target_session_attrs=read-write"),
+        # The whole address is in a Secret, or libpq's variables are.
+        *(
+            merged(
+                relay("config.relay", {"url": "", "password_file": None}),
+                {"relay": {"secretFiles": {"postgres": None}, "secretEnv": {name: {"secretName": "a", "key": "b"}}}},
+            )
+            for name in ("TOLLGATE_RELAY__URL", "PGHOST")
+        ),
         {"global": {"any": 1}},
     ],
 )

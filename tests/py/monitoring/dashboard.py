@@ -19,7 +19,8 @@ from grafana_foundation_sdk.models import dashboard as d
 from grafana_foundation_sdk.models import heatmap as h
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
-from panels import ANNOTATIONS, ROWS, Panel
+from panel import Panel
+from panels import ANNOTATIONS, ROWS
 from paths import DASHBOARD, RUNBOOKS
 
 SOURCE = d.DataSourceRef(type_val="prometheus", uid="${datasource}")

@@ -13,7 +13,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.ticker import EngFormatter, FuncFormatter, PercentFormatter
 
 import schema
-from panels import ANNOTATIONS, ROWS, Panel
+from panel import Panel
+from panels import ANNOTATIONS, ROWS
 
 BACK, PANEL, TEXT, FAINT = "#111217", "#181b1f", "#ccccdc", "#2c3235"
 COLOURS = ["#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9", "#8ab8ff", "#ffa6b0", "#96d98d", "#ffee52"]

@@ -10,6 +10,7 @@ import time
 import redis
 
 from clients import BAD, Clients
+from relays import Relays
 from stack import NICE, Replica, Stack
 from support.redis import Redis
 from support.wait import eventually
@@ -71,8 +72,9 @@ class Way:
 class Faults:
     """Each in a namespace of its own where it would hide another one."""
 
-    def __init__(self, stack: Stack, clients: Clients, a: Replica, b: Replica, storm: Replica):
-        self.stack, self.clients, self.a, self.b, self.storm = stack, clients, a, b, storm
+    def __init__(self, stack: Stack, clients: Clients, relays: Relays, a: Replica, b: Replica, storm: Replica):
+        self.stack, self.clients, self.relays = stack, clients, relays
+        self.a, self.b, self.storm = a, b, storm
         self.over = threading.Event()
         self.threads: list[threading.Thread] = []
         self.redis = redis.Redis(port=stack.redis.port)
@@ -90,6 +92,7 @@ class Faults:
         self.clients_and_limits()
         self.replicas()
         self.redis_trouble()
+        self.relays.trouble(self.over)
 
     def tokens_and_application(self):
         self.stack.app.broken = True  # TollgateKeySetFetchFailing, TollgateCallbacksFailing
@@ -122,7 +125,7 @@ class Faults:
         limit = f"--nofile={int(files * 1.08)}"  # TollgateFileDescriptors
         subprocess.run(["prlimit", "--pid", str(calm.pid), limit], check=True)
         for _ in range(4):  # TollgateRestarting
-            time.sleep(1.5)
+            time.sleep(2.5)  # Two scrapes, of which one may come late.
             crashes.end()
             crashes.start()
         time.sleep(1.5)
@@ -160,5 +163,5 @@ class Faults:
 
     def blackout(self):
         """TollgateDown, TollgateConnectionsCollapsed."""
-        for gateway in [g for g in self.stack.targets if g.namespace == "live"]:
+        for gateway in [g for g in self.stack.targets if g.job == "tollgate" and g.namespace == "live"]:
             gateway.end()

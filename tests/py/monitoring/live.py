@@ -21,8 +21,9 @@ import lint
 import watch
 from clients import BAD, Clients
 from paths import ALERTS, PICTURE
-from stack import NICE, Replica, Stack
-from support.gateway import binary
+from relays import Relays
+from stack import NICE, Stack
+from support.gateway import Admin, binary
 from support.process import Process
 from support.tokens import SECRET
 from support.wait import NotInTimeError, eventually
@@ -51,6 +52,7 @@ class Test:
         lapse.write_text(watch.time_lapse(ALERTS.read_text()))
         self.a, self.b = stack.gateway("tollgate-0"), stack.gateway("tollgate-1")
         self.storm = stack.gateway("storm-0", "storm", broker="memory")
+        self.relays = Relays(stack)
         stack.start_prometheus(ALERTS, lapse)
         self.prometheus = watch.Prometheus(stack.prometheus)
         fingerprint = subprocess.run(
@@ -58,7 +60,12 @@ class Test:
         ).stdout
         ours = next(word for word in fingerprint.split() if len(word) == 16 and set(word) <= set("0123456789abcdef"))
         redis.Redis(port=stack.redis.port).set("gateway:tollgate:issuer:web", ours)
-        eventually("all targets are up", lambda: len(self.prometheus.query('up{job="tollgate"} == 1')) == 3)
+        eventually("all targets are up", lambda: len(self.prometheus.query("up == 1")) == 5)
+
+    def close(self):
+        if hasattr(self, "relays"):
+            self.relays.close()
+        self.stack.end()
 
     def load(self):
         c = self.clients
@@ -125,7 +132,10 @@ class Test:
             self.stack.forget(old)
             self.say(f"{old.name} is replaced by {new.name}")
         self.a, self.b = self.clients.pool
-        eventually("Prometheus knows who is gone", lambda: len(self.prometheus.query('up{namespace="live"}')) == 2)
+        eventually(
+            "Prometheus knows who is gone",
+            lambda: len(self.prometheus.query('up{job="tollgate",namespace="live"}')) == 2,
+        )
 
     def healthy(self):
         def waiting():
@@ -143,7 +153,7 @@ class Test:
         self.say(f"fired: {fired or 'nothing'}; pending for so many seconds: {before or 'nothing'}")
         self.complain(*self.prometheus.unhealthy())
 
-    def lint_metrics(self, gateway: Replica):
+    def lint_metrics(self, gateway: Admin):
         done = subprocess.run(["promtool", "check", "metrics"], input=gateway.metrics(), capture_output=True, text=True)
         if done.returncode or done.stdout or done.stderr:
             self.complain(f"promtool check metrics, {gateway.name}: {done.stdout}{done.stderr}")
@@ -166,9 +176,9 @@ class Test:
         last = {"TollgateRedisLost", "TollgateDown", "TollgateConnectionsCollapsed"}
         begin = time.time()
         self.clients.stop("custom")
-        trouble = faults.Faults(self.stack, self.clients, self.a, self.b, self.storm)
+        trouble = faults.Faults(self.stack, self.clients, self.relays, self.a, self.b, self.storm)
         trouble.begin()
-        self.say("broken: tokens, key set, callback, configuration, limits, slow clients, Redis connections, replicas")
+        self.say("broken: tokens, key set, callback, configuration, limits, slow clients, Redis, replicas, relays")
         self.fires(names - last - set(faults.NOT_LIVE), 120, begin)
         self.doctor(begin)
         self.complain(*self.clients.died())
@@ -197,6 +207,7 @@ class Test:
         self.loaded()
         self.lint_metrics(self.a)
         self.lint_metrics(self.b)
+        self.lint_metrics(self.relays.pair[0])
         self.roll()
         self.healthy()
         self.break_things()
@@ -216,7 +227,7 @@ def main() -> int:
     try:
         test.run()
     finally:
-        test.stack.end()
+        test.close()
         test.clients.close()
         if test.wrong or sys.exc_info()[0]:
             print(f"logs: {folder}")

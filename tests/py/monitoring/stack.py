@@ -111,7 +111,7 @@ keys = ["{key}"]
 
 class Replica(Gateway):
     def __init__(self, stack: "Stack", name: str, namespace: str = "live", **settings):
-        self.namespace = namespace
+        self.namespace, self.job = namespace, "tollgate"
         app = stack.app if namespace == "live" else stack.other_app
         self.settings = {
             "broker": "redis",
@@ -140,7 +140,7 @@ class Stack:
         self.other_app = Application()
         self.redis = self.run(Redis(folder, nice=NICE))
         # What Prometheus scrapes.
-        self.targets: list[Replica] = []
+        self.targets: list = []
         self.prometheus = ""
 
     def run(self, process: T) -> T:
@@ -149,9 +149,13 @@ class Stack:
 
     def gateway(self, name: str, namespace: str = "live", **settings) -> Replica:
         gateway = self.run(Replica(self, name, namespace, **settings))
-        self.targets.append(gateway)
-        self.scrape()
+        self.target(gateway)
         return gateway
+
+    def target(self, process):
+        """A gateway or a relay, which Prometheus scrapes from now on."""
+        self.targets.append(process)
+        self.scrape()
 
     def forget(self, gateway: Replica):
         """As Kubernetes does with a pod that has ended."""
@@ -160,7 +164,10 @@ class Stack:
 
     def scrape(self):
         groups = [
-            {"targets": [f"127.0.0.1:{g.admin}"], "labels": {"namespace": g.namespace, "pod": g.name}}
+            {
+                "targets": [f"127.0.0.1:{g.admin}"],
+                "labels": {"job": g.job, "namespace": g.namespace, "pod": g.name},
+            }
             for g in self.targets
         ]
         new = self.folder / "targets.new"

@@ -18,6 +18,7 @@ EMPTY = {
 ZERO = {
     "tollgate_revocations_unusable": "nobody writes an entry that cannot be used",
     "tollgate_log_lines_dropped_total": "the logs of these gateways can be written",
+    "tollgate_relay_repeated_total": "a row comes twice only if its relay ends between its publication and its mark",
     "tollgate_duplicates_dropped_total": "an event comes twice only beside a reading of its history, in a race",
 }
 LAPSE = 20

@@ -5,7 +5,6 @@ systemd itself does not run here: its unit is checked by systemd-analyze, its co
 one.
 """
 
-import configparser
 import json
 import os
 import pathlib
@@ -24,8 +23,8 @@ from support.net import free_port
 from support.process import Process
 from support.tokens import sign
 from support.wait import eventually
+from units import PACKAGING, UNITS, environment, unit, verified
 
-PACKAGING = ROOT / "packaging"
 PM2 = ROOT / "tests/js/node_modules/.bin/pm2"
 # Holds what shells and systemd would take for something.
 SECRET = 'a $HOME of "many" \\words # no comment ' + "x" * 32
@@ -62,31 +61,11 @@ def machine(tollgate, tmp_path) -> Machine:
     return Machine(tmp_path, tollgate)
 
 
-def unit(text: str) -> configparser.SectionProxy:
-    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters="=", comment_prefixes="#")
-    parser.optionxform = str
-    parser.read_string(text)
-    return parser["Service"]
-
-
-def environment(file: str) -> dict[str, str]:
-    """As systemd reads an EnvironmentFile, for values between '…'."""
-    lines = [line for line in pathlib.Path(file).read_text().splitlines() if line and not line.startswith("#")]
-    return dict(shlex.split(line)[0].split("=", 1) for line in lines)
-
-
-def verified(folder: pathlib.Path, text: str) -> str:
-    file = folder / "tollgate.service"
-    file.write_text(text)
-    done = subprocess.run(["systemd-analyze", "verify", file], capture_output=True, text=True)
-    # What it ignores it only warns of.
-    return done.stderr if done.returncode or file.name in done.stderr else ""
-
-
-def test_systemd_takes_the_unit(machine, tmp_path):
-    text = machine.here((PACKAGING / "tollgate.service").read_text())
+@pytest.mark.parametrize("name", UNITS)
+def test_systemd_takes_the_unit(name, machine, tmp_path):
+    text = machine.here((PACKAGING / name).read_text())
     assert not verified(tmp_path, text)
-    for right, wrong in {"Type=exec": "Type=exek", "LimitNOFILE": "LimitNOFILES", "[Install]": "[Instal"}.items():
+    for right, wrong in {"Type=exec": "Type=exek", "LimitCORE": "LimitCORES", "[Install]": "[Instal"}.items():
         assert right in text
         assert verified(tmp_path, text.replace(right, wrong)), wrong
     command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", tmp_path / "tollgate.service"]
@@ -108,8 +87,9 @@ def test_the_files_fit_the_defaults():
     assert int(service["LimitNOFILE"]) >= defaults["limits"]["connections"] + 1000
 
 
-def test_field_f11_no_core_file_holds_secrets():
-    assert unit((PACKAGING / "tollgate.service").read_text())["LimitCORE"] == "0"
+@pytest.mark.parametrize("name", UNITS)
+def test_field_f11_no_core_file_holds_secrets(name):
+    assert unit((PACKAGING / name).read_text())["LimitCORE"] == "0"
 
 
 def test_systemd(machine, tmp_path):

@@ -47,6 +47,12 @@ impl Process {
         assert!(sent.unwrap().success());
     }
 
+    /// Kills it, and waits for its end.
+    pub fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+
     /// Waits until it has ended by itself.
     pub fn wait(&mut self) {
         let _ = self.0.wait();
@@ -67,8 +73,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.kill();
     }
 }
 

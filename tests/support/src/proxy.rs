@@ -113,7 +113,9 @@ impl Proxy {
     /// Changes what the proxy does, from within [`Self::before`].
     pub fn setter(&self) -> impl Fn(Mode) + Send + 'static {
         let modes = Arc::clone(&self.mode);
-        move |mode| drop(modes.send_replace(mode))
+        move |mode| {
+            modes.send_replace(mode);
+        }
     }
 }
 

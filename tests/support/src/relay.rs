@@ -65,6 +65,8 @@ impl Relay {
 
     /// Kills it and starts it again.
     pub fn restart(&mut self) {
+        // The new one has the old one's address.
+        self.process.kill();
         self.process =
             spawn(&self.program, &self.config, &self.environment, self.log.as_ref());
     }

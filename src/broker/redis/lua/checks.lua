@@ -13,8 +13,8 @@ local GATEWAYS = {}
 local GRACE = 0
 
 -- The types of the gateway's own messages: an event of such a type could not be told from one.
-local RESERVED = {'connected', 'subscribed', 'unsubscribed', 'refreshed', 'pong', 'token_expiring',
-  'gap', 'reconnect', 'error', 'interrupted', 'live', 'close'}
+local RESERVED = {connected = true, subscribed = true, unsubscribed = true, refreshed = true, pong = true,
+  token_expiring = true, gap = true, reconnect = true, error = true, interrupted = true, live = true, close = true}
 -- First parts of names that belong to the gateway.
 local OWN_NAMES = {control = true, canary = true, gateway = true}
 -- What a missing id becomes when programs put it into a text.
@@ -24,24 +24,64 @@ local MAX_NAME = 255
 local BLANKS = {'\194[\128-\160]', '\225\154\128', '\226\128[\128-\138]', '\226\128[\168\169\175]',
   '\226\129\159', '\227\128\128'}
 
--- A text as an error may quote it.
-local function quoted(text)
-  local shown = string.gsub(string.sub(text, 1, 120), '[%c"\\]', '?')
-  return '"' .. shown .. (#text > 120 and '…"' or '"')
+-- The forms of a character beyond ASCII in UTF-8.
+local CHARACTERS = {'^[\194-\223][\128-\191]$', '^\224[\160-\191][\128-\191]$',
+  '^[\225-\236\238\239][\128-\191][\128-\191]$', '^\237[\128-\159][\128-\191]$',
+  '^\240[\144-\191][\128-\191][\128-\191]$', '^[\241-\243][\128-\191][\128-\191][\128-\191]$',
+  '^\244[\128-\143][\128-\191][\128-\191]$'}
+-- Good ones that were seen before, because texts repeat their characters; each stands for a space. Bounded
+-- from one text to the next, because publishers choose what is in it.
+local MAX_KNOWN = 8192
+local characters, known = {}, 0
+
+-- A pattern that looks at each place of a long text is several times slower than a run from its beginning:
+-- hence the runs here and below, and finds of plain texts.
+local function is_ascii(text)
+  return string.match(text, '^[\1-\127]*()') > #text
 end
 
 local function is_utf8(text)
-  if not string.find(text, '[\128-\255]') then
+  if is_ascii(text) then
     return true
   end
-  -- Each good character becomes a space, so that what stood around it does not grow together.
-  for _, good in ipairs({'[\194-\223][\128-\191]', '\224[\160-\191][\128-\191]',
-    '[\225-\236\238\239][\128-\191][\128-\191]', '\237[\128-\159][\128-\191]',
-    '\240[\144-\191][\128-\191][\128-\191]', '[\241-\243][\128-\191][\128-\191][\128-\191]',
-    '\244[\128-\143][\128-\191][\128-\191]'}) do
-    text = string.gsub(text, good, ' ')
+  -- A character, and what may follow it up to the next one.
+  local one = '([\194-\244][\128-\191]*)[\1-\127]*'
+  local rest = string.gsub(text, one, characters)
+  if is_ascii(rest) then
+    return true
   end
-  return not string.find(text, '[\128-\255]')
+
+  if known > MAX_KNOWN then
+    characters, known = {}, 0
+  end
+  for character in string.gmatch(rest, one) do
+    for _, form in ipairs(characters[character] and {} or CHARACTERS) do
+      if string.find(character, form) then
+        characters[character], known = ' ', known + 1
+      end
+    end
+  end
+  return is_ascii((string.gsub(text, one, characters)))
+end
+
+-- A text as an error may quote it, which clients read as UTF-8.
+local function quoted(text)
+  local shown = string.gsub(string.sub(text, 1, 120), '[%c"\\]', '?')
+  if #text > 120 then
+    shown = string.gsub(shown, '[\192-\255][\128-\191]*$', '') .. '…'
+  end
+  if not is_utf8(shown) then
+    shown = string.gsub(shown, '[\128-\255]', '?')
+  end
+  return '"' .. shown .. '"'
+end
+
+local function has_bad_character(name)
+  local bad = not is_utf8(name) or string.find(name, '[%z\1-\32\127%*%?%[%]{}\\"\'`<>]')
+  for _, blank in ipairs(BLANKS) do
+    bad = bad or string.find(name, blank)
+  end
+  return bad
 end
 
 -- What is wrong with a channel's name, or nil.
@@ -56,11 +96,7 @@ local function wrong_name(name)
     return quoted(name) .. ' is empty or has an empty part: is an id missing?'
   end
 
-  local bad = not is_utf8(name) or string.find(name, '[%z\1-\32\127%*%?%[%]{}\\"\'`<>]')
-  for _, blank in ipairs(BLANKS) do
-    bad = bad or string.find(name, blank)
-  end
-  if bad then
+  if not string.find(name, '^[%w:_%.%-%%@]*$') and has_bad_character(name) then
     return quoted(name) .. ' has a character that no channel name has (white space, * ? [ ] { } \\ " \' ` < >): encode ids'
   end
 
@@ -101,16 +137,22 @@ local function unknown_prefix(key)
     known[#known + 1] = prefix
   end
   table.sort(known)
-  local others = #known > 1 and ', or one of ' .. (#known - 1) .. ' other prefixes' or ''
-  return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with ' .. quoted(known[1]) ..
-    others .. ', as ' .. quoted(known[1] .. key)
+  if #known == 1 then
+    return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with ' .. quoted(known[1]) ..
+      ', as ' .. quoted(known[1] .. key)
+  end
+  for i = 1, #known do
+    known[i] = quoted(known[i])
+  end
+  return 'no gateway listens to ' .. quoted(key) .. ': its key has to begin with one of ' ..
+    table.concat(known, ', ', 1, math.min(#known, 8))
 end
 
 -- The gateway that a key belongs to, and what is wrong with the key (or nil, and whether that is a
 -- wrong prefix). A gateway's own keys, which no publisher reaches, are not looked at.
 local function judge_key(key)
-  local own = string.match(key, '^gateway:(.*)$')
-  if not next(GATEWAYS) or own and prefix_at(own, 1) then
+  local is_own = string.sub(key, 1, 8) == 'gateway:' and prefix_at(key, 9)
+  if not next(GATEWAYS) or is_own then
     return nil, nil
   end
   local prefix = prefix_at(key, 1)
@@ -129,56 +171,80 @@ end
 -- A decoder of our own, because its strictness is a setting that all users of `cjson` share.
 local json
 
--- What the decoder takes and JSON does not have: a number that ends in a point, and control characters
--- within a text.
-local function is_loose(text)
-  local plain = string.gsub(text, '\\.', '')
-  if string.find(text, '[%z\1-\31]') then
-    for within in string.gmatch(plain, '"([^"]*)"') do
-      if string.find(within, '[%z\1-\31]') then
-        return true
-      end
-    end
-  end
-  return string.find(string.gsub(plain, '"[^"]*"', '') .. ' ', '%d%.[^%d]')
+local function is_digit(byte)
+  return byte and byte >= 48 and byte <= 57
 end
 
--- What an event must not be, or nil.
-local function wrong_event(text)
+-- True if a point of the text is where no number has one: behind a minus, or with a digit on one side
+-- only. The decoder takes such numbers. A point of a sentence may look like one.
+local function has_odd_point(text)
+  local at = string.find(text, '.', 1, true)
+  while at do
+    local before, after = string.byte(text, at - 1, at - 1), string.byte(text, at + 1, at + 1)
+    if before == 45 or is_digit(before) and not is_digit(after) then
+      return true
+    end
+    at = string.find(text, '.', at + 1, true)
+  end
+  return false
+end
+
+-- What the decoder takes and JSON does not have: such numbers, and control characters within a text. Slow,
+-- and only for a text that the decoder takes.
+local function is_loose(text)
+  local bare = text
+  if string.find(bare, '\\', 1, true) then
+    bare = string.gsub(bare, '\\.', '')
+  end
+  bare = string.gsub(bare, '"[ !#-\255]*"', '')
+  return string.find(bare, '"', 1, true) or has_odd_point(bare)
+end
+
+-- What a text says; and in the second place why it says nothing, or nil.
+local function decoded(text)
   if not json then
     json = cjson.new()
     json.decode_invalid_numbers(false)
   end
-  if not is_utf8(text) then
-    return 'the event is not UTF-8'
-  end
-
   local ok, event = pcall(json.decode, text)
-  -- JSON allows half of a surrogate pair, and the decoder does not.
+  -- JSON allows half of a surrogate pair, and the decoder does not. What is put in its place is wrong outside
+  -- of a text, as that was.
   if not ok and string.find(event, 'unicode escape', 1, true) then
-    local paired = string.gsub(string.gsub(text, '\\\\', '  '), '\\u%x%x%x%x', ' ')
+    local paired = string.gsub(string.gsub(text, '\\\\', '??'), '\\u[dD][89a-fA-F]%x%x', '?')
     ok, event = pcall(json.decode, paired)
   end
-  if not ok then
-    -- Too deep for the decoder, but not for the gateway.
-    if string.find(event, 'too many nested', 1, true) or string.find(event, 'Found too many', 1, true) then
-      return nil
-    end
-    if string.find(text, '[object Object]', 1, true) then
-      return 'the event is "[object Object]": it was not made into JSON'
-    end
-    return 'the event is no JSON: ' .. event
+  if ok then
+    return event
   end
 
-  if (string.find(text, '%d%.[^%d]') or string.find(text, '%.$') or string.find(text, '[%z\1-\31]')) and is_loose(text) then
-    return 'the event is no JSON: a number ends in a point, or a text has a control character'
+  -- Too deep for the decoder, but not for the gateway.
+  if string.find(event, 'too many nested', 1, true) then
+    return nil
   end
-  if type(event) == 'table' then
-    for _, reserved in ipairs(RESERVED) do
-      if event.type == reserved then
-        return 'the type "' .. reserved .. '" is reserved for the gateway: give the event another'
-      end
-    end
+  if string.find(text, '[object Object]', 1, true) then
+    return nil, 'the event is "[object Object]": it was not made into JSON'
+  end
+  return nil, 'the event is no JSON: ' .. event
+end
+
+-- What an event must not be, or nil.
+local function wrong_event(text)
+  -- One look at most texts says that neither can be.
+  local is_plain = string.match(text, '^[\32-\126]*()') > #text
+  if not is_plain and not is_utf8(text) then
+    return 'the event is not UTF-8, or has a zero byte'
+  end
+
+  local event, wrong = decoded(text)
+  if wrong then
+    return wrong
+  end
+  local has_controls = not is_plain and string.match(text, '^[\32-\255]*()') <= #text
+  if (has_controls or has_odd_point(text)) and is_loose(text) then
+    return 'the event is no JSON: a number has a point without digits beside it, or a text has a control character'
+  end
+  if type(event) == 'table' and RESERVED[event.type] then
+    return 'the type "' .. event.type .. '" is reserved for the gateway: give the event another'
   end
   return nil
 end

@@ -2,22 +2,42 @@
 -- whatever dies between the database and here, and for however long.
 --
 -- The hash beside a channel's history has two more fields:
---   t  the highest term of a relay that has published here: a relay takes a new one, out of its
---      database, when it begins to lead and whenever it has lost Redis. A call of a lower term was on
---      its way too long, or comes from a relay that leads no more, and is refused.
---   g  the rows in doubt, each as <id>:<uuid>:<offset> behind a space: published, but not known to
---      be marked in the database. While there are any the hash does not expire.
+--   t  for each outbox that has published here the highest term of its relays, as <outbox>=<term> behind
+--      a space: a relay takes a new one, out of its database, when it begins to lead and whenever it has
+--      lost Redis. A call of a lower term was on its way too long, or comes from a relay that leads no
+--      more, and is refused.
+--   g  the rows in doubt, each as <outbox>:<id>:<uuid>:<offset> behind a space: published, but not known
+--      to be marked in the database. While there are any the hash does not expire.
+-- Several services may each have an outbox and publish on one channel: none touches what is another's.
 
 local MAX_IN_DOUBT = 1024
 -- How much of the history is looked through for rows whose mark the database may have lost.
 local LOOK_ENTRIES = 64
 local LOOK_BYTES = 262144
 
--- The rows in doubt, as offsets by identity.
-local function in_doubt(state)
+local ROW = '(%x+:%d+:[%x-]+):(%d+)'
+local MAX_OUTBOXES = 16
+
+-- The term of an outbox, 0 before its first, and the terms of the others as they are kept.
+local function terms(state, outbox)
+  local own, others, count = '0', '', 0
+  for name, term in string.gmatch(state.terms or '', '(%x+)=(%d+)') do
+    if name == outbox then
+      own = digits(term, MAX_EXACT) and term or '0'
+    elseif count < MAX_OUTBOXES then
+      others, count = others .. ' ' .. name .. '=' .. term, count + 1
+    end
+  end
+  return own, others
+end
+
+-- The rows of an outbox in doubt, as offsets by identity, and how many all outboxes have.
+local function in_doubt(state, outbox)
   local rows, count = {}, 0
-  for identity, offset in string.gmatch(state.guarded or '', '(%d+:[%x-]+):(%d+)') do
-    rows[identity] = tonumber(offset)
+  for identity, offset in string.gmatch(state.guarded or '', ROW) do
+    if string.sub(identity, 1, #outbox + 1) == outbox .. ':' then
+      rows[identity] = tonumber(offset)
+    end
     count = count + 1
   end
   return rows, count
@@ -66,26 +86,28 @@ local function publish_row(state, row)
   return failed or {state.offset, state.epoch, heard}
 end
 
--- FCALL tollgate_relay 1 <prefix><channel> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...
--- answers the identities in doubt that the call did not name, and then for each row [offset, epoch,
--- heard], or a text that says why it can never be published. STALE: the term is over.
+-- FCALL tollgate_relay 1 <prefix><channel> <outbox> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...
+-- answers the outbox' identities in doubt that the call did not name, and then for each row [offset,
+-- epoch, heard], or a text that says why it can never be published. An identity is <outbox>:<id>:<uuid>.
+-- STALE: the term is over.
 local function relay(keys, args)
-  local key, term = keys[1], digits(args[1], MAX_EXACT)
-  if not key or not term or #args < 6 or (#args - 1) % 5 ~= 0 then
-    return redis.error_reply('ERR tollgate_relay 1 <prefix><channel> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...')
+  local key, outbox, term = keys[1], args[1], digits(args[2], MAX_EXACT)
+  if not key or not outbox or not string.find(outbox, '^%x+$') or not term or #args < 7 or (#args - 2) % 5 ~= 0 then
+    return redis.error_reply('ERR tollgate_relay 1 <prefix><channel> <outbox> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...')
   end
   local state = current(key, 0)
-  local before = tonumber(state.term or '0')
+  local own, others = terms(state, outbox)
+  local before = tonumber(own)
   if term < before then
-    return redis.error_reply('STALE ' .. state.term .. ' is the term of another relay')
+    return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
   local denied = forbidden(state, '')
   if denied then
     return redis.error_reply(denied)
   end
 
-  local known, count = in_doubt(state)
-  if count + (#args - 1) / 5 > MAX_IN_DOUBT then
+  local known, count = in_doubt(state, outbox)
+  if count + (#args - 2) / 5 > MAX_IN_DOUBT then
     return redis.error_reply('ERR more than ' .. MAX_IN_DOUBT .. ' rows are in doubt')
   end
   local left = {}
@@ -93,8 +115,8 @@ local function relay(keys, args)
     left[identity] = true
   end
   if term > before then
-    state.term = args[1]
-    redis.call('HSET', meta_key(key), 't', state.term)
+    state.terms = others .. ' ' .. outbox .. '=' .. args[2]
+    redis.call('HSET', meta_key(key), 't', state.terms)
     if before > 0 then
       add_kept(state, known)
     end
@@ -103,7 +125,7 @@ local function relay(keys, args)
   redis.call('PERSIST', meta_key(key))
   state.guarded, state.known = state.guarded or '', known
   local answer = {{}}
-  for at = 2, #args, 5 do
+  for at = 3, #args, 5 do
     local row = {identity = args[at], payload = args[at + 1], ttl = args[at + 2], maxlen = args[at + 3],
       idempotency = args[at + 4]}
     local outcome = publish_row(state, row)
@@ -122,20 +144,21 @@ local function relay(keys, args)
   return answer
 end
 
--- FCALL tollgate_settle 1 <prefix><channel> <term> <identity>...: these rows are marked. Answers how
--- many remain in doubt.
+-- FCALL tollgate_settle 1 <prefix><channel> <outbox> <term> <identity>...: these rows are marked. Answers
+-- how many of all outboxes remain in doubt.
 local function settle(keys, args)
-  local key, term = keys[1], digits(args[1], MAX_EXACT)
+  local key, outbox, term = keys[1], args[1] or '', digits(args[2], MAX_EXACT)
   local state = current(key, 0)
-  if not term or term < tonumber(state.term or '0') then
-    return redis.error_reply('STALE ' .. (state.term or '0') .. ' is the term of another relay')
+  local own = terms(state, outbox)
+  if not term or term < tonumber(own) then
+    return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
   local marked = {}
-  for at = 2, #args do
+  for at = 3, #args do
     marked[args[at]] = true
   end
   local rest = {}
-  for identity, offset in string.gmatch(state.guarded or '', '(%d+:[%x-]+):(%d+)') do
+  for identity, offset in string.gmatch(state.guarded or '', ROW) do
     if not marked[identity] then
       rest[#rest + 1] = identity .. ':' .. offset
     end

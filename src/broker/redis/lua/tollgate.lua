@@ -47,8 +47,8 @@ local function now_micros()
 end
 
 -- Begins another epoch; `old` is the one before, where that is known. What is in doubt ends with an
--- epoch; the term, which keeps late calls of a former relay out, does not.
-local function begin(key, run, old, fence, term)
+-- epoch; the terms, which keep late calls of a former relay out, do not.
+local function begin(key, run, old, fence, terms)
   local now = now_micros()
   -- A clock that was put back must not make it too old at once.
   local epoch = math.max(now, fence)
@@ -59,22 +59,31 @@ local function begin(key, run, old, fence, term)
   epoch = string.format('%.0f', epoch)
   redis.call('DEL', meta_key(key), meta_key(key) .. ':stream')
   redis.call('HSET', meta_key(key), 'e', epoch, 'o', 0, 'r', run, 'b', began)
-  if term then
-    redis.call('HSET', meta_key(key), 't', term)
+  if terms then
+    redis.call('HSET', meta_key(key), 't', terms)
   end
-  redis.call('PEXPIRE', meta_key(key), term and META_MS or EMPTY_MS)
+  redis.call('PEXPIRE', meta_key(key), terms and META_MS or EMPTY_MS)
   return epoch
+end
+
+-- What never changes while a server's process lives, and with it this library: the process, and the command
+-- that publishes. Asking takes ten times as long as a write.
+local process, command
+local function ask_server()
+  local info = redis.call('INFO', 'server')
+  process = string.sub(string.match(info, 'run_id:(%w+)') or '', 1, 12)
+  command = string.find(info, 'mode:cluster', 1, true) and 'SPUBLISH' or 'PUBLISH'
 end
 
 -- Where a channel stands: `epoch`, `offset`, the server's reign `run`, the command that publishes, and
 -- what the relay guards. An epoch that began before `fence` is over.
 local function current(key, fence)
-  local info = redis.call('INFO', 'server')
-  local process = string.match(info, 'run_id:(%w+)') or ''
+  if not process then
+    ask_server()
+  end
   -- Changes at every promotion: a server that was a replica in between may have missed something.
   local reign = string.match(redis.call('INFO', 'replication'), 'master_replid:(%w+)') or ''
-  local state = {key = key, run = string.sub(process, 1, 12) .. ':' .. string.sub(reign, 1, 12)}
-  state.command = string.find(info, 'mode:cluster', 1, true) and 'SPUBLISH' or 'PUBLISH'
+  local state = {key = key, command = command, run = process .. ':' .. string.sub(reign, 1, 12)}
 
   local meta = redis.pcall('HMGET', meta_key(key), 'e', 'o', 'r', 'b', 't', 'g')
   if meta.err and not is_wrong_type(meta) then
@@ -83,16 +92,16 @@ local function current(key, fence)
   end
   local epoch, offset = digits(meta[1], MAX_EXACT), digits(meta[2], MAX_OFFSET)
   local began = digits(meta[4] or meta[1], MAX_EXACT)
-  state.term = digits(meta[5], MAX_EXACT) and meta[5] or nil
+  state.terms = type(meta[5]) == 'string' and #meta[5] < 1024 and meta[5] or nil
   if epoch and offset and began and meta[3] == state.run and began >= fence then
     state.epoch, state.offset = meta[1], offset
     state.guarded = type(meta[6]) == 'string' and meta[6] ~= '' and meta[6] or nil
-    if offset == 0 and not state.term then
+    if offset == 0 and not state.terms then
       redis.call('PEXPIRE', meta_key(key), EMPTY_MS)
     end
     return state
   end
-  state.epoch, state.offset = begin(key, state.run, epoch, fence, state.term), 0
+  state.epoch, state.offset = begin(key, state.run, epoch, fence, state.terms), 0
   return state
 end
 
@@ -175,7 +184,7 @@ local function append(state, payload, maxlen, identity)
       return added
     end
     -- Somebody else has written to the stream.
-    state.epoch, state.offset = begin(state.key, state.run, tonumber(state.epoch), 0, state.term), 0
+    state.epoch, state.offset = begin(state.key, state.run, tonumber(state.epoch), 0, state.terms), 0
     state.guarded, state.known = state.guarded and '', {}
     entry[6] = state.epoch .. '-1'
     redis.call(unpack(entry))
@@ -252,7 +261,7 @@ local function publish(keys, args)
     answer = {state.offset, state.epoch, heard, warning}
   end
   -- Replicas of version 0.1, which call this too, take two elements only.
-  if gateway and gateway.beside > tonumber(redis.call('TIME')[1]) then
+  if gateway and gateway.beside > 0 and gateway.beside > tonumber(redis.call('TIME')[1]) then
     return {answer[1], answer[2]}
   end
   return answer

@@ -156,10 +156,12 @@ impl Gateway {
         http(&self.public, &api_request(method, key, body)).await
     }
 
-    /// Publishes on a channel without a history.
-    pub async fn publish(&self, channel: &str, data: &Value) {
+    /// Publishes on a channel without a history. Returns how many subscribing connections heard it.
+    pub async fn publish(&self, channel: &str, data: &Value) -> u64 {
         let answer = self.api("publish", &json!({"channel": channel, "data": data})).await;
-        assert_eq!(answer, json!({"result": {}}));
+        let heard = answer["result"]["heard"].as_u64();
+        assert_eq!(answer, json!({"result": {"heard": heard}}), "and no position");
+        heard.expect("a number")
     }
 
     /// Publishes on a channel that may have a history.

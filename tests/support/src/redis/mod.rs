@@ -165,6 +165,16 @@ impl Redis {
 
     /// Publishes durably as a backend would. Returns offset and epoch.
     pub fn fcall(&self, channel: &str, data: &str) -> redis::RedisResult<(u64, String)> {
+        let (offset, epoch, _) = self.publish_durable(channel, data)?;
+        Ok((offset, epoch))
+    }
+
+    /// Publishes durably as a backend would. Returns offset, epoch, and how many heard it.
+    pub fn publish_durable(
+        &self,
+        channel: &str,
+        data: &str,
+    ) -> redis::RedisResult<(u64, String, i64)> {
         let key = format!("tollgate:{channel}");
         let mut call = redis::cmd("FCALL");
         call.arg("tollgate_publish").arg(1).arg(key).arg(data).arg(600).arg(1000);
