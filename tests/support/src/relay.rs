@@ -6,14 +6,19 @@ use std::fs::File;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::NamedTempFile;
+use tokio::time::timeout;
 
 use crate::eventually;
-use crate::http::{get_request, http, try_status};
+use crate::http::{get_request, http, try_get, try_status};
 use crate::metrics;
 use crate::process::{Process, free_port};
+
+/// A relay that hangs takes longer than this for an answer.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// A running relay.
 pub struct Relay {
@@ -67,8 +72,7 @@ impl Relay {
     pub fn restart(&mut self) {
         // The new one has the old one's address.
         self.process.kill();
-        self.process =
-            spawn(&self.program, &self.config, &self.environment, self.log.as_ref());
+        self.process = spawn(&self.program, &self.config, &self.environment, self.log.as_ref());
     }
 
     /// The number of the process.
@@ -94,6 +98,12 @@ impl Relay {
         })
         .await;
         serde_json::from_str(&answer.1).unwrap()
+    }
+
+    /// What `/readyz` shows, if it answers at once.
+    pub async fn try_readyz(&self) -> Option<Value> {
+        let answer = timeout(AT_ONCE, try_get(&self.admin, "/readyz")).await;
+        serde_json::from_str(&answer.ok()??.1).ok()
     }
 
     /// Waits until it leads.
