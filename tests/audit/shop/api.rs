@@ -51,7 +51,7 @@ pub struct Api {
     /// How many are sold in any case.
     quota: AtomicUsize,
     pause: Duration,
-    /// Whether the faults are over: the rest of the quota is sold without pauses, and that is the end.
+    /// Whether the faults are over: the rest of the quota is sold, and that is the end.
     pub closing: AtomicBool,
     /// Whether processes die.
     pub dies: AtomicBool,
@@ -118,7 +118,7 @@ impl Api {
             };
             if session.is_none() {
                 sleep(AGAIN).await;
-            } else if !closing {
+            } else {
                 sleep(self.pause).await;
             }
         }
@@ -162,7 +162,8 @@ impl Api {
             (number, user)
         };
         let channel = format!("user:{}", user_name(user));
-        let event = json!({"type": "post_unlocked", "c": channel, "s": user, "n": number});
+        // As the auditor's clients expect it: channel, sender, number.
+        let event = json!({"c": channel, "s": user, "n": number});
         let sql = format!(
             "BEGIN; INSERT INTO purchases VALUES ({number}, {user}); \
              SELECT tollgate_publish('{channel}', '{event}')"

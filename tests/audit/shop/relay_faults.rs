@@ -28,6 +28,11 @@ fn signal(process: u32, signal: &str) {
 
 /// A relay is killed as it sends this, which gets lost.
 async fn killed_sending(shop: &mut Shop, to_redis: bool, texts: &[&'static str]) {
+    killed(shop, to_redis, texts).await;
+    comes_back(shop).await;
+}
+
+async fn killed(shop: &mut Shop, to_redis: bool, texts: &[&'static str]) {
     let process = shop.relays[0].id();
     let way = if to_redis { &shop.to_redis } else { &shop.to_postgres };
     when_sent(way, texts, move || {
@@ -35,12 +40,13 @@ async fn killed_sending(shop: &mut Shop, to_redis: bool, texts: &[&'static str])
         Then::Lose
     })
     .await;
-    comes_back(shop).await;
+    shop.faults += 1;
 }
 
 /// A relay is killed when this was done and the answer is on its way.
 async fn killed_before_the_answer(shop: &mut Shop, to_redis: bool, texts: &[&'static str]) {
     let way = if to_redis { &shop.to_redis } else { &shop.to_postgres };
+    shop.faults += 1;
     let hold = way.setter();
     when_sent(way, texts, move || {
         hold(Mode::HoldAnswers);
@@ -60,7 +66,6 @@ async fn comes_back(shop: &mut Shop) {
     shop.relays[0].restart();
     shop.to_redis.pass();
     shop.to_postgres.pass();
-    shop.faults += 1;
     shop.caught_up().await;
 }
 
@@ -76,7 +81,8 @@ pub async fn p2_relay_killed_at_each_step(shop: &mut Shop) {
 
 pub async fn p3_relay_killed_while_it_deletes(shop: &mut Shop) {
     for _ in 0..shop.pace.times {
-        killed_sending(shop, false, DELETE).await;
+        killed(shop, false, DELETE).await;
+        shop.relays[0].restart();
         // The one that is new deletes first what the old one has left.
         killed_sending(shop, false, PURGE).await;
     }

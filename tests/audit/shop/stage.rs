@@ -220,8 +220,8 @@ impl Shop {
         let count = "SELECT count(*) FROM tollgate_outbox_dead";
         let dead = owner.query_one(count, &[]).await.unwrap().get(0);
 
-        let mut history = self.history.lock().clone();
-        history.extend(read_all(&self.redis.address(), USERS).await);
+        self.look_at_histories().await;
+        let history = self.history.lock().clone();
         Records {
             forgotten: self.setup.forgotten,
             purchases: self.api.purchases(),
@@ -233,6 +233,12 @@ impl Shop {
             unsettled: self.unsettled().await,
             devices: self.devices.iter().map(Watched::now).collect(),
         }
+    }
+
+    /// Notes what the histories hold now.
+    pub async fn look_at_histories(&self) {
+        let all = read_all(&self.redis.address(), USERS).await;
+        self.history.lock().extend(all);
     }
 
     /// How many rows wait.

@@ -70,7 +70,9 @@ impl Postgres {
         let folder = folder();
         let data = folder.path().join("data");
         let port = self.port.to_string();
-        let arguments = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-D"];
+        // Without a fast checkpoint the copy waits for the next one, for minutes.
+        let arguments =
+            ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-c", "fast", "-R", "-D"];
         run(command("pg_basebackup").args(arguments).arg(&data));
 
         let mut standby = Self {
