@@ -20,6 +20,8 @@ use super::stage::{Shop, when_sent};
 const SHIFTS: [i64; 2] = [2 * 3600, 8 * 86_400];
 /// How long Redis hangs: longer than the relay waits for an answer.
 const HANG: Duration = Duration::from_millis(2500);
+/// How long a database that was killed is away.
+const AWAY: Duration = Duration::from_millis(300);
 /// How far an asynchronous standby is behind when it is promoted.
 const BEHIND: Duration = Duration::from_millis(500);
 
@@ -54,7 +56,7 @@ pub async fn inject(fault: Fault, shop: &mut Shop) {
 async fn p1_api_dies(shop: &mut Shop) {
     shop.api.dies.store(true, Ordering::Relaxed);
     let deaths = || shop.api.deaths.load(Ordering::Relaxed);
-    let enough = deaths() + 40 * usize::try_from(shop.pace.times).unwrap();
+    let enough = deaths() + 40;
     eventually("processes of the API die", || {
         std::future::ready((deaths() >= enough).then_some(()))
     })
@@ -64,16 +66,15 @@ async fn p1_api_dies(shop: &mut Shop) {
 }
 
 async fn p8_postgres_killed(shop: &mut Shop) {
-    for n in 0..shop.pace.times {
-        // In turn: when Redis has the rows and the mark is on its way, and at any time.
-        if n % 2 == 0 {
+    for with_a_mark in [true, false] {
+        if with_a_mark {
             when_sent(&shop.to_postgres, MARK, || Then::Lose).await;
         } else {
-            sleep(Duration::from_millis(fastrand::u64(..500))).await;
+            at_any_time().await;
         }
         shop.postgres.kill();
         shop.to_postgres.pass();
-        sleep(Duration::from_millis(300)).await;
+        sleep(AWAY).await;
         shop.postgres.restart().await;
         shop.faults += 1;
         shop.caught_up().await;
@@ -108,15 +109,14 @@ async fn promote(shop: &mut Shop) {
 }
 
 async fn p11_redis_killed(shop: &mut Shop) {
-    for n in 0..shop.pace.times {
-        // In turn: while rows are in doubt, and at any time.
-        if n % 2 == 0 {
+    for in_doubt in [true, false] {
+        if in_doubt {
             put_in_doubt(shop).await;
         } else {
-            sleep(Duration::from_millis(fastrand::u64(..500))).await;
+            at_any_time().await;
         }
         shop.redis.kill();
-        sleep(Duration::from_millis(300)).await;
+        sleep(AWAY).await;
         shop.redis.restart().await;
         shop.to_postgres.pass();
         shop.faults += 1;
@@ -125,30 +125,31 @@ async fn p11_redis_killed(shop: &mut Shop) {
 }
 
 async fn p12_redis_hangs(shop: &mut Shop) {
-    for _ in 0..shop.pace.times.min(3) {
-        // It hangs as a call comes.
-        when_sent(&shop.to_redis, RELAY, || Then::Pass).await;
-        shop.redis.signal("-STOP");
-        shop.to_redis.pass();
-        sleep(HANG).await;
-        shop.redis.signal("-CONT");
-        shop.faults += 1;
-        shop.caught_up().await;
-    }
+    // It hangs as a call comes.
+    when_sent(&shop.to_redis, RELAY, || Then::Pass).await;
+    shop.redis.signal("-STOP");
+    shop.to_redis.pass();
+    sleep(HANG).await;
+    shop.redis.signal("-CONT");
+    shop.faults += 1;
 }
 
 async fn p13_redis_emptied(shop: &mut Shop) {
-    for n in 0..shop.pace.times {
-        if n % 2 == 0 {
+    for in_doubt in [true, false] {
+        if in_doubt {
             put_in_doubt(shop).await;
         } else {
-            sleep(Duration::from_millis(fastrand::u64(..500))).await;
+            at_any_time().await;
         }
         shop.redis.command(&["FLUSHALL"]).await;
         shop.to_postgres.pass();
         shop.faults += 1;
         shop.caught_up().await;
     }
+}
+
+async fn at_any_time() {
+    sleep(Duration::from_millis(fastrand::u64(..500))).await;
 }
 
 /// A mark is lost, and then nothing reaches PostgreSQL any more: what is published stays in doubt until
@@ -177,7 +178,7 @@ async fn p14_clock_moved(shop: &mut Shop, whose: Whose, restarts: bool) {
 
         if restarts {
             shop.redis.kill();
-            sleep(Duration::from_millis(300)).await;
+            sleep(AWAY).await;
             shop.redis.restart().await;
         } else {
             eventually("the rows are still in doubt", || async {

@@ -22,8 +22,8 @@ use self::rows::Setup;
 pub use self::rows::{ROWS, Row};
 use self::stage::{Pace, Shop};
 
-const LONG: Pace = Pace { quota: 5000, pause: Duration::from_millis(8), times: 4 };
-const SHORT: Pace = Pace { quota: 300, pause: Duration::from_millis(50), times: 1 };
+const LONG: Pace = Pace { quota: 5000, pause: Duration::from_millis(8), again: true };
+const SHORT: Pace = Pace { quota: 300, pause: Duration::from_millis(50), again: false };
 
 /// Rows that have one shop. In short those with the same setup share it, which loses nothing: what befell it
 /// has to be healed before the next comes.
@@ -69,6 +69,9 @@ async fn play(round: Round, pace: Pace) -> stage::Outcome {
     for row in round.rows {
         let began = Instant::now();
         faults::inject(row.fault, &mut shop).await;
+        while pace.again && row.fault.comes_again() && !shop.most_is_sold() {
+            faults::inject(row.fault, &mut shop).await;
+        }
         eprintln!("  {}: healed after {:.1}s", row.name, began.elapsed().as_secs_f64());
     }
     shop.close().await

@@ -57,6 +57,22 @@ pub enum Fault {
     ClockOfPostgresAndRestart,
 }
 
+impl Fault {
+    /// Whether it can come a second time: a standby is promoted once, and a clock is not set back.
+    pub fn comes_again(self) -> bool {
+        !matches!(
+            self,
+            Self::Promoted
+                | Self::ClockOfRelay
+                | Self::ClockOfRedis
+                | Self::ClockOfPostgres
+                | Self::ClockOfRelayAndRestart
+                | Self::ClockOfRedisAndRestart
+                | Self::ClockOfPostgresAndRestart
+        )
+    }
+}
+
 const NOTHING: Forgotten = Forgotten { histories: false, guards: false, commits: false };
 const HISTORIES: Forgotten = Forgotten { histories: true, ..NOTHING };
 const EPOCHS: Forgotten = Forgotten { histories: true, guards: true, ..NOTHING };

@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tollgate_support::gateway::{Gateway, Launch};
 use tollgate_support::postgres::{DATABASE, Postgres, RELAY};
-use tollgate_support::proxy::{Proxy, Then};
+use tollgate_support::proxy::{Mode, Proxy, Then};
 use tollgate_support::redis::Redis;
 use tollgate_support::relay::Relay;
 use tollgate_support::tokens::{SECRET, now};
@@ -67,8 +67,8 @@ pub struct Pace {
     pub quota: usize,
     /// Between two purchases of one process of the API.
     pub pause: Duration,
-    /// How often a fault comes that may come again.
-    pub times: u32,
+    /// Whether a fault comes again and again until most is sold.
+    pub again: bool,
 }
 
 pub struct Shop {
@@ -271,6 +271,21 @@ impl Shop {
             }
         }
         found
+    }
+
+    /// A number that no fault before had.
+    pub fn number(&self) -> u32 {
+        u32::try_from(self.faults).unwrap()
+    }
+
+    /// Holds what relays send on the connections that they have now.
+    pub fn hold_old(&self) -> Mode {
+        Mode::HoldOld(self.number())
+    }
+
+    /// Whether most of the quota is sold.
+    pub fn most_is_sold(&self) -> bool {
+        self.api.purchases().len() * 10 > self.pace.quota * 8
     }
 
     /// Whether a relay has written to its log by a clock that has moved so far.
