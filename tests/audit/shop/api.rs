@@ -49,7 +49,7 @@ pub struct Api {
     purchases: Shared<Vec<Purchase>>,
     users: usize,
     /// How many are sold in any case.
-    quota: AtomicUsize,
+    quota: usize,
     pause: Duration,
     /// Whether the faults are over: the rest of the quota is sold, and that is the end.
     pub closing: AtomicBool,
@@ -84,7 +84,7 @@ impl Api {
             primary: AtomicU64::new(primary.into()),
             purchases: shared(Vec::new()),
             users,
-            quota: AtomicUsize::new(quota),
+            quota,
             pause,
             closing: AtomicBool::new(false),
             dies: AtomicBool::new(false),
@@ -94,6 +94,11 @@ impl Api {
 
     pub fn purchases(&self) -> Vec<Purchase> {
         self.purchases.lock().clone()
+    }
+
+    /// How many are known to be committed.
+    pub fn sold(&self) -> usize {
+        self.purchases.lock().iter().filter(|purchase| is_sold(purchase)).count()
     }
 
     /// Starts to sell. The tasks end when the faults are over and the quota is sold.
@@ -109,7 +114,7 @@ impl Api {
         let mut session = None;
         loop {
             let closing = self.closing.load(Ordering::Relaxed);
-            if closing && self.purchases.lock().len() >= self.quota.load(Ordering::Relaxed) {
+            if closing && self.sold() >= self.quota {
                 return;
             }
             session = match session {

@@ -6,14 +6,15 @@
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_postgres::{Client, NoTls};
 
+use crate::eventually;
 use crate::process::{Process, free_port};
-use crate::{eventually, eventually_within};
 
 /// The database, and the two users: the application's, and the relay's.
 pub const DATABASE: &str = "shop";
@@ -127,16 +128,24 @@ impl Postgres {
     /// Starts it again, with its data.
     pub async fn restart(&mut self) {
         self.kill();
-        let data = self.folder.path().join("data");
+        let began = Instant::now();
+        loop {
+            // Until the last of the killed processes has let go of the data, a new server ends at once.
+            if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                self.process = Some(self.spawn());
+            }
+            if connect(self.port, "postgres", "postgres").await.is_ok() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "PostgreSQL answers");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn spawn(&self) -> Process {
         let mut server = command("postgres");
-        server.arg("-D").arg(&data).args([
-            "-p",
-            &self.port.to_string(),
-            "-k",
-            "",
-            "-h",
-            "127.0.0.1",
-        ]);
+        server.arg("-D").arg(self.folder.path().join("data"));
+        server.args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"]);
         for line in ["max_connections=100", "wal_level=replica", "max_wal_senders=4"] {
             server.args(["-c", line]);
         }
@@ -144,13 +153,7 @@ impl Postgres {
             server.args(["-c", line]);
         }
         server.envs(self.environment.iter().cloned());
-        server.stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(Process::spawn(&mut server));
-        let port = self.port;
-        eventually_within(Duration::from_secs(60), "PostgreSQL answers", || async move {
-            connect(port, "postgres", "postgres").await.ok()
-        })
-        .await;
+        Process::spawn(server.stdout(Stdio::null()).stderr(Stdio::null()))
     }
 
     /// Kills it with all of its processes, as the loss of a machine does.
