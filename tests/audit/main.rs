@@ -3,7 +3,7 @@
 //!
 //! `make audit`, or `cargo test --test audit -- --short --only stop`. It ends with a table and with
 //! status 1 if anything was wrong. `check` holds the verdict, `rows` the catalogue, `self_test` the
-//! proof that the verdict can be a bad one.
+//! proof that the verdict can be a bad one. `shop` does the same for purchases through the outbox.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test")]
 #![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
