@@ -8,14 +8,20 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DatabaseError, column};
+use super::connection::{Connection, DURABLY, DatabaseError, column};
 use crate::broker::Said;
 
 /// How many old rows are deleted at once.
 const PURGED_AT_ONCE: i64 = 5000;
 
-/// Pending rows are counted up to here.
-const COUNTED: i64 = 1_000_000;
+/// Rows are counted up to here.
+pub(super) const COUNTED: i64 = 1_000_000;
+
+/// A value below so many bytes is not stored apart from its row, and never long.
+const INLINE: i64 = 2000;
+
+/// How many times its size on disk such a value counts. It may be a hundred times as large, but seldom is.
+const PACKED_AT_MOST: i64 = 8;
 
 /// A row that waits.
 #[derive(Debug, Clone)]
@@ -67,11 +73,21 @@ pub(super) struct Dead {
 /// How the outbox stands.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Counts {
-    /// Rows that wait, up to a million.
+    /// Rows that wait, up to a million, as the dead ones.
     pub(crate) pending: i64,
     /// The age of the oldest of them, in seconds.
     pub(crate) oldest: f64,
     pub(crate) dead: i64,
+}
+
+/// What became of dead rows that were to be put back.
+#[derive(Debug)]
+pub(crate) struct Retried {
+    pub(crate) back: i64,
+    /// Their key is used already.
+    pub(crate) stay: i64,
+    /// No dead row has these ids.
+    pub(crate) unknown: Vec<i64>,
 }
 
 /// The tables of one schema.
@@ -93,11 +109,23 @@ impl Outbox {
         bounds: Bounds,
         without: &[String],
     ) -> Result<Vec<Pending>, DatabaseError> {
+        // How large an event is, is known only when it is unpacked, which takes as long as the event is large: so
+        // rows are first taken by what they have on disk. What is packed may be much larger. OFFSET has the
+        // planner unpack it once.
         let sql = format!(
-            "SELECT id, uuid::text, channel, CASE WHEN bytes <= $3 THEN payload::text END, bytes, key, ttl, maxlen \
-             FROM (SELECT *, sum(least(bytes, $3)) OVER (ORDER BY id) - least(bytes, $3) AS before \
-               FROM (SELECT *, octet_length(payload::text)::bigint AS bytes FROM {}.tollgate_outbox \
-                 WHERE published_at IS NULL AND channel <> ALL ($4) ORDER BY id LIMIT $1) AS first) AS summed \
+            "SELECT id, uuid::text, left(channel, 256), CASE WHEN bytes <= $3 THEN payload::text END, bytes, \
+               left(key, 257), ttl, maxlen \
+             FROM (SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS before \
+               FROM (SELECT *, CASE WHEN packed > $3 THEN packed ELSE octet_length(payload::text) END::bigint AS bytes \
+                 FROM (SELECT *, sum(weight) OVER (ORDER BY id) - weight AS before_it \
+                   FROM (SELECT *, more + CASE WHEN packed < {INLINE} THEN packed ELSE packed * {PACKED_AT_MOST} END \
+                       AS weight \
+                     FROM (SELECT *, pg_column_size(payload)::bigint AS packed, \
+                         octet_length(channel) + coalesce(octet_length(key), 0) AS more \
+                       FROM {}.tollgate_outbox \
+                       WHERE published_at IS NULL AND channel NOT IN (SELECT unnest($4::text[])) \
+                       ORDER BY id LIMIT $1) AS waiting) AS weighed) AS summed \
+                 WHERE before_it < $2 OFFSET 0) AS unpacked) AS taken \
              WHERE before < $2 ORDER BY id",
             self.schema
         );
@@ -109,7 +137,7 @@ impl Outbox {
             (&event, Type::INT8),
             (&without, Type::TEXT_ARRAY),
         ];
-        let rows = connection.query(&sql, parameters).await?;
+        let rows = connection.query_in_order(&sql, parameters).await?;
 
         rows.iter()
             .map(|row| {
@@ -127,62 +155,78 @@ impl Outbox {
             .collect()
     }
 
-    /// Marks rows as published. Returns for each how long it waited, in seconds.
+    /// Marks rows as published. Returns for each how long it waited, in seconds; `None` if another relay
+    /// leads. Then nothing is marked, and their guard must not end: the other one may be about to publish them.
     pub(super) async fn mark(
         &self,
         connection: &Connection,
+        term: u64,
         marks: &[Mark],
-    ) -> Result<Vec<f64>, DatabaseError> {
+    ) -> Result<Option<Vec<f64>>, DatabaseError> {
         let sql = format!(
-            "UPDATE {}.tollgate_outbox AS o \
-             SET published_at = clock_timestamp(), \"offset\" = m.at, epoch = m.epoch \
-             FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m(id, at, epoch) \
-             WHERE o.id = m.id AND o.published_at IS NULL \
-             RETURNING extract(epoch FROM o.published_at - o.created_at)::float8",
-            self.schema
+            "WITH {mine}, \
+               given AS (SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::text[]) AS g(id, at, epoch)), \
+               marked AS (UPDATE {0}.tollgate_outbox AS o \
+                 SET published_at = clock_timestamp(), \"offset\" = given.at, epoch = given.epoch \
+                 FROM given CROSS JOIN mine WHERE o.id = given.id AND o.published_at IS NULL \
+                 RETURNING extract(epoch FROM o.published_at - o.created_at)::float8 AS waited) \
+             SELECT EXISTS (SELECT FROM mine), ARRAY(SELECT waited FROM marked)",
+            self.schema,
+            mine = self.mine()
         );
+        let term = term.cast_signed();
         let ids: Vec<_> = marks.iter().map(|mark| mark.id).collect();
         let offsets: Vec<_> = marks.iter().map(|mark| mark.offset).collect();
         let epochs: Vec<_> = marks.iter().map(|mark| &*mark.epoch).collect();
-        let rows = connection
-            .query(
-                &sql,
-                &[
-                    (&ids, Type::INT8_ARRAY),
-                    (&offsets, Type::INT8_ARRAY),
-                    (&epochs, Type::TEXT_ARRAY),
-                ],
-            )
-            .await?;
-        rows.iter().map(|row| column(row, 0)).collect()
+        let parameters: super::connection::Parameters<'_> = &[
+            (&term, Type::INT8),
+            (&ids, Type::INT8_ARRAY),
+            (&offsets, Type::INT8_ARRAY),
+            (&epochs, Type::TEXT_ARRAY),
+        ];
+        let row = connection.one(&sql, parameters).await?;
+        Ok(if column(&row, 0)? { Some(column(&row, 1)?) } else { None })
     }
 
-    /// Moves rows to the dead ones.
+    /// Moves rows to the dead ones. Returns false if another relay leads; then nothing is moved.
     pub(super) async fn bury(
         &self,
         connection: &Connection,
+        term: u64,
         dead: &[Dead],
-    ) -> Result<(), DatabaseError> {
+    ) -> Result<bool, DatabaseError> {
         let columns = "id, uuid, channel, payload, key, ttl, maxlen, traceparent, created_at";
         let sql = format!(
-            "WITH given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) \
+            "WITH {mine}, \
+               given AS (SELECT * FROM unnest($2::bigint[], $3::text[], $4::text[]) \
                  AS g(given_id, reason, explanation)), \
-               gone AS (DELETE FROM {0}.tollgate_outbox AS o USING given \
-                 WHERE o.id = given_id AND o.published_at IS NULL RETURNING o.*) \
-             INSERT INTO {0}.tollgate_outbox_dead ({columns}, reason, explanation) \
-             SELECT {columns}, reason, explanation FROM gone JOIN given ON given_id = id",
-            self.schema
+               gone AS (DELETE FROM {0}.tollgate_outbox AS o USING given CROSS JOIN mine \
+                 WHERE o.id = given_id AND o.published_at IS NULL RETURNING o.*), \
+               put AS (INSERT INTO {0}.tollgate_outbox_dead ({columns}, reason, explanation) \
+                 SELECT {columns}, reason, explanation FROM gone JOIN given ON given_id = id) \
+             SELECT EXISTS (SELECT FROM mine)",
+            self.schema,
+            mine = self.mine()
         );
+        let term = term.cast_signed();
         let ids: Vec<_> = dead.iter().map(|dead| dead.id).collect();
         let reasons: Vec<_> = dead.iter().map(|dead| dead.reason).collect();
         let explanations: Vec<_> = dead.iter().map(|dead| dead.explanation.to_string()).collect();
         let parameters: super::connection::Parameters<'_> = &[
+            (&term, Type::INT8),
             (&ids, Type::INT8_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
             (&explanations, Type::TEXT_ARRAY),
         ];
-        connection.query(&sql, parameters).await?;
-        Ok(())
+        column(&connection.one(&sql, parameters).await?, 0)
+    }
+
+    /// A part of a statement: a row, if the term `$1` is the latest and stays so until the statement ends.
+    fn mine(&self) -> String {
+        format!(
+            "mine AS MATERIALIZED (SELECT {DURABLY} FROM {}.tollgate_relay WHERE term = $1 FOR SHARE)",
+            self.schema
+        )
     }
 
     /// Of these ids, those of rows that still wait, with their identities.
@@ -242,7 +286,7 @@ impl Outbox {
     ) -> Result<bool, DatabaseError> {
         let sql = format!(
             "WITH gone AS (DELETE FROM {0}.tollgate_outbox WHERE id IN (SELECT id FROM {0}.tollgate_outbox \
-               WHERE published_at < clock_timestamp() - $1 * interval '1 second' \
+               WHERE published_at < now() - $1 * interval '1 second' \
                ORDER BY published_at LIMIT $2) AND published_at IS NOT NULL RETURNING 1) \
              SELECT count(*) FROM gone",
             self.schema
@@ -261,7 +305,7 @@ impl Outbox {
                  LIMIT {COUNTED}) AS waiting), \
                coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 \
                  FROM {0}.tollgate_outbox WHERE published_at IS NULL ORDER BY id LIMIT 1), 0), \
-               (SELECT count(*) FROM {0}.tollgate_outbox_dead)",
+               (SELECT count(*) FROM (SELECT FROM {0}.tollgate_outbox_dead LIMIT {COUNTED}) AS dead)",
             self.schema
         );
         let row = connection.one(&sql, &[]).await?;
@@ -272,8 +316,8 @@ impl Outbox {
         })
     }
 
-    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. A row whose key
-    /// its channel has again by now stays dead. Returns how many were put back, and how many stay.
+    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. Of rows that have a
+    /// key in common, and where the channel has the key again by now, one is enough: the others stay dead.
     ///
     /// # Errors
     /// The database's own.
@@ -281,22 +325,23 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: Option<&[i64]>,
-    ) -> Result<(i64, i64), DatabaseError> {
+    ) -> Result<Retried, DatabaseError> {
         let columns = "uuid, channel, payload, key, ttl, maxlen, traceparent";
         let sql = format!(
-            "WITH asked AS (SELECT id, uuid, EXISTS (SELECT FROM {0}.tollgate_outbox AS o WHERE o.key IS NOT NULL \
-                 AND \"left\"(o.channel, 300) = \"left\"(d.channel, 300) \
-                 AND \"left\"(o.key, 300) = \"left\"(d.key, 300)) AS stays \
+            "WITH asked AS (SELECT number, id, key IS NOT NULL AND (EXISTS (SELECT FROM {0}.tollgate_outbox AS o \
+                   WHERE o.key IS NOT NULL AND o.channel = d.channel AND o.key = d.key) \
+                 OR row_number() OVER (PARTITION BY channel, key ORDER BY id DESC) > 1) AS stays \
                FROM {0}.tollgate_outbox_dead AS d WHERE $1 OR id = ANY ($2)), \
                back AS (DELETE FROM {0}.tollgate_outbox_dead AS d USING asked \
-                 WHERE d.uuid = asked.uuid AND NOT stays RETURNING d.*), \
+                 WHERE d.number = asked.number AND NOT stays RETURNING d.*), \
                put AS (INSERT INTO {0}.tollgate_outbox ({columns}) SELECT {columns} FROM back ORDER BY id \
                  RETURNING 1) \
-             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays)",
+             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays), \
+               ARRAY(SELECT unnest($2) EXCEPT SELECT id FROM asked ORDER BY 1)",
             self.schema
         );
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
         let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
-        Ok((column(&row, 0)?, column(&row, 1)?))
+        Ok(Retried { back: column(&row, 0)?, stay: column(&row, 1)?, unknown: column(&row, 2)? })
     }
 }

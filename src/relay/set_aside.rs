@@ -1,13 +1,14 @@
 //! Channels whose rows Redis refuses at the moment: they wait, and hold up nobody.
 //!
-//! Invariant: the number of channels is bounded. Beyond it, further ones are tried with each batch.
+//! Invariant: the number of channels is bounded. Beyond it, further ones are tried with each batch, and the
+//! relay pauses between batches of which it could publish nothing.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-const MOST: usize = 1000;
+const MOST: usize = 10_000;
 const FIRST: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(60);
 
@@ -20,11 +21,21 @@ pub(super) struct SetAside {
 impl SetAside {
     /// Sets a channel aside, each time for longer.
     pub(super) fn put(&mut self, channel: &str) {
-        if self.channels.len() >= MOST && !self.channels.contains_key(channel) {
-            return;
-        }
         let last = self.channels.get(channel).map(|(_, wait)| *wait);
-        let wait = last.map_or(FIRST, |wait| (wait * 2).min(LONGEST));
+        let wait = last.map_or(FIRST, |wait| (wait * 2).clamp(FIRST, LONGEST));
+        self.put_for(channel, wait);
+    }
+
+    /// Sets a channel aside for so long.
+    pub(super) fn put_for(&mut self, channel: &str, wait: Duration) {
+        if self.channels.len() >= MOST && !self.channels.contains_key(channel) {
+            // Those that are due for long have no rows any more.
+            let due = |until: &Instant| until.elapsed() > LONGEST;
+            self.channels.retain(|_, (until, _)| !due(until));
+            if self.channels.len() >= MOST {
+                return;
+            }
+        }
         self.channels.insert(channel.to_owned(), (Instant::now() + wait, wait));
     }
 

@@ -6,7 +6,7 @@ import { after, before, test } from "node:test";
 import { promisify } from "node:util";
 import { Redis } from "ioredis";
 import { createClient } from "redis";
-import { Site, python, read } from "../support/index.mjs";
+import { Site, python, read, until } from "../support/index.mjs";
 
 const run = promisify(execFile);
 const PAID = JSON.stringify({ type: "order_paid", orderId: "4711" });
@@ -29,6 +29,9 @@ const errors = new Set();
 before(async () => {
   site = await Site.start();
   redis = new Redis(site.redisPort, "127.0.0.1");
+  // At first another gateway might not have said yet which prefix is its own.
+  const foreign = () => redis.fcall("tollgate_publish", 1, "nobody:user:u1", PAID);
+  await until("a foreign prefix is refused", () => foreign().then(() => false, () => true));
 });
 
 after(async () => {
