@@ -126,7 +126,7 @@ impl<'r> Leader<'r> {
                 bytes: settings.batch_bytes,
                 event_bytes: settings.event_bytes,
             };
-            let without = self.aside.now();
+            let without = self.aside.left_out();
             let pending = self.parts.outbox.read(&self.work, bounds, &without).await?;
             if pending.is_empty() {
                 self.rest().await;
