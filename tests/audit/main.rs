@@ -3,7 +3,7 @@
 //!
 //! `make audit`, or `cargo test --test audit -- --short --only stop`. It ends with a table and with
 //! status 1 if anything was wrong. `check` holds the verdict, `rows` the catalogue, `self_test` the
-//! proof that the verdict can be a bad one.
+//! proof that the verdict can be a bad one. `shop` does the same for purchases through the outbox.
 
 #![expect(clippy::unwrap_used, clippy::print_stderr, clippy::print_stdout, reason = "a test")]
 #![expect(clippy::disallowed_methods, clippy::wildcard_enum_match_arm, reason = "not the gateway")]
@@ -29,6 +29,7 @@ mod rollout;
 mod round;
 mod rows;
 mod self_test;
+mod shop;
 mod shortage;
 mod sse;
 mod websocket;
@@ -107,7 +108,9 @@ const LONG: Pace = Pace {
 fn main() -> ExitCode {
     let options = Options::parse();
     if options.list {
-        ROWS.iter().for_each(|row| println!("{:18} {}", row.name, row.what));
+        let (faults, shop) = (ROWS.iter(), shop::ROWS.iter());
+        let all = faults.map(|r| (r.name, r.what)).chain(shop.map(|r| (r.name, r.what)));
+        all.for_each(|(name, what)| println!("{name:32} {what}"));
         return ExitCode::SUCCESS;
     }
 
@@ -142,15 +145,39 @@ fn main() -> ExitCode {
 }
 
 async fn audit(options: &Options) -> bool {
-    let wanted = |row: &&Row| {
-        options.only.is_empty() || options.only.iter().any(|name| row.name.contains(&**name))
+    let wanted = |name: &str| {
+        options.only.is_empty() || options.only.iter().any(|only| name.contains(&**only))
     };
-    let rows: Vec<Row> = ROWS.iter().filter(wanted).copied().collect();
-    if rows.is_empty() {
+    let rows: Vec<Row> = ROWS.iter().filter(|row| wanted(row.name)).copied().collect();
+    // What is declared there is judged by what it leads to.
+    let purchases = shop::ROWS.iter().filter(|row| !options.blind && wanted(row.name));
+    let purchases: Vec<shop::Row> = purchases.copied().collect();
+    if rows.is_empty() && purchases.is_empty() {
         eprintln!("no such row; --list shows them");
         return true;
     }
 
+    let (mut tables, mut failed) = (String::new(), false);
+    if !rows.is_empty() {
+        let results = gateways(options, rows).await;
+        tables.push_str(&report::table(&results));
+        failed |= results.iter().any(report::failed);
+    }
+    if !purchases.is_empty() {
+        let (table, wrong) = shop::run(&purchases, options.short).await;
+        tables = [tables, table].join("\n");
+        failed |= wrong;
+    }
+
+    println!("{tables}");
+    if let Some(file) = &options.markdown {
+        std::fs::write(file, tables).unwrap();
+    }
+    failed
+}
+
+/// Plays the rows of faults around gateways.
+async fn gateways(options: &Options, rows: Vec<Row>) -> Vec<report::Result> {
     let pace = Pace { blind: options.blind, ..if options.short { SHORT } else { LONG } };
     // Sentinels and clusters need a while to form. They do so while other rounds run.
     let slow = |row: &Row| matches!(row.setup, Setup::Sentinel | Setup::Cluster);
@@ -190,10 +217,5 @@ async fn audit(options: &Options) -> bool {
         results.push(result);
     }
 
-    let table = report::table(&results);
-    println!("{table}");
-    if let Some(file) = &options.markdown {
-        std::fs::write(file, table).unwrap();
-    }
-    results.iter().any(report::failed)
+    results
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::check::{OFFENCES, Offence, Verdict, check};
 use super::record::{ClientLog, Kind, Line, Manner, Published, Stream, StreamLog, What, Wire};
-use super::{absence, crowd, health, log_faults, shortage};
+use super::{absence, crowd, health, log_faults, shop, shortage};
 
 const CHANNEL: &str = "a";
 
@@ -87,6 +87,7 @@ pub fn run() {
     crowd::self_test();
     shortage::self_test();
     log_faults::self_test();
+    shop::self_test::run();
 }
 
 fn live_sockets(kind: Kind) {

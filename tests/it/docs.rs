@@ -88,7 +88,7 @@ fn has_function(file: &Path, name: &str) -> bool {
 fn rows_of(name: &str) -> Vec<String> {
     let (name, list, letters) = match name.strip_prefix("field_") {
         Some(rest) => (rest, "Field ", &['a', 'b', 'c', 'd', 'e', 'f'][..]),
-        None => (name, "", &['r', 'w', 'a'][..]),
+        None => (name, "", &['r', 'w', 'a', 'p'][..]),
     };
     let is_row = |part: &&str| {
         let number = part.strip_prefix(letters).unwrap_or_default();
@@ -107,7 +107,8 @@ fn every_row_of_the_fault_catalogue_has_a_test() {
     let line_of = |row: &str| document.lines().find(|l| l.starts_with(&format!("| {row} |")));
     let mut wrong = Vec::new();
 
-    for row in (1..=13).map(|n| format!("R{n}")).chain((1..=23).map(|n| format!("W{n}"))) {
+    let numbered = |letter, last| (1..=last).map(move |n| format!("{letter}{n}"));
+    for row in numbered('R', 13).chain(numbered('W', 23)).chain(numbered('P', 14)) {
         if !line_of(&row).is_some_and(|line| line.contains("::")) {
             wrong.push(format!("{row} has no row, or no test in it"));
         }

@@ -374,3 +374,22 @@ async fn the_relays_tables_are_closed_to_the_application() {
         assert_eq!(denied.code().unwrap().code(), "42501", "{statement}");
     }
 }
+
+/// A standby that was promoted has the rows and not their marks: however many, the history has them.
+#[tokio::test]
+async fn marks_that_a_promotion_lost_are_found_however_many() {
+    let shop = Shop::start().await;
+    let mut relay = shop.relay();
+    let owner = shop.postgres.owner().await;
+    let sql = "SELECT tollgate_publish('user:u1', json_build_object('postId', n)) \
+               FROM generate_series(1, 600) AS n";
+    owner.batch_execute(sql).await.unwrap();
+    shop.all_published().await;
+
+    let lost = "UPDATE tollgate_outbox SET published_at = NULL, \"offset\" = NULL, epoch = NULL; \
+                UPDATE tollgate_relay SET term = term + (1::bigint << 32)";
+    owner.batch_execute(lost).await.unwrap();
+    relay.restart();
+    shop.all_published().await;
+    assert_eq!(shop.histories()["u1"].len(), 600);
+}

@@ -6,14 +6,15 @@
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
+use tokio::time::sleep;
 use tokio_postgres::{Client, NoTls};
 
+use crate::eventually;
 use crate::process::{Process, free_port};
-use crate::{eventually, eventually_within};
 
 /// The database, and the two users: the application's, and the relay's.
 pub const DATABASE: &str = "shop";
@@ -70,7 +71,9 @@ impl Postgres {
         let folder = folder();
         let data = folder.path().join("data");
         let port = self.port.to_string();
-        let arguments = ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-R", "-D"];
+        // Without a fast checkpoint the copy waits for the next one, for minutes.
+        let arguments =
+            ["-h", "127.0.0.1", "-p", &port, "-U", "postgres", "-c", "fast", "-R", "-D"];
         run(command("pg_basebackup").args(arguments).arg(&data));
 
         let mut standby = Self {
@@ -94,6 +97,22 @@ impl Postgres {
         standby
     }
 
+    /// Has a standby follow through another address, as a proxy's.
+    pub async fn follow(&self, port: u16) {
+        let owner = self.client_of("postgres", "postgres").await;
+        let from = format!("host=127.0.0.1 port={port} user=postgres");
+        let sql = format!("ALTER SYSTEM SET primary_conninfo = '{from}'");
+        owner.batch_execute(&sql).await.unwrap();
+        owner.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+        eventually("the standby follows through that address", || async {
+            let sql = "SELECT count(*) FROM pg_stat_wal_receiver WHERE sender_port = $1 \
+                       AND status = 'streaming'";
+            let row = owner.query_one(sql, &[&i32::from(port)]).await.unwrap();
+            (row.get::<_, i64>(0) == 1).then_some(())
+        })
+        .await;
+    }
+
     /// Makes a standby the primary.
     pub async fn promote(&self) {
         let owner = self.client_of("postgres", "postgres").await;
@@ -102,24 +121,31 @@ impl Postgres {
     }
 
     /// Runs it with other variables from the next start on.
-    pub fn environment(&mut self, variables: &[(&str, &str)]) {
-        self.environment =
-            variables.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect();
+    pub fn environment(&mut self, variables: Vec<(String, String)>) {
+        self.environment = variables;
     }
 
     /// Starts it again, with its data.
     pub async fn restart(&mut self) {
         self.kill();
-        let data = self.folder.path().join("data");
+        let began = Instant::now();
+        loop {
+            // Until the last of the killed processes has let go of the data, a new server ends at once.
+            if self.process.as_mut().is_none_or(|process| process.ended().is_some()) {
+                self.process = Some(self.spawn());
+            }
+            if connect(self.port, "postgres", "postgres").await.is_ok() {
+                return;
+            }
+            assert!(began.elapsed() < Duration::from_secs(60), "PostgreSQL answers");
+            sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn spawn(&self) -> Process {
         let mut server = command("postgres");
-        server.arg("-D").arg(&data).args([
-            "-p",
-            &self.port.to_string(),
-            "-k",
-            "",
-            "-h",
-            "127.0.0.1",
-        ]);
+        server.arg("-D").arg(self.folder.path().join("data"));
+        server.args(["-p", &self.port.to_string(), "-k", "", "-h", "127.0.0.1"]);
         for line in ["max_connections=100", "wal_level=replica", "max_wal_senders=4"] {
             server.args(["-c", line]);
         }
@@ -127,13 +153,7 @@ impl Postgres {
             server.args(["-c", line]);
         }
         server.envs(self.environment.iter().cloned());
-        server.stdout(Stdio::null()).stderr(Stdio::null());
-        self.process = Some(Process::spawn(&mut server));
-        let port = self.port;
-        eventually_within(Duration::from_secs(60), "PostgreSQL answers", || async move {
-            connect(port, "postgres", "postgres").await.ok()
-        })
-        .await;
+        Process::spawn(server.stdout(Stdio::null()).stderr(Stdio::null()))
     }
 
     /// Kills it with all of its processes, as the loss of a machine does.

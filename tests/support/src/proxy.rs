@@ -26,6 +26,13 @@ pub enum Mode {
     Delay(Duration),
     /// Connections open and stay open, and nothing passes. What was held back passes afterwards.
     Blackhole,
+    /// As a blackhole, for what clients send alone.
+    HoldRequests,
+    /// As a blackhole, for what the server sends alone.
+    HoldAnswers,
+    /// As a blackhole, for what clients send on connections that are open now: later ones work, and what
+    /// was held back arrives behind what they have said. The number tells one such time from the next.
+    HoldOld(u32),
     /// Every connection that the server answers on is cut in the middle of that piece.
     Cut,
     /// Every connection that is open now is cut like that. The number tells one cut from the next.
@@ -36,8 +43,17 @@ pub enum Mode {
     Huge,
 }
 
+/// What becomes of bytes that were waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// They go on to the server, as far as the mode lets them.
+    Pass,
+    /// The server never sees them, and their connection ends.
+    Lose,
+}
+
 /// What is done before bytes with these texts go on to the server.
-type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() + Send>)>>>;
+type Before = Arc<Mutex<Option<(Vec<&'static str>, Box<dyn Fn() -> Then + Send>)>>>;
 
 /// A running proxy; it takes no more connections when this is dropped.
 pub struct Proxy {
@@ -52,8 +68,20 @@ pub struct Proxy {
 /// Which way a pump's bytes go.
 enum Way {
     ToServer(Before),
-    /// In a connection that began in that mode.
-    ToClient(Mode),
+    ToClient,
+}
+
+impl Way {
+    /// Whether a mode holds what goes this way, on a connection that began in that mode.
+    fn is_held(&self, now: Mode, began_in: Mode) -> bool {
+        match (now, self) {
+            (Mode::Blackhole, _)
+            | (Mode::HoldRequests, Self::ToServer(_))
+            | (Mode::HoldAnswers, Self::ToClient) => true,
+            (Mode::HoldOld(_), Self::ToServer(_)) => now != began_in,
+            _ => false,
+        }
+    }
 }
 
 impl Proxy {
@@ -81,7 +109,21 @@ impl Proxy {
 
     /// Does something each time before bytes with all of these texts go on to the server.
     pub fn before(&self, texts: &[&'static str], work: impl Fn() + Send + 'static) {
+        self.at(texts, move || {
+            work();
+            Then::Pass
+        });
+    }
+
+    /// As [`Self::before`]; what is done decides what becomes of the bytes.
+    pub fn at(&self, texts: &[&'static str], work: impl Fn() -> Then + Send + 'static) {
         *self.before.lock() = Some((texts.to_vec(), Box::new(work)));
+    }
+
+    /// Lets everything pass again, and does nothing before it.
+    pub fn pass(&self) {
+        *self.before.lock() = None;
+        self.set(Mode::Pass);
     }
 
     /// Changes what the proxy does.
@@ -107,52 +149,58 @@ impl Drop for Proxy {
 /// Carries one connection to its end, in both directions.
 async fn carry(client: TcpStream, to: String, mode: watch::Receiver<Mode>, before: Before) {
     let mut born = mode.clone();
-    until_open(&mut born).await;
+    until(&mut born, |now| now != Mode::Blackhole).await;
     let Ok(server) = TcpStream::connect(to).await else { return };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
 
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = server.into_split();
     let began_in = *mode.borrow();
-    let up = pump(from_client, to_server, mode.clone(), Way::ToServer(before));
-    let down = pump(from_server, to_client, mode, Way::ToClient(began_in));
+    let up = pump(from_client, to_server, (mode.clone(), began_in), Way::ToServer(before));
+    let down = pump(from_server, to_client, (mode, began_in), Way::ToClient);
     tokio::select! {
         () = up => {}
         () = down => {}
     }
 }
 
-/// Waits until anything may pass.
-async fn until_open(mode: &mut watch::Receiver<Mode>) {
-    while *mode.borrow_and_update() == Mode::Blackhole {
-        if mode.changed().await.is_err() {
+/// Waits until the mode is one of these.
+async fn until(mode: &mut watch::Receiver<Mode>, may_pass: impl Fn(Mode) -> bool) {
+    loop {
+        let now = *mode.borrow_and_update();
+        if may_pass(now) || mode.changed().await.is_err() {
             return;
         }
     }
 }
 
-/// Carries one direction of a connection to its end.
+/// Carries one direction of a connection, which began in a mode, to its end.
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut mode: watch::Receiver<Mode>,
+    (mut mode, began_in): (watch::Receiver<Mode>, Mode),
     way: Way,
 ) {
+    let may_pass = |now| !way.is_held(now, began_in);
     let mut buffer = vec![0; 64 * 1024];
     loop {
-        until_open(&mut mode).await;
+        until(&mut mode, may_pass).await;
         let Ok(read @ 1..) = from.read(&mut buffer).await else { return };
         // The blackhole may have opened in the meantime.
-        until_open(&mut mode).await;
+        until(&mut mode, may_pass).await;
 
         let now = *mode.borrow();
         let bytes = &buffer[..read];
         let (bytes, ends): (&[u8], bool) = match &way {
             Way::ToServer(before) => {
-                work_before(before, bytes);
+                if work_before(before, bytes) == Then::Lose {
+                    return;
+                }
+                // The work may have changed the mode.
+                until(&mut mode, may_pass).await;
                 (bytes, false)
             }
-            Way::ToClient(began_in) => answer(now, *began_in, bytes).await,
+            Way::ToClient => answer(now, began_in, bytes).await,
         };
         if to.write_all(bytes).await.is_err() || ends {
             return;
@@ -160,18 +208,21 @@ async fn pump(
     }
 }
 
-fn work_before(before: &Before, bytes: &[u8]) {
-    if let Some((texts, work)) = &*before.lock()
-        && texts.iter().all(|text| contains(bytes, text))
-    {
-        work();
+fn work_before(before: &Before, bytes: &[u8]) -> Then {
+    match &*before.lock() {
+        Some((texts, work)) if texts.iter().all(|text| contains(bytes, text)) => work(),
+        Some(_) | None => Then::Pass,
     }
 }
 
 /// What becomes of a piece that the server sent, and whether the connection ends with it.
 async fn answer(now: Mode, began_in: Mode, bytes: &[u8]) -> (&[u8], bool) {
     match now {
-        Mode::Pass | Mode::Blackhole => (bytes, false),
+        Mode::Pass
+        | Mode::Blackhole
+        | Mode::HoldRequests
+        | Mode::HoldAnswers
+        | Mode::HoldOld(_) => (bytes, false),
         Mode::Delay(time) => {
             sleep(time).await;
             (bytes, false)

@@ -13,9 +13,11 @@
 -- Of one outbox, and of all others together: of theirs the oldest are forgotten beyond that.
 local MAX_IN_DOUBT = 8192
 local MAX_FOREIGN = 1024
--- How much of the history is looked through for rows whose mark the database may have lost.
-local LOOK_ENTRIES = 64
-local LOOK_BYTES = 262144
+-- How much of the history is looked through for rows whose mark the database may have lost: little under
+-- most new terms, much behind a promotion or a restoration, which begin a timeline, a term's upper half.
+local LOOK = {entries = 64, bytes = 262144}
+local LOOK_PROMOTED = {entries = 4096, bytes = 4194304}
+local TIMELINE = 4294967296
 
 local ROW = '(%x+:[%d-]+:[%x-]+):(%d+)'
 -- Beyond so many, the outbox that has had a new term least recently is forgotten.
@@ -54,26 +56,38 @@ local function in_doubt(state, outbox)
 end
 
 -- A database that was promoted, or restored, may have forgotten that it marked a row. What the history
--- still has is known by its identity.
-local function add_kept(state, rows)
+-- still has is known by its identity. Answers the rows that were not known before, as they are guarded.
+local function add_kept(state, outbox, rows, look)
   local from, to = state.epoch .. '-1', state.epoch .. '-' .. string.format('%.0f', state.offset)
-  local seen, size = 0, 0
-  while seen < LOOK_ENTRIES and size < LOOK_BYTES do
+  local seen, size, found = 0, 0, {}
+  while seen < look.entries and size < look.bytes do
     local chunk = redis.pcall('XREVRANGE', meta_key(state.key) .. ':stream', to, from, 'COUNT', 4)
     if chunk.err or #chunk == 0 then
-      return
+      return found
     end
     for _, entry in ipairs(chunk) do
       local offset = tonumber(string.match(entry[1], '%-(%d+)$'))
-      if entry[2][3] == 'i' and entry[2][4] then
-        rows[entry[2][4]] = offset
+      local identity = entry[2][3] == 'i' and string.match(entry[2][4] or '', '^%x+:[%d-]+:[%x-]+$')
+      if offset and identity and string.sub(identity, 1, #outbox + 1) == outbox .. ':' and not rows[identity] then
+        rows[identity] = offset
+        found[#found + 1] = identity .. ':' .. string.format('%.0f', offset)
       end
       seen, size = seen + 1, size + #(entry[2][2] or '')
       if not offset or offset <= 1 then
-        return
+        return found
       end
       to = state.epoch .. '-' .. string.format('%.0f', offset - 1)
     end
+  end
+  return found
+end
+
+-- What a promoted database has forgotten may be more than one call names: all that is kept is in doubt until
+-- the relay has asked which of it waits.
+local function guard(state, found)
+  if #found > 0 then
+    state.guarded = (state.guarded or '') .. ' ' .. table.concat(found, ' ')
+    redis.call('HSET', meta_key(state.key), 'g', state.guarded)
   end
 end
 
@@ -130,6 +144,10 @@ local function relay(keys, args)
   if count + (#args - 2) / 5 > MAX_IN_DOUBT then
     return redis.error_reply('ERR more than ' .. MAX_IN_DOUBT .. ' rows of the outbox are in doubt')
   end
+  local promoted = math.floor(term / TIMELINE) > math.floor(before / TIMELINE)
+  if promoted then
+    guard(state, add_kept(state, outbox, known, LOOK_PROMOTED))
+  end
   local left = {}
   for identity in pairs(known) do
     left[identity] = true
@@ -137,7 +155,9 @@ local function relay(keys, args)
   if term > before then
     state.terms = others .. ' ' .. outbox .. '=' .. args[2]
     redis.call('HSET', meta_key(key), 't', state.terms)
-    add_kept(state, known)
+    if not promoted then
+      add_kept(state, outbox, known, LOOK)
+    end
   end
 
   redis.call('PERSIST', meta_key(key))

@@ -37,6 +37,8 @@ pub struct Redis {
     program: String,
     /// Further lines of its configuration.
     lines: Vec<String>,
+    /// Variables of its environment, for `faketime`.
+    environment: Vec<(String, String)>,
 }
 
 impl Redis {
@@ -47,7 +49,12 @@ impl Redis {
 
     /// Starts a Redis with further lines of configuration.
     pub async fn with(lines: &[&str]) -> Self {
-        Self::of(REDIS, lines).await
+        Self::of(REDIS, lines, &[]).await
+    }
+
+    /// Starts a Redis with variables in its environment.
+    pub async fn within(environment: &[(String, String)], lines: &[&str]) -> Self {
+        Self::of(REDIS, lines, environment).await
     }
 
     /// Starts another server that speaks the protocol, which `make servers` has installed.
@@ -55,19 +62,20 @@ impl Redis {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).unwrap();
         let program = root.join("target/servers").join(name);
         assert!(program.exists(), "{name} is needed: `make servers` installs it");
-        Self::of(program.to_str().unwrap(), &[]).await
+        Self::of(program.to_str().unwrap(), &[], &[]).await
     }
 
-    async fn of(program: &str, lines: &[&str]) -> Self {
+    async fn of(program: &str, lines: &[&str], environment: &[(String, String)]) -> Self {
         let lines: Vec<String> = lines.iter().map(|line| (*line).to_owned()).collect();
         // The port was free when it was chosen; if another process takes it first, the next try
         // has another.
         for _ in 0..20 {
             let folder = tempfile::tempdir().unwrap();
             let port = free_port();
-            let process = Some(spawn(program, port, folder.path(), &lines));
             let (program, lines) = (program.to_owned(), lines.clone());
-            let mut server = Self { process, port, folder, program, lines };
+            let environment = environment.to_vec();
+            let mut server = Self { process: None, port, folder, program, lines, environment };
+            server.spawn();
             if server.answers().await {
                 return server;
             }
@@ -194,8 +202,27 @@ impl Redis {
     /// Starts the same server anew, killed before or not: without its data, unless it keeps a log.
     pub async fn restart(&mut self) {
         self.kill();
-        self.process = Some(spawn(&self.program, self.port, self.folder.path(), &self.lines));
+        self.spawn();
         assert!(self.answers().await, "Redis comes back on its port");
+    }
+
+    /// Starts the process. Members of groups write to their configuration, so it is written only once.
+    fn spawn(&mut self) {
+        let (port, folder) = (self.port, self.folder.path());
+        let file = folder.join("redis.conf");
+        if !file.exists() {
+            let text =
+                format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n", folder.display());
+            std::fs::write(&file, text + &self.lines.join("\n") + "\n").unwrap();
+        }
+
+        let mut command = Command::new(&self.program);
+        command.arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
+        command.envs(self.environment.iter().cloned());
+        if self.lines.iter().any(|line| line.starts_with("sentinel ")) {
+            command.arg("--sentinel");
+        }
+        self.process = Some(Process::spawn(&mut command));
     }
 }
 
@@ -206,20 +233,4 @@ pub async fn connect(address: &str) -> redis::RedisResult<MultiplexedConnection>
         .set_response_timeout(Some(Duration::from_secs(2)));
     let client = redis::Client::open(format!("redis://{address}"))?;
     client.get_multiplexed_async_connection_with_config(&config).await
-}
-
-/// Starts the process. Members of groups write to their configuration, so it is written only once.
-fn spawn(program: &str, port: u16, folder: &Path, lines: &[String]) -> Process {
-    let file = folder.join("redis.conf");
-    if !file.exists() {
-        let text = format!("port {port}\nbind 127.0.0.1\nsave \"\"\ndir {}\n", folder.display());
-        std::fs::write(&file, text + &lines.join("\n") + "\n").unwrap();
-    }
-
-    let mut command = Command::new(program);
-    command.arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
-    if lines.iter().any(|line| line.starts_with("sentinel ")) {
-        command.arg("--sentinel");
-    }
-    Process::spawn(&mut command)
 }
