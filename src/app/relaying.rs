@@ -1,5 +1,6 @@
 //! The composition root of a relay: from a configuration to a running process, and its end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -118,20 +119,15 @@ pub(crate) async fn run(loaded: Loaded, env: Env<'_>) -> anyhow::Result<()> {
     });
     let relay = Relay::new(settings, databases, Arc::clone(&broker), retained, lifecycle.clone());
 
-    let listener = Listener::bind(config.admin.listen, CONNECTIONS, Duration::from_secs(10))
-        .with_context(|| format!("cannot listen on {}", config.admin.listen))?;
-    let admin = listener.address()?;
-    let listener = listener.limited(Clients {
-        reserve: 0,
-        share: Box::new(|_, _| Share { connections: SHARE, http: SHARE }),
-    });
-    let routes = http::relay_admin(RelayAdmin {
-        shown: relay.health(),
-        broker,
-        lifecycle: lifecycle.clone(),
-        metrics: handle.clone(),
-    });
-    lifecycle::spawn("admin", http::serve(listener, routes, Lifecycle::default(), Phase::Draining));
+    let admin = serve_admin(
+        config.admin.listen,
+        RelayAdmin {
+            shown: relay.health(),
+            broker,
+            lifecycle: lifecycle.clone(),
+            metrics: handle.clone(),
+        },
+    )?;
     lifecycle::spawn("log", logging::sum_up());
     lifecycle::spawn("upkeep", async move {
         loop {
@@ -158,4 +154,19 @@ pub(crate) async fn run(loaded: Loaded, env: Env<'_>) -> anyhow::Result<()> {
         () = termination.signalled() => tracing::warn!("second signal: exiting at once"),
     }
     Ok(())
+}
+
+/// Serves the operators' pages until the process ends. Returns the address.
+fn serve_admin(listen: SocketAddr, parts: RelayAdmin) -> anyhow::Result<SocketAddr> {
+    let listener = Listener::bind(listen, CONNECTIONS, Duration::from_secs(10))
+        .with_context(|| format!("cannot listen on {listen}"))?;
+    let address = listener.address()?;
+    let listener = listener.limited(Clients {
+        reserve: 0,
+        share: Box::new(|_, _| Share { connections: SHARE, http: SHARE }),
+    });
+
+    let routes = http::relay_admin(parts);
+    lifecycle::spawn("admin", http::serve(listener, routes, Lifecycle::default(), Phase::Draining));
+    Ok(address)
 }

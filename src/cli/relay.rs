@@ -222,16 +222,21 @@ async fn retry(
 ) -> anyhow::Result<ExitCode> {
     let connection = connect(loaded, sources).await?;
     let outbox = Outbox::new(&loaded.config.relay.schema);
-    let (put, stay) = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
+    let retried = outbox.retry(&connection, ids.map(Vec::as_slice)).await?;
     let rows = |n: i64| if n == 1 { "1 row".to_owned() } else { format!("{n} rows") };
-    print(&format!("{} put back into the outbox\n", rows(put)))?;
-    if stay == 0 {
-        return Ok(ExitCode::SUCCESS);
+    print(&format!("{} put back into the outbox\n", rows(retried.back)))?;
+
+    if !retried.unknown.is_empty() {
+        let ids: Vec<_> = retried.unknown.iter().map(i64::to_string).collect();
+        complain(&format!("tollgate: no dead row has the id {}\n", ids.join(", ")));
     }
-    complain(&format!(
-        "tollgate: {} left dead: another row of the channel has the same key by now. To publish them all the \
-         same, set their key to NULL in tollgate_outbox_dead; to give them up, delete them there\n",
-        rows(stay)
-    ));
-    Ok(ExitCode::FAILURE)
+    if retried.stay > 0 {
+        complain(&format!(
+            "tollgate: {} left dead: another row of the channel has the same key by now. To publish them all the \
+             same, set their key to NULL in tollgate_outbox_dead; to give them up, delete them there\n",
+            rows(retried.stay)
+        ));
+    }
+    let is_done = retried.unknown.is_empty() && retried.stay == 0;
+    Ok(if is_done { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

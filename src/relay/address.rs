@@ -29,6 +29,11 @@ pub(crate) enum AddressError {
         "must be postgres://[user[:password]@]host[:port][,host[:port]]/database[?option=value]"
     )]
     Scheme,
+    #[error(
+        "has an @ that does not stand before the host: in a name or password it has to be %40, and / has to be %2F, \
+         ? %3F, : %3A"
+    )]
+    NotEncoded,
     #[error("sslmode must be disable, prefer, require, verify-ca or verify-full")]
     SslMode,
     #[error("cannot be read: {0}")]
@@ -65,6 +70,9 @@ impl Address {
         env: Env<'_>,
     ) -> Result<Self, AddressError> {
         let url = if url.is_empty() { "postgres://" } else { url };
+        if has_stray_at(url) {
+            return Err(AddressError::NotEncoded);
+        }
         let (url, options) = take_options(url)?;
         let url = with_ports(&url, env("PGPORT").unwrap_or_default().as_str());
         let mut config: tokio_postgres::Config =
@@ -157,6 +165,13 @@ fn take_options(url: &str) -> Result<(String, Vec<(String, String)>), AddressErr
     // The library does not read + as a blank.
     let rest = Serializer::new(String::new()).extend_pairs(rest).finish().replace('+', "%20");
     Ok((if rest.is_empty() { base.to_owned() } else { format!("{base}?{rest}") }, ours))
+}
+
+/// True if a part of a password may be taken for a host or for a database, which the log names.
+fn has_stray_at(url: &str) -> bool {
+    let (_, rest) = url.split_once("://").unwrap_or(("", url));
+    let authority = rest.find(['/', '?']).unwrap_or(rest.len());
+    rest[..authority].matches('@').count() > 1 || rest[authority..].contains('@')
 }
 
 /// Gives hosts without a port this one: the library would give them its own.
@@ -308,6 +323,11 @@ mod tests {
             "postgres://u:hunter2@h:x/d",
             "postgres://u:hunter2@h/d?sslmode=on",
             "postgres://u:hunter2@h/d?hunter2=1",
+            // What stands behind these characters was taken for a host or a database, which the log names.
+            "postgres://u:a@hunter2@h/d",
+            "postgres://u:1/hunter2@h/d",
+            "postgres://u:a?hunter2@h/d",
+            "postgres://u:a#hunter2@b@h/d",
         ] {
             let error = address(url, &[]).err().unwrap().to_string();
             assert!(!error.contains("hunter2") || url.ends_with("hunter2=1"), "{url}: {error}");

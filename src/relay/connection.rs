@@ -31,6 +31,13 @@ pub(crate) enum DatabaseError {
     Said(String),
 }
 
+impl DatabaseError {
+    /// True if the user lacks a right.
+    pub(super) fn is_denied(&self) -> bool {
+        matches!(self, Self::Said(why) if why.contains("(42501)"))
+    }
+}
+
 impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
         Self::Said(describe(&error))
@@ -53,6 +60,11 @@ fn describe(error: &tokio_postgres::Error) -> String {
     }
     text
 }
+
+/// A column for statements whose commit must outlive a crash, whatever `synchronous_commit` is: the mark of a
+/// row that Redis guards no more, and a term. The setting holds for the transaction alone.
+pub(super) const DURABLY: &str = "set_config('synchronous_commit', CASE current_setting('synchronous_commit') \
+     WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, true) AS durably";
 
 /// The parameters of a statement, each with its type.
 pub(crate) type Parameters<'p> = &'p [(&'p (dyn ToSql + Sync), Type)];
@@ -122,7 +134,8 @@ impl Database {
         let opened = timeout(self.connect_timeout * (hosts + 1), opened).await;
         let opened = opened.map_err(|_| failed("it did not answer in time".to_owned()))?;
         let (client, driver) = opened.map_err(|e: tokio_postgres::Error| failed(describe(&e)))?;
-        Ok(Connection { client, driver, woken, within: self.statement_timeout })
+        let (tls, within) = (self.tls.clone(), self.statement_timeout);
+        Ok(Connection { client, driver, woken, tls, within })
     }
 }
 
@@ -166,6 +179,7 @@ pub(crate) struct Connection {
     driver: JoinHandle<()>,
     /// Notified by NOTIFY, and when the connection ends.
     pub(crate) woken: Arc<Notify>,
+    tls: Option<MakeRustlsConnect>,
     within: Duration,
 }
 
@@ -185,8 +199,33 @@ impl Connection {
         sql: &str,
         parameters: Parameters<'_>,
     ) -> Result<Vec<Row>, DatabaseError> {
-        let answer = timeout(self.within, self.client.query_typed(sql, parameters)).await;
-        Ok(answer.map_err(|_| DatabaseError::Late(self.within))??)
+        self.in_time(self.client.query_typed(sql, parameters)).await
+    }
+
+    /// Runs a statement that reads the first rows of an index, and returns its rows. The planner must not
+    /// read all of them and sort, which it takes for cheap while it believes that there are few.
+    ///
+    /// # Errors
+    /// As [`Self::query`].
+    pub(crate) async fn query_in_order(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Vec<Row>, DatabaseError> {
+        let steered = "BEGIN READ ONLY; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off; \
+                       SET LOCAL enable_seqscan = off; SET LOCAL jit = off";
+        // All three leave in this order, at once.
+        let (begun, rows, _) = self
+            .in_time(async {
+                Ok(tokio::join!(
+                    self.client.batch_execute(steered),
+                    self.client.query_typed(sql, parameters),
+                    self.client.batch_execute("COMMIT"),
+                ))
+            })
+            .await?;
+        begun?;
+        Ok(rows?)
     }
 
     /// Runs a statement that answers one row.
@@ -207,8 +246,31 @@ impl Connection {
     /// # Errors
     /// As [`Self::query`].
     pub(crate) async fn run(&self, sql: &str) -> Result<(), DatabaseError> {
-        let answer = timeout(self.within, self.client.batch_execute(sql)).await;
-        Ok(answer.map_err(|_| DatabaseError::Late(self.within))??)
+        self.in_time(self.client.batch_execute(sql)).await
+    }
+
+    /// Waits for an answer. The server would go on with a statement whose answer nobody wants any more.
+    async fn in_time<T>(
+        &self,
+        answer: impl Future<Output = Result<T, tokio_postgres::Error>>,
+    ) -> Result<T, DatabaseError> {
+        if let Ok(answer) = timeout(self.within, answer).await {
+            return Ok(answer?);
+        }
+
+        let (token, tls, within) = (self.client.cancel_token(), self.tls.clone(), self.within);
+        lifecycle::spawn("postgres", async move {
+            let cancelled = async {
+                match tls {
+                    Some(tls) => token.cancel_query(tls).await,
+                    None => token.cancel_query(NoTls).await,
+                }
+            };
+            if !matches!(timeout(within, cancelled).await, Ok(Ok(()))) {
+                tracing::debug!("a late statement could not be cancelled");
+            }
+        });
+        Err(DatabaseError::Late(self.within))
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::batch::{Batch, ChannelRows, Outcome};
 use super::connection::{Connection, DatabaseError};
-use super::outbox::{Bounds, FIRST_ROWS};
+use super::outbox::Bounds;
 use super::parts::Parts;
 use super::set_aside::SetAside;
 use crate::broker::{BrokerError, Mandate, RelayError};
@@ -60,7 +60,6 @@ pub(super) struct Leader<'r> {
     work: Connection,
     mandate: Mandate,
     aside: SetAside,
-    bounds: Bounds,
     pause: Duration,
 }
 
@@ -72,9 +71,11 @@ struct Published {
     others: Identities,
     /// The highest term that a channel has seen, if that is above ours.
     above: Option<u64>,
-    /// How many channels got their rows, and how many did not because Redis could not be reached.
+    /// How many channels got their rows, how many did not because Redis could not be reached, and how many
+    /// because it refused them.
     done: usize,
     unreached: usize,
+    refused: usize,
 }
 
 impl<'r> Leader<'r> {
@@ -85,13 +86,8 @@ impl<'r> Leader<'r> {
         mandate: Mandate,
     ) -> Result<Self, DatabaseError> {
         let work = parts.work.connect().await?;
-        let (aside, settings) = (SetAside::default(), &parts.settings);
-        let bounds = Bounds {
-            rows: settings.batch_rows.min(FIRST_ROWS),
-            bytes: settings.batch_bytes,
-            event_bytes: settings.event_bytes,
-        };
-        Ok(Self { parts, session, work, mandate, aside, bounds, pause: FIRST_PAUSE })
+        let aside = SetAside::default();
+        Ok(Self { parts, session, work, mandate, aside, pause: FIRST_PAUSE })
     }
 
     /// Works until it has to stop.
@@ -125,9 +121,13 @@ impl<'r> Leader<'r> {
             }
 
             let settings = &self.parts.settings;
-            let without = self.aside.now();
-            let pending = self.parts.outbox.read(&self.work, self.bounds, &without).await?;
-            self.bounds = self.bounds.next(&pending, settings.batch_rows);
+            let bounds = Bounds {
+                rows: settings.batch_rows,
+                bytes: settings.batch_bytes,
+                event_bytes: settings.event_bytes,
+            };
+            let without = self.aside.left_out();
+            let pending = self.parts.outbox.read(&self.work, bounds, &without).await?;
             if pending.is_empty() {
                 self.rest().await;
                 continue;
@@ -159,12 +159,15 @@ impl<'r> Leader<'r> {
         let outcome = &mut published.outcome;
         outcome.dead.append(&mut batch.dead);
 
+        let (outbox, term) = (&self.parts.outbox, self.mandate.term);
         let waited = match &*outcome.marks {
             [] => vec![],
-            marks => self.parts.outbox.mark(&self.work, marks).await?,
+            marks => outbox.mark(&self.work, term, marks).await?.ok_or(Stopped::Deposed)?,
         };
         if !outcome.dead.is_empty() {
-            self.parts.outbox.bury(&self.work, &outcome.dead).await?;
+            if !outbox.bury(&self.work, term, &outcome.dead).await? {
+                return Err(Stopped::Deposed);
+            }
             report_dead(outcome);
         }
         metrics::relay::published(&waited, outcome.repeated, outcome.unheard);
@@ -197,9 +200,13 @@ impl<'r> Leader<'r> {
                 Err(RelayError::Broker(error)) => {
                     let one_channel = matches!(error, BrokerError::Refused(_));
                     self.failed(name, &error);
-                    published.unreached += usize::from(!one_channel);
                     if one_channel {
+                        published.refused += 1;
                         self.aside.put(name);
+                    } else {
+                        // In a cluster the others may be within reach.
+                        published.unreached += 1;
+                        self.aside.put_for(name, self.pause * 2);
                     }
                 }
             }
@@ -282,24 +289,25 @@ impl<'r> Leader<'r> {
         Ok(())
     }
 
-    /// After a failure: takes a new term, because a call whose answer is missing may still be on its
-    /// way to Redis, and must not arrive after its rows were published anew and settled.
+    /// After a failure: waits, if nothing else could be done. Where Redis was out of reach it takes a new
+    /// term, because a call whose answer is missing may still be on its way to Redis, and must not arrive
+    /// after its rows were published anew and settled.
     async fn recover(&mut self, published: &Published) -> Result<(), Stopped> {
-        if published.above.is_none() && published.unreached == 0 {
+        if published.above.is_some() || published.unreached > 0 {
+            let above = published.above.unwrap_or_default();
+            match self.parts.leadership.renew(&self.work, self.mandate.term, above).await? {
+                Some(term) => self.mandate.term = term,
+                None => return Err(Stopped::Deposed),
+            }
+            self.parts.health.leads(self.mandate.term);
+        }
+
+        if published.done > 0 || published.unreached + published.refused == 0 {
             self.pause = FIRST_PAUSE;
             return Ok(());
         }
-
-        let above = published.above.unwrap_or_default();
-        match self.parts.leadership.renew(&self.work, self.mandate.term, above).await? {
-            Some(term) => self.mandate.term = term,
-            None => return Err(Stopped::Deposed),
-        }
-        self.parts.health.leads(self.mandate.term);
-        if published.unreached > 0 && published.done == 0 {
-            sleep(self.pause).await;
-            self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         Ok(())
     }
 }

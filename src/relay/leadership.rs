@@ -1,8 +1,8 @@
 //! Which of several relays works: the one whose session holds an advisory lock of the database.
 //!
 //! A relay that hangs keeps its lock. The leader therefore shows by a heartbeat that it is alive, and
-//! another relay that has watched the heartbeat stand still ends the leader's session. No clock is
-//! compared with another. That two relays may both believe that they lead for a moment does no harm:
+//! another relay that has watched the heartbeat stand still ends the leader's session, or leads without
+//! the lock if it may not. No clock is compared with another. That two relays may both believe that they lead for a moment does no harm:
 //! each has a *term*, a number that only grows, and Redis refuses calls of an earlier one.
 //!
 //! Not here: what the leader does (`leader`).
@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DatabaseError, column};
+use super::connection::{Connection, DURABLY, DatabaseError, column};
 use crate::broker::Mandate;
 
 /// How often a relay that stands by tries to become the leader.
@@ -52,7 +52,7 @@ impl Leadership {
             .await
     }
 
-    /// Waits until this session holds the lock, and returns the mandate.
+    /// Waits until this session holds the lock, or the one that does hangs; returns the mandate.
     pub(super) async fn acquire(&self, session: &Connection) -> Result<Mandate, DatabaseError> {
         let mut seen: Option<(String, Instant)> = None;
         loop {
@@ -69,7 +69,9 @@ impl Leadership {
             match &seen {
                 Some((last, since)) if *last == heartbeat => {
                     if since.elapsed() > HUNG {
-                        self.depose(session).await?;
+                        if !self.depose(session).await? {
+                            return self.begin(session).await;
+                        }
                         seen = None;
                     }
                 }
@@ -86,21 +88,33 @@ impl Leadership {
         column(&session.one(&sql, &[]).await?, 0)
     }
 
-    /// Ends the session of a leader that hangs.
-    async fn depose(&self, session: &Connection) -> Result<(), DatabaseError> {
+    /// Ends the session of a leader that hangs. Returns false if that is not permitted, because the other
+    /// relay has logged in as another user.
+    async fn depose(&self, session: &Connection) -> Result<bool, DatabaseError> {
         let sql = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_locks WHERE locktype = 'advisory' \
              AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) \
              AND classid = {LOCK} AND objid = '{}.tollgate_relay'::regclass::oid AND objsubid = 2 AND granted",
             self.schema
         );
-        let ended: i64 = column(&session.one(&sql, &[]).await?, 0)?;
+        let ended = match session.one(&sql, &[]).await {
+            Ok(row) => column::<i64>(&row, 0)?,
+            Err(error) if error.is_denied() => {
+                tracing::warn!(
+                    "the leading relay has shown nothing for {HUNG:?}, and its session is another user's: \
+                     this one leads in its place"
+                );
+                return Ok(false);
+            }
+            Err(error) => return Err(error),
+        };
+
         if ended > 0 {
             tracing::warn!(
                 "the leading relay has shown nothing for {HUNG:?}: its session was ended"
             );
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes a new term. It is above every earlier one, also after a failover that lost the last of
@@ -109,7 +123,8 @@ impl Leadership {
         let timeline = self.timeline(session).await;
         let sql = format!(
             "UPDATE {}.tollgate_relay SET term = greatest(term + 1, $1 << 32), leader = $2, \
-             leader_since = clock_timestamp(), seen_at = clock_timestamp() RETURNING outbox, term",
+             leader_since = clock_timestamp(), seen_at = clock_timestamp() \
+             FROM (SELECT {DURABLY} OFFSET 0) AS set WHERE durably IS NOT NULL RETURNING outbox, term",
             self.schema
         );
         let parameters: super::connection::Parameters<'_> =
@@ -136,7 +151,8 @@ impl Leadership {
         above: u64,
     ) -> Result<Option<u64>, DatabaseError> {
         let sql = format!(
-            "UPDATE {}.tollgate_relay SET term = greatest(term, $2) + 1 WHERE term = $1 RETURNING term",
+            "UPDATE {}.tollgate_relay SET term = greatest(term, $2) + 1 FROM (SELECT {DURABLY} OFFSET 0) AS set \
+             WHERE term = $1 AND durably IS NOT NULL RETURNING term",
             self.schema
         );
         let (term, above) = (term.cast_signed(), above.cast_signed());

@@ -5,28 +5,30 @@
 //! never behind a cursor, because a transaction that commits late brings lower ids than have been seen.
 //!
 //! How many rows wait changes faster than the planner's statistics, which mostly say none, and on a new
-//! table nothing. What depends on them reads a whole backlog for each batch. So reading says that its first
-//! rows are wanted, and what looks rows up by their ids (`WAITS`) does not tell the planner about the index
-//! of those that wait.
+//! table nothing. A statement that looks rows up by their ids (`WAITS`) therefore does not tell the planner
+//! about the index of those that wait: it would read the whole backlog through it.
 
 use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DatabaseError, column};
+use super::connection::{Connection, DURABLY, DatabaseError, column};
 use crate::broker::Said;
 
 /// How many old rows are deleted at once.
 const PURGED_AT_ONCE: i64 = 5000;
 
-/// Most rows of the first reading, which does not know yet how large they are.
-pub(super) const FIRST_ROWS: usize = 64;
+/// Rows are counted up to here.
+pub(super) const COUNTED: i64 = 1_000_000;
 
 /// `published_at IS NULL`, in words that match no partial index.
 const WAITS: &str = "num_nulls(o.published_at) = 1";
 
-/// Pending rows are counted up to here.
-const COUNTED: i64 = 1_000_000;
+/// A value below so many bytes is not stored apart from its row, and never long.
+const INLINE: i64 = 2000;
+
+/// How many times its size on disk such a value counts. It may be a hundred times as large, but seldom is.
+const PACKED_AT_MOST: i64 = 8;
 
 /// A row that waits.
 #[derive(Debug, Clone)]
@@ -59,19 +61,6 @@ pub(super) struct Bounds {
     pub(super) event_bytes: usize,
 }
 
-impl Bounds {
-    /// The bounds of the next reading, of at most so many rows. PostgreSQL unpacks every row up to the bound
-    /// of rows to measure it, also those that the bound of bytes then leaves out: with large events that
-    /// would be a thousand to answer four.
-    pub(super) fn next(self, read: &[Pending], most_rows: usize) -> Self {
-        let bytes =
-            |row: &Pending| usize::try_from(row.bytes).map_or(0, |n| n.min(self.event_bytes));
-        let full = read.iter().map(bytes).sum::<usize>() >= self.bytes;
-        let rows = 2 * if full { read.len() } else { self.rows };
-        Self { rows: rows.clamp(1, most_rows.max(1)), ..self }
-    }
-}
-
 /// A row that was published, and where.
 #[derive(Debug, Clone)]
 pub(super) struct Mark {
@@ -91,11 +80,21 @@ pub(super) struct Dead {
 /// How the outbox stands.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Counts {
-    /// Rows that wait, up to a million.
+    /// Rows that wait, up to a million, as the dead ones.
     pub(crate) pending: i64,
     /// The age of the oldest of them, in seconds.
     pub(crate) oldest: f64,
     pub(crate) dead: i64,
+}
+
+/// What became of dead rows that were to be put back.
+#[derive(Debug)]
+pub(crate) struct Retried {
+    pub(crate) back: i64,
+    /// Their key is used already.
+    pub(crate) stay: i64,
+    /// No dead row has these ids.
+    pub(crate) unknown: Vec<i64>,
 }
 
 /// The tables of one schema.
@@ -117,11 +116,23 @@ impl Outbox {
         bounds: Bounds,
         without: &[String],
     ) -> Result<Vec<Pending>, DatabaseError> {
+        // How large an event is, is known only when it is unpacked, which takes as long as the event is large: so
+        // rows are first taken by what they have on disk. What is packed may be much larger. OFFSET has the
+        // planner unpack it once.
         let sql = format!(
-            "SELECT id, uuid::text, channel, CASE WHEN bytes <= $3 THEN payload::text END, bytes, key, ttl, maxlen \
-             FROM (SELECT *, sum(least(bytes, $3)) OVER (ORDER BY id) - least(bytes, $3) AS before \
-               FROM (SELECT *, octet_length(payload::text)::bigint AS bytes FROM {}.tollgate_outbox \
-                 WHERE published_at IS NULL AND channel <> ALL ($4) ORDER BY id LIMIT (SELECT $1)) AS first) AS summed \
+            "SELECT id, uuid::text, left(channel, 256), CASE WHEN bytes <= $3 THEN payload::text END, bytes, \
+               left(key, 257), ttl, maxlen \
+             FROM (SELECT *, sum(bytes) OVER (ORDER BY id) - bytes AS before \
+               FROM (SELECT *, CASE WHEN packed > $3 THEN packed ELSE octet_length(payload::text) END::bigint AS bytes \
+                 FROM (SELECT *, sum(weight) OVER (ORDER BY id) - weight AS before_it \
+                   FROM (SELECT *, more + CASE WHEN packed < {INLINE} THEN packed ELSE packed * {PACKED_AT_MOST} END \
+                       AS weight \
+                     FROM (SELECT *, pg_column_size(payload)::bigint AS packed, \
+                         octet_length(channel) + coalesce(octet_length(key), 0) AS more \
+                       FROM {}.tollgate_outbox \
+                       WHERE published_at IS NULL AND channel NOT IN (SELECT unnest($4::text[])) \
+                       ORDER BY id LIMIT $1) AS waiting) AS weighed) AS summed \
+                 WHERE before_it < $2 OFFSET 0) AS unpacked) AS taken \
              WHERE before < $2 ORDER BY id",
             self.schema
         );
@@ -133,7 +144,7 @@ impl Outbox {
             (&event, Type::INT8),
             (&without, Type::TEXT_ARRAY),
         ];
-        let rows = connection.query(&sql, parameters).await?;
+        let rows = connection.query_in_order(&sql, parameters).await?;
 
         rows.iter()
             .map(|row| {
@@ -151,62 +162,78 @@ impl Outbox {
             .collect()
     }
 
-    /// Marks rows as published. Returns for each how long it waited, in seconds.
+    /// Marks rows as published. Returns for each how long it waited, in seconds; `None` if another relay
+    /// leads. Then nothing is marked, and their guard must not end: the other one may be about to publish them.
     pub(super) async fn mark(
         &self,
         connection: &Connection,
+        term: u64,
         marks: &[Mark],
-    ) -> Result<Vec<f64>, DatabaseError> {
+    ) -> Result<Option<Vec<f64>>, DatabaseError> {
         let sql = format!(
-            "UPDATE {}.tollgate_outbox AS o \
-             SET published_at = clock_timestamp(), \"offset\" = m.at, epoch = m.epoch \
-             FROM unnest($1::bigint[], $2::bigint[], $3::text[]) AS m(id, at, epoch) \
-             WHERE o.id = m.id AND {WAITS} \
-             RETURNING extract(epoch FROM o.published_at - o.created_at)::float8",
-            self.schema
+            "WITH {mine}, \
+               given AS (SELECT * FROM unnest($2::bigint[], $3::bigint[], $4::text[]) AS g(id, at, epoch)), \
+               marked AS (UPDATE {0}.tollgate_outbox AS o \
+                 SET published_at = clock_timestamp(), \"offset\" = given.at, epoch = given.epoch \
+                 FROM given CROSS JOIN mine WHERE o.id = given.id AND {WAITS} \
+                 RETURNING extract(epoch FROM o.published_at - o.created_at)::float8 AS waited) \
+             SELECT EXISTS (SELECT FROM mine), ARRAY(SELECT waited FROM marked)",
+            self.schema,
+            mine = self.mine()
         );
+        let term = term.cast_signed();
         let ids: Vec<_> = marks.iter().map(|mark| mark.id).collect();
         let offsets: Vec<_> = marks.iter().map(|mark| mark.offset).collect();
         let epochs: Vec<_> = marks.iter().map(|mark| &*mark.epoch).collect();
-        let rows = connection
-            .query(
-                &sql,
-                &[
-                    (&ids, Type::INT8_ARRAY),
-                    (&offsets, Type::INT8_ARRAY),
-                    (&epochs, Type::TEXT_ARRAY),
-                ],
-            )
-            .await?;
-        rows.iter().map(|row| column(row, 0)).collect()
+        let parameters: super::connection::Parameters<'_> = &[
+            (&term, Type::INT8),
+            (&ids, Type::INT8_ARRAY),
+            (&offsets, Type::INT8_ARRAY),
+            (&epochs, Type::TEXT_ARRAY),
+        ];
+        let row = connection.one(&sql, parameters).await?;
+        Ok(if column(&row, 0)? { Some(column(&row, 1)?) } else { None })
     }
 
-    /// Moves rows to the dead ones.
+    /// Moves rows to the dead ones. Returns false if another relay leads; then nothing is moved.
     pub(super) async fn bury(
         &self,
         connection: &Connection,
+        term: u64,
         dead: &[Dead],
-    ) -> Result<(), DatabaseError> {
+    ) -> Result<bool, DatabaseError> {
         let columns = "id, uuid, channel, payload, key, ttl, maxlen, traceparent, created_at";
         let sql = format!(
-            "WITH given AS (SELECT * FROM unnest($1::bigint[], $2::text[], $3::text[]) \
+            "WITH {mine}, \
+               given AS (SELECT * FROM unnest($2::bigint[], $3::text[], $4::text[]) \
                  AS g(given_id, reason, explanation)), \
-               gone AS (DELETE FROM {0}.tollgate_outbox AS o USING given \
-                 WHERE o.id = given_id AND {WAITS} RETURNING o.*) \
-             INSERT INTO {0}.tollgate_outbox_dead ({columns}, reason, explanation) \
-             SELECT {columns}, reason, explanation FROM gone JOIN given ON given_id = id",
-            self.schema
+               gone AS (DELETE FROM {0}.tollgate_outbox AS o USING given CROSS JOIN mine \
+                 WHERE o.id = given_id AND {WAITS} RETURNING o.*), \
+               put AS (INSERT INTO {0}.tollgate_outbox_dead ({columns}, reason, explanation) \
+                 SELECT {columns}, reason, explanation FROM gone JOIN given ON given_id = id) \
+             SELECT EXISTS (SELECT FROM mine)",
+            self.schema,
+            mine = self.mine()
         );
+        let term = term.cast_signed();
         let ids: Vec<_> = dead.iter().map(|dead| dead.id).collect();
         let reasons: Vec<_> = dead.iter().map(|dead| dead.reason).collect();
         let explanations: Vec<_> = dead.iter().map(|dead| dead.explanation.to_string()).collect();
         let parameters: super::connection::Parameters<'_> = &[
+            (&term, Type::INT8),
             (&ids, Type::INT8_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
             (&explanations, Type::TEXT_ARRAY),
         ];
-        connection.query(&sql, parameters).await?;
-        Ok(())
+        column(&connection.one(&sql, parameters).await?, 0)
+    }
+
+    /// A part of a statement: a row, if the term `$1` is the latest and stays so until the statement ends.
+    fn mine(&self) -> String {
+        format!(
+            "mine AS MATERIALIZED (SELECT {DURABLY} FROM {}.tollgate_relay WHERE term = $1 FOR SHARE)",
+            self.schema
+        )
     }
 
     /// Of these ids, those of rows that still wait, with their identities.
@@ -266,7 +293,7 @@ impl Outbox {
     ) -> Result<bool, DatabaseError> {
         let sql = format!(
             "WITH gone AS (DELETE FROM {0}.tollgate_outbox WHERE id IN (SELECT id FROM {0}.tollgate_outbox \
-               WHERE published_at < clock_timestamp() - $1 * interval '1 second' \
+               WHERE published_at < now() - $1 * interval '1 second' \
                ORDER BY published_at LIMIT $2) AND published_at IS NOT NULL RETURNING 1) \
              SELECT count(*) FROM gone",
             self.schema
@@ -285,7 +312,7 @@ impl Outbox {
                  LIMIT {COUNTED}) AS waiting), \
                coalesce((SELECT extract(epoch FROM clock_timestamp() - created_at)::float8 \
                  FROM {0}.tollgate_outbox WHERE published_at IS NULL ORDER BY id LIMIT 1), 0), \
-               (SELECT count(*) FROM {0}.tollgate_outbox_dead)",
+               (SELECT count(*) FROM (SELECT FROM {0}.tollgate_outbox_dead LIMIT {COUNTED}) AS dead)",
             self.schema
         );
         let row = connection.one(&sql, &[]).await?;
@@ -296,8 +323,8 @@ impl Outbox {
         })
     }
 
-    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. A row whose key
-    /// its channel has again by now stays dead. Returns how many were put back, and how many stay.
+    /// Puts dead rows back, as new rows at the end: all of them, or those of these ids. Of rows that have a
+    /// key in common, and where the channel has the key again by now, one is enough: the others stay dead.
     ///
     /// # Errors
     /// The database's own.
@@ -305,47 +332,23 @@ impl Outbox {
         &self,
         connection: &Connection,
         ids: Option<&[i64]>,
-    ) -> Result<(i64, i64), DatabaseError> {
+    ) -> Result<Retried, DatabaseError> {
         let columns = "uuid, channel, payload, key, ttl, maxlen, traceparent";
         let sql = format!(
-            "WITH asked AS (SELECT id, uuid, EXISTS (SELECT FROM {0}.tollgate_outbox AS o WHERE o.key IS NOT NULL \
-                 AND \"left\"(o.channel, 300) = \"left\"(d.channel, 300) \
-                 AND \"left\"(o.key, 300) = \"left\"(d.key, 300)) AS stays \
+            "WITH asked AS (SELECT number, id, key IS NOT NULL AND (EXISTS (SELECT FROM {0}.tollgate_outbox AS o \
+                   WHERE o.key IS NOT NULL AND o.channel = d.channel AND o.key = d.key) \
+                 OR row_number() OVER (PARTITION BY channel, key ORDER BY id DESC) > 1) AS stays \
                FROM {0}.tollgate_outbox_dead AS d WHERE $1 OR id = ANY ($2)), \
                back AS (DELETE FROM {0}.tollgate_outbox_dead AS d USING asked \
-                 WHERE d.uuid = asked.uuid AND NOT stays RETURNING d.*), \
+                 WHERE d.number = asked.number AND NOT stays RETURNING d.*), \
                put AS (INSERT INTO {0}.tollgate_outbox ({columns}) SELECT {columns} FROM back ORDER BY id \
                  RETURNING 1) \
-             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays)",
+             SELECT (SELECT count(*) FROM put), (SELECT count(*) FROM asked WHERE stays), \
+               ARRAY(SELECT unnest($2) EXCEPT SELECT id FROM asked ORDER BY 1)",
             self.schema
         );
         let (all, ids) = (ids.is_none(), ids.unwrap_or_default());
         let row = connection.one(&sql, &[(&all, Type::BOOL), (&ids, Type::INT8_ARRAY)]).await?;
-        Ok((column(&row, 0)?, column(&row, 1)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn large_events_are_read_in_small_numbers() {
-        let row = |bytes| Pending {
-            id: 1,
-            uuid: String::new(),
-            channel: String::new(),
-            payload: None,
-            bytes,
-            key: None,
-            ttl: None,
-            maxlen: None,
-        };
-        let bounds = Bounds { rows: 64, bytes: 4000, event_bytes: 1000 };
-        assert_eq!(bounds.next(&vec![row(10); 64], 1000).rows, 128);
-        assert_eq!(bounds.next(&vec![row(10); 64], 100).rows, 100, "the setting is the most");
-        assert_eq!(bounds.next(&vec![row(900); 5], 1000).rows, 10);
-        assert_eq!(bounds.next(&vec![row(1_000_000); 3], 1000).rows, 128, "they are not read");
-        assert_eq!(bounds.next(&[], 1000).rows, 128);
+        Ok(Retried { back: column(&row, 0)?, stay: column(&row, 1)?, unknown: column(&row, 2)? })
     }
 }

@@ -105,7 +105,7 @@ async fn rights_on<'r>(
     // Without USAGE on the schema that is refused.
     let found = match found {
         Ok(rows) => rows,
-        Err(DatabaseError::Said(why)) if why.contains("(42501)") => vec![],
+        Err(error) if error.is_denied() => vec![],
         Err(error) => return Err(error),
     };
     if found.is_empty() {

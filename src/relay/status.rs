@@ -3,7 +3,7 @@
 use tokio_postgres::types::Type;
 
 use super::connection::{Connection, DatabaseError, column};
-use super::outbox::{Counts, Outbox};
+use super::outbox::{COUNTED, Counts, Outbox};
 
 /// How the outbox and its relay stand.
 #[derive(Debug, Clone)]
@@ -42,14 +42,15 @@ pub(crate) async fn status(connection: &Connection, schema: &str) -> Result<Stat
     let sql = format!(
         "SELECT count(*), percentile_cont(0.5) WITHIN GROUP \
            (ORDER BY extract(epoch FROM published_at - created_at)::float8) \
-         FROM {schema}.tollgate_outbox WHERE published_at > clock_timestamp() - $1 * interval '1 second'"
+         FROM {schema}.tollgate_outbox WHERE published_at > now() - $1 * interval '1 second'"
     );
     let row = connection.one(&sql, &[(&60.0_f64, Type::FLOAT8)]).await?;
     let (last_minute, median) = (column(&row, 0)?, column(&row, 1)?);
 
     let sql = format!(
         "SELECT reason, count(*), max(id), (array_agg(explanation ORDER BY id DESC))[1] \
-         FROM {schema}.tollgate_outbox_dead GROUP BY reason ORDER BY count(*) DESC"
+         FROM (SELECT * FROM {schema}.tollgate_outbox_dead ORDER BY number DESC LIMIT {COUNTED}) AS dead \
+         GROUP BY reason ORDER BY count(*) DESC"
     );
     let dead = connection.query(&sql, &[]).await?;
     let dead = dead

@@ -1,130 +1,19 @@
 //! The outbox and its relay: what is committed is in the channel's history once, whatever dies.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use tollgate_support::client::Client;
 use tollgate_support::eventually;
-use tollgate_support::postgres::{DATABASE, Postgres, RELAY};
+use tollgate_support::postgres::{Postgres, connect};
 use tollgate_support::proxy::{Mode, Proxy};
 use tollgate_support::redis::Redis;
 use tollgate_support::relay::Relay;
 
 use crate::gateway;
-
-const PROGRAM: &str = env!("CARGO_BIN_EXE_tollgate");
-
-/// A long history, so that nothing is trimmed before it is looked at.
-const RULES: &str = "[[channels]]\npattern = \"user:{user}\"\nallow = \"owner\"\nauto_subscribe = true\n\
-                     history = { size = 100000, ttl = \"1h\", plain = false }\n";
-
-/// Both sides of a relay.
-struct Shop {
-    postgres: Postgres,
-    redis: Redis,
-}
-
-impl Shop {
-    async fn start() -> Self {
-        let (postgres, redis) = tokio::join!(Postgres::start(), Redis::start());
-        postgres.install(PROGRAM).await;
-        Self { postgres, redis }
-    }
-
-    /// The configuration of a relay that reaches the two at these addresses.
-    fn config_at(&self, postgres: &str, redis: &str) -> String {
-        format!(
-            "[broker]\nkind = \"redis\"\n[redis]\nurl = \"redis://{redis}\"\ncommand_timeout = \"1s\"\n\
-             [relay]\nurl = \"postgres://{RELAY}@{postgres}/{DATABASE}\"\nstatement_timeout = \"3s\"\n\
-             connect_timeout = \"1s\"\n{RULES}"
-        )
-    }
-
-    fn config(&self) -> String {
-        self.config_at(&self.postgres.address(), &self.redis.address())
-    }
-
-    fn relay(&self) -> Relay {
-        Relay::start(PROGRAM, &self.config())
-    }
-
-    /// Commits one purchase.
-    async fn buy(&self, user: &str, post: i64) {
-        buy(&self.postgres.application().await, user, post).await;
-    }
-
-    /// How many rows wait.
-    async fn pending(&self) -> i64 {
-        let owner = self.postgres.owner().await;
-        let sql = "SELECT count(*) FROM tollgate_outbox WHERE published_at IS NULL";
-        owner.query_one(sql, &[]).await.unwrap().get(0)
-    }
-
-    async fn all_published(&self) {
-        eventually("all rows are published", || async {
-            (self.pending().await == 0).then_some(())
-        })
-        .await;
-    }
-
-    /// What the histories hold of each user, in their order.
-    async fn histories(&self) -> BTreeMap<String, Vec<i64>> {
-        let mut found = BTreeMap::new();
-        let mut connection = self.redis.connection();
-        let keys: Vec<String> =
-            redis::cmd("KEYS").arg("tollgate:user:*:stream").query(&mut connection).unwrap();
-        for key in keys {
-            let user = key.split(':').nth(2).unwrap().to_owned();
-            let mut range = redis::cmd("XRANGE");
-            range.arg(&key).arg("-").arg("+");
-            let entries: Vec<(String, Vec<String>)> = range.query(&mut connection).unwrap();
-            let post = |fields: &[String]| -> i64 {
-                serde_json::from_str::<Value>(&fields[1]).unwrap()["postId"].as_i64().unwrap()
-            };
-            found.insert(user, entries.iter().map(|(_, fields)| post(fields)).collect());
-        }
-        found
-    }
-}
-
-async fn buy(client: &tokio_postgres::Client, user: &str, post: i64) {
-    try_buy(client, user, post).await.unwrap();
-}
-
-async fn try_buy(
-    client: &tokio_postgres::Client,
-    user: &str,
-    post: i64,
-) -> Result<(), tokio_postgres::Error> {
-    let event = json!({ "type": "post_unlocked", "postId": post }).to_string();
-    let sql = format!("SELECT tollgate_publish('user:{user}', '{event}')");
-    client.batch_execute(&sql).await
-}
-
-/// Buys from one connection, in order, until it is told to end. Answers how many.
-fn buyer(shop: &Shop, user: &'static str) -> (tokio::sync::oneshot::Sender<()>, JoinHandle<i64>) {
-    let (stop, mut stopped) = tokio::sync::oneshot::channel();
-    let port = shop.postgres.port;
-    let task = tokio::spawn(async move {
-        let (client, _driver) =
-            tollgate_support::postgres::connect(port, "web", DATABASE).await.unwrap();
-        let mut post = 0;
-        while stopped.try_recv().is_err() {
-            post += 1;
-            buy(&client, user, post).await;
-            sleep(Duration::from_millis(1)).await;
-        }
-        post
-    });
-    (stop, task)
-}
-
-fn in_order(last: i64) -> Vec<i64> {
-    (1..=last).collect()
-}
+use crate::shop::{PROGRAM, RULES, Shop, buy, buyer, in_order, sql};
 
 #[tokio::test]
 async fn a_committed_purchase_reaches_the_socket_and_one_that_is_rolled_back_never_does() {
@@ -190,7 +79,7 @@ async fn a_relay_that_is_killed_at_any_moment_publishes_each_row_once() {
         bought.insert(user.to_owned(), in_order(task.await.unwrap()));
     }
     shop.all_published().await;
-    assert_eq!(shop.histories().await, bought);
+    assert_eq!(shop.histories(), bought);
 }
 
 /// The answer of Redis, or the whole way to it, is lost: rows in doubt are not published twice.
@@ -220,7 +109,7 @@ async fn a_lost_answer_of_redis_doubles_nothing() {
     stop.send(()).unwrap();
     let bought = task.await.unwrap();
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], in_order(bought));
+    assert_eq!(shop.histories()["u1"], in_order(bought));
 }
 
 /// The mark is lost: the database dies after Redis has the rows.
@@ -243,7 +132,7 @@ async fn a_database_that_dies_before_the_mark_doubles_nothing() {
         shop.postgres.restart().await;
     }
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], in_order(last));
+    assert_eq!(shop.histories()["u1"], in_order(last));
 }
 
 /// While rows are in doubt their guard has no end: no time-out, no idempotency key's five minutes.
@@ -265,7 +154,7 @@ async fn a_row_in_doubt_is_guarded_without_a_time_window() {
         let ttl: i64 = redis::cmd("TTL").arg(meta).query(&mut shop.redis.connection()).unwrap();
         assert_eq!(ttl, -1);
     };
-    eventually("published", || async { shop.histories().await.get("u1").map(|_| ()) }).await;
+    eventually("published", || async { shop.histories().get("u1").map(|_| ()) }).await;
     never_expires();
 
     // The application's own durable event on the channel does not end that, and neither does another
@@ -286,7 +175,7 @@ async fn a_row_in_doubt_is_guarded_without_a_time_window() {
 
     owner.batch_execute("DROP TRIGGER refuse ON tollgate_outbox").await.unwrap();
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], [1, 2]);
+    assert_eq!(shop.histories()["u1"], [1, 2]);
     relay.metric_reaches("relay_repeated_total", 1.0).await;
 }
 
@@ -314,7 +203,7 @@ async fn a_leader_that_hangs_is_replaced_and_its_late_calls_are_refused() {
     stop.send(()).unwrap();
     let bought = task.await.unwrap();
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], in_order(bought));
+    assert_eq!(shop.histories()["u1"], in_order(bought));
 }
 
 /// Two services, each with its own database, publish on the same channel: their terms and rows in doubt
@@ -347,7 +236,7 @@ async fn two_outboxes_publish_on_one_channel() {
 
     let all = 2 * usize::try_from(last).unwrap();
     let history = eventually("all rows of both", || async {
-        shop.histories().await.remove("u1").filter(|history| history.len() >= all)
+        shop.histories().remove("u1").filter(|history| history.len() >= all)
     })
     .await;
     let of =
@@ -372,7 +261,7 @@ async fn a_relay_that_is_told_to_end_hands_over() {
     stop.send(()).unwrap();
     let bought = task.await.unwrap();
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], in_order(bought));
+    assert_eq!(shop.histories()["u1"], in_order(bought));
     assert_eq!(second.metric("relay_repeated_total").await, 0.0, "nothing was in doubt");
 }
 
@@ -398,7 +287,7 @@ async fn rows_wait_while_redis_is_away() {
 
     shop.redis.restart().await;
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], (2..=500).collect::<Vec<_>>(), "Redis kept nothing");
+    assert_eq!(shop.histories()["u1"], (2..=500).collect::<Vec<_>>(), "Redis kept nothing");
 }
 
 /// What can never be published is set aside with its reason, and holds up nobody.
@@ -422,7 +311,7 @@ async fn rows_that_can_never_be_published_are_dead_and_can_be_retried() {
 
     let relay = shop.relay();
     shop.all_published().await;
-    assert_eq!(shop.histories().await["u1"], [1]);
+    assert_eq!(shop.histories()["u1"], [1]);
     let rows =
         owner.query("SELECT reason FROM tollgate_outbox_dead ORDER BY id", &[]).await.unwrap();
     let reasons: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
@@ -443,7 +332,7 @@ async fn rows_that_can_never_be_published_are_dead_and_can_be_retried() {
     );
     relay.signal("-HUP");
     eventually("one of them is good now", || async {
-        (shop.histories().await["u1"] == [1, 7]).then_some(())
+        (shop.histories()["u1"] == [1, 7]).then_some(())
     })
     .await;
 }
@@ -461,10 +350,8 @@ async fn a_transaction_that_commits_late_is_not_overlooked() {
     shop.buy("u1", 2).await;
     shop.all_published().await;
     slow.batch_execute("COMMIT").await.unwrap();
-    eventually("both are there", || async {
-        (shop.histories().await["u1"] == [2, 1]).then_some(())
-    })
-    .await;
+    eventually("both are there", || async { (shop.histories()["u1"] == [2, 1]).then_some(()) })
+        .await;
 }
 
 /// `relay check` says what is missing and what to do.
@@ -540,12 +427,20 @@ async fn check_says_what_the_database_lacks() {
 async fn ids_are_encoded_in_sql_as_by_the_gateway() {
     let postgres = Postgres::start().await;
     postgres.install(PROGRAM).await;
+    // Letters are compared by such a collation, and it knows no control characters.
     let owner = postgres.owner().await;
-    let odd = "%:*?[]{}\\\"'`<> \u{85}\u{a0}\u{1680}\u{2000}\u{200a}\u{200b}\u{2028}\u{202f}\u{205f}\u{3000}ü€😀a_~!&=+,;@/|";
-    let mut ids: BTreeSet<String> = odd.chars().map(String::from).collect();
-    ids.extend(["did:privy:cm1", "a b", odd, "x"].map(str::to_owned));
-    for id in ids {
-        let row = owner.query_one("SELECT tollgate_encode_id($1)", &[&id]).await.unwrap();
-        assert_eq!(row.get::<_, String>(0), tollgate::channel::encode_id(&id), "{id:?}");
+    let icu =
+        "CREATE DATABASE icu TEMPLATE template0 LOCALE_PROVIDER icu ICU_LOCALE 'en-US' LOCALE 'C'";
+    owner.batch_execute(icu).await.unwrap();
+    let (icu, _driver) = connect(postgres.port, "postgres", "icu").await.unwrap();
+    icu.batch_execute(&sql()).await.unwrap();
+
+    let odd: String = (1..0x3100).filter_map(char::from_u32).chain("😀\u{feff}".chars()).collect();
+    for id in ["did:privy:cm1", "a b", "e\u{301}", "x", &odd] {
+        let expected = tollgate::channel::encode_id(id);
+        for database in [&owner, &icu] {
+            let row = database.query_one("SELECT tollgate_encode_id($1)", &[&id]).await.unwrap();
+            assert_eq!(row.get::<_, String>(0), expected, "{id:?}");
+        }
     }
 }

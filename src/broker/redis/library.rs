@@ -9,7 +9,7 @@ use std::cmp::Ordering;
 use std::sync::LazyLock;
 
 use redis::aio::MultiplexedConnection;
-use redis::{Cmd, FromRedisValue, RedisError, RedisResult, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value};
 use sha1::{Digest as _, Sha1};
 
 use super::fault;
@@ -21,6 +21,7 @@ pub(super) const MAX_OFFSET: u64 = 1_000_000_000_000_000;
 
 /// The text: what is refused, then publishing and reading, then what the outbox's relay calls.
 const LUA: &str = concat!(
+    include_str!("lua/json.lua"),
     include_str!("lua/checks.lua"),
     include_str!("lua/tollgate.lua"),
     include_str!("lua/relay.lua")
@@ -88,19 +89,39 @@ pub(super) async fn ensure(
     connection: &mut MultiplexedConnection,
     statement: &Statement,
 ) -> RedisResult<Calls> {
+    let mut replaces = true;
     let stated = match stated(connection).await {
         Ok(Some(stated)) => stated,
         Ok(None) => return Ok(Calls::Functions),
         Err(e) if is_unknown_command(&e) => return Ok(Calls::Scripts),
-        Err(e) if is_missing(&e) || e.code() == Some("NOPERM") => Stated::default(),
+        Err(e) if is_missing(&e) => Stated::after_loss(unix_now()),
+        // Whoever may not read what others have stated must not replace it.
+        Err(e) if e.code() == Some("NOPERM") => {
+            replaces = false;
+            Stated::after_loss(unix_now())
+        }
+        Err(e) if is_unreadable(&e) => {
+            tracing::warn!(
+                error = fault::describe(&e),
+                "the function library is replaced: it does not work"
+            );
+            Stated::after_loss(unix_now())
+        }
         Err(e) => return Err(e),
     };
     let Some(stated) = stated.with(statement, unix_now()) else { return Ok(Calls::Functions) };
 
     let mut load = redis::cmd("FUNCTION");
-    load.arg("LOAD").arg("REPLACE").arg(library(&stated));
+    load.arg("LOAD");
+    if replaces {
+        load.arg("REPLACE");
+    }
+    load.arg(library(&stated));
     match fault::ask::<Value>(connection, &load).await {
         Ok(_) => Ok(Calls::Functions),
+        Err(e) if !replaces && e.detail().is_some_and(|d| d.contains("already exists")) => {
+            Ok(Calls::Functions)
+        }
         Err(e) if is_unknown_command(&e) || e.code() == Some("NOPERM") => {
             tracing::debug!(error = fault::describe(&e), "FUNCTION LOAD");
             Ok(Calls::Scripts)
@@ -130,6 +151,11 @@ async fn stated(connection: &mut MultiplexedConnection) -> RedisResult<Option<St
 
 fn is_unknown_command(error: &RedisError) -> bool {
     error.detail().is_some_and(|d| d.to_lowercase().contains("unknown command"))
+}
+
+/// True if somebody else's library answers, in a way that ours never does.
+fn is_unreadable(error: &RedisError) -> bool {
+    error.code() == Some("ERR") || error.kind() == ErrorKind::UnexpectedReturnType
 }
 
 /// True if the function is missing, after `FUNCTION FLUSH` or a restart without persistence.

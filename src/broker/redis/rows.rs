@@ -119,12 +119,12 @@ fn later_term(error: &BrokerError) -> Option<u64> {
 /// of each row.
 fn relayed(answer: &[Value]) -> RedisResult<Relayed> {
     let [others, outcomes @ ..] = answer else { return Err(fault::unexpected("an empty answer")) };
-    let outcome = |value: &Value| match value {
-        Value::Array(position) => Ok(RowOutcome::Published(durable::published(position)?)),
-        refusal => {
-            let why: String = fault::read(refusal)?;
-            Ok(RowOutcome::Refused(Said::new(&why)))
+    let outcome = |value: &Value| {
+        if let Value::Array(position) = value {
+            return Ok(RowOutcome::Published(durable::published(position)?));
         }
+        let why: String = fault::read(value)?;
+        Ok(RowOutcome::Refused(Said::new(&why)))
     };
     Ok(Relayed {
         outcomes: outcomes.iter().map(outcome).collect::<RedisResult<_>>()?,

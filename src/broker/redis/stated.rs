@@ -23,6 +23,10 @@ const WISH: u64 = 600;
 /// overwrite each other's statement, and notice it seconds later.
 const JOINING: u64 = 15;
 
+/// The same where there was no library: a server that has lost it may have had several gateways. Each looks
+/// every 5 seconds.
+const LOST: u64 = 8;
+
 /// The same after the library of an earlier version was replaced: the gateways that loaded it state nothing.
 const UPGRADING: u64 = 7 * 86_400;
 
@@ -76,6 +80,11 @@ impl Stated {
     /// What replaces the library of an earlier version.
     pub(super) fn after_upgrade(now: u64) -> Self {
         Self { grace: now + UPGRADING, ..Self::default() }
+    }
+
+    /// What is put where there is no library, or one that cannot be read.
+    pub(super) fn after_loss(now: u64) -> Self {
+        Self { grace: now + LOST, ..Self::default() }
     }
 
     /// Adds a gateway's statement. Returns what has to be loaded, or `None` if what stands there will do.

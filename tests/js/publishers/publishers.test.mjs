@@ -9,6 +9,7 @@ import { promisify } from "node:util";
 import { Redis } from "ioredis";
 import WebSocket from "ws";
 import { API_KEY, Site, asFile, blocks, python, read, token, until } from "../support/index.mjs";
+import { RULES } from "./rules.mjs";
 
 const run = promisify(execFile);
 const guide = read("docs/publishing.md");
@@ -22,8 +23,6 @@ const named = (beginning) => blocks("docs/publishing.md").filter(({ name }) => n
 const ids = named("id.");
 const snippets = named("publish.");
 const interpreters = { ".sh": "bash", ".mjs": "node", ".py": python(), ".php": "php", ".rb": "ruby" };
-/** TOML: a channel for plain events, and what the document says. */
-const RULES = `[[channels]]\npattern = "typing:{id}"\nallow = "authenticated"\n${/```toml\n([^]*?)```/.exec(guide)[1]}`;
 
 /** A Redis, a gateway, and a client that listens on both channels of the snippets. */
 async function world(use) {

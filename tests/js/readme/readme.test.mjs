@@ -10,7 +10,7 @@ import { after, before, test } from "node:test";
 import { promisify } from "node:util";
 import { EventSource } from "eventsource";
 import WebSocket from "ws";
-import { API_KEY, ROOT, asFile, block as blockOf, end, endAll, freePort, python, start, startRedis, subscriptions, token, tollgate, until } from "../support/index.mjs";
+import { API_KEY, Postgres, ROOT, asFile, block as blockOf, end, endAll, freePort, python, start, startRedis, subscriptions, token, tollgate, until } from "../support/index.mjs";
 
 const run = promisify(execFile);
 const started = [];
@@ -37,7 +37,7 @@ const shell = (name) => run("bash", ["-euo", "pipefail", "-c", block(name)], { c
 
 before(async () => {
   folder = mkdtempSync(join(tmpdir(), "tollgate-readme-"));
-  for (const port of ["6379", "8000", "8001", "9000", "9001"]) ports[port] = String(await freePort());
+  for (const port of ["6379", "8000", "8001", "9000", "9001", "9002"]) ports[port] = String(await freePort());
   await startRedis({ folder, port: ports["6379"] });
   env = {
     ...process.env,
@@ -102,6 +102,19 @@ test("server API", () =>
     assert.equal(result.heard, 2, "by both replicas");
     assert.ok(result.offset >= 1 && /^\d+$/.test(result.epoch), "durable");
   }));
+
+test("outbox", async () => {
+  const postgres = await Postgres.start();
+  try {
+    await postgres.sql("CREATE TABLE purchases (user_id text, post_id text)");
+    const options = { cwd: folder, env: { ...env, DATABASE_URL: postgres.url } };
+    await reachesBoth(async () => background("bash", ["-euo", "pipefail", "-c", `${block("outbox")}\nwait`], options));
+    assert.equal(await postgres.sql("SELECT * FROM purchases"), "u1|p1");
+  } finally {
+    await end(started.pop());
+    await postgres.close();
+  }
+});
 
 test("health", async () => {
   const { stdout } = await shell("health");

@@ -1,4 +1,4 @@
--- The function library "tollgate", first part: what a publication must not be. The gateways that load
+-- The function library "tollgate", second part: what a publication must not be. The gateways that load
 -- the library state their settings in this part, because a publisher's ACL, and in a cluster the
 -- publisher's slot, reach no key that could hold them.
 --
@@ -12,9 +12,6 @@ local GATEWAYS = {}
 -- Until then (Unix seconds) an unknown prefix is a warning: its gateway may not have been here yet.
 local GRACE = 0
 
--- The types of the gateway's own messages: an event of such a type could not be told from one.
-local RESERVED = {connected = true, subscribed = true, unsubscribed = true, refreshed = true, pong = true,
-  token_expiring = true, gap = true, reconnect = true, error = true, interrupted = true, live = true, close = true}
 -- First parts of names that belong to the gateway.
 local OWN_NAMES = {control = true, canary = true, gateway = true}
 -- What a missing id becomes when programs put it into a text.
@@ -23,46 +20,6 @@ local MAX_NAME = 255
 -- White space and control characters of Unicode above ASCII, in UTF-8.
 local BLANKS = {'\194[\128-\160]', '\225\154\128', '\226\128[\128-\138]', '\226\128[\168\169\175]',
   '\226\129\159', '\227\128\128'}
-
--- The forms of a character beyond ASCII in UTF-8.
-local CHARACTERS = {'^[\194-\223][\128-\191]$', '^\224[\160-\191][\128-\191]$',
-  '^[\225-\236\238\239][\128-\191][\128-\191]$', '^\237[\128-\159][\128-\191]$',
-  '^\240[\144-\191][\128-\191][\128-\191]$', '^[\241-\243][\128-\191][\128-\191][\128-\191]$',
-  '^\244[\128-\143][\128-\191][\128-\191]$'}
--- Good ones that were seen before, because texts repeat their characters; each stands for a space. Bounded
--- from one text to the next, because publishers choose what is in it.
-local MAX_KNOWN = 8192
-local characters, known = {}, 0
-
--- A pattern that looks at each place of a long text is several times slower than a run from its beginning:
--- hence the runs here and below, and finds of plain texts.
-local function is_ascii(text)
-  return string.match(text, '^[\1-\127]*()') > #text
-end
-
-local function is_utf8(text)
-  if is_ascii(text) then
-    return true
-  end
-  -- A character, and what may follow it up to the next one.
-  local one = '([\194-\244][\128-\191]*)[\1-\127]*'
-  local rest = string.gsub(text, one, characters)
-  if is_ascii(rest) then
-    return true
-  end
-
-  if known > MAX_KNOWN then
-    characters, known = {}, 0
-  end
-  for character in string.gmatch(rest, one) do
-    for _, form in ipairs(characters[character] and {} or CHARACTERS) do
-      if string.find(character, form) then
-        characters[character], known = ' ', known + 1
-      end
-    end
-  end
-  return is_ascii((string.gsub(text, one, characters)))
-end
 
 -- A text as an error may quote it, which clients read as UTF-8.
 local function quoted(text)
@@ -166,87 +123,6 @@ local function judge_key(key)
       ': does the client library add it to every key?'
   end
   return GATEWAYS[prefix], wrong_name(name)
-end
-
--- A decoder of our own, because its strictness is a setting that all users of `cjson` share.
-local json
-
-local function is_digit(byte)
-  return byte and byte >= 48 and byte <= 57
-end
-
--- True if a point of the text is where no number has one: behind a minus, or with a digit on one side
--- only. The decoder takes such numbers. A point of a sentence may look like one.
-local function has_odd_point(text)
-  local at = string.find(text, '.', 1, true)
-  while at do
-    local before, after = string.byte(text, at - 1, at - 1), string.byte(text, at + 1, at + 1)
-    if before == 45 or is_digit(before) and not is_digit(after) then
-      return true
-    end
-    at = string.find(text, '.', at + 1, true)
-  end
-  return false
-end
-
--- What the decoder takes and JSON does not have: such numbers, and control characters within a text. Slow,
--- and only for a text that the decoder takes.
-local function is_loose(text)
-  local bare = text
-  if string.find(bare, '\\', 1, true) then
-    bare = string.gsub(bare, '\\.', '')
-  end
-  bare = string.gsub(bare, '"[ !#-\255]*"', '')
-  return string.find(bare, '"', 1, true) or has_odd_point(bare)
-end
-
--- What a text says; and in the second place why it says nothing, or nil.
-local function decoded(text)
-  if not json then
-    json = cjson.new()
-    json.decode_invalid_numbers(false)
-  end
-  local ok, event = pcall(json.decode, text)
-  -- JSON allows half of a surrogate pair, and the decoder does not. What is put in its place is wrong outside
-  -- of a text, as that was.
-  if not ok and string.find(event, 'unicode escape', 1, true) then
-    local paired = string.gsub(string.gsub(text, '\\\\', '??'), '\\u[dD][89a-fA-F]%x%x', '?')
-    ok, event = pcall(json.decode, paired)
-  end
-  if ok then
-    return event
-  end
-
-  -- Too deep for the decoder, but not for the gateway.
-  if string.find(event, 'too many nested', 1, true) then
-    return nil
-  end
-  if string.find(text, '[object Object]', 1, true) then
-    return nil, 'the event is "[object Object]": it was not made into JSON'
-  end
-  return nil, 'the event is no JSON: ' .. event
-end
-
--- What an event must not be, or nil.
-local function wrong_event(text)
-  -- One look at most texts says that neither can be.
-  local is_plain = string.match(text, '^[\32-\126]*()') > #text
-  if not is_plain and not is_utf8(text) then
-    return 'the event is not UTF-8, or has a zero byte'
-  end
-
-  local event, wrong = decoded(text)
-  if wrong then
-    return wrong
-  end
-  local has_controls = not is_plain and string.match(text, '^[\32-\255]*()') <= #text
-  if (has_controls or has_odd_point(text)) and is_loose(text) then
-    return 'the event is no JSON: a number has a point without digits beside it, or a text has a control character'
-  end
-  if type(event) == 'table' and RESERVED[event.type] then
-    return 'the type "' .. event.type .. '" is reserved for the gateway: give the event another'
-  end
-  return nil
 end
 
 -- Judges a publication's key and text. Answers an error, or a warning in the second place, or nothing;

@@ -1,4 +1,4 @@
--- The function library "tollgate", third part: rows of an outbox, each once into its channel's history,
+-- The function library "tollgate", last part: rows of an outbox, each once into its channel's history,
 -- whatever dies between the database and here, and for however long.
 --
 -- The hash beside a channel's history has two more fields:
@@ -10,35 +10,45 @@
 --      to be marked in the database. While there are any the hash does not expire.
 -- Several services may each have an outbox and publish on one channel: none touches what is another's.
 
-local MAX_IN_DOUBT = 1024
+-- Of one outbox, and of all others together: of theirs the oldest are forgotten beyond that.
+local MAX_IN_DOUBT = 8192
+local MAX_FOREIGN = 1024
 -- How much of the history is looked through for rows whose mark the database may have lost.
 local LOOK_ENTRIES = 64
 local LOOK_BYTES = 262144
 
-local ROW = '(%x+:%d+:[%x-]+):(%d+)'
-local MAX_OUTBOXES = 16
+local ROW = '(%x+:[%d-]+:[%x-]+):(%d+)'
+-- Beyond so many, the outbox that has had a new term least recently is forgotten.
+local MAX_OUTBOXES = 64
+-- No outbox has a term that is so far above its last: somebody else has written it.
+local TERMS_AHEAD = 1099511627776
 
 -- The term of an outbox, 0 before its first, and the terms of the others as they are kept.
 local function terms(state, outbox)
-  local own, others, count = '0', '', 0
+  local own, others = '0', {}
   for name, term in string.gmatch(state.terms or '', '(%x+)=(%d+)') do
     if name == outbox then
       own = digits(term, MAX_EXACT) and term or '0'
-    elseif count < MAX_OUTBOXES then
-      others, count = others .. ' ' .. name .. '=' .. term, count + 1
+    else
+      others[#others + 1] = ' ' .. name .. '=' .. term
     end
   end
-  return own, others
+  return own, table.concat(others, '', math.max(1, #others - MAX_OUTBOXES + 2))
 end
 
--- The rows of an outbox in doubt, as offsets by identity, and how many all outboxes have.
+-- The rows of an outbox in doubt, as offsets by identity, and how many there are.
 local function in_doubt(state, outbox)
-  local rows, count = {}, 0
+  local rows, count, kept, foreign = {}, 0, {}, {}
   for identity, offset in string.gmatch(state.guarded or '', ROW) do
     if string.sub(identity, 1, #outbox + 1) == outbox .. ':' then
-      rows[identity] = tonumber(offset)
+      rows[identity], count = tonumber(offset), count + 1
+      kept[#kept + 1] = ' ' .. identity .. ':' .. offset
+    else
+      foreign[#foreign + 1] = ' ' .. identity .. ':' .. offset
     end
-    count = count + 1
+  end
+  if #foreign > MAX_FOREIGN then
+    state.guarded = table.concat(foreign, '', #foreign - MAX_FOREIGN + 1) .. table.concat(kept)
   end
   return rows, count
 end
@@ -67,15 +77,22 @@ local function add_kept(state, rows)
   end
 end
 
--- Publishes one row. Answers [offset, epoch, heard], or why not as a text.
+-- Without rows in doubt the position ends as it did before, not ahead of its history.
+local function expire_settled(key)
+  local meta = meta_key(key)
+  redis.call('PEXPIRE', meta, math.max(META_MS, redis.call('PTTL', meta .. ':stream')))
+end
+
+-- Publishes one row. Answers [offset, epoch, heard], or why not as a text. The relay has looked at channel
+-- and event as a gateway does. What is published already is never refused.
 local function publish_row(state, row)
-  local ttl, maxlen, idempotency = keeping(row.ttl, row.maxlen, row.idempotency)
-  local refused = wrong_arguments(ttl, maxlen, idempotency) or judge(state.key, row.payload, false)
-  if refused then
-    return refused
-  end
   if state.known[row.identity] then
     return {state.known[row.identity], state.epoch, -1}
+  end
+  local ttl, maxlen, idempotency = keeping(row.ttl, row.maxlen, row.idempotency)
+  local refused = wrong_arguments(ttl, maxlen, idempotency)
+  if refused then
+    return refused
   end
   local answer = answered(state.key, idempotency)
   if answer then
@@ -98,6 +115,9 @@ local function relay(keys, args)
   local state = current(key, 0)
   local own, others = terms(state, outbox)
   local before = tonumber(own)
+  if before - term > TERMS_AHEAD then
+    before = 0
+  end
   if term < before then
     return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
@@ -108,7 +128,7 @@ local function relay(keys, args)
 
   local known, count = in_doubt(state, outbox)
   if count + (#args - 2) / 5 > MAX_IN_DOUBT then
-    return redis.error_reply('ERR more than ' .. MAX_IN_DOUBT .. ' rows are in doubt')
+    return redis.error_reply('ERR more than ' .. MAX_IN_DOUBT .. ' rows of the outbox are in doubt')
   end
   local left = {}
   for identity in pairs(known) do
@@ -117,9 +137,7 @@ local function relay(keys, args)
   if term > before then
     state.terms = others .. ' ' .. outbox .. '=' .. args[2]
     redis.call('HSET', meta_key(key), 't', state.terms)
-    if before > 0 then
-      add_kept(state, known)
-    end
+    add_kept(state, known)
   end
 
   redis.call('PERSIST', meta_key(key))
@@ -136,7 +154,7 @@ local function relay(keys, args)
     left[row.identity] = nil
   end
   if state.guarded == '' then
-    redis.call('PEXPIRE', meta_key(key), META_MS)
+    expire_settled(key)
   end
   for identity in pairs(left) do
     table.insert(answer[1], identity)
@@ -150,7 +168,7 @@ local function settle(keys, args)
   local key, outbox, term = keys[1], args[1] or '', digits(args[2], MAX_EXACT)
   local state = current(key, 0)
   local own = terms(state, outbox)
-  if not term or term < tonumber(own) then
+  if not term or term < tonumber(own) and tonumber(own) - term <= TERMS_AHEAD then
     return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
   local marked = {}
@@ -169,7 +187,7 @@ local function settle(keys, args)
     redis.call('HSET', meta, 'g', table.concat(rest, ' '))
   else
     redis.call('HDEL', meta, 'g')
-    redis.call('PEXPIRE', meta, math.max(META_MS, redis.call('PTTL', meta .. ':stream')))
+    expire_settled(key)
   end
   return #rest
 end

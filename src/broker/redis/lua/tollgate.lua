@@ -1,4 +1,4 @@
--- Durable publishing for Tollgate, version 5. The gateway loads this, behind `checks.lua`, as the Redis
+-- Durable publishing for Tollgate, version 5. The gateway loads this, behind `json.lua` and `checks.lua`, as the Redis
 -- function library "tollgate"; where functions are missing each entry runs as a script.
 --
 -- KEYS[1] is the Redis channel, <prefix><channel>. What is kept has keys of its own, in the same
@@ -92,7 +92,7 @@ local function current(key, fence)
   end
   local epoch, offset = digits(meta[1], MAX_EXACT), digits(meta[2], MAX_OFFSET)
   local began = digits(meta[4] or meta[1], MAX_EXACT)
-  state.terms = type(meta[5]) == 'string' and #meta[5] < 1024 and meta[5] or nil
+  state.terms = type(meta[5]) == 'string' and #meta[5] < 4096 and meta[5] or nil
   if epoch and offset and began and meta[3] == state.run and began >= fence then
     state.epoch, state.offset = meta[1], offset
     state.guarded = type(meta[6]) == 'string' and meta[6] ~= '' and meta[6] or nil
