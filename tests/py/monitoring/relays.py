@@ -91,19 +91,22 @@ class Relays:
         return relay
 
     def take_turns(self, over: threading.Event):
-        """The database ends the sessions of both relays again and again."""
+        """The database lets in one of two relays, then the other."""
+        out = 0
         while not over.wait(4):
             self.postgres.sql(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = 'turns' AND application_name <> 'psql'"
+                f"ALTER ROLE turn{out} NOLOGIN; ALTER ROLE turn{1 - out} LOGIN;"
+                f" SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'turn{out}'"
             )
+            out = 1 - out
 
     def trouble(self, over: threading.Event):
         self.relay("unled-0", "unled", f"postgres://relay@127.0.0.1:{free_port()}/shop")  # NoLeader, PostgresDown
         gone = self.relay("gone-0", "gone", self.outboxes[0].url)
         turns = self.outbox("turns", 1, lambda n: publish("user:u1", n))
         for n in range(2):
-            self.relay(f"turns-{n}", "turns", turns.url)
+            self.postgres.sql(f"CREATE ROLE turn{n} LOGIN IN ROLE tollgate_relay")
+            self.relay(f"turns-{n}", "turns", turns.url.replace("relay@", f"turn{n}@"))
         threading.Thread(target=self.take_turns, args=[over], daemon=True).start()  # TollgateRelayFlapping
         behind = self.outbox("behind", 1, lambda n: publish("user:u1", n))
         self.relay("behind-0", "behind", behind.url, redis=free_port())  # TollgateRelayBehind
