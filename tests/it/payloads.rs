@@ -281,6 +281,24 @@ async fn deep_texts_are_accepted() {
     }
 }
 
+/// In an object with two types, what only looks like a reserved one was refused, and a reserved one that was
+/// written with escapes was not.
+#[tokio::test]
+async fn each_of_two_types_is_seen_as_the_gateway_sees_it() {
+    let redis = Redis::start().await;
+    let _gateway = gateway::on_redis(&redis).await;
+    let names = ["type", "\\u0074ype", "\\\\u0074ype"];
+    for second in ["gap", "ga]p", "g{ap", "gap\\n", "\\u0067ap", "[gap]"] {
+        let text =
+            format!("{{\"type\":\"mine\",\"a\":[\"]\",{{\"type\":1}}],\"type\":\"{second}\"}}");
+        compare(&mut redis.connection(), text.as_bytes());
+        for name in names {
+            let first = format!("{{\"{name}\":\"{second}\",\"type\":\"mine\"}}");
+            compare(&mut redis.connection(), first.as_bytes());
+        }
+    }
+}
+
 /// More characters than the library keeps in mind, the good ones and then a bad one.
 #[tokio::test]
 async fn all_characters_of_unicode_are_accepted() {

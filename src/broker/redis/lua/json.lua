@@ -100,10 +100,13 @@ local function is_deep_json(text)
 end
 
 -- The reserved type of an object's own fields, also where another field of that name comes behind it, or nil.
--- A name that is written with escapes is not seen.
 local function reserved_twin(text)
-  local bare = string.gsub(string.gsub(text, '\\.', '?'), '"[^"]*"', function(inner)
-    return (string.gsub(inner, '[{}%[%]]', ''))
+  local bare = string.gsub(string.gsub(text, '\\\\', '??'), '\\u00(%x%x)', function(code)
+    local character = string.char(tonumber(code, 16))
+    return string.find(character, '[%a_]') and character or '?'
+  end)
+  bare = string.gsub(string.gsub(bare, '\\.', '?'), '"[^"]*"', function(inner)
+    return (string.gsub(inner, '[{}%[%]]', '?'))
   end)
   local fields = string.match(bare, '^%s*{(.*)}%s*$') or ''
   fields = string.gsub(string.gsub(fields, '%b{}', ''), '%b[]', '')
@@ -142,7 +145,7 @@ local function kind_of(text)
     return nil
   end
   local first = string.find(text, '"type"', 1, true)
-  local has_twin = first and string.find(text, '"type"', first + 1, true)
+  local has_twin = first and string.find(text, '"type"', first + 1, true) or string.find(text, '\\u00', 1, true)
   return RESERVED[event.type] and event.type or has_twin and reserved_twin(text) or nil
 end
 
