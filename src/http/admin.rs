@@ -1,18 +1,17 @@
 //! The admin listener: metrics, health, debugging. It must never be public.
 
 use axum::extract::{Query, State};
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse as _, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::answers::json as json_response;
+use super::answers::{self, json as json_response};
 use super::shared::App;
 use crate::auth::diagnose;
 use crate::clock::unix_now;
 use crate::hub::TICKS_PER_SECOND;
 use crate::lifecycle::Phase;
-use crate::logging;
 
 /// Most connections that one answer lists.
 const MAX_LISTED: usize = 1000;
@@ -23,9 +22,7 @@ const STUCK_TICKS: u32 = 20 * TICKS_PER_SECOND;
 pub(super) async fn metrics(State(app): State<App>) -> Response {
     let counts = app.context.gateway.hub().counts();
     crate::metrics::sizes(counts.subscriptions, counts.channels);
-    crate::metrics::log_lines_dropped(logging::dropped());
-    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], app.metrics.render()).into_response()
+    answers::metrics(&app.metrics)
 }
 
 /// Liveness. It fails only if the process makes no progress, because a restart mends that and
@@ -83,10 +80,7 @@ pub(super) async fn readyz(State(app): State<App>) -> Response {
                 && health.publisher
                 && health.writer
                 && revocations.is_good()),
-        "lastError": health.last_error.map(|error| json!({
-            "at": humantime::format_rfc3339_seconds(error.at).to_string(),
-            "what": error.what,
-        })),
+        "lastError": answers::last_error(health.last_error.map(|e| (e.at, e.what))),
     });
 
     json_response(status, &body)

@@ -1,7 +1,12 @@
 //! Answers that several handlers give.
 
+use std::time::SystemTime;
+
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::logging;
 
 /// A plain-text answer that ends the connection: bytes behind a refused request are not read.
 pub fn refuse(status: StatusCode, message: &'static str) -> Response {
@@ -15,6 +20,20 @@ pub fn refuse_with(status: StatusCode, message: String) -> Response {
 pub fn json(status: StatusCode, body: &serde_json::Value) -> Response {
     let body = body.to_string();
     (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What Prometheus is told.
+pub(super) fn metrics(handle: &PrometheusHandle) -> Response {
+    crate::metrics::log_lines_dropped(logging::dropped());
+    let content_type = "text/plain; version=0.0.4; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], handle.render()).into_response()
+}
+
+/// The last error, as `/readyz` has it.
+pub(super) fn last_error(error: Option<(SystemTime, String)>) -> Option<serde_json::Value> {
+    error.map(|(at, what)| {
+        serde_json::json!({ "at": humantime::format_rfc3339_seconds(at).to_string(), "what": what })
+    })
 }
 
 pub(super) async fn not_found() -> Response {

@@ -2,19 +2,18 @@
 
 use std::sync::Arc;
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::routing::get;
-use axum::{Router, http::header, response::IntoResponse as _};
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde_json::json;
 
-use super::answers::{json as json_response, not_found};
+use super::answers::{self, json as json_response, not_found};
 use crate::broker::Broker as _;
 use crate::broker::redis::RedisBroker;
 use crate::lifecycle::{Lifecycle, Phase};
-use crate::logging;
 use crate::relay::Shown;
 
 /// What the routes show.
@@ -38,9 +37,7 @@ pub fn relay_admin(admin: RelayAdmin) -> Router {
 
 async fn metrics(State(admin): State<RelayAdmin>) -> Response {
     crate::metrics::of_process();
-    crate::metrics::log_lines_dropped(logging::dropped());
-    let content_type = "text/plain; version=0.0.4; charset=utf-8";
-    ([(header::CONTENT_TYPE, content_type)], admin.metrics.render()).into_response()
+    answers::metrics(&admin.metrics)
 }
 
 /// Ready to lead, or leading. A relay that stands by needs its database only; one that leads and cannot
@@ -68,8 +65,8 @@ async fn readyz(State(admin): State<RelayAdmin>) -> Response {
         "pending": health.counts.as_ref().map(|counts| counts.pending),
         "oldestSeconds": health.counts.as_ref().map(|counts| counts.oldest),
         "dead": health.counts.as_ref().map(|counts| counts.dead),
-        "lastError": health.last_error.or(redis.last_error.map(|e| (e.at, e.what))).map(
-            |(at, what)| json!({ "at": humantime::format_rfc3339_seconds(at).to_string(), "what": what })
+        "lastError": answers::last_error(
+            health.last_error.or(redis.last_error.map(|e| (e.at, e.what)))
         ),
     });
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{AsyncMessage, Client, NoTls, Row};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -29,22 +30,18 @@ pub(crate) enum DatabaseError {
     Late(Duration),
     #[error("PostgreSQL: {0}")]
     Said(String),
-}
-
-impl DatabaseError {
-    pub(super) fn no_row() -> Self {
-        Self::Said("no row where one was expected".to_owned())
-    }
-
-    /// True if the user lacks a right.
-    pub(super) fn is_denied(&self) -> bool {
-        matches!(self, Self::Said(why) if why.contains("(42501)"))
-    }
+    /// The user lacks a right.
+    #[error("PostgreSQL: {0}")]
+    Denied(String),
 }
 
 impl From<tokio_postgres::Error> for DatabaseError {
     fn from(error: tokio_postgres::Error) -> Self {
-        Self::Said(describe(&error))
+        let why = describe(&error);
+        if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) {
+            return Self::Denied(why);
+        }
+        Self::Said(why)
     }
 }
 
@@ -244,8 +241,19 @@ impl Connection {
         sql: &str,
         parameters: Parameters<'_>,
     ) -> Result<Row, DatabaseError> {
-        let mut rows = self.query(sql, parameters).await?;
-        rows.pop().ok_or_else(DatabaseError::no_row)
+        only(self.query(sql, parameters).await?)
+    }
+
+    /// Runs a statement that answers one row, as [`Self::query_by_index`] does.
+    ///
+    /// # Errors
+    /// As there, or there is no row.
+    pub(crate) async fn one_by_index(
+        &self,
+        sql: &str,
+        parameters: Parameters<'_>,
+    ) -> Result<Row, DatabaseError> {
+        only(self.query_by_index(sql, parameters).await?)
     }
 
     /// Runs statements without parameters.
@@ -279,6 +287,11 @@ impl Connection {
         });
         Err(DatabaseError::Late(self.within))
     }
+}
+
+/// The row of an answer that has one.
+fn only(mut rows: Vec<Row>) -> Result<Row, DatabaseError> {
+    rows.pop().ok_or_else(|| DatabaseError::Said("no row where one was expected".to_owned()))
 }
 
 /// The value of a column.

@@ -6,7 +6,7 @@
 //!
 //! Not here: who leads (`leadership`), the guard (`broker/redis/rows`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -230,18 +230,18 @@ impl<'r> Leader<'r> {
         channels: &[ChannelRows],
         published: &Published,
     ) -> Result<(), DatabaseError> {
-        let marked: HashMap<i64, ()> = published.outcome.marks.iter().map(|m| (m.id, ())).collect();
+        let marked: HashSet<i64> = published.outcome.marks.iter().map(|mark| mark.id).collect();
         let mut settled = self.no_longer_pending(&published.others).await?;
         for of_channel in channels {
             let rows = of_channel.ids.iter().zip(&of_channel.rows);
             let identities =
-                rows.filter(|(id, _)| marked.contains_key(id)).map(|(_, row)| row.identity.clone());
+                rows.filter(|(id, _)| marked.contains(id)).map(|(_, row)| row.identity.clone());
             settled.entry(of_channel.channel.clone()).or_default().extend(identities);
         }
         self.settle_all(&settled).await;
 
         if self.parts.settings.retention.is_zero() && !marked.is_empty() {
-            let ids: Vec<_> = marked.into_keys().collect();
+            let ids: Vec<_> = marked.into_iter().collect();
             self.parts.outbox.delete(&self.work, &ids).await?;
         }
         Ok(())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DURABLY, DatabaseError, column};
+use super::connection::{Connection, DURABLY, DatabaseError, Parameters, column};
 use crate::broker::Mandate;
 
 /// How often a relay that stands by tries to become the leader.
@@ -99,7 +99,7 @@ impl Leadership {
         );
         let ended = match session.one(&sql, &[]).await {
             Ok(row) => column::<i64>(&row, 0)?,
-            Err(error) if error.is_denied() => {
+            Err(DatabaseError::Denied(_)) => {
                 tracing::warn!(
                     "the leading relay has shown nothing for {HUNG:?}, and its session is another user's: \
                      this one leads in its place"
@@ -127,8 +127,7 @@ impl Leadership {
              FROM (SELECT {DURABLY} OFFSET 0) AS set WHERE durably IS NOT NULL RETURNING outbox, term",
             self.schema
         );
-        let parameters: super::connection::Parameters<'_> =
-            &[(&timeline, Type::INT8), (&self.name, Type::TEXT)];
+        let parameters: Parameters<'_> = &[(&timeline, Type::INT8), (&self.name, Type::TEXT)];
         let row = session.one(&sql, parameters).await?;
         Ok(Mandate { outbox: column(&row, 0)?, term: as_term(column(&row, 1)?)? })
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DURABLY, DatabaseError, column};
+use super::connection::{Connection, DURABLY, DatabaseError, Parameters, column};
 use crate::broker::Said;
 
 /// How many old rows are deleted at once.
@@ -138,7 +138,7 @@ impl Outbox {
         );
         let (rows, bytes, event) =
             (bounds.rows as i64, bounds.bytes as i64, bounds.event_bytes as i64);
-        let parameters: super::connection::Parameters<'_> = &[
+        let parameters: Parameters<'_> = &[
             (&rows, Type::INT8),
             (&bytes, Type::INT8),
             (&event, Type::INT8),
@@ -185,15 +185,14 @@ impl Outbox {
         let ids: Vec<_> = marks.iter().map(|mark| mark.id).collect();
         let offsets: Vec<_> = marks.iter().map(|mark| mark.offset).collect();
         let epochs: Vec<_> = marks.iter().map(|mark| &*mark.epoch).collect();
-        let parameters: super::connection::Parameters<'_> = &[
+        let parameters: Parameters<'_> = &[
             (&term, Type::INT8),
             (&ids, Type::INT8_ARRAY),
             (&offsets, Type::INT8_ARRAY),
             (&epochs, Type::TEXT_ARRAY),
         ];
-        let rows = connection.query_by_index(&sql, parameters).await?;
-        let row = rows.first().ok_or_else(DatabaseError::no_row)?;
-        Ok(if column(row, 0)? { Some(column(row, 1)?) } else { None })
+        let row = connection.one_by_index(&sql, parameters).await?;
+        Ok(if column(&row, 0)? { Some(column(&row, 1)?) } else { None })
     }
 
     /// Moves rows to the dead ones. Returns false if another relay leads; then nothing is moved.
@@ -220,14 +219,13 @@ impl Outbox {
         let ids: Vec<_> = dead.iter().map(|dead| dead.id).collect();
         let reasons: Vec<_> = dead.iter().map(|dead| dead.reason).collect();
         let explanations: Vec<_> = dead.iter().map(|dead| dead.explanation.to_string()).collect();
-        let parameters: super::connection::Parameters<'_> = &[
+        let parameters: Parameters<'_> = &[
             (&term, Type::INT8),
             (&ids, Type::INT8_ARRAY),
             (&reasons, Type::TEXT_ARRAY),
             (&explanations, Type::TEXT_ARRAY),
         ];
-        let rows = connection.query_by_index(&sql, parameters).await?;
-        column(rows.first().ok_or_else(DatabaseError::no_row)?, 0)
+        column(&connection.one_by_index(&sql, parameters).await?, 0)
     }
 
     /// A part of a statement: a row, if the term `$1` is the latest and stays so until the statement ends.
@@ -246,12 +244,11 @@ impl Outbox {
         outbox: &str,
     ) -> Result<Vec<String>, DatabaseError> {
         let sql = format!(
-            "SELECT $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox \
-             WHERE id = ANY ($1) AND num_nulls(published_at) = 1",
+            "SELECT $2 || ':' || id || ':' || uuid FROM {}.tollgate_outbox AS o \
+             WHERE id = ANY ($1) AND {WAITS}",
             self.schema
         );
-        let parameters: super::connection::Parameters<'_> =
-            &[(&ids, Type::INT8_ARRAY), (&outbox, Type::TEXT)];
+        let parameters: Parameters<'_> = &[(&ids, Type::INT8_ARRAY), (&outbox, Type::TEXT)];
         let rows = connection.query(&sql, parameters).await?;
         rows.iter().map(|row| column(row, 0)).collect()
     }

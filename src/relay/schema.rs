@@ -2,7 +2,7 @@
 
 use tokio_postgres::types::Type;
 
-use super::connection::{Connection, DatabaseError, column};
+use super::connection::{Connection, DatabaseError, Parameters, column};
 
 /// The version that this relay needs.
 pub(crate) const VERSION: i32 = 1;
@@ -105,7 +105,7 @@ async fn rights_on<'r>(
     // Without USAGE on the schema that is refused.
     let found = match found {
         Ok(rows) => rows,
-        Err(error) if error.is_denied() => vec![],
+        Err(DatabaseError::Denied(_)) => vec![],
         Err(error) => return Err(error),
     };
     if found.is_empty() {
@@ -114,8 +114,7 @@ async fn rights_on<'r>(
 
     let mut lacking = Vec::new();
     for right in rights.split(", ") {
-        let parameters: super::connection::Parameters<'_> =
-            &[(&table, Type::TEXT), (&right, Type::TEXT)];
+        let parameters: Parameters<'_> = &[(&table, Type::TEXT), (&right, Type::TEXT)];
         let row = connection.one("SELECT has_table_privilege($1, $2)", parameters).await?;
         if !column::<bool>(&row, 0)? {
             lacking.push(right);

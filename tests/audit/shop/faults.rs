@@ -119,13 +119,18 @@ async fn promote(shop: &mut Shop) {
     shop.faults += 1;
 }
 
+/// Waits for a moment with rows in doubt, or for any.
+async fn next_moment(shop: &Shop, in_doubt: bool) {
+    if in_doubt {
+        put_in_doubt(shop).await;
+    } else {
+        at_any_time().await;
+    }
+}
+
 async fn p11_redis_killed(shop: &mut Shop) {
     for in_doubt in [true, false] {
-        if in_doubt {
-            put_in_doubt(shop).await;
-        } else {
-            at_any_time().await;
-        }
+        next_moment(shop, in_doubt).await;
         shop.redis.kill();
         sleep(AWAY).await;
         shop.redis.restart().await;
@@ -147,11 +152,7 @@ async fn p12_redis_hangs(shop: &mut Shop) {
 
 async fn p13_redis_emptied(shop: &mut Shop) {
     for in_doubt in [true, false] {
-        if in_doubt {
-            put_in_doubt(shop).await;
-        } else {
-            at_any_time().await;
-        }
+        next_moment(shop, in_doubt).await;
         shop.redis.command(&["FLUSHALL"]).await;
         shop.to_postgres.pass();
         shop.faults += 1;

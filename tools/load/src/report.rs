@@ -78,6 +78,16 @@ impl Report {
         self.notes.push(text.into());
     }
 
+    /// Adds what the connections have seen: the checks, gaps, and how they ended.
+    pub fn connections(&mut self, tally: &Tally) {
+        self.checks(tally);
+        self.kinds("gap", &tally.gaps);
+        self.kinds("closed", &tally.closes);
+        if !tally.closes.is_empty() {
+            self.problem("connections ended during the run; what they missed is not counted");
+        }
+    }
+
     /// Adds the results of the checks of every delivery.
     pub fn checks(&mut self, tally: &Tally) {
         let counts = &tally.counts;

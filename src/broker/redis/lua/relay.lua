@@ -25,8 +25,9 @@ local MAX_OUTBOXES = 64
 -- No outbox has a term that is so far above its last: somebody else has written it.
 local TERMS_AHEAD = 1099511627776
 
--- The term of an outbox, 0 before its first, and the terms of the others as they are kept.
-local function terms(state, outbox)
+-- The term of an outbox that calls with `term`, 0 before its first, and the terms of the others as they are
+-- kept.
+local function terms(state, outbox, term)
   local own, others = '0', {}
   for name, term in string.gmatch(state.terms or '', '(%x+)=(%d+)') do
     if name == outbox then
@@ -34,6 +35,9 @@ local function terms(state, outbox)
     else
       others[#others + 1] = ' ' .. name .. '=' .. term
     end
+  end
+  if term and tonumber(own) - term > TERMS_AHEAD then
+    own = '0'
   end
   return own, table.concat(others, '', math.max(1, #others - MAX_OUTBOXES + 2))
 end
@@ -127,11 +131,8 @@ local function relay(keys, args)
     return redis.error_reply('ERR tollgate_relay 1 <prefix><channel> <outbox> <term> (<identity> <json> <ttl> <maxlen> <idempotency_key>)...')
   end
   local state = current(key, 0)
-  local own, others = terms(state, outbox)
+  local own, others = terms(state, outbox, term)
   local before = tonumber(own)
-  if before - term > TERMS_AHEAD then
-    before = 0
-  end
   if term < before then
     return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
@@ -187,8 +188,8 @@ end
 local function settle(keys, args)
   local key, outbox, term = keys[1], args[1] or '', digits(args[2], MAX_EXACT)
   local state = current(key, 0)
-  local own = terms(state, outbox)
-  if not term or term < tonumber(own) and tonumber(own) - term <= TERMS_AHEAD then
+  local own = terms(state, outbox, term)
+  if not term or term < tonumber(own) then
     return redis.error_reply('STALE ' .. own .. ' is the term of another relay')
   end
   local marked = {}

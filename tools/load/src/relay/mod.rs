@@ -60,11 +60,6 @@ pub fn relay(args: &Relay) -> Result<bool> {
     let Rig { session, .. } = rig;
     session.progress.finish_and_clear();
     let tally = session.fleet.stop(last)?;
-    report.checks(&tally);
-    report.kinds("gap", &tally.gaps);
-    report.kinds("closed", &tally.closes);
-    if !tally.closes.is_empty() {
-        report.problem("connections ended during the run; what they missed is not counted");
-    }
+    report.connections(&tally);
     report.finish(output.json.as_deref(), output.plot.as_deref())
 }

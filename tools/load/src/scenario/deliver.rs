@@ -103,12 +103,7 @@ fn run(
     }
 
     busy_note(&mut report, driver, seconds, clients.threads);
-    report.checks(&tally);
-    report.kinds("gap", &tally.gaps);
-    report.kinds("closed", &tally.closes);
-    if !tally.closes.is_empty() {
-        report.problem("connections ended during the run; what they missed is not counted");
-    }
+    report.connections(&tally);
 
     report.finish(output.json.as_deref(), output.plot.as_deref())
 }
